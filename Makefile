@@ -1,0 +1,36 @@
+PYTHON ?= python3
+BIN := .venv/bin
+export NO_ALBUMENTATIONS_UPDATE := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test lint clean
+
+help:  ## list these commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+
+quickstart: .venv/.installed  ## set up .venv and fine-tune on the bundled pictures (a few minutes on a CPU)
+	$(BIN)/tlkit finetune recipes/quickstart.yaml
+
+test: export HF_HUB_OFFLINE := 1
+test: lint  ## set up .venv, then lint, types and tests
+	$(BIN)/pytest
+
+lint: .venv/.installed-dev  ## ruff and mypy
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+clean:  ## remove .venv, builds and caches; runs/ and data/ stay
+	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache
+
+# The stamps keep a second run from installing anything.
+.venv/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 14) else \
+	    "tlkit needs Python 3.11, 3.12 or 3.13, but $(PYTHON) is %d.%d.\n  Name another one: make PYTHON=python3.12" % v[:2])'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[offline]'
+	@touch $@
+
+.venv/.installed-dev: .venv/.installed
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[offline,dev]'
+	@touch $@
