@@ -1,0 +1,8 @@
+"""What holds for every test: no updates looked for, no model hub, and a fixed plotting backend."""
+
+import os
+
+# Read by albumentations, huggingface_hub and matplotlib when they are first imported, so set before any test module is.
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("MPLBACKEND", "agg")

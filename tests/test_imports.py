@@ -1,0 +1,80 @@
+"""Imports run one way, and heavy packages are imported where they are used."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "tlkit"
+MODULES = {path.relative_to(PACKAGE).as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+# A part may import itself and everything in the rows above its own; parts in one row don't import each other.
+ROWS = (
+    ("errors", "shipped"),
+    ("recipe",),
+    ("data", "models"),
+    ("evaluate", "explain", "deploy"),
+    ("training",),
+    ("search", "bench"),
+    ("cli",),
+    ("__init__", "__main__"),
+)
+ONLY_IN = {"lightning": ("data/datamodule.py", "training/"), "pydantic": ("recipe/",)}
+HEAVY = {"fastapi", "matplotlib", "onnx", "onnxruntime", "onnxscript", "optuna", "uvicorn"}
+VAGUE = {"base", "common", "helpers", "misc", "utils"}
+
+
+def part(module: str) -> str:
+    """`data/sources.py` -> `data`; `cli.py` -> `cli`."""
+    return module.split("/")[0].removesuffix(".py")
+
+
+def imports(tree: ast.AST, *, everywhere: bool) -> Iterator[str]:
+    """Dotted names that are imported: everywhere, or only by importing the module itself."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif everywhere or not (isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or is_for_types_only(node)):
+            yield from imports(node, everywhere=everywhere)
+
+
+def is_for_types_only(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+
+
+def imported(module: str, *, everywhere: bool = True) -> set[str]:
+    return set(imports(ast.parse(MODULES[module].read_text(encoding="utf-8")), everywhere=everywhere))
+
+
+def test_modules_were_found() -> None:
+    assert len(MODULES) >= 20
+    assert {part(module) for module in MODULES} <= {part for row in ROWS for part in row}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_run_one_way(module: str) -> None:
+    own = part(module)
+    row = next(index for index, parts in enumerate(ROWS) if own in parts)
+    allowed = {own, "__version__"}.union(*ROWS[:row])
+    parts = {name.split(".")[1] for name in imported(module) if name.startswith("tlkit.")}
+    assert parts <= allowed
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_lightning_and_pydantic_stay_in_their_place(module: str) -> None:
+    packages = {name.split(".")[0].replace("pytorch_lightning", "lightning") for name in imported(module)}
+    outside = {package for package, places in ONLY_IN.items() if not module.startswith(places)}
+    assert not packages & outside
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_heavy_packages_are_imported_in_functions(module: str) -> None:
+    assert not HEAVY & {name.split(".")[0] for name in imported(module, everywhere=False)}
+
+
+def test_file_names_say_what_is_inside() -> None:
+    assert not [module for module in MODULES if Path(module).stem in VAGUE]
