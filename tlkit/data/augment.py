@@ -1,0 +1,140 @@
+"""The recipe's `augment:` -> albumentations, seeded for every picture by itself."""
+
+import os
+import random
+import re
+from collections.abc import Sequence
+from hashlib import blake2b
+from inspect import signature
+from struct import pack
+from typing import Any
+from warnings import catch_warnings, simplefilter
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tlkit.errors import Fault, RecipeError, did_you_mean, expected_one_of
+from tlkit.recipe.schema import Transform
+
+TRIALS = 3
+
+
+class Augmentation:
+    """Augments one picture, with draws that depend on nothing but the seed.
+
+    albumentations 2.0.8 gives each transform its own two generators, and `set_random_seed` makes them anew from the same seed:
+    Rotate and Affine would then draw the same numbers, at 25 microseconds a transform. Here all transforms share one pair of generators,
+    whose state is set before every picture.
+    """
+
+    def __init__(self, compose: Any) -> None:
+        self.compose = compose
+        self.bits = np.random.PCG64(0)
+        self.py_random = random.Random(0)  # noqa: S311 (pictures, not secrets)
+        compose.set_random_state(np.random.Generator(self.bits), self.py_random)
+
+    def __call__(self, picture: NDArray[np.uint8], *, seed: tuple[int, int, int]) -> NDArray[np.uint8]:
+        """picture: [S, S, 3] uint8, unchanged by this. seed: (seed of the run, epoch, index of the picture)."""
+        self._set_state(seed)
+        augmented: NDArray[np.uint8] = self.compose(image=picture.copy())["image"]
+        return augmented
+
+    def _set_state(self, seed: tuple[int, int, int]) -> None:
+        digest = blake2b(pack("<3Q", *seed), digest_size=40).digest()
+        # PCG64's increment must be odd.
+        state, increment = int.from_bytes(digest[:16], "little"), int.from_bytes(digest[16:32], "little") | 1
+        self.bits.state = {"bit_generator": "PCG64", "state": {"state": state, "inc": increment}, "has_uint32": 0, "uinteger": 0}
+        self.py_random.seed(int.from_bytes(digest[32:], "little"))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A pickled Compose would come back with generators of its own in every transform.
+        return Augmentation, (self.compose,)
+
+
+def build_augmentation(transforms: Sequence[Transform], image_size: int) -> Augmentation:
+    """The transforms in the recipe's order, each tried on a picture of image_size x image_size.
+
+    Raises RecipeError with a fault for every unknown name or argument, every value that albumentations refuses,
+    and every transform that changes the size or the type of the picture.
+    """
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # Without it the import asks the network for a newer version.
+    import albumentations
+
+    made = [_make(f"augment[{index}].{transform.name}", transform, _known(albumentations)) for index, transform in enumerate(transforms)]
+    faults = [item for item in made if isinstance(item, Fault)]
+    if not faults:
+        faults = [
+            fault
+            for index, (transform, item) in enumerate(zip(transforms, made, strict=True))
+            if (fault := _tried(f"augment[{index}].{transform.name}", item, image_size))
+        ]
+    if faults:
+        raise RecipeError(faults)
+    return Augmentation(albumentations.Compose(made))
+
+
+def _known(albumentations: Any) -> dict[str, type]:
+    """Name -> class of the transforms for single pictures; compositions and transforms of volumes are left out."""
+    kinds = (albumentations.ImageOnlyTransform, albumentations.DualTransform)
+    left_out = (*kinds, albumentations.Transform3D)
+    return {
+        name: item
+        for name, item in vars(albumentations).items()
+        if isinstance(item, type) and issubclass(item, kinds) and not issubclass(item, albumentations.Transform3D) and item not in left_out
+    }
+
+
+def _make(key: str, transform: Transform, known: dict[str, type]) -> Any:
+    """The albumentations transform, or the fault that keeps it from being one."""
+    if transform.name not in known:
+        hint = did_you_mean(transform.name, sorted(known)) or "See https://albumentations.ai/docs for their names."
+        return Fault(key, "is not a transform of albumentations 2.0.8.", hint)
+    kind = known[transform.name]
+    accepted = [name for name in signature(kind).parameters if name not in ("self", "strict")]
+    accepted += [] if "p" in accepted else ["p"]
+    for name in transform.arguments:
+        if name not in accepted:
+            return Fault(key, f"has no argument '{name}'.", expected_one_of(name, accepted))
+    try:
+        with catch_warnings():
+            simplefilter("ignore")
+            # strict: otherwise some values that don't fit are replaced with the defaults, with no more than a warning.
+            return kind(**transform.arguments, strict=True)
+    except Exception as error:
+        return Fault(key, f"can't be made: {_plain(error)}.", f"Its arguments are: {', '.join(accepted)}.")
+
+
+def _tried(key: str, transform: Any, image_size: int) -> Fault | None:
+    """What is wrong with the transform's result on a made-up picture."""
+    draws = np.random.default_rng(0)
+    for _ in range(TRIALS):
+        picture = draws.integers(0, 256, (image_size, image_size, 3), dtype=np.uint8)
+        try:
+            with catch_warnings():
+                simplefilter("ignore")
+                result = transform(image=picture.copy(), force_apply=True)["image"]
+        except Exception as error:
+            return Fault(key, f"fails on a picture of {image_size} x {image_size}: {_plain(error)}.", "Change its arguments or remove it.")
+        if not isinstance(result, np.ndarray) or result.dtype != np.uint8:
+            what = f"{result.dtype} numbers" if hasattr(result, "dtype") else type(result).__name__
+            return Fault(key, f"gives {what} instead of 8-bit pictures.", "Remove it: tlkit normalises and makes tensors itself.")
+        if result.shape != picture.shape:
+            size = " x ".join(map(str, result.shape))
+            fix = f"Set its size to {image_size}, or remove it: data.image_size and data.resize fit the pictures before augmentation."
+            return Fault(key, f"changes the picture from {image_size} x {image_size} x 3 to {size}.", fix)
+    return None
+
+
+def _plain(error: Exception) -> str:
+    """The first complaint of an error of pydantic or albumentations, in one line.
+
+    pydantic writes `1 validation error for InitSchema`, then per fault an argument and, indented, what is wrong with it.
+    """
+    cause = error.__cause__
+    if cause is not None and hasattr(cause, "errors"):
+        first = cause.errors()[0]
+        argument = next((str(part) for part in first["loc"] if isinstance(part, str)), "")
+        message = re.sub(r"^(Value|Assertion) error, ", "", first["msg"])
+        return f"{argument}: {message[:1].lower() + message[1:]}".removeprefix(": ").rstrip(".")
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__).rstrip(".")

@@ -1,0 +1,179 @@
+"""Samples -> batches of uint8 pictures: the same ones for any number of worker processes."""
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from tlkit.data.augment import Augmentation
+from tlkit.data.decode import decode
+from tlkit.data.preprocess import Preprocessing
+from tlkit.data.sources import Sample
+from tlkit.errors import DataError
+
+Key = tuple[int, int]
+"""(epoch, index): all that a sample's augmentation depends on, next to the seed."""
+Batch = tuple[Tensor, Tensor]
+# Below this many pictures, starting worker processes takes longer than they save (two cores, 28 px pictures).
+MIN_PICTURES_FOR_WORKERS = 5_000
+MAX_WORKERS = 8
+
+
+class Pictures(Dataset[tuple[NDArray[np.uint8], int]]):
+    """Decoded, fitted and, with an augmentation, augmented pictures, [S, S, 3] uint8."""
+
+    def __init__(
+        self, samples: Sequence[Sample], preprocessing: Preprocessing, *, augmentation: Augmentation | None = None, seed: int = 0
+    ) -> None:
+        self.samples = tuple(samples)
+        self.preprocessing = preprocessing
+        self.augmentation = augmentation
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, key: Key) -> tuple[NDArray[np.uint8], int]:
+        """Raises DataError with the sample's id where its picture can't be read."""
+        epoch, index = key
+        sample = self.samples[index]
+        try:
+            picture = self.preprocessing.fit(decode(sample.image))
+        except DataError as error:
+            raise DataError(f"picture {sample.id}: {error}") from error
+        if self.augmentation is not None:
+            picture = self.augmentation(picture, seed=(self.seed, epoch, index))
+        return picture, sample.label
+
+
+class EpochSampler(Sampler[Key]):
+    """(epoch, index) of the pictures that this rank sees, in the order of (seed, epoch).
+
+    shuffle: a training order, of the same length on all ranks (filled up from its beginning), without a last batch of one
+    picture, for which batch-norm has no statistics. Otherwise every picture once, in order, dealt out to the ranks.
+    first_epoch: added to what set_epoch sets, because Lightning counts from zero again in every phase.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        batch_size: int,
+        shuffle: bool,
+        seed: int = 0,
+        first_epoch: int = 0,
+        rank: int = 0,
+        ranks: int = 1,
+    ) -> None:
+        self.size, self.shuffle, self.seed, self.first_epoch = size, shuffle, seed, first_epoch
+        self.rank, self.ranks = rank, ranks
+        self.epoch = first_epoch
+        share = -(-size // ranks) if shuffle else len(range(rank, size, ranks))
+        self.length = share - 1 if shuffle and share > batch_size and share % batch_size == 1 else share
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = self.first_epoch + epoch
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[Key]:
+        order = np.arange(self.size)
+        if self.shuffle:
+            order = np.random.default_rng((self.seed, self.epoch)).permutation(self.size)
+            order = np.resize(order, -(-self.size // self.ranks) * self.ranks)
+        mine = order[self.rank :: self.ranks][: self.length]
+        return iter([(self.epoch, int(index)) for index in mine])
+
+
+class PictureLoader(DataLoader[Any]):
+    """A DataLoader that raises a worker's DataError as it was, without torch's account of the worker's traceback."""
+
+    def __iter__(self) -> Any:
+        for batch in super().__iter__():
+            if isinstance(batch, DataError):
+                raise batch
+            yield batch
+
+
+def make_loader(
+    pictures: Pictures,
+    *,
+    batch_size: int,
+    train: bool,
+    workers: int | Literal["auto"] = 0,
+    first_epoch: int = 0,
+    rank: int = 0,
+    ranks: int = 1,
+) -> PictureLoader:
+    """Batches of (images uint8 [B, 3, S, S] in channels_last memory, labels int64 [B]).
+
+    batch_size: pictures a step on this rank. train: shuffled, see EpochSampler; otherwise every picture once, in order.
+    """
+    sampler = EpochSampler(
+        len(pictures),
+        batch_size=batch_size,
+        shuffle=train,
+        seed=pictures.seed,
+        first_epoch=first_epoch,
+        rank=rank,
+        ranks=ranks,
+    )
+    number = worker_count(workers, len(pictures))
+    return PictureLoader(
+        _Caught(pictures),
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=number,
+        collate_fn=collate,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=number > 0 and train,
+        worker_init_fn=_start_worker if number else None,
+    )
+
+
+def worker_count(workers: int | Literal["auto"], pictures: int) -> int:
+    """`auto` is none on small machines and for small sets, else one less than there are processors, at most eight."""
+    if workers != "auto":
+        return workers
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 0 if processors <= 2 or pictures < MIN_PICTURES_FOR_WORKERS else min(MAX_WORKERS, processors - 1)
+
+
+def collate(items: Sequence[tuple[NDArray[np.uint8], int] | DataError]) -> Batch | DataError:
+    """Images [B, 3, S, S]: a view on [B, S, S, 3] memory, which is torch's channels_last. Or the first error among the items."""
+    good = []
+    for item in items:
+        if isinstance(item, DataError):
+            return item
+        good.append(item)
+    images, labels = zip(*good, strict=True)
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2), torch.tensor(labels, dtype=torch.int64)
+
+
+class _Caught(Dataset[tuple[NDArray[np.uint8], int] | DataError]):
+    """Hands a DataError on as an item: raised in a worker process, torch would wrap it."""
+
+    def __init__(self, pictures: Pictures) -> None:
+        self.pictures = pictures
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, key: Key) -> tuple[NDArray[np.uint8], int] | DataError:
+        try:
+            return self.pictures[key]
+        except DataError as error:
+            return error
+
+
+def _start_worker(_: int) -> None:
+    """OpenCV's own threads would compete with the other workers."""
+    import cv2
+
+    cv2.setNumThreads(0)

@@ -1,0 +1,135 @@
+"""One specification of how a picture becomes what the network sees: used by training, evaluation, prediction and export."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from math import floor
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from tlkit.errors import DataError
+from tlkit.recipe.schema import Data
+
+RGB = tuple[float, float, float]
+Resize = Literal["crop", "pad", "stretch"]
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
+# timm's own values where weights don't say otherwise (timm.data.config, timm.data.constants).
+DEFAULT_CROP_PCT = 0.875
+DEFAULT_INTERPOLATION = "bicubic"
+# A 1 x 100,000 picture scaled to a short side of 256 would take gigabytes; the limit is that of one decoded picture.
+MAX_RESIZED_PIXELS = 178_956_970
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """image_size in pixels. mean and std per channel, R G B, in units of 0..1.
+
+    crop_pct: share of the resized picture that the crop keeps, as in timm.
+    """
+
+    image_size: int
+    resize: Resize
+    crop_pct: float
+    interpolation: str
+    mean: RGB
+    std: RGB
+
+    def __post_init__(self) -> None:
+        if self.resize not in get_args(Resize) or self.interpolation not in INTERPOLATIONS:
+            raise ValueError(f"resize={self.resize!r} or interpolation={self.interpolation!r} is unknown")
+        if not 0 < self.crop_pct <= 1 or self.image_size < 1 or min(self.std) <= 0:
+            raise ValueError(f"crop_pct must lie in 0..1, image_size and std above 0: {self}")
+
+    def fit(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The [S, S, 3] uint8 picture that the network sees before normalisation; picture: [H, W, 3] uint8.
+
+        Pixel for pixel what timm's evaluation transform gives with crop_mode center (crop), border (pad) and squash (stretch).
+        Raises DataError where a crop would need a picture beyond reason (sides of 1 to thousands).
+        """
+        image = Image.fromarray(picture)
+        width, height = self._resized(*image.size)
+        if width * height > MAX_RESIZED_PIXELS:
+            raise DataError(
+                f"a picture of {image.width} x {image.height} pixels is too elongated for resize: crop "
+                f"(it would be {width} x {height} on the way).\n  Use data.resize=pad or data.resize=stretch, or remove the picture."
+            )
+        if (width, height) != image.size:
+            image = image.resize((width, height), Image.Resampling[self.interpolation.upper()])
+        return self._square(np.asarray(image))
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """(images / 255 - mean) / std as float32, on the images' device and in their memory layout. images: [B, 3, H, W] uint8."""
+        mean = torch.tensor(self.mean, dtype=torch.float32, device=images.device).view(1, 3, 1, 1)
+        std = torch.tensor(self.std, dtype=torch.float32, device=images.device).view(1, 3, 1, 1)
+        return images.to(torch.float32).div_(255).sub_(mean).div_(std)
+
+    def to_json(self) -> dict[str, Any]:
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Preprocessing":
+        return cls(**{**values, "mean": _rgb(values["mean"]), "std": _rgb(values["std"])})
+
+    def _resized(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height after resizing and before cropping or padding, rounded as torchvision and timm round."""
+        side = floor(self.image_size / self.crop_pct)
+        if self.resize == "stretch":
+            return side, side
+        if self.resize == "pad":
+            ratio = max(height / side, width / side)
+            return max(1, round(width / ratio)), max(1, round(height / ratio))
+        if width <= height:
+            return side, int(side * height / width)
+        return int(side * width / height), side
+
+    def _square(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Cut or filled to [S, S, 3] about the centre. Fill is the mean colour, so padding is zero after normalisation."""
+        size = self.image_size
+        height, width = picture.shape[:2]
+        if height < size or width < size:
+            top, left = max(0, (size - height) // 2), max(0, (size - width) // 2)
+            filled = np.empty((max(height, size), max(width, size), 3), np.uint8)
+            filled[:] = [round(255 * value) for value in self.mean]
+            filled[top : top + height, left : left + width] = picture
+            picture = filled
+            height, width = picture.shape[:2]
+        top, left = round((height - size) / 2.0), round((width - size) / 2.0)
+        return np.ascontiguousarray(picture[top : top + size, left : left + size])
+
+
+def preprocessing_for(
+    data: Data, pretrained_cfg: Mapping[str, Any], statistics: Callable[[], tuple[RGB, RGB]] | None = None
+) -> Preprocessing:
+    """What the recipe asks for, with timm's pretrained_cfg where it says `weights`.
+
+    statistics: gives mean and std of the training pictures, 0..1; called only for `normalize: dataset`.
+    """
+    if data.normalize == "dataset":
+        if statistics is None:
+            raise ValueError("normalize: dataset needs the statistics of the training pictures")
+        mean, std = statistics()
+    elif data.normalize == "none":
+        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    else:
+        mean, std = _rgb(pretrained_cfg.get("mean", (0.485, 0.456, 0.406))), _rgb(pretrained_cfg.get("std", (0.229, 0.224, 0.225)))
+    # `random` (some old weights) draws bilinear or bicubic in training; for a fixed transform timm's default is the sharper one.
+    interpolation = pretrained_cfg.get("interpolation") or DEFAULT_INTERPOLATION
+    return Preprocessing(
+        image_size=data.image_size,
+        resize=data.resize,
+        crop_pct=float(pretrained_cfg.get("crop_pct") or DEFAULT_CROP_PCT) if data.resize == "crop" else 1.0,
+        interpolation=interpolation if interpolation in INTERPOLATIONS else DEFAULT_INTERPOLATION,
+        mean=mean,
+        std=std,
+    )
+
+
+def _rgb(values: Any) -> RGB:
+    """Three numbers; one number (a grey model's) stands for all three channels."""
+    numbers = [float(value) for value in values]
+    red, green, blue = numbers * 3 if len(numbers) == 1 else numbers
+    return red, green, blue
