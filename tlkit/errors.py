@@ -1,0 +1,82 @@
+"""What a user can mend: one message with the place, what came, what was expected and the nearest fix."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+
+
+class TlkitError(Exception):
+    """A fault that the user can mend. The command line prints its message without a traceback and exits with 2."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that is wrong with a recipe.
+
+    key: dotted path, as for an override: `phases[1].train.from`.
+    problem: what came and why it can't be used: `= 'layr4' is not a stage of resnet18.`
+    fix: what was expected, and the nearest word.
+    place: `file:line`; empty until the recipe that knows its lines fills it in.
+    """
+
+    key: str
+    problem: str
+    fix: str
+    place: str = ""
+
+    def __str__(self) -> str:
+        start = f"{self.place}: " if self.place else ""
+        return f"{start}{self.key} {self.problem}\n  {self.fix}"
+
+    def at(self, place: str) -> "Fault":
+        return replace(self, place=self.place or place)
+
+
+class RecipeError(TlkitError):
+    """Everything that is wrong with a recipe, all at once."""
+
+    def __init__(self, faults: Iterable[Fault]) -> None:
+        self.faults = tuple(faults)
+        super().__init__("\n".join(map(str, self.faults)))
+
+
+class DataError(TlkitError):
+    """Pictures, labels or splits that can't be used."""
+
+
+class BackboneError(TlkitError):
+    """A backbone that can't do what was asked of it."""
+
+
+class WeightsError(TlkitError):
+    """Weights that can't be had, or don't fit the backbone."""
+
+
+class RunError(TlkitError):
+    """A run folder or model folder that can't be read or written."""
+
+
+class DeviceError(TlkitError):
+    """A device, strategy or precision that this machine doesn't have."""
+
+
+class MissingExtraError(TlkitError):
+    """A part of tlkit whose optional packages aren't installed."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(f"{purpose} needs the package {package}, which is not installed.\n  Install it with: pip install 'tlkit[{extra}]'")
+
+
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
+    """`Did you mean 'layer4'?` for the nearest choice, or an empty string where nothing is near."""
+    nearest = get_close_matches(word, list(choices), n=1, cutoff=0.6)
+    if not nearest:
+        lowered = {choice.lower(): choice for choice in choices}
+        nearest = [lowered[found] for found in get_close_matches(word.lower(), lowered, n=1, cutoff=0.6)]
+    return f"Did you mean '{nearest[0]}'?" if nearest else ""
+
+
+def expected_one_of(word: str, choices: Sequence[str]) -> str:
+    """`Expected one of: a, b. Did you mean 'a'?`, with at most twelve choices written out."""
+    shown = ", ".join(choices[:12]) + (f", ... ({len(choices)} in all)" if len(choices) > 12 else "")
+    return f"Expected one of: {shown}. {did_you_mean(word, choices)}".rstrip()

@@ -1,0 +1,45 @@
+"""curves.png: accuracy and loss by epoch, training against validation, phases marked."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+TRAINING, VALIDATION = "#9a6a00", "#0b5cad"  # told apart by colour-blind readers too, and by line style
+
+
+def draw_curves(rows: Sequence[Mapping[str, Any]], phase_names: Sequence[str], file: Path) -> None:
+    """rows: those of metrics.csv, all phases in order."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    epochs = range(1, len(rows) + 1)
+    for axis, metric in zip(axes, ("accuracy", "loss"), strict=True):
+        axis.plot(epochs, [row[f"train/{metric}"] for row in rows], "o--", ms=4, color=TRAINING, label="training")
+        axis.plot(epochs, [row[f"val/{metric}"] for row in rows], "o-", ms=4, color=VALIDATION, label="validation")
+        axis.set(xlabel="epoch", title=metric, xlim=(0.5, len(rows) + 0.5))
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+        _mark_phases(axis, rows, phase_names)
+    axes[0].legend(frameon=False, loc="lower right")
+    axes[1].set_ylim(bottom=0)
+    figure.savefig(file, dpi=120)
+    plt.close(figure)
+
+
+def _mark_phases(axis: "Axes", rows: Sequence[Mapping[str, Any]], phase_names: Sequence[str]) -> None:
+    """Bands in turn, with the phase's name above the plot, where no curve can run over it."""
+    starts = [i for i, row in enumerate(rows) if i == 0 or row["phase"] != rows[i - 1]["phase"]]
+    for start, end in zip(starts, [*starts[1:], len(rows)], strict=True):
+        number = int(rows[start]["phase"])
+        if number % 2:
+            axis.axvspan(start + 0.5, end + 0.5, color="#000000", alpha=0.05, lw=0)
+        above: dict[str, Any] = {"transform": axis.get_xaxis_transform(), "ha": "center", "va": "bottom"}
+        axis.text((start + end + 1) / 2, 1.0, phase_names[number], fontsize=8.5, color="#444444", **above)
+    axis.set_title(axis.get_title(), pad=18, fontweight="bold")

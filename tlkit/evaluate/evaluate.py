@@ -1,0 +1,68 @@
+"""`tlkit evaluate RUN`: the shipped model measured again on the pictures that its run kept for it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tlkit.data.pictures import make_loader
+from tlkit.data.preprocess import Preprocessing
+from tlkit.data.sources import Sample, Samples, read_source
+from tlkit.data.splits import read_manifest
+from tlkit.errors import DataError, RunError
+from tlkit.evaluate.metrics import measure
+from tlkit.models.checkpoint import load_model
+from tlkit.models.classifier import Classifier
+from tlkit.models.inference import infer
+from tlkit.recipe.load import load_recipe
+
+
+def measure_split(
+    classifier: Classifier,
+    samples: Samples,
+    split: str,
+    preprocessing: Preprocessing,
+    *,
+    batch_size: int,
+    on_batch: Callable[[int], None] = lambda pictures: None,
+) -> dict[str, Any]:
+    """Metrics of one split, by the loop and the preprocessing that predict uses. The classifier stays on its device."""
+    of_split = [sample for sample in samples.samples if sample.split == split]
+    loader = make_loader(of_split, preprocessing, batch_size=batch_size)
+    logits, labels = infer(classifier, loader, preprocessing.normalize, on_batch=on_batch)
+    return measure(logits, labels, samples.classes)
+
+
+def evaluate_run(run: Path, split: str) -> dict[str, Any]:
+    """Metrics of the run's model on one of its splits, as split.csv has them.
+
+    Raises RunError if this is no run folder, DataError if pictures of the split are gone or the split is empty.
+    """
+    if not (run / "split.csv").is_file():
+        raise RunError(f"{run} is not a run folder: it has no split.csv. Expected one such as runs/quickstart/001.")
+    classifier, card = load_model(run)
+    recipe = load_recipe(run / "recipe.yaml")
+    samples = _as_split(read_source(recipe.data.source, Path(recipe.data.root)), run / "split.csv", card.classes)
+    if not any(sample.split == split for sample in samples.samples):
+        raise DataError(f"{run / 'split.csv'} has no pictures in the split '{split}'.\n  Choose another with --split.")
+    return measure_split(classifier, samples, split, Preprocessing.from_json(card.preprocessing), batch_size=recipe.data.batch_size)
+
+
+def _as_split(samples: Samples, manifest: Path, classes: tuple[str, ...]) -> Samples:
+    """The source's pictures in the splits that the run trained with."""
+    by_id = {sample.id: sample for sample in samples.samples}
+    rows = read_manifest(manifest)
+    missing = [row["id"] for row in rows if row["id"] not in by_id]
+    if missing:
+        raise DataError(
+            f"{len(missing)} pictures of {manifest} are no longer in the data source. The first: {missing[0]}\n"
+            "  Put them back, or evaluate on the machine that has them."
+        )
+    labels = {name: label for label, name in enumerate(classes)}
+    found = [by_id[row["id"]] for row in rows]
+    return Samples(
+        classes,
+        tuple(
+            Sample(sample.id, sample.image, labels[row["class"]], row["split"], sample.group)
+            for sample, row in zip(found, rows, strict=True)
+        ),
+    )

@@ -1,0 +1,36 @@
+"""report.html: one page on a run, without outside resources, that can be sent by mail."""
+
+import base64
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def write_report(file: Path, *, name: str, metrics: Mapping[str, Any], facts: Mapping[str, Any], recipe_yaml: str, curves: Path) -> None:
+    """metrics: the content of metrics.json. facts: what was trained on what, label -> text, in the order to show."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+    environment = Environment(loader=PackageLoader("tlkit", "evaluate"), autoescape=select_autoescape(), undefined=StrictUndefined)
+    measured = metrics.get("test") or metrics["val"]
+    page = environment.get_template("report.html").render(
+        name=name,
+        measured=measured,
+        measured_on="test" if metrics.get("test") else "validation",
+        validation=metrics["val"],
+        gap=metrics["best"]["train_accuracy"] - metrics["val"]["accuracy"],
+        best=metrics["best"],
+        facts=facts,
+        recipe_yaml=recipe_yaml,
+        curves=base64.b64encode(curves.read_bytes()).decode(),
+        mistakes=_commonest_mistakes(measured),
+    )
+    file.write_text(page, encoding="utf-8")
+
+
+def _commonest_mistakes(measured: Mapping[str, Any]) -> list[tuple[str, str, int]]:
+    """(true class, called, pictures), the six commonest."""
+    classes = list(measured["per_class"])
+    mistakes = [
+        (classes[i], classes[j], count) for i, row in enumerate(measured["confusion"]) for j, count in enumerate(row) if i != j and count
+    ]
+    return sorted(mistakes, key=lambda mistake: -mistake[2])[:6]

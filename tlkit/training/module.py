@@ -1,0 +1,67 @@
+"""One phase as Lightning sees it: one step shared by training and validation, one optimizer, one schedule."""
+
+from collections.abc import Callable
+from typing import Any
+
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy
+
+from tlkit.models.classifier import Classifier
+from tlkit.recipe.schema import Optimizer, Phase, Schedule
+from tlkit.training.optimizers import build_optimizer, build_schedule, parameter_groups
+
+Batch = tuple[Tensor, Tensor]
+
+
+class PhaseModule(LightningModule):
+    """classifier: frozen as the phase says already. normalize: uint8 [B, 3, H, W] -> float, on the batch's device."""
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        classes: int,
+        *,
+        normalize: Callable[[Tensor], Tensor],
+        phase: Phase,
+        optimizer: Optimizer,
+        schedule: Schedule,
+    ) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self.criterion = nn.CrossEntropyLoss()
+        self.train_accuracy = MulticlassAccuracy(classes, average="micro")
+        self.val_accuracy = MulticlassAccuracy(classes, average="micro")
+        self._normalize = normalize
+        self._phase, self._optimizer, self._schedule = phase, optimizer, schedule
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        images, labels = batch
+        # Pictures travel as uint8, a quarter of the bytes, and become floats where they are used.
+        return self._normalize(images), labels
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return self._step(batch, "train", self.train_accuracy)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return self._step(batch, "val", self.val_accuracy)
+
+    def _step(self, batch: Batch, split: str, accuracy: MulticlassAccuracy) -> Tensor:
+        """Mean loss of one batch. images [B, 3, H, W], labels [B]."""
+        images, labels = batch
+        logits = self.classifier(images)  # [B, K]
+        loss: Tensor = self.criterion(logits, labels)
+        accuracy.update(logits, labels)
+        self.log_dict(
+            {f"{split}/loss": loss, f"{split}/accuracy": accuracy},
+            on_step=False,
+            on_epoch=True,
+            batch_size=len(labels),
+            sync_dist=split == "val",
+        )
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        optimizer = build_optimizer(parameter_groups(self.classifier, self._phase, self._optimizer), self._optimizer)
+        steps = int(self.trainer.estimated_stepping_batches)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": build_schedule(optimizer, self._schedule, steps), "interval": "step"}}

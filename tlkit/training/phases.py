@@ -1,0 +1,126 @@
+"""The phases, one `trainer.fit` each: own optimizer, own schedule, own wrapping for DDP."""
+
+import logging
+import signal
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback, EarlyStopping
+from rich.console import Console
+
+from tlkit.data.datamodule import PictureData
+from tlkit.models.backbones import Stage
+from tlkit.models.classifier import Classifier
+from tlkit.recipe.schema import EarlyStopping as EarlyStoppingRecipe
+from tlkit.recipe.schema import Recipe, Train
+from tlkit.training.callbacks import BestWeights, MetricsTable, ShowProgress, last_checkpoint
+from tlkit.training.module import PhaseModule
+from tlkit.training.trainer import build_trainer
+
+LOG = logging.getLogger("tlkit")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What the phases left behind. rows: those of metrics.csv. seconds: a phase's name -> its wall-clock time."""
+
+    rows: list[dict[str, Any]]
+    best_phase: int
+    best_epoch: int
+    seconds: dict[str, float]
+    device: torch.device
+
+
+def phase_name(train: Train) -> str:
+    return train if isinstance(train, str) else f"from {train.from_}"
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds Python, numpy and torch, here and in worker processes."""
+    lightning.seed_everything(seed, workers=True, verbose=False)
+
+
+def train_phases(
+    classifier: Classifier, data: PictureData, recipe: Recipe, trained: Sequence[tuple[Stage, ...]], *, run: Path, console: Console
+) -> Trained:
+    """Trains phase after phase; the classifier is left with the weights of the best epoch of all.
+
+    trained: for each phase the stages that train beside the head.
+    Raises KeyboardInterrupt after Ctrl-C, with the best weights and the last checkpoint in `run/checkpoints`.
+    """
+    checkpoints = run / "checkpoints"
+    checkpoints.mkdir(exist_ok=True)
+    best = BestWeights(checkpoints / "best.safetensors", classifier)
+    table = MetricsTable(run / "metrics.csv")
+    seconds: dict[str, float] = {}
+    for number, phase in enumerate(recipe.phases):
+        began = time.perf_counter()
+        classifier.train_only(trained[number])
+        best.phase_now = table.phase = number
+        data.first_epoch = sum(earlier.epochs for earlier in recipe.phases[:number])
+        title = f"phase {number + 1}/{len(recipe.phases)} {phase_name(phase.train)}"
+        trainer = build_trainer(
+            recipe.trainer,
+            epochs=phase.epochs,
+            phase_name=f"phase{number + 1}",
+            callbacks=[
+                best,
+                table,
+                ShowProgress(console, phase_title=title),
+                last_checkpoint(checkpoints),
+                *_early_stopping(recipe.early_stopping),
+            ],
+            out=run,
+        )
+        module = PhaseModule(
+            classifier,
+            len(data.samples.classes),
+            normalize=data.preprocessing.normalize,
+            phase=phase,
+            optimizer=recipe.optimizer,
+            schedule=recipe.schedule,
+        )
+        with _interruptible(), _quiet():
+            trainer.fit(module, datamodule=data)
+        if trainer.current_epoch < phase.epochs:
+            LOG.info(
+                "%s ended early: no better validation accuracy for %d epochs",
+                title,
+                recipe.early_stopping and recipe.early_stopping.patience,
+            )
+        seconds[f"phase {number + 1} {phase_name(phase.train)}"] = round(time.perf_counter() - began, 3)
+    best.restore()
+    return Trained(table.rows, best.phase, best.epoch, seconds, trainer.strategy.root_device)
+
+
+def _early_stopping(early_stopping: EarlyStoppingRecipe | None) -> list[Callback]:
+    if early_stopping is None:
+        return []
+    return [EarlyStopping("val/accuracy", mode="max", patience=early_stopping.patience, min_delta=early_stopping.min_delta)]
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Lightning 2.6 answers Ctrl-C with sys.exit(1) and leaves SIGINT ignored; callers want KeyboardInterrupt, and it alive."""
+    try:
+        yield
+    except SystemExit as error:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        raise KeyboardInterrupt from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Lightning's advice on worker processes and log intervals speaks of settings that tlkit has already decided."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*number of training batches.*smaller than the logging interval.*")
+        warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+        yield
