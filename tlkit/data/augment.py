@@ -51,12 +51,14 @@ class Augmentation:
         return Augmentation, (self.compose,)
 
 
-def build_augmentation(transforms: Sequence[Transform], image_size: int) -> Augmentation:
-    """The transforms in the recipe's order, each tried on a picture of image_size x image_size.
+def build_augmentation(transforms: Sequence[Transform], image_size: int) -> Augmentation | None:
+    """None where there are no transforms. The transforms in the recipe's order, each tried on a picture of image_size x image_size.
 
     Raises RecipeError with a fault for every unknown name or argument, every value that albumentations refuses,
     and every transform that changes the size or the type of the picture.
     """
+    if not transforms:
+        return None
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # Without it the import asks the network for a newer version.
     import albumentations
 

@@ -102,11 +102,14 @@ class PictureLoader(DataLoader[Any]):
 
 
 def make_loader(
-    pictures: Pictures,
+    samples: Sequence[Sample],
+    preprocessing: Preprocessing,
     *,
     batch_size: int,
-    train: bool,
-    workers: int | Literal["auto"] = 0,
+    train: bool = False,
+    augmentation: Augmentation | None = None,
+    workers: int | Literal["auto"] = "auto",
+    seed: int = 0,
     first_epoch: int = 0,
     rank: int = 0,
     ranks: int = 1,
@@ -115,14 +118,9 @@ def make_loader(
 
     batch_size: pictures a step on this rank. train: shuffled, see EpochSampler; otherwise every picture once, in order.
     """
+    pictures = Pictures(samples, preprocessing, augmentation=augmentation, seed=seed)
     sampler = EpochSampler(
-        len(pictures),
-        batch_size=batch_size,
-        shuffle=train,
-        seed=pictures.seed,
-        first_epoch=first_epoch,
-        rank=rank,
-        ranks=ranks,
+        len(pictures), batch_size=batch_size, shuffle=train, seed=seed, first_epoch=first_epoch, rank=rank, ranks=ranks
     )
     number = worker_count(workers, len(pictures))
     return PictureLoader(

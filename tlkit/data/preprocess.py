@@ -1,7 +1,7 @@
 """One specification of how a picture becomes what the network sees: used by training, evaluation, prediction and export."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import floor
 from typing import Any, Literal, get_args
 
@@ -15,11 +15,14 @@ from tlkit.errors import DataError
 from tlkit.recipe.schema import Data
 
 RGB = tuple[float, float, float]
+Fit = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 Resize = Literal["crop", "pad", "stretch"]
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 # timm's own values where weights don't say otherwise (timm.data.config, timm.data.constants).
 DEFAULT_CROP_PCT = 0.875
 DEFAULT_INTERPOLATION = "bicubic"
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 # A 1 x 100,000 picture scaled to a short side of 256 would take gigabytes; the limit is that of one decoded picture.
 MAX_RESIZED_PIXELS = 178_956_970
 
@@ -102,23 +105,19 @@ class Preprocessing:
 
 
 def preprocessing_for(
-    data: Data, pretrained_cfg: Mapping[str, Any], statistics: Callable[[], tuple[RGB, RGB]] | None = None
+    data: Data, pretrained_cfg: Mapping[str, Any], statistics: Callable[[Fit], tuple[RGB, RGB]] | None = None
 ) -> Preprocessing:
     """What the recipe asks for, with timm's pretrained_cfg where it says `weights`.
 
-    statistics: gives mean and std of the training pictures, 0..1; called only for `normalize: dataset`.
+    statistics: gives mean and std, 0..1, of the training pictures after the fit that it is handed;
+    called only for `normalize: dataset`.
     """
-    if data.normalize == "dataset":
-        if statistics is None:
-            raise ValueError("normalize: dataset needs the statistics of the training pictures")
-        mean, std = statistics()
-    elif data.normalize == "none":
+    mean, std = _rgb(pretrained_cfg.get("mean", IMAGENET_MEAN)), _rgb(pretrained_cfg.get("std", IMAGENET_STD))
+    if data.normalize == "none":
         mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    else:
-        mean, std = _rgb(pretrained_cfg.get("mean", (0.485, 0.456, 0.406))), _rgb(pretrained_cfg.get("std", (0.229, 0.224, 0.225)))
     # `random` (some old weights) draws bilinear or bicubic in training; for a fixed transform timm's default is the sharper one.
     interpolation = pretrained_cfg.get("interpolation") or DEFAULT_INTERPOLATION
-    return Preprocessing(
+    preprocessing = Preprocessing(
         image_size=data.image_size,
         resize=data.resize,
         crop_pct=float(pretrained_cfg.get("crop_pct") or DEFAULT_CROP_PCT) if data.resize == "crop" else 1.0,
@@ -126,6 +125,14 @@ def preprocessing_for(
         mean=mean,
         std=std,
     )
+    if data.normalize != "dataset":
+        return preprocessing
+    if statistics is None:
+        raise ValueError("normalize: dataset needs the statistics of the training pictures")
+    # Padding takes the colour that is being measured, so it is left out: stretching keeps all of a picture and adds nothing.
+    measured = replace(preprocessing, resize="stretch") if data.resize == "pad" else preprocessing
+    mean, std = statistics(measured.fit)
+    return replace(preprocessing, mean=mean, std=std)
 
 
 def _rgb(values: Any) -> RGB:

@@ -1,0 +1,182 @@
+"""Which picture trains, validates and tests: seeded, stratified, whole groups, written down with hashes."""
+
+import csv
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from math import floor
+from pathlib import Path
+
+import numpy as np
+
+from tlkit.data.sources import Sample, Samples
+from tlkit.errors import DataError
+
+COLUMNS = ("id", "class", "split", "group", "sha256")
+_HASHING_THREADS = 4
+
+
+def split_samples(samples: Samples, validation: float, test: float, seed: int) -> Samples:
+    """The samples with every split filled in: train, val, test; sorted by id, and the same whatever order they came in.
+
+    A split that the source has stays as it is. The others are cut from its training split, stratified by class, groups kept whole;
+    validation and test are shares of that training split before the cuts, 0 for no test split.
+    Raises DataError where a class has too few pictures to be in every split.
+    """
+    ordered = tuple(sorted(samples.samples, key=lambda sample: sample.id))
+    pool = [sample for sample in ordered if sample.split in ("", "train")]
+    present = {sample.split for sample in ordered}
+    shares = {"test": test if "test" not in present else 0.0, "val": validation if "val" not in present else 0.0}
+    wanted = {split: share for split, share in shares.items() if share > 0}
+    _check_enough(pool, samples.classes, wanted)
+    new = dict.fromkeys((sample.id for sample in pool), "train")
+    rest = pool
+    for number, (split, share) in enumerate(wanted.items()):
+        still_to_come = len(wanted) - number  # splits that need a picture of each class after this one, training among them
+        counts = _counts(pool, rest, share, still_to_come)
+        held = _hold_out(rest, counts, still_to_come, np.random.default_rng((seed, number)))
+        new.update(dict.fromkeys(held, split))
+        rest = [sample for sample in rest if sample.id not in held]
+    result = Samples(samples.classes, tuple(replace(sample, split=new.get(sample.id, sample.split)) for sample in ordered))
+    _check_every_class(result, wanted)
+    return result
+
+
+def _check_enough(pool: Sequence[Sample], classes: Sequence[str], wanted: Mapping[str, float]) -> None:
+    """Counts groups where there are groups: one group can't be in two splits."""
+    units: dict[int, set[str]] = defaultdict(set)
+    for sample in pool:
+        units[sample.label].add(_unit(sample))
+    need = 1 + len(wanted)
+    short = [f"{name} ({len(units[label])})" for label, name in enumerate(classes) if len(units[label]) < need]
+    if short:
+        unit = "groups" if any(sample.group for sample in pool) else "pictures"
+        raise DataError(
+            f"too few images to split: {', '.join(short[:10])}{' and others' if len(short) > 10 else ''} - "
+            f"each class needs at least {need} {unit}, one each for {', '.join(('train', *reversed(wanted)))}.\n"
+            "  Add pictures, remove these classes, or bring val and test folders of your own"
+            + (" (data.test=0 leaves the test split out)." if "test" in wanted else ".")
+        )
+    if len(pool) < 2:
+        raise DataError("too few images to train: the training split has fewer than 2.\n  Add pictures.")
+
+
+def _counts(pool: Sequence[Sample], rest: Sequence[Sample], share: float, left_after: int) -> dict[int, int]:
+    """Label -> pictures to hold out of `rest`: together the nearest whole number to share * pool, by largest remainder, one at least.
+
+    left_after: pictures of each class that must stay.
+    """
+    sizes, available = Counter(sample.label for sample in pool), Counter(sample.label for sample in rest)
+    labels = sorted(sizes)
+    most = {label: available[label] - left_after for label in labels}
+    counts = {label: min(max(1, floor(sizes[label] * share)), most[label]) for label in labels}
+    missing = floor(len(pool) * share + 0.5) - sum(counts.values())
+    by_remainder = sorted(labels, key=lambda label: (-(sizes[label] * share % 1), label))
+    for label in by_remainder:
+        if missing > 0 and counts[label] < most[label] and counts[label] <= sizes[label] * share:
+            counts[label] += 1
+            missing -= 1
+    return counts
+
+
+def _hold_out(rest: Sequence[Sample], counts: Mapping[int, int], left_after: int, draws: np.random.Generator) -> set[str]:
+    """Ids to hold out. Without groups the counts are met exactly; with groups as nearly as whole groups allow."""
+    members: dict[str, list[Sample]] = defaultdict(list)
+    for sample in rest:
+        members[_unit(sample)].append(sample)
+    names = sorted(members)
+    shuffled = [names[position] for position in draws.permutation(len(names))]
+    shuffled.sort(key=lambda name: -len(members[name]))  # Large groups first: small ones fill what they leave open. The sort is stable.
+    open_, staying = Counter(counts), Counter(label for sample in rest for label in [sample.label])
+    units_left = Counter(label for group in members.values() for label in {sample.label for sample in group})
+    held: set[str] = set()
+    for name in shuffled:
+        has = Counter(sample.label for sample in members[name])
+        gain = sum(abs(open_[label]) - abs(open_[label] - number) for label, number in has.items())
+        if gain > 0 and all(units_left[label] > left_after for label in has):
+            held.update(sample.id for sample in members[name])
+            open_.subtract(has)
+            staying.subtract(has)
+            units_left.subtract(has.keys())
+    return held
+
+
+def _check_every_class(samples: Samples, wanted: Mapping[str, float]) -> None:
+    """Only groups that hold several classes can fail here; counts of pictures were checked before."""
+    have = {(sample.split, sample.label) for sample in samples.samples}
+    missing = [
+        f"{name} in {split}" for split in ("train", *wanted) for label, name in enumerate(samples.classes) if (split, label) not in have
+    ]
+    if missing:
+        raise DataError(
+            f"too few images to split: whole groups leave no picture of {', '.join(missing[:10])}.\n"
+            "  Use more or smaller groups, a larger data.validation or data.test, or bring val and test splits of your own."
+        )
+
+
+def _unit(sample: Sample) -> str:
+    """What is never torn apart: a group, or the picture itself."""
+    return f"group {sample.group}" if sample.group is not None else f"id {sample.id}"
+
+
+def write_manifest(samples: Samples, path: Path) -> list[dict[str, str]]:
+    """Writes split.csv, a row a picture with the sha256 of its file (or, without a file, of its pixels); returns the rows.
+
+    The file appears whole or not at all. Raises DataError if a picture can't be read.
+    """
+    with ThreadPoolExecutor(_HASHING_THREADS) as threads:
+        hashes = list(threads.map(_hash, samples.samples))
+    rows = [
+        {"id": s.id, "class": samples.classes[s.label], "split": s.split, "group": s.group or "", "sha256": digest}
+        for s, digest in zip(samples.samples, hashes, strict=True)
+    ]
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    # Names of files that aren't UTF-8 come from Python with surrogate escapes, and must come back the same.
+    with unfinished.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    unfinished.replace(path)
+    return rows
+
+
+def read_manifest(path: Path) -> list[dict[str, str]]:
+    """The rows of split.csv: id, class, split, group, sha256. Raises DataError if it is no such file."""
+    try:
+        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+            reader = csv.DictReader(file)
+            if tuple(reader.fieldnames or ()) != COLUMNS:
+                raise DataError(f"{path}: the columns are {reader.fieldnames}.\n  Expected {','.join(COLUMNS)}, as `tlkit finetune` writes.")
+            return list(reader)
+    except (OSError, csv.Error) as error:
+        raise DataError(f"{path}: the split manifest can't be read ({error}).\n  Expected the split.csv of a run.") from error
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """Same picture in more than one split. count: validation and test pictures concerned. examples: groups of their ids."""
+
+    count: int
+    examples: tuple[tuple[str, ...], ...]
+
+
+def duplicates_across_splits(rows: Iterable[Mapping[str, str]], *, examples: int = 3) -> Duplicates:
+    """By sha256. A held-out picture counts if training, or the other held-out split, has the same one."""
+    by_hash: dict[str, list[Mapping[str, str]]] = defaultdict(list)
+    for row in rows:
+        by_hash[row["sha256"]].append(row)
+    shared = [same for same in by_hash.values() if len({row["split"] for row in same}) > 1]
+    count = sum(row["split"] != "train" for same in shared for row in same)
+    return Duplicates(count, tuple(tuple(f"{row['split']}: {row['id']}" for row in same) for same in shared[:examples]))
+
+
+def _hash(sample: Sample) -> str:
+    if not isinstance(sample.image, Path):
+        return sha256(np.asarray(sample.image()).tobytes()).hexdigest()
+    try:
+        return sha256(sample.image.read_bytes()).hexdigest()
+    except OSError as error:
+        raise DataError(f"{sample.image}: the picture can't be read ({error.strerror}).\n  Restore it or remove it.") from error
