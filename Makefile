@@ -27,6 +27,7 @@ clean:  ## remove .venv, builds and caches; runs/ and data/ stay
 .venv/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 14) else \
 	    "tlkit needs Python 3.11, 3.12 or 3.13, but $(PYTHON) is %d.%d.\n  Name another one: make PYTHON=python3.12" % v[:2])'
+	@echo 'Setting up .venv; with PyTorch this takes some minutes.'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[offline]'
 	@touch $@
