@@ -51,7 +51,8 @@ class PictureData(lightning.LightningDataModule):
         rank, ranks = (distributed.get_rank(), distributed.get_world_size()) if _is_distributed() else (0, 1)
         if self.batch_size % ranks:
             raise DataError(
-                f"data.batch_size = {self.batch_size} can't be shared by {ranks} devices.\n  Use a multiple of {ranks}: it is the size over all."
+                f"data.batch_size = {self.batch_size} can't be dealt out evenly to {ranks} devices.\n"
+                f"  It is the size over all devices: use a multiple of {ranks}."
             )
         return make_loader(
             self.samples.of(split),

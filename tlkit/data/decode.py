@@ -82,7 +82,6 @@ def _over_white(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return ((colour * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
 
 
-
 def _too_large(size: str) -> str:
     return f"the picture is too large ({size}; the limit is {MAX_PIXELS:,}).\n  Scale it down or remove it."
 

@@ -119,9 +119,7 @@ def make_loader(
     batch_size: pictures a step on this rank. train: shuffled, see EpochSampler; otherwise every picture once, in order.
     """
     pictures = Pictures(samples, preprocessing, augmentation=augmentation, seed=seed)
-    sampler = EpochSampler(
-        len(pictures), batch_size=batch_size, shuffle=train, seed=seed, first_epoch=first_epoch, rank=rank, ranks=ranks
-    )
+    sampler = EpochSampler(len(pictures), batch_size=batch_size, shuffle=train, seed=seed, first_epoch=first_epoch, rank=rank, ranks=ranks)
     number = worker_count(workers, len(pictures))
     return PictureLoader(
         _Caught(pictures),

@@ -56,7 +56,7 @@ def _check_enough(pool: Sequence[Sample], classes: Sequence[str], wanted: Mappin
         unit = "groups" if any(sample.group for sample in pool) else "pictures"
         raise DataError(
             f"too few images to split: {', '.join(short[:10])}{' and others' if len(short) > 10 else ''} - "
-            f"each class needs at least {need} {unit}, one each for {', '.join(('train', *reversed(wanted)))}.\n"
+            f"each class needs at least {need} {unit}, one each for {', '.join(('train', *sorted(wanted, reverse=True)))}.\n"
             "  Add pictures, remove these classes, or bring val and test folders of your own"
             + (" (data.test=0 leaves the test split out)." if "test" in wanted else ".")
         )
@@ -90,7 +90,7 @@ def _hold_out(rest: Sequence[Sample], counts: Mapping[int, int], left_after: int
     names = sorted(members)
     shuffled = [names[position] for position in draws.permutation(len(names))]
     shuffled.sort(key=lambda name: -len(members[name]))  # Large groups first: small ones fill what they leave open. The sort is stable.
-    open_, staying = Counter(counts), Counter(label for sample in rest for label in [sample.label])
+    open_ = Counter(counts)
     units_left = Counter(label for group in members.values() for label in {sample.label for sample in group})
     held: set[str] = set()
     for name in shuffled:
@@ -99,7 +99,6 @@ def _hold_out(rest: Sequence[Sample], counts: Mapping[int, int], left_after: int
         if gain > 0 and all(units_left[label] > left_after for label in has):
             held.update(sample.id for sample in members[name])
             open_.subtract(has)
-            staying.subtract(has)
             units_left.subtract(has.keys())
     return held
 
@@ -149,7 +148,9 @@ def read_manifest(path: Path) -> list[dict[str, str]]:
         with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
             reader = csv.DictReader(file)
             if tuple(reader.fieldnames or ()) != COLUMNS:
-                raise DataError(f"{path}: the columns are {reader.fieldnames}.\n  Expected {','.join(COLUMNS)}, as `tlkit finetune` writes.")
+                raise DataError(
+                    f"{path}: the columns are {reader.fieldnames}.\n  Expected {','.join(COLUMNS)}, as `tlkit finetune` writes."
+                )
             return list(reader)
     except (OSError, csv.Error) as error:
         raise DataError(f"{path}: the split manifest can't be read ({error}).\n  Expected the split.csv of a run.") from error
