@@ -26,8 +26,7 @@ def measure_split(
     on_batch: Callable[[int], None] = lambda pictures: None,
 ) -> dict[str, Any]:
     """Metrics of one split, by the loop and the preprocessing that predict uses. The classifier stays on its device."""
-    of_split = [sample for sample in samples.samples if sample.split == split]
-    loader = make_loader(of_split, preprocessing, batch_size=batch_size)
+    loader = make_loader(samples.of(split), preprocessing, batch_size=batch_size)
     logits, labels = infer(classifier, loader, preprocessing.normalize, on_batch=on_batch)
     return measure(logits, labels, samples.classes)
 
@@ -42,7 +41,7 @@ def evaluate_run(run: Path, split: str) -> dict[str, Any]:
     classifier, card = load_model(run)
     recipe = load_recipe(run / "recipe.yaml")
     samples = _as_split(read_source(recipe.data.source, Path(recipe.data.root)), run / "split.csv", card.classes)
-    if not any(sample.split == split for sample in samples.samples):
+    if not samples.of(split):
         raise DataError(f"{run / 'split.csv'} has no pictures in the split '{split}'.\n  Choose another with --split.")
     return measure_split(classifier, samples, split, Preprocessing.from_json(card.preprocessing), batch_size=recipe.data.batch_size)
 

@@ -38,9 +38,9 @@ class Classifier(nn.Module):
         return logits
 
     def train_only(self, trained: tuple[Stage, ...]) -> None:
-        """The head and these stages train, all else is frozen: no gradients, and eval mode whatever `train()` is called with."""
+        """Goes into train mode with the head and these stages training. All else is frozen: no gradients, and in eval mode for good."""
         self._frozen = set_trainable(self.backbone, trained)
-        self.train(self.training)
+        self.train()
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)

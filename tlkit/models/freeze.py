@@ -39,7 +39,7 @@ def frozen_modules(backbone: nn.Module) -> frozenset[str]:
 
     A module is frozen if none of its parameters trains. Batch-norm would move its statistics, and dropout and drop path would
     make what should be constant random. A module without parameters (an activation, a dropout) is frozen if it is registered
-    before the first sibling that trains: timm registers in forward order.
+    before the first sibling that trains: timm registers in forward order. Its parent's own parameters come before all children.
     """
     if not any(parameter.requires_grad for parameter in backbone.parameters()):
         return frozenset({""})
@@ -49,7 +49,7 @@ def frozen_modules(backbone: nn.Module) -> frozenset[str]:
 
 
 def _collect_frozen(module: nn.Module, path: str, frozen: set[str]) -> None:
-    before_first_trained = True
+    before_first_trained = not any(parameter.requires_grad for parameter in module.parameters(recurse=False))
     for name, child in module.named_children():
         child_path = f"{path}.{name}" if path else name
         parameters = list(child.parameters())

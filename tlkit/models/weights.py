@@ -75,7 +75,7 @@ def _local_file(name: str) -> Path:
     if file.suffix != ".safetensors":
         raise WeightsError(
             f"model.weights.file = '{name}' is not a .safetensors file.\n"
-            "  Other formats can run code when they are read.\n \n"
+            "  Other formats can run code when they are read.\n"
             "  Convert it with safetensors.torch.save_file(state_dict, 'weights.safetensors')."
         )
     if not file.is_file():

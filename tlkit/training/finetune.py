@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ from tlkit.data.augment import build_augmentation
 from tlkit.data.decode import decode
 from tlkit.data.preprocess import Preprocessing, preprocessing_for
 from tlkit.data.sources import Samples
-from tlkit.data.splits import split_samples, write_manifest
+from tlkit.data.splits import Duplicates, duplicates_across_splits, split_samples, write_manifest
 from tlkit.data.statistics import channel_statistics
 from tlkit.evaluate.curves import draw_curves
 from tlkit.evaluate.evaluate import measure_split
@@ -61,8 +62,8 @@ def finetune(recipe: Recipe, *, out: Path | None = None) -> Path:
     run = make_run_folder(recipe.name, out)
     console = start_log(run / "log.txt")
     (run / "recipe.yaml").write_text(recipe_yaml(recipe), encoding="utf-8")
-    write_manifest(samples, run / "split.csv")
     LOG.info("%s: %s, %s, into %s", recipe.name, _counts(samples), recipe.model.backbone, run)
+    warn_of_leaks(duplicates_across_splits(write_manifest(samples, run / "split.csv")))
 
     data = PictureData(
         samples, preprocessing, augmentation, batch_size=recipe.data.batch_size, workers=recipe.data.workers, seed=recipe.seed
@@ -96,11 +97,18 @@ def build(recipe: Recipe, samples: Samples, weights: Weights) -> tuple[Classifie
     if recipe.model.head.kind == "linear":
         check_can_ship(recipe.model.backbone, classifier, len(samples.classes), size)
     cfg = pretrained_cfg(recipe.model.backbone)
-    training = [sample for sample in samples.samples if sample.split == "train"]
     preprocessing = preprocessing_for(
-        recipe.data, cfg, statistics=lambda fit: channel_statistics(fit(decode(sample.image)) for sample in training)
+        recipe.data, cfg, statistics=lambda fit: channel_statistics(fit(decode(sample.image)) for sample in samples.of("train"))
     )
     return classifier, preprocessing
+
+
+def warn_of_leaks(duplicates: Duplicates) -> None:
+    if duplicates.count:
+        example = " = ".join(duplicates.examples[0])
+        LOG.warning(
+            "%d held-out pictures are byte for byte in another split too (%s): accuracy will look too good", duplicates.count, example
+        )
 
 
 def measure_shipped(model: Path, samples: Samples, result: "Trained", *, batch_size: int) -> dict[str, Any]:
@@ -156,7 +164,7 @@ def print_panel(run: Path, samples: Samples, metrics: Mapping[str, Any]) -> None
     split = "test" if "test" in metrics else "val"
     measured = metrics[split]
     low, high = measured["accuracy_interval"]
-    picture = next((sample.image for sample in samples.samples if sample.split == split and isinstance(sample.image, Path)), "IMAGE.jpg")
+    picture = next((os.path.relpath(sample.image) for sample in samples.of(split) if isinstance(sample.image, Path)), "IMAGE.jpg")
     table = Table.grid(padding=(0, 2))
     for label, text in (
         (f"{split} accuracy", f"[bold]{measured['accuracy']:.3f}[/bold]  ({low:.3f} to {high:.3f}, {measured['pictures']} pictures)"),
@@ -166,7 +174,10 @@ def print_panel(run: Path, samples: Samples, metrics: Mapping[str, Any]) -> None
         ("next", f"tlkit predict {run} {picture}"),
     ):
         table.add_row(f"[dim]{label}[/dim]", text)
-    Console(soft_wrap=True).print(Panel(table, title=f"{run}", title_align="left", expand=False))
+    console = Console()
+    # Wider than a narrow terminal rather than folded: a folded command can't be copied.
+    console.width = max(console.width, 24 + max(len(str(run)) + len(picture), 60))
+    console.print(Panel(table, title=str(run), title_align="left", expand=False))
 
 
 def _counts(samples: Samples) -> str:
