@@ -1,0 +1,119 @@
+"""`augment:` checked by name and argument against a table of albumentations, whose import would take 2.4 s."""
+
+import json
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from tlkit.errors import Fault, did_you_mean, expected_one_of
+from tlkit.recipe.explain import shown
+
+TABLE = "albumentations_2_0_8.json"
+
+_NORMALISES = "tlkit normalises after augmentation, with the same mean and std in training, evaluation and prediction"
+_NEEDS_MORE = "it needs masks, boxes or other pictures, and a classifier's sample is one picture"
+REFUSED = {
+    **dict.fromkeys(("Normalize", "ToFloat", "FromFloat"), (_NORMALISES, "Remove it, and set data.normalize.")),
+    **dict.fromkeys(("ToTensorV2", "ToTensor3D"), ("tlkit makes tensors itself, after augmentation", "Remove it.")),
+    "ToRGB": ("every picture is RGB already", "Remove it."),
+    "NoOp": ("it changes nothing", "Remove it."),
+    "Lambda": ("it takes Python functions, which a recipe can't hold", "Use another transform."),
+    **dict.fromkeys(
+        (
+            "AtLeastOneBBoxRandomCrop",
+            "BBoxSafeRandomCrop",
+            "ConstrainedCoarseDropout",
+            "CropNonEmptyMaskIfExists",
+            "FDA",
+            "HistogramMatching",
+            "MaskDropout",
+            "Mosaic",
+            "OverlayElements",
+            "PixelDistributionAdaptation",
+            "RandomCropNearBBox",
+            "RandomSizedBBoxSafeCrop",
+            "TextImage",
+        ),
+        (_NEEDS_MORE, "Use another transform."),
+    ),
+}
+"""Transforms that albumentations has and a recipe can't use: name -> (why, what to do)."""
+
+
+def read_augment(value: Any) -> tuple[list[dict[str, Any]], list[Fault]]:
+    """The items of `augment:` as the schema wants them, name and arguments; and what is wrong with the others."""
+    if not isinstance(value, list):
+        return [], [
+            Fault("augment", f"= {shown(value)} is not a list.", "Expected a list of transforms, such as [HorizontalFlip: {p: 0.5}].")
+        ]
+    items: list[dict[str, Any]] = []
+    faults: list[Fault] = []
+    for index, item in enumerate(value):
+        found = _item_faults(f"augment[{index}]", item)
+        faults += found
+        if not found:
+            ((name, arguments),) = item.items() if isinstance(item, dict) else [(item, {})]
+            items.append({"name": name, "arguments": arguments or {}})
+    return items, faults
+
+
+@cache
+def transforms() -> dict[str, list[str]]:
+    """Name -> names of its arguments, for every transform that a recipe can use."""
+    table: dict[str, list[str]] = json.loads(files("tlkit.recipe").joinpath(TABLE).read_text())
+    return table
+
+
+def _item_faults(key: str, item: Any) -> list[Fault]:
+    form = "Expected a name, or a name with its arguments: `- Rotate: {limit: 15}`."
+    if isinstance(item, dict) and len(item) > 1:
+        return [
+            Fault(key, f"= {shown(item)} has {len(item)} keys.", "Expected one transform an item. Indent its arguments below its name.")
+        ]
+    if not (isinstance(item, str) or (isinstance(item, dict) and item)):
+        return [Fault(key, f"= {shown(item)} is not a transform.", form)]
+    ((name, arguments),) = item.items() if isinstance(item, dict) else [(item, None)]
+    if name in REFUSED:
+        why, fix = REFUSED[name]
+        return [Fault(f"{key}.{name}", f"can't be used: {why}.", fix)]
+    if name not in transforms():
+        hint = did_you_mean(name, transforms()) or "The names are those of https://explore.albumentations.ai."
+        return [Fault(f"{key}.{name}", "is not a transform of albumentations 2.0.8.", hint)]
+    if not isinstance(arguments, dict | None):
+        return [Fault(f"{key}.{name}", f"= {shown(arguments)} is not a mapping.", f"Expected arguments: {', '.join(transforms()[name])}.")]
+    return _argument_faults(f"{key}.{name}", name, arguments or {})
+
+
+def _argument_faults(key: str, name: str, arguments: dict[str, Any]) -> list[Fault]:
+    accepted = transforms()[name]
+    unknown = [word for word in arguments if word not in accepted]
+    faults = [Fault(f"{key}.{word}", f"is not an argument of {name}.", expected_one_of(word, accepted)) for word in unknown]
+    p = arguments.get("p", 0.5)
+    if isinstance(p, bool) or not isinstance(p, int | float) or not 0 <= p <= 1:
+        faults.append(Fault(f"{key}.p", f"= {shown(p)} is no probability.", "Expected a number from 0 to 1."))
+    return faults
+
+
+def table_of_installed() -> dict[str, list[str]]:
+    """The table as the installed albumentations gives it. It writes the file: python -m tlkit.recipe.augmentations"""
+    from inspect import signature
+
+    import albumentations
+
+    kinds = (albumentations.ImageOnlyTransform, albumentations.DualTransform)
+    return {
+        name: [argument for argument in signature(item).parameters if argument != "strict"]
+        for name, item in sorted(vars(albumentations).items())
+        if isinstance(item, type)
+        and issubclass(item, kinds)
+        and not issubclass(item, albumentations.Transform3D)
+        and item not in kinds
+        and name not in REFUSED
+    }
+
+
+if __name__ == "__main__":
+    from pathlib import Path
+
+    rows = (f"  {json.dumps(name)}: {json.dumps(arguments)}" for name, arguments in table_of_installed().items())
+    Path(__file__).with_name(TABLE).write_text("{\n" + ",\n".join(rows) + "\n}\n")

@@ -1,0 +1,253 @@
+"""pydantic's validation errors -> faults in plain words, one for each thing that is wrong."""
+
+from collections.abc import Iterator, Mapping
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from tlkit.errors import Fault, did_you_mean, expected_one_of
+from tlkit.recipe.schema import Recipe
+from tlkit.recipe.yaml12 import WHOLE, join, scalar
+
+
+def schema_faults(value: Any, model: type[BaseModel] = Recipe, key: str = "") -> list[Fault]:
+    """What keeps a value from being the model; empty if nothing does. key: where the value stands in the recipe."""
+    try:
+        model.model_validate(value)
+    except ValidationError as error:
+        return list(_explain(error, model, value, key))
+    return []
+
+
+def _explain(error: ValidationError, model: type[BaseModel], whole: Any, whole_key: str) -> Iterator[Fault]:
+    unions: set[str] = set()
+    for detail in error.errors(include_url=False):
+        key, value, current, field = whole_key, whole, model, None
+        path = list(detail["loc"])
+        while path and not _is_union(field):
+            part = path.pop(0)
+            if isinstance(part, int):
+                key, value, current, field = f"{key}[{part}]", value[part], _item_model(field), None
+                continue
+            key, parent, field = join(key, part), current, fields_of(current).get(part)
+            if detail["type"] == "extra_forbidden" and not path:
+                yield _unknown_key(key, part, parent)
+                break
+            if detail["type"] == "missing" and not path:
+                yield _missing_key(key, field)
+                break
+            value, current = value[part], _only_model(field, current)
+        else:
+            if detail["type"] == "rule":
+                context = detail["ctx"]
+                yield Fault(join(key, context["key"]), context["problem"], context["fix"])
+            elif not _is_union(field):
+                if detail["type"] == "too_short" and value:
+                    continue  # pydantic counts items that are wrong as absent
+                yield _wrong_value(key, value, field, current)
+            elif key not in unions:
+                unions.add(key)
+                yield from _wrong_union(key, value, field)
+
+
+# --- the schema, as a tree to walk ---
+
+
+def fields_of(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    """Fields by the key that stands in the recipe: `from`, not `from_`."""
+    return {field.alias or name: field for name, field in model.model_fields.items()}
+
+
+def _alternatives(annotation: Any) -> list[Any]:
+    """The members of a union without None, or the annotation itself."""
+    if get_origin(annotation) in (Union, UnionType):
+        return [inner for member in get_args(annotation) if member is not NoneType for inner in _alternatives(member)]
+    return [annotation]
+
+
+def _is_union(field: FieldInfo | None) -> bool:
+    return field is not None and len(_alternatives(field.annotation)) > 1
+
+
+def _is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _only_model(field: FieldInfo | None, otherwise: Any) -> Any:
+    only: Any = _alternatives(field.annotation)[0] if field else None
+    return only if _is_model(only) else otherwise
+
+
+def _item_model(field: FieldInfo | None) -> Any:
+    return get_args(field.annotation)[0] if field else None
+
+
+# --- faults ---
+
+
+def _unknown_key(key: str, word: str, model: type[BaseModel]) -> Fault:
+    parent = key[: -len(word)].rstrip(".")
+    names = list(fields_of(model))
+    fix = expected_one_of(word, names)
+    if not did_you_mean(word, names) and (elsewhere := [place for place in _places_of_keys() if place.split(".")[-1] == word]):
+        fix = f"{fix} Did you mean {' or '.join(elsewhere)}?"
+    return Fault(key, f"is not a key of {parent or 'a recipe'}.", fix)
+
+
+def _places_of_keys(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[str]:
+    for name, field in fields_of(model).items():
+        yield join(prefix, name)
+        for alternative in _alternatives(field.annotation):
+            many = get_origin(alternative) is tuple
+            inner = get_args(alternative)[0] if many else alternative
+            if _is_model(inner) and name != "augment":
+                yield from _places_of_keys(inner, join(prefix, name) + ("[0]" if many else ""))
+
+
+def _missing_key(key: str, field: FieldInfo | None) -> Fault:
+    return Fault(key, "is missing.", _expected(field))
+
+
+def _wrong_value(key: str, value: Any, field: FieldInfo | None, model: type[BaseModel]) -> Fault:
+    if field is None:  # the whole recipe, or an item of a list
+        return Fault(key or WHOLE, f"{_came(value)}.", f"Expected {_mapping_words(model)}.")
+    choices = [choice for alternative in _alternatives(field.annotation) for choice in _choices(alternative)]
+    if choices and isinstance(value, str):
+        return Fault(key, f"= {shown(value)} can't be used.", expected_one_of(value, choices))
+    return Fault(key, _problem(value, field), f"{_expected(field)} {_nearest(value, field)}".rstrip())
+
+
+def _wrong_union(key: str, value: Any, field: FieldInfo | None) -> list[Fault]:
+    """One fault for the whole union; or, if the keys given belong to one alternative alone, what is wrong with that one."""
+    alternatives = _alternatives(field.annotation) if field else []
+    models = [alternative for alternative in alternatives if _is_model(alternative)]
+    if isinstance(value, Mapping):
+        meant = [model for model in models if set(fields_of(model)) & set(value)]
+        if len(meant) == 1:
+            return schema_faults(value, meant[0], key)
+        words = [word for model in models for word in fields_of(model)]
+        problem = f"= {shown(value)} gives more than one of {', '.join(words)}." if meant else f"= {shown(value)} can't be used."
+        if not models:
+            problem = f"{_came(value)}."
+        hint = "" if meant else next(filter(None, (did_you_mean(str(word), words) for word in value)), "")
+        if meant:
+            example = _form(meant[-1])
+            hint = f"Keep one; an override replaces it whole: '{key}={example}'."
+        return [Fault(key, problem, f"{_expected(field)} {hint}".rstrip())]
+    choices = [choice for alternative in alternatives for choice in _choices(alternative)]
+    hint = did_you_mean(value, choices) if isinstance(value, str) else ""
+    problem = f"= {shown(value)} can't be used." if isinstance(value, str) else _problem(value, field)
+    return [Fault(key, problem, f"{_expected(field)} {hint}".rstrip())]
+
+
+def _problem(value: Any, field: FieldInfo | None) -> str:
+    """Out of bounds if the type is right, else the type that came."""
+    wanted = {get_origin(_bare(alternative)) or _bare(alternative) for alternative in _alternatives(field.annotation)} if field else set()
+    if float in wanted:
+        wanted.add(int)
+    if tuple in wanted:
+        wanted.add(list)
+    if type(value) not in wanted:
+        return f"{_came(value)}."
+    if value in ("", []):
+        return "is empty."
+    return f"= {shown(value)} can't be used." if isinstance(value, (str, list)) else f"= {shown(value)} is out of range."
+
+
+def _nearest(value: Any, field: FieldInfo) -> str:
+    """A way to write the value that would do, if it only has the wrong type."""
+    wanted = field.annotation
+    if isinstance(value, str) and wanted in (int, float) and isinstance(scalar(value), (int, float)):
+        return f"Write it without quotes: {value}"
+    if wanted is int and isinstance(value, float) and value.is_integer():
+        return f"Did you mean {int(value)}?"
+    if wanted is bool and isinstance(value, str) and value.lower() in ("yes", "on", "no", "off"):
+        return f"Did you mean {'true' if value.lower() in ('yes', 'on') else 'false'}?"
+    if wanted is str and isinstance(value, (int, float)):
+        return f"Write it in quotes: '{shown(value)}'"
+    return ""
+
+
+# --- words ---
+
+
+def shown(value: Any) -> str:
+    """A value as it could stand in a recipe, cut to one short line."""
+    if isinstance(value, str):
+        text = f"'{value}'"
+    elif isinstance(value, bool):
+        text = str(value).lower()
+    elif isinstance(value, Mapping):
+        text = "{" + ", ".join(f"{word}: {shown(inner).strip(chr(39))}" for word, inner in list(value.items())[:9]) + "}"
+    elif isinstance(value, list):
+        text = "[" + ", ".join(shown(inner).strip("'") for inner in value[:9]) + "]"
+    else:
+        text = "null" if value is None else str(value).replace("inf", ".inf").replace("nan", ".nan")
+    text = text.replace("\n", " ")
+    return text if len(text) <= 80 else text[:76] + " ..."
+
+
+def _came(value: Any) -> str:
+    if value is None:
+        return "is empty"
+    kinds = {bool: "a truth value", int: "a whole number", float: "a number with a point", str: "text", list: "a list"}
+    return f"= {shown(value)} is {kinds.get(type(value), 'a mapping')}"
+
+
+def _expected(field: FieldInfo | None) -> str:
+    """`Expected a whole number from 8 to 4096: side of the square picture that the network sees, in pixels.`"""
+    if field is None:
+        return ""
+    words = [_words(alternative, field) for alternative in _alternatives(field.annotation)]
+    listed = " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+    return f"Expected {listed}: {field.description}." if field.description else f"Expected {listed}."
+
+
+def _words(annotation: Any, field: FieldInfo) -> str:
+    bare = _bare(annotation)
+    bounds = [*field.metadata, *(inner for item in getattr(annotation, "__metadata__", ()) for inner in getattr(item, "metadata", ()))]
+    if choices := _choices(bare):
+        only_these = len(_alternatives(field.annotation)) == 1 and len(choices) > 1
+        return ("one of " if only_these else "") + ", ".join(choices)
+    if _is_model(bare):
+        return _form(bare) if len(_alternatives(field.annotation)) > 1 else _mapping_words(bare)
+    if get_origin(bare) is tuple:
+        return "a list of mappings" + (" with at least one item" if any(getattr(item, "min_length", 0) for item in bounds) else "")
+    if get_origin(bare) is list:
+        return "a list of whole numbers"
+    names: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    return names[bare] + _bound_words(bounds)
+
+
+def _bound_words(bounds: list[Any]) -> str:
+    found = {name: getattr(item, name) for item in bounds for name in ("ge", "gt", "le", "lt") if getattr(item, name, None) is not None}
+    if "ge" in found and "le" in found:
+        return f" from {found['ge']} to {found['le']}"
+    words = {"ge": "of at least", "gt": "above", "le": "of at most", "lt": "below"}
+    return "".join(f"{' and' if i else ''} {words[name]} {value}" for i, (name, value) in enumerate(found.items()))
+
+
+def _mapping_words(model: type[BaseModel]) -> str:
+    fields = fields_of(model)
+    required = [name for name, field in fields.items() if field.is_required()]
+    optional = [name for name, field in fields.items() if not field.is_required()]
+    parts = [f"{', '.join(required)}"] if required else []
+    parts += [f"{'if needed ' if required else ''}{', '.join(optional)}"] if optional else []
+    return f"a mapping with the keys {' and '.join(parts)}"
+
+
+def _form(model: type[BaseModel]) -> str:
+    """`{from: STAGE}`"""
+    return (
+        "{" + ", ".join(f"{name}: {field.title or ', '.join(_choices(field.annotation))}" for name, field in fields_of(model).items()) + "}"
+    )
+
+
+def _choices(annotation: Any) -> list[str]:
+    return [str(choice) for choice in get_args(annotation)] if get_origin(annotation) is Literal else []
+
+
+def _bare(annotation: Any) -> Any:
+    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation

@@ -1,0 +1,204 @@
+"""A recipe file and `key=value` overrides -> Recipe, or everything that is wrong with them at once; and back to YAML."""
+
+import re
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from tlkit.errors import Fault, RecipeError
+from tlkit.recipe.augmentations import read_augment
+from tlkit.recipe.explain import schema_faults, shown
+from tlkit.recipe.schema import Recipe, nearest_place
+from tlkit.recipe.yaml12 import WHOLE, Document, read_yaml
+from tlkit.shipped import shipped
+
+MAX_BYTES = 1_000_000
+
+_PATH = re.compile(r"[A-Za-z_]\w*(\[\d{1,6}\])*(\.[A-Za-z_]\w*(\[\d{1,6}\])*)*")
+_STEP = re.compile(r"\w+|\[\d+\]")
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of a file, or of one that ships with tlkit; each override is `dotted.key[0]=VALUE`, its value YAML.
+
+    Raises RecipeError with all faults, each with its place, what came and what was expected.
+    """
+    file = find_recipe(path)
+    name = _short(file)
+    document = read_yaml(_text_of(file), lambda line: f"{name}:{line}")
+    for override in overrides:
+        _override(document, override)
+    return _recipe(document, name)
+
+
+def find_recipe(path: str | Path) -> Path:
+    """The file itself; else the recipe of that name that ships with tlkit: `quickstart`, `recipes/quickstart.yaml`.
+
+    Raises RecipeError, with the nearest recipe, if there is neither.
+    """
+    path = Path(path)
+    if path.is_file():
+        return path
+    ours = sorted(shipped("recipes").glob("*.yaml"))
+    if path.is_dir():
+        inside = sorted(found.name for found in path.glob("*.yaml"))
+        hint = f"It holds {', '.join(inside[:12])}." if inside else "Name a file in it."
+        raise RecipeError([Fault(str(path), "is a folder, not a recipe.", hint)])
+    # A name alone, or in a folder called recipes: a path to anywhere else means that very file.
+    if path.parent in (Path("."), Path("recipes")):
+        for recipe in ours:
+            if recipe.name in (path.name, f"{path.name}.yaml"):
+                return recipe
+    beside = sorted(path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
+    candidates = {found.stem: str(found) for found in beside} | {recipe.stem: recipe.stem for recipe in ours}
+    near = get_close_matches(path.stem, candidates, n=1)
+    hint = f"Did you mean '{candidates[near[0]]}'? " if near else ""
+    raise RecipeError([Fault(str(path), "does not exist.", f"{hint}tlkit ships these: {', '.join(recipe.stem for recipe in ours)}.")])
+
+
+def recipe_yaml(recipe: Recipe) -> str:
+    """Every value of the recipe, defaults too, as YAML that load_recipe reads back to the same recipe."""
+    values = recipe.model_dump(by_alias=True)
+    values["augment"] = [{item.name: item.arguments} if item.arguments else item.name for item in recipe.augment]
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = None  # short parts on one line, as people write recipes
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    yaml.allow_unicode = True
+    yaml.width = 120
+    text = StringIO()
+    yaml.dump(_plain(values), text)
+    return text.getvalue()
+
+
+def _recipe(document: Document, name: str) -> Recipe:
+    if document.value is None and not document.faults:
+        raise RecipeError([Fault(name, "is empty.", "A recipe has at least the keys name, data, model and phases.")])
+    values, faults = document.value, list(document.faults)
+    if isinstance(values, dict) and "augment" in values:
+        augment, found = read_augment(values["augment"])
+        values = {**values, "augment": augment}
+        faults += found
+    faults += schema_faults(values)
+    # What could not be read has been named already, and so has what lies below it.
+    kept = [fault for fault in faults if fault in document.faults or not _within(fault.key, document.broken)]
+    if kept:
+        raise RecipeError(sorted((fault.at(nearest_place(document.places, fault.key)) for fault in kept), key=_by_line))
+    recipe = Recipe.model_validate(values)
+    recipe._places.update(document.places)
+    return recipe
+
+
+def _within(key: str, keys: set[str]) -> bool:
+    return any(key == other or key.startswith((f"{other}.", f"{other}[")) for other in keys)
+
+
+def _by_line(fault: Fault) -> tuple[bool, int]:
+    """Faults of the file in its order, then those of overrides."""
+    line = fault.place.rpartition(":")[2]
+    return (fault.place.startswith("override "), int(line) if line.isdigit() else 0)
+
+
+def _text_of(file: Path) -> str:
+    try:
+        content = file.read_bytes() if file.stat().st_size <= MAX_BYTES else None
+    except OSError as error:
+        raise RecipeError([Fault(str(file), f"can't be read: {error.strerror}.", "Check its permissions.")]) from error
+    if content is None:
+        raise RecipeError(
+            [Fault(str(file), f"is larger than {MAX_BYTES // 1_000_000} MB.", "Is it a recipe? Those are a few dozen lines.")]
+        )
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        fault = Fault(WHOLE, "is not UTF-8 text.", "Save it as UTF-8.", f"{_short(file)}:{line}")
+        raise RecipeError([fault]) from error
+
+
+def _short(file: Path) -> str:
+    """The path as the user would write it from here."""
+    try:
+        return str(file.relative_to(Path.cwd()))
+    except ValueError:
+        return str(file)
+
+
+# --- overrides ---
+
+
+def _override(document: Document, override: str) -> None:
+    """Sets one key of the document; what is wrong with the override goes to the document's faults."""
+    place = f"override {override}"
+    key, equals, text = override.partition("=")
+    key = key.strip()
+    if not equals or not _PATH.fullmatch(key):
+        problem = "has no '='." if not equals else f"= '{key}' is not the path of a key."
+        document.faults.append(Fault("override", problem, "Write it as phases[0].epochs=1 or model.weights=random.", place))
+        return
+    try:
+        value = read_yaml(text, lambda _: place, root=key)
+    except RecipeError as error:
+        document.faults += error.faults
+        return
+    if fault := _set(document, key, value.value, place):
+        document.faults.append(fault.at(place))
+        return
+    # What was wrong in the file is replaced; what is wrong in an earlier override is still a slip of the user.
+    replaced = [fault for fault in document.faults if _within(fault.key, {key}) and not fault.place.startswith("override ")]
+    document.faults = [fault for fault in document.faults if fault not in replaced] + value.faults
+    document.broken = {broken for broken in document.broken if not _within(broken, {key})} | value.broken
+    kept = {written: where for written, where in document.places.items() if not _within(written, {key})}
+    document.places = {**kept, **value.places}
+
+
+def _set(document: Document, key: str, value: Any, place: str) -> Fault | None:
+    """Sets the value, with any mapping above it that isn't there yet. Returns a fault if the path leads nowhere."""
+    if document.value is None:
+        document.value = {}
+    holder: Any = document.value
+    steps, so_far = list(_steps(key)), ""
+    for i, step in enumerate(steps):
+        if isinstance(step, int):
+            if not isinstance(holder, list):
+                return Fault(key, f"can't be set: {so_far or 'the recipe'} is not a list.", "Remove the index, or set the list whole.")
+            if step >= len(holder):
+                count = f"{len(holder)} item{'' if len(holder) == 1 else 's'}, counted from 0"
+                return Fault(key, f"can't be set: {so_far} has {count}.", f"To add one, set the list whole: {so_far}=[...].")
+        elif not isinstance(holder, dict):
+            above = so_far or "the recipe"
+            whole = _nested(list(steps[i:]), value)
+            fix = f"Set it whole: '{so_far}={whole}'." if so_far else "Mend the file first."
+            return Fault(key, f"can't be set: {above} is {shown(holder)}, which has no keys.", fix)
+        so_far = f"{so_far}[{step}]" if isinstance(step, int) else f"{so_far}.{step}".lstrip(".")
+        if i == len(steps) - 1:
+            holder[step] = value
+        elif isinstance(holder, list):
+            holder = holder[step]
+        else:
+            if holder.get(step) is None:
+                holder[step] = [] if isinstance(steps[i + 1], int) else {}
+                document.places[so_far] = place
+            holder = holder[step]
+    return None
+
+
+def _steps(key: str) -> Iterator[str | int]:
+    for step in _STEP.findall(key):
+        yield int(step[1:-1]) if step.startswith("[") else step
+
+
+def _nested(steps: list[str | int], value: Any) -> str:
+    for step in reversed(steps):
+        value = [value] if isinstance(step, int) else {step: value}
+    return shown(value)
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists: YAML has no tuples."""
+    if isinstance(value, dict):
+        return {word: _plain(inner) for word, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value

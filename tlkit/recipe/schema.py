@@ -1,0 +1,202 @@
+"""Every field of a recipe: its type, default, unit, bounds and one line on what it does.
+
+Nothing here imports torch, so that `tlkit check` answers at once.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic_core import PydanticCustomError
+
+from tlkit.errors import RecipeError
+
+
+class Strict(BaseModel):
+    """A part of the recipe: unknown keys are faults, nothing is converted ("3" is no number), and nothing changes after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, strict=True, allow_inf_nan=False)
+
+
+def rule_broken(key: str, problem: str, fix: str) -> PydanticCustomError:
+    """A fault between two keys of one part. key: relative to the part."""
+    return PydanticCustomError("rule", "{key} {problem} {fix}", {"key": key, "problem": problem, "fix": fix})
+
+
+# --- data: where pictures come from and how they reach the network ---
+
+
+class FolderSource(Strict):
+    folder: str = Field(min_length=1, title="FOLDER", description="train/val/test folders of classes, or classes to be split")
+
+
+class TorchvisionSource(Strict):
+    torchvision: str = Field(min_length=1, title="NAME", description="a torchvision data set by its class name: CIFAR10, MNIST, ...")
+
+
+class BundledSource(Strict):
+    bundled: Literal["fashion_mnist_mini"] = Field(description="a small real sample that ships with tlkit")
+
+
+class Data(Strict):
+    source: FolderSource | TorchvisionSource | BundledSource = Field(description="where the pictures and labels come from")
+    root: str = Field("data", description="folder for downloads")
+    validation: float = Field(0.1, gt=0, lt=1, description="share of the training split kept for validation, if the source has none")
+    test: float = Field(0.1, ge=0, lt=1, description="share of the training split kept for the test, if the source has none")
+    image_size: int = Field(224, ge=8, le=4096, description="side of the square picture that the network sees, in pixels")
+    resize: Literal["crop", "pad", "stretch"] = Field("crop", description="how a picture becomes square")
+    normalize: Literal["weights", "dataset", "none"] = Field("weights", description="whose mean and std the pictures are normalised with")
+    batch_size: int = Field(64, ge=1, description="pictures a step, over all devices")
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field("auto", description="processes that load pictures")
+
+    @model_validator(mode="after")
+    def _leaves_pictures_to_train_on(self) -> Self:
+        if self.validation + self.test >= 1:
+            problem = f"= {self.test} and validation = {self.validation} leave no pictures to train on."
+            raise rule_broken("test", problem, "Expected shares whose sum is below 1.")
+        return self
+
+
+# --- augment: albumentations by their own names and arguments ---
+
+
+class Transform(Strict):
+    """`Rotate: {limit: 15}`: a one-key mapping in the recipe, a name and its arguments here."""
+
+    name: str
+    arguments: dict[str, Any] = Field(default_factory=dict)
+
+
+# --- model ---
+
+
+class FileWeights(Strict):
+    file: str = Field(min_length=1, title="FILE", description="a .safetensors file with the backbone's state dict")
+
+
+class PackageWeights(Strict):
+    package: Literal["efficientnet-lite0"] = Field(description="weights from an installed pip package")
+
+
+PACKAGE_BACKBONES = {"efficientnet-lite0": "tf_efficientnet_lite0"}
+
+
+class Head(Strict):
+    kind: Literal["linear", "mlp"] = Field("linear", description="what turns features into class scores")
+    dropout: float = Field(0.0, ge=0, lt=1, description="share of features zeroed in training")
+    hidden: int = Field(512, ge=1, description="width of the hidden layer of an mlp head")
+
+
+class Model(Strict):
+    backbone: str = Field(min_length=1, description="any timm model name")
+    weights: Literal["pretrained", "random"] | FileWeights | PackageWeights = Field("pretrained", description="where the backbone starts")
+    head: Head = Field(default_factory=Head, description="what is put on the backbone")
+
+    @model_validator(mode="after")
+    def _package_fits_backbone(self) -> Self:
+        # A tag, as in tf_efficientnet_lite0.in1k, names the same architecture.
+        if isinstance(self.weights, PackageWeights) and self.backbone.partition(".")[0] != PACKAGE_BACKBONES[self.weights.package]:
+            problem = f"= '{self.weights.package}' holds no weights for backbone '{self.backbone}'."
+            fitting = PACKAGE_BACKBONES[self.weights.package]
+            fix = f"Set model.backbone to {fitting}, or model.weights to pretrained, random or {{file: FILE}}."
+            raise rule_broken("weights.package", problem, fix)
+        return self
+
+
+# --- phases ---
+
+
+class FromStage(Strict):
+    from_: str = Field(alias="from", min_length=1, title="STAGE", description="the first stage that trains; everything after it trains too")
+
+
+Train = Literal["head", "all"] | FromStage
+
+
+class Phase(Strict):
+    train: Train = Field(description="what trains; all else is frozen, gradients and modes")
+    epochs: int = Field(ge=1, description="passes over the training split")
+    lr: float = Field(gt=0, description="highest learning rate")
+    layer_decay: float | None = Field(None, gt=0, le=1, description="factor on lr for every stage further from the head")
+
+    @model_validator(mode="after")
+    def _layer_decay_has_stages(self) -> Self:
+        if self.train == "head" and self.layer_decay is not None:
+            problem = f"= {self.layer_decay} does nothing: this phase trains the head alone."
+            raise rule_broken("layer_decay", problem, "Remove it, or set train to all or {from: STAGE}.")
+        return self
+
+
+class Optimizer(Strict):
+    name: Literal["sgd", "adam", "adamw"] = Field("adamw", description="how gradients become steps")
+    weight_decay: float = Field(0.05, ge=0, description="not applied to biases and normalisation layers")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
+
+
+class Schedule(Strict):
+    name: Literal["cosine", "constant"] = Field("cosine", description="how lr moves within a phase")
+    warmup: float = Field(0.0, ge=0, lt=1, description="share of a phase's steps in which lr rises from zero")
+
+
+class EarlyStopping(Strict):
+    patience: int = Field(ge=1, description="epochs without a better validation accuracy before a phase ends")
+    min_delta: float = Field(0.0, ge=0, description="what counts as better")
+
+
+class Trainer(Strict):
+    """Handed to Lightning's Trainer as they are."""
+
+    accelerator: str = Field("auto", description="auto | cpu | gpu | cuda | mps | tpu")
+    devices: Annotated[int, Field(ge=-1)] | list[int] | str = Field("auto", description="auto, how many, or which")
+    num_nodes: int = Field(1, ge=1, description="machines")
+    strategy: str = Field("auto", description="auto | ddp | fsdp | ...")
+    precision: Literal["32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true"] = Field(
+        "32-true", description="number format"
+    )
+    deterministic: bool = Field(True, description="same recipe, same machine kind, same numbers")
+
+    @model_validator(mode="after")
+    def _has_a_device(self) -> Self:
+        if self.devices in (0, "0", "", []):
+            raise rule_broken(
+                "devices",
+                f"= {self.devices!r} leaves no device to train on.",
+                "Expected auto, a count such as 1, or a list such as [0, 1].",
+            )
+        return self
+
+
+class Recipe(Strict):
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="letters, digits and . _ -; names the run folder runs/NAME/NNN")
+    seed: int = Field(0, ge=0, lt=2**32, description="decides splits, initial weights, order and augmentation")
+    data: Data = Field(description="where pictures come from and how they reach the network")
+    augment: tuple[Transform, ...] = Field((), strict=False, description="training pictures only; albumentations' own names and arguments")
+    model: Model = Field(description="the backbone and the head on it")
+    phases: tuple[Phase, ...] = Field(strict=False, min_length=1, description="what trains, for how long, at what rate, one after another")
+    optimizer: Optimizer = Field(default_factory=Optimizer, description="a new one for every phase")
+    schedule: Schedule = Field(default_factory=Schedule, description="of lr, anew for every phase")
+    early_stopping: EarlyStopping | None = Field(None, description="ends a phase that no longer gets better")
+    trainer: Trainer = Field(default_factory=Trainer, description="handed to Lightning")
+
+    _places: dict[str, str] = PrivateAttr(default_factory=dict)
+    """Dotted key -> `file:line`, filled in by the loader."""
+
+    def place_of(self, key: str) -> str:
+        """`file:line` of a key, or of the nearest part above it that was written down."""
+        return nearest_place(self._places, key)
+
+    @contextmanager
+    def located(self) -> Iterator[None]:
+        """Gives every recipe fault that is raised inside its `file:line`."""
+        try:
+            yield
+        except RecipeError as error:
+            raise RecipeError(fault.at(self.place_of(fault.key)) for fault in error.faults) from error
+
+
+def nearest_place(places: Mapping[str, str], key: str) -> str:
+    """The place of a key, or of the nearest part above it: phases[0].train, phases[0], phases, the whole."""
+    while key and key not in places:
+        key = key[: max(key.rfind("."), key.rfind("["), 0)]
+    return places.get(key, "")
