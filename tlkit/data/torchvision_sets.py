@@ -1,6 +1,7 @@
 """torchvision's classification sets by name: found under data.root, or downloaded with torchvision's own checksums."""
 
 import logging
+import re
 import shutil
 import socket
 import sys
@@ -306,4 +307,5 @@ def _one_line(error: Exception) -> str:
     if str(error) == "File not found or corrupted.":  # torchvision's words for a checksum that doesn't match
         return "what came is damaged or cut off (its checksum is not the right one)"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines).strip("<>").removeprefix("urlopen error ").rstrip(".") or type(error).__name__
+    text = " ".join(lines).strip("<>").removeprefix("urlopen error ").rstrip(".")
+    return re.sub(r"^\[Errno -?\d+\] ", "", text) or type(error).__name__

@@ -1,0 +1,161 @@
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tlkit.data import decode as module
+from tlkit.data.decode import decode
+from tlkit.errors import DataError
+
+# 2 wide, 1 high: red, blue.
+RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
+
+
+def saved(folder: Path, name: str, image: Image.Image, **options: object) -> Path:
+    image.save(folder / name, **options)
+    return folder / name
+
+
+def pixels(*colours: object) -> Image.Image:
+    return Image.fromarray(np.array([colours], np.uint8))
+
+
+def test_rgb_stays_as_it_is(tmp_path: Path) -> None:
+    assert decode(saved(tmp_path, "a.png", pixels(RED, BLUE))).tolist() == [[[*RED], [*BLUE]]]
+
+
+def test_a_function_is_decoded_like_a_file() -> None:
+    assert decode(lambda: pixels(RED, BLUE)).tolist() == [[[*RED], [*BLUE]]]
+
+
+def test_result_is_writable_contiguous_uint8(tmp_path: Path) -> None:
+    decoded = decode(saved(tmp_path, "a.png", pixels(RED, BLUE)))
+    assert decoded.dtype == np.uint8
+    assert decoded.flags.writeable
+    assert decoded.flags.c_contiguous
+
+
+@pytest.mark.parametrize(
+    ("orientation", "expected"),
+    [(1, [[RED, BLUE]]), (2, [[BLUE, RED]]), (3, [[BLUE, RED]]), (6, [[RED], [BLUE]]), (8, [[BLUE], [RED]])],
+)
+def test_exif_orientation_is_applied(tmp_path: Path, orientation: int, expected: list[list[tuple[int, int, int]]]) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = saved(tmp_path, "a.png", pixels(RED, BLUE), exif=exif)
+    assert decode(path).tolist() == [[list(colour) for colour in row] for row in expected]
+
+
+def test_grey_becomes_three_equal_channels(tmp_path: Path) -> None:
+    assert decode(saved(tmp_path, "a.png", pixels(7, 200))).tolist() == [[[7, 7, 7], [200, 200, 200]]]
+
+
+def test_black_and_white_becomes_0_and_255(tmp_path: Path) -> None:
+    assert decode(saved(tmp_path, "a.png", pixels(0, 255).convert("1"))).tolist() == [[[0, 0, 0], [255, 255, 255]]]
+
+
+def test_palette_colours_are_looked_up(tmp_path: Path) -> None:
+    image = Image.new("P", (2, 1))
+    image.putpalette([*GREEN, *BLUE])
+    image.putpixel((1, 0), 1)
+    assert decode(saved(tmp_path, "a.png", image)).tolist() == [[[*GREEN], [*BLUE]]]
+
+
+def test_a_transparent_palette_entry_becomes_white(tmp_path: Path) -> None:
+    image = Image.new("P", (2, 1))
+    image.putpalette([*GREEN, *BLUE])
+    image.putpixel((1, 0), 1)
+    assert decode(saved(tmp_path, "a.png", image, transparency=0)).tolist() == [[[*WHITE], [*BLUE]]]
+
+
+def test_alpha_is_laid_over_white(tmp_path: Path) -> None:
+    # 100 * 51/255 + 255 * 204/255 = 20 + 204 = 224; 0 * 0.2 + 204 = 204; a fully transparent black is white.
+    path = saved(tmp_path, "a.png", pixels((100, 0, 255, 51), (0, 0, 0, 0), (1, 2, 3, 255)))
+    assert decode(path).tolist() == [[[224, 204, 255], [255, 255, 255], [1, 2, 3]]]
+
+
+def test_grey_with_alpha_is_laid_over_white(tmp_path: Path) -> None:
+    path = saved(tmp_path, "a.png", Image.merge("LA", (pixels(100, 0), pixels(51, 0))))
+    assert decode(path).tolist() == [[[224, 224, 224], [255, 255, 255]]]
+
+
+def test_cmyk_is_converted(tmp_path: Path) -> None:
+    # No ink is white, all black ink is black, full cyan takes away red.
+    path = saved(tmp_path, "a.tiff", Image.frombytes("CMYK", (3, 1), bytes([0, 0, 0, 0, 0, 0, 0, 255, 255, 0, 0, 0])))
+    assert decode(path).tolist() == [[[255, 255, 255], [0, 0, 0], [0, 255, 255]]]
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tiff"])
+def test_16_bit_grey_is_scaled_and_never_clipped(tmp_path: Path, name: str) -> None:
+    # v / 257 rounded: 0, 128/257 -> 0, 129/257 -> 1, 257 -> 1, 32768/257 = 127.5019 -> 128, 65535 -> 255.
+    values = np.array([[0, 128, 129, 257, 32768, 65535]], np.uint16)
+    decoded = decode(saved(tmp_path, name, Image.fromarray(values)))
+    assert decoded[0, :, 0].tolist() == [0, 0, 1, 1, 128, 255]
+    assert (decoded[..., 0:1] == decoded).all()
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_32_bit_pixels_are_refused_because_their_range_is_unknown(tmp_path: Path, kind: type) -> None:
+    path = saved(tmp_path, "a.tiff", Image.fromarray(np.array([[1, 70000]], kind)))
+    with pytest.raises(DataError, match="no known range") as raised:
+        decode(path)
+    assert str(path) in str(raised.value)
+    assert "Save the picture as 8-bit or 16-bit" in str(raised.value)
+
+
+def test_gif_gives_its_first_frame(tmp_path: Path) -> None:
+    path = saved(tmp_path, "a.gif", pixels(RED, RED), save_all=True, append_images=[pixels(BLUE, BLUE)])
+    assert decode(path).tolist() == [[[*RED], [*RED]]]
+
+
+def test_jpeg_webp_and_bmp_are_read(tmp_path: Path) -> None:
+    image = Image.new("RGB", (16, 16), (40, 90, 200))
+    for name in ("a.jpg", "a.webp", "a.bmp"):
+        assert np.abs(decode(saved(tmp_path, name, image)).astype(int) - (40, 90, 200)).max() <= 6, name
+
+
+def test_a_picture_beyond_the_limit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_PIXELS", 100)
+    with pytest.raises(DataError, match=r"too large \(11 x 10 pixels; the limit is 100\)"):
+        decode(saved(tmp_path, "a.png", Image.new("L", (11, 10))))
+
+
+def test_a_decompression_bomb_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    # A header that promises 20,000 x 20,000 pixels.
+    path = saved(tmp_path, "a.bmp", Image.new("1", (8, 8)))
+    content = bytearray(path.read_bytes())
+    content[18:26] = (20_000).to_bytes(4, "little") * 2
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="too large"):
+        decode(path)
+
+
+def test_a_picture_that_is_cut_off_is_refused(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(buffer, "JPEG")
+    path = tmp_path / "a.jpg"
+    path.write_bytes(buffer.getvalue()[: len(buffer.getvalue()) // 2])
+    with pytest.raises(DataError, match="damaged or cut off") as raised:
+        decode(path)
+    assert str(raised.value).startswith(f"{path}: ")
+    assert "Replace or remove it" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"), [(b"", "the file is empty"), (b"hello", "not a picture"), (b"\x89PNG\r\n\x1a\n", "not a picture|damaged")]
+)
+def test_what_is_no_picture_is_refused_with_its_reason(tmp_path: Path, content: bytes, reason: str) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=reason) as raised:
+        decode(path)
+    assert str(path) in str(raised.value)
+
+
+def test_folders_and_missing_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="a folder, not a picture"):
+        decode(tmp_path)
+    with pytest.raises(DataError, match="no such file"):
+        decode(tmp_path / "no.png")

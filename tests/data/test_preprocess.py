@@ -1,0 +1,104 @@
+import json
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from timm.data import create_transform
+from torchvision.transforms import functional
+
+from tlkit.data.preprocess import Preprocessing, preprocessing_for
+from tlkit.errors import DataError
+from tlkit.recipe.schema import BundledSource, Data
+from tlkit.shipped import shipped
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CROP_MODES = {"crop": "center", "pad": "border", "stretch": "squash"}
+SIZES = [(1, 1), (5, 500), (333, 217), (217, 333), (224, 224), (225, 224), (601, 77), (31, 33)]
+
+
+def data(**fields: object) -> Data:
+    return Data(source=BundledSource(bundled="fashion_mnist_mini"), **fields)
+
+
+def picture(width: int, height: int) -> np.ndarray:
+    return np.random.default_rng(width * 1000 + height).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("resize", CROP_MODES)
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_fit_gives_timms_own_evaluation_pixels(resize: str, interpolation: str) -> None:
+    for (width, height), crop_pct, size in product(SIZES, (0.875, 0.95, 1.0), (64, 97, 224)):
+        timm_transform = create_transform(
+            size, interpolation=interpolation, crop_pct=crop_pct, crop_mode=CROP_MODES[resize], mean=MEAN, std=STD, normalize=False
+        )
+        image = picture(width, height)
+        expected = timm_transform(Image.fromarray(image)).permute(1, 2, 0).numpy()
+        ours = Preprocessing(size, resize, crop_pct, interpolation, MEAN, STD).fit(image)
+        assert np.array_equal(ours, expected), f"{width} x {height} to {size} at {crop_pct}"
+        assert ours.flags.c_contiguous
+
+
+def test_fit_and_normalize_give_timms_tensor_for_a_real_picture() -> None:
+    path = next(shipped("data/fashion_mnist_mini").rglob("*.png"))
+    image = Image.open(path).convert("RGB")
+    timm_transform = create_transform(96, interpolation="bicubic", crop_pct=0.9, crop_mode="center", mean=MEAN, std=STD)
+    preprocessing = Preprocessing(96, "crop", 0.9, "bicubic", MEAN, STD)
+    ours = preprocessing.normalize(torch.from_numpy(preprocessing.fit(np.asarray(image))).permute(2, 0, 1)[None])
+    assert torch.equal(ours[0], timm_transform(image))
+
+
+def test_normalize_equals_torchvision_and_keeps_channels_last() -> None:
+    images = torch.from_numpy(np.stack([picture(8, 8), picture(8, 8)])).permute(0, 3, 1, 2)
+    normalized = Preprocessing(8, "crop", 1.0, "bilinear", MEAN, STD).normalize(images)
+    assert torch.equal(normalized, functional.normalize(images.float() / 255, MEAN, STD))
+    assert normalized.dtype == torch.float32
+    assert normalized.is_contiguous(memory_format=torch.channels_last)
+    assert images.dtype == torch.uint8
+
+
+def test_padding_is_zero_after_normalisation_to_half_a_grey_level() -> None:
+    preprocessing = Preprocessing(10, "pad", 1.0, "bilinear", MEAN, STD)
+    fitted = preprocessing.fit(np.full((5, 10, 3), 200, np.uint8))  # 5 rows high: rows 0, 1 and 7, 8, 9 are padding
+    normalized = preprocessing.normalize(torch.from_numpy(fitted).permute(2, 0, 1)[None])
+    assert normalized[0, :, 0].abs().max() <= 0.5 / 255 / min(STD)
+    assert (fitted[2:7] == 200).all()
+
+
+def test_a_crop_of_a_hair_thin_picture_is_refused_with_the_fix() -> None:
+    with pytest.raises(DataError, match="too elongated") as raised:
+        Preprocessing(224, "crop", 0.875, "bilinear", MEAN, STD).fit(np.zeros((1, 20_000, 3), np.uint8)[:, :, :].repeat(1, 0).repeat(200, 1))
+    assert "data.resize=pad" in str(raised.value)
+
+
+def test_preprocessing_survives_json_and_cannot_change() -> None:
+    preprocessing = Preprocessing(128, "pad", 1.0, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    assert Preprocessing.from_json(json.loads(json.dumps(preprocessing.to_json()))) == preprocessing
+    with pytest.raises(AttributeError):
+        preprocessing.image_size = 1  # type: ignore[misc]
+
+
+def test_weights_decide_mean_std_interpolation_and_crop() -> None:
+    cfg = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4), "interpolation": "bicubic", "crop_pct": 0.95}
+    assert preprocessing_for(data(image_size=100), cfg) == Preprocessing(100, "crop", 0.95, "bicubic", (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+    assert preprocessing_for(data(resize="pad"), cfg).crop_pct == 1.0
+    assert preprocessing_for(data(resize="stretch"), cfg).crop_pct == 1.0
+
+
+def test_missing_or_random_interpolation_becomes_bicubic() -> None:
+    assert preprocessing_for(data(), {"interpolation": "random"}).interpolation == "bicubic"
+    assert preprocessing_for(data(), {}).interpolation == "bicubic"
+
+
+def test_normalize_none_leaves_0_to_1_and_dataset_takes_the_measured_values() -> None:
+    none = preprocessing_for(data(normalize="none"), {"mean": MEAN, "std": STD})
+    assert (none.mean, none.std) == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    fitted = []
+    measured = preprocessing_for(
+        data(normalize="dataset", image_size=16, resize="pad"),
+        {},
+        lambda fit: fitted.append(fit(picture(40, 10))) or ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6)),
+    )
+    assert (measured.mean, measured.std, measured.resize) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "pad")
+    assert fitted[0].shape == (16, 16, 3)

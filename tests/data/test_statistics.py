@@ -1,0 +1,30 @@
+import numpy as np
+import pytest
+
+from tlkit.data.statistics import channel_statistics
+from tlkit.errors import DataError
+
+
+def test_mean_and_std_equal_numpys_over_all_pixels() -> None:
+    draws = np.random.default_rng(0)
+    pictures = [draws.integers(0, 200, (h, w, 3), dtype=np.uint8) for h, w in ((5, 7), (1, 1), (30, 2))]
+    pixels = np.concatenate([picture.reshape(-1, 3) for picture in pictures]).astype(np.float64) / 255
+    mean, std = channel_statistics(iter(pictures))
+    assert mean == pytest.approx(pixels.mean(axis=0), abs=1e-6)
+    assert std == pytest.approx(pixels.std(axis=0), abs=1e-6)
+
+
+def test_the_order_of_pictures_changes_nothing() -> None:
+    pictures = [np.full((3, 3, 3), value, np.uint8) for value in (0, 7, 255)]
+    assert channel_statistics(pictures) == channel_statistics(pictures[::-1])
+
+
+def test_a_channel_that_never_changes_keeps_a_std_that_can_be_divided_by() -> None:
+    mean, std = channel_statistics([np.full((4, 4, 3), 51, np.uint8)])
+    assert mean == pytest.approx((0.2, 0.2, 0.2))
+    assert std == (1 / 255,) * 3
+
+
+def test_no_pictures_is_an_error() -> None:
+    with pytest.raises(DataError, match="no pictures"):
+        channel_statistics([])
