@@ -1,0 +1,98 @@
+from pathlib import Path
+
+import lightning
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tlkit.data import datamodule
+from tlkit.data.augment import build_augmentation
+from tlkit.data.datamodule import PictureData
+from tlkit.data.preprocess import Preprocessing
+from tlkit.data.sources import Sample, Samples
+from tlkit.errors import DataError
+from tlkit.recipe.schema import Transform
+
+PREPROCESSING = Preprocessing(8, "stretch", 1.0, "bilinear", (0.0,) * 3, (1.0,) * 3)
+
+
+def grey(value: int) -> Image.Image:
+    return Image.fromarray(np.full((8, 8), value, np.uint8))
+
+
+@pytest.fixture
+def data() -> PictureData:
+    samples = tuple(
+        Sample(f"{split}/{number}", lambda number=number: grey(number * 10), number % 2, split)
+        for split, count in (("train", 10), ("val", 5), ("test", 3))
+        for number in range(count)
+    )
+    noise = build_augmentation([Transform(name="GaussNoise", arguments={"p": 1.0})], 8)
+    return PictureData(Samples(("even", "odd"), samples), PREPROCESSING, noise, batch_size=4, workers=0, seed=3)
+
+
+class Watching(lightning.LightningModule):
+    """Keeps what it is shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.seen: dict[str, list[bytes]] = {"train": [], "val": []}
+
+    def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], _: int) -> torch.Tensor:
+        self.seen["train"].append(batch[0].numpy().tobytes())
+        return self.weight.sum()
+
+    def validation_step(self, batch: tuple[torch.Tensor, torch.Tensor], _: int) -> None:
+        self.seen["val"].append(batch[0].numpy().tobytes())
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def fitted(data: PictureData, epochs: int, folder: Path) -> Watching:
+    module = Watching()
+    trainer = lightning.Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        default_root_dir=folder,
+    )
+    trainer.fit(module, datamodule=data)
+    return module
+
+
+def test_only_training_is_augmented(data: PictureData) -> None:
+    plain = torch.cat([images for images, _ in data.val_dataloader()])
+    assert plain[:, 0, 0, 0].tolist() == [0, 10, 20, 30, 40]
+    assert (plain == plain[:, :1, :1, :1]).all()
+    noisy = torch.cat([images for images, _ in data.train_dataloader()])
+    assert not (noisy == noisy[:, :1, :1, :1]).all()
+    assert [len(labels) for _, labels in data.test_dataloader()] == [3]
+
+
+def test_two_phases_see_what_one_longer_phase_sees(data: PictureData, tmp_path: Path) -> None:
+    together = fitted(data, 3, tmp_path).seen
+    first = fitted(data, 1, tmp_path).seen
+    data.first_epoch = 1
+    second = fitted(data, 2, tmp_path).seen
+    assert first["train"] + second["train"] == together["train"]
+    assert len(set(together["train"])) == len(together["train"])
+    assert together["val"][:2] * 3 == together["val"]
+
+
+def test_the_batch_size_is_over_all_devices(data: PictureData, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datamodule, "_is_distributed", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_rank", lambda: 1)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    assert [len(labels) for _, labels in data.train_dataloader()] == [2, 2]  # five pictures for each; the fifth would be alone
+    assert torch.cat([images for images, _ in data.val_dataloader()])[:, 0, 0, 0].tolist() == [10, 30]
+    data.batch_size = 3
+    with pytest.raises(DataError, match="use a multiple of 2"):
+        data.train_dataloader()

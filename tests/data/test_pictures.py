@@ -1,0 +1,107 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tlkit.data.augment import build_augmentation
+from tlkit.data.pictures import EpochSampler, make_loader, worker_count
+from tlkit.data.preprocess import Preprocessing
+from tlkit.data.sources import Sample
+from tlkit.errors import DataError
+from tlkit.recipe.schema import Transform
+
+PREPROCESSING = Preprocessing(24, "crop", 1.0, "bilinear", (0.5,) * 3, (0.5,) * 3)
+AUGMENT = [Transform(name="Rotate", arguments={"limit": 30}), Transform(name="HorizontalFlip"), Transform(name="GaussNoise")]
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
+    folder = tmp_path_factory.mktemp("pictures")
+    draws = np.random.default_rng(0)
+    made = []
+    for number in range(21):
+        path = folder / f"{number}.png"
+        Image.fromarray(draws.integers(0, 256, (30, 26 + number, 3), dtype=np.uint8)).save(path)
+        made.append(Sample(path.name, path, number % 3, "train"))
+    return made
+
+
+def epochs(samples: list[Sample], workers: int, number: int = 2, **options: object) -> list[tuple[bytes, list[int]]]:
+    loader = make_loader(
+        samples, PREPROCESSING, batch_size=4, train=True, augmentation=build_augmentation(AUGMENT, 24), workers=workers, seed=7, **options
+    )
+    result = []
+    for epoch in range(number):
+        loader.sampler.set_epoch(epoch)
+        batches = list(loader)
+        result.append((b"".join(images.numpy().tobytes() for images, _ in batches), [int(n) for _, labels in batches for n in labels]))
+    return result
+
+
+def test_none_one_and_four_workers_give_the_same_pictures_and_epochs_differ(samples: list[Sample]) -> None:
+    alone = epochs(samples, 0)
+    assert epochs(samples, 1) == alone
+    assert epochs(samples, 4) == alone
+    assert alone[0] != alone[1]
+
+
+def test_a_later_phase_goes_on_where_the_earlier_one_ended(samples: list[Sample]) -> None:
+    assert epochs(samples, 0, number=3)[2] == epochs(samples, 0, number=1, first_epoch=2)[0]
+
+
+def test_evaluation_gives_every_picture_once_and_in_order(samples: list[Sample]) -> None:
+    loader = make_loader(samples, PREPROCESSING, batch_size=4, workers=0)
+    batches = list(loader)
+    assert [len(labels) for _, labels in batches] == [4, 4, 4, 4, 4, 1]
+    assert torch.cat([labels for _, labels in batches]).tolist() == [sample.label for sample in samples]
+
+
+def test_training_leaves_out_a_last_batch_of_one_picture_only(samples: list[Sample]) -> None:
+    loader = make_loader(samples, PREPROCESSING, batch_size=4, train=True, workers=0)
+    assert len(loader) == 5
+    assert [len(labels) for _, labels in loader] == [4, 4, 4, 4, 4]
+    assert [len(labels) for _, labels in make_loader(samples, PREPROCESSING, batch_size=6, train=True, workers=0)] == [6, 6, 6, 3]
+    assert len(make_loader(samples, PREPROCESSING, batch_size=1, train=True, workers=0)) == 21
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batches_are_uint8_in_channels_last_memory(samples: list[Sample], workers: int) -> None:
+    images, labels = next(iter(make_loader(samples, PREPROCESSING, batch_size=4, workers=workers)))
+    assert (images.shape, images.dtype, labels.dtype) == ((4, 3, 24, 24), torch.uint8, torch.int64)
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    expected = PREPROCESSING.fit(np.asarray(Image.open(samples[2].image)))
+    assert np.array_equal(images[2].permute(1, 2, 0).numpy(), expected)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_bad_picture_is_named_without_a_workers_traceback(samples: list[Sample], tmp_path: Path, workers: int) -> None:
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    bad = [*samples[:3], Sample("train/x/bad.png", tmp_path / "bad.png", 0, "train")]
+    with pytest.raises(DataError) as raised:
+        list(make_loader(bad, PREPROCESSING, batch_size=2, workers=workers))
+    message = str(raised.value)
+    assert message.startswith(f"picture train/x/bad.png: {tmp_path / 'bad.png'}: this is not a picture")
+    assert "Traceback" not in message
+    assert "worker process" not in message
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_ranks_share_the_pictures_out(ranks: int) -> None:
+    training = [EpochSampler(20, batch_size=4, shuffle=True, seed=1, rank=rank, ranks=ranks) for rank in range(ranks)]
+    assert len({len(list(sampler)) for sampler in training}) == 1
+    assert {index for sampler in training for _, index in sampler} == set(range(20))
+    evaluation = [EpochSampler(20, batch_size=4, shuffle=False, rank=rank, ranks=ranks) for rank in range(ranks)]
+    assert sorted(index for sampler in evaluation for _, index in sampler) == list(range(20))
+
+
+def test_more_ranks_than_pictures_still_give_each_rank_one() -> None:
+    assert [len(list(EpochSampler(2, batch_size=4, shuffle=True, rank=rank, ranks=5))) for rank in range(5)] == [1] * 5
+
+
+def test_auto_starts_workers_only_where_they_help(monkeypatch: pytest.MonkeyPatch) -> None:
+    for processors, pictures, expected in [(2, 100_000, 0), (16, 100, 0), (4, 5_000, 3), (64, 5_000, 8)]:
+        monkeypatch.setattr("os.sched_getaffinity", lambda _, n=processors: set(range(n)), raising=False)
+        assert worker_count("auto", pictures) == expected
+    assert worker_count(5, 1) == 5
