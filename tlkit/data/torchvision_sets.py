@@ -88,10 +88,15 @@ def read_torchvision(name: str, root: Path) -> Samples:
         problem = "needs one of its variants." if variants else "is not a classification set of torchvision."
         raise RecipeError([Fault("data.source.torchvision", f"= '{name}' {problem}", fix)])
     root = root.expanduser()
+    new_root = not root.exists()
     try:
-        parts = _open(name, root)
-    except _FAILURES as error:
-        parts = _fetch(name, root, missing=error)
+        try:
+            parts = _open(name, root)
+        except _FAILURES as error:
+            parts = _fetch(name, root, missing=error)
+    finally:
+        if new_root:
+            _remove_if_empty(root)  # Some sets (Caltech101) make their folder before they look into it.
     return _samples(parts)
 
 
@@ -147,7 +152,6 @@ def _fetch(name: str, root: Path, *, missing: Exception) -> dict[str, Any]:
             "  Put its files there as torchvision's documentation says, set data.root to where they lie, or use data.source.folder."
         )
     attempt = _Attempt()
-    new_root = not root.exists()
     unfinished = root / f".{name.replace('/', '-')}.unfinished"
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -168,14 +172,21 @@ def _fetch(name: str, root: Path, *, missing: Exception) -> dict[str, Any]:
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
         (root / f".{name.replace('/', '-')}.lock").unlink(missing_ok=True)
-        if new_root and root.is_dir() and not any(root.iterdir()):
-            root.rmdir()
 
 
 def _looked_in(unfinished: Path) -> Path:
     """Where, below its root, torchvision wanted the archive: the deepest folder that it made (MNIST/raw; for CIFAR10 the root)."""
     folders = [path.relative_to(unfinished) for path in unfinished.rglob("*") if path.is_dir()]
     return max(folders, key=lambda path: len(path.parts), default=Path())
+
+
+def _remove_if_empty(folder: Path) -> None:
+    if not folder.is_dir():
+        return
+    for path in folder.iterdir():
+        _remove_if_empty(path)
+    if not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def _no_set(name: str, root: Path, attempt: "_Attempt", error: Exception, *, place: Path) -> str:
