@@ -59,10 +59,15 @@ class Quiet(SimpleHTTPRequestHandler):
         pass
 
 
+class QuietServer(ThreadingHTTPServer):
+    def handle_error(self, *_: object) -> None:
+        """torchvision 0.29 asks for redirects with a GET that it breaks off."""
+
+
 @pytest.fixture
 def server(archive: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadingHTTPServer]:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    served = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(archive.parent)))
+    served = QuietServer(("127.0.0.1", 0), partial(Quiet, directory=str(archive.parent)))
     Thread(target=served.serve_forever, daemon=True).start()
     monkeypatch.setattr(datasets.CIFAR10, "url", f"http://127.0.0.1:{served.server_port}/{archive.name}")
     yield served
@@ -117,7 +122,11 @@ def test_a_download_is_read_and_a_second_run_needs_no_network(
     expected = np.random.default_rng(5).integers(0, 256, (10, 3072), dtype=np.uint8)[7].reshape(3, 32, 32).transpose(1, 2, 0)
     assert np.array_equal(decode(samples.of("test")[7].image), expected)
     assert capfd.readouterr().err == ""
-    assert [path.name for path in (tmp_path / "data").iterdir() if path.name.startswith(".")] == []
+    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == [
+        ".CIFAR10.lock",
+        "cifar-10-batches-py",
+        "cifar-10-python.tar.gz",
+    ]
     nobody(monkeypatch)
     assert read("CIFAR10", tmp_path / "data").classes == samples.classes
 

@@ -152,10 +152,10 @@ def _fetch(name: str, root: Path, *, missing: Exception) -> dict[str, Any]:
             "  Put its files there as torchvision's documentation says, set data.root to where they lie, or use data.source.folder."
         )
     attempt = _Attempt()
-    unfinished = root / f".{name.replace('/', '-')}.unfinished"
+    unfinished, lock = (root / f".{name.replace('/', '-')}.{ending}" for ending in ("unfinished", "lock"))
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / f".{name.replace('/', '-')}.lock"):
+        with FileLock(lock):
             try:
                 return _open(name, root)  # Another process may have brought it meanwhile.
             except _FAILURES:
@@ -168,16 +168,20 @@ def _fetch(name: str, root: Path, *, missing: Exception) -> dict[str, Any]:
             _move_in(unfinished, root)
             return _open(name, root)
     except _FAILURES as error:
-        raise DataError(_no_set(name, root, attempt, error, place=root / _looked_in(unfinished))) from error
+        lock.unlink(missing_ok=True)  # Kept after a success: another process may be waiting for it.
+        raise DataError(_no_set(name, root, attempt, error, place=root / _looked_in(unfinished, root, name))) from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-        (root / f".{name.replace('/', '-')}.lock").unlink(missing_ok=True)
 
 
-def _looked_in(unfinished: Path) -> Path:
-    """Where, below its root, torchvision wanted the archive: the deepest folder that it made (MNIST/raw; for CIFAR10 the root)."""
+def _looked_in(unfinished: Path, root: Path, name: str) -> Path:
+    """Where, below its root, torchvision wanted the archive: the deepest folder that it made (MNIST/raw; for CIFAR10 the root).
+
+    Folders that only hold lent archives of other sets are in root too.
+    """
     folders = [path.relative_to(unfinished) for path in unfinished.rglob("*") if path.is_dir()]
-    return max(folders, key=lambda path: len(path.parts), default=Path())
+    own = [path for path in folders if path.parts[0] == name.partition("/")[0] or not (root / path).exists()]
+    return max(own, key=lambda path: len(path.parts), default=Path())
 
 
 def _remove_if_empty(folder: Path) -> None:
