@@ -8,20 +8,24 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from tlkit.errors import Fault, did_you_mean, expected_one_of
-from tlkit.recipe.schema import Recipe
+from tlkit.recipe.schema import Recipe, nearest_place
 from tlkit.recipe.yaml12 import WHOLE, join, scalar
 
 
-def schema_faults(value: Any, model: type[BaseModel] = Recipe, key: str = "") -> list[Fault]:
-    """What keeps a value from being the model; empty if nothing does. key: where the value stands in the recipe."""
+def schema_faults(value: Any, places: Mapping[str, str], *, model: type[BaseModel] = Recipe, key: str = "") -> list[Fault]:
+    """What keeps a value from being the model; empty if nothing does. key: where the value stands in the recipe.
+
+    places: dotted key -> place. Where two keys clash, and one of them was set by an override, the fault has the override's place;
+    all others are left without one.
+    """
     try:
         model.model_validate(value)
     except ValidationError as error:
-        return list(_explain(error, model, value, key))
+        return list(_explain(error, model, value, key, places))
     return []
 
 
-def _explain(error: ValidationError, model: type[BaseModel], whole: Any, whole_key: str) -> Iterator[Fault]:
+def _explain(error: ValidationError, model: type[BaseModel], whole: Any, whole_key: str, places: Mapping[str, str]) -> Iterator[Fault]:
     unions: set[str] = set()
     for detail in error.errors(include_url=False):
         key, value, current, field = whole_key, whole, model, None
@@ -42,14 +46,16 @@ def _explain(error: ValidationError, model: type[BaseModel], whole: Any, whole_k
         else:
             if detail["type"] == "rule":
                 context = detail["ctx"]
-                yield Fault(join(key, context["key"]), context["problem"], context["fix"])
+                clashing = (nearest_place(places, join(key, word)) for word in (context["key"], context["with_key"]))
+                place = next((place for place in clashing if place.startswith("override ")), "")
+                yield Fault(join(key, context["key"]), context["problem"], context["fix"], place)
             elif not _is_union(field):
                 if detail["type"] == "too_short" and value:
                     continue  # pydantic counts items that are wrong as absent
                 yield _wrong_value(key, value, field, current)
             elif key not in unions:
                 unions.add(key)
-                yield from _wrong_union(key, value, field)
+                yield from _wrong_union(key, value, field, places)
 
 
 # --- the schema, as a tree to walk ---
@@ -119,22 +125,20 @@ def _wrong_value(key: str, value: Any, field: FieldInfo | None, model: type[Base
     return Fault(key, _problem(value, field), f"{_expected(field)} {_nearest(value, field)}".rstrip())
 
 
-def _wrong_union(key: str, value: Any, field: FieldInfo | None) -> list[Fault]:
+def _wrong_union(key: str, value: Any, field: FieldInfo | None, places: Mapping[str, str]) -> list[Fault]:
     """One fault for the whole union; or, if the keys given belong to one alternative alone, what is wrong with that one."""
     alternatives = _alternatives(field.annotation) if field else []
     models = [alternative for alternative in alternatives if _is_model(alternative)]
     if isinstance(value, Mapping):
-        meant = [model for model in models if set(fields_of(model)) & set(value)]
-        if len(meant) == 1:
-            return schema_faults(value, meant[0], key)
-        words = [word for model in models for word in fields_of(model)]
-        problem = f"= {shown(value)} gives more than one of {', '.join(words)}." if meant else f"= {shown(value)} can't be used."
-        if not models:
-            problem = f"{_came(value)}."
-        hint = "" if meant else next(filter(None, (did_you_mean(str(word), words) for word in value)), "")
-        if meant:
-            example = _form(meant[-1])
-            hint = f"Keep one; an override replaces it whole: '{key}={example}'."
+        forms = {word: model for model in models for word in fields_of(model)}
+        given = [word for word in value if word in forms]
+        if len(given) == 1:
+            return schema_faults(value, places, model=forms[given[0]], key=key)
+        if given:
+            fix = f"Keep one of them; an override replaces both: '{key}={_form(forms[given[-1]])}'."
+            return [Fault(join(key, given[-1]), f"can't stand beside {join(key, given[0])}.", fix)]
+        problem = f"= {shown(value)} can't be used." if models else f"{_came(value)}."
+        hint = next(filter(None, (did_you_mean(word, forms) for word in value)), "")
         return [Fault(key, problem, f"{_expected(field)} {hint}".rstrip())]
     choices = [choice for alternative in alternatives for choice in _choices(alternative)]
     hint = did_you_mean(value, choices) if isinstance(value, str) else ""

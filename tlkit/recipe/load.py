@@ -82,7 +82,7 @@ def _recipe(document: Document, name: str) -> Recipe:
         augment, found = read_augment(values["augment"])
         values = {**values, "augment": augment}
         faults += found
-    faults += schema_faults(values)
+    faults += schema_faults(values, document.places)
     # What could not be read has been named already, and so has what lies below it.
     kept = [fault for fault in faults if fault in document.faults or not _within(fault.key, document.broken)]
     if kept:
@@ -160,35 +160,42 @@ def _set(document: Document, key: str, value: Any, place: str) -> Fault | None:
     if document.value is None:
         document.value = {}
     holder: Any = document.value
-    steps, so_far = list(_steps(key)), ""
+    steps = list(_steps(key))
     for i, step in enumerate(steps):
-        if isinstance(step, int):
-            if not isinstance(holder, list):
-                return Fault(key, f"can't be set: {so_far or 'the recipe'} is not a list.", "Remove the index, or set the list whole.")
-            if step >= len(holder):
-                count = f"{len(holder)} item{'' if len(holder) == 1 else 's'}, counted from 0"
-                return Fault(key, f"can't be set: {so_far} has {count}.", f"To add one, set the list whole: {so_far}=[...].")
-        elif not isinstance(holder, dict):
-            above = so_far or "the recipe"
-            whole = _nested(list(steps[i:]), value)
-            fix = f"Set it whole: '{so_far}={whole}'." if so_far else "Mend the file first."
-            return Fault(key, f"can't be set: {above} is {shown(holder)}, which has no keys.", fix)
-        so_far = f"{so_far}[{step}]" if isinstance(step, int) else f"{so_far}.{step}".lstrip(".")
+        if fault := _step_fault(key, holder, above=_dotted(steps[:i]), below=steps[i:], value=value):
+            return fault
         if i == len(steps) - 1:
             holder[step] = value
-        elif isinstance(holder, list):
-            holder = holder[step]
-        else:
-            if holder.get(step) is None:
-                holder[step] = [] if isinstance(steps[i + 1], int) else {}
-                document.places[so_far] = place
-            holder = holder[step]
+        elif isinstance(step, str) and holder.get(step) is None:
+            holder[step] = [] if isinstance(steps[i + 1], int) else {}
+            document.places[_dotted(steps[: i + 1])] = place
+        holder = holder[step]
+    return None
+
+
+def _step_fault(key: str, holder: Any, *, above: str, below: list[str | int], value: Any) -> Fault | None:
+    """Why the first step below the holder can't be taken. above: the holder's own key."""
+    step, whole = below[0], above or WHOLE
+    if isinstance(step, str):
+        if isinstance(holder, dict):
+            return None
+        fix = f"Set it whole: '{above}={_nested(below, value)}'." if above else "Mend the file first."
+        return Fault(key, f"can't be set: {whole} is {shown(holder)}, which has no keys.", fix)
+    if not isinstance(holder, list):
+        return Fault(key, f"can't be set: {whole} is not a list.", "Remove the index, or set the list whole.")
+    if step >= len(holder):
+        count = f"{len(holder)} item{'' if len(holder) == 1 else 's'}, counted from 0"
+        return Fault(key, f"can't be set: {whole} has {count}.", f"To add one, set the list whole: '{above}=[...]'.")
     return None
 
 
 def _steps(key: str) -> Iterator[str | int]:
     for step in _STEP.findall(key):
         yield int(step[1:-1]) if step.startswith("[") else step
+
+
+def _dotted(steps: list[str | int]) -> str:
+    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps).removeprefix(".")
 
 
 def _nested(steps: list[str | int], value: Any) -> str:

@@ -19,9 +19,9 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, strict=True, allow_inf_nan=False)
 
 
-def rule_broken(key: str, problem: str, fix: str) -> PydanticCustomError:
-    """A fault between two keys of one part. key: relative to the part."""
-    return PydanticCustomError("rule", "{key} {problem} {fix}", {"key": key, "problem": problem, "fix": fix})
+def rule_broken(key: str, with_key: str, problem: str, fix: str) -> PydanticCustomError:
+    """A clash of two keys of one part, told at the first. Both are relative to the part."""
+    return PydanticCustomError("rule", "{key} {problem} {fix}", {"key": key, "with_key": with_key, "problem": problem, "fix": fix})
 
 
 # --- data: where pictures come from and how they reach the network ---
@@ -54,7 +54,7 @@ class Data(Strict):
     def _leaves_pictures_to_train_on(self) -> Self:
         if self.validation + self.test >= 1:
             problem = f"= {self.test} and validation = {self.validation} leave no pictures to train on."
-            raise rule_broken("test", problem, "Expected shares whose sum is below 1.")
+            raise rule_broken("test", "validation", problem, "Expected shares whose sum is below 1.")
         return self
 
 
@@ -100,7 +100,7 @@ class Model(Strict):
             problem = f"= '{self.weights.package}' holds no weights for backbone '{self.backbone}'."
             fitting = PACKAGE_BACKBONES[self.weights.package]
             fix = f"Set model.backbone to {fitting}, or model.weights to pretrained, random or {{file: FILE}}."
-            raise rule_broken("weights.package", problem, fix)
+            raise rule_broken("weights.package", "backbone", problem, fix)
         return self
 
 
@@ -124,7 +124,7 @@ class Phase(Strict):
     def _layer_decay_has_stages(self) -> Self:
         if self.train == "head" and self.layer_decay is not None:
             problem = f"= {self.layer_decay} does nothing: this phase trains the head alone."
-            raise rule_broken("layer_decay", problem, "Remove it, or set train to all or {from: STAGE}.")
+            raise rule_broken("layer_decay", "train", problem, "Remove it, or set train to all or {from: STAGE}.")
         return self
 
 
@@ -160,6 +160,7 @@ class Trainer(Strict):
     def _has_a_device(self) -> Self:
         if self.devices in (0, "0", "", []):
             raise rule_broken(
+                "devices",
                 "devices",
                 f"= {self.devices!r} leaves no device to train on.",
                 "Expected auto, a count such as 1, or a list such as [0, 1].",

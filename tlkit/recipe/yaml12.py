@@ -55,11 +55,11 @@ def read_yaml(text: str, place: Callable[[int], str], *, root: str = "") -> Docu
                 line = _line(event)
                 raise YAMLError("a second document begins here, and a recipe is one document")
             reader.document.value = reader.read(next(reader.events), root, 0)
-            reader.document.places.setdefault(root, place(1))
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
         line = mark.line + 1 if mark else line
         raise RecipeError([_syntax_fault(error, text, place(line), root)]) from error
+    reader.document.places.setdefault(root, place(1))
     return reader.document
 
 

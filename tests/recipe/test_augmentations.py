@@ -1,0 +1,78 @@
+"""`augment:` is checked against a table of albumentations, and the table is true."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tlkit.errors import RecipeError
+from tlkit.recipe.augmentations import REFUSED, TABLE, table_of_installed, transforms
+from tlkit.recipe.load import load_recipe
+
+
+def augment(value: str) -> list[tuple[str, dict[str, object]]]:
+    return [(item.name, item.arguments) for item in load_recipe("quickstart", [f"augment={value}"]).augment]
+
+
+def test_the_table_is_that_of_the_installed_albumentations() -> None:
+    import albumentations
+
+    assert albumentations.__version__ == "2.0.8", f"{TABLE} is of another version: python -m tlkit.recipe.augmentations"
+    assert transforms() == table_of_installed()
+
+
+def test_every_transform_that_is_refused_exists_and_none_is_both() -> None:
+    import albumentations
+
+    assert [name for name in REFUSED if not hasattr(albumentations, name)] == []
+    assert not set(REFUSED) & set(transforms())
+
+
+def test_the_table_is_written_one_transform_a_line() -> None:
+    text = (Path(__file__).parents[2] / "tlkit" / "recipe" / TABLE).read_text()
+    assert len(text.splitlines()) == len(json.loads(text)) + 2
+
+
+def test_a_transform_may_stand_alone_or_with_arguments() -> None:
+    assert augment("[HorizontalFlip, Rotate: {limit: 15}, {D4: {}}, Transpose: ]") == [
+        ("HorizontalFlip", {}),
+        ("Rotate", {"limit": 15}),
+        ("D4", {}),
+        ("Transpose", {}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("[HorizontlFlip]", "augment[0].HorizontlFlip is not a transform of albumentations 2.0.8.\n  Did you mean 'HorizontalFlip'?"),
+        ("[D4, rotate: {limit: 3}]", "augment[1].rotate is not a transform of albumentations 2.0.8.\n  Did you mean 'Rotate'?"),
+        ("[Rotate: {limt: 3}]", "augment[0].Rotate.limt is not an argument of Rotate.\n  Expected one of: limit, interpolation"),
+        ("[Rotate: 3]", "augment[0].Rotate = 3 is not a mapping.\n  Expected arguments: limit, "),
+        ("[Rotate: {p: 1.5}]", "augment[0].Rotate.p = 1.5 is no probability.\n  Expected a number from 0 to 1."),
+        ("[Normalize]", "augment[0].Normalize can't be used: tlkit normalises after augmentation"),
+        ("[ToFloat: {max_value: 255}]", "augment[0].ToFloat can't be used: tlkit normalises after augmentation"),
+        ("[ToTensorV2]", "augment[0].ToTensorV2 can't be used: tlkit makes tensors itself"),
+        ("[MaskDropout]", "augment[0].MaskDropout can't be used: it needs masks, boxes or other pictures"),
+        ("[{Rotate: {limit: 3}, p: 0.5}]", "augment[0] = {Rotate: {limit: 3}, p: 0.5} has 2 keys.\n  Expected one transform an item."),
+        ("[3]", "augment[0] = 3 is not a transform.\n  Expected a name"),
+        ("[{}]", "augment[0] = {} is not a transform."),
+        ("{Rotate: {}}", "augment = {Rotate: {}} is not a list.\n  Expected a list of transforms"),
+        ("Rotate", "augment = 'Rotate' is not a list."),
+    ],
+)
+def test_an_item_that_is_no_transform_is_told_with_the_nearest_fix(value: str, message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        augment(value)
+    assert len(caught.value.faults) == 1
+    assert message in str(caught.value)
+
+
+def test_the_place_of_a_transform_is_its_own_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("augment:\n  - D4\n  - Rotate:\n      limt: 3\n  - Rotat\n")
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path)
+    places = {fault.key: fault.place for fault in caught.value.faults}
+    assert places["augment[1].Rotate.limt"] == f"{path}:4"
+    assert places["augment[2].Rotat"] == f"{path}:5"

@@ -1,0 +1,441 @@
+"""Recipes are read as YAML 1.2, and everything that is wrong with one is told at once, with its place and the fix."""
+
+import math
+import re
+from pathlib import Path
+
+import pytest
+
+from tlkit.errors import Fault, RecipeError
+from tlkit.recipe.load import find_recipe, load_recipe, recipe_yaml
+from tlkit.recipe.schema import FromStage, PackageWeights, Recipe
+from tlkit.shipped import shipped
+
+SOUND = """\
+name: trial
+data:
+  source: {folder: photos}
+model:
+  backbone: resnet18
+phases:
+  - {train: head, epochs: 2, lr: 1e-3}
+  - train: {from: layer4}
+    epochs: 3
+    lr: 3e-4
+"""
+
+
+def write(folder: Path, text: str | bytes) -> Path:
+    path = folder / "trial.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def faults_of(path: Path | str, *overrides: str) -> list[Fault]:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path, overrides)
+    return list(caught.value.faults)
+
+
+def only_fault(path: Path | str, *overrides: str) -> Fault:
+    (fault,) = faults_of(path, *overrides)
+    return fault
+
+
+def with_override(tmp_path: Path, *overrides: str) -> Recipe:
+    return load_recipe(write(tmp_path, SOUND), overrides)
+
+
+# --- shipped recipes ---
+
+SHIPPED = sorted(shipped("recipes").rglob("*.yaml"))
+
+
+def test_two_recipes_are_shipped() -> None:
+    assert [path.stem for path in SHIPPED] == ["cifar_resnet", "quickstart"]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_a_shipped_recipe_loads_is_named_as_its_file_and_survives_the_round_trip(path: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.name == path.stem
+    assert f"tlkit finetune recipes/{path.name}" in path.read_text()
+    again = load_recipe(write(tmp_path, recipe_yaml(recipe)))
+    assert again.model_dump() == recipe.model_dump()
+
+
+def test_the_cifar_recipe_says_what_the_design_says() -> None:
+    recipe = load_recipe("recipes/cifar_resnet.yaml")
+    assert (recipe.data.source.model_dump(), recipe.data.image_size) == ({"torchvision": "CIFAR10"}, 224)
+    assert (recipe.model.backbone, recipe.model.weights, recipe.model.head.dropout) == ("resnet18", "pretrained", 0.2)
+    assert [transform.name for transform in recipe.augment] == ["HorizontalFlip", "Rotate", "Affine"]
+    assert recipe.augment[2].arguments == {"scale": [0.9, 1.1], "translate_percent": 0.1}
+    assert [phase.train for phase in recipe.phases] == ["head", "all"]
+
+
+@pytest.mark.parametrize("name", ["quickstart", "quickstart.yaml", "recipes/quickstart.yaml"])
+def test_a_shipped_recipe_is_found_by_name_from_any_folder(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find_recipe(name) == shipped("recipes/quickstart.yaml")
+
+
+def test_a_file_of_the_user_comes_before_a_shipped_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("quickstart.yaml").write_text(SOUND)
+    assert load_recipe("quickstart.yaml").name == "trial"
+
+
+# --- values ---
+
+
+def test_a_sound_recipe_has_its_values_and_the_defaults(tmp_path: Path) -> None:
+    recipe = with_override(tmp_path)
+    assert [phase.lr for phase in recipe.phases] == [0.001, 0.0003]
+    assert recipe.phases[1].train == FromStage.model_validate({"from": "layer4"})
+    assert (recipe.seed, recipe.data.batch_size, recipe.optimizer.name, recipe.early_stopping) == (0, 64, "adamw", None)
+
+
+@pytest.mark.parametrize("word", ["off", "no", "on", "yes", "2024-01-01", "1_000", "0777x", "12:30:00"])
+def test_words_that_yaml_1_1_would_convert_stay_text(word: str, tmp_path: Path) -> None:
+    assert with_override(tmp_path, f"data.root={word}").data.root == word
+
+
+@pytest.mark.parametrize(("text", "number"), [("1e-3", 1e-3), ("1E+2", 100.0), (".5", 0.5), ("1.", 1.0), ("+2.5e0", 2.5), ("3", 3.0)])
+def test_numbers_are_read_as_yaml_1_2_writes_them(text: str, number: float, tmp_path: Path) -> None:
+    assert with_override(tmp_path, f"phases[0].lr={text}").phases[0].lr == number
+
+
+TRICKY = [
+    "off",
+    "null",
+    "~",
+    "1e-3",
+    "0o17",
+    "0x1F",
+    "1.",
+    ".5",
+    "+.inf",
+    ".nan",
+    "true",
+    "",
+    " a ",
+    "a: b",
+    "# c",
+    "ü",
+    "a\nb",
+    "*a",
+    "!b",
+    "1_0",
+    "-",
+]
+
+
+def test_text_that_looks_like_something_else_survives_the_round_trip(tmp_path: Path) -> None:
+    values = load_recipe(write(tmp_path, SOUND)).model_dump(by_alias=True)
+    values["augment"] = [{"name": "Rotate", "arguments": {"limit": [1, -2.5e-7, None, True, *TRICKY]}}, {"name": "D4", "arguments": {}}]
+    recipe = Recipe.model_validate(values)
+    assert load_recipe(write(tmp_path, recipe_yaml(recipe))).model_dump() == recipe.model_dump()
+
+
+def test_every_key_knows_its_line(tmp_path: Path) -> None:
+    path = write(tmp_path, SOUND)
+    recipe = load_recipe(path, ["data.image_size=64"])
+    lines = {key: recipe.place_of(key) for key in ("name", "data.source.folder", "phases[0].train", "phases[1].train.from", "phases[1].lr")}
+    assert lines == {
+        "name": f"{path}:1",
+        "data.source.folder": f"{path}:3",
+        "phases[0].train": f"{path}:7",
+        "phases[1].train.from": f"{path}:8",
+        "phases[1].lr": f"{path}:10",
+    }
+    assert recipe.place_of("data.image_size") == "override data.image_size=64"
+    assert recipe.place_of("model.head.dropout") == f"{path}:4", "a default has the place of the part it belongs to"
+
+
+def test_a_fault_that_is_found_later_gets_its_line(tmp_path: Path) -> None:
+    path = write(tmp_path, SOUND)
+    recipe = load_recipe(path)
+    with pytest.raises(RecipeError, match=re.escape(f"{path}:8: phases[1].train.from = 'layr4' is")), recipe.located():
+        raise RecipeError([Fault("phases[1].train.from", "= 'layr4' is not a stage of resnet18.", "Expected one of: layer4.")])
+
+
+# --- faults ---
+
+
+def test_all_faults_are_told_at_once_in_the_order_of_the_file(tmp_path: Path) -> None:
+    text = SOUND.replace("name: trial", "name: trial\nsede: 1").replace("backbone", "bakbone").replace("epochs: 3", "epochs: 0")
+    faults = faults_of(write(tmp_path, text + "augment: [Rotat]\n"))
+    assert [(fault.place.rpartition(":")[2], fault.key) for fault in faults] == [
+        ("2", "sede"),
+        ("5", "model.backbone"),
+        ("6", "model.bakbone"),
+        ("10", "phases[1].epochs"),
+        ("12", "augment[0].Rotat"),
+    ]
+
+
+def test_the_message_has_place_key_problem_and_fix(tmp_path: Path) -> None:
+    path = write(tmp_path, SOUND.replace("backbone", "bakbone: x\n  backbone"))
+    assert str(only_fault(path)) == (
+        f"{path}:5: model.bakbone is not a key of model.\n  Expected one of: backbone, weights, head. Did you mean 'backbone'?"
+    )
+
+
+def test_a_known_key_in_the_wrong_part_is_told_where_it_belongs(tmp_path: Path) -> None:
+    assert "Did you mean phases[0].lr?" in only_fault(write(tmp_path, SOUND + "optimizer: {lr: 1e-3}\n")).fix
+
+
+@pytest.mark.parametrize(
+    ("override", "problem", "fix"),
+    [
+        ("data.image_size='224'", "= '224' is text.", "Expected a whole number from 8 to 4096: side .* Write it without quotes: 224"),
+        ("data.image_size=64.0", "= 64.0 is a number with a point.", "Did you mean 64?"),
+        ("data.image_size=4", "= 4 is out of range.", "Expected a whole number from 8 to 4096"),
+        ("data.image_size=[8]", "= [8] is a list.", "Expected a whole number"),
+        ("data.image_size=true", "= true is a truth value.", "Expected a whole number"),
+        ("data.image_size=", "is empty.", "Expected a whole number"),
+        ("data.image_size=.inf", "= .inf is a number with a point.", "Expected a whole number"),
+        ("data.validation=1", "= 1 is out of range.", "Expected a number above 0 and below 1: share"),
+        ("data.resize=corp", "= 'corp' can't be used.", "Expected one of: crop, pad, stretch. Did you mean 'crop'?"),
+        ("data.root=7", "= 7 is a whole number.", "Expected text: folder for downloads. Write it in quotes: '7'"),
+        ("data.workers=many", "= 'many' can't be used.", "Expected a whole number of at least 0 or auto"),
+        ("data.workers=-1", "= -1 is out of range.", "Expected a whole number of at least 0 or auto"),
+        ("name=a b", "= 'a b' can't be used.", "letters, digits and . _ -"),
+        ("name=", "is empty.", "Expected text"),
+        ("seed=4294967296", "= 4294967296 is out of range.", "at least 0 and below 4294967296"),
+        ("phases[0].lr=0", "= 0 is out of range.", "Expected a number above 0: highest learning rate."),
+        ("phases[0].lr=.nan", "= .nan is out of range.", "Expected a number above 0"),
+        ("phases[0].lr=.inf", "= .inf is out of range.", "Expected a number above 0"),
+        ("phases=[]", "is empty.", "Expected a list of mappings with at least one item"),
+        ("phases=head", "= 'head' is text.", "Expected a list of mappings"),
+        ("phases[0]=head", "= 'head' is text.", "Expected a mapping with the keys train, epochs, lr"),
+        ("trainer.deterministic=yes", "= 'yes' is text.", "Expected true or false.* Did you mean true?"),
+        ("trainer.precision=16", "= 16 is a whole number.", "Expected one of 32-true, 16-mixed"),
+        (
+            "trainer.devices=1.5",
+            "= 1.5 is a number with a point.",
+            "Expected a whole number of at least -1, a list of whole numbers or text",
+        ),
+        ("trainer.devices=0", "= 0 leaves no device to train on.", "Expected auto"),
+        ("optimizer=adam", "= 'adam' is text.", "Expected a mapping with the keys name, weight_decay, momentum"),
+        ("early_stopping={}", "is missing.", "Expected a whole number of at least 1: epochs without"),
+        ("data.test=0.95", "= 0.95 and validation = 0.1 leave no pictures to train on.", "below 1"),
+        (
+            "phases[0].layer_decay=0.5",
+            "= 0.5 does nothing: this phase trains the head alone.",
+            "Remove it, or set train to all or {from: STAGE}",
+        ),
+        (
+            "model.weights={package: efficientnet-lite0}",
+            "holds no weights for backbone 'resnet18'.",
+            "Set model.backbone to tf_efficientnet_lite0",
+        ),
+        # Unions: one fault each, whatever the number of alternatives.
+        (
+            "data.source={foldr: x}",
+            "= {foldr: x} can't be used.",
+            "Expected {folder: FOLDER}, {torchvision: NAME} or .* Did you mean 'folder'?",
+        ),
+        (
+            "data.source=photos",
+            "= 'photos' can't be used.",
+            "Expected {folder: FOLDER}, {torchvision: NAME} or {bundled: fashion_mnist_mini}",
+        ),
+        ("data.source={}", "= {} can't be used.", "Expected {folder: FOLDER}"),
+        ("data.source=", "is empty.", "Expected {folder: FOLDER}"),
+        ("data.source={folder: 3}", "= 3 is a whole number.", "Expected text"),
+        ("data.source={bundled: fashion}", "= 'fashion' can't be used.", "Expected one of: fashion_mnist_mini."),
+        ("data.source.torchvision=MNIST", "can't stand beside data.source.folder.", "'data.source={torchvision: NAME}'"),
+        ("phases[0].train=haed", "= 'haed' can't be used.", "Expected head, all or {from: STAGE}: .* Did you mean 'head'?"),
+        ("phases[0].train={frm: layer4}", "= {frm: layer4} can't be used.", "Expected head, all or {from: STAGE}.* Did you mean 'from'?"),
+        ("phases[0].train={from: 4}", "= 4 is a whole number.", "Expected text: the first stage that trains.* Write it in quotes: '4'"),
+        ("phases[0].train={from: layer4, too: layer2}", "is not a key of phases[0].train.", "Expected one of: from."),
+        (
+            "model.weights=pretraind",
+            "= 'pretraind' can't be used.",
+            "Expected pretrained, random, {file: FILE} or .* Did you mean 'pretrained'?",
+        ),
+    ],
+)
+def test_a_value_that_cannot_be_used_is_one_fault_with_what_was_expected(override: str, problem: str, fix: str, tmp_path: Path) -> None:
+    fault = only_fault(write(tmp_path, SOUND), override)
+    assert problem in fault.problem
+    assert all(part in fault.fix for part in fix.split(".* ")), fault.fix
+    assert fault.place == f"override {override}"
+
+
+def test_a_part_that_is_missing_has_the_line_of_what_it_is_missing_from(tmp_path: Path) -> None:
+    path = write(tmp_path, SOUND.replace("    lr: 3e-4\n", "").replace("name: trial\n", ""))
+    assert [(fault.place, fault.key) for fault in faults_of(path)] == [(f"{path}:1", "name"), (f"{path}:7", "phases[1].lr")]
+
+
+def test_a_key_given_twice_is_refused_with_both_lines_and_hides_no_other_fault(tmp_path: Path) -> None:
+    path = write(tmp_path, SOUND + "seed: -1\nname: other\n")
+    seed, name = faults_of(path)
+    assert seed.key == "seed"
+    assert str(name) == f"{path}:12: name is given twice; the first is at {path}:1.\n  Keep one of the two."
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "problem"),
+    [
+        ("", None, "is empty."),
+        ("# nothing\n", None, "is empty."),
+        ("- a\n", 1, "= [a] is a list."),
+        ("3\n", 1, "= 3 is a whole number."),
+        ("a: b: c\n", 1, "is not valid YAML: mapping values are not allowed here."),
+        ("a: 1\nb: [1,\n", 3, "is not valid YAML"),
+        ("a:\n\tb: 1\n", 2, "is not valid YAML"),
+        ("a: 'b\n", 2, "is not valid YAML"),
+        ("a: \x07\n", 1, "is not valid YAML"),
+        ("a: 1\n---\nb: 2\n", 2, "a second document begins here"),
+        ("a: " + "[" * 30 + "]" * 30, 1, "is nested deeper than 20 levels."),
+        ("a: " + "{a: " * 5000, 1, "is nested deeper than 20 levels."),
+        (b"a: 1\nb: caf\xe9\n", 2, "is not UTF-8 text."),
+        (b"\xff\xfea\x00", 1, "is not UTF-8 text."),
+        (b"# " + b"x" * 1_000_001, None, "is larger than 1 MB."),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_told_in_one_fault(text: str | bytes, line: int | None, problem: str, tmp_path: Path) -> None:
+    path = write(tmp_path, text)
+    fault = only_fault(path)
+    assert problem in fault.problem
+    assert fault.place == (f"{path}:{line}" if line else "")
+    assert str(path) in str(fault)
+
+
+@pytest.mark.parametrize("value", ["!!python/object/apply:os.system [ls]", "!!python/name:os.system", "!thing 3", "!!set {a, b}"])
+def test_tags_are_refused_and_nothing_is_made_of_them(value: str, tmp_path: Path) -> None:
+    fault = only_fault(write(tmp_path, SOUND + f"trainer:\n  accelerator: {value}\n"))
+    assert fault.key == "trainer.accelerator"
+    assert "has the YAML tag !" in fault.problem
+
+
+def test_aliases_are_refused_so_that_they_cannot_multiply(tmp_path: Path) -> None:
+    bomb = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in zip("abcdefghijklm", "bcdefghijklmn", strict=True))
+    faults = faults_of(write(tmp_path, SOUND + bomb))
+    assert "b[0] = *a is a YAML alias." in {f"{fault.key} {fault.problem}" for fault in faults}
+
+
+def test_a_missing_file_names_the_nearest_recipe(tmp_path: Path) -> None:
+    write(tmp_path, SOUND)
+    assert f"Did you mean '{tmp_path / 'trial.yaml'}'?" in only_fault(tmp_path / "tral.yaml").fix
+    assert str(only_fault("recipes/cifar_resnt.yaml")).startswith(
+        "recipes/cifar_resnt.yaml does not exist.\n  Did you mean 'cifar_resnet'?"
+    )
+
+
+def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
+    write(tmp_path, SOUND)
+    assert str(only_fault(tmp_path)) == f"{tmp_path} is a folder, not a recipe.\n  It holds trial.yaml."
+
+
+# --- overrides ---
+
+
+def test_overrides_set_values_lists_and_mappings_in_the_order_given(tmp_path: Path) -> None:
+    recipe = with_override(
+        tmp_path,
+        "phases=[{train: head, epochs: 2, lr: 1e-3}]",
+        "phases[0].epochs=5",
+        "early_stopping.patience=3",
+        "trainer={devices: [0, 1]}",
+        "trainer.precision=bf16-mixed",
+        "data.source={bundled: fashion_mnist_mini}",
+        "augment=[HorizontalFlip, Rotate: {limit: 3}]",
+        "augment[1].Rotate.limit=20",
+        "name=a=b".replace("a=b", "a-b"),
+    )
+    assert [(phase.train, phase.epochs, phase.lr) for phase in recipe.phases] == [("head", 5, 1e-3)]
+    assert recipe.early_stopping is not None
+    assert (recipe.early_stopping.patience, recipe.trainer.devices, recipe.trainer.precision) == (3, [0, 1], "bf16-mixed")
+    assert [(item.name, item.arguments) for item in recipe.augment] == [("HorizontalFlip", {}), ("Rotate", {"limit": 20})]
+
+
+def test_random_weights_take_the_place_of_a_mapping() -> None:
+    assert load_recipe("quickstart").model.weights == PackageWeights(package="efficientnet-lite0")
+    assert load_recipe("quickstart", ["model.weights=random"]).model.weights == "random"
+
+
+def test_an_override_mends_a_fault_of_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path, SOUND.replace("epochs: 3", "epochs: &a [1, *a]") + "seed: !!x 3\n")
+    assert load_recipe(path, ["phases[1].epochs=4", "seed=1"]).phases[1].epochs == 4
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("phases[9].epochs=1", "phases[9].epochs can't be set: phases has 2 items, counted from 0.\n  To add one, set the list whole"),
+        ("phases[-1].epochs=1", "override = 'phases[-1].epochs' is not the path of a key."),
+        ("phases.epochs=1", "phases.epochs can't be set: phases is [{train: head"),
+        ("data[0]=1", "data[0] can't be set: data is not a list."),
+        ("augment[0]=D4", "augment[0] can't be set: augment has 0 items"),
+        ("model.backbone", "override has no '='.\n  Write it as phases[0].epochs=1"),
+        ("=3", "override = '' is not the path of a key."),
+        ("a b=3", "override = 'a b' is not the path of a key."),
+        ("seed={", "seed is not valid YAML"),
+        ("seed=*a", "seed = *a is a YAML alias."),
+        ("modle.backbone=x", "modle is not a key of a recipe.\n  Expected one of: name,"),
+        ("phases[1].train.frm=x", "phases[1].train.frm is not a key of phases[1].train."),
+        ("model.backbone.name=x", "model.backbone.name can't be set: model.backbone is 'resnet18', which has no keys."),
+        ("phases[0].train.from=x", "phases[0].train is 'head', which has no keys.\n  Set it whole: 'phases[0].train={from: x}'."),
+    ],
+)
+def test_an_override_that_leads_nowhere_is_told_with_the_override(override: str, message: str, tmp_path: Path) -> None:
+    text = str(only_fault(write(tmp_path, SOUND), override))
+    assert text.startswith(f"override {override}: ")
+    assert message in text
+
+
+def test_a_faulty_override_is_told_though_a_later_one_replaces_it(tmp_path: Path) -> None:
+    assert only_fault(write(tmp_path, SOUND), "phases[9].lr=1", "phases=[{train: all, epochs: 1, lr: 1}]").key == "phases[9].lr"
+
+
+def test_a_clash_that_an_override_made_has_the_place_of_the_override(tmp_path: Path) -> None:
+    path = write(tmp_path, SOUND.replace("lr: 3e-4", "lr: 3e-4\n    layer_decay: 0.7"))
+    fault = only_fault(path, "phases[1].train=head")
+    assert (fault.key, fault.place) == ("phases[1].layer_decay", "override phases[1].train=head")
+
+
+# --- robustness ---
+
+
+def test_any_value_anywhere_is_told_and_never_raises_anything_else(tmp_path: Path) -> None:
+    """Every key of a whole recipe set to values of every kind: a Recipe or a RecipeError, with a place, comes of it."""
+    path = write(tmp_path, SOUND + "augment: [HorizontalFlip: {p: 0.5}]\n")
+    keys = [key for key in load_recipe(write(tmp_path, recipe_yaml(load_recipe(path))))._places if key]
+    assert len(keys) > 40
+    for key in keys:
+        for value in (
+            "",
+            "3",
+            "-1",
+            "2.5",
+            ".nan",
+            "-.inf",
+            "true",
+            "word",
+            "[]",
+            "[[1]]",
+            "{}",
+            "{a: {b: 1}}",
+            "{from: {x: 1}}",
+            "9" * 500,
+        ):
+            faults = faults_or_none(path, f"{key}={value}")
+            assert all(fault.place and fault.problem and fault.fix for fault in faults), faults
+
+
+def faults_or_none(path: Path, override: str) -> tuple[Fault, ...]:
+    try:
+        load_recipe(path, [override])
+    except RecipeError as error:
+        return error.faults
+    return ()
+
+
+def test_a_value_that_is_not_a_number_is_not_shown_as_one() -> None:
+    from tlkit.recipe.explain import shown
+
+    assert (shown(math.inf), shown(None), shown({"a": ["b", 1.5, True]})) == (".inf", "null", "{a: [b, 1.5, true]}")
+    assert len(shown("x" * 200)) == 80

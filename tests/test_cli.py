@@ -1,0 +1,176 @@
+"""The command line: exit codes, messages, and what is not imported."""
+
+import errno
+import os
+import subprocess
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+
+from tlkit import __version__, cli
+
+REPOSITORY = Path(__file__).parents[1]
+SLOW_TO_IMPORT = ("torch", "timm", "lightning", "albumentations", "numpy", "PIL", "matplotlib")
+
+
+def tlkit(*words: str, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    return subprocess.run([sys.executable, "-m", "tlkit", *words], cwd=cwd, env=environment, capture_output=True, text=True, timeout=60)
+
+
+def raising(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes `tlkit models` raise."""
+
+    def command(arguments: Namespace) -> int:
+        raise error
+
+    monkeypatch.setitem(cli.COMMANDS, "models", ("list", cli.models_arguments, command))
+
+
+def test_help_lists_every_command_and_two_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--help"]) == 0
+    printed = capsys.readouterr().out
+    assert all(f"\n  {name} " in printed for name in cli.COMMANDS)
+    assert printed.count("\n  tlkit ") == 2
+    assert max(map(len, printed.splitlines())) <= 110
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_explains_its_arguments(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([name, "--help"]) == 0
+    assert f"usage: tlkit {name}" in capsys.readouterr().out
+
+
+def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"tlkit {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "words", ["--help", "check recipes/cifar_resnet.yaml", "check recipes/cifar_resnet.yaml --resolved", "finetune quickstart sede=1"]
+)
+def test_help_check_and_a_faulty_recipe_import_nothing_slow(words: str) -> None:
+    code = f"import sys; from tlkit.cli import main; main(sys.argv[1:]); print([m for m in {SLOW_TO_IMPORT} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code, *words.split()], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_check_of_a_sound_recipe_exits_0_and_sums_it_up() -> None:
+    done = tlkit("check", "recipes/cifar_resnet.yaml", "phases[0].epochs=7")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "train head, 7 epochs, lr 0.001" in done.stdout
+    assert len(done.stdout.splitlines()) <= 24
+
+
+def test_check_resolved_prints_a_recipe_that_checks_again(tmp_path: Path) -> None:
+    first = tlkit("check", "quickstart", "--resolved", "model.weights=random", cwd=tmp_path)
+    assert first.returncode == 0
+    (tmp_path / "again.yaml").write_text(first.stdout)
+    assert tlkit("check", "again.yaml", "--resolved", cwd=tmp_path).stdout == first.stdout
+    assert "  weights: random\n" in first.stdout
+
+
+def test_a_faulty_recipe_exits_2_with_every_fault_on_stderr_and_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("nme: a\nphases: []\n")
+    done = tlkit("check", "mine.yaml", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "mine.yaml:1: nme is not a key of a recipe.\n  Expected one of: name, " in done.stderr
+    assert "mine.yaml:2: phases is empty." in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_debug_anywhere_shows_the_traceback_with_the_same_exit_code() -> None:
+    for words in (["--debug", "check", "nowhere"], ["check", "nowhere", "--debug"]):
+        done = tlkit(*words)
+        assert done.returncode == 2
+        assert "Traceback" in done.stderr
+        assert done.stderr.rstrip().endswith("tlkit ships these: cifar_resnet, quickstart.")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            "fintune x.yaml",
+            "tlkit has no command 'fintune'.\n  Expected one of: finetune, check, evaluate, predict, models. Did you mean 'finetune'?",
+        ),
+        ("--vrsion", "tlkit has no option '--vrsion'.\n  Expected one of: --help, --version, --debug. Did you mean '--version'?"),
+        ("finetune", "the following arguments are required: RECIPE\n"),
+        ("predict run", "the following arguments are required: IMAGE\n"),
+        ("predict run a.png --top-k 0", "'0' is not a whole number of at least 1"),
+        ("evaluate run --split train", "invalid choice: 'train'"),
+    ],
+)
+def test_a_slip_on_the_command_line_exits_2_with_the_fix(words: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(words.split()) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_no_command_prints_the_help_and_exits_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 2
+    assert "commands:" in capsys.readouterr().out
+
+
+def test_overrides_may_stand_before_and_after_an_option() -> None:
+    words = ["quickstart", "seed=3", "--resolved", "name=other"]
+    assert tlkit("check", *words).stdout.startswith("name: other\nseed: 3\n")
+
+
+def test_ctrl_c_exits_130_with_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    raising(KeyboardInterrupt(), monkeypatch)
+    assert cli.main(["models"]) == 130
+    assert capsys.readouterr().err == "Interrupted.\n"
+
+
+def test_a_fault_of_tlkit_exits_1_with_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    raising(ZeroDivisionError("by zero\nand more"), monkeypatch)
+    assert cli.main(["models"]) == 1
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1
+    assert "fault of tlkit" in printed
+    assert "ZeroDivisionError: by zero" in printed
+    assert "--debug" in printed
+
+
+def test_a_folder_that_may_not_be_written_exits_2_with_its_path(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raising(PermissionError(errno.EACCES, "Permission denied", "runs/a"), monkeypatch)
+    assert cli.main(["models"]) == 2
+    assert "runs/a can't be read or written: Permission denied." in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_exits_2_without_a_traceback() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-m", "tlkit", "--help"], cwd=REPOSITORY, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("The disk is full")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_reader_that_has_seen_enough_is_no_fault() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-m", "tlkit", "--help"], cwd=REPOSITORY, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_metrics_are_shown_with_a_row_a_class() -> None:
+    row = {"precision": 0.5, "recall": 1.0, "f1": 2 / 3}
+    metrics = {
+        "pictures": 4,
+        "accuracy": 0.75,
+        "accuracy_interval": [0.3, 0.95],
+        "top2_accuracy": 1.0,
+        "loss": 0.5,
+        "macro": row,
+        "per_class": {"ankle boot": {"pictures": 4, **row}},
+    }
+    table = cli.metrics_table(metrics)
+    assert "accuracy   0.7500  (95 % interval 0.3000 to 0.9500)" in table
+    assert "top2       1.0000" in table
+    assert "ankle boot         4     0.5000  1.0000  0.6667" in table

@@ -1,0 +1,220 @@
+"""The command line: one row a command. What a command needs is imported when it runs, so that `tlkit --help` answers at once."""
+
+import errno
+import os
+import sys
+import traceback
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tlkit import __version__
+from tlkit.errors import TlkitError, expected_one_of
+
+EXAMPLES = """examples:
+  tlkit finetune recipes/quickstart.yaml
+  tlkit finetune recipes/cifar_resnet.yaml 'phases[0].epochs=1' trainer.accelerator=gpu --out runs/trial"""
+
+
+def finetune_arguments(parser: ArgumentParser) -> None:
+    _recipe_arguments(parser)
+    parser.add_argument("--out", type=Path, metavar="DIR", help="the run folder to make (default: the next number under runs/NAME)")
+
+
+def finetune(arguments: Namespace) -> int:
+    from tlkit.recipe.load import load_recipe
+
+    # Before the import below, which loads torch: a slip in a recipe is told at once.
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    from tlkit.training.finetune import finetune as finetune_recipe
+
+    finetune_recipe(recipe, out=arguments.out)
+    return 0
+
+
+def check_arguments(parser: ArgumentParser) -> None:
+    _recipe_arguments(parser)
+    parser.add_argument("--resolved", action="store_true", help="print the whole recipe, defaults and overrides included, as YAML")
+
+
+def check(arguments: Namespace) -> int:
+    from tlkit.recipe.load import load_recipe, recipe_yaml
+    from tlkit.recipe.summary import recipe_summary
+
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    if arguments.resolved:
+        print(recipe_yaml(recipe), end="")
+        return 0
+    print(f"{arguments.recipe}: no faults found. Pictures and weights are looked for when it runs.\n\n{recipe_summary(recipe)}")
+    return 0
+
+
+def evaluate_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run folder, such as runs/quickstart/001")
+    parser.add_argument("--split", choices=("test", "val"), default="test", help="the pictures to measure on (default: test)")
+    parser.add_argument("--format", choices=("table", "json"), default="table", help="default: table")
+
+
+def evaluate(arguments: Namespace) -> int:
+    from tlkit.evaluate.evaluate import evaluate_run
+
+    metrics = evaluate_run(arguments.run, arguments.split)
+    if arguments.format == "json":
+        import json
+
+        print(json.dumps(metrics, indent=2, ensure_ascii=False))
+    else:
+        print(metrics_table(metrics))
+    return 0
+
+
+def metrics_table(metrics: dict[str, Any]) -> str:
+    """The figures of one split, then a row a class."""
+    low, high = metrics["accuracy_interval"]
+    width = max(len("class"), *map(len, metrics["per_class"]))
+    lines = [
+        f"pictures   {metrics['pictures']}",
+        f"accuracy   {metrics['accuracy']:.4f}  (95 % interval {low:.4f} to {high:.4f})",
+        *(f"{name.removesuffix('_accuracy'):<10} {value:.4f}" for name, value in metrics.items() if name.startswith("top")),
+        f"loss       {metrics['loss']:.4f}",
+        "",
+        f"{'class':<{width}}  pictures  precision  recall      f1",
+    ]
+    for name, row in metrics["per_class"].items():
+        lines.append(f"{name:<{width}}  {row['pictures']:8d}  {row['precision']:9.4f}  {row['recall']:6.4f}  {row['f1']:6.4f}")
+    macro = metrics["macro"]
+    lines.append(f"{'mean':<{width}}  {'':8}  {macro['precision']:9.4f}  {macro['recall']:6.4f}  {macro['f1']:6.4f}")
+    return "\n".join(lines)
+
+
+def predict_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run folder or its model folder")
+    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="picture files")
+    parser.add_argument("--format", choices=("table", "json", "csv"), default="table", help="default: table")
+    parser.add_argument("--top-k", type=_count, default=3, metavar="K", help="classes to name for each picture (default: 3)")
+
+
+def predict(arguments: Namespace) -> int:
+    from tlkit.deploy.predict import predict_command
+
+    return predict_command(arguments.run, arguments.images, arguments.format, arguments.top_k)
+
+
+def models_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("pattern", nargs="?", metavar="PATTERN", help="part of a name, or a pattern such as 'resnet*'")
+
+
+def models(arguments: Namespace) -> int:
+    from tlkit.models.backbones import print_models
+
+    return print_models(arguments.pattern)
+
+
+# name: (what it does, its arguments, the command)
+COMMANDS: dict[str, tuple[str, Callable[[ArgumentParser], None], Callable[[Namespace], int]]] = {
+    "finetune": ("train a recipe's model, measure it, and keep it in a run folder", finetune_arguments, finetune),
+    "check": ("find every fault in a recipe without running it", check_arguments, check),
+    "evaluate": ("measure the model of a run again", evaluate_arguments, evaluate),
+    "predict": ("name the classes of pictures", predict_arguments, predict),
+    "models": ("list the backbones that a recipe can name", models_arguments, models),
+}
+
+OPTIONS = ("--help", "--version", "--debug")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command. Returns 0 if done, 2 if the user can mend it, 1 for a fault of tlkit, 130 if interrupted."""
+    # albumentations asks the network for a newer version when it is imported, unless told not to.
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    try:
+        code = _dispatch([word for word in words if word != "--debug"])
+        sys.stdout.flush()
+        return code
+    except SystemExit as stop:  # argparse ends so, after its own message
+        return stop.code if isinstance(stop.code, int) else 2
+    except BrokenPipeError:  # the reader has seen enough: tlkit models | head
+        _discard_output()
+        return 0
+    except (Exception, KeyboardInterrupt) as error:
+        if debug:
+            traceback.print_exc()
+        code, message = _verdict(error)
+        print(message, file=sys.stderr)
+        return code
+
+
+def run() -> None:
+    """The console script."""
+    sys.exit(main())
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help"):
+        print(_help())
+        return 0 if words else 2
+    if words[0] == "--version":
+        print(f"tlkit {__version__}")
+        return 0
+    name, *rest = words
+    if name not in COMMANDS:
+        kind, choices = ("option", OPTIONS) if name.startswith("-") else ("command", tuple(COMMANDS))
+        raise TlkitError(f"tlkit has no {kind} '{name}'.\n  {expected_one_of(name, choices)} See: tlkit --help")
+    purpose, add_arguments, command = COMMANDS[name]
+    parser = ArgumentParser(f"tlkit {name}", description=f"{purpose[0].upper()}{purpose[1:]}.", allow_abbrev=False)
+    add_arguments(parser)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    # Intermixed: overrides may come after --out too.
+    return command(parser.parse_intermixed_args(rest))
+
+
+def _help() -> str:
+    commands = "\n".join(f"  {name:<10} {purpose}" for name, (purpose, _, _) in COMMANDS.items())
+    return f"""usage: tlkit COMMAND ... [--debug]
+
+Fine-tune pretrained image backbones from one recipe file.
+
+commands:
+{commands}
+
+options:
+  --version  print the version
+  --debug    show the traceback of an error
+  -h, --help print this, or with a command its arguments: tlkit finetune --help
+
+{EXAMPLES}"""
+
+
+def _verdict(error: BaseException) -> tuple[int, str]:
+    """The exit code, and what to tell the user."""
+    if isinstance(error, TlkitError):
+        return 2, str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return 130, "Interrupted."
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        _discard_output()
+        return 2, f"The disk is full: {error.filename or 'no space left to write to'}.\n  Free some space, or write elsewhere with --out."
+    if isinstance(error, OSError) and error.filename and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return 2, f"{error.filename} can't be read or written: {error.strerror}.\n  Change its permissions, or use another place."
+    lines = str(error).strip().splitlines()
+    what = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return 1, f"This is a fault of tlkit, not yours: {what}  Run again with --debug for the traceback."
+
+
+def _discard_output() -> None:
+    """Keeps Python from writing what is left, and failing once more, when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _recipe_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE", help="a recipe file, or one that ships with tlkit by name: quickstart")
+    help = "changes one key: model.weights=random, 'phases[0].epochs=1', 'data.source={folder: photos}'"
+    parser.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help=help)
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise ArgumentTypeError(f"'{text}' is not a whole number of at least 1")
+    return int(text)
