@@ -27,7 +27,7 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], phase_names: Sequence[str], f
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
         _mark_phases(axis, rows, phase_names)
-    axes[0].legend(frameon=False, loc="lower right")
+    axes[0].legend(frameon=False, loc="best")
     axes[1].set_ylim(bottom=0)
     figure.savefig(file, dpi=120)
     plt.close(figure)

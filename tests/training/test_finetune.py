@@ -1,0 +1,177 @@
+"""The page from end to end, on real picture files and timm's own tiny networks."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from tlkit.data.decode import decode
+from tlkit.data.preprocess import Preprocessing
+from tlkit.deploy.predict import predict
+from tlkit.errors import RecipeError, RunError
+from tlkit.evaluate.evaluate import evaluate_run
+from tlkit.models.checkpoint import load_model
+from tlkit.recipe.load import load_recipe
+from tlkit.training.finetune import finetune
+
+COLOURS = {"blue": (40, 60, 200), "green": (30, 180, 60), "red": (210, 40, 50)}
+
+RECIPE = """
+name: colours
+data: {source: {folder: pictures}, image_size: 32, resize: stretch, normalize: dataset, batch_size: 8, validation: 0.2, test: 0.2}
+augment:
+  - HorizontalFlip: {p: 0.5}
+  - Rotate: {limit: 15}
+model: {backbone: test_resnet, weights: random, head: {dropout: 0.1}}
+phases:
+  - {train: head, epochs: 1, lr: 1e-2}
+  - {train: {from: layer3}, epochs: 1, lr: 1e-2}
+  - {train: all, epochs: 2, lr: 1e-2}
+"""
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with 20 noisy pictures of each colour, of differing sizes, and the recipe."""
+    folder = tmp_path_factory.mktemp("colours")
+    draws = np.random.default_rng(0)
+    for name, colour in COLOURS.items():
+        (folder / "pictures" / name).mkdir(parents=True)
+        for i in range(20):
+            height, width = draws.integers(20, 60, 2)
+            noisy = np.clip(np.array(colour) + draws.normal(0, 40, (height, width, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(noisy).save(folder / "pictures" / name / f"{i:02d}.png")
+    (folder / "recipe.yaml").write_text(RECIPE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(workplace: Path) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(workplace)
+        return finetune(load_recipe("recipe.yaml"), out=Path("run")).absolute()
+
+
+def test_the_run_folder_holds_what_scripts_rely_on(run: Path) -> None:
+    expected = {"recipe.yaml", "split.csv", "metrics.csv", "metrics.json", "curves.png", "checkpoints", "model", "report.html", "log.txt"}
+    assert expected <= {entry.name for entry in run.iterdir()}
+    assert {entry.name for entry in (run / "model").iterdir()} == {"model.safetensors", "config.json", "tlkit.json"}
+    assert {entry.name for entry in (run / "checkpoints").iterdir()} == {"best.safetensors", "last.ckpt"}
+
+
+def test_metrics_csv_has_a_row_an_epoch_with_the_columns_of_the_contract(run: Path) -> None:
+    with (run / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["phase", "epoch", "train/loss", "train/accuracy", "val/loss", "val/accuracy", "lr", "seconds"]
+    assert [(row["phase"], row["epoch"]) for row in rows] == [("0", "0"), ("1", "0"), ("2", "0"), ("2", "1")]
+
+
+def test_metrics_json_has_test_validation_and_seconds(run: Path) -> None:
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["pictures"] == {"train": 36, "val": 12, "test": 12}
+    assert metrics["test"]["pictures"] == 12
+    assert metrics["test"]["accuracy"] >= 0.9  # plain colours: anything less means that training is broken
+    assert metrics["seconds"]["total"] > 0
+
+
+def test_the_shipped_weights_are_those_of_the_best_validation_epoch(run: Path) -> None:
+    metrics = json.loads((run / "metrics.json").read_text())
+    with (run / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    best = max(rows, key=lambda row: float(row["val/accuracy"]))
+    assert (metrics["best"]["phase"], metrics["best"]["epoch"]) == (int(best["phase"]), int(best["epoch"]))
+    assert metrics["val"]["accuracy"] == pytest.approx(float(best["val/accuracy"]))
+    kept, shipped = load_file(run / "checkpoints/best.safetensors"), load_file(run / "model/model.safetensors")
+    assert torch.equal(kept["backbone.conv1.0.weight"] if "backbone.conv1.0.weight" in kept else kept["backbone.conv1.weight"], shipped["conv1.0.weight"] if "conv1.0.weight" in shipped else shipped["conv1.weight"])  # fmt: skip
+
+
+def test_evaluate_gives_the_figures_of_the_run_again(run: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workplace)
+    metrics = json.loads((run / "metrics.json").read_text())
+    for split in ("test", "val"):
+        assert evaluate_run(run, split) == metrics[split]
+
+
+def test_plain_timm_gives_the_logits_that_predict_gives(run: Path, workplace: Path) -> None:
+    files = sorted((workplace / "pictures").rglob("*.png"))[:20]
+    _, predictions = predict(run, files)
+    _, card = load_model(run)
+    preprocessing = Preprocessing.from_json(card.preprocessing)
+    plain = timm.create_model(f"local-dir:{run / 'model'}", pretrained=True).eval()
+    images = torch.from_numpy(np.stack([preprocessing.fit(decode(file)) for file in files])).permute(0, 3, 1, 2)
+    with torch.inference_mode():
+        logits = plain(preprocessing.normalize(images))
+    torch.testing.assert_close(torch.tensor([prediction.logits for prediction in predictions]), logits, atol=1e-5, rtol=0)
+
+
+def test_the_same_recipe_and_seed_give_the_same_weights_and_figures(run: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workplace)
+    again = finetune(load_recipe("recipe.yaml"), out=workplace / "again")
+    assert (again / "model/model.safetensors").read_bytes() == (run / "model/model.safetensors").read_bytes()
+    first, second = (json.loads((folder / "metrics.json").read_text()) for folder in (run, again))
+    assert {**first, "seconds": None} == {**second, "seconds": None}
+
+
+def test_another_seed_gives_another_split_and_other_weights(run: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workplace)
+    other = finetune(load_recipe("recipe.yaml", ["seed=1", "phases=[{train: head, epochs: 1, lr: 1e-2}]"]), out=workplace / "seed1")
+    assert (other / "split.csv").read_text() != (run / "split.csv").read_text()
+
+
+def test_a_folder_with_files_in_it_is_never_overwritten(run: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workplace)
+    before = (run / "metrics.json").read_bytes()
+    with pytest.raises(RunError, match="never overwrites"):
+        finetune(load_recipe("recipe.yaml"), out=run)
+    assert (run / "metrics.json").read_bytes() == before
+
+
+def test_an_unknown_stage_in_the_last_phase_is_found_before_training_with_its_line(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(workplace)
+    (workplace / "wrong.yaml").write_text(RECIPE.replace("from: layer3", "from: layr3"))
+    with pytest.raises(RecipeError) as caught:
+        finetune(load_recipe("wrong.yaml"), out=workplace / "wrong")
+    assert str(caught.value).startswith("wrong.yaml:10: phases[1].train.from = 'layr3' is not a stage of test_resnet.")
+    assert "Did you mean 'layer3'?" in str(caught.value)
+    assert not (workplace / "wrong").exists()
+
+
+def test_an_mlp_head_ships_and_predicts(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workplace)
+    overrides = ["model.head={kind: mlp, hidden: 16}", "phases=[{train: all, epochs: 2, lr: 1e-2}]", "early_stopping={patience: 1}"]
+    out = finetune(load_recipe("recipe.yaml", overrides), out=workplace / "mlp")
+    assert (out / "model/head.safetensors").is_file()
+    classes, predictions = predict(out, [workplace / "pictures/red/00.png"])
+    assert classes == ("blue", "green", "red")
+    assert len(predictions[0].logits) == 3
+
+
+@pytest.mark.slow
+def test_ctrl_c_keeps_the_checkpoints_and_exits_with_130(workplace: Path) -> None:
+    out = workplace / "interrupted"
+    command = [sys.executable, "-m", "tlkit", "finetune", "recipe.yaml", "--out", str(out), "phases=[{train: all, epochs: 500, lr: 1e-2}]"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(command, cwd=workplace, env=environment, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (out / "checkpoints/last.ckpt").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert "interrupted" in errors
+    assert (out / "checkpoints/best.safetensors").is_file()
+    assert (out / "metrics.csv").read_text().count("\n") >= 2
