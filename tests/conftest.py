@@ -6,3 +6,5 @@ import os
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "agg")
+# One thread: on tiny networks more of them wait for each other, most of all where several test runs share a machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")

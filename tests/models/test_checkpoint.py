@@ -14,13 +14,31 @@ from tlkit.models.checkpoint import ModelCard, check_can_ship, find_model_folder
 from tlkit.models.classifier import Classifier
 from tlkit.recipe.schema import Head
 
-FAMILIES = ["resnet18", "vgg11_bn", "tf_efficientnet_lite0", "vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "mobilenetv3_small_050", "resnetv2_50x1_bit", "convnext_atto", "densenet121", "regnetx_002"]  # fmt: skip
+FAMILIES = [
+    "resnet18",
+    "vgg11_bn",
+    "tf_efficientnet_lite0",
+    "vit_tiny_patch16_224",
+    "deit_tiny_distilled_patch16_224",
+    "mobilenetv3_small_050",
+    "resnetv2_50x1_bit",
+    "convnext_atto",
+    "densenet121",
+    "regnetx_002",
+]
 
 
 def saved(folder: Path, name: str, head: Head, size: int = 64) -> Classifier:
     torch.manual_seed(0)
     classifier = Classifier(create_backbone(name, size), head, 3, size).eval()
-    preprocessing = {"image_size": size, "resize": "crop", "crop_pct": 0.9, "interpolation": "bicubic", "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}  # fmt: skip
+    preprocessing = {
+        "image_size": size,
+        "resize": "crop",
+        "crop_pct": 0.9,
+        "interpolation": "bicubic",
+        "mean": [0.5, 0.4, 0.3],
+        "std": [0.2, 0.3, 0.4],
+    }
     save_model(folder, classifier, ModelCard(name, head, ("a", "b", "ü"), preprocessing, {}, {"origin": "random"}, {}))
     return classifier
 
@@ -73,7 +91,7 @@ def test_sha256_entries_can_not_point_outside_the_folder(tmp_path: Path) -> None
 
 
 def test_a_folder_without_a_model_says_what_was_expected(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="neither tlkit.json nor model/tlkit.json"):
+    with pytest.raises(RunError, match=r"neither tlkit\.json nor model/tlkit\.json"):
         find_model_folder(tmp_path)
     with pytest.raises(RunError, match="does not exist"):
         find_model_folder(tmp_path / "nowhere")

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from tlkit.data.decode import decode
 from tlkit.data.preprocess import Preprocessing
 from tlkit.deploy.predict import predict
-from tlkit.errors import RecipeError, RunError
+from tlkit.errors import DataError, DeviceError, RecipeError, RunError
 from tlkit.evaluate.evaluate import evaluate_run
 from tlkit.models.checkpoint import load_model
 from tlkit.recipe.load import load_recipe
@@ -93,7 +93,9 @@ def test_the_shipped_weights_are_those_of_the_best_validation_epoch(run: Path) -
     assert (metrics["best"]["phase"], metrics["best"]["epoch"]) == (int(best["phase"]), int(best["epoch"]))
     assert metrics["val"]["accuracy"] == pytest.approx(float(best["val/accuracy"]))
     kept, shipped = load_file(run / "checkpoints/best.safetensors"), load_file(run / "model/model.safetensors")
-    assert torch.equal(kept["backbone.conv1.0.weight"] if "backbone.conv1.0.weight" in kept else kept["backbone.conv1.weight"], shipped["conv1.0.weight"] if "conv1.0.weight" in shipped else shipped["conv1.weight"])  # fmt: skip
+    backbone = {key.removeprefix("backbone."): tensor for key, tensor in kept.items() if key.startswith("backbone.")}
+    assert all(torch.equal(tensor, shipped[key]) for key, tensor in backbone.items())
+    assert torch.equal(kept["head.1.weight"], shipped["fc.weight"])
 
 
 def test_evaluate_gives_the_figures_of_the_run_again(run: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,6 +159,34 @@ def test_an_mlp_head_ships_and_predicts(workplace: Path, monkeypatch: pytest.Mon
     classes, predictions = predict(out, [workplace / "pictures/red/00.png"])
     assert classes == ("blue", "green", "red")
     assert len(predictions[0].logits) == 3
+
+
+def test_a_device_that_is_not_there_is_told_before_a_folder_is_made(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has the GPU that the test asks for in vain")
+    monkeypatch.chdir(workplace)
+    with pytest.raises(DeviceError, match=r"accelerator: gpu(.|\n)*No supported gpu backend"):
+        finetune(load_recipe("recipe.yaml", ["trainer.accelerator=gpu"]), out=workplace / "gpu")
+    assert not (workplace / "gpu").exists()
+
+
+def test_one_picture_a_step_is_refused_where_batchnorm_would_train_on_it(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workplace)
+    overrides = ["data.batch_size=1", "phases=[{train: all, epochs: 1, lr: 1e-2}]"]
+    with pytest.raises(DataError, match="batch-norm needs two or more"):
+        finetune(load_recipe("recipe.yaml", overrides), out=workplace / "one")
+
+
+def test_two_processes_train_every_phase_and_leave_one_run_folder(workplace: Path) -> None:
+    """An odd number of validation pictures: the ranks have different numbers of batches."""
+    overrides = ["trainer.devices=2", "trainer.accelerator=cpu", "trainer.strategy=ddp", "data.validation=0.28", "data.batch_size=4"]
+    command = [sys.executable, "-m", "tlkit", "finetune", "recipe.yaml", "--out", "two", *overrides]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    finished = subprocess.run(command, cwd=workplace, env=environment, capture_output=True, text=True, timeout=240)
+    assert finished.returncode == 0, finished.stderr
+    metrics = json.loads((workplace / "two/metrics.json").read_text())
+    assert metrics["pictures"] == {"train": 31, "val": 17, "test": 12}
+    assert finished.stderr.count("phase 3/3 all  epoch 2/2") == 1  # said by the first process alone
 
 
 @pytest.mark.slow

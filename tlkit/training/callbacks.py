@@ -167,16 +167,20 @@ class ShowProgress(Callback):
             self._live = None
 
 
-def start_log(file: Path) -> Console:
-    """Sends the run's lines to log.txt and, as they are, to the console that this returns. Lightning's own chatter goes to neither."""
-    console = Console(stderr=True, highlight=False)
+def start_log(file: Path, *, quiet: bool) -> Console:
+    """Sends the run's lines to log.txt and, as they are, to the console that this returns. Lightning's own chatter goes to neither.
+
+    quiet: for the processes of other devices, which say nothing and write nothing.
+    """
+    console = Console(stderr=True, highlight=False, quiet=quiet)
     LOG.handlers.clear()
     LOG.setLevel(logging.INFO)
     LOG.propagate = False
-    to_file = logging.FileHandler(file, encoding="utf-8")
-    to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    LOG.addHandler(to_file)
-    LOG.addHandler(_ConsoleHandler(console))
+    if not quiet:
+        to_file = logging.FileHandler(file, encoding="utf-8")
+        to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        LOG.addHandler(to_file)
+        LOG.addHandler(_ConsoleHandler(console))
     for noisy in ("lightning.pytorch", "lightning.fabric", "timm"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     return console

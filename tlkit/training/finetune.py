@@ -26,7 +26,7 @@ from tlkit.models.weights import Weights, load_backbone
 from tlkit.recipe.load import recipe_yaml
 from tlkit.recipe.schema import Recipe
 from tlkit.training.gather import gather
-from tlkit.training.run_folder import check_out, make_run_folder
+from tlkit.training.run_folder import check_out, is_first_process, make_run_folder
 
 if TYPE_CHECKING:
     from tlkit.training.phases import Trained
@@ -49,7 +49,9 @@ def finetune(recipe: Recipe, *, out: Path | None = None) -> Path:
         from tlkit.data.datamodule import PictureData
         from tlkit.training.callbacks import start_log
         from tlkit.training.phases import seed_everything, train_phases
+        from tlkit.training.trainer import check_devices
 
+        check_devices(recipe.trainer)
         samples = split_samples(samples, recipe.data.validation, recipe.data.test, recipe.seed)
         seed_everything(recipe.seed)
         classifier, preprocessing = build(recipe, samples, weights)
@@ -60,10 +62,12 @@ def finetune(recipe: Recipe, *, out: Path | None = None) -> Path:
         ]
 
     run = make_run_folder(recipe.name, out)
-    console = start_log(run / "log.txt")
-    (run / "recipe.yaml").write_text(recipe_yaml(recipe), encoding="utf-8")
-    LOG.info("%s: %s, %s, into %s", recipe.name, _counts(samples), recipe.model.backbone, run)
-    warn_of_leaks(duplicates_across_splits(write_manifest(samples, run / "split.csv")))
+    first = is_first_process()
+    console = start_log(run / "log.txt", quiet=not first)
+    if first:
+        (run / "recipe.yaml").write_text(recipe_yaml(recipe), encoding="utf-8")
+        LOG.info("%s: %s, %s, into %s", recipe.name, _counts(samples), recipe.model.backbone, run)
+        warn_of_leaks(duplicates_across_splits(write_manifest(samples, run / "split.csv")))
 
     data = PictureData(
         samples, preprocessing, augmentation, batch_size=recipe.data.batch_size, workers=recipe.data.workers, seed=recipe.seed
@@ -73,6 +77,8 @@ def finetune(recipe: Recipe, *, out: Path | None = None) -> Path:
     except KeyboardInterrupt:
         LOG.warning("interrupted; what was learned so far lies in %s", run / "checkpoints")
         raise
+    if not first:
+        return run
 
     card = ModelCard(
         backbone=recipe.model.backbone,

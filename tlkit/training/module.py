@@ -57,7 +57,7 @@ class PhaseModule(LightningModule):
             on_step=False,
             on_epoch=True,
             batch_size=len(labels),
-            sync_dist=split == "val",
+            sync_dist=True,
         )
         return loss
 

@@ -14,8 +14,10 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 from rich.console import Console
+from torch import nn
 
 from tlkit.data.datamodule import PictureData
+from tlkit.errors import DataError
 from tlkit.models.backbones import Stage
 from tlkit.models.classifier import Classifier
 from tlkit.recipe.schema import EarlyStopping as EarlyStoppingRecipe
@@ -79,6 +81,7 @@ def train_phases(
             ],
             out=run,
         )
+        _check_batch_size(classifier, data.batch_size // trainer.world_size)
         module = PhaseModule(
             classifier,
             len(data.samples.classes),
@@ -96,8 +99,19 @@ def train_phases(
                 recipe.early_stopping and recipe.early_stopping.patience,
             )
         seconds[f"phase {number + 1} {phase_name(phase.train)}"] = round(time.perf_counter() - began, 3)
-    best.restore()
+    if trainer.is_global_zero:
+        best.restore()
     return Trained(table.rows, best.phase, best.epoch, seconds, trainer.strategy.root_device)
+
+
+def _check_batch_size(classifier: Classifier, a_device: int) -> None:
+    """a_device: pictures a step on one device. Raises DataError where batch-norm would have one number to take statistics of."""
+    trained_norms = any(isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training for module in classifier.modules())
+    if trained_norms and a_device < 2:
+        raise DataError(
+            f"data.batch_size gives {a_device} pictures a step to each device, and batch-norm needs two or more to train.\n"
+            "  Use a larger data.batch_size, or fewer devices."
+        )
 
 
 def _early_stopping(early_stopping: EarlyStoppingRecipe | None) -> list[Callback]:

@@ -1,22 +1,37 @@
 """The folder of one run: `runs/NAME/NNN/`, or the one that was asked for. Nothing in it is ever overwritten."""
 
+import os
 from pathlib import Path
 
 from tlkit.errors import RunError
 
+SHARED = "TLKIT_RUN_FOLDER"
+"""Tells the processes that Lightning starts for other devices which folder the first one made."""
+
+
+def is_first_process() -> bool:
+    """False in the processes that Lightning starts for other devices: they run the same command, and leave no files."""
+    return SHARED not in os.environ or int(os.environ.get("LOCAL_RANK", "0")) == 0
+
 
 def check_out(out: Path | None) -> None:
     """Raises RunError if `--out` can't take a new run: found before anything is downloaded."""
-    if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if is_first_process() and out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunError(f"--out {out} is not empty, and a run never overwrites one.\n  Choose another folder, or remove this one yourself.")
 
 
 def make_run_folder(name: str, out: Path | None) -> Path:
     """A new, empty folder: `out`, or the next free number under runs/NAME."""
+    if not is_first_process():
+        return Path(os.environ[SHARED])
     check_out(out)
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        return out
+    folder = _next_number(name) if out is None else out
+    folder.mkdir(parents=True, exist_ok=True)
+    os.environ[SHARED] = str(folder)
+    return folder
+
+
+def _next_number(name: str) -> Path:
     parent = Path("runs") / name
     parent.mkdir(parents=True, exist_ok=True)
     number = max((int(folder.name) for folder in parent.iterdir() if folder.name.isdecimal()), default=0)

@@ -1,7 +1,9 @@
 """recipe.trainer -> Lightning's Trainer, one for each phase."""
 
 from pathlib import Path
+from typing import Any
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback
 from lightning.pytorch import Trainer as LightningTrainer
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -10,8 +12,26 @@ from tlkit.errors import DeviceError
 from tlkit.recipe.schema import Trainer
 
 
+def check_devices(trainer: Trainer) -> None:
+    """Raises DeviceError if this machine doesn't have what the recipe asks for: found before anything is written."""
+    _lightning_trainer(trainer, logger=False, enable_checkpointing=False)
+
+
 def build_trainer(trainer: Trainer, *, epochs: int, phase_name: str, callbacks: list[Callback], out: Path) -> LightningTrainer:
-    """Raises DeviceError if this machine doesn't have what the recipe asks for."""
+    return _lightning_trainer(
+        trainer,
+        max_epochs=epochs,
+        callbacks=callbacks,
+        logger=TensorBoardLogger(out, name="tensorboard", version=phase_name),
+        default_root_dir=out,
+        # The sanity pass costs more than it tells: validation comes after the first epoch anyway.
+        num_sanity_val_steps=0,
+        # tlkit's own sampler splits over ranks, and seeds every picture's augmentation.
+        use_distributed_sampler=False,
+    )
+
+
+def _lightning_trainer(trainer: Trainer, **settings: Any) -> LightningTrainer:
     try:
         return LightningTrainer(
             accelerator=trainer.accelerator,
@@ -20,18 +40,11 @@ def build_trainer(trainer: Trainer, *, epochs: int, phase_name: str, callbacks: 
             strategy=trainer.strategy,
             precision=trainer.precision,
             deterministic=trainer.deterministic,
-            max_epochs=epochs,
-            callbacks=callbacks,
-            logger=TensorBoardLogger(out, name="tensorboard", version=phase_name),
-            default_root_dir=out,
             enable_progress_bar=False,
             enable_model_summary=False,
-            # The sanity pass costs more than it tells: validation comes after the first epoch anyway.
-            num_sanity_val_steps=0,
-            # tlkit's own sampler splits over ranks, and seeds every picture's augmentation.
-            use_distributed_sampler=False,
+            **settings,
         )
-    except (ValueError, RuntimeError, TypeError) as error:  # MisconfigurationException is one of these, by Lightning's release
+    except (MisconfigurationException, ValueError, RuntimeError, TypeError) as error:
         asked = (
             f"accelerator: {trainer.accelerator}, devices: {trainer.devices}, strategy: {trainer.strategy}, precision: {trainer.precision}"
         )
