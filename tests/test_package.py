@@ -18,7 +18,7 @@ CHECKOUT = Path(__file__).parents[1]
 def run(*command: str | Path, cwd: Path) -> str:
     """Standard output. Fails the test with both outputs if the exit code isn't 0."""
     # Without what would let the checkout shine through.
-    environment = {name: value for name, value in os.environ.items() if name not in {"PYTHONPATH", "VIRTUAL_ENV"}}
+    environment = {name: value for name, value in os.environ.items() if name not in {"PYTHONPATH", "VIRTUAL_ENV", "OMP_NUM_THREADS"}}
     done = subprocess.run(list(map(str, command)), cwd=cwd, env=environment, capture_output=True, text=True, encoding="utf-8")
     assert done.returncode == 0, f"{command} exited with {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout
