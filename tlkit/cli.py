@@ -27,6 +27,7 @@ def finetune(arguments: Namespace) -> int:
 
     # Before the import below, which loads torch: a slip in a recipe is told at once.
     recipe = load_recipe(arguments.recipe, arguments.overrides)
+    print(f"{recipe.name}: loading torch, then looking for pictures and weights", file=sys.stderr)
     from tlkit.training.finetune import finetune as finetune_recipe
 
     finetune_recipe(recipe, out=arguments.out)

@@ -168,7 +168,7 @@ class ShowProgress(Callback):
 
 
 def start_log(file: Path, *, quiet: bool) -> Console:
-    """Sends the run's lines to log.txt and, as they are, to the console that this returns. Lightning's own chatter goes to neither.
+    """Sends the run's lines to log.txt and, as they are, to the console that this returns.
 
     quiet: for the processes of other devices, which say nothing and write nothing.
     """
@@ -181,8 +181,6 @@ def start_log(file: Path, *, quiet: bool) -> Console:
         to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         LOG.addHandler(to_file)
         LOG.addHandler(_ConsoleHandler(console))
-    for noisy in ("lightning.pytorch", "lightning.fabric", "timm"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
     return console
 
 

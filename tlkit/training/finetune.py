@@ -182,7 +182,7 @@ def print_panel(run: Path, samples: Samples, metrics: Mapping[str, Any]) -> None
         table.add_row(f"[dim]{label}[/dim]", text)
     console = Console()
     # Wider than a narrow terminal rather than folded: a folded command can't be copied.
-    console.width = max(console.width, 24 + max(len(str(run)) + len(picture), 60))
+    console.width = max(console.width, 40 + len(str(run)) + len(picture))
     console.print(Panel(table, title=str(run), title_align="left", expand=False))
 
 

@@ -1,5 +1,6 @@
 """recipe.trainer -> Lightning's Trainer, one for each phase."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,9 @@ def build_trainer(trainer: Trainer, *, epochs: int, phase_name: str, callbacks: 
 
 
 def _lightning_trainer(trainer: Trainer, **settings: Any) -> LightningTrainer:
+    # Lightning tells which devices it doesn't use and advertises; what matters reaches the user by tlkit's own log.
+    for noisy in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
     try:
         return LightningTrainer(
             accelerator=trainer.accelerator,
