@@ -118,25 +118,50 @@ class Phase(Strict):
     train: Train = Field(description="what trains; all else is frozen, gradients and modes")
     epochs: int = Field(ge=1, description="passes over the training split")
     lr: float = Field(gt=0, description="highest learning rate")
+    backbone_lr: float | None = Field(None, gt=0, le=1, description="the backbone's lr as a share of the head's")
     layer_decay: float | None = Field(None, gt=0, le=1, description="factor on lr for every stage further from the head")
 
     @model_validator(mode="after")
-    def _layer_decay_has_stages(self) -> Self:
-        if self.train == "head" and self.layer_decay is not None:
-            problem = f"= {self.layer_decay} does nothing: this phase trains the head alone."
-            raise rule_broken("layer_decay", "train", problem, "Remove it, or set train to all or {from: STAGE}.")
+    def _rates_have_stages(self) -> Self:
+        for key in ("backbone_lr", "layer_decay"):
+            if self.train == "head" and getattr(self, key) is not None:
+                problem = f"= {getattr(self, key)} does nothing: this phase trains the head alone."
+                raise rule_broken(key, "train", problem, "Remove it, or set train to all or {from: STAGE}.")
+        if self.backbone_lr is not None and self.layer_decay is not None:
+            problem = f"= {self.backbone_lr} and layer_decay = {self.layer_decay} both set the backbone's rates."
+            raise rule_broken("backbone_lr", "layer_decay", problem, "Keep one of them.")
         return self
 
 
 class Optimizer(Strict):
-    name: Literal["sgd", "adam", "adamw"] = Field("adamw", description="how gradients become steps")
+    name: str = Field(
+        "adamw", min_length=1, description="sgd | momentum | nesterov | adagrad | rmsprop | adam | adamw | one of timm's: lion, lamb, ..."
+    )
     weight_decay: float = Field(0.05, ge=0, description="not applied to biases and normalisation layers")
-    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of momentum, nesterov and rmsprop")
+    gradient_clip: float | None = Field(None, gt=0, description="longest gradient, as the norm over all parameters")
+    accumulate: int = Field(1, ge=1, description="batches whose gradients make one step")
 
 
 class Schedule(Strict):
-    name: Literal["cosine", "constant"] = Field("cosine", description="how lr moves within a phase")
+    name: Literal["cosine", "constant", "linear", "step", "one_cycle", "plateau"] = Field(
+        "cosine", description="how lr moves within a phase"
+    )
     warmup: float = Field(0.0, ge=0, lt=1, description="share of a phase's steps in which lr rises from zero")
+    factor: float = Field(0.1, gt=0, lt=1, description="of step and plateau: what lr is multiplied with each time")
+    every: float = Field(0.34, gt=0, lt=1, description="of step: share of a phase between two drops")
+    patience: int = Field(2, ge=0, description="of plateau: epochs without a lower validation loss before lr drops")
+
+    @model_validator(mode="after")
+    def _warmup_fits(self) -> Self:
+        if self.warmup and self.name in ("one_cycle", "plateau"):
+            why = "one_cycle rises by itself" if self.name == "one_cycle" else "plateau changes lr between epochs only"
+            raise rule_broken("warmup", "name", f"= {self.warmup} has no place here: {why}.", "Remove it, or choose another schedule.")
+        return self
+
+
+class Loss(Strict):
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target that is spread over all classes")
 
 
 class EarlyStopping(Strict):
@@ -177,6 +202,7 @@ class Recipe(Strict):
     phases: tuple[Phase, ...] = Field(strict=False, min_length=1, description="what trains, for how long, at what rate, one after another")
     optimizer: Optimizer = Field(default_factory=Optimizer, description="a new one for every phase")
     schedule: Schedule = Field(default_factory=Schedule, description="of lr, anew for every phase")
+    loss: Loss = Field(default_factory=Loss, description="what training makes small: cross-entropy")
     early_stopping: EarlyStopping | None = Field(None, description="ends a phase that no longer gets better")
     trainer: Trainer = Field(default_factory=Trainer, description="handed to Lightning")
 

@@ -48,10 +48,12 @@ def finetune(recipe: Recipe, *, out: Path | None = None) -> Path:
         # Lightning takes seconds to import: what is missing is said before that.
         from tlkit.data.datamodule import PictureData
         from tlkit.training.callbacks import start_log
+        from tlkit.training.optimizers import check_optimizer_name
         from tlkit.training.phases import seed_everything, train_phases
         from tlkit.training.trainer import check_devices
 
         check_devices(recipe.trainer)
+        check_optimizer_name(recipe.optimizer.name)
         samples = split_samples(samples, recipe.data.validation, recipe.data.test, recipe.seed)
         seed_everything(recipe.seed)
         classifier, preprocessing = build(recipe, samples, weights)

@@ -5,10 +5,11 @@ from typing import Any
 
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 from torchmetrics.classification import MulticlassAccuracy
 
 from tlkit.models.classifier import Classifier
-from tlkit.recipe.schema import Optimizer, Phase, Schedule
+from tlkit.recipe.schema import Loss, Optimizer, Phase, Schedule
 from tlkit.training.optimizers import build_optimizer, build_schedule, parameter_groups
 
 Batch = tuple[Tensor, Tensor]
@@ -26,10 +27,11 @@ class PhaseModule(LightningModule):
         phase: Phase,
         optimizer: Optimizer,
         schedule: Schedule,
+        loss: Loss,
     ) -> None:
         super().__init__()
         self.classifier = classifier
-        self.criterion = nn.CrossEntropyLoss()
+        self.criterion = nn.CrossEntropyLoss(label_smoothing=loss.label_smoothing)
         self.train_accuracy = MulticlassAccuracy(classes, average="micro")
         self.val_accuracy = MulticlassAccuracy(classes, average="micro")
         self._normalize = normalize
@@ -50,7 +52,8 @@ class PhaseModule(LightningModule):
         """Mean loss of one batch. images [B, 3, H, W], labels [B]."""
         images, labels = batch
         logits = self.classifier(images)  # [B, K]
-        loss: Tensor = self.criterion(logits, labels)
+        # Validation is measured against the labels as they are, so that its losses compare between recipes.
+        loss: Tensor = self.criterion(logits, labels) if split == "train" else cross_entropy(logits, labels)
         accuracy.update(logits, labels)
         self.log_dict(
             {f"{split}/loss": loss, f"{split}/accuracy": accuracy},
@@ -64,4 +67,6 @@ class PhaseModule(LightningModule):
     def configure_optimizers(self) -> Any:
         optimizer = build_optimizer(parameter_groups(self.classifier, self._phase, self._optimizer), self._optimizer)
         steps = int(self.trainer.estimated_stepping_batches)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": build_schedule(optimizer, self._schedule, steps), "interval": "step"}}
+        scheduler = build_schedule(optimizer, self._schedule, steps)
+        interval = "epoch" if self._schedule.name == "plateau" else "step"
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": interval, "monitor": "val/loss"}}

@@ -4,23 +4,31 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import timm.optim
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
+from tlkit.errors import Fault, RecipeError, did_you_mean
 from tlkit.models.classifier import Classifier
 from tlkit.recipe.schema import Optimizer, Phase, Schedule
+
+OWN_NAMES = ("sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw")
+"""Optimizers by torch's own meaning of the word; timm's `sgd` has Nesterov's momentum, for one."""
 
 
 def parameter_groups(classifier: Classifier, phase: Phase, optimizer: Optimizer) -> list[dict[str, Any]]:
     """What trains in this phase, grouped by learning rate and weight decay, the head first.
 
-    With `layer_decay` d a stage that lies n steps below the head gets lr * d^n, written into the group's own `lr`:
-    timm's `lr_scale` is ignored by torch's and Lightning's schedulers. Biases and normalisation layers are not decayed.
+    With `layer_decay` d a stage that lies n steps below the head gets lr * d^n, with `backbone_lr` r every stage gets lr * r,
+    written into the group's own `lr`: timm's `lr_scale` is ignored by torch's and Lightning's schedulers. Distance is counted over
+    the whole backbone, so a stage has the same rate whether or not those below it train. Biases and normalisation layers are not decayed.
     """
     groups = []
     for steps_below_head, (name, parameters) in enumerate(_from_head_to_stem(classifier)):
         lr = phase.lr * (phase.layer_decay or 1.0) ** steps_below_head
+        if steps_below_head > 0 and phase.backbone_lr is not None:
+            lr = phase.lr * phase.backbone_lr
         decayed = [parameter for parameter in parameters if parameter.ndim > 1]
         others = [parameter for parameter in parameters if parameter.ndim <= 1]
         for params, weight_decay in ((decayed, optimizer.weight_decay), (others, 0.0)):
@@ -33,33 +41,74 @@ def _from_head_to_stem(classifier: Classifier) -> Iterator[tuple[str, list[nn.Pa
     yield "head", list(classifier.head.parameters())
     by_name = dict(classifier.backbone.named_parameters())
     for stage in reversed(classifier.stages):
-        parameters = [by_name[name] for name in stage.parameters if by_name[name].requires_grad]
-        if parameters:
-            yield stage.name, parameters
+        yield stage.name, [by_name[name] for name in stage.parameters if by_name[name].requires_grad]
+
+
+def check_optimizer_name(name: str) -> None:
+    """Raises RecipeError for a name that neither torch nor timm has."""
+    known = sorted({*OWN_NAMES, *map(str, timm.optim.list_optimizers())})  # type: ignore[attr-defined]
+    if name not in known:
+        nearest = did_you_mean(name, known)
+        fix = f"Expected {', '.join(OWN_NAMES)}, or one of timm's. {nearest}".rstrip()
+        raise RecipeError([Fault("optimizer.name", f"= '{name}' is not an optimizer.", fix)])
 
 
 def build_optimizer(groups: list[dict[str, Any]], optimizer: Optimizer) -> torch.optim.Optimizer:
-    if optimizer.name == "sgd":
-        return torch.optim.SGD(groups, momentum=optimizer.momentum)
-    if optimizer.name == "adam":
-        return torch.optim.Adam(groups)
-    return torch.optim.AdamW(groups)
+    """torch's own for the seven well-known names, timm's for all others; every group keeps its own lr and weight decay."""
+    match optimizer.name:
+        case "sgd":
+            return torch.optim.SGD(groups)
+        case "momentum" | "nesterov":
+            return torch.optim.SGD(groups, momentum=optimizer.momentum, nesterov=optimizer.name == "nesterov")
+        case "adagrad":
+            return torch.optim.Adagrad(groups)
+        case "rmsprop":
+            return torch.optim.RMSprop(groups, momentum=optimizer.momentum)
+        case "adam":
+            return torch.optim.Adam(groups)
+        case "adamw":
+            return torch.optim.AdamW(groups)
+    built: torch.optim.Optimizer = timm.optim.create_optimizer_v2(  # type: ignore[attr-defined]
+        groups, optimizer.name, lr=groups[0]["lr"], weight_decay=optimizer.weight_decay
+    )
+    return built
 
 
-def build_schedule(optimizer: torch.optim.Optimizer, schedule: Schedule, steps: int) -> LambdaLR:
-    """Multiplies every group's own lr. steps: optimizer steps in the phase."""
+def build_schedule(optimizer: torch.optim.Optimizer, schedule: Schedule, steps: int) -> LambdaLR | ReduceLROnPlateau:
+    """Multiplies every group's own lr. steps: optimizer steps in the phase. A plateau wants the validation loss once an epoch."""
+    if schedule.name == "plateau":
+        return ReduceLROnPlateau(optimizer, factor=schedule.factor, patience=schedule.patience)
     return LambdaLR(optimizer, lambda step: lr_factor(step, schedule, steps))
 
 
 def lr_factor(step: int, schedule: Schedule, steps: int) -> float:
     """Share of the highest learning rate at a step, 0-based.
 
-    Warm-up rises linearly and reaches 1 at its last step. Cosine then falls from 1 towards 0 at the end of the phase.
-    Source of the cosine: Loshchilov and Hutter 2017, eq. 5 without restarts, https://arxiv.org/abs/1608.03983
+    Warm-up rises linearly and reaches 1 at its last step. What follows it has the rest of the steps: cosine and linear fall
+    from 1 towards 0 at the end, step falls by `factor` after every share `every`, constant stays.
+    Sources: cosine, Loshchilov and Hutter 2017, eq. 5 without restarts, https://arxiv.org/abs/1608.03983;
+    one_cycle, Smith and Topin 2019, https://arxiv.org/abs/1708.07120, with the shape and numbers of torch's OneCycleLR.
     """
+    if schedule.name == "one_cycle":
+        return _one_cycle(step, steps)
     warmup = round(schedule.warmup * steps)
     if step < warmup:
         return (step + 1) / warmup
-    if schedule.name == "constant":
-        return 1.0
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+    done = (step - warmup) / max(1, steps - warmup)
+    match schedule.name:
+        case "cosine":
+            return 0.5 * (1 + math.cos(math.pi * done))
+        case "linear":
+            return 1 - done
+        case "step":
+            # The sum of shares such as 0.1 ten times over is a little below one.
+            return schedule.factor ** math.floor(done / schedule.every + 1e-9)
+    return 1.0
+
+
+def _one_cycle(step: int, steps: int) -> float:
+    """From 1/25 up to 1 over the first 30 % of the steps, down to 1/250,000 at the last one, both along half a cosine."""
+    peak, last = 0.3 * steps - 1, steps - 1
+    start, end, low, high = (0.0, peak, 1 / 25, 1.0) if step <= peak else (peak, last, 1.0, 1 / 250_000)
+    done = min(1.0, (step - start) / max(1e-9, end - start))
+    return high + 0.5 * (low - high) * (1 + math.cos(math.pi * done))

@@ -71,6 +71,7 @@ def train_phases(
         trainer = build_trainer(
             recipe.trainer,
             epochs=phase.epochs,
+            optimizer=recipe.optimizer,
             phase_name=f"phase{number + 1}",
             callbacks=[
                 best,
@@ -89,6 +90,7 @@ def train_phases(
             phase=phase,
             optimizer=recipe.optimizer,
             schedule=recipe.schedule,
+            loss=recipe.loss,
         )
         with _interruptible(), _quiet():
             trainer.fit(module, datamodule=data)

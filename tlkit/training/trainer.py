@@ -10,7 +10,7 @@ from lightning.pytorch import Trainer as LightningTrainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from tlkit.errors import DeviceError
-from tlkit.recipe.schema import Trainer
+from tlkit.recipe.schema import Optimizer, Trainer
 
 
 def check_devices(trainer: Trainer) -> None:
@@ -18,10 +18,14 @@ def check_devices(trainer: Trainer) -> None:
     _lightning_trainer(trainer, logger=False, enable_checkpointing=False)
 
 
-def build_trainer(trainer: Trainer, *, epochs: int, phase_name: str, callbacks: list[Callback], out: Path) -> LightningTrainer:
+def build_trainer(
+    trainer: Trainer, *, epochs: int, optimizer: Optimizer, phase_name: str, callbacks: list[Callback], out: Path
+) -> LightningTrainer:
     return _lightning_trainer(
         trainer,
         max_epochs=epochs,
+        gradient_clip_val=optimizer.gradient_clip,
+        accumulate_grad_batches=optimizer.accumulate,
         callbacks=callbacks,
         logger=TensorBoardLogger(out, name="tensorboard", version=phase_name),
         default_root_dir=out,
