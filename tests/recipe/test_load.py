@@ -246,8 +246,16 @@ def test_a_known_key_in_the_wrong_part_is_told_where_it_belongs(tmp_path: Path) 
         ("data.source={folder: 3}", "= 3 is a whole number.", "Expected text"),
         ("data.source={bundled: fashion}", "= 'fashion' can't be used.", "Expected one of: fashion_mnist_mini."),
         ("data.source.torchvision=MNIST", "can't stand beside data.source.folder.", "'data.source={torchvision: NAME}'"),
-        ("phases[0].train=haed", "= 'haed' can't be used.", "Expected head, all or {from: STAGE}: .* Did you mean 'head'?"),
-        ("phases[0].train={frm: layer4}", "= {frm: layer4} can't be used.", "Expected head, all or {from: STAGE}.* Did you mean 'from'?"),
+        (
+            "phases[0].train=haed",
+            "= 'haed' can't be used.",
+            "Expected head, all, norm, bias, {from: STAGE} or {last: N}: .* Did you mean 'head'?",
+        ),
+        (
+            "phases[0].train={frm: layer4}",
+            "= {frm: layer4} can't be used.",
+            "Expected head, all, norm, bias, {from: STAGE} or {last: N}.* Did you mean 'from'?",
+        ),
         ("phases[0].train={from: 4}", "= 4 is a whole number.", "Expected text: the first stage that trains.* Write it in quotes: '4'"),
         ("phases[0].train={from: layer4, too: layer2}", "is not a key of phases[0].train.", "Expected one of: from."),
         (

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from tlkit.models.backbones import Stage, stages
 from tlkit.models.freeze import set_trainable
 from tlkit.models.heads import build_head
-from tlkit.recipe.schema import Head
+from tlkit.recipe.schema import BatchNorm, Head
 
 
 class Classifier(nn.Module):
@@ -37,9 +37,12 @@ class Classifier(nn.Module):
         logits: Tensor = self.head(features)  # [B, K]
         return logits
 
-    def train_only(self, trained: tuple[Stage, ...]) -> None:
-        """Goes into train mode with the head and these stages training. All else is frozen: no gradients, and in eval mode for good."""
-        self._frozen = set_trainable(self.backbone, trained)
+    def train_only(self, parameters: frozenset[str], batchnorm: BatchNorm = "adapt") -> None:
+        """Goes into train mode with the head and these parameters of the backbone training.
+
+        All else is frozen: no gradients, and in eval mode for good. batchnorm: see `set_trainable`.
+        """
+        self._frozen = set_trainable(self.backbone, parameters, batchnorm)
         self.train()
 
     def train(self, mode: bool = True) -> Self:

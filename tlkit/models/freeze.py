@@ -1,37 +1,68 @@
 """What trains: gradients and modes, set in one place."""
 
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from tlkit.errors import Fault, RecipeError, expected_one_of
 from tlkit.models.backbones import Stage
-from tlkit.recipe.schema import FromStage, Train
+from tlkit.recipe.schema import BatchNorm, FromStage, LastStages, Train
 
 
-def trained_stages(train: Train, stages: tuple[Stage, ...], *, key: str, backbone: str) -> tuple[Stage, ...]:
-    """The stages of the backbone that a phase trains; the head trains in every phase.
+def trained_parameters(train: Train, backbone: nn.Module, stages: tuple[Stage, ...], *, key: str, name: str) -> frozenset[str]:
+    """Names of the backbone's parameters that a phase trains; the head trains in every phase.
 
-    key: the recipe's dotted path to `train`, for the message.
-    Raises RecipeError for a stage that the backbone doesn't have.
+    `norm`: scales and shifts of the normalisation layers. `bias`: every bias (BitFit, Ben Zaken et al. 2022,
+    https://arxiv.org/abs/2106.10199).
+    key: the recipe's dotted path to `train`, name: the backbone's, both for the message.
+    Raises RecipeError for what the backbone doesn't have.
     """
     if train == "head":
-        return ()
-    if not isinstance(train, FromStage):
-        return stages
+        return frozenset()
+    if train == "norm":
+        norms = [(path, module) for path, module in backbone.named_modules() if _is_norm(module)]
+        found = {f"{path}.{parameter}" for path, module in norms for parameter, _ in module.named_parameters(recurse=False)}
+        return _not_empty(found, key, f"= 'norm', but {name} has no normalisation layers.")
+    if train == "bias":
+        found = {parameter for parameter, _ in backbone.named_parameters() if parameter.endswith("bias")}
+        return _not_empty(found, key, f"= 'bias', but {name} has no biases.")
+    return frozenset(parameter for stage in _trained_stages(train, stages, key, name) for parameter in stage.parameters)
+
+
+def _trained_stages(train: Train, stages: tuple[Stage, ...], key: str, name: str) -> tuple[Stage, ...]:
     names = [stage.name for stage in stages]
-    if train.from_ not in names:
-        raise RecipeError([Fault(f"{key}.from", f"= '{train.from_}' is not a stage of {backbone}.", expected_one_of(train.from_, names))])
-    return stages[names.index(train.from_) :]
+    if isinstance(train, FromStage):
+        if train.from_ not in names:
+            raise RecipeError([Fault(f"{key}.from", f"= '{train.from_}' is not a stage of {name}.", expected_one_of(train.from_, names))])
+        return stages[names.index(train.from_) :]
+    if isinstance(train, LastStages):
+        if train.last > len(stages):
+            problem = f"= {train.last}, but {name} has {len(stages)} stages."
+            raise RecipeError([Fault(f"{key}.last", problem, f"In forward order: {', '.join(names)}.")])
+        return stages[-train.last :]
+    return stages
 
 
-def set_trainable(backbone: nn.Module, stages: tuple[Stage, ...]) -> frozenset[str]:
-    """Lets the parameters of these stages have gradients and no others.
+def _not_empty(parameters: set[str], key: str, problem: str) -> frozenset[str]:
+    if not parameters:
+        raise RecipeError([Fault(key, problem, "Expected one of: head, all, {from: STAGE}, {last: N}.")])
+    return frozenset(parameters)
 
+
+def _is_norm(module: nn.Module) -> bool:
+    """timm's own layers subclass torch's, but for a few such as RmsNorm and GroupNormAct's kin, which say so in their name."""
+    return isinstance(module, _NormBase | nn.LayerNorm | nn.GroupNorm) or "norm" in type(module).__name__.lower()
+
+
+def set_trainable(backbone: nn.Module, parameters: frozenset[str], batchnorm: BatchNorm) -> frozenset[str]:
+    """Lets these parameters have gradients and no others.
+
+    batchnorm: `frozen` keeps the statistics of all batch-norm layers as they are, `adapt` of those alone that don't train.
     Returns the names of the modules that have to stay in eval mode (see `frozen_modules`).
     """
-    trainable = {parameter for stage in stages for parameter in stage.parameters}
     for name, parameter in backbone.named_parameters():
-        parameter.requires_grad_(name in trainable)
-    return frozen_modules(backbone)
+        parameter.requires_grad_(name in parameters)
+    norms = {name for name, module in backbone.named_modules() if isinstance(module, _NormBase)}
+    return frozen_modules(backbone) | (norms if batchnorm == "frozen" else frozenset())
 
 
 def frozen_modules(backbone: nn.Module) -> frozenset[str]:

@@ -111,13 +111,19 @@ class FromStage(Strict):
     from_: str = Field(alias="from", min_length=1, title="STAGE", description="the first stage that trains; everything after it trains too")
 
 
-Train = Literal["head", "all"] | FromStage
+class LastStages(Strict):
+    last: int = Field(ge=1, title="N", description="how many stages train, counted from the head")
+
+
+Train = Literal["head", "all", "norm", "bias"] | FromStage | LastStages
+BatchNorm = Literal["frozen", "adapt"]
 
 
 class Phase(Strict):
     train: Train = Field(description="what trains; all else is frozen, gradients and modes")
     epochs: int = Field(ge=1, description="passes over the training split")
     lr: float = Field(gt=0, description="highest learning rate")
+    batchnorm: BatchNorm = Field("adapt", description="statistics of batch-norm layers that train; of frozen layers they never move")
     backbone_lr: float | None = Field(None, gt=0, le=1, description="the backbone's lr as a share of the head's")
     layer_decay: float | None = Field(None, gt=0, le=1, description="factor on lr for every stage further from the head")
 

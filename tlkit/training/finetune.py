@@ -21,7 +21,7 @@ from tlkit.evaluate.report import write_report
 from tlkit.models.backbones import check_backbone_name, pretrained_cfg
 from tlkit.models.checkpoint import ModelCard, check_can_ship, load_model, save_model, update_metrics
 from tlkit.models.classifier import Classifier
-from tlkit.models.freeze import trained_stages
+from tlkit.models.freeze import trained_parameters
 from tlkit.models.weights import Weights, load_backbone
 from tlkit.recipe.load import recipe_yaml
 from tlkit.recipe.schema import Recipe
@@ -59,7 +59,7 @@ def finetune(recipe: Recipe, *, out: Path | None = None) -> Path:
         classifier, preprocessing = build(recipe, samples, weights)
         augmentation = build_augmentation(recipe.augment, recipe.data.image_size)
         trained = [
-            trained_stages(phase.train, classifier.stages, key=f"phases[{i}].train", backbone=recipe.model.backbone)
+            trained_parameters(phase.train, classifier.backbone, classifier.stages, key=f"phases[{i}].train", name=recipe.model.backbone)
             for i, phase in enumerate(recipe.phases)
         ]
 

@@ -18,10 +18,9 @@ from torch import nn
 
 from tlkit.data.datamodule import PictureData
 from tlkit.errors import DataError
-from tlkit.models.backbones import Stage
 from tlkit.models.classifier import Classifier
 from tlkit.recipe.schema import EarlyStopping as EarlyStoppingRecipe
-from tlkit.recipe.schema import Recipe, Train
+from tlkit.recipe.schema import FromStage, Recipe, Train
 from tlkit.training.callbacks import BestWeights, MetricsTable, ShowProgress, last_checkpoint
 from tlkit.training.module import PhaseModule
 from tlkit.training.trainer import build_trainer
@@ -41,7 +40,9 @@ class Trained:
 
 
 def phase_name(train: Train) -> str:
-    return train if isinstance(train, str) else f"from {train.from_}"
+    if isinstance(train, str):
+        return train
+    return f"from {train.from_}" if isinstance(train, FromStage) else f"last {train.last}"
 
 
 def seed_everything(seed: int) -> None:
@@ -50,11 +51,11 @@ def seed_everything(seed: int) -> None:
 
 
 def train_phases(
-    classifier: Classifier, data: PictureData, recipe: Recipe, trained: Sequence[tuple[Stage, ...]], *, run: Path, console: Console
+    classifier: Classifier, data: PictureData, recipe: Recipe, trained: Sequence[frozenset[str]], *, run: Path, console: Console
 ) -> Trained:
     """Trains phase after phase; the classifier is left with the weights of the best epoch of all.
 
-    trained: for each phase the stages that train beside the head.
+    trained: for each phase the backbone's parameters that train beside the head.
     Raises KeyboardInterrupt after Ctrl-C, with the best weights and the last checkpoint in `run/checkpoints`.
     """
     checkpoints = run / "checkpoints"
@@ -64,7 +65,7 @@ def train_phases(
     seconds: dict[str, float] = {}
     for number, phase in enumerate(recipe.phases):
         began = time.perf_counter()
-        classifier.train_only(trained[number])
+        classifier.train_only(trained[number], phase.batchnorm)
         best.phase_now = table.phase = number
         data.first_epoch = sum(earlier.epochs for earlier in recipe.phases[:number])
         title = f"phase {number + 1}/{len(recipe.phases)} {phase_name(phase.train)}"
