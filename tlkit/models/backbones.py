@@ -8,6 +8,7 @@ import timm
 from torch import nn
 
 from tlkit.errors import BackboneError, Fault, RecipeError, expected_one_of
+from tlkit.models import classic, googlenet  # noqa: F401  # registers their models with timm
 
 
 @dataclass(frozen=True)
