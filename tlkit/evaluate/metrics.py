@@ -6,13 +6,6 @@ from typing import Any
 
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from torchmetrics.functional.classification import (
-    multiclass_accuracy,
-    multiclass_confusion_matrix,
-    multiclass_f1_score,
-    multiclass_precision,
-    multiclass_recall,
-)
 
 
 def measure(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[str, Any]:
@@ -22,6 +15,15 @@ def measure(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[str,
     miss: k = 5, or one less than the classes. `macro` is the mean over classes. `confusion[i][j]` counts pictures of class i that
     were called j. Precision of a class that was never called is 0.
     """
+    # A second to import, which a run that can't start shouldn't wait for.
+    from torchmetrics.functional.classification import (
+        multiclass_accuracy,
+        multiclass_confusion_matrix,
+        multiclass_f1_score,
+        multiclass_precision,
+        multiclass_recall,
+    )
+
     k = len(classes)
     counts = multiclass_confusion_matrix(logits, labels, k)
     correct, total = int(counts.diagonal().sum()), len(labels)

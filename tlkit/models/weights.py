@@ -93,47 +93,27 @@ def _package_file() -> Path:
 
 def _hub_file(repository: str, filename: str | None) -> Path:
     """The .safetensors file of a hub repository: from huggingface_hub's cache without asking, else downloaded into it."""
-    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 
     filename = str(Path(filename or "model.safetensors").with_suffix(".safetensors"))
     cached = try_to_load_from_cache(repository, filename)
     if isinstance(cached, str):
         return Path(cached)
-    looked = f"{constants.HF_HUB_CACHE} (cache) and {constants.ENDPOINT}/{repository}"
-    advice = (
-        "  Connect to the hub once, or copy a filled cache there, or set model.weights to {file: FILE.safetensors},"
-        " or to random to train from scratch."
-    )
+    # huggingface_hub 2.4 asks the hub for a list of AI agents to name itself by; nobody asked for that call.
+    constants.HF_HUB_DISABLE_TELEMETRY = True
     try:
         if not constants.HF_HUB_OFFLINE:
-            _check_in_reach(constants.ENDPOINT)
-        return Path(hf_hub_download(repository, filename, etag_timeout=HUB_TIMEOUT_S))
-    except (OfflineModeIsEnabled, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else str(error).strip().splitlines()[0]
+            # The download tries for minutes to reach a hub that is out of reach or doesn't answer; this asks once.
+            get_hf_file_metadata(hf_hub_url(repository, filename), timeout=HUB_TIMEOUT_S)
+        return Path(hf_hub_download(repository, filename))
+    except Exception as error:  # requests', httpx's or httpx2's by the client's release: they share no class
+        reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise WeightsError(
-            f"The pretrained weights {repository} are not on this machine.\n  Looked in {looked}: {reason}\n{advice}"
+            f"The pretrained weights {repository} are not on this machine.\n"
+            f"  Looked in {constants.HF_HUB_CACHE} (cache) and {constants.ENDPOINT}/{repository}: {reason}\n"
+            "  Connect to the hub once, or copy a filled cache there, or set model.weights to {file: FILE.safetensors},"
+            " or to random to train from scratch."
         ) from error
-
-
-def _check_in_reach(endpoint: str) -> None:
-    """Raises OSError at once where the hub client would try again for minutes: one connection, nothing sent.
-
-    A proxy answers for hosts that can't be named from here, so nothing is checked where one is set.
-    """
-    import socket
-    from urllib.parse import urlsplit
-    from urllib.request import getproxies
-
-    address = urlsplit(endpoint)
-    if address.scheme in getproxies() or "all" in getproxies():
-        return
-    try:
-        socket.create_connection(
-            (address.hostname, address.port or (443 if address.scheme == "https" else 80)), timeout=HUB_TIMEOUT_S
-        ).close()
-    except OSError as error:
-        raise OSError(f"{address.hostname} can't be reached ({error})") from error
 
 
 def _read(file: Path) -> dict[str, Tensor]:

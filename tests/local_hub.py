@@ -1,0 +1,145 @@
+"""A server on loopback with what `recipes/cifar_resnet.yaml` asks the world for, in the world's own formats.
+
+CIFAR-10: an archive of pickled batches as Krizhevsky published them. The hub: the headers and paths that huggingface_hub's client reads.
+"""
+
+import hashlib
+import io
+import pickle
+import tarfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from safetensors.torch import save
+
+CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+WEIGHTS = "/timm/resnet18.a1_in1k/resolve/main/model.safetensors"
+ARCHIVE = "/cifar-10-python.tar.gz"
+
+
+@dataclass
+class LocalHub:
+    """files: path -> content. requests: every path asked for, in order. status: what is answered instead of 200."""
+
+    files: dict[str, bytes]
+    address: str = ""
+    requests: list[str] = field(default_factory=list)
+    status: int = 200
+
+
+@contextmanager
+def serve(files: dict[str, bytes], status: int = 200) -> Iterator[LocalHub]:
+    hub = LocalHub(files, status=status)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.answer()
+
+        def do_GET(self) -> None:
+            self.wfile.write(self.answer())
+
+        def answer(self) -> bytes:
+            hub.requests.append(self.path)
+            content = hub.files.get(self.path)
+            self.send_response(hub.status if hub.status != 200 else 200 if content is not None else 404)
+            if content is not None and hub.status == 200:
+                self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+                self.send_header("X-Repo-Commit", COMMIT)
+            self.send_header("Content-Length", str(len(content or b"")))
+            self.end_headers()
+            return content or b"" if hub.status == 200 else b""
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            """Nothing on the console."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    hub.address = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def resnet18_weights() -> bytes:
+    """A whole timm resnet18 with random numbers, as its hub repository has it."""
+    torch.manual_seed(0)
+    return save(timm.create_model("resnet18").state_dict())
+
+
+@dataclass(frozen=True)
+class Cifar10:
+    """archive: the .tar.gz. md5: that of each file in it, and of the archive, which torchvision compares."""
+
+    archive: bytes
+    archive_md5: str
+    md5: dict[str, str]
+
+
+def small_cifar10(pictures_a_batch: int = 40) -> Cifar10:
+    """Six batches of noisy pictures whose colour gives their class away."""
+    draws = np.random.default_rng(0)
+    colours = draws.integers(0, 256, (10, 3))
+    files: dict[str, bytes] = {}
+    for name in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]:
+        labels = [i % 10 for i in range(pictures_a_batch)]
+        noisy = colours[labels][:, :, None, None] + draws.normal(0, 30, (pictures_a_batch, 3, 32, 32))
+        batch = {
+            "batch_label": name,
+            "labels": labels,
+            "data": noisy.clip(0, 255).astype(np.uint8).reshape(pictures_a_batch, -1),
+            "filenames": [f"{name}_{i}.png" for i in range(pictures_a_batch)],
+        }
+        files[name] = pickle.dumps(batch, protocol=2)
+    files["batches.meta"] = pickle.dumps({"label_names": CLASSES, "num_cases_per_batch": pictures_a_batch, "num_vis": 3072}, protocol=2)
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+        for name, content in files.items():
+            entry = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+    archive = packed.getvalue()
+    return Cifar10(archive, hashlib.md5(archive).hexdigest(), {name: hashlib.md5(content).hexdigest() for name, content in files.items()})
+
+
+def point_torchvision_here(folder: Path, address: str, cifar10: Cifar10) -> Path:
+    """Writes a start-up file that changes CIFAR10's address and check sums, and nothing else; returns the folder for PYTHONPATH."""
+    folder.mkdir(exist_ok=True)
+    train = [[name, md5] for name, md5 in cifar10.md5.items() if name.startswith("data_batch")]
+    text = f"""
+import importlib.abc, sys
+
+class AfterCifar(importlib.abc.MetaPathFinder):
+    # Waits for torchvision's own module, so that nothing is imported that the command wouldn't import.
+    def find_spec(self, name, path, target=None):
+        if name != "torchvision.datasets.cifar":
+            return None
+        sys.meta_path.remove(self)
+        import importlib.util
+        spec = importlib.util.find_spec(name)
+        run = spec.loader.exec_module
+        def exec_module(module):
+            run(module)
+            module.CIFAR10.url = {address + ARCHIVE!r}
+            module.CIFAR10.tgz_md5 = {cifar10.archive_md5!r}
+            module.CIFAR10.train_list = {train!r}
+            module.CIFAR10.test_list = [["test_batch", {cifar10.md5["test_batch"]!r}]]
+            module.CIFAR10.meta = {{"filename": "batches.meta", "key": "label_names", "md5": {cifar10.md5["batches.meta"]!r}}}
+        spec.loader.exec_module = exec_module
+        return spec
+
+sys.meta_path.insert(0, AfterCifar())
+"""
+    (folder / "sitecustomize.py").write_text(text)
+    return folder
