@@ -10,7 +10,7 @@ from tlkit.data import datamodule
 from tlkit.data.augment import build_augmentation
 from tlkit.data.datamodule import PictureData
 from tlkit.data.preprocess import Preprocessing
-from tlkit.data.sources import Sample, Samples
+from tlkit.data.samples import Sample, Samples
 from tlkit.errors import DataError
 from tlkit.recipe.schema import Transform
 

@@ -8,7 +8,7 @@ from PIL import Image
 from tlkit.data.augment import build_augmentation
 from tlkit.data.pictures import EpochSampler, make_loader, worker_count
 from tlkit.data.preprocess import Preprocessing
-from tlkit.data.sources import Sample
+from tlkit.data.samples import Sample
 from tlkit.errors import DataError
 from tlkit.recipe.schema import Transform
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tlkit.data.sources import Samples, read_source
+from tlkit.data.samples import Samples
+from tlkit.data.sources import read_source
 from tlkit.errors import DataError
 from tlkit.recipe.schema import BundledSource, FolderSource
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tlkit.data.sources import Sample, Samples
+from tlkit.data.samples import Sample, Samples
 from tlkit.data.splits import duplicates_across_splits, read_manifest, split_samples, write_manifest
 from tlkit.errors import DataError
 

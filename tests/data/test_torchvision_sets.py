@@ -16,7 +16,8 @@ from torchvision import datasets
 
 from tlkit.data import torchvision_sets
 from tlkit.data.decode import decode
-from tlkit.data.sources import Samples, read_source
+from tlkit.data.samples import Samples
+from tlkit.data.sources import read_source
 from tlkit.data.torchvision_sets import SETS
 from tlkit.errors import DataError, RecipeError
 from tlkit.recipe.schema import TorchvisionSource

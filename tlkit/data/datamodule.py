@@ -8,7 +8,7 @@ from torch import distributed
 from tlkit.data.augment import Augmentation
 from tlkit.data.pictures import PictureLoader, make_loader
 from tlkit.data.preprocess import Preprocessing
-from tlkit.data.sources import Samples
+from tlkit.data.samples import Samples
 from tlkit.errors import DataError
 
 

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from tlkit.data.augment import Augmentation
 from tlkit.data.decode import decode
 from tlkit.data.preprocess import Preprocessing
-from tlkit.data.sources import Sample
+from tlkit.data.samples import Sample
 from tlkit.errors import DataError
 
 Key = tuple[int, int]

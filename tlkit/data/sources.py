@@ -4,12 +4,10 @@ import logging
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from PIL import Image
-
+from tlkit.data.samples import Sample, Samples
 from tlkit.errors import DataError, did_you_mean
 from tlkit.recipe.schema import BundledSource, FolderSource, TorchvisionSource
 from tlkit.shipped import shipped
@@ -20,30 +18,6 @@ SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "
 _LAYOUT = "Expected {root}/train/CLASS/*.jpg (with val and test folders beside train if you have them), or {root}/CLASS/*.jpg."
 
 log = logging.getLogger("tlkit")
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One labelled picture. id is unique in its source and stays the same between machines.
-
-    label: index into the classes. split: train, val, test, or empty where it is still to be split.
-    group: pictures of one group (one patient, one video) never lie in different splits.
-    """
-
-    id: str
-    image: Path | Callable[[], Image.Image]
-    label: int
-    split: str
-    group: str | None = None
-
-
-@dataclass(frozen=True)
-class Samples:
-    classes: tuple[str, ...]
-    samples: tuple[Sample, ...]
-
-    def of(self, split: str) -> tuple[Sample, ...]:
-        return tuple(sample for sample in self.samples if sample.split == split)
 
 
 def read_source(source: FolderSource | TorchvisionSource | BundledSource, root: Path) -> Samples:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tlkit.data.sources import Sample, Samples
+from tlkit.data.samples import Sample, Samples
 from tlkit.errors import DataError
 
 COLUMNS = ("id", "class", "split", "group", "sha256")

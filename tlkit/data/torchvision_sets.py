@@ -28,7 +28,7 @@ from PIL import Image
 from torchvision import datasets
 from torchvision.datasets import utils as torchvision_utils
 
-from tlkit.data.sources import Sample, Samples
+from tlkit.data.samples import Sample, Samples
 from tlkit.errors import DataError, Fault, RecipeError, expected_one_of
 
 Arguments = Mapping[str, Any]

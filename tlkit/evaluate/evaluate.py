@@ -6,7 +6,8 @@ from typing import Any
 
 from tlkit.data.pictures import make_loader
 from tlkit.data.preprocess import Preprocessing
-from tlkit.data.sources import Sample, Samples, read_source
+from tlkit.data.samples import Sample, Samples
+from tlkit.data.sources import read_source
 from tlkit.data.splits import read_manifest
 from tlkit.errors import DataError, RunError
 from tlkit.evaluate.metrics import measure

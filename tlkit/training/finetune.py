@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tlkit.data.augment import build_augmentation
 from tlkit.data.decode import decode
 from tlkit.data.preprocess import Preprocessing, preprocessing_for
-from tlkit.data.sources import Samples
+from tlkit.data.samples import Samples
 from tlkit.data.splits import Duplicates, duplicates_across_splits, split_samples, write_manifest
 from tlkit.data.statistics import channel_statistics
 from tlkit.evaluate.curves import draw_curves

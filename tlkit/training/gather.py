@@ -3,7 +3,8 @@
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from tlkit.data.sources import Samples, read_source
+from tlkit.data.samples import Samples
+from tlkit.data.sources import read_source
 from tlkit.errors import RecipeError, TlkitError
 from tlkit.models.weights import Weights, find_weights
 from tlkit.recipe.schema import Recipe

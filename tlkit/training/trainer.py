@@ -47,7 +47,8 @@ def _lightning_trainer(trainer: Trainer, **settings: Any) -> LightningTrainer:
             num_nodes=trainer.num_nodes,
             strategy=trainer.strategy,
             precision=trainer.precision,
-            deterministic=trainer.deterministic,
+            # "warn": where a GPU has no deterministic way, the run goes on and says so.
+            deterministic="warn" if trainer.deterministic else False,
             enable_progress_bar=False,
             enable_model_summary=False,
             **settings,
