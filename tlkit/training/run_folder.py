@@ -16,7 +16,11 @@ def is_first_process() -> bool:
 
 def check_out(out: Path | None) -> None:
     """Raises RunError if `--out` can't take a new run: found before anything is downloaded."""
-    if is_first_process() and out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out is None or not out.exists() or not is_first_process():
+        return
+    if not out.is_dir():
+        raise RunError(f"--out {out} is a file. Expected a folder that is empty or isn't there yet.")
+    if any(out.iterdir()):
         raise RunError(f"--out {out} is not empty, and a run never overwrites one.\n  Choose another folder, or remove this one yourself.")
 
 
