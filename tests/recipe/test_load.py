@@ -177,7 +177,8 @@ def test_all_faults_are_told_at_once_in_the_order_of_the_file(tmp_path: Path) ->
 def test_the_message_has_place_key_problem_and_fix(tmp_path: Path) -> None:
     path = write(tmp_path, SOUND.replace("backbone", "bakbone: x\n  backbone"))
     assert str(only_fault(path)) == (
-        f"{path}:5: model.bakbone is not a key of model.\n  Expected one of: backbone, weights, head. Did you mean 'backbone'?"
+        f"{path}:5: model.bakbone is not a key of model.\n"
+        "  Expected one of: backbone, weights, head, auxiliary_loss. Did you mean 'backbone'?"
     )
 
 

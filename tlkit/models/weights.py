@@ -1,6 +1,7 @@
-"""Where a backbone's weights come from: timm's hub repository, a local file, an installed package, or nowhere."""
+"""Where a backbone's weights come from: timm's hub repository or url, a local file, an installed package, or nowhere."""
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,9 @@ def find_weights(model: Model) -> Weights:
     if isinstance(model.weights, PackageWeights):
         return _described(f"package {model.weights.package}", _package_file())
     repository = pretrained_cfg(model.backbone).get("hf_hub_id")
+    url = pretrained_cfg(model.backbone).get("url") or ""
+    if not repository and _sha256_start(url):
+        return _described(f"url {url}", _url_file(url))
     if not repository:
         raise WeightsError(
             f"model.weights = 'pretrained', but timm publishes no weights for {model.backbone}.\n"
@@ -114,6 +118,41 @@ def _hub_file(repository: str, filename: str | None) -> Path:
             "  Connect to the hub once, or copy a filled cache there, or set model.weights to {file: FILE.safetensors},"
             " or to random to train from scratch."
         ) from error
+
+
+def _sha256_start(url: str) -> str:
+    """The start of a file's sha256, which torch's hub writes at the end of its name: `googlenet-1378be20.pth`. Else nothing."""
+    found = re.fullmatch(r"https://.*-([0-9a-f]{8,})\.pth", url)
+    return found[1] if found else ""
+
+
+def _url_file(url: str) -> Path:
+    """The file behind a url with its checksum in the name: from the cache of torch's hub, else downloaded into it."""
+    from urllib.request import Request, urlopen
+
+    from huggingface_hub import constants
+
+    file = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    if file.is_file():
+        with file.open("rb") as opened:
+            if not hashlib.file_digest(opened, "sha256").hexdigest().startswith(_sha256_start(url)):
+                raise WeightsError(f"{file} is not what its name says (sha256 differs).\n  Delete it, and it is fetched again.")
+        return file
+    try:
+        if constants.HF_HUB_OFFLINE:
+            raise OSError("HF_HUB_OFFLINE is set")
+        # The download has no time limit of its own; this asks once.
+        urlopen(Request(url, method="HEAD"), timeout=HUB_TIMEOUT_S).close()  # noqa: S310  # https, see _sha256_start
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(file), hash_prefix=_sha256_start(url), progress=False)
+    except (OSError, RuntimeError) as error:
+        raise WeightsError(
+            f"The pretrained weights {file.name} are not on this machine.\n"
+            f"  Looked in {file.parent} (cache) and {url}: {error}\n"
+            "  Connect to the net once, or copy the file there, or set model.weights to {file: FILE.safetensors},"
+            " or to random to train from scratch."
+        ) from error
+    return file
 
 
 def _read(file: Path) -> dict[str, Tensor]:

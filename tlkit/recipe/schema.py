@@ -92,6 +92,7 @@ class Model(Strict):
     backbone: str = Field(min_length=1, description="any timm model name")
     weights: Literal["pretrained", "random"] | FileWeights | PackageWeights = Field("pretrained", description="where the backbone starts")
     head: Head = Field(default_factory=Head, description="what is put on the backbone")
+    auxiliary_loss: float = Field(0.3, ge=0, description="weight of the loss of each auxiliary head; only googlenet has some")
 
     @model_validator(mode="after")
     def _package_fits_backbone(self) -> Self:

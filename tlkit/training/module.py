@@ -10,6 +10,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from tlkit.models.classifier import Classifier
 from tlkit.recipe.schema import Loss, Optimizer, Phase, Schedule
+from tlkit.training.auxiliary import AuxiliaryHeads
 from tlkit.training.optimizers import build_optimizer, build_schedule, parameter_groups
 
 Batch = tuple[Tensor, Tensor]
@@ -28,12 +29,16 @@ class PhaseModule(LightningModule):
         optimizer: Optimizer,
         schedule: Schedule,
         loss: Loss,
+        auxiliary: AuxiliaryHeads | None = None,
     ) -> None:
         super().__init__()
         self.classifier = classifier
         self.criterion = nn.CrossEntropyLoss(label_smoothing=loss.label_smoothing)
         self.train_accuracy = MulticlassAccuracy(classes, average="micro")
         self.val_accuracy = MulticlassAccuracy(classes, average="micro")
+        self.auxiliary = auxiliary
+        if auxiliary is not None:
+            auxiliary.follow(classifier)
         self._normalize = normalize
         self._phase, self._optimizer, self._schedule = phase, optimizer, schedule
 
@@ -43,7 +48,14 @@ class PhaseModule(LightningModule):
         return self._normalize(images), labels
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        return self._step(batch, "train", self.train_accuracy)
+        if self.auxiliary is None:
+            return self._step(batch, "train", self.train_accuracy)
+        with self.auxiliary.listening(self.classifier.backbone) as auxiliary_logits:
+            loss = self._step(batch, "train", self.train_accuracy)
+        # Beside the loss that is logged, which so compares with the validation loss.
+        for logits in auxiliary_logits:
+            loss = loss + self.auxiliary.weight * self.criterion(logits, batch[1])
+        return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
         return self._step(batch, "val", self.val_accuracy)
@@ -65,7 +77,10 @@ class PhaseModule(LightningModule):
         return loss
 
     def configure_optimizers(self) -> Any:
-        optimizer = build_optimizer(parameter_groups(self.classifier, self._phase, self._optimizer), self._optimizer)
+        groups = parameter_groups(self.classifier, self._phase, self._optimizer)
+        if self.auxiliary is not None:
+            groups += self.auxiliary.parameter_groups(self._phase.lr, self._optimizer.weight_decay)
+        optimizer = build_optimizer(groups, self._optimizer)
         steps = int(self.trainer.estimated_stepping_batches)
         scheduler = build_schedule(optimizer, self._schedule, steps)
         interval = "epoch" if self._schedule.name == "plateau" else "step"

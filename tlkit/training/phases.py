@@ -21,6 +21,7 @@ from tlkit.errors import DataError
 from tlkit.models.classifier import Classifier
 from tlkit.recipe.schema import EarlyStopping as EarlyStoppingRecipe
 from tlkit.recipe.schema import FromStage, Recipe, Train
+from tlkit.training.auxiliary import build_auxiliary_heads
 from tlkit.training.callbacks import BestWeights, MetricsTable, ShowProgress, last_checkpoint
 from tlkit.training.module import PhaseModule
 from tlkit.training.trainer import build_trainer
@@ -60,6 +61,8 @@ def train_phases(
     """
     checkpoints = run / "checkpoints"
     checkpoints.mkdir(exist_ok=True)
+    # Made once, so that they go on from one phase to the next.
+    auxiliary = build_auxiliary_heads(classifier.backbone, len(data.samples.classes), recipe.model.auxiliary_loss)
     best = BestWeights(checkpoints / "best.safetensors", classifier)
     table = MetricsTable(run / "metrics.csv")
     seconds: dict[str, float] = {}
@@ -92,6 +95,7 @@ def train_phases(
             optimizer=recipe.optimizer,
             schedule=recipe.schedule,
             loss=recipe.loss,
+            auxiliary=auxiliary,
         )
         with _interruptible(), _quiet():
             trainer.fit(module, datamodule=data)

@@ -1,0 +1,63 @@
+"""Auxiliary heads: classifiers in the middle of a backbone that speed up its training and are dropped after it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from tlkit.models.classifier import Classifier
+
+
+class AuxiliaryHeads(nn.Module):
+    """Held by the training, never by the classifier: neither its weights nor its model folder know of them.
+
+    heads: stage of the backbone -> a head on that stage's output. weight: of each head's loss, beside the classifier's own.
+    """
+
+    def __init__(self, heads: nn.ModuleDict, weight: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.weight = weight
+
+    def follow(self, classifier: Classifier) -> None:
+        """Lets those heads train that have a layer before them which trains; the others would change nothing."""
+        trained = {name for name, parameter in classifier.backbone.named_parameters() if parameter.requires_grad}
+        reached = False
+        for stage in classifier.stages:
+            reached = reached or not trained.isdisjoint(stage.parameters)
+            if stage.name in self.heads:
+                self.heads[stage.name].requires_grad_(reached)
+
+    def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+        """What of them trains, for the optimizer. Biases and normalisation layers are not decayed."""
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        decayed = [parameter for parameter in trained if parameter.ndim > 1]
+        others = [parameter for parameter in trained if parameter.ndim <= 1]
+        groups = ((decayed, weight_decay), (others, 0.0))
+        return [{"name": "auxiliary", "params": params, "lr": lr, "weight_decay": decay} for params, decay in groups if params]
+
+    @contextmanager
+    def listening(self, backbone: nn.Module) -> Iterator[list[Tensor]]:
+        """A list that fills with the logits [B, K] of each head that trains when the backbone runs inside the `with`.
+
+        Hooks leave the backbone and the classifier as they are for everybody else, and are gone at the end.
+        """
+        logits: list[Tensor] = []
+        hooks = [
+            backbone.get_submodule(stage).register_forward_hook(lambda module, inputs, maps, head=head: logits.append(head(maps)))
+            for stage, head in self.heads.items()
+            if any(parameter.requires_grad for parameter in head.parameters())
+        ]
+        try:
+            yield logits
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def build_auxiliary_heads(backbone: nn.Module, classes: int, weight: float) -> AuxiliaryHeads | None:
+    """New heads for `classes` classes; None for a backbone that has none, or if their loss has no weight."""
+    if weight == 0 or not hasattr(backbone, "auxiliary_heads"):
+        return None
+    return AuxiliaryHeads(backbone.auxiliary_heads(classes), weight)  # type: ignore[operator]
