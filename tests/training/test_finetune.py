@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -194,7 +195,9 @@ def test_ctrl_c_keeps_the_checkpoints_and_exits_with_130(workplace: Path) -> Non
     out = workplace / "interrupted"
     command = [sys.executable, "-m", "tlkit", "finetune", "recipe.yaml", "--out", str(out), "phases=[{train: all, epochs: 500, lr: 1e-2}]"]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(command, cwd=workplace, env=environment, stderr=subprocess.PIPE, text=True)
+    # A test run in the background of a shell inherits an ignored SIGINT, which Python would leave ignored.
+    listens = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, cwd=workplace, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=listens)
     deadline = time.monotonic() + 120
     while not (out / "checkpoints/last.ckpt").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
