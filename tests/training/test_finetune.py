@@ -162,6 +162,40 @@ def test_an_mlp_head_ships_and_predicts(workplace: Path, monkeypatch: pytest.Mon
     assert len(predictions[0].logits) == 3
 
 
+def test_an_average_with_no_past_is_the_plain_run(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """decay near 0 keeps nothing of the past, so the same epoch must ship the same weights but for rounding."""
+    monkeypatch.chdir(workplace)
+    phases = "phases=[{train: all, epochs: 1, lr: 1e-2}]"
+    plain = finetune(load_recipe("recipe.yaml", [phases]), out=workplace / "plain")
+    average = finetune(load_recipe("recipe.yaml", [phases, "ema={decay: 1e-9}"]), out=workplace / "ema0")
+    first, second = (load_file(folder / "model/model.safetensors") for folder in (plain, average))
+    for key, tensor in first.items():
+        torch.testing.assert_close(second[key], tensor, rtol=1e-5, atol=1e-6)
+
+
+def test_what_ships_with_ema_is_the_average_and_not_the_last_weights(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workplace)
+    overrides = ["phases=[{train: all, epochs: 2, lr: 1e-2}]", "ema={decay: 0.9}", "mix={mixup: 0.2, cutmix: 1.0}"]
+    run = finetune(load_recipe("recipe.yaml", overrides), out=workplace / "ema9")
+    last = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+    average, current = last["state_dict"], last["current_model_state"]
+    shipped = load_file(run / "model/model.safetensors")["fc.weight"]
+    with (run / "metrics.csv").open() as file:
+        scores = [float(row["val/accuracy"]) for row in csv.DictReader(file)]
+    if scores[1] > scores[0]:  # the last epoch is the best, so its average is what ships
+        assert torch.equal(shipped, average["classifier.head.1.weight"])
+    assert not torch.equal(shipped, current["classifier.head.1.weight"])
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["val"]["accuracy"] == pytest.approx(max(scores))
+
+
+def test_drop_path_is_refused_where_the_backbone_has_none(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workplace)
+    overrides = ["model.backbone=vgg11", "model.drop_path=0.1"]
+    with pytest.raises(RecipeError, match=r"model\.drop_path = 0\.1, but vgg11 has no residual branches"):
+        finetune(load_recipe("recipe.yaml", overrides), out=workplace / "droppath")
+
+
 def test_a_device_that_is_not_there_is_told_before_a_folder_is_made(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has the GPU that the test asks for in vain")

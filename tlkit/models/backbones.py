@@ -44,19 +44,24 @@ def build_options(name: str, image_size: int) -> dict[str, Any]:
     return {"img_size": image_size} if pretrained_cfg(name).get("fixed_input_size") else {}
 
 
-def create_backbone(name: str, image_size: int, weights_file: str | None = None) -> nn.Module:
+def create_backbone(name: str, image_size: int, weights_file: str | None = None, *, drop_path: float = 0.0) -> nn.Module:
     """A timm model without its classifier: [B, 3, H, W] -> features [B, F].
 
     weights_file: a state dict in timm's layout for this model, read as data, never as a pickle; None leaves random weights.
     Raises BackboneError if timm can't build it.
     """
     options = build_options(name, image_size)
+    if drop_path > 0:
+        options["drop_path_rate"] = drop_path
     if weights_file is not None:
         # custom_load asks for the .npz that the authors published; the file here is timm's conversion of it.
         options["pretrained_cfg_overlay"] = {"file": weights_file, "custom_load": False}
     try:
         backbone: nn.Module = timm.create_model(name, pretrained=weights_file is not None, num_classes=0, **options)
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+        if "drop_path_rate" in str(error):
+            fault = Fault("model.drop_path", f"= {drop_path}, but {name} has no residual branches to skip.", "Remove it.")
+            raise RecipeError([fault]) from error
         raise BackboneError(f"model.backbone = '{name}' can't be built for {image_size} px.\n  timm says: {error}") from error
     return backbone
 

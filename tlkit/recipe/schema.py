@@ -92,6 +92,7 @@ class Model(Strict):
     backbone: str = Field(min_length=1, description="any timm model name")
     weights: Literal["pretrained", "random"] | FileWeights | PackageWeights = Field("pretrained", description="where the backbone starts")
     head: Head = Field(default_factory=Head, description="what is put on the backbone")
+    drop_path: float = Field(0.0, ge=0, lt=1, description="share of residual branches skipped in training, where the backbone has it")
     auxiliary_loss: float = Field(0.3, ge=0, description="weight of the loss of each auxiliary head; only googlenet has some")
 
     @model_validator(mode="after")
@@ -171,6 +172,15 @@ class Loss(Strict):
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target that is spread over all classes")
 
 
+class Mix(Strict):
+    mixup: float = Field(0.0, ge=0, description="alpha of mixup: two pictures and their labels blended; 0 is none")
+    cutmix: float = Field(0.0, ge=0, description="alpha of cutmix: a piece of another picture pasted in; 0 is none")
+
+
+class Ema(Strict):
+    decay: float = Field(0.999, gt=0, lt=1, description="weight of the past in the moving average of the weights, after warm-up")
+
+
 class EarlyStopping(Strict):
     patience: int = Field(ge=1, description="epochs without a better validation accuracy before a phase ends")
     min_delta: float = Field(0.0, ge=0, description="what counts as better")
@@ -210,6 +220,8 @@ class Recipe(Strict):
     optimizer: Optimizer = Field(default_factory=Optimizer, description="a new one for every phase")
     schedule: Schedule = Field(default_factory=Schedule, description="of lr, anew for every phase")
     loss: Loss = Field(default_factory=Loss, description="what training makes small: cross-entropy")
+    mix: Mix = Field(default_factory=Mix, description="training batches; with both, each batch gets one of them by chance")
+    ema: Ema | None = Field(None, description="validate and ship a moving average of the weights")
     early_stopping: EarlyStopping | None = Field(None, description="ends a phase that no longer gets better")
     trainer: Trainer = Field(default_factory=Trainer, description="handed to Lightning")
 

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from tlkit.models.classifier import Classifier
+from tlkit.recipe.schema import Ema
 
 LOG = logging.getLogger("tlkit")
 
@@ -32,8 +34,9 @@ class BestWeights(Callback):
         self.phase_now = self.phase = self.epoch = 0
         self._classifier = classifier
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        score = float(trainer.callback_metrics["val/accuracy"])
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # The metric itself: the figures that are logged are ready only after this hook, when a moving average is swapped out again.
+        score = float(pl_module.val_accuracy.compute())  # type: ignore[union-attr, operator]
         if score <= self.score:
             return
         self.score, self.phase, self.epoch = score, self.phase_now, trainer.current_epoch
@@ -49,6 +52,20 @@ class BestWeights(Callback):
 def last_checkpoint(folder: Path) -> ModelCheckpoint:
     """Lightning's own checkpoint of the last epoch, and of the moment in which a phase was interrupted."""
     return ModelCheckpoint(dirpath=folder, filename="last", enable_version_counter=False, save_on_exception=True)
+
+
+def moving_average(ema: Ema) -> WeightAveraging:
+    """Validates with, and at the end of a phase leaves, the exponential moving average of all weights and batch-norm statistics.
+
+    After n steps the past weighs min(decay, (1 + n) / (10 + n)), so that a short phase isn't held at where it began.
+    Source of the warm-up: TensorFlow's ExponentialMovingAverage with num_updates.
+    """
+
+    def average(averaged: Tensor, current: Tensor, steps: Tensor | int) -> Tensor:
+        decay = min(ema.decay, (1 + int(steps)) / (10 + int(steps)))
+        return averaged * decay + current * (1 - decay)
+
+    return WeightAveraging(avg_fn=average)
 
 
 class MetricsTable(Callback):

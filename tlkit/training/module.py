@@ -9,8 +9,9 @@ from torch.nn.functional import cross_entropy
 from torchmetrics.classification import MulticlassAccuracy
 
 from tlkit.models.classifier import Classifier
-from tlkit.recipe.schema import Loss, Optimizer, Phase, Schedule
+from tlkit.recipe.schema import Loss, Mix, Optimizer, Phase, Schedule
 from tlkit.training.auxiliary import AuxiliaryHeads
+from tlkit.training.mix import build_mix
 from tlkit.training.optimizers import build_optimizer, build_schedule, parameter_groups
 
 Batch = tuple[Tensor, Tensor]
@@ -29,6 +30,7 @@ class PhaseModule(LightningModule):
         optimizer: Optimizer,
         schedule: Schedule,
         loss: Loss,
+        mix: Mix,
         auxiliary: AuxiliaryHeads | None = None,
     ) -> None:
         super().__init__()
@@ -40,12 +42,14 @@ class PhaseModule(LightningModule):
         if auxiliary is not None:
             auxiliary.follow(classifier)
         self._normalize = normalize
+        self._mix = build_mix(mix, classes)
         self._phase, self._optimizer, self._schedule = phase, optimizer, schedule
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         images, labels = batch
         # Pictures travel as uint8, a quarter of the bytes, and become floats where they are used.
-        return self._normalize(images), labels
+        images = self._normalize(images)
+        return self._mix(images, labels) if self._mix is not None and self.trainer.training else (images, labels)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         if self.auxiliary is None:
@@ -61,12 +65,12 @@ class PhaseModule(LightningModule):
         return self._step(batch, "val", self.val_accuracy)
 
     def _step(self, batch: Batch, split: str, accuracy: MulticlassAccuracy) -> Tensor:
-        """Mean loss of one batch. images [B, 3, H, W], labels [B]."""
+        """Mean loss of one batch. images [B, 3, H, W], labels [B] or, mixed, [B, K]."""
         images, labels = batch
         logits = self.classifier(images)  # [B, K]
         # Validation is measured against the labels as they are, so that its losses compare between recipes.
         loss: Tensor = self.criterion(logits, labels) if split == "train" else cross_entropy(logits, labels)
-        accuracy.update(logits, labels)
+        accuracy.update(logits, labels if labels.ndim == 1 else labels.argmax(1))
         self.log_dict(
             {f"{split}/loss": loss, f"{split}/accuracy": accuracy},
             on_step=False,

@@ -22,7 +22,7 @@ from tlkit.models.classifier import Classifier
 from tlkit.recipe.schema import EarlyStopping as EarlyStoppingRecipe
 from tlkit.recipe.schema import FromStage, Recipe, Train
 from tlkit.training.auxiliary import build_auxiliary_heads
-from tlkit.training.callbacks import BestWeights, MetricsTable, ShowProgress, last_checkpoint
+from tlkit.training.callbacks import BestWeights, MetricsTable, ShowProgress, last_checkpoint, moving_average
 from tlkit.training.module import PhaseModule
 from tlkit.training.trainer import build_trainer
 
@@ -83,6 +83,8 @@ def train_phases(
                 ShowProgress(console, phase_title=title),
                 last_checkpoint(checkpoints),
                 *_early_stopping(recipe.early_stopping),
+                # After BestWeights, which so sees the average while it is swapped in.
+                *([moving_average(recipe.ema)] if recipe.ema else []),
             ],
             out=run,
         )
@@ -95,6 +97,7 @@ def train_phases(
             optimizer=recipe.optimizer,
             schedule=recipe.schedule,
             loss=recipe.loss,
+            mix=recipe.mix,
             auxiliary=auxiliary,
         )
         with _interruptible(), _quiet():
