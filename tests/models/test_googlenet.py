@@ -20,7 +20,7 @@ from tlkit.models.freeze import trained_parameters
 from tlkit.models.googlenet import INCEPTIONS
 from tlkit.models.layers import PoolTo
 from tlkit.models.weights import Weights, find_weights, load_backbone
-from tlkit.recipe.schema import Head, Loss, Model, Optimizer, Phase, Schedule, Train
+from tlkit.recipe.schema import Head, Loss, Mix, Model, Optimizer, Phase, Schedule, Train
 from tlkit.training.auxiliary import AuxiliaryHeads, build_auxiliary_heads
 from tlkit.training.module import PhaseModule
 
@@ -55,6 +55,7 @@ def phase_module(classifier: Classifier, auxiliary: AuxiliaryHeads | None) -> Ph
         optimizer=Optimizer(),
         schedule=Schedule(name="constant"),
         loss=Loss(),
+        mix=Mix(),
         auxiliary=auxiliary,
     )
     module.log_dict = lambda *args, **kwargs: None  # type: ignore[method-assign]

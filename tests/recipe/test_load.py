@@ -8,7 +8,7 @@ import pytest
 
 from tlkit.errors import Fault, RecipeError
 from tlkit.recipe.load import find_recipe, load_recipe, recipe_yaml
-from tlkit.recipe.schema import FromStage, PackageWeights, Recipe
+from tlkit.recipe.schema import FromStage, Model, PackageWeights, Recipe
 from tlkit.shipped import shipped
 
 SOUND = """\
@@ -177,9 +177,26 @@ def test_all_faults_are_told_at_once_in_the_order_of_the_file(tmp_path: Path) ->
 def test_the_message_has_place_key_problem_and_fix(tmp_path: Path) -> None:
     path = write(tmp_path, SOUND.replace("backbone", "bakbone: x\n  backbone"))
     assert str(only_fault(path)) == (
-        f"{path}:5: model.bakbone is not a key of model.\n"
-        "  Expected one of: backbone, weights, head, auxiliary_loss. Did you mean 'backbone'?"
+        f"{path}:5: model.bakbone is not a key of model.\n  Expected one of: {', '.join(Model.model_fields)}. Did you mean 'backbone'?"
     )
+
+
+@pytest.mark.parametrize("other", ["mix={mixup: 0.2}", "wise_ft=true", "imbalance=sampler"])
+def test_what_needs_gradients_has_no_place_beside_a_classical_head(other: str, tmp_path: Path) -> None:
+    fault = only_fault(write(tmp_path, SOUND), "model.head={kind: svm}", other)
+    assert fault.key == other.partition("=")[0]
+    assert "has no place here: scikit-learn fits a svm head" in fault.problem
+
+
+def test_wise_ft_needs_a_head_phase_before_the_others(tmp_path: Path) -> None:
+    assert with_override(tmp_path, "wise_ft=true").wise_ft
+    for phases in ("[{train: all, epochs: 1, lr: 1e-3}]", "[{train: head, epochs: 1, lr: 1e-3}]"):
+        fault = only_fault(write(tmp_path, SOUND), "wise_ft=true", f"phases={phases}")
+        assert "needs weights to blend with" in fault.problem
+
+
+def test_a_classical_head_needs_no_phases(tmp_path: Path) -> None:
+    assert load_recipe(write(tmp_path, SOUND), ["model.head={kind: knn}", "phases=[]"]).phases == ()
 
 
 def test_a_known_key_in_the_wrong_part_is_told_where_it_belongs(tmp_path: Path) -> None:
@@ -207,7 +224,10 @@ def test_a_known_key_in_the_wrong_part_is_told_where_it_belongs(tmp_path: Path) 
         ("phases[0].lr=0", "= 0 is out of range.", "Expected a number above 0: highest learning rate."),
         ("phases[0].lr=.nan", "= .nan is out of range.", "Expected a number above 0"),
         ("phases[0].lr=.inf", "= .inf is out of range.", "Expected a number above 0"),
-        ("phases=[]", "is empty.", "Expected a list of mappings with at least one item"),
+        ("model.head={kind: knn, hidden: 3}", "= 3 does nothing: it is of mlp, and kind is knn.", "Remove it, or set kind to mlp"),
+        ("model.head={kind: locally_connected, pool: max}", "= 'max', but a locally_connected head sees the map itself.", "Remove it"),
+        ("task=multilabel", "= 'multilabel', but only a csv source gives a picture more than one label.", "Set data.source to {csv: FILE}"),
+        ("phases=[]", "is empty, and a linear head learns in a phase.", "Write at least one, such as {train: head, epochs: 5, lr: 1e-3}."),
         ("phases=head", "= 'head' is text.", "Expected a list of mappings"),
         ("phases[0]=head", "= 'head' is text.", "Expected a mapping with the keys train, epochs, lr"),
         ("trainer.deterministic=yes", "= 'yes' is text.", "Expected true or false.* Did you mean true?"),
@@ -235,12 +255,12 @@ def test_a_known_key_in_the_wrong_part_is_told_where_it_belongs(tmp_path: Path) 
         (
             "data.source={foldr: x}",
             "= {foldr: x} can't be used.",
-            "Expected {folder: FOLDER}, {torchvision: NAME} or .* Did you mean 'folder'?",
+            "Expected {folder: FOLDER}, {csv: FILE}, {torchvision: NAME} or .* Did you mean 'folder'?",
         ),
         (
             "data.source=photos",
             "= 'photos' can't be used.",
-            "Expected {folder: FOLDER}, {torchvision: NAME} or {bundled: fashion_mnist_mini}",
+            "Expected {folder: FOLDER}, {csv: FILE}, {torchvision: NAME} or {bundled: fashion_mnist_mini}",
         ),
         ("data.source={}", "= {} can't be used.", "Expected {folder: FOLDER}"),
         ("data.source=", "is empty.", "Expected {folder: FOLDER}"),
@@ -262,7 +282,7 @@ def test_a_known_key_in_the_wrong_part_is_told_where_it_belongs(tmp_path: Path) 
         (
             "model.weights=pretraind",
             "= 'pretraind' can't be used.",
-            "Expected pretrained, random, {file: FILE} or .* Did you mean 'pretrained'?",
+            "Expected pretrained, random, {file: FILE}, .* Did you mean 'pretrained'?",
         ),
     ],
 )

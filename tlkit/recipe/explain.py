@@ -50,8 +50,6 @@ def _explain(error: ValidationError, model: type[BaseModel], whole: Any, whole_k
                 place = next((place for place in clashing if place.startswith("override ")), "")
                 yield Fault(join(key, context["key"]), context["problem"], context["fix"], place)
             elif not _is_union(field):
-                if detail["type"] == "too_short" and value:
-                    continue  # pydantic counts items that are wrong as absent
                 yield _wrong_value(key, value, field, current)
             elif key not in unions:
                 unions.add(key)
@@ -218,7 +216,7 @@ def _words(annotation: Any, field: FieldInfo) -> str:
     if _is_model(bare):
         return _form(bare) if len(_alternatives(field.annotation)) > 1 else _mapping_words(bare)
     if get_origin(bare) is tuple:
-        return "a list of mappings" + (" with at least one item" if any(getattr(item, "min_length", 0) for item in bounds) else "")
+        return "a list of mappings"
     if get_origin(bare) is list:
         return "a list of whole numbers"
     names: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}

@@ -35,16 +35,25 @@ class TorchvisionSource(Strict):
     torchvision: str = Field(min_length=1, title="NAME", description="a torchvision data set by its class name: CIFAR10, MNIST, ...")
 
 
+class CsvSource(Strict):
+    csv: str = Field(
+        min_length=1,
+        title="FILE",
+        description="a table with the columns path, label and, if needed, split and group; paths are relative to it, labels parted by |",
+    )
+
+
 class BundledSource(Strict):
     bundled: Literal["fashion_mnist_mini"] = Field(description="a small real sample that ships with tlkit")
 
 
 class Data(Strict):
-    source: FolderSource | TorchvisionSource | BundledSource = Field(description="where the pictures and labels come from")
+    source: FolderSource | CsvSource | TorchvisionSource | BundledSource = Field(description="where the pictures and labels come from")
     root: str = Field("data", description="folder for downloads")
     validation: float = Field(0.1, gt=0, lt=1, description="share of the training split kept for validation, if the source has none")
     test: float = Field(0.1, ge=0, lt=1, description="share of the training split kept for the test, if the source has none")
     image_size: int = Field(224, ge=8, le=4096, description="side of the square picture that the network sees, in pixels")
+    channels: int = Field(3, ge=1, le=256, description="1 for grey, 3 for colour, or as many as the pictures have")
     resize: Literal["crop", "pad", "stretch"] = Field("crop", description="how a picture becomes square")
     normalize: Literal["weights", "dataset", "none"] = Field("weights", description="whose mean and std the pictures are normalised with")
     batch_size: int = Field(64, ge=1, description="pictures a step, over all devices")
@@ -72,7 +81,11 @@ class Transform(Strict):
 
 
 class FileWeights(Strict):
-    file: str = Field(min_length=1, title="FILE", description="a .safetensors file with the backbone's state dict")
+    file: str = Field(min_length=1, title="FILE", description="a .safetensors or .pth file with the backbone's state dict")
+
+
+class RunWeights(Strict):
+    run: str = Field(min_length=1, title="DIR", description="the run folder, or the model folder, of an earlier run")
 
 
 class PackageWeights(Strict):
@@ -82,15 +95,39 @@ class PackageWeights(Strict):
 PACKAGE_BACKBONES = {"efficientnet-lite0": "tf_efficientnet_lite0"}
 
 
+CLASSICAL_HEADS = ("svm", "logistic", "knn")
+"""Heads that scikit-learn fits on the features, after the phases."""
+
+
 class Head(Strict):
-    kind: Literal["linear", "mlp"] = Field("linear", description="what turns features into class scores")
+    kind: Literal["linear", "mlp", "cosine", "locally_connected", "svm", "logistic", "knn"] = Field(
+        "linear", description="what turns features into class scores"
+    )
+    pool: Literal["avg", "max", "avgmax"] | None = Field(None, description="how maps become features; by default as the backbone does")
     dropout: float = Field(0.0, ge=0, lt=1, description="share of features zeroed in training")
-    hidden: int = Field(512, ge=1, description="width of the hidden layer of an mlp head")
+    hidden: int = Field(512, ge=1, description="of mlp: width of the hidden layer")
+    filters: int = Field(32, ge=1, description="of locally_connected: filters at each place of the map")
+    c: float | None = Field(None, gt=0, description="of svm and logistic: scikit-learn's C; by default the best on validation")
+    neighbours: int = Field(5, ge=1, description="of knn: training pictures that vote")
+
+    @model_validator(mode="after")
+    def _has_what_it_names(self) -> Self:
+        for key, kinds in (("hidden", ("mlp",)), ("filters", ("locally_connected",)), ("c", ("svm", "logistic")), ("neighbours", ("knn",))):
+            if key in self.model_fields_set and self.kind not in kinds and getattr(self, key) != Head.model_fields[key].default:
+                problem = f"= {getattr(self, key)} does nothing: it is of {' and '.join(kinds)}, and kind is {self.kind}."
+                raise rule_broken(key, "kind", problem, f"Remove it, or set kind to {' or '.join(kinds)}.")
+        if self.kind == "locally_connected" and self.pool is not None:
+            raise rule_broken("pool", "kind", f"= '{self.pool}', but a locally_connected head sees the map itself.", "Remove it.")
+        if self.kind in CLASSICAL_HEADS and self.dropout:
+            raise rule_broken("dropout", "kind", f"= {self.dropout}, but {self.kind} is fitted without.", "Remove it.")
+        return self
 
 
 class Model(Strict):
     backbone: str = Field(min_length=1, description="any timm model name")
-    weights: Literal["pretrained", "random"] | FileWeights | PackageWeights = Field("pretrained", description="where the backbone starts")
+    weights: Literal["pretrained", "random"] | FileWeights | PackageWeights | RunWeights = Field(
+        "pretrained", description="where the backbone starts"
+    )
     head: Head = Field(default_factory=Head, description="what is put on the backbone")
     drop_path: float = Field(0.0, ge=0, lt=1, description="share of residual branches skipped in training, where the backbone has it")
     auxiliary_loss: float = Field(0.3, ge=0, description="weight of the loss of each auxiliary head; only googlenet has some")
@@ -170,6 +207,7 @@ class Schedule(Strict):
 
 class Loss(Strict):
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target that is spread over all classes")
+    l2_sp: float = Field(0.0, ge=0, description="pull of the backbone towards where it started (L2-SP), instead of its weight decay")
 
 
 class Mix(Strict):
@@ -213,17 +251,58 @@ class Trainer(Strict):
 class Recipe(Strict):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="letters, digits and . _ -; names the run folder runs/NAME/NNN")
     seed: int = Field(0, ge=0, lt=2**32, description="decides splits, initial weights, order and augmentation")
+    task: Literal["multiclass", "multilabel"] = Field("multiclass", description="one label for each picture, or any number of them")
     data: Data = Field(description="where pictures come from and how they reach the network")
+    imbalance: Literal["none", "loss_weights", "sampler", "logit_adjust"] = Field(
+        "none", description="what makes up for classes with few training pictures"
+    )
     augment: tuple[Transform, ...] = Field((), strict=False, description="training pictures only; albumentations' own names and arguments")
     model: Model = Field(description="the backbone and the head on it")
-    phases: tuple[Phase, ...] = Field(strict=False, min_length=1, description="what trains, for how long, at what rate, one after another")
+    phases: tuple[Phase, ...] = Field(strict=False, description="what trains, for how long, at what rate, one after another")
     optimizer: Optimizer = Field(default_factory=Optimizer, description="a new one for every phase")
     schedule: Schedule = Field(default_factory=Schedule, description="of lr, anew for every phase")
     loss: Loss = Field(default_factory=Loss, description="what training makes small: cross-entropy")
     mix: Mix = Field(default_factory=Mix, description="training batches; with both, each batch gets one of them by chance")
     ema: Ema | None = Field(None, description="validate and ship a moving average of the weights")
+    wise_ft: bool = Field(False, description="ship the blend of the weights before and after fine-tuning that validates best (WiSE-FT)")
     early_stopping: EarlyStopping | None = Field(None, description="ends a phase that no longer gets better")
     trainer: Trainer = Field(default_factory=Trainer, description="handed to Lightning")
+
+    @model_validator(mode="after")
+    def _head_and_phases_agree(self) -> Self:
+        kind = self.model.head.kind
+        if not self.phases and kind not in CLASSICAL_HEADS:
+            fix = "Write at least one, such as {train: head, epochs: 5, lr: 1e-3}."
+            raise rule_broken("phases", "model.head.kind", f"is empty, and a {kind} head learns in a phase.", fix)
+        if kind in CLASSICAL_HEADS:
+            for key, given in (("mix", self.mix != Mix()), ("wise_ft", self.wise_ft), ("imbalance", self.imbalance != "none")):
+                if given:
+                    problem = f"has no place here: scikit-learn fits a {kind} head, on pictures and labels as they are."
+                    raise rule_broken(key, "model.head.kind", problem, "Remove it, or set model.head.kind to linear.")
+        if self.wise_ft and not ([phase.train for phase in self.phases][:1] == ["head"] and self.fine_tunes):
+            problem = "= true needs weights to blend with: a first phase with train: head, and one after it that trains more."
+            raise rule_broken("wise_ft", "phases", problem, "Add such a phase, or remove it.")
+        return self
+
+    @model_validator(mode="after")
+    def _task_fits(self) -> Self:
+        if self.task == "multiclass":
+            return self
+        if self.model.head.kind in CLASSICAL_HEADS:
+            problem = f"= '{self.model.head.kind}' chooses one class for each picture, and task is multilabel."
+            raise rule_broken("model.head.kind", "task", problem, "Set it to linear, mlp, cosine or locally_connected.")
+        if self.imbalance in ("sampler", "logit_adjust"):
+            problem = f"= '{self.imbalance}' is for one label for each picture, and task is multilabel."
+            raise rule_broken("imbalance", "task", problem, "Set it to loss_weights or none.")
+        if not isinstance(self.data.source, CsvSource):
+            problem = "= 'multilabel', but only a csv source gives a picture more than one label."
+            raise rule_broken("task", "data.source", problem, "Set data.source to {csv: FILE}, or task to multiclass.")
+        return self
+
+    @property
+    def fine_tunes(self) -> bool:
+        """Whether a phase trains more than the head."""
+        return any(phase.train != "head" for phase in self.phases)
 
     _places: dict[str, str] = PrivateAttr(default_factory=dict)
     """Dotted key -> `file:line`, filled in by the loader."""
