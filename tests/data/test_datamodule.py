@@ -24,7 +24,7 @@ def grey(value: int) -> Image.Image:
 @pytest.fixture
 def data() -> PictureData:
     samples = tuple(
-        Sample(f"{split}/{number}", lambda number=number: grey(number * 10), number % 2, split)
+        Sample(f"{split}/{number}", lambda number=number: grey(number * 10), (number % 2,), split)
         for split, count in (("train", 10), ("val", 5), ("test", 3))
         for number in range(count)
     )

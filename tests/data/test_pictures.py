@@ -24,7 +24,7 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
     for number in range(21):
         path = folder / f"{number}.png"
         Image.fromarray(draws.integers(0, 256, (30, 26 + number, 3), dtype=np.uint8)).save(path)
-        made.append(Sample(path.name, path, number % 3, "train"))
+        made.append(Sample(path.name, path, (number % 3,), "train"))
     return made
 
 
@@ -78,7 +78,7 @@ def test_batches_are_uint8_in_channels_last_memory(samples: list[Sample], worker
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_bad_picture_is_named_without_a_workers_traceback(samples: list[Sample], tmp_path: Path, workers: int) -> None:
     (tmp_path / "bad.png").write_bytes(b"no picture")
-    bad = [*samples[:3], Sample("train/x/bad.png", tmp_path / "bad.png", 0, "train")]
+    bad = [*samples[:3], Sample("train/x/bad.png", tmp_path / "bad.png", (0,), "train")]
     with pytest.raises(DataError) as raised:
         list(make_loader(bad, PREPROCESSING, batch_size=2, workers=workers))
     message = str(raised.value)

@@ -16,7 +16,7 @@ ABC = ("a", "b", "c")
 def made(*counts: int, split: str = "", group_of: int = 0) -> Samples:
     """counts: pictures a class. group_of: pictures a group, within a class."""
     samples = [
-        Sample(f"{ABC[label]}/{number:04d}", Path("none"), label, split, f"{label}-{number // group_of}" if group_of else None)
+        Sample(f"{ABC[label]}/{number:04d}", Path("none"), (label,), split, f"{label}-{number // group_of}" if group_of else None)
         for label, count in enumerate(counts)
         for number in range(count)
     ]
@@ -60,7 +60,7 @@ def test_the_order_of_the_samples_changes_nothing_and_the_seed_does() -> None:
 
 def test_splits_of_the_source_stay_as_they_are() -> None:
     training, test = made(20, 20, split="train"), made(2, 2, split="test")
-    both = Samples(training.classes, training.samples + tuple(Sample(f"t{s.id}", s.image, s.label, "test") for s in test.samples))
+    both = Samples(training.classes, training.samples + tuple(Sample(f"t{s.id}", s.image, s.labels, "test") for s in test.samples))
     split = split_samples(both, 0.25, 0.5, 0)
     assert (counts(split, "train"), counts(split, "val"), counts(split, "test")) == ([15, 15], [5, 5], [2, 2])
 
@@ -96,7 +96,7 @@ def picture(value: int) -> Image.Image:
 def test_the_manifest_comes_back_as_it_was_written(tmp_path: Path) -> None:
     odd = tmp_path / 'odd, "name"\n.png'
     picture(1).save(odd)
-    samples = Samples(("a", "b"), (Sample("odd\n,", odd, 0, "train", "g"), Sample("f", lambda: picture(3), 1, "val")))
+    samples = Samples(("a", "b"), (Sample("odd\n,", odd, (0,), "train", "g"), Sample("f", lambda: picture(3), (1,), "val")))
     rows = write_manifest(samples, tmp_path / "split.csv")
     assert read_manifest(tmp_path / "split.csv") == rows
     assert (tmp_path / "split.csv").read_text().splitlines()[0] == "id,class,split,group,sha256"
@@ -114,7 +114,7 @@ def test_a_foreign_file_is_not_taken_for_a_manifest(tmp_path: Path) -> None:
 
 
 def test_a_picture_that_vanished_is_named(tmp_path: Path) -> None:
-    samples = Samples(("a", "b"), (Sample("x", tmp_path / "x.png", 0, "train"),))
+    samples = Samples(("a", "b"), (Sample("x", tmp_path / "x.png", (0,), "train"),))
     with pytest.raises(DataError, match=r"x\.png: the picture can't be read"):
         write_manifest(samples, tmp_path / "split.csv")
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""Where pictures and labels come from: folders, torchvision's data sets and the bundled sample. Nothing is decoded here."""
+"""Where pictures and labels come from: folders, tables, torchvision's data sets and the bundled sample. Nothing is decoded here."""
 
 import logging
 import os
@@ -7,26 +7,28 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from tlkit.data.samples import Sample, Samples
+from tlkit.data.csv_source import read_csv
+from tlkit.data.samples import SPLIT_WORDS, Sample, Samples
 from tlkit.errors import DataError, did_you_mean
-from tlkit.recipe.schema import BundledSource, FolderSource, TorchvisionSource
+from tlkit.recipe.schema import BundledSource, CsvSource, FolderSource, Task, TorchvisionSource
 from tlkit.shipped import shipped
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
-# Folder name -> split. More than one name for a split is an error.
-SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _LAYOUT = "Expected {root}/train/CLASS/*.jpg (with val and test folders beside train if you have them), or {root}/CLASS/*.jpg."
 
 log = logging.getLogger("tlkit")
 
 
-def read_source(source: FolderSource | TorchvisionSource | BundledSource, root: Path) -> Samples:
+def read_source(source: FolderSource | CsvSource | TorchvisionSource | BundledSource, root: Path, task: Task = "multiclass") -> Samples:
     """Every picture of a source with its label and, where the source has them, its split; root: where downloads lie or go.
 
+    task: only a csv can give a picture more than one label.
     Raises DataError where the source is missing, empty, or has fewer than two classes.
     """
     if isinstance(source, FolderSource):
         return read_folder(Path(source.folder))
+    if isinstance(source, CsvSource):
+        return read_csv(Path(source.csv), task)
     if isinstance(source, BundledSource):
         return read_folder(shipped(f"data/{source.bundled}"))
     # torchvision takes over a second to import, and folders don't need it.
@@ -60,14 +62,14 @@ def _existing_folder(folder: Path) -> Path:
 def _split_folders(root: Path) -> dict[str, Path]:
     """Split name -> folder, or nothing where the folders of root are classes."""
     folders = {folder.name: folder for folder in _subfolders(root)}
-    named = {name: folder for name, folder in folders.items() if name in SPLIT_FOLDERS}
+    named = {name: folder for name, folder in folders.items() if name in SPLIT_WORDS}
     if not any(_subfolders(folder) for folder in named.values()):
         return {}
     if "train" not in named:
         raise DataError(f"{root}: has {' and '.join(sorted(named))} but no train folder.\n  {_LAYOUT.format(root=root)}")
     splits: dict[str, Path] = {}
     for name, folder in named.items():
-        split = SPLIT_FOLDERS[name]
+        split = SPLIT_WORDS[name]
         if split in splits:
             raise DataError(f"{root}: {splits[split].name} and {name} both mean validation.\n  Keep one of them.")
         splits[split] = folder
@@ -104,7 +106,7 @@ def _split_samples(root: Path, place: Path, split: str, classes: tuple[str, ...]
         raise DataError(f"{place}: has no class folders.\n  Sort its pictures into {place}/CLASS/, or move it out of {root}.")
     for name, folder in sorted(folders.items()):
         for path in _pictures(folder):
-            yield Sample(_nfc(path.relative_to(root).as_posix()), path, labels[name], split)
+            yield Sample(_nfc(path.relative_to(root).as_posix()), path, (labels[name],), split)
 
 
 def _check(root: Path, classes: tuple[str, ...], samples: list[Sample], splits: Iterable[str]) -> None:

@@ -116,7 +116,7 @@ def _samples(parts: Mapping[str, Any]) -> Samples:
     return Samples(
         tuple(names[number] for number in numbers),
         tuple(
-            Sample(f"{split or 'all'}/{index:06d}", TorchvisionImage(dataset, index), new[label], split)
+            Sample(f"{split or 'all'}/{index:06d}", TorchvisionImage(dataset, index), (new[label],), split)
             for split, dataset in parts.items()
             for index, label in enumerate(labels[split])
         ),

@@ -62,7 +62,7 @@ def _as_split(samples: Samples, manifest: Path, classes: tuple[str, ...]) -> Sam
     return Samples(
         classes,
         tuple(
-            Sample(sample.id, sample.image, labels[row["class"]], row["split"], sample.group)
+            Sample(sample.id, sample.image, (labels[row["class"]],), row["split"], sample.group)
             for sample, row in zip(found, rows, strict=True)
         ),
     )

@@ -248,10 +248,13 @@ class Trainer(Strict):
         return self
 
 
+Task = Literal["multiclass", "multilabel"]
+
+
 class Recipe(Strict):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="letters, digits and . _ -; names the run folder runs/NAME/NNN")
     seed: int = Field(0, ge=0, lt=2**32, description="decides splits, initial weights, order and augmentation")
-    task: Literal["multiclass", "multilabel"] = Field("multiclass", description="one label for each picture, or any number of them")
+    task: Task = Field("multiclass", description="one label for each picture, or any number of them")
     data: Data = Field(description="where pictures come from and how they reach the network")
     imbalance: Literal["none", "loss_weights", "sampler", "logit_adjust"] = Field(
         "none", description="what makes up for classes with few training pictures"

@@ -17,7 +17,7 @@ def gather(recipe: Recipe) -> tuple[Samples, Weights]:
     """
     with ThreadPoolExecutor(2) as pool:
         weights = pool.submit(find_weights, recipe.model)
-        samples = pool.submit(read_source, recipe.data.source, Path(recipe.data.root))
+        samples = pool.submit(read_source, recipe.data.source, Path(recipe.data.root), recipe.task)
     missing = [error for future in (samples, weights) if (error := _missing(future)) is not None]
     if len(missing) == 2:
         raise TlkitError("Neither the pictures nor the weights of this recipe can be had.\n\n" + "\n\n".join(map(str, missing)))
