@@ -58,10 +58,7 @@ def finetune(recipe: Recipe, *, out: Path | None = None) -> Path:
         seed_everything(recipe.seed)
         classifier, preprocessing = build(recipe, samples, weights)
         augmentation = build_augmentation(recipe.augment, recipe.data.image_size)
-        trained = [
-            trained_parameters(phase.train, classifier.backbone, classifier.stages, key=f"phases[{i}].train", name=recipe.model.backbone)
-            for i, phase in enumerate(recipe.phases)
-        ]
+        trained = what_trains(recipe, classifier)
 
     run = make_run_folder(recipe.name, out)
     first = is_first_process()
@@ -109,6 +106,14 @@ def build(recipe: Recipe, samples: Samples, weights: Weights) -> tuple[Classifie
         recipe.data, cfg, statistics=lambda fit: channel_statistics(fit(decode(sample.image)) for sample in samples.of("train"))
     )
     return classifier, preprocessing
+
+
+def what_trains(recipe: Recipe, classifier: Classifier) -> list[frozenset[str]]:
+    """For each phase the backbone's parameters that train beside the head. Raises RecipeError for stages that it doesn't have."""
+    return [
+        trained_parameters(phase.train, classifier.backbone, classifier.stages, key=f"phases[{i}].train", name=recipe.model.backbone)
+        for i, phase in enumerate(recipe.phases)
+    ]
 
 
 def warn_of_leaks(duplicates: Duplicates) -> None:

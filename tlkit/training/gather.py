@@ -2,6 +2,7 @@
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 from tlkit.data.samples import Samples
 from tlkit.data.sources import read_source
@@ -9,22 +10,36 @@ from tlkit.errors import RecipeError, TlkitError
 from tlkit.models.weights import Weights, find_weights
 from tlkit.recipe.schema import Recipe
 
+T = TypeVar("T")
+
 
 def gather(recipe: Recipe) -> tuple[Samples, Weights]:
     """The recipe's pictures and weights, side by side.
 
     Raises what either raises; if both are missing, one TlkitError that tells of both.
     """
+    samples, weights = gather_what_there_is(recipe)
+    if isinstance(samples, TlkitError):
+        if isinstance(weights, TlkitError):
+            raise TlkitError(f"Neither the pictures nor the weights of this recipe can be had.\n\n{samples}\n\n{weights}")
+        raise samples
+    if isinstance(weights, TlkitError):
+        raise weights
+    return samples, weights
+
+
+def gather_what_there_is(recipe: Recipe) -> tuple[Samples | TlkitError, Weights | TlkitError]:
+    """Pictures and weights, or what keeps them from being had. Raises RecipeError: a fault of the recipe is no lack of anything."""
     with ThreadPoolExecutor(2) as pool:
         weights = pool.submit(find_weights, recipe.model)
         samples = pool.submit(read_source, recipe.data.source, Path(recipe.data.root), recipe.task)
-    missing = [error for future in (samples, weights) if (error := _missing(future)) is not None]
-    if len(missing) == 2:
-        raise TlkitError("Neither the pictures nor the weights of this recipe can be had.\n\n" + "\n\n".join(map(str, missing)))
-    return samples.result(), weights.result()
+    return _result(samples), _result(weights)
 
 
-def _missing(future: "Future[Samples] | Future[Weights]") -> TlkitError | None:
-    error = future.exception()
-    # A recipe fault gets its line from the recipe, so it goes its own way.
-    return error if isinstance(error, TlkitError) and not isinstance(error, RecipeError) else None
+def _result(future: Future[T]) -> T | TlkitError:
+    try:
+        return future.result()
+    except RecipeError:
+        raise
+    except TlkitError as error:
+        return error

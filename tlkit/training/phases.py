@@ -20,8 +20,8 @@ from tlkit.data.datamodule import PictureData
 from tlkit.errors import DataError
 from tlkit.models.classifier import Classifier
 from tlkit.recipe.schema import EarlyStopping as EarlyStoppingRecipe
-from tlkit.recipe.schema import FromStage, Recipe, Train
-from tlkit.training.auxiliary import build_auxiliary_heads
+from tlkit.recipe.schema import FromStage, Phase, Recipe, Train
+from tlkit.training.auxiliary import AuxiliaryHeads, build_auxiliary_heads
 from tlkit.training.callbacks import BestWeights, MetricsTable, ShowProgress, last_checkpoint, moving_average
 from tlkit.training.module import PhaseModule
 from tlkit.training.trainer import build_trainer
@@ -88,20 +88,8 @@ def train_phases(
             ],
             out=run,
         )
-        _check_batch_size(classifier, data.batch_size // trainer.world_size)
-        module = PhaseModule(
-            classifier,
-            len(data.samples.classes),
-            normalize=data.preprocessing.normalize,
-            phase=phase,
-            optimizer=recipe.optimizer,
-            schedule=recipe.schedule,
-            loss=recipe.loss,
-            mix=recipe.mix,
-            auxiliary=auxiliary,
-        )
-        with _interruptible(), _quiet():
-            trainer.fit(module, datamodule=data)
+        check_batch_size(classifier, data.batch_size // trainer.world_size)
+        fit(trainer, build_module(classifier, data, recipe, phase, auxiliary), data)
         if trainer.current_epoch < phase.epochs:
             LOG.info(
                 "%s ended early: no better validation accuracy for %d epochs",
@@ -114,7 +102,28 @@ def train_phases(
     return Trained(table.rows, best.phase, best.epoch, seconds, trainer.strategy.root_device)
 
 
-def _check_batch_size(classifier: Classifier, a_device: int) -> None:
+def build_module(classifier: Classifier, data: PictureData, recipe: Recipe, phase: Phase, auxiliary: AuxiliaryHeads | None) -> PhaseModule:
+    """classifier: frozen as the phase says already."""
+    return PhaseModule(
+        classifier,
+        len(data.samples.classes),
+        normalize=data.preprocessing.normalize,
+        phase=phase,
+        optimizer=recipe.optimizer,
+        schedule=recipe.schedule,
+        loss=recipe.loss,
+        mix=recipe.mix,
+        auxiliary=auxiliary,
+    )
+
+
+def fit(trainer: lightning.Trainer, module: PhaseModule, data: PictureData) -> None:
+    """Raises KeyboardInterrupt after Ctrl-C."""
+    with _interruptible(), _quiet():
+        trainer.fit(module, datamodule=data)
+
+
+def check_batch_size(classifier: Classifier, a_device: int) -> None:
     """a_device: pictures a step on one device. Raises DataError where batch-norm would have one number to take statistics of."""
     trained_norms = any(isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training for module in classifier.modules())
     if trained_norms and a_device < 2:
