@@ -46,7 +46,7 @@ def saved(folder: Path, name: str, head: Head, size: int = 64) -> Classifier:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_plain_timm_gives_the_same_logits_as_the_classifier(tmp_path: Path, name: str) -> None:
     classifier = saved(tmp_path / "model", name, Head(dropout=0.2))
-    check_can_ship(name, classifier, 3, 64)
+    check_can_ship(name, Head(), classifier, 3, 64)
     plain = timm.create_model(f"local-dir:{tmp_path / 'model'}", pretrained=True).eval()
     images = torch.randn(2, 3, 64, 64)
     with torch.inference_mode():
@@ -100,4 +100,4 @@ def test_a_folder_without_a_model_says_what_was_expected(tmp_path: Path) -> None
 def test_a_backbone_whose_classifier_is_no_linear_layer_is_refused_before_training() -> None:
     classifier = Classifier(create_backbone("resnet18", 64), Head(), 3, 64)
     with pytest.raises(BackboneError, match="mlp"):
-        check_can_ship("resnet34", classifier, 3, 64)
+        check_can_ship("resnet34", Head(), classifier, 3, 64)

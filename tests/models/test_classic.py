@@ -90,7 +90,7 @@ def test_a_plain_network_is_its_residual_twin_without_the_shortcuts(plain: str, 
 def test_one_step_lowers_the_loss(name: str, size: int) -> None:
     torch.manual_seed(0)
     classifier = Classifier(create_backbone(name, size), Head(), 3, size)
-    check_can_ship(name, classifier, 3, size)
+    check_can_ship(name, Head(), classifier, 3, size)
     classifier.train_only(frozenset(parameter for stage in classifier.stages for parameter in stage.parameters))
     for layer in classifier.modules():
         if isinstance(layer, nn.Dropout):

@@ -168,7 +168,7 @@ def test_no_weight_and_no_such_heads_mean_no_auxiliary_loss() -> None:
 
 def test_the_model_folder_holds_no_auxiliary_heads_and_gives_equal_logits(tmp_path: Path) -> None:
     classifier = classifier_in_phase("all").eval()
-    check_can_ship("googlenet", classifier, 3, SIZE)
+    check_can_ship("googlenet", Head(), classifier, 3, SIZE)
     preprocessing = {
         "image_size": SIZE,
         "resize": "crop",

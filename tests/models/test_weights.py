@@ -90,10 +90,10 @@ def test_a_model_without_published_weights_says_so() -> None:
 
 
 def test_the_head_of_a_linear_probe_starts_at_nn_linears_scale() -> None:
-    from tlkit.models.heads import build_head
+    from tlkit.models.heads import build_head, last_linear
     from tlkit.recipe.schema import Head
 
     torch.manual_seed(0)
-    weight = build_head(Head(), 1280, 10)[-1].weight
+    weight = last_linear(build_head(Head(), torch.Size([1280]), 10)).weight
     # nn.Linear draws uniformly from +-1/sqrt(F).
     assert float(weight.detach().abs().max()) == pytest.approx(1280**-0.5, rel=0.01)

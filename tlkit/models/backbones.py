@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import timm
+import torch
 from torch import nn
 
 from tlkit.errors import BackboneError, Fault, RecipeError, expected_one_of
@@ -39,18 +40,46 @@ def pretrained_cfg(name: str) -> dict[str, Any]:
     return {} if cfg is None else asdict(cfg)
 
 
-def build_options(name: str, image_size: int) -> dict[str, Any]:
-    """`{"img_size": image_size}` for a family whose position embedding is made for one size, else nothing."""
-    return {"img_size": image_size} if pretrained_cfg(name).get("fixed_input_size") else {}
+def build_options(name: str, image_size: int, pool: str | None = None) -> dict[str, Any]:
+    """What timm has to be told beside the name: the picture size, where position embeddings are made for one, and the pooling.
+
+    Raises RecipeError where the family pools in one way alone.
+    """
+    options: dict[str, Any] = {"img_size": image_size} if pretrained_cfg(name).get("fixed_input_size") else {}
+    return options if pool is None else {**options, **_pool_options(name, pool, options)}
 
 
-def create_backbone(name: str, image_size: int, weights_file: str | None = None, *, drop_path: float = 0.0) -> nn.Module:
+def _pool_options(name: str, pool: str, options: dict[str, Any]) -> dict[str, Any]:
+    try:
+        with torch.device("meta"):
+            own = timm.create_model(name, num_classes=0, **options)
+            pooled = timm.create_model(name, num_classes=0, global_pool=pool, **options)
+            found: dict[str, Any] = {"global_pool": pool}
+            if own.state_dict().keys() != pooled.state_dict().keys():
+                # A transformer that pools moves its last norm behind the pooling, for which pretrained weights have no tensors.
+                found["fc_norm"] = False
+                timm.create_model(name, num_classes=0, **options, **found)
+        why = "its dense layers take the place of pooling" if hasattr(own, "pre_logits") else ""
+    except TypeError:
+        why = "it pools in its own way alone"
+    except (RuntimeError, ValueError, AssertionError) as error:
+        why = str(error)
+    if why:
+        fault = Fault("model.head.pool", f"= '{pool}' is nothing that {name} can do: {why}.", "Remove it: the backbone's own is used then.")
+        raise RecipeError([fault])
+    return found
+
+
+def create_backbone(
+    name: str, image_size: int, weights_file: str | None = None, *, drop_path: float = 0.0, pool: str | None = None
+) -> nn.Module:
     """A timm model without its classifier: [B, 3, H, W] -> features [B, F].
 
     weights_file: a state dict in timm's layout for this model, read as data, never as a pickle; None leaves random weights.
+    pool: avg, max or avgmax in place of the backbone's own.
     Raises BackboneError if timm can't build it.
     """
-    options = build_options(name, image_size)
+    options = build_options(name, image_size, pool)
     if drop_path > 0:
         options["drop_path_rate"] = drop_path
     if weights_file is not None:

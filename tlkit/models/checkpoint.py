@@ -22,6 +22,7 @@ import tlkit
 from tlkit.errors import BackboneError, RunError
 from tlkit.models.backbones import build_options, create_backbone
 from tlkit.models.classifier import Classifier
+from tlkit.models.heads import LINEAR_HEADS, last_linear
 from tlkit.models.weights import classifier_names
 from tlkit.recipe.schema import Head
 
@@ -45,14 +46,14 @@ class ModelCard:
 def save_model(folder: Path, classifier: Classifier, card: ModelCard) -> None:
     """Writes the model folder, whole or not at all.
 
-    With a linear head `model.safetensors` holds timm's whole model, so that plain timm gives the same logits. Other heads lie in
+    With one of LINEAR_HEADS `model.safetensors` holds timm's whole model, so that plain timm gives the same logits. Other heads lie in
     `head.safetensors`, and plain timm gives the features.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     writing = Path(tempfile.mkdtemp(prefix=".model-", dir=folder.parent))
     try:
         backbone_state = _on_cpu(classifier.backbone)
-        if card.head.kind == "linear":
+        if card.head.kind in LINEAR_HEADS:
             state = {**backbone_state, **_as_timm_classifier(classifier, card)}
         else:
             state = backbone_state
@@ -82,12 +83,12 @@ def load_model(folder: Path) -> tuple[Classifier, ModelCard]:
     folder = find_model_folder(folder)
     card = _read_card(folder)
     image_size = int(card.preprocessing["image_size"])
-    classifier = Classifier(create_backbone(card.backbone, image_size), card.head, len(card.classes), image_size)
+    classifier = Classifier(create_backbone(card.backbone, image_size, pool=card.head.pool), card.head, len(card.classes), image_size)
     state = _read_state(folder / "model.safetensors")
     try:
-        if card.head.kind == "linear":
+        if card.head.kind in LINEAR_HEADS:
             names = classifier_names(card.backbone)
-            linear = classifier.head[-1]
+            linear = last_linear(classifier.head)
             head_state = {key.rpartition(".")[2]: state[key] for key in state if key.rpartition(".")[0] == names[0]}
             linear.load_state_dict({key: tensor.reshape(getattr(linear, key).shape) for key, tensor in head_state.items()})
             state = {key: tensor for key, tensor in state.items() if key.rpartition(".")[0] not in names}
@@ -114,9 +115,14 @@ def find_model_folder(folder: Path) -> Path:
     )
 
 
-def check_can_ship(backbone_name: str, classifier: Classifier, classes: int, image_size: int) -> None:
-    """Raises BackboneError if timm's model with `classes` classes is not this backbone plus a classifier: found before training."""
-    expected = _skeleton(backbone_name, classes, image_size).state_dict()
+def check_can_ship(backbone_name: str, head: Head, classifier: Classifier, classes: int, image_size: int) -> None:
+    """Raises BackboneError if timm's model with `classes` classes is not this backbone plus a classifier: found before training.
+
+    Only heads in LINEAR_HEADS take the classifier's place in timm's model; all others pass.
+    """
+    if head.kind not in LINEAR_HEADS:
+        return
+    expected = _skeleton(backbone_name, head, classes, image_size).state_dict()
     names = classifier_names(backbone_name)
     without_head = {key for key in expected if key.rpartition(".")[0] not in names}
     if not names or without_head != set(classifier.backbone.state_dict()):
@@ -126,17 +132,17 @@ def check_can_ship(backbone_name: str, classifier: Classifier, classes: int, ima
         )
 
 
-def _skeleton(backbone_name: str, classes: int, image_size: int) -> nn.Module:
+def _skeleton(backbone_name: str, head: Head, classes: int, image_size: int) -> nn.Module:
     """timm's model with its own classifier, without memory or numbers: for names, shapes and config.json."""
     with torch.device("meta"):
-        model: nn.Module = timm.create_model(backbone_name, num_classes=classes, **build_options(backbone_name, image_size))
+        model: nn.Module = timm.create_model(backbone_name, num_classes=classes, **build_options(backbone_name, image_size, head.pool))
     return model
 
 
 def _as_timm_classifier(classifier: Classifier, card: ModelCard) -> dict[str, Tensor]:
     """The linear head under timm's names. A distilled transformer averages two heads over two tokens: both get the same weights."""
-    expected = _skeleton(card.backbone, len(card.classes), int(card.preprocessing["image_size"])).state_dict()
-    linear = _on_cpu(classifier.head[-1])
+    expected = _skeleton(card.backbone, card.head, len(card.classes), int(card.preprocessing["image_size"])).state_dict()
+    linear = _on_cpu(last_linear(classifier.head))
     return {
         f"{name}.{key}": tensor.reshape(expected[f"{name}.{key}"].shape).clone()
         for name in classifier_names(card.backbone)
@@ -149,10 +155,10 @@ def _on_cpu(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _write_timm_config(file: Path, card: ModelCard) -> None:
-    linear = card.head.kind == "linear"
+    linear = card.head.kind in LINEAR_HEADS
     size = int(card.preprocessing["image_size"])
     save_config_for_hf(
-        _skeleton(card.backbone, len(card.classes) if linear else 0, size),
+        _skeleton(card.backbone, card.head, len(card.classes) if linear else 0, size),
         str(file),
         model_config={"label_names": list(card.classes)} if linear else None,
         data_config={

@@ -1,10 +1,13 @@
 """Classifier: a backbone, a head, and the part of them that is frozen."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
+from tlkit.errors import Fault, RecipeError
 from tlkit.models.backbones import Stage, stages
 from tlkit.models.freeze import set_trainable
 from tlkit.models.heads import build_head
@@ -21,13 +24,17 @@ class Classifier(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.stages: tuple[Stage, ...] = stages(backbone)
-        self.head = build_head(head, _feature_width(backbone, image_size), classes)
+        self._head_sees_map = head.kind == "locally_connected"
+        self.head = build_head(head, self._feature_shape(image_size), classes)
         self._frozen: frozenset[str] = frozenset()
         self.to(memory_format=torch.channels_last)
 
     def features(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, F], as the backbone's own classifier would see them."""
-        features: Tensor = self.backbone.forward_head(self.backbone.forward_features(images), pre_logits=True)  # type: ignore[operator]
+        """[B, 3, H, W] -> [B, F], as the backbone's own classifier would see them; the map [B, C, h, w] for a locally connected head."""
+        maps: Tensor = self.backbone.forward_features(images)  # type: ignore[operator]
+        if self._head_sees_map:
+            return maps.permute(0, 3, 1, 2) if getattr(self.backbone, "output_fmt", "NCHW") == "NHWC" else maps
+        features: Tensor = self.backbone.forward_head(maps, pre_logits=True)  # type: ignore[operator]
         return features
 
     def forward(self, images: Tensor) -> Tensor:
@@ -51,13 +58,35 @@ class Classifier(nn.Module):
             self.backbone.get_submodule(name).eval()
         return self
 
+    @torch.inference_mode()
+    def _feature_shape(self, image_size: int) -> torch.Size:
+        """[F] or [C, h, w], measured with one empty picture: timm's num_features is not what every family's forward_head gives."""
+        training = self.backbone.training
+        self.backbone.eval()
+        with _called(self.backbone) as called:
+            shape = self.features(torch.zeros(1, 3, image_size, image_size)).shape[1:]
+        self.backbone.train(training)
+        if self._head_sees_map:
+            _check_map(self.backbone, shape, called)
+        return shape
 
-@torch.inference_mode()
-def _feature_width(backbone: nn.Module, image_size: int) -> int:
-    """F, measured with one empty picture: timm's num_features is not what every family's forward_head gives."""
-    training = backbone.training
-    backbone.eval()
-    images = torch.zeros(1, 3, image_size, image_size)
-    width = int(backbone.forward_head(backbone.forward_features(images), pre_logits=True).shape[1])  # type: ignore[operator]
-    backbone.train(training)
-    return width
+
+@contextmanager
+def _called(backbone: nn.Module) -> Iterator[set[nn.Module]]:
+    """Collects the modules that run inside the `with`."""
+    called: set[nn.Module] = set()
+    hooks = [module.register_forward_hook(lambda module, *_: called.add(module)) for module in backbone.modules()]
+    try:
+        yield called
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _check_map(backbone: nn.Module, shape: torch.Size, called: set[nn.Module]) -> None:
+    """Raises RecipeError where a locally connected head has no map to sit on, or would cut off layers that come after it."""
+    after = [name for name, module in backbone.named_modules() if module not in called and any(True for _ in module.parameters(False))]
+    why = "its features have no places" if len(shape) != 3 else f"its layers {', '.join(after)} come after the map" if after else ""
+    if why:
+        problem = f"= 'locally_connected' can't be put on {type(backbone).__name__}: {why}."
+        raise RecipeError([Fault("model.head.kind", problem, "Use linear or mlp, or a backbone that ends in a map, such as resnet18.")])

@@ -57,11 +57,10 @@ def load_backbone(model: Model, weights: Weights, image_size: int) -> nn.Module:
 
     Raises WeightsError if the weights are another architecture's, with the first tensors that don't fit.
     """
-    if weights.file is None:
-        return create_backbone(model.backbone, image_size, drop_path=model.drop_path)
-    if model.weights == "pretrained":
-        return create_backbone(model.backbone, image_size, str(weights.file), drop_path=model.drop_path)
-    backbone = create_backbone(model.backbone, image_size, drop_path=model.drop_path)
+    timms_own = str(weights.file) if model.weights == "pretrained" else None
+    backbone = create_backbone(model.backbone, image_size, timms_own, drop_path=model.drop_path, pool=model.head.pool)
+    if weights.file is None or timms_own:
+        return backbone
     state = _read(weights.file)
     if isinstance(model.weights, PackageWeights):
         state = _in_timm_names(state, model.backbone)

@@ -99,8 +99,7 @@ def build(recipe: Recipe, samples: Samples, weights: Weights) -> tuple[Classifie
     """The classifier with its weights in place and its head new, and the one preprocessing that it is trained and shipped with."""
     size = recipe.data.image_size
     classifier = Classifier(load_backbone(recipe.model, weights, size), recipe.model.head, len(samples.classes), size)
-    if recipe.model.head.kind == "linear":
-        check_can_ship(recipe.model.backbone, classifier, len(samples.classes), size)
+    check_can_ship(recipe.model.backbone, recipe.model.head, classifier, len(samples.classes), size)
     cfg = pretrained_cfg(recipe.model.backbone)
     preprocessing = preprocessing_for(
         recipe.data, cfg, statistics=lambda fit: channel_statistics(fit(decode(sample.image)) for sample in samples.of("train"))
