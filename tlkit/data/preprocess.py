@@ -1,6 +1,6 @@
 """One specification of how a picture becomes what the network sees: used by training, evaluation, prediction and export."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import floor
 from typing import Any, Literal, get_args
@@ -14,7 +14,8 @@ from torch import Tensor
 from tlkit.errors import DataError
 from tlkit.recipe.schema import Data
 
-RGB = tuple[float, float, float]
+PerChannel = tuple[float, ...]
+"""One value a channel: R G B, or those of pictures with other channels in their order."""
 Fit = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 Resize = Literal["crop", "pad", "stretch"]
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
@@ -29,7 +30,7 @@ MAX_RESIZED_PIXELS = 178_956_970
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """image_size in pixels. mean and std per channel, R G B, in units of 0..1.
+    """image_size in pixels. mean and std per channel, in units of 0..1; as many as they are, as many channels a picture has.
 
     crop_pct: share of the resized picture that the crop keeps, as in timm.
     """
@@ -38,36 +39,42 @@ class Preprocessing:
     resize: Resize
     crop_pct: float
     interpolation: str
-    mean: RGB
-    std: RGB
+    mean: PerChannel
+    std: PerChannel
 
     def __post_init__(self) -> None:
         if self.resize not in get_args(Resize) or self.interpolation not in INTERPOLATIONS:
             raise ValueError(f"resize={self.resize!r} or interpolation={self.interpolation!r} is unknown")
         if not 0 < self.crop_pct <= 1 or self.image_size < 1 or min(self.std) <= 0:
             raise ValueError(f"crop_pct must lie in 0..1, image_size and std above 0: {self}")
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"mean and std must have as many values as there are channels: {self}")
+
+    @property
+    def channels(self) -> int:
+        return len(self.mean)
 
     def fit(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """The [S, S, 3] uint8 picture that the network sees before normalisation; picture: [H, W, 3] uint8.
+        """The [S, S, C] uint8 picture that the network sees before normalisation; picture: [H, W, C] uint8.
 
         Pixel for pixel what timm's evaluation transform gives with crop_mode center (crop), border (pad) and squash (stretch).
         Raises DataError where a crop would need a picture beyond reason (sides of 1 to thousands).
         """
-        image = Image.fromarray(picture)
-        width, height = self._resized(*image.size)
+        size = (picture.shape[1], picture.shape[0])
+        width, height = self._resized(*size)
         if width * height > MAX_RESIZED_PIXELS:
             raise DataError(
-                f"a picture of {image.width} x {image.height} pixels is too elongated for resize: crop "
+                f"a picture of {size[0]} x {size[1]} pixels is too elongated for resize: crop "
                 f"(it would be {width} x {height} on the way).\n  Use data.resize=pad or data.resize=stretch, or remove the picture."
             )
-        if (width, height) != image.size:
-            image = image.resize((width, height), Image.Resampling[self.interpolation.upper()])
-        return self._square(np.asarray(image))
+        if (width, height) != size:
+            picture = _resize(picture, (width, height), Image.Resampling[self.interpolation.upper()])
+        return self._square(picture)
 
     def normalize(self, images: Tensor) -> Tensor:
-        """(images / 255 - mean) / std as float32, on the images' device and in their memory layout. images: [B, 3, H, W] uint8."""
-        mean = torch.tensor(self.mean, dtype=torch.float32, device=images.device).view(1, 3, 1, 1)
-        std = torch.tensor(self.std, dtype=torch.float32, device=images.device).view(1, 3, 1, 1)
+        """(images / 255 - mean) / std as float32, on the images' device and in their memory layout. images: [B, C, H, W] uint8."""
+        mean = torch.tensor(self.mean, dtype=torch.float32, device=images.device).view(1, -1, 1, 1)
+        std = torch.tensor(self.std, dtype=torch.float32, device=images.device).view(1, -1, 1, 1)
         return images.to(torch.float32).div_(255).sub_(mean).div_(std)
 
     def to_json(self) -> dict[str, Any]:
@@ -75,7 +82,7 @@ class Preprocessing:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Preprocessing":
-        return cls(**{**values, "mean": _rgb(values["mean"]), "std": _rgb(values["std"])})
+        return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
         """Width and height after resizing and before cropping or padding, rounded as torchvision and timm round."""
@@ -90,12 +97,12 @@ class Preprocessing:
         return int(side * width / height), side
 
     def _square(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Cut or filled to [S, S, 3] about the centre. Fill is the mean colour, so padding is zero after normalisation."""
+        """Cut or filled to [S, S, C] about the centre. Fill is the mean colour, so padding is zero after normalisation."""
         size = self.image_size
         height, width = picture.shape[:2]
         if height < size or width < size:
             top, left = max(0, (size - height) // 2), max(0, (size - width) // 2)
-            filled = np.empty((max(height, size), max(width, size), 3), np.uint8)
+            filled = np.empty((max(height, size), max(width, size), self.channels), np.uint8)
             filled[:] = [round(255 * value) for value in self.mean]
             filled[top : top + height, left : left + width] = picture
             picture = filled
@@ -105,16 +112,17 @@ class Preprocessing:
 
 
 def preprocessing_for(
-    data: Data, pretrained_cfg: Mapping[str, Any], statistics: Callable[[Fit], tuple[RGB, RGB]] | None = None
+    data: Data, pretrained_cfg: Mapping[str, Any], statistics: Callable[[Fit], tuple[PerChannel, PerChannel]] | None = None
 ) -> Preprocessing:
-    """What the recipe asks for, with timm's pretrained_cfg where it says `weights`.
+    """What the recipe asks for, with timm's pretrained_cfg where it says `weights`: its mean and std for the recipe's channels.
 
     statistics: gives mean and std, 0..1, of the training pictures after the fit that it is handed;
     called only for `normalize: dataset`.
     """
-    mean, std = _rgb(pretrained_cfg.get("mean", IMAGENET_MEAN)), _rgb(pretrained_cfg.get("std", IMAGENET_STD))
+    mean = per_channel(pretrained_cfg.get("mean", IMAGENET_MEAN), data.channels)
+    std = per_channel(pretrained_cfg.get("std", IMAGENET_STD), data.channels)
     if data.normalize == "none":
-        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+        mean, std = (0.0,) * data.channels, (1.0,) * data.channels
     # `random` (some old weights) draws bilinear or bicubic in training; for a fixed transform timm's default is the sharper one.
     interpolation = pretrained_cfg.get("interpolation") or DEFAULT_INTERPOLATION
     preprocessing = Preprocessing(
@@ -135,8 +143,17 @@ def preprocessing_for(
     return replace(preprocessing, mean=mean, std=std)
 
 
-def _rgb(values: Any) -> RGB:
-    """Three numbers; one number (a grey model's) stands for all three channels."""
-    numbers = [float(value) for value in values]
-    red, green, blue = numbers * 3 if len(numbers) == 1 else numbers
-    return red, green, blue
+def per_channel(values: Sequence[float], channels: int) -> PerChannel:
+    """Mean or std for another number of channels, as timm converts the first convolution: averaged for one channel, else in turn."""
+    numbers = tuple(map(float, values))
+    if channels == 1:
+        return (sum(numbers) / len(numbers),)
+    return tuple(numbers[i % len(numbers)] for i in range(channels))
+
+
+def _resize(picture: NDArray[np.uint8], size: tuple[int, int], resample: Image.Resampling) -> NDArray[np.uint8]:
+    """[H, W, C] -> [height, width, C]; size: width and height."""
+    if picture.shape[2] == 3:
+        return np.asarray(Image.fromarray(picture).resize(size, resample))
+    # Channel by channel: Pillow takes a fourth one for opacity and weighs the others with it.
+    return np.stack([np.asarray(Image.fromarray(channel).resize(size, resample)) for channel in np.moveaxis(picture, 2, 0)], axis=2)

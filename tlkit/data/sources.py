@@ -13,7 +13,7 @@ from tlkit.errors import DataError, did_you_mean
 from tlkit.recipe.schema import BundledSource, CsvSource, FolderSource, Task, TorchvisionSource
 from tlkit.shipped import shipped
 
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
+EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".npy"})
 _LAYOUT = "Expected {root}/train/CLASS/*.jpg (with val and test folders beside train if you have them), or {root}/CLASS/*.jpg."
 
 log = logging.getLogger("tlkit")

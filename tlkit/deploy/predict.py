@@ -54,12 +54,12 @@ def _predict_batch(classifier: Classifier, preprocessing: Preprocessing, paths: 
     errors: dict[int, str] = {}
     for i, path in enumerate(paths):
         try:
-            pictures[i] = preprocessing.fit(decode(Path(path)))
+            pictures[i] = preprocessing.fit(decode(Path(path), preprocessing.channels))
         except DataError as error:
             errors[i] = str(error)
     logits: dict[int, list[float]] = {}
     if pictures:
-        images = torch.from_numpy(np.stack(list(pictures.values()))).permute(0, 3, 1, 2)  # [B, 3, S, S]
+        images = torch.from_numpy(np.stack(list(pictures.values()))).permute(0, 3, 1, 2)  # [B, C, S, S]
         with torch.inference_mode():
             logits = dict(zip(pictures, classifier(preprocessing.normalize(images)).tolist(), strict=True))
     return [Prediction(path, tuple(logits.get(i, ())), errors.get(i)) for i, path in enumerate(paths)]

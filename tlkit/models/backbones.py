@@ -40,12 +40,14 @@ def pretrained_cfg(name: str) -> dict[str, Any]:
     return {} if cfg is None else asdict(cfg)
 
 
-def build_options(name: str, image_size: int, pool: str | None = None) -> dict[str, Any]:
-    """What timm has to be told beside the name: the picture size, where position embeddings are made for one, and the pooling.
+def build_options(name: str, image_size: int, pool: str | None = None, channels: int = 3) -> dict[str, Any]:
+    """What timm has to be told beside the name: the picture size, where position embeddings are made for one, pooling, and channels.
 
     Raises RecipeError where the family pools in one way alone.
     """
     options: dict[str, Any] = {"img_size": image_size} if pretrained_cfg(name).get("fixed_input_size") else {}
+    if channels != 3:
+        options["in_chans"] = channels
     return options if pool is None else {**options, **_pool_options(name, pool, options)}
 
 
@@ -70,16 +72,28 @@ def _pool_options(name: str, pool: str, options: dict[str, Any]) -> dict[str, An
     return found
 
 
+def classifier_names(name: str) -> tuple[str, ...]:
+    """The modules that turn features into logits in timm's model: `fc`, or `head` and `head_dist` of a distilled transformer."""
+    names = pretrained_cfg(name).get("classifier") or ()
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def first_convolutions(backbone: nn.Module) -> tuple[str, ...]:
+    """The modules that see the picture's channels: `conv1`; two of a stem that has branches."""
+    names = timm.models.get_model_input_config(backbone)["first_conv"] or ()
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
 def create_backbone(
-    name: str, image_size: int, weights_file: str | None = None, *, drop_path: float = 0.0, pool: str | None = None
+    name: str, image_size: int, weights_file: str | None = None, *, channels: int = 3, drop_path: float = 0.0, pool: str | None = None
 ) -> nn.Module:
-    """A timm model without its classifier: [B, 3, H, W] -> features [B, F].
+    """A timm model without its classifier: [B, channels, H, W] -> features [B, F].
 
     weights_file: a state dict in timm's layout for this model, read as data, never as a pickle; None leaves random weights.
     pool: avg, max or avgmax in place of the backbone's own.
     Raises BackboneError if timm can't build it.
     """
-    options = build_options(name, image_size, pool)
+    options = build_options(name, image_size, pool, channels)
     if drop_path > 0:
         options["drop_path_rate"] = drop_path
     if weights_file is not None:
@@ -91,7 +105,8 @@ def create_backbone(
         if "drop_path_rate" in str(error):
             fault = Fault("model.drop_path", f"= {drop_path}, but {name} has no residual branches to skip.", "Remove it.")
             raise RecipeError([fault]) from error
-        raise BackboneError(f"model.backbone = '{name}' can't be built for {image_size} px.\n  timm says: {error}") from error
+        also = f" and {channels} channels" if channels != 3 else ""
+        raise BackboneError(f"model.backbone = '{name}' can't be built for {image_size} px{also}.\n  timm says: {error}") from error
     return backbone
 
 

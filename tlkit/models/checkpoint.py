@@ -20,10 +20,9 @@ from torch import Tensor, nn
 
 import tlkit
 from tlkit.errors import BackboneError, RunError
-from tlkit.models.backbones import build_options, create_backbone
+from tlkit.models.backbones import build_options, classifier_names, create_backbone
 from tlkit.models.classifier import Classifier
 from tlkit.models.heads import LINEAR_HEADS, last_linear
-from tlkit.models.weights import classifier_names
 from tlkit.recipe.schema import Head
 
 FORMAT = 1
@@ -81,9 +80,10 @@ def load_model(folder: Path) -> tuple[Classifier, ModelCard]:
     Raises RunError if files are missing, damaged, or not what tlkit.json says they are.
     """
     folder = find_model_folder(folder)
-    card = _read_card(folder)
+    card = read_card(folder)
     image_size = int(card.preprocessing["image_size"])
-    classifier = Classifier(create_backbone(card.backbone, image_size, pool=card.head.pool), card.head, len(card.classes), image_size)
+    backbone = create_backbone(card.backbone, image_size, channels=_channels(card), pool=card.head.pool)
+    classifier = Classifier(backbone, card.head, len(card.classes), image_size)
     state = _read_state(folder / "model.safetensors")
     try:
         if card.head.kind in LINEAR_HEADS:
@@ -132,16 +132,21 @@ def check_can_ship(backbone_name: str, head: Head, classifier: Classifier, class
         )
 
 
-def _skeleton(backbone_name: str, head: Head, classes: int, image_size: int) -> nn.Module:
+def _channels(card: ModelCard) -> int:
+    return len(card.preprocessing["mean"])
+
+
+def _skeleton(backbone_name: str, head: Head, classes: int, image_size: int, channels: int = 3) -> nn.Module:
     """timm's model with its own classifier, without memory or numbers: for names, shapes and config.json."""
     with torch.device("meta"):
-        model: nn.Module = timm.create_model(backbone_name, num_classes=classes, **build_options(backbone_name, image_size, head.pool))
+        options = build_options(backbone_name, image_size, head.pool, channels)
+        model: nn.Module = timm.create_model(backbone_name, num_classes=classes, **options)
     return model
 
 
 def _as_timm_classifier(classifier: Classifier, card: ModelCard) -> dict[str, Tensor]:
     """The linear head under timm's names. A distilled transformer averages two heads over two tokens: both get the same weights."""
-    expected = _skeleton(card.backbone, card.head, len(card.classes), int(card.preprocessing["image_size"])).state_dict()
+    expected = _skeleton(card.backbone, card.head, len(card.classes), int(card.preprocessing["image_size"]), _channels(card)).state_dict()
     linear = _on_cpu(last_linear(classifier.head))
     return {
         f"{name}.{key}": tensor.reshape(expected[f"{name}.{key}"].shape).clone()
@@ -158,11 +163,11 @@ def _write_timm_config(file: Path, card: ModelCard) -> None:
     linear = card.head.kind in LINEAR_HEADS
     size = int(card.preprocessing["image_size"])
     save_config_for_hf(
-        _skeleton(card.backbone, card.head, len(card.classes) if linear else 0, size),
+        _skeleton(card.backbone, card.head, len(card.classes) if linear else 0, size, _channels(card)),
         str(file),
         model_config={"label_names": list(card.classes)} if linear else None,
         data_config={
-            "input_size": (3, size, size),
+            "input_size": (_channels(card), size, size),
             "mean": tuple(card.preprocessing["mean"]),
             "std": tuple(card.preprocessing["std"]),
             "interpolation": card.preprocessing["interpolation"],
@@ -192,7 +197,8 @@ def _facts(card: ModelCard, folder: Path) -> dict[str, Any]:
     }
 
 
-def _read_card(folder: Path) -> ModelCard:
+def read_card(folder: Path) -> ModelCard:
+    """tlkit.json of a model folder. Raises RunError if a file isn't the one that it describes, by its sha256."""
     try:
         facts = json.loads((folder / "tlkit.json").read_text(encoding="utf-8"))
         if facts["format"] > FORMAT:

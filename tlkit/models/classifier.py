@@ -15,7 +15,7 @@ from tlkit.recipe.schema import BatchNorm, Head
 
 
 class Classifier(nn.Module):
-    """Normalised pictures [B, 3, H, W] -> logits [B, K].
+    """Normalised pictures [B, C, H, W] -> logits [B, K].
 
     Memory format is channels_last, which is what convolutions on CPUs and tensor cores want.
     """
@@ -30,7 +30,7 @@ class Classifier(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def features(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, F], as the backbone's own classifier would see them; the map [B, C, h, w] for a locally connected head."""
+        """[B, C, H, W] -> [B, F], as the backbone's own classifier would see them; the map [B, C, h, w] for a locally connected head."""
         maps: Tensor = self.backbone.forward_features(images)  # type: ignore[operator]
         if self._head_sees_map:
             return maps.permute(0, 3, 1, 2) if getattr(self.backbone, "output_fmt", "NCHW") == "NHWC" else maps
@@ -64,7 +64,7 @@ class Classifier(nn.Module):
         training = self.backbone.training
         self.backbone.eval()
         with _called(self.backbone) as called:
-            shape = self.features(torch.zeros(1, 3, image_size, image_size)).shape[1:]
+            shape = self.features(torch.zeros(1, int(self.backbone.in_chans), image_size, image_size)).shape[1:]  # type: ignore[arg-type]
         self.backbone.train(training)
         if self._head_sees_map:
             _check_map(self.backbone, shape, called)

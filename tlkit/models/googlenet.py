@@ -3,8 +3,10 @@
 Plain timm has no GoogLeNet. To read a model folder of one with timm alone, import this module first.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torchvision
 from timm.layers.classifier import create_classifier
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
@@ -18,6 +20,7 @@ INCEPTIONS = tuple(f"inception{name}" for name in ("3a", "3b", "4a", "4b", "4c",
 
 _WEIGHTS = GoogLeNet_Weights.IMAGENET1K_V1
 _TRANSFORMS = _WEIGHTS.transforms()
+_MEAN, _STD = tuple(_TRANSFORMS.mean), tuple(_TRANSFORMS.std)
 
 default_cfgs = generate_default_cfgs(
     {
@@ -28,8 +31,8 @@ default_cfgs = generate_default_cfgs(
             "pool_size": (7, 7),
             "crop_pct": _TRANSFORMS.crop_size[0] / _TRANSFORMS.resize_size[0],
             "interpolation": _TRANSFORMS.interpolation.value,
-            "mean": tuple(_TRANSFORMS.mean),
-            "std": tuple(_TRANSFORMS.std),
+            "mean": _MEAN,
+            "std": _STD,
             "first_conv": "conv1.conv",
             "classifier": "fc",
             "license": "bsd-3-clause",
@@ -91,8 +94,9 @@ class GoogLeNet(torchvision.models.GoogLeNet):  # type: ignore[misc]
         if self.in_chans == 3:
             transformed: Tensor = super()._transform_input(images)
             return transformed
-        # Other channels have no mean and std in ImageNet: those of the three, averaged.
-        return images * (0.226 / 0.5) + (0.449 - 0.5) / 0.5
+        mean, std = (torch.tensor(_per_channel(values, self.in_chans)).view(-1, 1, 1).to(images) for values in (_MEAN, _STD))
+        normalized: Tensor = images * (std / 0.5) + (mean - 0.5) / 0.5
+        return normalized
 
     def get_classifier(self) -> nn.Module:
         classifier: nn.Module = self.fc
@@ -116,6 +120,11 @@ class GoogLeNet(torchvision.models.GoogLeNet):  # type: ignore[misc]
         Source: Szegedy et al. 2015, section 5, with batch-norm after the convolution and pooling to 4 x 4 as in torchvision.
         """
         return nn.ModuleDict({"inception4a": _auxiliary_head(512, classes), "inception4d": _auxiliary_head(528, classes)})
+
+
+def _per_channel(values: Sequence[float], channels: int) -> list[float]:
+    """ImageNet's mean or std for other channels than its three, as the first convolution is converted: averaged for one, else in turn."""
+    return [sum(values) / len(values)] if channels == 1 else [values[i % len(values)] for i in range(channels)]
 
 
 def _auxiliary_head(channels: int, classes: int) -> nn.Sequential:

@@ -1,20 +1,25 @@
-"""Where a backbone's weights come from: timm's hub repository or url, a local file, an installed package, or nowhere."""
+"""Where a backbone's weights come from: timm's hub repository or url, a file, an installed package, an earlier run, or nowhere."""
 
 import hashlib
+import logging
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
-from tlkit.errors import MissingExtraError, WeightsError
-from tlkit.models.backbones import create_backbone, pretrained_cfg
-from tlkit.recipe.schema import FileWeights, Model, PackageWeights
+from tlkit.errors import Fault, MissingExtraError, RecipeError, RunError, WeightsError, expected_one_of
+from tlkit.models.backbones import classifier_names, create_backbone, first_convolutions, pretrained_cfg
+from tlkit.models.checkpoint import find_model_folder, read_card
+from tlkit.models.state_files import SUFFIXES, read_tensors, under_names
+from tlkit.recipe.schema import FileWeights, Model, PackageWeights, RunWeights
+
+LOG = logging.getLogger("tlkit")
 
 HUB_TIMEOUT_S = 4
 """How long the hub may take to answer before it counts as out of reach."""
@@ -22,17 +27,22 @@ HUB_TIMEOUT_S = 4
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights that lie on this machine. file is None for random ones; sha256 is that of the file."""
+    """Weights that lie on this machine. file is None for random ones; sha256 is that of the file.
+
+    normalization: mean and std that they were made with, where timm doesn't know it: those of the run that made them.
+    """
 
     origin: str
     file: Path | None = None
     sha256: str | None = None
+    normalization: Mapping[str, Any] = field(default_factory=dict)
 
 
 def find_weights(model: Model) -> Weights:
     """Brings the weights that a recipe names onto this machine, by download if timm's hub has them and the cache does not.
 
-    Raises WeightsError, with where it looked, if they can't be had; MissingExtraError if they are in a package that isn't installed.
+    Raises WeightsError, with where it looked, if they can't be had; MissingExtraError if they are in a package that isn't installed;
+    RecipeError if they are a run's of another backbone.
     """
     if model.weights == "random":
         return Weights("random")
@@ -40,6 +50,8 @@ def find_weights(model: Model) -> Weights:
         return _described(f"file {model.weights.file}", _local_file(model.weights.file))
     if isinstance(model.weights, PackageWeights):
         return _described(f"package {model.weights.package}", _package_file())
+    if isinstance(model.weights, RunWeights):
+        return _of_run(model.weights.run, model.backbone)
     repository = pretrained_cfg(model.backbone).get("hf_hub_id")
     url = pretrained_cfg(model.backbone).get("url") or ""
     if not repository and _sha256_start(url):
@@ -52,19 +64,28 @@ def find_weights(model: Model) -> Weights:
     return _described(f"hub {repository}", _hub_file(repository, pretrained_cfg(model.backbone).get("hf_hub_filename")))
 
 
-def load_backbone(model: Model, weights: Weights, image_size: int) -> nn.Module:
-    """The recipe's backbone with its weights in place: [B, 3, H, W] -> features [B, F].
+def load_backbone(
+    model: Model, weights: Weights, image_size: int, *, channels: int = 3, say: Callable[[str], None] = LOG.info
+) -> nn.Module:
+    """The recipe's backbone with its weights in place: [B, channels, H, W] -> features [B, F].
 
+    say: is told what was taken from a file, and that the first convolution was converted to another number of channels.
     Raises WeightsError if the weights are another architecture's, with the first tensors that don't fit.
     """
-    timms_own = str(weights.file) if model.weights == "pretrained" else None
-    backbone = create_backbone(model.backbone, image_size, timms_own, drop_path=model.drop_path, pool=model.head.pool)
-    if weights.file is None or timms_own:
+    state: dict[str, Tensor] | None = None
+    if weights.file is not None and model.weights == "pretrained":
+        # timm's own way to read its weights: some families' are converted from their authors' names, or to the size of the pictures.
+        read = create_backbone(model.backbone, image_size, str(weights.file), drop_path=model.drop_path, pool=model.head.pool)
+        if read.in_chans == channels:
+            return read
+        state = read.state_dict()
+    backbone = create_backbone(model.backbone, image_size, channels=channels, drop_path=model.drop_path, pool=model.head.pool)
+    if weights.file is None:
         return backbone
-    state = _read(weights.file)
-    if isinstance(model.weights, PackageWeights):
-        state = _in_timm_names(state, model.backbone)
-    _load_exactly(backbone, _without_classifier(state, model.backbone), weights.origin)
+    if state is None:
+        state = _state_of(model, weights.file, backbone, say)
+    _convert_stem(state, backbone, say)
+    _load_exactly(backbone, state, weights.origin)
     return backbone
 
 
@@ -74,16 +95,28 @@ def _described(origin: str, file: Path) -> Weights:
 
 
 def _local_file(name: str) -> Path:
-    file = Path(name)
-    if file.suffix != ".safetensors":
+    file = Path(name).expanduser()
+    if not file.name.endswith(SUFFIXES):
         raise WeightsError(
-            f"model.weights.file = '{name}' is not a .safetensors file.\n"
-            "  Other formats can run code when they are read.\n"
-            "  Convert it with safetensors.torch.save_file(state_dict, 'weights.safetensors')."
+            f"model.weights.file = '{name}' has no ending that is known for weights.\n  {expected_one_of(file.suffix, SUFFIXES)}"
         )
     if not file.is_file():
         raise WeightsError(f"model.weights.file = '{name}' does not exist (looked for {file.absolute()}).")
     return file
+
+
+def _of_run(name: str, backbone: str) -> Weights:
+    try:
+        folder = find_model_folder(Path(name).expanduser())
+        card = read_card(folder)  # which compares the sha256 of every file
+    except RunError as error:
+        raise WeightsError(f"model.weights.run = '{name}': {error}") from error
+    # A tag, as in resnet50.a1_in1k, names the same architecture.
+    if card.backbone.partition(".")[0] != backbone.partition(".")[0]:
+        problem = f"= '{name}' is a model of {card.backbone}, and model.backbone is {backbone}."
+        raise RecipeError([Fault("model.weights.run", problem, f"Set model.backbone to {card.backbone}, or name a run of {backbone}.")])
+    found = _described(f"run {folder}", folder / "model.safetensors")
+    return replace(found, normalization={key: card.preprocessing[key] for key in ("mean", "std")})
 
 
 def _package_file() -> Path:
@@ -154,16 +187,18 @@ def _url_file(url: str) -> Path:
     return file
 
 
-def _read(file: Path) -> dict[str, Tensor]:
-    if file.suffix == ".safetensors":
-        try:
-            return load_file(file)
-        except SafetensorError as error:
-            raise WeightsError(
-                f"{file} can't be read as safetensors: {error}\n  The file may be cut short: compare its size, and fetch it again."
-            ) from error
-    # weights_only unpickles tensors and plain containers, and refuses everything that could run.
-    return dict(torch.load(file, map_location="cpu", weights_only=True))
+def _state_of(model: Model, file: Path, backbone: nn.Module, say: Callable[[str], None]) -> dict[str, Tensor]:
+    """The tensors of a file under timm's names, without its classifier."""
+    tensors, container = read_tensors(file)
+    if isinstance(model.weights, PackageWeights):
+        return _without_classifier(_in_timm_names(tensors, model.backbone), model.backbone)
+    found, prefix = under_names(tensors, backbone.state_dict().keys())
+    if container or prefix:
+        parts = [f"'{container}'"] if container else []
+        parts += [f"the tensors named '{prefix}*'"] if prefix else []
+        left = len(tensors) - len(found)
+        say(f"of {file} {' and in it '.join(parts)} were taken" + (f", and {left} other tensors left" if left else ""))
+    return _without_classifier(found, model.backbone)
 
 
 def _in_timm_names(state: Mapping[str, Tensor], architecture: str) -> dict[str, Tensor]:
@@ -183,10 +218,32 @@ def _without_classifier(state: Mapping[str, Tensor], name: str) -> dict[str, Ten
     return {key: tensor for key, tensor in state.items() if key.rpartition(".")[0] not in classifiers}
 
 
-def classifier_names(name: str) -> tuple[str, ...]:
-    """The modules that turn features into logits in timm's model: `fc`, or `head` and `head_dist` of a distilled transformer."""
-    names = pretrained_cfg(name).get("classifier") or ()
-    return (names,) if isinstance(names, str) else tuple(names)
+def _convert_stem(state: dict[str, Tensor], backbone: nn.Module, say: Callable[[str], None]) -> None:
+    """Brings the first convolutions of another number of channels to the backbone's, by timm's rule.
+
+    Kernels are summed for one channel, so that a grey picture gives what it gave as three equal channels; else repeated and scaled.
+    Raises WeightsError for a stem that timm has no rule for. One of another shape altogether is left for `_load_exactly` to name.
+    """
+    channels = int(backbone.in_chans)  # type: ignore[arg-type]
+    expected = backbone.state_dict()
+    converted: dict[str, int] = {}
+    for name in first_convolutions(backbone):
+        key = f"{name}.weight"
+        wanted, came = expected[key].shape, state[key].shape if key in state else expected[key].shape
+        # A stem may see a channel more than once (space to depth), so its own width isn't the number of channels.
+        came_channels, rest = divmod(channels * came[1], wanted[1])
+        if came == wanted or rest or (came[0], *came[2:]) != (wanted[0], *wanted[2:]):
+            continue
+        try:
+            state[key] = adapt_input_conv(channels, state[key], came_channels)
+        except NotImplementedError as error:
+            raise WeightsError(
+                f"timm has no rule to convert {name} of these weights from {came_channels} to {channels} channels.\n"
+                f"  Use data.channels={came_channels}, or model.weights=random, or another backbone."
+            ) from error
+        converted[name] = came_channels
+    if converted:
+        say(f"the first convolution ({', '.join(converted)}) was converted from {next(iter(converted.values()))} to {channels} channels")
 
 
 def _load_exactly(backbone: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:

@@ -15,7 +15,7 @@ _NEEDS_MORE = "it needs masks, boxes or other pictures, and a classifier's sampl
 REFUSED = {
     **dict.fromkeys(("Normalize", "ToFloat", "FromFloat"), (_NORMALISES, "Remove it, and set data.normalize.")),
     **dict.fromkeys(("ToTensorV2", "ToTensor3D"), ("tlkit makes tensors itself, after augmentation", "Remove it.")),
-    "ToRGB": ("every picture is RGB already", "Remove it."),
+    "ToRGB": ("every picture has as many channels as data.channels says already", "Remove it, or set data.channels."),
     "NoOp": ("it changes nothing", "Remove it."),
     "Lambda": ("it takes Python functions, which a recipe can't hold", "Use another transform."),
     **dict.fromkeys(
@@ -39,9 +39,33 @@ REFUSED = {
 }
 """Transforms that albumentations has and a recipe can't use: name -> (why, what to do)."""
 
+NEEDS_RGB = frozenset(
+    {
+        "ChromaticAberration",
+        "HEStain",
+        "HueSaturationValue",
+        "ISONoise",
+        "PlanckianJitter",
+        "RandomFog",
+        "RandomGravel",
+        "RandomRain",
+        "RandomSnow",
+        "RandomSunFlare",
+        "Spatter",
+        "ToGray",
+        "ToSepia",
+    }
+)
+"""Transforms of colours: with other channels albumentations refuses them, or on grey pictures lets them do nothing."""
+NEEDS_MORE_THAN_GREY = frozenset({"ChannelDropout", "ChannelShuffle"})
+NEEDS_RGB_OR_GREY = frozenset({"CLAHE", "ColorJitter", "Equalize", "RGBShift"})
 
-def read_augment(value: Any) -> tuple[list[dict[str, Any]], list[Fault]]:
-    """The items of `augment:` as the schema wants them, name and arguments; and what is wrong with the others."""
+
+def read_augment(value: Any, channels: int = 3) -> tuple[list[dict[str, Any]], list[Fault]]:
+    """The items of `augment:` as the schema wants them, name and arguments; and what is wrong with the others.
+
+    channels: of the pictures.
+    """
     if not isinstance(value, list):
         return [], [
             Fault("augment", f"= {shown(value)} is not a list.", "Expected a list of transforms, such as [HorizontalFlip: {p: 0.5}].")
@@ -49,7 +73,7 @@ def read_augment(value: Any) -> tuple[list[dict[str, Any]], list[Fault]]:
     items: list[dict[str, Any]] = []
     faults: list[Fault] = []
     for index, item in enumerate(value):
-        found = _item_faults(f"augment[{index}]", item)
+        found = _item_faults(f"augment[{index}]", item, channels)
         faults += found
         if not found:
             ((name, arguments),) = item.items() if isinstance(item, dict) else [(item, {})]
@@ -64,7 +88,7 @@ def transforms() -> dict[str, list[str]]:
     return table
 
 
-def _item_faults(key: str, item: Any) -> list[Fault]:
+def _item_faults(key: str, item: Any, channels: int) -> list[Fault]:
     form = "Expected a name, or a name with its arguments: `- Rotate: {limit: 15}`."
     if isinstance(item, dict) and len(item) > 1:
         return [
@@ -79,9 +103,19 @@ def _item_faults(key: str, item: Any) -> list[Fault]:
     if name not in transforms():
         hint = did_you_mean(name, transforms()) or "The names are those of https://explore.albumentations.ai."
         return [Fault(f"{key}.{name}", "is not a transform of albumentations 2.0.8.", hint)]
+    if problem := _channel_problem(name, channels):
+        return [Fault(f"{key}.{name}", f"{problem}, and data.channels is {channels}.", "Remove it, or set data.channels=3.")]
     if not isinstance(arguments, dict | None):
         return [Fault(f"{key}.{name}", f"= {shown(arguments)} is not a mapping.", f"Expected arguments: {', '.join(transforms()[name])}.")]
     return _argument_faults(f"{key}.{name}", name, arguments or {})
+
+
+def _channel_problem(name: str, channels: int) -> str:
+    if name in NEEDS_RGB and channels != 3:
+        return "changes the colours of RGB pictures"
+    if name in NEEDS_MORE_THAN_GREY and channels == 1:
+        return "needs more than one channel"
+    return "knows RGB and grey pictures" if name in NEEDS_RGB_OR_GREY and channels not in (1, 3) else ""
 
 
 def _argument_faults(key: str, name: str, arguments: dict[str, Any]) -> list[Fault]:

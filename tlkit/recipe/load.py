@@ -79,7 +79,7 @@ def _recipe(document: Document, name: str) -> Recipe:
         raise RecipeError([Fault(name, "is empty.", "A recipe has at least the keys name, data, model and phases.")])
     values, faults = document.value, list(document.faults)
     if isinstance(values, dict) and "augment" in values:
-        augment, found = read_augment(values["augment"])
+        augment, found = read_augment(values["augment"], _channels(values.get("data")))
         values = {**values, "augment": augment}
         faults += found
     faults += schema_faults(values, document.places)
@@ -90,6 +90,12 @@ def _recipe(document: Document, name: str) -> Recipe:
     recipe = Recipe.model_validate(values)
     recipe._places.update(document.places)
     return recipe
+
+
+def _channels(data: Any) -> int:
+    """Of the pictures; the default where what is written is no number, which is told elsewhere."""
+    channels = data.get("channels") if isinstance(data, dict) else None
+    return channels if isinstance(channels, int) else 3
 
 
 def _within(key: str, keys: set[str]) -> bool:

@@ -66,6 +66,10 @@ class Data(Strict):
             raise rule_broken("test", "validation", problem, "Expected shares whose sum is below 1.")
         return self
 
+    @property
+    def channels_in_words(self) -> str:
+        return {1: "grey", 3: "RGB"}.get(self.channels, f"{self.channels} channels")
+
 
 # --- augment: albumentations by their own names and arguments ---
 

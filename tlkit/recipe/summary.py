@@ -6,9 +6,10 @@ from tlkit.recipe.schema import Recipe, Strict
 def recipe_summary(recipe: Recipe) -> str:
     """One line a part of the recipe, one line a phase; defaults included where they matter to the result."""
     data, model = recipe.data, recipe.model
+    pictures = f"{data.image_size} px by {data.resize}, {data.channels_in_words}"
     rows = [
         ("name", f"{recipe.name}, seed {recipe.seed}"),
-        ("data", f"{_words(data.source)}; {data.image_size} px by {data.resize}, normalize {data.normalize}, batches of {data.batch_size}"),
+        ("data", f"{_words(data.source)}; {pictures}, normalize {data.normalize}, batches of {data.batch_size}"),
         ("augment", ", ".join(transform.name for transform in recipe.augment) or "nothing"),
         ("model", f"{model.backbone}, weights {_words(model.weights)}, head {model.head.kind} with dropout {model.head.dropout}"),
     ]

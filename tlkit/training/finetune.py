@@ -5,7 +5,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +66,8 @@ def finetune(recipe: Recipe, *, out: Path | None = None) -> Path:
     if first:
         (run / "recipe.yaml").write_text(recipe_yaml(recipe), encoding="utf-8")
         LOG.info("%s: %s, %s, into %s", recipe.name, _counts(samples), recipe.model.backbone, run)
+        for note in notes:
+            LOG.info("weights: %s", note)
         warn_of_leaks(duplicates_across_splits(write_manifest(samples, run / "split.csv")))
 
     data = PictureData(
@@ -95,14 +97,18 @@ def finetune(recipe: Recipe, *, out: Path | None = None) -> Path:
     return run
 
 
-def build(recipe: Recipe, samples: Samples, weights: Weights) -> tuple[Classifier, Preprocessing]:
-    """The classifier with its weights in place and its head new, and the one preprocessing that it is trained and shipped with."""
-    size = recipe.data.image_size
-    classifier = Classifier(load_backbone(recipe.model, weights, size), recipe.model.head, len(samples.classes), size)
+def build(recipe: Recipe, samples: Samples, weights: Weights, *, say: Callable[[str], None] = LOG.info) -> tuple[Classifier, Preprocessing]:
+    """The classifier with its weights in place and its head new, and the one preprocessing that it is trained and shipped with.
+
+    say: is told what was done to the weights.
+    """
+    size, channels = recipe.data.image_size, recipe.data.channels
+    backbone = load_backbone(recipe.model, weights, size, channels=channels, say=say)
+    classifier = Classifier(backbone, recipe.model.head, len(samples.classes), size)
     check_can_ship(recipe.model.backbone, recipe.model.head, classifier, len(samples.classes), size)
-    cfg = pretrained_cfg(recipe.model.backbone)
+    cfg = {**pretrained_cfg(recipe.model.backbone), **weights.normalization}
     preprocessing = preprocessing_for(
-        recipe.data, cfg, statistics=lambda fit: channel_statistics(fit(decode(sample.image)) for sample in samples.of("train"))
+        recipe.data, cfg, statistics=lambda fit: channel_statistics(fit(decode(sample.image, channels)) for sample in samples.of("train"))
     )
     return classifier, preprocessing
 
@@ -157,7 +163,7 @@ def write_results(run: Path, recipe: Recipe, samples: Samples, weights: Weights,
         "backbone": f"{recipe.model.backbone}, weights from {weights.origin}",
         "head": f"{recipe.model.head.kind}, dropout {recipe.model.head.dropout}",
         "phases": "; ".join(f"{name}, {phase.epochs} epochs at {phase.lr:g}" for name, phase in zip(names, recipe.phases, strict=True)),
-        "picture size": f"{recipe.data.image_size} px, {recipe.data.resize}",
+        "picture size": f"{recipe.data.image_size} px, {recipe.data.resize}, {recipe.data.channels_in_words}",
         "time": f"{metrics['seconds']['total']:.0f} s",
     }
     write_report(
