@@ -56,8 +56,9 @@ def finetune(recipe: Recipe, *, out: Path | None = None) -> Path:
         check_optimizer_name(recipe.optimizer.name)
         samples = split_samples(samples, recipe.data.validation, recipe.data.test, recipe.seed)
         seed_everything(recipe.seed)
-        classifier, preprocessing = build(recipe, samples, weights)
-        augmentation = build_augmentation(recipe.augment, recipe.data.image_size)
+        notes: list[str] = []  # for the log, which is not there yet
+        classifier, preprocessing = build(recipe, samples, weights, say=notes.append)
+        augmentation = build_augmentation(recipe.augment, recipe.data.image_size, recipe.data.channels)
         trained = what_trains(recipe, classifier)
 
     run = make_run_folder(recipe.name, out)
