@@ -162,6 +162,7 @@ def test_a_reader_that_has_seen_enough_is_no_fault() -> None:
 def test_metrics_are_shown_with_a_row_a_class() -> None:
     row = {"precision": 0.5, "recall": 1.0, "f1": 2 / 3}
     metrics = {
+        "lead": "accuracy",
         "pictures": 4,
         "accuracy": 0.75,
         "accuracy_interval": [0.3, 0.95],
@@ -171,6 +172,6 @@ def test_metrics_are_shown_with_a_row_a_class() -> None:
         "per_class": {"ankle boot": {"pictures": 4, **row}},
     }
     table = cli.metrics_table(metrics)
-    assert "accuracy   0.7500  (95 % interval 0.3000 to 0.9500)" in table
-    assert "top2       1.0000" in table
-    assert "ankle boot         4     0.5000  1.0000  0.6667" in table
+    assert "accuracy               0.7500  (95 % interval 0.3000 to 0.9500)" in table
+    assert "top2 accuracy          1.0000" in table
+    assert "ankle boot         4     0.5000     1.0000     0.6667" in table

@@ -71,21 +71,27 @@ def evaluate(arguments: Namespace) -> int:
 
 
 def metrics_table(metrics: dict[str, Any]) -> str:
-    """The figures of one split, then a row a class."""
-    low, high = metrics["accuracy_interval"]
-    width = max(len("class"), *map(len, metrics["per_class"]))
-    lines = [
-        f"pictures   {metrics['pictures']}",
-        f"accuracy   {metrics['accuracy']:.4f}  (95 % interval {low:.4f} to {high:.4f})",
-        *(f"{name.removesuffix('_accuracy'):<10} {value:.4f}" for name, value in metrics.items() if name.startswith("top")),
-        f"loss       {metrics['loss']:.4f}",
-        "",
-        f"{'class':<{width}}  pictures  precision  recall      f1",
-    ]
-    for name, row in metrics["per_class"].items():
-        lines.append(f"{name:<{width}}  {row['pictures']:8d}  {row['precision']:9.4f}  {row['recall']:6.4f}  {row['f1']:6.4f}")
-    macro = metrics["macro"]
-    lines.append(f"{'mean':<{width}}  {'':8}  {macro['precision']:9.4f}  {macro['recall']:6.4f}  {macro['f1']:6.4f}")
+    """The figures of one split, the lead first, then a row a class."""
+    multilabel = "exact_match" in metrics
+    figures = {
+        metrics["lead"]: metrics[metrics["lead"]],
+        "macro_f1": metrics["macro"]["f1"],
+        **({"micro_f1": metrics["micro"]["f1"]} if multilabel else {}),
+        **{name: value for name, value in metrics.items() if name in ("accuracy", "exact_match") or name.startswith("top")},
+        "loss": metrics["loss"],
+    }
+    lines = [f"{'pictures':<23}{metrics['pictures']}"]
+    for name, value in figures.items():
+        low, high = metrics.get(f"{name}_interval", (None, None))
+        interval = f"  (95 % interval {low:.4f} to {high:.4f})" if low is not None else ""
+        lines.append(f"{name.replace('_', ' '):<23}{value:.4f}{interval}")
+    columns = ("precision", "recall", "f1", *(("average_precision", "threshold") if multilabel else ()))
+    rows = {**metrics["per_class"], "mean": {**metrics["macro"], "average_precision": metrics.get("mean_average_precision")}}
+    width = max(map(len, rows))
+    lines += ["", f"{'class':<{width}}  pictures" + "".join(f"  {column.replace('_', ' '):>9}" for column in columns)]
+    for name, row in rows.items():
+        cells = (f"  {'' if row.get(column) is None else f'{row[column]:.4f}':>{max(9, len(column))}}" for column in columns)
+        lines.append(f"{name:<{width}}  {row.get('pictures', ''):>8}{''.join(cells)}".rstrip())
     return "\n".join(lines)
 
 

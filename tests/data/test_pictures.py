@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -6,7 +7,7 @@ import torch
 from PIL import Image
 
 from tlkit.data.augment import build_augmentation
-from tlkit.data.pictures import EpochSampler, make_loader, worker_count
+from tlkit.data.pictures import DRAWN_AGAIN, EpochSampler, Pictures, balanced_chances, make_loader, worker_count
 from tlkit.data.preprocess import Preprocessing
 from tlkit.data.samples import Sample
 from tlkit.errors import DataError
@@ -105,3 +106,43 @@ def test_auto_starts_workers_only_where_they_help(monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr("os.sched_getaffinity", lambda _, n=processors: set(range(n)), raising=False)
         assert worker_count("auto", pictures) == expected
     assert worker_count(5, 1) == 5
+
+
+def test_several_labels_become_one_number_a_class(samples: list[Sample]) -> None:
+    several = [replace(sample, labels=labels) for sample, labels in zip(samples, [(0, 2), (), (1,)], strict=False)]
+    ((_, labels),) = make_loader(several, PREPROCESSING, batch_size=4, workers=0, multi_hot=3)
+    assert labels.dtype == torch.float32
+    assert labels.tolist() == [[1, 0, 1], [0, 0, 0], [0, 1, 0]]
+
+
+def test_a_balanced_order_makes_classes_equally_likely(samples: list[Sample]) -> None:
+    few = [replace(sample, labels=(0 if number < 18 else 1,)) for number, sample in enumerate(samples)]  # 18 of one class, 3 of the other
+    chances = balanced_chances(few)
+    assert chances[:18] == pytest.approx([1 / 36] * 18)
+    assert chances[18:] == pytest.approx([1 / 6] * 3)
+    sampler = EpochSampler(21, batch_size=4, shuffle=True, seed=3, chances=chances)
+    drawn = []
+    for epoch in range(200):
+        sampler.set_epoch(epoch)
+        drawn += [index for _, index in sampler]
+    # 4,000 draws (21 less the last one, an epoch) of a fair coin: four standard deviations are 0.032.
+    assert np.mean(np.array(drawn) >= 18) == pytest.approx(0.5, abs=0.032)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_ranks_share_a_balanced_order_out_without_changing_it(ranks: int) -> None:
+    chances = np.full(18, 1 / 18)
+    options = {"batch_size": 7, "shuffle": True, "seed": 1, "chances": chances}
+    whole = list(EpochSampler(18, **options))
+    parts = [list(EpochSampler(18, rank=rank, ranks=ranks, **options)) for rank in range(ranks)]
+    assert {len(part) for part in parts} == {18 // ranks}
+    assert [part[i] for i in range(18 // ranks) for part in parts] == whole
+
+
+def test_a_picture_drawn_again_in_an_epoch_is_augmented_anew_with_any_number_of_workers(samples: list[Sample]) -> None:
+    alone = epochs(samples[:2], 0, balanced=True, number=4)
+    assert epochs(samples[:2], 2, balanced=True, number=4) == alone
+    keys = [key for key in EpochSampler(3, batch_size=64, shuffle=True, seed=0, chances=np.array([0.0, 1.0, 0.0]))]
+    assert keys == [(0, 1), (DRAWN_AGAIN, 1), (2 * DRAWN_AGAIN, 1)]
+    pictures = Pictures(samples, PREPROCESSING, augmentation=build_augmentation(AUGMENT, 24), seed=7)
+    assert not np.array_equal(pictures[keys[0]][0], pictures[keys[1]][0])

@@ -20,7 +20,7 @@ from tlkit.models.freeze import trained_parameters
 from tlkit.models.googlenet import INCEPTIONS
 from tlkit.models.layers import PoolTo
 from tlkit.models.weights import Weights, find_weights, load_backbone
-from tlkit.recipe.schema import Head, Loss, Mix, Model, Optimizer, Phase, Schedule, Train
+from tlkit.recipe.schema import Head, Mix, Model, Optimizer, Phase, Schedule, Train
 from tlkit.training.auxiliary import AuxiliaryHeads, build_auxiliary_heads
 from tlkit.training.module import PhaseModule
 
@@ -54,7 +54,9 @@ def phase_module(classifier: Classifier, auxiliary: AuxiliaryHeads | None) -> Ph
         phase=Phase(train="all", epochs=1, lr=1e-2),
         optimizer=Optimizer(),
         schedule=Schedule(name="constant"),
-        loss=Loss(),
+        task="multiclass",
+        criterion=torch.nn.CrossEntropyLoss(),
+        lead="accuracy",
         mix=Mix(),
         auxiliary=auxiliary,
     )

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path, PurePath
 
-from tlkit.data.samples import SPLIT_WORDS, Sample, Samples
+from tlkit.data.samples import LABEL_SEPARATOR, SPLIT_WORDS, Sample, Samples
 from tlkit.errors import DataError, did_you_mean, expected_one_of
 from tlkit.recipe.schema import Task
 
 REQUIRED, OPTIONAL = ("path", "label"), ("split", "group")
-LABEL_SEPARATOR = "|"
 _COLUMNS = "Expected the columns path and label and, if needed, split and group; others are not read."
 
 log = logging.getLogger("tlkit")

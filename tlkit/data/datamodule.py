@@ -15,6 +15,7 @@ from tlkit.errors import DataError
 class PictureData(lightning.LightningDataModule):
     """batch_size: pictures a step over all devices. Needs a Trainer with use_distributed_sampler=False: the samplers deal out themselves.
 
+    balanced: training draws every class as often as any other, with replacement.
     first_epoch: epochs of earlier phases, so that a phase goes on with the order and the augmentation instead of repeating them.
     """
 
@@ -27,6 +28,7 @@ class PictureData(lightning.LightningDataModule):
         batch_size: int,
         workers: int | Literal["auto"] = "auto",
         seed: int = 0,
+        balanced: bool = False,
         first_epoch: int = 0,
     ) -> None:
         super().__init__()
@@ -36,6 +38,7 @@ class PictureData(lightning.LightningDataModule):
         self.batch_size = batch_size
         self.workers = workers
         self.seed = seed
+        self.balanced = balanced
         self.first_epoch = first_epoch
 
     def train_dataloader(self) -> PictureLoader:
@@ -65,6 +68,8 @@ class PictureData(lightning.LightningDataModule):
             first_epoch=self.first_epoch,
             rank=rank,
             ranks=ranks,
+            multi_hot=self.samples.multi_hot,
+            balanced=self.balanced and train,
         )
 
 

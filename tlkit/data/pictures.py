@@ -1,6 +1,7 @@
 """Samples -> batches of uint8 pictures: the same ones for any number of worker processes."""
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -18,19 +19,33 @@ from tlkit.errors import DataError
 
 Key = tuple[int, int]
 """(epoch, index): all that a sample's augmentation depends on, next to the seed."""
+Target = int | NDArray[np.float32]
+"""A label, or for multilabel 0 and 1 for each class, [K]."""
+# Added to the epoch of a picture each further time that a balanced order draws it in one epoch, so that it is augmented anew.
+DRAWN_AGAIN = 2**32
 Batch = tuple[Tensor, Tensor]
 # Below this many pictures, starting worker processes takes longer than they save (two cores, 28 px pictures).
 MIN_PICTURES_FOR_WORKERS = 5_000
 MAX_WORKERS = 8
 
 
-class Pictures(Dataset[tuple[NDArray[np.uint8], int]]):
-    """Decoded, fitted and, with an augmentation, augmented pictures, [S, S, C] uint8."""
+class Pictures(Dataset[tuple[NDArray[np.uint8], Target]]):
+    """Decoded, fitted and, with an augmentation, augmented pictures, [S, S, C] uint8.
+
+    multi_hot: K for multilabel, 0 for one label a picture.
+    """
 
     def __init__(
-        self, samples: Sequence[Sample], preprocessing: Preprocessing, *, augmentation: Augmentation | None = None, seed: int = 0
+        self,
+        samples: Sequence[Sample],
+        preprocessing: Preprocessing,
+        *,
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
+        multi_hot: int = 0,
     ) -> None:
         self.samples = tuple(samples)
+        self.multi_hot = multi_hot
         self.preprocessing = preprocessing
         self.augmentation = augmentation
         self.seed = seed
@@ -38,7 +53,7 @@ class Pictures(Dataset[tuple[NDArray[np.uint8], int]]):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, key: Key) -> tuple[NDArray[np.uint8], int]:
+    def __getitem__(self, key: Key) -> tuple[NDArray[np.uint8], Target]:
         """Raises DataError with the sample's id where its picture can't be read."""
         epoch, index = key
         sample = self.samples[index]
@@ -48,7 +63,14 @@ class Pictures(Dataset[tuple[NDArray[np.uint8], int]]):
             raise DataError(f"picture {sample.id}: {error}") from error
         if self.augmentation is not None:
             picture = self.augmentation(picture, seed=(self.seed, epoch, index))
-        return picture, sample.label
+        return picture, self._target(sample)
+
+    def _target(self, sample: Sample) -> Target:
+        if not self.multi_hot:
+            return sample.label
+        target = np.zeros(self.multi_hot, np.float32)
+        target[list(sample.labels)] = 1
+        return target
 
 
 class EpochSampler(Sampler[Key]):
@@ -56,6 +78,7 @@ class EpochSampler(Sampler[Key]):
 
     shuffle: a training order, of the same length on all ranks (filled up from its beginning), without a last batch of one
     picture, for which batch-norm has no statistics. Otherwise every picture once, in order, dealt out to the ranks.
+    chances: of each picture, [size]; a training order is then drawn with replacement, as long as before.
     first_epoch: added to what set_epoch sets, because Lightning counts from zero again in every phase.
     """
 
@@ -69,7 +92,9 @@ class EpochSampler(Sampler[Key]):
         first_epoch: int = 0,
         rank: int = 0,
         ranks: int = 1,
+        chances: NDArray[np.float64] | None = None,
     ) -> None:
+        self.chances = chances
         self.size, self.shuffle, self.seed, self.first_epoch = size, shuffle, seed, first_epoch
         self.rank, self.ranks = rank, ranks
         self.epoch = first_epoch
@@ -83,12 +108,28 @@ class EpochSampler(Sampler[Key]):
         return self.length
 
     def __iter__(self) -> Iterator[Key]:
-        order = np.arange(self.size)
-        if self.shuffle:
-            order = np.random.default_rng((self.seed, self.epoch)).permutation(self.size)
-            order = np.resize(order, -(-self.size // self.ranks) * self.ranks)
-        mine = order[self.rank :: self.ranks][: self.length]
-        return iter([(self.epoch, int(index)) for index in mine])
+        return iter(self._order()[self.rank :: self.ranks][: self.length])
+
+    def _order(self) -> list[Key]:
+        """Of all ranks."""
+        if not self.shuffle:
+            return [(self.epoch, index) for index in range(self.size)]
+        draws = np.random.default_rng((self.seed, self.epoch))
+        length = -(-self.size // self.ranks) * self.ranks
+        if self.chances is None:
+            return [(self.epoch, int(index)) for index in np.resize(draws.permutation(self.size), length)]
+        drawn = Counter[int]()
+        order = []
+        for index in map(int, draws.choice(self.size, length, p=self.chances)):
+            order.append((self.epoch + DRAWN_AGAIN * drawn[index], index))
+            drawn[index] += 1
+        return order
+
+
+def balanced_chances(samples: Sequence[Sample]) -> NDArray[np.float64]:
+    """[N], summing to one: every class is as likely as any other, and so is every picture of a class."""
+    counts = Counter(sample.label for sample in samples)
+    return np.array([1 / (len(counts) * counts[sample.label]) for sample in samples])
 
 
 class PictureLoader(DataLoader[Any]):
@@ -113,13 +154,25 @@ def make_loader(
     first_epoch: int = 0,
     rank: int = 0,
     ranks: int = 1,
+    multi_hot: int = 0,
+    balanced: bool = False,
 ) -> PictureLoader:
-    """Batches of (images uint8 [B, C, S, S] in channels_last memory, labels int64 [B]).
+    """Batches of (images uint8 [B, C, S, S] in channels_last memory, labels int64 [B] or, for multilabel, float [B, K]).
 
     batch_size: pictures a step on this rank. train: shuffled, see EpochSampler; otherwise every picture once, in order.
+    multi_hot: K for multilabel, 0 for one label a picture. balanced: training draws every class as often as any other.
     """
-    pictures = Pictures(samples, preprocessing, augmentation=augmentation, seed=seed)
-    sampler = EpochSampler(len(pictures), batch_size=batch_size, shuffle=train, seed=seed, first_epoch=first_epoch, rank=rank, ranks=ranks)
+    pictures = Pictures(samples, preprocessing, augmentation=augmentation, seed=seed, multi_hot=multi_hot)
+    sampler = EpochSampler(
+        len(pictures),
+        batch_size=batch_size,
+        shuffle=train,
+        seed=seed,
+        first_epoch=first_epoch,
+        rank=rank,
+        ranks=ranks,
+        chances=balanced_chances(samples) if balanced else None,
+    )
     number = worker_count(workers, len(pictures))
     return PictureLoader(
         _Caught(pictures),
@@ -141,7 +194,7 @@ def worker_count(workers: int | Literal["auto"], pictures: int) -> int:
     return 0 if processors <= 2 or pictures < MIN_PICTURES_FOR_WORKERS else min(MAX_WORKERS, processors - 1)
 
 
-def collate(items: Sequence[tuple[NDArray[np.uint8], int] | DataError]) -> Batch | DataError:
+def collate(items: Sequence[tuple[NDArray[np.uint8], Target] | DataError]) -> Batch | DataError:
     """Images [B, C, S, S]: a view on [B, S, S, C] memory, which is torch's channels_last. Or the first error among the items."""
     good = []
     for item in items:
@@ -149,10 +202,10 @@ def collate(items: Sequence[tuple[NDArray[np.uint8], int] | DataError]) -> Batch
             return item
         good.append(item)
     images, labels = zip(*good, strict=True)
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2), torch.tensor(labels, dtype=torch.int64)
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2), torch.from_numpy(np.array(labels))
 
 
-class _Caught(Dataset[tuple[NDArray[np.uint8], int] | DataError]):
+class _Caught(Dataset[tuple[NDArray[np.uint8], Target] | DataError]):
     """Hands a DataError on as an item: raised in a worker process, torch would wrap it."""
 
     def __init__(self, pictures: Pictures) -> None:
@@ -161,7 +214,7 @@ class _Caught(Dataset[tuple[NDArray[np.uint8], int] | DataError]):
     def __len__(self) -> int:
         return len(self.pictures)
 
-    def __getitem__(self, key: Key) -> tuple[NDArray[np.uint8], int] | DataError:
+    def __getitem__(self, key: Key) -> tuple[NDArray[np.uint8], Target] | DataError:
         try:
             return self.pictures[key]
         except DataError as error:

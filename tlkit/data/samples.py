@@ -1,5 +1,6 @@
 """The one sample type: what every source gives and everything after it takes."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from tlkit.recipe.schema import Task
 
 # What a folder or a cell calls a split -> the split.
 SPLIT_WORDS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+LABEL_SEPARATOR = "|"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,11 @@ class Sample:
         (only,) = self.labels
         return only
 
+    @property
+    def unit(self) -> str:
+        """What is never torn apart: a group, or the picture itself."""
+        return f"group {self.group}" if self.group is not None else f"id {self.id}"
+
 
 @dataclass(frozen=True)
 class Samples:
@@ -42,3 +49,17 @@ class Samples:
 
     def of(self, split: str) -> tuple[Sample, ...]:
         return tuple(sample for sample in self.samples if sample.split == split)
+
+    def training_counts(self) -> tuple[int, ...]:
+        """Training pictures of each class, [K]."""
+        found = Counter(label for sample in self.of("train") for label in sample.labels)
+        return tuple(found[label] for label in range(len(self.classes)))
+
+    @property
+    def multi_hot(self) -> int:
+        """K where a picture has any number of labels, 0 where it has one."""
+        return len(self.classes) if self.task == "multilabel" else 0
+
+    def label_text(self, sample: Sample) -> str:
+        """`hat|bag`: the classes of a picture, as the column of a csv holds them."""
+        return LABEL_SEPARATOR.join(self.classes[label] for label in sample.labels)

@@ -1,6 +1,7 @@
 """Which picture trains, validates and tests: seeded, stratified, whole groups, written down with hashes."""
 
 import csv
+import logging
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,17 +14,20 @@ from pathlib import Path
 import numpy as np
 
 from tlkit.data.samples import Sample, Samples
+from tlkit.data.stratify import deal_by_labels
 from tlkit.errors import DataError
 
 COLUMNS = ("id", "class", "split", "group", "sha256")
 _HASHING_THREADS = 4
 
+log = logging.getLogger("tlkit")
+
 
 def split_samples(samples: Samples, validation: float, test: float, seed: int) -> Samples:
     """The samples with every split filled in: train, val, test; sorted by id, and the same whatever order they came in.
 
-    A split that the source has stays as it is. The others are cut from its training split, stratified by class, groups kept whole;
-    validation and test are shares of that training split before the cuts, 0 for no test split.
+    A split that the source has stays as it is. The others are cut from its training split, stratified by class or, for multilabel,
+    label by label, groups kept whole; validation and test are shares of that training split before the cuts, 0 for no test split.
     Raises DataError where a class has too few pictures to be in every split.
     """
     ordered = tuple(sorted(samples.samples, key=lambda sample: sample.id))
@@ -31,37 +35,46 @@ def split_samples(samples: Samples, validation: float, test: float, seed: int) -
     present = {sample.split for sample in ordered}
     shares = {"test": test if "test" not in present else 0.0, "val": validation if "val" not in present else 0.0}
     wanted = {split: share for split, share in shares.items() if share > 0}
-    _check_enough(pool, samples.classes, wanted)
-    new = dict.fromkeys((sample.id for sample in pool), "train")
+    if samples.task == "multilabel":
+        new = deal_by_labels(pool, wanted, np.random.default_rng(seed))
+    else:
+        _check_enough(pool, samples.classes, wanted)
+        new = _deal_by_class(pool, wanted, seed)
+    if len(pool) < 2:
+        raise DataError("too few images to train: the training split has fewer than 2.\n  Add pictures.")
+    result = replace(samples, samples=tuple(replace(sample, split=new.get(sample.id, sample.split)) for sample in ordered))
+    _check_every_class(result, wanted)
+    return result
+
+
+def _deal_by_class(pool: Sequence[Sample], wanted: Mapping[str, float], seed: int) -> dict[str, str]:
+    """Id -> split."""
+    dealt = dict.fromkeys((sample.id for sample in pool), "train")
     rest = pool
     for number, (split, share) in enumerate(wanted.items()):
         still_to_come = len(wanted) - number  # splits that need a picture of each class after this one, training among them
         counts = _counts(pool, rest, share, still_to_come)
         held = _hold_out(rest, counts, still_to_come, np.random.default_rng((seed, number)))
-        new.update(dict.fromkeys(held, split))
+        dealt.update(dict.fromkeys(held, split))
         rest = [sample for sample in rest if sample.id not in held]
-    result = Samples(samples.classes, tuple(replace(sample, split=new.get(sample.id, sample.split)) for sample in ordered))
-    _check_every_class(result, wanted)
-    return result
+    return dealt
 
 
 def _check_enough(pool: Sequence[Sample], classes: Sequence[str], wanted: Mapping[str, float]) -> None:
     """Counts groups where there are groups: one group can't be in two splits."""
     units: dict[int, set[str]] = defaultdict(set)
     for sample in pool:
-        units[sample.label].add(_unit(sample))
+        units[sample.label].add(sample.unit)
     need = 1 + len(wanted)
     short = [f"{name} ({len(units[label])})" for label, name in enumerate(classes) if len(units[label]) < need]
     if short:
         unit = "groups" if any(sample.group for sample in pool) else "pictures"
         raise DataError(
-            f"too few images to split: {', '.join(short[:10])}{' and others' if len(short) > 10 else ''} - "
+            f"too few images to split: {_shortened(short)} - "
             f"each class needs at least {need} {unit}, one each for {', '.join(('train', *sorted(wanted, reverse=True)))}.\n"
             "  Add pictures, remove these classes, or bring val and test folders of your own"
             + (" (data.test=0 leaves the test split out)." if "test" in wanted else ".")
         )
-    if len(pool) < 2:
-        raise DataError("too few images to train: the training split has fewer than 2.\n  Add pictures.")
 
 
 def _counts(pool: Sequence[Sample], rest: Sequence[Sample], share: float, left_after: int) -> dict[int, int]:
@@ -86,7 +99,7 @@ def _hold_out(rest: Sequence[Sample], counts: Mapping[int, int], left_after: int
     """Ids to hold out. Without groups the counts are met exactly; with groups as nearly as whole groups allow."""
     members: dict[str, list[Sample]] = defaultdict(list)
     for sample in rest:
-        members[_unit(sample)].append(sample)
+        members[sample.unit].append(sample)
     names = sorted(members)
     shuffled = [names[position] for position in draws.permutation(len(names))]
     shuffled.sort(key=lambda name: -len(members[name]))  # Large groups first: small ones fill what they leave open. The sort is stable.
@@ -104,21 +117,22 @@ def _hold_out(rest: Sequence[Sample], counts: Mapping[int, int], left_after: int
 
 
 def _check_every_class(samples: Samples, wanted: Mapping[str, float]) -> None:
-    """Only groups that hold several classes can fail here; counts of pictures were checked before."""
-    have = {(sample.split, sample.label) for sample in samples.samples}
+    """Only groups that hold several classes, and labels of very few pictures, can fail here."""
+    have = {(sample.split, label) for sample in samples.samples for label in sample.labels}
     missing = [
         f"{name} in {split}" for split in ("train", *wanted) for label, name in enumerate(samples.classes) if (split, label) not in have
     ]
-    if missing:
+    if samples.task == "multilabel" and missing and not any(words.endswith(" in train") for words in missing):
+        log.warning("too few images for every class in every split: no picture of %s. They go unmeasured there.", _shortened(missing))
+    elif missing:
         raise DataError(
-            f"too few images to split: whole groups leave no picture of {', '.join(missing[:10])}.\n"
+            f"too few images to split: whole groups leave no picture of {_shortened(missing)}.\n"
             "  Use more or smaller groups, a larger data.validation or data.test, or bring val and test splits of your own."
         )
 
 
-def _unit(sample: Sample) -> str:
-    """What is never torn apart: a group, or the picture itself."""
-    return f"group {sample.group}" if sample.group is not None else f"id {sample.id}"
+def _shortened(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:10])}{' and others' if len(names) > 10 else ''}"
 
 
 def write_manifest(samples: Samples, path: Path) -> list[dict[str, str]]:
@@ -129,7 +143,7 @@ def write_manifest(samples: Samples, path: Path) -> list[dict[str, str]]:
     with ThreadPoolExecutor(_HASHING_THREADS) as threads:
         hashes = list(threads.map(_hash, samples.samples))
     rows = [
-        {"id": s.id, "class": samples.classes[s.label], "split": s.split, "group": s.group or "", "sha256": digest}
+        {"id": s.id, "class": samples.label_text(s), "split": s.split, "group": s.group or "", "sha256": digest}
         for s, digest in zip(samples.samples, hashes, strict=True)
     ]
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")

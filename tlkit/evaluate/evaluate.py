@@ -1,20 +1,22 @@
 """`tlkit evaluate RUN`: the shipped model measured again on the pictures that its run kept for it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tlkit.data.pictures import make_loader
 from tlkit.data.preprocess import Preprocessing
-from tlkit.data.samples import Sample, Samples
+from tlkit.data.samples import LABEL_SEPARATOR, Samples
 from tlkit.data.sources import read_source
 from tlkit.data.splits import read_manifest
 from tlkit.errors import DataError, RunError
-from tlkit.evaluate.metrics import measure
+from tlkit.evaluate.metrics import lead_of, measure, measure_multilabel
 from tlkit.models.checkpoint import load_model
 from tlkit.models.classifier import Classifier
 from tlkit.models.inference import infer
 from tlkit.recipe.load import load_recipe
+from tlkit.recipe.schema import Task
 
 
 def measure_split(
@@ -24,12 +26,18 @@ def measure_split(
     preprocessing: Preprocessing,
     *,
     batch_size: int,
+    thresholds: Sequence[float] = (),
     on_batch: Callable[[int], None] = lambda pictures: None,
 ) -> dict[str, Any]:
-    """Metrics of one split, by the loop and the preprocessing that predict uses. The classifier stays on its device."""
-    loader = make_loader(samples.of(split), preprocessing, batch_size=batch_size)
+    """Metrics of one split, by the loop and the preprocessing that predict uses. The classifier stays on its device.
+
+    `lead` names the figure that says most, given how the training split is. thresholds: of each class, for multilabel.
+    """
+    loader = make_loader(samples.of(split), preprocessing, batch_size=batch_size, multi_hot=samples.multi_hot)
     logits, labels = infer(classifier, loader, preprocessing.normalize, on_batch=on_batch)
-    return measure(logits, labels, samples.classes)
+    multilabel = samples.task == "multilabel"
+    figures = measure_multilabel(logits, labels, samples.classes, thresholds) if multilabel else measure(logits, labels, samples.classes)
+    return {"lead": lead_of(samples), **figures}
 
 
 def evaluate_run(run: Path, split: str) -> dict[str, Any]:
@@ -41,10 +49,17 @@ def evaluate_run(run: Path, split: str) -> dict[str, Any]:
         raise RunError(f"{run} is not a run folder: it has no split.csv. Expected one such as runs/quickstart/001.")
     classifier, card = load_model(run)
     recipe = load_recipe(run / "recipe.yaml")
-    samples = _as_split(read_source(recipe.data.source, Path(recipe.data.root)), run / "split.csv", card.classes)
+    samples = _as_split(read_source(recipe.data.source, Path(recipe.data.root), recipe.task), run / "split.csv", card.classes)
     if not samples.of(split):
         raise DataError(f"{run / 'split.csv'} has no pictures in the split '{split}'.\n  Choose another with --split.")
-    return measure_split(classifier, samples, split, Preprocessing.from_json(card.preprocessing), batch_size=recipe.data.batch_size)
+    return measure_split(
+        classifier,
+        samples,
+        split,
+        Preprocessing.from_json(card.preprocessing),
+        batch_size=recipe.data.batch_size,
+        thresholds=card.thresholds,
+    )
 
 
 def _as_split(samples: Samples, manifest: Path, classes: tuple[str, ...]) -> Samples:
@@ -57,12 +72,14 @@ def _as_split(samples: Samples, manifest: Path, classes: tuple[str, ...]) -> Sam
             f"{len(missing)} pictures of {manifest} are no longer in the data source. The first: {missing[0]}\n"
             "  Put them back, or evaluate on the machine that has them."
         )
-    labels = {name: label for label, name in enumerate(classes)}
-    found = [by_id[row["id"]] for row in rows]
-    return Samples(
-        classes,
-        tuple(
-            Sample(sample.id, sample.image, (labels[row["class"]],), row["split"], sample.group)
-            for sample, row in zip(found, rows, strict=True)
-        ),
-    )
+    number = {name: label for label, name in enumerate(classes)}
+    found = [
+        replace(by_id[row["id"]], labels=tuple(number[name] for name in _names(row["class"], samples.task)), split=row["split"])
+        for row in rows
+    ]
+    return Samples(classes, tuple(found), samples.task)
+
+
+def _names(cell: str, task: Task) -> list[str]:
+    """The classes in a cell of split.csv."""
+    return [name for name in cell.split(LABEL_SEPARATOR) if name] if task == "multilabel" else [cell]

@@ -15,6 +15,7 @@ def write_report(file: Path, *, name: str, metrics: Mapping[str, Any], facts: Ma
     page = environment.get_template("report.html").render(
         name=name,
         measured=measured,
+        multilabel="exact_match" in measured,
         measured_on="test" if metrics.get("test") else "validation",
         validation=metrics["val"],
         gap=metrics["best"]["train_accuracy"] - metrics["val"]["accuracy"],
@@ -22,7 +23,7 @@ def write_report(file: Path, *, name: str, metrics: Mapping[str, Any], facts: Ma
         facts=facts,
         recipe_yaml=recipe_yaml,
         curves=base64.b64encode(curves.read_bytes()).decode(),
-        mistakes=_commonest_mistakes(measured),
+        mistakes=_commonest_mistakes(measured) if "confusion" in measured else [],
     )
     file.write_text(page, encoding="utf-8")
 

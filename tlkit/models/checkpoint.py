@@ -23,7 +23,7 @@ from tlkit.errors import BackboneError, RunError
 from tlkit.models.backbones import build_options, classifier_names, create_backbone
 from tlkit.models.classifier import Classifier
 from tlkit.models.heads import LINEAR_HEADS, last_linear
-from tlkit.recipe.schema import Head
+from tlkit.recipe.schema import Head, Task
 
 FORMAT = 1
 """Version of tlkit.json. A reader refuses a newer one."""
@@ -40,6 +40,9 @@ class ModelCard:
     recipe: Mapping[str, Any]
     weights: Mapping[str, Any]
     metrics: Mapping[str, Any]
+    task: Task = "multiclass"
+    thresholds: tuple[float, ...] = ()
+    """For multilabel: the probability of each class above which a picture is said to have it."""
 
 
 def save_model(folder: Path, classifier: Classifier, card: ModelCard) -> None:
@@ -182,7 +185,9 @@ def _facts(card: ModelCard, folder: Path) -> dict[str, Any]:
         "format": FORMAT,
         "backbone": card.backbone,
         "head": card.head.model_dump(),
+        "task": card.task,
         "classes": list(card.classes),
+        "thresholds": list(card.thresholds),
         "preprocessing": dict(card.preprocessing),
         "weights": dict(card.weights),
         "metrics": dict(card.metrics),
@@ -210,7 +215,7 @@ def read_card(folder: Path) -> ModelCard:
                 )
         return ModelCard(
             facts["backbone"], Head(**facts["head"]), tuple(facts["classes"]), facts["preprocessing"], facts["recipe"],
-            facts["weights"], facts["metrics"],
+            facts["weights"], facts["metrics"], facts.get("task", "multiclass"), tuple(facts.get("thresholds", ())),
         )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{folder / 'tlkit.json'} can't be read: {error}\n  Copy the whole model folder again.") from error

@@ -224,7 +224,7 @@ class Ema(Strict):
 
 
 class EarlyStopping(Strict):
-    patience: int = Field(ge=1, description="epochs without a better validation accuracy before a phase ends")
+    patience: int = Field(ge=1, description="epochs without a better validation score before a phase ends")
     min_delta: float = Field(0.0, ge=0, description="what counts as better")
 
 
@@ -253,6 +253,7 @@ class Trainer(Strict):
 
 
 Task = Literal["multiclass", "multilabel"]
+Imbalance = Literal["none", "loss_weights", "sampler", "logit_adjust"]
 
 
 class Recipe(Strict):
@@ -260,15 +261,13 @@ class Recipe(Strict):
     seed: int = Field(0, ge=0, lt=2**32, description="decides splits, initial weights, order and augmentation")
     task: Task = Field("multiclass", description="one label for each picture, or any number of them")
     data: Data = Field(description="where pictures come from and how they reach the network")
-    imbalance: Literal["none", "loss_weights", "sampler", "logit_adjust"] = Field(
-        "none", description="what makes up for classes with few training pictures"
-    )
+    imbalance: Imbalance = Field("none", description="what makes up for classes with few training pictures")
     augment: tuple[Transform, ...] = Field((), strict=False, description="training pictures only; albumentations' own names and arguments")
     model: Model = Field(description="the backbone and the head on it")
     phases: tuple[Phase, ...] = Field(strict=False, description="what trains, for how long, at what rate, one after another")
     optimizer: Optimizer = Field(default_factory=Optimizer, description="a new one for every phase")
     schedule: Schedule = Field(default_factory=Schedule, description="of lr, anew for every phase")
-    loss: Loss = Field(default_factory=Loss, description="what training makes small: cross-entropy")
+    loss: Loss = Field(default_factory=Loss, description="what training makes small: cross-entropy, or binary cross-entropy for multilabel")
     mix: Mix = Field(default_factory=Mix, description="training batches; with both, each batch gets one of them by chance")
     ema: Ema | None = Field(None, description="validate and ship a moving average of the weights")
     wise_ft: bool = Field(False, description="ship the blend of the weights before and after fine-tuning that validates best (WiSE-FT)")

@@ -10,6 +10,7 @@ def recipe_summary(recipe: Recipe) -> str:
     rows = [
         ("name", f"{recipe.name}, seed {recipe.seed}"),
         ("data", f"{_words(data.source)}; {pictures}, normalize {data.normalize}, batches of {data.batch_size}"),
+        ("task", f"{recipe.task}, imbalance {recipe.imbalance}"),
         ("augment", ", ".join(transform.name for transform in recipe.augment) or "nothing"),
         ("model", f"{model.backbone}, weights {_words(model.weights)}, head {model.head.kind} with dropout {model.head.dropout}"),
     ]

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tlkit.evaluate.metrics import Lead, in_words
 from tlkit.models.classifier import Classifier
 from tlkit.recipe.schema import Ema
 
@@ -26,7 +27,7 @@ LINE_EVERY_S = 30
 
 
 class BestWeights(Callback):
-    """Keeps the weights of the epoch with the highest validation accuracy over all phases; of equals, the earliest."""
+    """Keeps the weights of the epoch with the highest validation score over all phases; of equals, the earliest."""
 
     def __init__(self, file: Path, classifier: Classifier) -> None:
         self.file = file
@@ -36,7 +37,7 @@ class BestWeights(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # The metric itself: the figures that are logged are ready only after this hook, when a moving average is swapped out again.
-        score = float(pl_module.val_accuracy.compute())  # type: ignore[union-attr, operator]
+        score = float(pl_module.val_score.compute())  # type: ignore[union-attr, operator]
         if score <= self.score:
             return
         self.score, self.phase, self.epoch = score, self.phase_now, trainer.current_epoch
@@ -105,8 +106,9 @@ class MetricsTable(Callback):
 class ShowProgress(Callback):
     """Epoch, batch, images/s and time left: a live line on a terminal, plain lines elsewhere. A line an epoch in log.txt either way."""
 
-    def __init__(self, console: Console, *, phase_title: str) -> None:
+    def __init__(self, console: Console, *, phase_title: str, lead: Lead) -> None:
         self._console = console
+        self._lead = lead
         self._title = phase_title
         self._live: Progress | None = None
         self._began = self._last_line = 0.0
@@ -133,7 +135,7 @@ class ShowProgress(Callback):
         seconds = time.perf_counter() - self._began
         if trainer.is_global_zero:
             LOG.info(
-                "%s  epoch %d/%d  train loss %.4f accuracy %.4f  val loss %.4f accuracy %.4f  %.1f s, %.0f images/s",
+                "%s  epoch %d/%d  train loss %.4f accuracy %.4f  val loss %.4f accuracy %.4f%s  %.1f s, %.0f images/s",
                 self._title,
                 trainer.current_epoch + 1,
                 trainer.max_epochs,
@@ -141,6 +143,7 @@ class ShowProgress(Callback):
                 metrics["train/accuracy"],
                 metrics["val/loss"],
                 metrics["val/accuracy"],
+                "" if self._lead == "accuracy" else f" {in_words(self._lead)} {metrics['val/score']:.4f}",
                 seconds,
                 self._images / seconds,
             )

@@ -5,23 +5,26 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tlkit.data.augment import build_augmentation
 from tlkit.data.decode import decode
+from tlkit.data.pictures import make_loader
 from tlkit.data.preprocess import Preprocessing, preprocessing_for
 from tlkit.data.samples import Samples
 from tlkit.data.splits import Duplicates, duplicates_across_splits, split_samples, write_manifest
 from tlkit.data.statistics import channel_statistics
 from tlkit.evaluate.curves import draw_curves
 from tlkit.evaluate.evaluate import measure_split
+from tlkit.evaluate.metrics import best_thresholds, in_words, lead_of
 from tlkit.evaluate.report import write_report
 from tlkit.models.backbones import check_backbone_name, pretrained_cfg
 from tlkit.models.checkpoint import ModelCard, check_can_ship, load_model, save_model, update_metrics
 from tlkit.models.classifier import Classifier
 from tlkit.models.freeze import trained_parameters
+from tlkit.models.inference import infer
 from tlkit.models.weights import Weights, load_backbone
 from tlkit.recipe.load import recipe_yaml
 from tlkit.recipe.schema import Recipe
@@ -29,9 +32,18 @@ from tlkit.training.gather import gather
 from tlkit.training.run_folder import check_out, is_first_process, make_run_folder
 
 if TYPE_CHECKING:
+    import torch
+
+    from tlkit.data.datamodule import PictureData
     from tlkit.training.phases import Trained
 
 LOG = logging.getLogger("tlkit")
+
+IMBALANCE_WORDS = {
+    "loss_weights": "a rare class's pictures count more in the training loss",
+    "sampler": "each class is drawn as often as any other, with replacement",
+    "logit_adjust": "the classes' log priors are added to the logits in the training loss",
+}
 
 
 def finetune(recipe: Recipe, *, out: Path | None = None) -> Path:
@@ -69,10 +81,18 @@ def finetune(recipe: Recipe, *, out: Path | None = None) -> Path:
         LOG.info("%s: %s, %s, into %s", recipe.name, _counts(samples), recipe.model.backbone, run)
         for note in notes:
             LOG.info("weights: %s", note)
+        for line in how_judged(recipe, samples).values():
+            LOG.info("%s", line)
         warn_of_leaks(duplicates_across_splits(write_manifest(samples, run / "split.csv")))
 
     data = PictureData(
-        samples, preprocessing, augmentation, batch_size=recipe.data.batch_size, workers=recipe.data.workers, seed=recipe.seed
+        samples,
+        preprocessing,
+        augmentation,
+        batch_size=recipe.data.batch_size,
+        workers=recipe.data.workers,
+        seed=recipe.seed,
+        balanced=recipe.imbalance == "sampler",
     )
     try:
         result = train_phases(classifier, data, recipe, trained, run=run, console=console)
@@ -90,6 +110,8 @@ def finetune(recipe: Recipe, *, out: Path | None = None) -> Path:
         recipe=recipe.model_dump(mode="json", by_alias=True),
         weights={"origin": weights.origin, "sha256": weights.sha256},
         metrics={},
+        task=recipe.task,
+        thresholds=choose_thresholds(classifier, data, result.device) if recipe.task == "multilabel" else (),
     )
     save_model(run / "model", classifier, card)
     metrics = measure_shipped(run / "model", samples, result, batch_size=recipe.data.batch_size)
@@ -122,6 +144,30 @@ def what_trains(recipe: Recipe, classifier: Classifier) -> list[frozenset[str]]:
     ]
 
 
+def how_judged(recipe: Recipe, samples: Samples) -> dict[str, str]:
+    """How the best epoch is chosen where it isn't by accuracy, and what makes up for rare classes: for the log and the report."""
+    said: dict[str, str] = {}
+    lead, counts = lead_of(samples), samples.training_counts()
+    rarest, commonest = (samples.classes[counts.index(count)] for count in (min(counts), max(counts)))
+    spread = f"the commonest class has {max(counts)} training pictures ({commonest}), the rarest {min(counts)} ({rarest})"
+    if lead != "accuracy":
+        why = f"{spread}, so " if lead == "balanced_accuracy" else "a picture may have any number of labels, so "
+        said["best epoch"] = f"{why}{in_words(lead)} chooses the best epoch and leads the results"
+    if recipe.imbalance != "none":
+        said["imbalance"] = f"{recipe.imbalance}: {IMBALANCE_WORDS[recipe.imbalance]}; {spread}"
+    return said
+
+
+def choose_thresholds(classifier: Classifier, data: "PictureData", device: "torch.device") -> tuple[float, ...]:
+    """For each class the probability from which on it is called, best by F1 on validation."""
+    loader = make_loader(data.samples.of("val"), data.preprocessing, batch_size=data.batch_size, multi_hot=data.samples.multi_hot)
+    logits, labels = infer(classifier.to(device), loader, data.preprocessing.normalize)
+    unseen = [name for name, number in zip(data.samples.classes, labels.sum(0).tolist(), strict=True) if not number]
+    if unseen:
+        LOG.warning("no validation picture of %s: the threshold stays at 0.5", ", ".join(unseen))
+    return best_thresholds(logits, labels)
+
+
 def warn_of_leaks(duplicates: Duplicates) -> None:
     if duplicates.count:
         example = " = ".join(duplicates.examples[0])
@@ -140,12 +186,13 @@ def measure_shipped(model: Path, samples: Samples, result: "Trained", *, batch_s
     preprocessing = Preprocessing.from_json(card.preprocessing)
     present = {sample.split for sample in samples.samples}
     metrics: dict[str, Any] = {
-        split: measure_split(classifier, samples, split, preprocessing, batch_size=batch_size)
+        split: measure_split(classifier, samples, split, preprocessing, batch_size=batch_size, thresholds=card.thresholds)
         for split in ("test", "val")
         if split in present
     }
     best = next(row for row in result.rows if (row["phase"], row["epoch"]) == (result.best_phase, result.best_epoch))
     metrics["best"] = {"phase": result.best_phase, "epoch": result.best_epoch, "train_accuracy": best["train/accuracy"]}
+    metrics["lead"] = metrics["val"]["lead"]
     metrics["pictures"] = dict(Counter(sample.split for sample in samples.samples))
     update_metrics(model, metrics)
     return metrics
@@ -165,6 +212,7 @@ def write_results(run: Path, recipe: Recipe, samples: Samples, weights: Weights,
         "head": f"{recipe.model.head.kind}, dropout {recipe.model.head.dropout}",
         "phases": "; ".join(f"{name}, {phase.epochs} epochs at {phase.lr:g}" for name, phase in zip(names, recipe.phases, strict=True)),
         "picture size": f"{recipe.data.image_size} px, {recipe.data.resize}, {recipe.data.channels_in_words}",
+        **how_judged(recipe, samples),
         "time": f"{metrics['seconds']['total']:.0f} s",
     }
     write_report(
@@ -182,11 +230,10 @@ def print_panel(run: Path, samples: Samples, metrics: Mapping[str, Any]) -> None
 
     split = "test" if "test" in metrics else "val"
     measured = metrics[split]
-    low, high = measured["accuracy_interval"]
     picture = next((os.path.relpath(sample.image) for sample in samples.of(split) if isinstance(sample.image, Path)), "IMAGE.jpg")
     table = Table.grid(padding=(0, 2))
     for label, text in (
-        (f"{split} accuracy", f"[bold]{measured['accuracy']:.3f}[/bold]  ({low:.3f} to {high:.3f}, {measured['pictures']} pictures)"),
+        *_panel_figures(split, measured),
         ("model", str(run / "model")),
         ("curves", str(run / "curves.png")),
         ("report", str(run / "report.html")),
@@ -197,6 +244,25 @@ def print_panel(run: Path, samples: Samples, metrics: Mapping[str, Any]) -> None
     # Wider than a narrow terminal rather than folded: a folded command can't be copied.
     console.width = max(console.width, 40 + len(str(run)) + len(picture))
     console.print(Panel(table, title=str(run), title_align="left", expand=False))
+
+
+def _panel_figures(split: str, measured: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The lead figure first, and what it has to be read beside."""
+    pictures = f"{measured['pictures']} pictures"
+    if measured["lead"] == "mean_average_precision":
+        low, high = measured["exact_match_interval"]
+        yield f"{split} mean average precision", f"[bold]{measured['mean_average_precision']:.3f}[/bold]  ({pictures})"
+        yield "macro F1", f"{measured['macro']['f1']:.3f}  (at each class's own threshold)"
+        yield "all labels right", f"{measured['exact_match']:.3f}  ({low:.3f} to {high:.3f})"
+        return
+    low, high = measured["accuracy_interval"]
+    interval = f"({low:.3f} to {high:.3f}, {pictures})"
+    if measured["lead"] == "balanced_accuracy":
+        yield f"{split} balanced accuracy", f"[bold]{measured['balanced_accuracy']:.3f}[/bold]  (mean of the classes' recalls)"
+        yield "macro F1", f"{measured['macro']['f1']:.3f}"
+        yield "accuracy", f"{measured['accuracy']:.3f}  {interval}"
+        return
+    yield f"{split} accuracy", f"[bold]{measured['accuracy']:.3f}[/bold]  {interval}"
 
 
 def _counts(samples: Samples) -> str:

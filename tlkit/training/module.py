@@ -5,20 +5,25 @@ from typing import Any
 
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics import Metric
 
+from tlkit.evaluate.metrics import Lead
 from tlkit.models.classifier import Classifier
-from tlkit.recipe.schema import Loss, Mix, Optimizer, Phase, Schedule
+from tlkit.recipe.schema import Mix, Optimizer, Phase, Schedule, Task
 from tlkit.training.auxiliary import AuxiliaryHeads
+from tlkit.training.losses import plain_loss
 from tlkit.training.mix import build_mix
 from tlkit.training.optimizers import build_optimizer, build_schedule, parameter_groups
+from tlkit.training.scores import accuracy_of, count, score_of
 
 Batch = tuple[Tensor, Tensor]
 
 
 class PhaseModule(LightningModule):
-    """classifier: frozen as the phase says already. normalize: uint8 [B, 3, H, W] -> float, on the batch's device."""
+    """classifier: frozen as the phase says already. normalize: uint8 [B, 3, H, W] -> float, on the batch's device.
+
+    criterion: logits, labels -> the mean training loss of a batch. lead: the figure that `val_score` is.
+    """
 
     def __init__(
         self,
@@ -29,19 +34,23 @@ class PhaseModule(LightningModule):
         phase: Phase,
         optimizer: Optimizer,
         schedule: Schedule,
-        loss: Loss,
+        task: Task,
+        criterion: nn.Module,
+        lead: Lead,
         mix: Mix,
         auxiliary: AuxiliaryHeads | None = None,
     ) -> None:
         super().__init__()
         self.classifier = classifier
-        self.criterion = nn.CrossEntropyLoss(label_smoothing=loss.label_smoothing)
-        self.train_accuracy = MulticlassAccuracy(classes, average="micro")
-        self.val_accuracy = MulticlassAccuracy(classes, average="micro")
+        self.criterion = criterion
+        self.train_accuracy = accuracy_of(task, classes)
+        self.val_accuracy = accuracy_of(task, classes)
+        self.val_score = score_of(lead, classes)
         self.auxiliary = auxiliary
         if auxiliary is not None:
             auxiliary.follow(classifier)
         self._normalize = normalize
+        self._task = task
         self._mix = build_mix(mix, classes)
         self._phase, self._optimizer, self._schedule = phase, optimizer, schedule
 
@@ -64,15 +73,19 @@ class PhaseModule(LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
         return self._step(batch, "val", self.val_accuracy)
 
-    def _step(self, batch: Batch, split: str, accuracy: MulticlassAccuracy) -> Tensor:
-        """Mean loss of one batch. images [B, 3, H, W], labels [B] or, mixed, [B, K]."""
+    def _step(self, batch: Batch, split: str, accuracy: Metric) -> Tensor:
+        """Mean loss of one batch. images [B, 3, H, W], labels [B] or, mixed or multilabel, [B, K]."""
         images, labels = batch
         logits = self.classifier(images)  # [B, K]
         # Validation is measured against the labels as they are, so that its losses compare between recipes.
-        loss: Tensor = self.criterion(logits, labels) if split == "train" else cross_entropy(logits, labels)
-        accuracy.update(logits, labels if labels.ndim == 1 else labels.argmax(1))
+        loss: Tensor = self.criterion(logits, labels) if split == "train" else plain_loss(logits, labels)
+        figures: dict[str, Metric | Tensor] = {f"{split}/loss": loss, f"{split}/accuracy": accuracy}
+        count(accuracy, self._task, logits, labels)
+        if split == "val":
+            count(self.val_score, self._task, logits, labels)
+            figures["val/score"] = self.val_score
         self.log_dict(
-            {f"{split}/loss": loss, f"{split}/accuracy": accuracy},
+            figures,
             on_step=False,
             on_epoch=True,
             batch_size=len(labels),

@@ -18,11 +18,13 @@ from torch import nn
 
 from tlkit.data.datamodule import PictureData
 from tlkit.errors import DataError
+from tlkit.evaluate.metrics import in_words, lead_of
 from tlkit.models.classifier import Classifier
 from tlkit.recipe.schema import EarlyStopping as EarlyStoppingRecipe
 from tlkit.recipe.schema import FromStage, Phase, Recipe, Train
 from tlkit.training.auxiliary import AuxiliaryHeads, build_auxiliary_heads
 from tlkit.training.callbacks import BestWeights, MetricsTable, ShowProgress, last_checkpoint, moving_average
+from tlkit.training.losses import build_criterion
 from tlkit.training.module import PhaseModule
 from tlkit.training.trainer import build_trainer
 
@@ -63,6 +65,7 @@ def train_phases(
     checkpoints.mkdir(exist_ok=True)
     # Made once, so that they go on from one phase to the next.
     auxiliary = build_auxiliary_heads(classifier.backbone, len(data.samples.classes), recipe.model.auxiliary_loss)
+    lead = lead_of(data.samples)
     best = BestWeights(checkpoints / "best.safetensors", classifier)
     table = MetricsTable(run / "metrics.csv")
     seconds: dict[str, float] = {}
@@ -80,7 +83,7 @@ def train_phases(
             callbacks=[
                 best,
                 table,
-                ShowProgress(console, phase_title=title),
+                ShowProgress(console, phase_title=title, lead=lead),
                 last_checkpoint(checkpoints),
                 *_early_stopping(recipe.early_stopping),
                 # After BestWeights, which so sees the average while it is swapped in.
@@ -92,8 +95,9 @@ def train_phases(
         fit(trainer, build_module(classifier, data, recipe, phase, auxiliary), data)
         if trainer.current_epoch < phase.epochs:
             LOG.info(
-                "%s ended early: no better validation accuracy for %d epochs",
+                "%s ended early: no better validation %s for %d epochs",
                 title,
+                in_words(lead),
                 recipe.early_stopping and recipe.early_stopping.patience,
             )
         seconds[f"phase {number + 1} {phase_name(phase.train)}"] = round(time.perf_counter() - began, 3)
@@ -111,7 +115,9 @@ def build_module(classifier: Classifier, data: PictureData, recipe: Recipe, phas
         phase=phase,
         optimizer=recipe.optimizer,
         schedule=recipe.schedule,
-        loss=recipe.loss,
+        task=recipe.task,
+        criterion=build_criterion(recipe.loss, recipe.imbalance, data.samples),
+        lead=lead_of(data.samples),
         mix=recipe.mix,
         auxiliary=auxiliary,
     )
@@ -136,7 +142,7 @@ def check_batch_size(classifier: Classifier, a_device: int) -> None:
 def _early_stopping(early_stopping: EarlyStoppingRecipe | None) -> list[Callback]:
     if early_stopping is None:
         return []
-    return [EarlyStopping("val/accuracy", mode="max", patience=early_stopping.patience, min_delta=early_stopping.min_delta)]
+    return [EarlyStopping("val/score", mode="max", patience=early_stopping.patience, min_delta=early_stopping.min_delta)]
 
 
 @contextmanager
@@ -158,5 +164,7 @@ def _quiet() -> Iterator[None]:
         warnings.filterwarnings("ignore", message=".*overridden `on_after_batch_transfer` in `LightningModule`.*")
         warnings.filterwarnings("ignore", message=".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*")
         warnings.filterwarnings("ignore", message=".*number of training batches.*smaller than the logging interval.*")
+        # Classes without a validation picture were told when the pictures were split.
+        warnings.filterwarnings("ignore", message="No positive samples found in target.*")
         warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
         yield

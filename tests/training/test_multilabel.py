@@ -1,0 +1,142 @@
+"""Pictures with any number of labels, from the table to what predict says."""
+
+import csv
+import json
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tlkit.cli import main
+from tlkit.data.splits import read_manifest
+from tlkit.deploy.predict import predict
+from tlkit.evaluate.evaluate import evaluate_run
+from tlkit.models.checkpoint import load_model
+from tlkit.recipe.load import load_recipe
+from tlkit.recipe.schema import Mix
+from tlkit.training.finetune import finetune
+from tlkit.training.mix import build_mix
+from tlkit.training.scores import accuracy_of, count
+
+COLOURS = {"blue": 2, "green": 1, "red": 0}
+
+RECIPE = """
+name: lamps
+task: multilabel
+data: {source: {csv: lamps.csv}, image_size: 32, resize: stretch, normalize: none, batch_size: 8, validation: 0.25, test: 0.2}
+model: {backbone: test_resnet, weights: random}
+phases:
+  - {train: all, epochs: 6, lr: 1e-2}
+"""
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """120 pictures in which each colour channel is lit or dark by chance, and a table that says which."""
+    folder = tmp_path_factory.mktemp("lamps")
+    draws = np.random.default_rng(0)
+    rows = ["path,label"]
+    for i in range(120):
+        lit = [name for name in COLOURS if draws.random() < 0.4]
+        pixels = draws.integers(0, 80, (32, 32, 3))
+        pixels[:, :, [COLOURS[name] for name in lit]] += 150
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i:03d}.png")
+        rows.append(f"{i:03d}.png,{'|'.join(lit)}")
+    (folder / "lamps.csv").write_text("\n".join(rows))
+    (folder / "recipe.yaml").write_text(RECIPE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(workplace: Path) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(workplace)
+        return finetune(load_recipe("recipe.yaml"), out=Path("run")).absolute()
+
+
+def truth(workplace: Path) -> dict[str, set[str]]:
+    with (workplace / "lamps.csv").open() as file:
+        return {row["path"]: set(filter(None, row["label"].split("|"))) for row in csv.DictReader(file)}
+
+
+def test_lamps_are_told_apart_and_mean_average_precision_leads(run: Path) -> None:
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["lead"] == metrics["test"]["lead"] == "mean_average_precision"
+    assert metrics["test"]["mean_average_precision"] > 0.9  # lit is 150 levels brighter: anything less means that training is broken
+    assert 0.8 < metrics["test"]["accuracy"] <= 1
+    assert "confusion" not in metrics["test"]
+    assert "mean average precision" in (run / "report.html").read_text()
+
+
+def test_the_best_epoch_is_that_of_the_highest_mean_average_precision(run: Path) -> None:
+    lines = (run / "log.txt").read_text().splitlines()
+    scores = [float(line.split("mean average precision ")[1].split()[0]) for line in lines if " val loss" in line]
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["best"]["epoch"] == int(np.argmax(scores))
+    assert metrics["val"]["mean_average_precision"] == pytest.approx(max(scores), abs=1e-4)
+
+
+def test_the_manifest_holds_all_labels_of_a_picture(run: Path, workplace: Path) -> None:
+    rows = read_manifest(run / "split.csv")
+    assert {row["id"]: set(filter(None, row["class"].split("|"))) for row in rows} == truth(workplace)
+    assert {row["split"] for row in rows} == {"train", "val", "test"}
+
+
+def test_thresholds_ship_and_evaluate_uses_them(run: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workplace)
+    card = json.loads((run / "model/tlkit.json").read_text())
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert card["task"] == "multilabel"
+    assert len(card["thresholds"]) == 3
+    assert [row["threshold"] for row in metrics["test"]["per_class"].values()] == card["thresholds"]
+    for split in ("test", "val"):
+        assert evaluate_run(run, split) == metrics[split]
+
+
+def test_predict_calls_the_classes_above_their_thresholds(run: Path, workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [str(workplace / name) for name in sorted(truth(workplace))]
+    assert main(["predict", str(run), *files, "--format", "json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    thresholds = load_model(run)[1].thresholds
+    for row in rows:
+        probabilities = 1 / (1 + np.exp(-np.array(row["logits"])))
+        expected = {name for name, p, t in zip(sorted(COLOURS), probabilities, thresholds, strict=True) if p > t}
+        assert {called["class"] for called in row["classes"]} == expected
+    right = [{called["class"] for called in row["classes"]} == truth(workplace)[Path(row["path"]).name] for row in rows]
+    assert np.mean(right) > 0.7
+
+    assert main(["predict", str(run), *files, "--format", "csv"]) == 0
+    table = list(csv.DictReader(StringIO(capsys.readouterr().out)))
+    assert list(table[0]) == ["path", "label", "probability", "error"]
+    assert [row["label"].split("|") if row["label"] else [] for row in table] == [[c["class"] for c in row["classes"]] for row in rows]
+
+    assert main(["predict", str(run), *files[:5]]) == 0
+    assert "classes above their thresholds" in capsys.readouterr().out
+
+
+def test_weights_smoothing_mixup_and_cutmix_train_too(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workplace)
+    overrides = ["imbalance=loss_weights", "loss.label_smoothing=0.1", "mix={mixup: 0.4, cutmix: 1.0}", "phases[0].epochs=2"]
+    run = finetune(load_recipe("recipe.yaml", overrides), out=workplace / "mixed")
+    assert "imbalance" in (run / "report.html").read_text()
+    _, predictions = predict(run, [workplace / "000.png"])
+    assert len(predictions[0].logits) == 3
+
+
+def test_mixup_blends_label_sets_by_the_share_of_their_pictures() -> None:
+    torch.manual_seed(0)
+    mix = build_mix(Mix(mixup=1.0), 3)
+    assert mix is not None
+    images = torch.arange(2.0).view(2, 1, 1, 1).expand(2, 3, 4, 4).clone()
+    mixed, soft = mix(images, torch.tensor([[1.0, 1, 0], [0, 1, 0]]))
+    share = float(mixed[1, 0, 0, 0])  # of picture 1, which is all ones, in itself
+    assert soft[1].tolist() == pytest.approx([1 - share, 1.0, 0.0])
+
+
+def test_logits_between_zero_and_one_are_not_taken_for_probabilities() -> None:
+    metric = accuracy_of("multilabel", 2)
+    count(metric, "multilabel", torch.tensor([[0.2, 0.4]]), torch.tensor([[1.0, 0.0]]))  # both say yes
+    assert float(metric.compute()) == 0.5

@@ -1,0 +1,86 @@
+"""What training makes small, and how classes with few pictures are made up for. Validation never sees any of it."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+
+from tlkit.data.samples import Samples
+from tlkit.recipe.schema import Imbalance, Loss
+
+LARGEST_RATIO = 20.0
+"""Bound on the weight of a multilabel class's pictures: a class of one picture in a thousand would drown all others."""
+
+
+def build_criterion(loss: Loss, imbalance: Imbalance, samples: Samples) -> nn.Module:
+    """logits [B, K], labels -> the mean loss of the batch.
+
+    Labels are [B] or soft [B, K] for multiclass, and [B, K] from 0 to 1 for multilabel. Priors and weights come from the training split.
+    """
+    counts = torch.tensor(samples.training_counts(), dtype=torch.float32)
+    if samples.task == "multilabel":
+        weights = positive_weights(counts, len(samples.of("train"))) if imbalance == "loss_weights" else None
+        return BinaryCrossEntropy(loss.label_smoothing, weights)
+    if imbalance == "loss_weights":
+        return WeightedCrossEntropy(loss.label_smoothing, class_weights(counts))
+    if imbalance == "logit_adjust":
+        return LogitAdjusted(loss.label_smoothing, (counts / counts.sum()).log())
+    return nn.CrossEntropyLoss(label_smoothing=loss.label_smoothing)
+
+
+def class_weights(counts: Tensor) -> Tensor:
+    """Inverse to the counts [K], and 1 in the mean over the pictures: N / (K * count)."""
+    return counts.sum() / (len(counts) * counts)
+
+
+def positive_weights(counts: Tensor, pictures: int) -> Tensor:
+    """Pictures without a class for each one with it, [K], from 1/20 to 20."""
+    return ((pictures - counts) / counts).clamp(1 / LARGEST_RATIO, LARGEST_RATIO)
+
+
+class WeightedCrossEntropy(nn.Module):
+    """Divided by the number of pictures, where torch divides by the sum of their weights: a batch without rare pictures weighs less."""
+
+    def __init__(self, label_smoothing: float, weights: Tensor) -> None:
+        super().__init__()
+        self.label_smoothing = label_smoothing
+        self.weights: Tensor
+        self.register_buffer("weights", weights)
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        summed = cross_entropy(logits, labels, weight=self.weights, label_smoothing=self.label_smoothing, reduction="sum")
+        return summed / len(labels)
+
+
+class LogitAdjusted(nn.Module):
+    """Cross-entropy of logits with the classes' log priors [K] added; without them, as shipped, the logits favour no large class.
+
+    Source: Menon et al. 2021, eq. 10 with tau = 1, https://arxiv.org/abs/2007.07314
+    """
+
+    def __init__(self, label_smoothing: float, log_priors: Tensor) -> None:
+        super().__init__()
+        self.label_smoothing = label_smoothing
+        self.log_priors: Tensor
+        self.register_buffer("log_priors", log_priors)
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return cross_entropy(logits + self.log_priors, labels, label_smoothing=self.label_smoothing)
+
+
+class BinaryCrossEntropy(nn.Module):
+    """A yes or no for each class. Smoothing spreads its share of the target over the two answers."""
+
+    def __init__(self, label_smoothing: float, positive_weights: Tensor | None) -> None:
+        super().__init__()
+        self.label_smoothing = label_smoothing
+        self.positive_weights: Tensor | None
+        self.register_buffer("positive_weights", positive_weights)
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        targets = labels * (1 - self.label_smoothing) + self.label_smoothing / 2
+        return binary_cross_entropy_with_logits(logits, targets, pos_weight=self.positive_weights)
+
+
+def plain_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Of validation, so that its losses compare between recipes. labels: [B], or float [B, K] for multilabel."""
+    return cross_entropy(logits, labels) if labels.ndim == 1 else binary_cross_entropy_with_logits(logits, labels)

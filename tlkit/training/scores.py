@@ -1,0 +1,32 @@
+"""What is counted while a phase trains: accuracy for the eye, and the one score that chooses the best epoch."""
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.classification import MulticlassAccuracy, MulticlassRecall, MultilabelAccuracy, MultilabelAveragePrecision
+
+from tlkit.evaluate.metrics import Lead
+from tlkit.recipe.schema import Task
+
+
+def accuracy_of(task: Task, classes: int) -> Metric:
+    """Share of pictures classified right; for multilabel the share of right answers, over pictures and classes, at probability 0.5."""
+    if task == "multilabel":
+        return MultilabelAccuracy(classes, average="micro")
+    return MulticlassAccuracy(classes, average="micro")
+
+
+def score_of(lead: Lead, classes: int) -> Metric:
+    """The lead figure as a metric: from 0 to 1, higher is better."""
+    if lead == "mean_average_precision":
+        return MultilabelAveragePrecision(classes, average="macro", thresholds=None)
+    return MulticlassRecall(classes, average="macro") if lead == "balanced_accuracy" else MulticlassAccuracy(classes, average="micro")
+
+
+def count(metric: Metric, task: Task, logits: Tensor, labels: Tensor) -> None:
+    """Mixed labels count as their larger part."""
+    if task == "multilabel":
+        # torchmetrics would take logits that all lie in 0..1 for probabilities.
+        metric.update(logits.sigmoid(), (labels > 0.5).to(torch.int64))
+    else:
+        metric.update(logits, labels if labels.ndim == 1 else labels.argmax(1))
