@@ -34,6 +34,20 @@ def finetune(arguments: Namespace) -> int:
     return 0
 
 
+def plan_arguments(parser: ArgumentParser) -> None:
+    _recipe_arguments(parser)
+
+
+def plan(arguments: Namespace) -> int:
+    from tlkit.recipe.load import load_recipe
+
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    print(f"{recipe.name}: loading torch, then looking for pictures and weights", file=sys.stderr)
+    from tlkit.training.plan_table import show_plan
+
+    return show_plan(recipe)
+
+
 def check_arguments(parser: ArgumentParser) -> None:
     _recipe_arguments(parser)
     parser.add_argument("--resolved", action="store_true", help="print the whole recipe, defaults and overrides included, as YAML")
@@ -135,6 +149,7 @@ def models(arguments: Namespace) -> int:
 # name: (what it does, its arguments, the command)
 COMMANDS: dict[str, tuple[str, Callable[[ArgumentParser], None], Callable[[Namespace], int]]] = {
     "finetune": ("train a recipe's model, measure it, and keep it in a run folder", finetune_arguments, finetune),
+    "plan": ("show what a recipe will do, before it does it: what trains, memory, steps, time", plan_arguments, plan),
     "check": ("find every fault in a recipe without running it", check_arguments, check),
     "evaluate": ("measure the model of a run again", evaluate_arguments, evaluate),
     "predict": ("name the classes of pictures", predict_arguments, predict),

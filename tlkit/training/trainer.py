@@ -13,9 +13,12 @@ from tlkit.errors import DeviceError
 from tlkit.recipe.schema import Optimizer, Trainer
 
 
-def check_devices(trainer: Trainer) -> None:
-    """Raises DeviceError if this machine doesn't have what the recipe asks for: found before anything is written."""
-    _lightning_trainer(trainer, logger=False, enable_checkpointing=False)
+def check_devices(trainer: Trainer) -> int:
+    """How many devices the recipe trains on.
+
+    Raises DeviceError if this machine doesn't have what the recipe asks for: found before anything is written.
+    """
+    return int(_lightning_trainer(trainer, logger=False, enable_checkpointing=False).world_size)
 
 
 def build_trainer(
@@ -33,6 +36,22 @@ def build_trainer(
         num_sanity_val_steps=0,
         # tlkit's own sampler splits over ranks, and seeds every picture's augmentation.
         use_distributed_sampler=False,
+    )
+
+
+def build_trial_trainer(trainer: Trainer, *, optimizer: Optimizer, callbacks: list[Callback], **limits: int) -> LightningTrainer:
+    """One device, and nothing is written. limits: Lightning's own `max_steps`, `limit_train_batches` and the like."""
+    devices = trainer.devices[:1] if isinstance(trainer.devices, list) else 1
+    return _lightning_trainer(
+        trainer.model_copy(update={"devices": devices, "num_nodes": 1, "strategy": "auto"}),
+        gradient_clip_val=optimizer.gradient_clip,
+        accumulate_grad_batches=optimizer.accumulate,
+        callbacks=callbacks,
+        logger=False,
+        enable_checkpointing=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        **limits,
     )
 
 

@@ -1,0 +1,264 @@
+"""What a recipe will do, before it does it: what trains and how fast, memory, steps, time, and what looks like a slip."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import cycle, islice
+from math import ceil
+from statistics import median
+from typing import Any
+
+import torch
+from PIL import Image
+from torch.nn.modules.batchnorm import _NormBase
+
+from tlkit.data.augment import Augmentation, build_augmentation
+from tlkit.data.datamodule import PictureData
+from tlkit.data.pictures import EpochSampler, worker_count
+from tlkit.data.preprocess import Preprocessing
+from tlkit.data.samples import Sample, Samples
+from tlkit.data.splits import split_samples
+from tlkit.errors import TlkitError
+from tlkit.models.backbones import check_backbone_name
+from tlkit.models.classifier import Classifier
+from tlkit.models.weights import Weights
+from tlkit.recipe.schema import CLASSICAL_HEADS, Phase, Recipe
+from tlkit.training.finetune import build, what_trains
+from tlkit.training.gather import gather_what_there_is
+from tlkit.training.module import PhaseModule
+from tlkit.training.optimizers import check_optimizer_name
+from tlkit.training.phases import check_batch_size, seed_everything
+from tlkit.training.probe import Memory, MemoryProbe, Stopwatch
+from tlkit.training.trainer import check_devices
+from tlkit.training.trial import try_phase
+
+TIMING_S = 2.0
+"""How long a phase is timed, about."""
+TIMED_BATCHES = 8
+PROBED = 6
+"""Pictures of the trial that measures memory: a batch of four and one of two, whose difference is what each picture costs."""
+ASSUMED_CLASSES = 10
+
+
+@dataclass(frozen=True)
+class StageRow:
+    """What happens to one stage in one phase.
+
+    trained: how many of its parameters train. batchnorm: `adapts`, `held` or, without such layers, nothing.
+    lr, weight_decay: None where nothing trains; weight_decay is that of its matrices and kernels.
+    """
+
+    name: str
+    parameters: int
+    trained: int
+    batchnorm: str
+    lr: float | None
+    weight_decay: float | None
+
+
+@dataclass(frozen=True)
+class PhasePlan:
+    """number: its index in the recipe. seconds: None where there are no pictures to time it on."""
+
+    number: int
+    phase: Phase
+    rows: tuple[StageRow, ...]
+    memory: Memory
+    seconds: float | None
+
+    @property
+    def trained(self) -> int:
+        return sum(row.trained for row in self.rows)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """samples: None where the pictures can't be had; then `classes` is assumed, and steps are unknown.
+
+    weights: where they come from. no_pictures, no_weights: why they can't be had, else empty. steps: of the optimizer, in an epoch.
+    device_memory: bytes of one device; None where the machine doesn't tell. skipped: numbers of phases that scikit-learn takes over.
+    """
+
+    recipe: Recipe
+    samples: Samples | None
+    weights: str
+    no_pictures: str
+    no_weights: str
+    classes: int
+    normalize: Preprocessing
+    devices: int
+    device: str
+    device_memory: int | None
+    steps: int | None
+    phases: tuple[PhasePlan, ...]
+    skipped: tuple[int, ...]
+
+    @property
+    def largest(self) -> PhasePlan | None:
+        """The phase that needs the most memory."""
+        return max(self.phases, key=lambda phase: phase.memory.total, default=None)
+
+    @property
+    def seconds(self) -> float:
+        """Of all phases that could be timed."""
+        return sum(phase.seconds or 0.0 for phase in self.phases)
+
+
+def make_plan(recipe: Recipe) -> Plan:
+    """Builds what training would build, and tries every phase for a few batches on a copy.
+
+    Pictures or weights that can't be had are replaced by made-up ones of the same shape; `no_pictures` and `no_weights` say why.
+    Raises TlkitError for what else would stop the training.
+    """
+    with recipe.located():
+        check_backbone_name(recipe.model.backbone)
+        check_optimizer_name(recipe.optimizer.name)
+        devices = check_devices(recipe.trainer)
+        found, weights = gather_what_there_is(recipe)
+        samples = None if isinstance(found, TlkitError) else split_samples(found, recipe.data.validation, recipe.data.test, recipe.seed)
+        used = Weights("random") if isinstance(weights, TlkitError) else weights
+        few = _few(samples) if samples else _made_up(recipe)
+        seed_everything(recipe.seed)
+        # A few pictures will do: what `normalize: dataset` takes from all of them changes no shape and no time.
+        classifier, preprocessing = build(recipe, few, used)
+        augmentation = build_augmentation(recipe.augment, recipe.data.image_size)
+        trained = what_trains(recipe, classifier)
+
+    skipped = tuple(i for i, phase in enumerate(recipe.phases) if recipe.model.head.kind in CLASSICAL_HEADS and phase.train == "head")
+    trial = _Trial(recipe, classifier, preprocessing, augmentation, samples, few, recipe.data.batch_size // devices)
+    phases = tuple(trial.plan_phase(number, trained[number]) for number in range(len(recipe.phases)) if number not in skipped)
+    device = trial.device
+    return Plan(
+        recipe=recipe,
+        samples=samples,
+        weights=used.origin,
+        no_pictures=_reason(found),
+        no_weights=_reason(weights),
+        classes=len(few.classes),
+        normalize=preprocessing,
+        devices=devices,
+        device=device,
+        device_memory=_device_memory(device),
+        steps=steps_an_epoch(recipe, len(samples.of("train")), devices) if samples else None,
+        phases=phases,
+        skipped=skipped,
+    )
+
+
+def batches_an_epoch(recipe: Recipe, pictures: int, devices: int) -> int:
+    """On each device. pictures: of the training split."""
+    a_device = recipe.data.batch_size // devices
+    return ceil(len(EpochSampler(pictures, batch_size=a_device, shuffle=True, ranks=devices)) / a_device)
+
+
+def steps_an_epoch(recipe: Recipe, pictures: int, devices: int) -> int:
+    """Of the optimizer: Lightning makes the last one from whatever batches are left."""
+    return ceil(batches_an_epoch(recipe, pictures, devices) / recipe.optimizer.accumulate)
+
+
+@dataclass
+class _Trial:
+    """Everything that a phase is tried with. samples: None where they can't be had. few: a handful of pictures, made up if need be."""
+
+    recipe: Recipe
+    classifier: Classifier
+    preprocessing: Preprocessing
+    augmentation: Augmentation | None
+    samples: Samples | None
+    few: Samples
+    batch_size: int
+    device: str = "cpu"
+
+    def plan_phase(self, number: int, trained: frozenset[str]) -> PhasePlan:
+        phase = self.recipe.phases[number]
+        self.classifier.train_only(trained, phase.batchnorm)
+        check_batch_size(self.classifier, self.batch_size)
+        probe = MemoryProbe()
+        module = self._try(phase, trained, probe, self._data(self.few, 4), max_epochs=1, limit_val_batches=0)
+        self.device = probe.device
+        memory = probe.memory(module, self.batch_size, average=self.recipe.ema is not None)
+        rows = tuple(stage_rows(module, probe.groups))
+        return PhasePlan(number, phase, rows, memory, self._seconds(phase, trained, probe.seconds))
+
+    def _seconds(self, phase: Phase, trained: frozenset[str], a_picture: float) -> float | None:
+        """Of the whole phase, by timing a few batches. a_picture: what the trial before this took for each, to choose their size by."""
+        if self.samples is None:
+            return None
+        # A CPU takes about as long for a picture in a small batch; a GPU doesn't, and is quick enough for whole ones.
+        size = self.batch_size if self.device != "cpu" else max(2, min(self.batch_size, int(TIMING_S / 3 / max(a_picture, 1e-6))))
+        watch = Stopwatch(TIMING_S)
+        limits = {"max_epochs": 1, "limit_train_batches": TIMED_BATCHES, "limit_val_batches": 1}
+        self._try(phase, trained, watch, self._data(self.samples, size), **limits)
+        train, workers = self.samples.of("train"), self.recipe.data.workers
+        size = min(size, len(train))
+        loading, training = (median(laps[1:] or laps) / size for laps in (watch.loading, watch.training))
+        processes = worker_count(workers, len(train))
+        # Worker processes load while the network works; without them one waits for the other.
+        each = max(training, loading / processes) if processes else training + loading
+        devices = self.recipe.data.batch_size // self.batch_size
+        return phase.epochs * (each * len(train) + median(watch.validating) * len(self.samples.of("val"))) / devices
+
+    def _try(
+        self, phase: Phase, trained: frozenset[str], callback: MemoryProbe | Stopwatch, data: PictureData, **limits: int
+    ) -> PhaseModule:
+        return try_phase(self.classifier, data, self.recipe, phase, trained, callback=callback, **limits)
+
+    def _data(self, samples: Samples, batch_size: int) -> PictureData:
+        return PictureData(samples, self.preprocessing, self.augmentation, batch_size=batch_size, workers=0, seed=self.recipe.seed)
+
+
+def stage_rows(module: PhaseModule, groups: Sequence[dict[str, Any]]) -> list[StageRow]:
+    """A row a stage in forward order, then the head and, where the backbone has them, the auxiliary heads. groups: the optimizer's."""
+    classifier = module.classifier
+    backbone = dict(classifier.backbone.named_parameters())
+    parts = {stage.name: [backbone[name] for name in stage.parameters] for stage in classifier.stages}
+    parts["head"] = list(classifier.head.parameters())
+    if module.auxiliary is not None:
+        parts["auxiliary"] = list(module.auxiliary.parameters())
+    norms = {
+        f"{path}.{name}": part
+        for path, part in classifier.backbone.named_modules()
+        if isinstance(part, _NormBase)
+        for name, _ in part.named_parameters(recurse=False)
+    }
+    stages = {stage.name: stage.parameters for stage in classifier.stages}
+    rows = []
+    for name, parameters in parts.items():
+        own = [group for group in groups if group["name"] == name]
+        adapting = {norms[parameter].training for parameter in stages.get(name, ()) if parameter in norms}
+        rows.append(
+            StageRow(
+                name,
+                parameters=sum(parameter.numel() for parameter in parameters),
+                trained=sum(parameter.numel() for group in own for parameter in group["params"]),
+                batchnorm=" and ".join({True: "adapts", False: "held"}[training] for training in sorted(adapting)),
+                lr=own[0]["lr"] if own else None,
+                weight_decay=max(group["weight_decay"] for group in own) if own else None,
+            )
+        )
+    return rows
+
+
+def _reason(found: object) -> str:
+    return str(found) if isinstance(found, TlkitError) else ""
+
+
+def _few(samples: Samples) -> Samples:
+    """The first of the training pictures, from the start again where there are fewer."""
+    return Samples(samples.classes, tuple(islice(cycle(samples.of("train")), PROBED)), samples.task)
+
+
+def _made_up(recipe: Recipe) -> Samples:
+    """Grey pictures of as many classes as most sets have, where nothing is known of the real ones."""
+    side = recipe.data.image_size
+    picture = Sample("made up", lambda: Image.new("RGB", (side, side), "grey"), (0,), "train")
+    return Samples(tuple(map(str, range(ASSUMED_CLASSES))), (picture,) * PROBED, recipe.task)
+
+
+def _device_memory(device: str) -> int | None:
+    if device == "cuda":
+        return int(torch.cuda.mem_get_info()[1])
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if device == "cpu" else None
+    except (AttributeError, ValueError):  # Windows has no sysconf
+        return None

@@ -1,0 +1,84 @@
+"""A short fit of one phase on a copy: what `tlkit plan` times and `tlkit lr` sweeps. Nothing of it stays."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from hashlib import sha256
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback
+
+from tlkit.data.datamodule import PictureData
+from tlkit.errors import RunError
+from tlkit.models.classifier import Classifier
+from tlkit.recipe.schema import Phase, Recipe, Schedule
+from tlkit.training.auxiliary import build_auxiliary_heads
+from tlkit.training.module import PhaseModule
+from tlkit.training.phases import build_module, fit
+from tlkit.training.trainer import build_trial_trainer
+
+
+def try_phase(
+    classifier: Classifier, data: PictureData, recipe: Recipe, phase: Phase, trained: frozenset[str], *, callback: Callback, **limits: int
+) -> PhaseModule:
+    """Trains a copy of the classifier as the phase would, at a constant learning rate and on one device, and returns what was trained.
+
+    trained: the backbone's parameters that train beside the head. limits: Lightning's `max_steps`, `limit_train_batches` and the like.
+    Raises RunError if it changed the classifier or the state of a random generator.
+    """
+    with unchanged(classifier):
+        copied = deepcopy(classifier)
+        copied.train_only(trained, phase.batchnorm)
+        auxiliary = build_auxiliary_heads(copied.backbone, len(data.samples.classes), recipe.model.auxiliary_loss)
+        module = build_module(copied, data, recipe.model_copy(update={"schedule": Schedule(name="constant")}), phase, auxiliary)
+        trainer = build_trial_trainer(recipe.trainer, optimizer=recipe.optimizer, callbacks=[callback], **limits)
+        fit(trainer, module, data)
+    return module
+
+
+@contextmanager
+def unchanged(classifier: torch.nn.Module) -> Iterator[None]:
+    """Puts the random generators back to where they were, then proves by hash that they and the classifier are as before.
+
+    Raises RunError if something in the `with` changed the classifier's weights, buffers, gradients wanted or modes.
+    """
+    before = fingerprint(classifier)
+    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    devices = _cuda_states()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(cpu)
+        if devices:
+            torch.cuda.set_rng_state_all(devices)
+    if (after := fingerprint(classifier)) != before:
+        changed = [part for part in before if before[part] != after[part]]
+        raise RunError(f"A trial on a copy changed what it must not: {', '.join(changed)}.\n  This is a fault of tlkit: please report it.")
+
+
+def fingerprint(classifier: torch.nn.Module) -> dict[str, str]:
+    """sha256 of the weights and buffers, of what trains and in which mode, and of each random generator's state."""
+    weights = sha256()
+    for name, tensor in classifier.state_dict().items():
+        weights.update(name.encode())
+        weights.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    trains = [(name, parameter.requires_grad, parameter.grad is None) for name, parameter in classifier.named_parameters()]
+    modes = [(name, module.training) for name, module in classifier.named_modules()]
+    generators = {
+        "Python's generator": repr(random.getstate()),
+        "numpy's generator": repr([np.asarray(part).tobytes() for part in np.random.get_state()]),
+        "torch's generator": torch.get_rng_state().numpy().tobytes().hex(),
+        "CUDA's generators": repr(
+            [state.numpy().tobytes() for state in torch.cuda.get_rng_state_all()] if torch.cuda.is_available() else []
+        ),
+    }
+    texts = {"what trains": repr(trains), "train mode": repr(modes), **generators}
+    return {"weights": weights.hexdigest(), **{part: sha256(text.encode()).hexdigest() for part, text in texts.items()}}
+
+
+def _cuda_states() -> list[torch.Tensor]:
+    return torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
