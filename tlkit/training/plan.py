@@ -5,11 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 from math import ceil
+from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
-from PIL import Image
 from torch.nn.modules.batchnorm import _NormBase
 
 from tlkit.data.augment import Augmentation, build_augmentation
@@ -19,7 +21,7 @@ from tlkit.data.preprocess import Preprocessing
 from tlkit.data.samples import Sample, Samples
 from tlkit.data.splits import split_samples
 from tlkit.errors import TlkitError
-from tlkit.models.backbones import check_backbone_name
+from tlkit.models.backbones import check_backbone_name, pretrained_cfg
 from tlkit.models.classifier import Classifier
 from tlkit.models.weights import Weights
 from tlkit.recipe.schema import CLASSICAL_HEADS, Phase, Recipe
@@ -75,7 +77,8 @@ class PhasePlan:
 class Plan:
     """samples: None where the pictures can't be had; then `classes` is assumed, and steps are unknown.
 
-    weights: where they come from. no_pictures, no_weights: why they can't be had, else empty. steps: of the optimizer, in an epoch.
+    weights: where they come from. weights_mean: of the pictures that they were made with. notes: what was done to them.
+    no_pictures, no_weights: why they can't be had, else empty. steps: of the optimizer, in an epoch.
     device_memory: bytes of one device; None where the machine doesn't tell. skipped: numbers of phases that scikit-learn takes over.
     """
 
@@ -86,6 +89,8 @@ class Plan:
     no_weights: str
     classes: int
     normalize: Preprocessing
+    weights_mean: tuple[float, ...]
+    notes: tuple[str, ...]
     devices: int
     device: str
     device_memory: int | None
@@ -110,6 +115,12 @@ def make_plan(recipe: Recipe) -> Plan:
     Pictures or weights that can't be had are replaced by made-up ones of the same shape; `no_pictures` and `no_weights` say why.
     Raises TlkitError for what else would stop the training.
     """
+    with TemporaryDirectory(prefix="tlkit-plan-") as folder:
+        return _make_plan(recipe, Path(folder))
+
+
+def _make_plan(recipe: Recipe, folder: Path) -> Plan:
+    """folder: for made-up pictures."""
     with recipe.located():
         check_backbone_name(recipe.model.backbone)
         check_optimizer_name(recipe.optimizer.name)
@@ -117,11 +128,12 @@ def make_plan(recipe: Recipe) -> Plan:
         found, weights = gather_what_there_is(recipe)
         samples = None if isinstance(found, TlkitError) else split_samples(found, recipe.data.validation, recipe.data.test, recipe.seed)
         used = Weights("random") if isinstance(weights, TlkitError) else weights
-        few = _few(samples) if samples else _made_up(recipe)
+        few = _few(samples) if samples else _made_up(recipe, folder)
         seed_everything(recipe.seed)
+        notes: list[str] = []
         # A few pictures will do: what `normalize: dataset` takes from all of them changes no shape and no time.
-        classifier, preprocessing = build(recipe, few, used)
-        augmentation = build_augmentation(recipe.augment, recipe.data.image_size)
+        classifier, preprocessing = build(recipe, few, used, say=notes.append)
+        augmentation = build_augmentation(recipe.augment, recipe.data.image_size, recipe.data.channels)
         trained = what_trains(recipe, classifier)
 
     skipped = tuple(i for i, phase in enumerate(recipe.phases) if recipe.model.head.kind in CLASSICAL_HEADS and phase.train == "head")
@@ -136,6 +148,8 @@ def make_plan(recipe: Recipe) -> Plan:
         no_weights=_reason(weights),
         classes=len(few.classes),
         normalize=preprocessing,
+        weights_mean=tuple(used.normalization.get("mean") or pretrained_cfg(recipe.model.backbone).get("mean") or ()),
+        notes=tuple(notes),
         devices=devices,
         device=device,
         device_memory=_device_memory(device),
@@ -248,11 +262,12 @@ def _few(samples: Samples) -> Samples:
     return Samples(samples.classes, tuple(islice(cycle(samples.of("train")), PROBED)), samples.task)
 
 
-def _made_up(recipe: Recipe) -> Samples:
-    """Grey pictures of as many classes as most sets have, where nothing is known of the real ones."""
-    side = recipe.data.image_size
-    picture = Sample("made up", lambda: Image.new("RGB", (side, side), "grey"), (0,), "train")
-    return Samples(tuple(map(str, range(ASSUMED_CLASSES))), (picture,) * PROBED, recipe.task)
+def _made_up(recipe: Recipe, folder: Path) -> Samples:
+    """One grey picture for all, and as many classes as most sets have, where nothing is known of the real ones."""
+    side, channels = recipe.data.image_size, recipe.data.channels
+    picture = folder / "grey.npy"
+    np.save(picture, np.full((side, side, channels), 128, np.uint8))
+    return Samples(tuple(map(str, range(ASSUMED_CLASSES))), (Sample("made up", picture, (0,), "train"),) * PROBED, recipe.task)
 
 
 def _device_memory(device: str) -> int | None:

@@ -26,9 +26,10 @@ class Remark:
 
 def remarks(plan: Plan) -> list[Remark]:
     """The most important first."""
-    warnings = [*_missing(plan), *_memory(plan), *_normalize(plan.recipe), *_size(plan.recipe), *_classes(plan), *_steps(plan)]
+    warnings = [*_missing(plan), *_memory(plan), *_normalize(plan), *_size(plan.recipe), *_classes(plan), *_steps(plan)]
     warnings += [text for phase in plan.phases for text in (*_random_features(plan, phase), *_rates(phase), *_parameters(plan, phase))]
-    notes = [text for phase in plan.phases for text in _augmented_head(plan.recipe, phase)]
+    notes = [f"weights: {text}" for text in plan.notes]
+    notes += [text for phase in plan.phases for text in _augmented_head(plan.recipe, phase)]
     return [*(Remark("warning", text) for text in warnings), *(Remark("note", text) for text in notes)]
 
 
@@ -46,10 +47,11 @@ def _memory(plan: Plan) -> Iterator[str]:
         yield f"phases[{plan.largest.number}] needs about {needs:.1f} GB on each device, which has {has:.1f} GB. {fix}"
 
 
-def _normalize(recipe: Recipe) -> Iterator[str]:
+def _normalize(plan: Plan) -> Iterator[str]:
+    recipe = plan.recipe
     if recipe.model.weights == "random" or recipe.data.normalize == "weights":
         return
-    mean = ", ".join(f"{value:.3f}" for value in pretrained_cfg(recipe.model.backbone).get("mean", ()))
+    mean = ", ".join(f"{value:.3f}" for value in plan.weights_mean)
     expected = f"The weights were trained with mean {mean}: use `normalize: weights`." if mean else "Use `normalize: weights`."
     if recipe.data.normalize == "none":
         yield f"data.normalize = 'none' feeds the weights numbers that they have never seen. {expected}"
