@@ -3,7 +3,6 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import cycle, islice
 from math import ceil
 from pathlib import Path
 from statistics import median
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning.pytorch import Callback
 from torch.nn.modules.batchnorm import _NormBase
 
 from tlkit.data.augment import Augmentation, build_augmentation
@@ -37,8 +37,9 @@ from tlkit.training.trial import try_phase
 TIMING_S = 2.0
 """How long a phase is timed, about."""
 TIMED_BATCHES = 8
-PROBED = 6
-"""Pictures of the trial that measures memory: a batch of four and one of two, whose difference is what each picture costs."""
+PROBED = (2, 4)
+"""Pictures of the two batches that memory is measured on: their difference is what each picture costs."""
+FEW = 16
 ASSUMED_CLASSES = 10
 
 
@@ -128,17 +129,21 @@ def _make_plan(recipe: Recipe, folder: Path) -> Plan:
         found, weights = gather_what_there_is(recipe)
         samples = None if isinstance(found, TlkitError) else split_samples(found, recipe.data.validation, recipe.data.test, recipe.seed)
         used = Weights("random") if isinstance(weights, TlkitError) else weights
-        few = _few(samples) if samples else _made_up(recipe, folder)
+        shown = samples or _made_up(recipe, folder)
         seed_everything(recipe.seed)
         notes: list[str] = []
         # A few pictures will do: what `normalize: dataset` takes from all of them changes no shape and no time.
-        classifier, preprocessing = build(recipe, few, used, say=notes.append)
+        classifier, preprocessing = build(recipe, _few(shown), used, say=notes.append)
         augmentation = build_augmentation(recipe.augment, recipe.data.image_size, recipe.data.channels)
         trained = what_trains(recipe, classifier)
 
     skipped = tuple(i for i, phase in enumerate(recipe.phases) if recipe.model.head.kind in CLASSICAL_HEADS and phase.train == "head")
-    trial = _Trial(recipe, classifier, preprocessing, augmentation, samples, few, recipe.data.batch_size // devices)
-    phases = tuple(trial.plan_phase(number, trained[number]) for number in range(len(recipe.phases)) if number not in skipped)
+    trial = _Trial(recipe, classifier, preprocessing, augmentation, shown, recipe.data.batch_size // devices)
+    phases = tuple(
+        trial.plan_phase(number, trained[number], timed=samples is not None)
+        for number in range(len(recipe.phases))
+        if number not in skipped
+    )
     device = trial.device
     return Plan(
         recipe=recipe,
@@ -146,7 +151,7 @@ def _make_plan(recipe: Recipe, folder: Path) -> Plan:
         weights=used.origin,
         no_pictures=_reason(found),
         no_weights=_reason(weights),
-        classes=len(few.classes),
+        classes=len(shown.classes),
         normalize=preprocessing,
         weights_mean=tuple(used.normalization.get("mean") or pretrained_cfg(recipe.model.backbone).get("mean") or ()),
         notes=tuple(notes),
@@ -172,37 +177,35 @@ def steps_an_epoch(recipe: Recipe, pictures: int, devices: int) -> int:
 
 @dataclass
 class _Trial:
-    """Everything that a phase is tried with. samples: None where they can't be had. few: a handful of pictures, made up if need be."""
+    """Everything that a phase is tried with. batch_size: of one device."""
 
     recipe: Recipe
     classifier: Classifier
     preprocessing: Preprocessing
     augmentation: Augmentation | None
-    samples: Samples | None
-    few: Samples
+    samples: Samples
     batch_size: int
     device: str = "cpu"
 
-    def plan_phase(self, number: int, trained: frozenset[str]) -> PhasePlan:
+    def plan_phase(self, number: int, trained: frozenset[str], *, timed: bool) -> PhasePlan:
         phase = self.recipe.phases[number]
         self.classifier.train_only(trained, phase.batchnorm)
         check_batch_size(self.classifier, self.batch_size)
         probe = MemoryProbe()
-        module = self._try(phase, trained, probe, self._data(self.few, 4), max_epochs=1, limit_val_batches=0)
+        for size in PROBED:
+            module = self._try(phase, trained, probe, size, max_epochs=1, limit_train_batches=1, limit_val_batches=0)
         self.device = probe.device
         memory = probe.memory(module, self.batch_size, average=self.recipe.ema is not None)
         rows = tuple(stage_rows(module, probe.groups))
-        return PhasePlan(number, phase, rows, memory, self._seconds(phase, trained, probe.seconds))
+        return PhasePlan(number, phase, rows, memory, self._seconds(phase, trained, probe.seconds) if timed else None)
 
-    def _seconds(self, phase: Phase, trained: frozenset[str], a_picture: float) -> float | None:
+    def _seconds(self, phase: Phase, trained: frozenset[str], a_picture: float) -> float:
         """Of the whole phase, by timing a few batches. a_picture: what the trial before this took for each, to choose their size by."""
-        if self.samples is None:
-            return None
         # A CPU takes about as long for a picture in a small batch; a GPU doesn't, and is quick enough for whole ones.
         size = self.batch_size if self.device != "cpu" else max(2, min(self.batch_size, int(TIMING_S / 3 / max(a_picture, 1e-6))))
         watch = Stopwatch(TIMING_S)
         limits = {"max_epochs": 1, "limit_train_batches": TIMED_BATCHES, "limit_val_batches": 1}
-        self._try(phase, trained, watch, self._data(self.samples, size), **limits)
+        self._try(phase, trained, watch, size, **limits)
         train, workers = self.samples.of("train"), self.recipe.data.workers
         size = min(size, len(train))
         loading, training = (median(laps[1:] or laps) / size for laps in (watch.loading, watch.training))
@@ -212,13 +215,17 @@ class _Trial:
         devices = self.recipe.data.batch_size // self.batch_size
         return phase.epochs * (each * len(train) + median(watch.validating) * len(self.samples.of("val"))) / devices
 
-    def _try(
-        self, phase: Phase, trained: frozenset[str], callback: MemoryProbe | Stopwatch, data: PictureData, **limits: int
-    ) -> PhaseModule:
+    def _try(self, phase: Phase, trained: frozenset[str], callback: Callback, batch_size: int, **limits: int) -> PhaseModule:
+        data = PictureData(
+            self.samples,
+            self.preprocessing,
+            self.augmentation,
+            batch_size=batch_size,
+            workers=0,
+            seed=self.recipe.seed,
+            balanced=self.recipe.imbalance == "sampler",
+        )
         return try_phase(self.classifier, data, self.recipe, phase, trained, callback=callback, **limits)
-
-    def _data(self, samples: Samples, batch_size: int) -> PictureData:
-        return PictureData(samples, self.preprocessing, self.augmentation, batch_size=batch_size, workers=0, seed=self.recipe.seed)
 
 
 def stage_rows(module: PhaseModule, groups: Sequence[dict[str, Any]]) -> list[StageRow]:
@@ -258,16 +265,16 @@ def _reason(found: object) -> str:
 
 
 def _few(samples: Samples) -> Samples:
-    """The first of the training pictures, from the start again where there are fewer."""
-    return Samples(samples.classes, tuple(islice(cycle(samples.of("train")), PROBED)), samples.task)
+    return Samples(samples.classes, samples.of("train")[:FEW], samples.task)
 
 
 def _made_up(recipe: Recipe, folder: Path) -> Samples:
-    """One grey picture for all, and as many classes as most sets have, where nothing is known of the real ones."""
+    """A grey picture of each of ten classes, as in so many sets, where nothing is known of the real ones. folder: where it is put."""
     side, channels = recipe.data.image_size, recipe.data.channels
     picture = folder / "grey.npy"
     np.save(picture, np.full((side, side, channels), 128, np.uint8))
-    return Samples(tuple(map(str, range(ASSUMED_CLASSES))), (Sample("made up", picture, (0,), "train"),) * PROBED, recipe.task)
+    samples = tuple(Sample(f"made up {label}", picture, (label,), "train") for label in range(ASSUMED_CLASSES))
+    return Samples(tuple(map(str, range(ASSUMED_CLASSES))), samples, recipe.task)
 
 
 def _device_memory(device: str) -> int | None:

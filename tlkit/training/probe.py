@@ -69,7 +69,7 @@ class MemoryProbe(Callback):
 
     def memory(self, module: PhaseModule, pictures: int, *, average: bool) -> Memory:
         """pictures: of a batch on one device. Activations grow with them in a straight line, which two sizes of batch give."""
-        (few, at_few), (more, at_more) = sorted(self.activations.items())
+        (few, at_few), *_, (more, at_more) = sorted({0: 0, **self.activations}.items())[-2:]
         a_picture = (at_more - at_few) / (more - few)
         weights = sum(map(bytes_of, (*module.parameters(), *module.buffers())))
         gradients = sum(bytes_of(parameter) for group in self.groups for parameter in group["params"])

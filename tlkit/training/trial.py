@@ -25,16 +25,13 @@ def try_phase(
 ) -> PhaseModule:
     """Trains a copy of the classifier as the phase would, at a constant learning rate and on one device, and returns what was trained.
 
-    trained: the backbone's parameters that train beside the head. limits: Lightning's `max_steps`, `limit_train_batches` and the like.
-    Raises RunError if it changed the classifier or the state of a random generator.
-    """
-    with unchanged(classifier):
-        copied = deepcopy(classifier)
-        copied.train_only(trained, phase.batchnorm)
-        auxiliary = build_auxiliary_heads(copied.backbone, len(data.samples.classes), recipe.model.auxiliary_loss)
-        module = build_module(copied, data, recipe.model_copy(update={"schedule": Schedule(name="constant")}), phase, auxiliary)
-        trainer = build_trial_trainer(recipe.trainer, optimizer=recipe.optimizer, callbacks=[callback], **limits)
-        fit(trainer, module, data)
+    trained: the backbone's parameters that train beside the head. limits: Lightning's `max_steps`, `limit_train_batches` and the like."""
+    copied = deepcopy(classifier)
+    copied.train_only(trained, phase.batchnorm)
+    auxiliary = build_auxiliary_heads(copied.backbone, len(data.samples.classes), recipe.model.auxiliary_loss)
+    module = build_module(copied, data, recipe.model_copy(update={"schedule": Schedule(name="constant")}), phase, auxiliary)
+    trainer = build_trial_trainer(recipe.trainer, optimizer=recipe.optimizer, callbacks=[callback], **limits)
+    fit(trainer, module, data)
     return module
 
 
