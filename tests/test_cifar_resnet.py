@@ -1,5 +1,6 @@
 """The command that the README leads with, to its end, and what it says where nothing can be had."""
 
+import hashlib
 import json
 import os
 import socket
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load, load_file
 
 from tests.local_hub import ARCHIVE, WEIGHTS, LocalHub, point_torchvision_here, resnet18_weights, serve, small_cifar10
@@ -64,6 +66,22 @@ def test_the_leading_command_runs_to_its_end_and_a_second_time_without_the_serve
     assert len(hub.requests) == asked
     frozen = load_file(tmp_path / "runs/cifar_resnet/002/model/model.safetensors")
     assert all(frozen[key].equal(tensor) for key, tensor in downloaded.items() if not key.startswith("fc."))
+
+
+def test_a_tag_brings_its_own_weights(tmp_path: Path, hub: LocalHub, weights: bytes) -> None:
+    """fb_swsl_ig1b_ft_in1k is not the default of resnet18."""
+    tagged = WEIGHTS.replace("a1_in1k", "fb_swsl_ig1b_ft_in1k")
+    hub.files = {tagged: weights, ARCHIVE: CIFAR10.archive}
+    overrides = ["model.backbone=resnet18.fb_swsl_ig1b_ft_in1k", "phases=[{train: head, epochs: 1, lr: 1e-3}]", "data.channels=1"]
+    done = tlkit(*COMMAND, *SMALLER[:2], *overrides, cwd=tmp_path, **environment(hub, tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert set(hub.requests) == {tagged, ARCHIVE}
+    model = tmp_path / "runs/cifar_resnet/001/model"
+    facts = json.loads((model / "tlkit.json").read_text())
+    assert facts["backbone"] == "resnet18.fb_swsl_ig1b_ft_in1k"
+    assert facts["weights"] == {"origin": "hub timm/resnet18.fb_swsl_ig1b_ft_in1k", "sha256": hashlib.sha256(weights).hexdigest()}
+    assert "the first convolution (conv1) was converted from 3 to 1 channels" in done.stderr
+    torch.testing.assert_close(load_file(model / "model.safetensors")["conv1.weight"], load(weights)["conv1.weight"].sum(1, keepdim=True))
 
 
 def assert_names_both(finished: subprocess.CompletedProcess[str], folder: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from tlkit.data.augment import Augmentation, build_augmentation
 from tlkit.errors import RecipeError
+from tlkit.recipe.augmentations import NEEDS_MORE_THAN_GREY, NEEDS_RGB, NEEDS_RGB_OR_GREY, read_augment
 from tlkit.recipe.schema import Transform
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8)
@@ -117,3 +118,24 @@ def test_all_faults_come_at_once_with_their_positions() -> None:
 @pytest.mark.parametrize("name", ["RandomRotate90", "ToSepia", "MedianBlur"])
 def test_transforms_without_a_schema_of_their_own_can_be_made(name: str) -> None:
     assert built((name, {"p": 1.0}))(PICTURE, seed=(0, 0, 0)).shape == PICTURE.shape
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 8])
+def test_what_check_refuses_for_a_number_of_channels_is_what_albumentations_can_not_do(channels: int) -> None:
+    """The other way round too: all that is let through by name can be built, but for what needs arguments."""
+    for name in sorted(NEEDS_RGB | NEEDS_MORE_THAN_GREY | NEEDS_RGB_OR_GREY):
+        refused = bool(read_augment([name], channels)[1])
+        transform = [Transform(name=name, arguments={"p": 1.0})]
+        if not refused:
+            augmentation = build_augmentation(transform, 48, channels)
+            assert augmentation is not None
+            assert augmentation(np.zeros((48, 48, channels), np.uint8), seed=(0, 0, 0)).shape == (48, 48, channels)
+        elif channels > 1 and (name, channels) != ("RGBShift", 2):  # on grey pictures albumentations lets some do nothing
+            with pytest.raises(
+                RecipeError, match=rf"augment\[0\]\.{name} fails on a picture of 48 x 48 x {channels}(.|\n)*data\.channels=3"
+            ):
+                build_augmentation(transform, 48, channels)
+    for name in ("HorizontalFlip", "Rotate", "Affine", "GaussNoise", "RandomBrightnessContrast", "CoarseDropout", "RandomResizedCrop"):
+        assert not read_augment([name], channels)[1]
+        arguments = {"size": [48, 48]} if name == "RandomResizedCrop" else {}
+        assert build_augmentation([Transform(name=name, arguments=arguments)], 48, channels) is not None

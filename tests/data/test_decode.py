@@ -1,4 +1,5 @@
 import io
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -159,3 +160,104 @@ def test_folders_and_missing_files_are_refused(tmp_path: Path) -> None:
         decode(tmp_path)
     with pytest.raises(DataError, match="no such file"):
         decode(tmp_path / "no.png")
+
+
+# --- other numbers of channels ---
+
+
+def test_one_channel_is_grey_by_the_weights_of_itu_601(tmp_path: Path) -> None:
+    # 0.299 R + 0.587 G + 0.114 B, rounded: 76.245, 149.685, 29.07, 255, and 7 of three equal values.
+    path = saved(tmp_path, "a.png", pixels(RED, GREEN, BLUE, WHITE, (7, 7, 7)))
+    assert decode(path, 1).tolist() == [[[76], [150], [29], [255], [7]]]
+
+
+def test_grey_stays_as_it_is_in_one_channel(tmp_path: Path) -> None:
+    assert decode(saved(tmp_path, "a.png", pixels(7, 200)), 1).tolist() == [[[7], [200]]]
+    assert decode(lambda: pixels(7, 200), 1).tolist() == [[[7], [200]]]
+    assert decode(saved(tmp_path, "b.png", Image.fromarray(np.array([[0, 32768]], np.uint16))), 1).tolist() == [[[0], [128]]]
+    # 100 * 51/255 + 255 * 204/255 = 224; a fully transparent black is white.
+    assert decode(saved(tmp_path, "c.png", Image.merge("LA", (pixels(100, 0), pixels(51, 0)))), 1).tolist() == [[[224], [255]]]
+
+
+def test_four_channels_are_the_pictures_own(tmp_path: Path) -> None:
+    values = ((100, 0, 255, 51), (0, 0, 0, 0))
+    decoded = decode(saved(tmp_path, "a.png", pixels(*values)), 4)
+    assert decoded.tolist() == [list(map(list, values))]
+    assert decoded.flags.writeable
+    assert decode(saved(tmp_path, "b.tiff", Image.frombytes("CMYK", (1, 1), bytes([1, 2, 3, 4]))), 4).tolist() == [[[1, 2, 3, 4]]]
+
+
+def array(folder: Path, values: np.ndarray, name: str = "a.npy") -> Path:
+    np.save(folder / name, values)
+    return folder / name
+
+
+def test_an_npy_file_is_taken_as_it_is_and_16_bit_is_scaled(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 256, (4, 5, 6), dtype=np.uint8)
+    decoded = decode(array(tmp_path, values), 6)
+    assert np.array_equal(decoded, values)
+    assert decoded.flags.writeable
+    assert decoded.flags.c_contiguous
+    assert type(decoded) is np.ndarray
+    # v / 257 rounded, as for 16-bit grey.
+    assert decode(array(tmp_path, np.array([[[0, 128, 129, 65535, 32768]]], np.uint16)), 5).tolist() == [[[0, 0, 1, 255, 128]]]
+    assert decode(array(tmp_path, np.array([[3, 4]], np.uint8)), 1).tolist() == [[[3], [4]]]
+    assert decode(array(tmp_path, np.asfortranarray(values[..., :3])), 3).flags.c_contiguous
+
+
+def test_another_number_of_channels_is_told_with_the_fix(tmp_path: Path) -> None:
+    colour = saved(tmp_path, "a.png", pixels(RED, BLUE))
+    with pytest.raises(
+        DataError, match=r"a\.png: the number of its channels is 3 \(R, G, B\), but data\.channels is 4\.\n  Set data\.channels=3"
+    ):
+        decode(colour, 4)
+    for shape, channels, found in (((4, 5, 6), 3, 6), ((6, 4, 5), 6, 5), ((4, 5), 3, 1), ((4, 5, 3), 1, 3)):
+        with pytest.raises(DataError, match=rf"is {found} \(.* {' x '.join(map(str, shape))}\), but data\.channels is {channels}\.\n"):
+            decode(array(tmp_path, np.zeros(shape, np.uint8)), channels)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (np.zeros((2, 2, 3), np.float32), "type float32 have no known range"),
+        (np.zeros((2, 2, 3), np.int16), "type int16 have no known range"),
+        (np.zeros((2, 2, 3, 1), np.uint8), "its shape, 2 x 2 x 3 x 1, is no picture's"),
+        (np.zeros((0, 2, 3), np.uint8), "its shape, 0 x 2 x 3, is no picture's"),
+        (np.array(3, np.uint8), "its shape, one number, is no picture's"),
+    ],
+)
+def test_an_npy_file_that_is_no_picture_says_why(tmp_path: Path, values: np.ndarray, words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        decode(array(tmp_path, values))
+
+
+def test_an_npy_file_never_runs_code(tmp_path: Path) -> None:
+    trap = tmp_path / "trap"
+
+    class Trap:
+        def __reduce__(self) -> tuple[object, tuple[Path]]:
+            return Path.touch, (trap,)
+
+    np.save(tmp_path / "a.npy", np.array([Trap()], object), allow_pickle=True)
+    (tmp_path / "b.npy").write_bytes(pickle.dumps(Trap()))
+    np.savez(tmp_path / "c.npz", np.array([Trap()], object))
+    (tmp_path / "c.npz").rename(tmp_path / "c.npy")
+    for name in ("a.npy", "b.npy", "c.npy"):
+        with pytest.raises(DataError, match=name):
+            decode(tmp_path / name)
+    assert not trap.exists()
+
+
+def test_an_npy_file_that_promises_too_much_or_is_cut_off_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = array(tmp_path, np.zeros((40, 40, 3), np.uint8))
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(DataError, match="damaged or cut off"):
+        decode(path)
+    (tmp_path / "empty.npy").write_bytes(b"")
+    with pytest.raises(DataError, match="the file is empty"):
+        decode(tmp_path / "empty.npy")
+    with pytest.raises(DataError, match="no such file"):
+        decode(tmp_path / "nowhere.npy")
+    monkeypatch.setattr(module, "MAX_PIXELS", 100)
+    with pytest.raises(DataError, match=r"too large \(11 x 10 x 3"):
+        decode(array(tmp_path, np.zeros((11, 10, 3), np.uint8)))

@@ -102,3 +102,45 @@ def test_normalize_none_leaves_0_to_1_and_dataset_takes_the_measured_values() ->
     )
     assert (measured.mean, measured.std, measured.resize) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "pad")
     assert fitted[0].shape == (16, 16, 3)
+
+
+# --- other numbers of channels ---
+
+
+@pytest.mark.parametrize("resize", CROP_MODES)
+@pytest.mark.parametrize("channels", [1, 2, 4, 5])
+def test_every_channel_is_fitted_as_the_channels_of_a_colour_picture_are(resize: str, channels: int) -> None:
+    draws = np.random.default_rng(0)
+    image = draws.integers(0, 256, (37, 61, channels), dtype=np.uint8)
+    values = tuple(np.linspace(0.1, 0.9, channels))
+    ours = Preprocessing(24, resize, 0.9, "bicubic", values, values).fit(image)
+    assert ours.shape == (24, 24, channels)
+    for i in range(channels):
+        thrice = np.repeat(image[:, :, i : i + 1], 3, axis=2)
+        expected = Preprocessing(24, resize, 0.9, "bicubic", (values[i],) * 3, STD).fit(thrice)
+        assert np.array_equal(ours[:, :, i], expected[:, :, 0])
+
+
+def test_normalize_takes_a_mean_and_std_for_every_channel() -> None:
+    mean, std = (0.1, 0.2, 0.3, 0.4, 0.5), (0.5, 0.6, 0.7, 0.8, 0.9)
+    images = torch.randint(0, 256, (2, 5, 4, 4), dtype=torch.uint8)
+    preprocessing = Preprocessing(4, "crop", 1.0, "bilinear", mean, std)
+    assert torch.equal(preprocessing.normalize(images), functional.normalize(images.float() / 255, mean, std))
+    assert Preprocessing.from_json(json.loads(json.dumps(preprocessing.to_json()))) == preprocessing
+    assert preprocessing.channels == 5
+
+
+def test_mean_and_std_of_the_weights_become_those_of_the_recipes_channels() -> None:
+    cfg = {"mean": (0.1, 0.2, 0.6), "std": (0.2, 0.3, 0.4)}
+    grey = preprocessing_for(data(channels=1), cfg)
+    assert (grey.mean, grey.std) == (pytest.approx((0.3,)), pytest.approx((0.3,)))
+    four = preprocessing_for(data(channels=4), cfg)
+    assert (four.mean, four.std) == ((0.1, 0.2, 0.6, 0.1), (0.2, 0.3, 0.4, 0.2))
+    colour = preprocessing_for(data(), {"mean": (0.5,), "std": (0.2,)})  # weights of a grey model
+    assert (colour.mean, colour.std) == ((0.5,) * 3, (0.2,) * 3)
+    assert preprocessing_for(data(channels=2, normalize="none"), cfg).mean == (0.0, 0.0)
+
+
+def test_mean_and_std_of_different_lengths_are_refused() -> None:
+    with pytest.raises(ValueError, match="as many values"):
+        Preprocessing(4, "crop", 1.0, "bilinear", (0.5,), STD)

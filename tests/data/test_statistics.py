@@ -28,3 +28,13 @@ def test_a_channel_that_never_changes_keeps_a_std_that_can_be_divided_by() -> No
 def test_no_pictures_is_an_error() -> None:
     with pytest.raises(DataError, match="no pictures"):
         channel_statistics([])
+
+
+@pytest.mark.parametrize("channels", [1, 6])
+def test_every_channel_is_measured(channels: int) -> None:
+    draws = np.random.default_rng(0)
+    pictures = [draws.integers(0, 200, (h, w, channels), dtype=np.uint8) for h, w in ((5, 7), (30, 2))]
+    pixels = np.concatenate([picture.reshape(-1, channels) for picture in pictures]).astype(np.float64) / 255
+    mean, std = channel_statistics(pictures)
+    assert mean == pytest.approx(pixels.mean(axis=0), abs=1e-6)
+    assert std == pytest.approx(pixels.std(axis=0), abs=1e-6)

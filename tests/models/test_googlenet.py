@@ -222,3 +222,18 @@ def test_without_a_network_the_message_says_where_the_weights_were_looked_for(tm
     message = str(caught.value)
     assert f"{tmp_path}/checkpoints (cache) and https://download.pytorch.org/models/googlenet-1378be20.pth: HF_HUB_OFFLINE" in message
     assert "weights to {file: FILE.safetensors}" in message
+
+
+# --- channels ---
+
+
+FOUR = (4, [0.485, 0.456, 0.406, 0.485], [0.229, 0.224, 0.225, 0.229])
+
+
+@pytest.mark.parametrize(("channels", "mean", "std"), [(1, [0.449], [0.226]), FOUR])
+def test_pictures_of_other_channels_reach_the_weights_at_mean_and_std_one_half(channels: int, mean: list[float], std: list[float]) -> None:
+    """What is normalised with the mean and std of preprocessing comes to (picture - 0.5) / 0.5."""
+    backbone = create_backbone("googlenet", SIZE, channels=channels)
+    picture = torch.rand(2, channels, SIZE, SIZE)
+    normalized = (picture - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)
+    torch.testing.assert_close(backbone._transform_input(normalized), (picture - 0.5) / 0.5)  # type: ignore[operator]

@@ -5,6 +5,7 @@ import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,7 +77,7 @@ def _bands(image: Image.Image, channels: int) -> NDArray[np.uint8]:
 def _from_npy(file: Path, channels: int) -> NDArray[np.uint8]:
     """Of a file by numpy.save: [H, W, channels], or [H, W] for one channel."""
     # Mapped, so that a header that promises too much is refused before anything is read.
-    pixels = np.load(file, mmap_mode="r", allow_pickle=False)
+    pixels: NDArray[Any] = np.lib.format.open_memmap(file, mode="r")  # which refuses Python objects, and so pickles
     if pixels.dtype not in (np.uint8, np.uint16):
         raise DataError(f"numbers of type {pixels.dtype} have no known range.\n  Save them as uint8 (0 to 255) or uint16 (0 to 65535).")
     shape = " x ".join(map(str, pixels.shape)) or "one number"
@@ -88,7 +89,7 @@ def _from_npy(file: Path, channels: int) -> NDArray[np.uint8]:
         raise DataError(_too_large(shape))
     if pixels.shape[2] != channels:
         raise DataError(_other_channels(f"{pixels.shape[2]} (height x width x channels is {shape})", pixels.shape[2], channels))
-    return _from_16_bit(pixels) if pixels.dtype == np.uint16 else np.array(pixels)
+    return _from_16_bit(pixels) if pixels.dtype == np.uint16 else np.array(pixels, order="C")
 
 
 def _other_channels(found: str, number: int, expected: int) -> str:
@@ -113,7 +114,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _from_16_bit(values: NDArray[np.generic]) -> NDArray[np.uint8]:
     """0..65535 to 0..255, rounded. 65535 = 255 * 257."""
-    return ((np.clip(values.astype(np.uint32), 0, 65535) + 128) // 257).astype(np.uint8)
+    return ((np.clip(np.array(values, np.uint32, order="C"), 0, 65535) + 128) // 257).astype(np.uint8)
 
 
 def _over_white(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
