@@ -6,6 +6,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,48 +55,25 @@ def finetune(recipe: Recipe, *, out: Path | None = None) -> Path:
     """
     began = time.perf_counter()
     check_out(out)
-    with recipe.located():
-        check_backbone_name(recipe.model.backbone)
-        samples, weights = gather(recipe)
-        # Lightning takes seconds to import: what is missing is said before that.
-        from tlkit.data.datamodule import PictureData
-        from tlkit.training.callbacks import start_log
-        from tlkit.training.optimizers import check_optimizer_name
-        from tlkit.training.phases import seed_everything, train_phases
-        from tlkit.training.trainer import check_devices
+    ready = make_ready(recipe)
+    from tlkit.training.callbacks import start_log
+    from tlkit.training.phases import train_phases
 
-        check_devices(recipe.trainer)
-        check_optimizer_name(recipe.optimizer.name)
-        samples = split_samples(samples, recipe.data.validation, recipe.data.test, recipe.seed)
-        seed_everything(recipe.seed)
-        notes: list[str] = []  # for the log, which is not there yet
-        classifier, preprocessing = build(recipe, samples, weights, say=notes.append)
-        augmentation = build_augmentation(recipe.augment, recipe.data.image_size, recipe.data.channels)
-        trained = what_trains(recipe, classifier)
-
+    samples, weights, classifier, data = ready.samples, ready.weights, ready.classifier, ready.data
     run = make_run_folder(recipe.name, out)
     first = is_first_process()
     console = start_log(run / "log.txt", quiet=not first)
     if first:
         (run / "recipe.yaml").write_text(recipe_yaml(recipe), encoding="utf-8")
         LOG.info("%s: %s, %s, into %s", recipe.name, counts_of(samples), recipe.model.backbone, run)
-        for note in notes:
+        for note in ready.notes:
             LOG.info("weights: %s", note)
         for line in how_judged(recipe, samples).values():
             LOG.info("%s", line)
         warn_of_leaks(duplicates_across_splits(write_manifest(samples, run / "split.csv")))
 
-    data = PictureData(
-        samples,
-        preprocessing,
-        augmentation,
-        batch_size=recipe.data.batch_size,
-        workers=recipe.data.workers,
-        seed=recipe.seed,
-        balanced=recipe.imbalance == "sampler",
-    )
     try:
-        result = train_phases(classifier, data, recipe, trained, run=run, console=console)
+        result = train_phases(classifier, data, recipe, ready.trained, run=run, console=console)
     except KeyboardInterrupt:
         LOG.warning("interrupted; what was learned so far lies in %s", run / "checkpoints")
         raise
@@ -106,7 +84,7 @@ def finetune(recipe: Recipe, *, out: Path | None = None) -> Path:
         backbone=recipe.model.backbone,
         head=recipe.model.head,
         classes=samples.classes,
-        preprocessing=preprocessing.to_json(),
+        preprocessing=data.preprocessing.to_json(),
         recipe=recipe.model_dump(mode="json", by_alias=True),
         weights={"origin": weights.origin, "sha256": weights.sha256},
         metrics={},
@@ -118,6 +96,49 @@ def finetune(recipe: Recipe, *, out: Path | None = None) -> Path:
     metrics["seconds"] = {**result.seconds, "total": round(time.perf_counter() - began, 3)}
     write_results(run, recipe, samples, weights, result, metrics)
     return run
+
+
+@dataclass(frozen=True)
+class Ready:
+    """All that training needs. trained: for each phase the backbone's parameters that train beside the head. notes: on the weights."""
+
+    samples: Samples
+    weights: Weights
+    classifier: Classifier
+    data: "PictureData"
+    trained: list[frozenset[str]]
+    notes: list[str]
+
+
+def make_ready(recipe: Recipe) -> Ready:
+    """Finds pictures and weights, checks what can be checked, and builds; writes nothing."""
+    with recipe.located():
+        check_backbone_name(recipe.model.backbone)
+        samples, weights = gather(recipe)
+        # Lightning takes seconds to import: what is missing is said before that.
+        from tlkit.data.datamodule import PictureData
+        from tlkit.training.optimizers import check_optimizer_name
+        from tlkit.training.phases import seed_everything
+        from tlkit.training.trainer import check_devices
+
+        check_devices(recipe.trainer)
+        check_optimizer_name(recipe.optimizer.name)
+        samples = split_samples(samples, recipe.data.validation, recipe.data.test, recipe.seed)
+        seed_everything(recipe.seed)
+        notes: list[str] = []  # for the log, which is not there yet
+        classifier, preprocessing = build(recipe, samples, weights, say=notes.append)
+        augmentation = build_augmentation(recipe.augment, recipe.data.image_size, recipe.data.channels)
+        trained = what_trains(recipe, classifier)
+    data = PictureData(
+        samples,
+        preprocessing,
+        augmentation,
+        batch_size=recipe.data.batch_size,
+        workers=recipe.data.workers,
+        seed=recipe.seed,
+        balanced=recipe.imbalance == "sampler",
+    )
+    return Ready(samples, weights, classifier, data, trained, notes)
 
 
 def build(recipe: Recipe, samples: Samples, weights: Weights, *, say: Callable[[str], None] = LOG.info) -> tuple[Classifier, Preprocessing]:
