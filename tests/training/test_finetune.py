@@ -242,3 +242,44 @@ def test_ctrl_c_keeps_the_checkpoints_and_exits_with_130(workplace: Path) -> Non
     assert "interrupted" in errors
     assert (out / "checkpoints/best.safetensors").is_file()
     assert (out / "metrics.csv").read_text().count("\n") >= 2
+
+
+@pytest.mark.parametrize("kind", ["svm", "logistic", "knn"])
+def test_a_classical_head_is_fitted_shipped_and_measured_without_a_phase(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.chdir(workplace)
+    run = finetune(load_recipe("recipe.yaml", [f"model.head={{kind: {kind}}}", "phases=[]"]), out=Path(f"run_{kind}"))
+    with (run / "metrics.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert (row["phase"], row["epoch"], row["lr"]) == ("0", "0", "")
+    assert float(row["val/accuracy"]) == pytest.approx(metrics["val"]["accuracy"])
+    assert metrics["test"]["accuracy"] > 0.9
+    assert evaluate_run(run, "test") == metrics["test"]
+    if kind != "knn":
+        plain = timm.create_model(f"local-dir:{(run / 'model').absolute()}", pretrained=True).eval()
+        images = torch.randn(2, 3, 32, 32)
+        with torch.inference_mode():
+            torch.testing.assert_close(plain(images), load_model(run)[0](images))
+
+
+def test_a_head_phase_of_a_classical_head_is_left_to_scikit_learn(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workplace)
+    phases = "phases=[{train: head, epochs: 9, lr: 1e-2}, {train: all, epochs: 1, lr: 1e-2}]"
+    run = finetune(load_recipe("recipe.yaml", ["model.head={kind: svm}", phases]), out=Path("run_phases"))
+    with (run / "metrics.csv").open() as file:
+        assert [(row["phase"], row["epoch"]) for row in csv.DictReader(file)] == [("1", "0"), ("2", "0")]
+
+
+def test_wise_ft_ships_the_blend_that_validates_best(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workplace)
+    run = finetune(load_recipe("recipe.yaml", ["wise_ft=true", "loss.l2_sp=0.01"]), out=Path("run_wise"))
+    metrics = json.loads((run / "metrics.json").read_text())
+    tried = metrics["wise_ft"]["tried"]
+    assert [row["share"] for row in tried] == pytest.approx([tenth / 10 for tenth in range(11)])
+    assert metrics["val"]["accuracy"] == pytest.approx(max(row["accuracy"] for row in tried))
+    before, after = (load_file(run / "checkpoints" / name) for name in ("before.safetensors", "best.safetensors"))
+    shipped = load_file(run / "model/model.safetensors")["layer3.0.conv1.weight"]
+    key, share = "backbone.layer3.0.conv1.weight", metrics["wise_ft"]["share"]
+    torch.testing.assert_close(shipped, (1 - share) * before[key] + share * after[key])

@@ -88,7 +88,7 @@ class NearestNeighbours(nn.Module):
         self.register_buffer("labels", torch.empty(0, dtype=torch.int64))  # [N]
 
     def remember(self, pictures: Tensor, labels: Tensor) -> None:
-        self.pictures, self.labels = pictures, labels
+        self.pictures, self.labels = pictures.clone(), labels.clone()
 
     def forward(self, features: Tensor) -> Tensor:
         from sklearn.neighbors import NearestNeighbors

@@ -14,17 +14,20 @@ def infer(
     batches: Iterable[tuple[Tensor, Tensor]],
     normalize: Callable[[Tensor], Tensor],
     *,
+    outputs: Callable[[Tensor], Tensor] | None = None,
     on_batch: Callable[[int], None] = lambda pictures: None,
 ) -> tuple[Tensor, Tensor]:
     """Logits [N, K] and labels [N] on the CPU, in the order of the batches.
 
     batches: images uint8 [B, 3, H, W] and labels int64 [B]. on_batch is called with B after each.
+    outputs: what to have in place of logits, such as `classifier.features`.
     """
     classifier.eval()
     device = next(classifier.parameters()).device
-    logits, labels = [], []
+    outputs = outputs or classifier
+    found, labels = [], []
     for images, batch_labels in batches:
-        logits.append(classifier(normalize(images.to(device, non_blocking=True))).float().cpu())
+        found.append(outputs(normalize(images.to(device, non_blocking=True))).float().cpu())
         labels.append(batch_labels)
         on_batch(len(batch_labels))
-    return torch.cat(logits), torch.cat(labels)
+    return torch.cat(found), torch.cat(labels)

@@ -310,6 +310,12 @@ class Recipe(Strict):
         """Whether a phase trains more than the head."""
         return any(phase.train != "head" for phase in self.phases)
 
+    @property
+    def gradient_phases(self) -> dict[int, Phase]:
+        """Index -> phase, without those that would train a classical head alone: scikit-learn fits it."""
+        classical = self.model.head.kind in CLASSICAL_HEADS
+        return {i: phase for i, phase in enumerate(self.phases) if not (classical and phase.train == "head")}
+
     _places: dict[str, str] = PrivateAttr(default_factory=dict)
     """Dotted key -> `file:line`, filled in by the loader."""
 

@@ -4,6 +4,8 @@ import csv
 import logging
 import os
 import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +44,17 @@ class BestWeights(Callback):
             return
         self.score, self.phase, self.epoch = score, self.phase_now, trainer.current_epoch
         if trainer.is_global_zero:
-            writing = self.file.with_suffix(".writing")
-            save_file({key: tensor.detach().cpu().contiguous() for key, tensor in self._classifier.state_dict().items()}, writing)
-            os.replace(writing, self.file)
+            save_state(self._classifier, self.file)
 
     def restore(self) -> None:
         self._classifier.load_state_dict(load_file(self.file))
+
+
+def save_state(classifier: Classifier, file: Path) -> None:
+    """Writes the whole file or none of it."""
+    writing = file.with_suffix(".writing")
+    save_file({key: tensor.detach().cpu().contiguous() for key, tensor in classifier.state_dict().items()}, writing)
+    os.replace(writing, file)
 
 
 def last_checkpoint(folder: Path) -> ModelCheckpoint:
@@ -94,13 +101,42 @@ class MetricsTable(Callback):
             }
         )
         if trainer.is_global_zero:
-            self._write()
+            write_metrics_table(self.rows, self.file)
 
-    def _write(self) -> None:
-        with self.file.open("w", newline="", encoding="utf-8") as opened:
-            writer = csv.DictWriter(opened, METRICS_COLUMNS)
-            writer.writeheader()
-            writer.writerows(self.rows)
+
+def write_metrics_table(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
+    with file.open("w", newline="", encoding="utf-8") as opened:
+        writer = csv.DictWriter(opened, METRICS_COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+@contextmanager
+def pictures_progress(console: Console, what: str, pictures: int) -> Iterator[Callable[[int], None]]:
+    """Shows a pass over pictures outside of the phases. Gives what is to be called with the number of pictures after each batch."""
+    began = last_line = time.perf_counter()
+    done = 0
+    columns = (
+        TextColumn(what),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TextColumn("{task.speed:.0f} images/s"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as live:
+        task = live.add_task(what, total=pictures)
+
+        def advance(batch: int) -> None:
+            nonlocal done, last_line
+            done += batch
+            live.advance(task, batch)
+            now = time.perf_counter()
+            if not console.is_terminal and now - last_line > LINE_EVERY_S:
+                last_line = now
+                speed = done / (now - began)
+                LOG.info("%s  %d/%d  %.0f images/s, %.0f s left", what, done, pictures, speed, (pictures - done) / speed)
+
+        yield advance
 
 
 class ShowProgress(Callback):

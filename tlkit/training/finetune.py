@@ -6,7 +6,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +25,11 @@ from tlkit.models.backbones import check_backbone_name, pretrained_cfg
 from tlkit.models.checkpoint import ModelCard, check_can_ship, load_model, save_model, update_metrics
 from tlkit.models.classifier import Classifier
 from tlkit.models.freeze import trained_parameters
+from tlkit.models.heads import trained_head
 from tlkit.models.inference import infer
 from tlkit.models.weights import Weights, load_backbone
 from tlkit.recipe.load import recipe_yaml
-from tlkit.recipe.schema import Recipe
+from tlkit.recipe.schema import CLASSICAL_HEADS, Recipe
 from tlkit.training.gather import gather
 from tlkit.training.run_folder import check_out, is_first_process, make_run_folder
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
     from tlkit.data.datamodule import PictureData
     from tlkit.training.phases import Trained
+    from tlkit.training.trainer import Devices
 
 LOG = logging.getLogger("tlkit")
 
@@ -57,7 +59,9 @@ def finetune(recipe: Recipe, *, out: Path | None = None) -> Path:
     check_out(out)
     ready = make_ready(recipe)
     from tlkit.training.callbacks import start_log
-    from tlkit.training.phases import train_phases
+    from tlkit.training.classical import fit_classical_head
+    from tlkit.training.phases import BEFORE, train_phases
+    from tlkit.training.wise_ft import ship_best_blend
 
     samples, weights, classifier, data = ready.samples, ready.weights, ready.classifier, ready.data
     run = make_run_folder(recipe.name, out)
@@ -73,7 +77,11 @@ def finetune(recipe: Recipe, *, out: Path | None = None) -> Path:
         warn_of_leaks(duplicates_across_splits(write_manifest(samples, run / "split.csv")))
 
     try:
-        result = train_phases(classifier, data, recipe, ready.trained, run=run, console=console)
+        result = train_phases(classifier, data, recipe, ready.trained, device=ready.devices.here, run=run, console=console)
+        if first and recipe.model.head.kind in CLASSICAL_HEADS:
+            result = fit_classical_head(classifier, data, recipe.model.head, result, phase=len(recipe.phases), run=run, console=console)
+        if first and recipe.wise_ft:
+            result = replace(result, wise_ft=ship_best_blend(classifier, run / "checkpoints" / BEFORE, data, console=console))
     except KeyboardInterrupt:
         LOG.warning("interrupted; what was learned so far lies in %s", run / "checkpoints")
         raise
@@ -107,6 +115,7 @@ class Ready:
     classifier: Classifier
     data: "PictureData"
     trained: list[frozenset[str]]
+    devices: "Devices"
     notes: list[str]
 
 
@@ -121,7 +130,7 @@ def make_ready(recipe: Recipe) -> Ready:
         from tlkit.training.phases import seed_everything
         from tlkit.training.trainer import check_devices
 
-        check_devices(recipe.trainer)
+        devices = check_devices(recipe.trainer)
         check_optimizer_name(recipe.optimizer.name)
         samples = split_samples(samples, recipe.data.validation, recipe.data.test, recipe.seed)
         seed_everything(recipe.seed)
@@ -138,7 +147,7 @@ def make_ready(recipe: Recipe) -> Ready:
         seed=recipe.seed,
         balanced=recipe.imbalance == "sampler",
     )
-    return Ready(samples, weights, classifier, data, trained, notes)
+    return Ready(samples, weights, classifier, data, trained, devices, notes)
 
 
 def build(recipe: Recipe, samples: Samples, weights: Weights, *, say: Callable[[str], None] = LOG.info) -> tuple[Classifier, Preprocessing]:
@@ -148,7 +157,7 @@ def build(recipe: Recipe, samples: Samples, weights: Weights, *, say: Callable[[
     """
     size, channels = recipe.data.image_size, recipe.data.channels
     backbone = load_backbone(recipe.model, weights, size, channels=channels, say=say)
-    classifier = Classifier(backbone, recipe.model.head, len(samples.classes), size)
+    classifier = Classifier(backbone, trained_head(recipe.model.head), len(samples.classes), size)
     check_can_ship(recipe.model.backbone, recipe.model.head, classifier, len(samples.classes), size)
     cfg = {**pretrained_cfg(recipe.model.backbone), **weights.normalization}
     preprocessing = preprocessing_for(
@@ -214,6 +223,8 @@ def measure_shipped(model: Path, samples: Samples, result: "Trained", *, batch_s
     best = next(row for row in result.rows if (row["phase"], row["epoch"]) == (result.best_phase, result.best_epoch))
     metrics["best"] = {"phase": result.best_phase, "epoch": result.best_epoch, "train_accuracy": best["train/accuracy"]}
     metrics["lead"] = metrics["val"]["lead"]
+    if result.wise_ft is not None:
+        metrics["wise_ft"] = dict(result.wise_ft)
     metrics["pictures"] = dict(Counter(sample.split for sample in samples.samples))
     update_metrics(model, metrics)
     return metrics
@@ -224,14 +235,16 @@ def write_results(run: Path, recipe: Recipe, samples: Samples, weights: Weights,
     from tlkit.training.phases import phase_name
 
     (run / "metrics.json").write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    names = [phase_name(phase.train) for phase in recipe.phases]
+    head = recipe.model.head
+    names = [*(phase_name(phase.train) for phase in recipe.phases), head.kind]
     draw_curves(result.rows, names, run / "curves.png")
     facts = {
         "pictures": counts_of(samples),
         "classes": f"{len(samples.classes)}: {', '.join(samples.classes[:20])}{' ...' if len(samples.classes) > 20 else ''}",
         "backbone": f"{recipe.model.backbone}, weights from {weights.origin}",
-        "head": f"{recipe.model.head.kind}, dropout {recipe.model.head.dropout}",
-        "phases": "; ".join(f"{name}, {phase.epochs} epochs at {phase.lr:g}" for name, phase in zip(names, recipe.phases, strict=True)),
+        "head": f"{head.kind}, fitted by scikit-learn" if head.kind in CLASSICAL_HEADS else f"{head.kind}, dropout {head.dropout}",
+        "phases": "; ".join(f"{names[i]}, {phase.epochs} epochs at {phase.lr:g}" for i, phase in recipe.gradient_phases.items()) or "none",
+        **({"shipped": f"{result.wise_ft['share']:g} of the way to the fine-tuned weights (WiSE-FT)"} if result.wise_ft else {}),
         "picture size": f"{recipe.data.image_size} px, {recipe.data.resize}, {recipe.data.channels_in_words}",
         **how_judged(recipe, samples),
         "time": f"{metrics['seconds']['total']:.0f} s",

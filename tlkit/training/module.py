@@ -11,6 +11,7 @@ from tlkit.evaluate.metrics import Lead
 from tlkit.models.classifier import Classifier
 from tlkit.recipe.schema import Mix, Optimizer, Phase, Schedule, Task
 from tlkit.training.auxiliary import AuxiliaryHeads
+from tlkit.training.l2_sp import StartingPoint
 from tlkit.training.losses import plain_loss
 from tlkit.training.mix import build_mix
 from tlkit.training.optimizers import build_optimizer, build_schedule, parameter_groups
@@ -39,6 +40,7 @@ class PhaseModule(LightningModule):
         lead: Lead,
         mix: Mix,
         auxiliary: AuxiliaryHeads | None = None,
+        start: StartingPoint | None = None,
     ) -> None:
         super().__init__()
         self.classifier = classifier
@@ -49,6 +51,7 @@ class PhaseModule(LightningModule):
         self.auxiliary = auxiliary
         if auxiliary is not None:
             auxiliary.follow(classifier)
+        self._start = start
         self._normalize = normalize
         self._task = task
         self._mix = build_mix(mix, classes)
@@ -61,14 +64,15 @@ class PhaseModule(LightningModule):
         return self._mix(images, labels) if self._mix is not None and self.trainer.training else (images, labels)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        # What comes beside the classifier's own loss isn't logged, so that the figure compares with the validation loss.
         if self.auxiliary is None:
-            return self._step(batch, "train", self.train_accuracy)
-        with self.auxiliary.listening(self.classifier.backbone) as auxiliary_logits:
             loss = self._step(batch, "train", self.train_accuracy)
-        # Beside the loss that is logged, which so compares with the validation loss.
-        for logits in auxiliary_logits:
-            loss = loss + self.auxiliary.weight * self.criterion(logits, batch[1])
-        return loss
+        else:
+            with self.auxiliary.listening(self.classifier.backbone) as auxiliary_logits:
+                loss = self._step(batch, "train", self.train_accuracy)
+            for logits in auxiliary_logits:
+                loss = loss + self.auxiliary.weight * self.criterion(logits, batch[1])
+        return loss if self._start is None else loss + self._start.penalty(self.classifier.backbone)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
         return self._step(batch, "val", self.val_accuracy)
@@ -94,7 +98,7 @@ class PhaseModule(LightningModule):
         return loss
 
     def configure_optimizers(self) -> Any:
-        groups = parameter_groups(self.classifier, self._phase, self._optimizer)
+        groups = parameter_groups(self.classifier, self._phase, self._optimizer, decay_backbone=self._start is None)
         if self.auxiliary is not None:
             groups += self.auxiliary.parameter_groups(self._phase.lr, self._optimizer.weight_decay)
         optimizer = build_optimizer(groups, self._optimizer)

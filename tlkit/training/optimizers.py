@@ -17,12 +17,13 @@ OWN_NAMES = ("sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw
 """Optimizers by torch's own meaning of the word; timm's `sgd` has Nesterov's momentum, for one."""
 
 
-def parameter_groups(classifier: Classifier, phase: Phase, optimizer: Optimizer) -> list[dict[str, Any]]:
+def parameter_groups(classifier: Classifier, phase: Phase, optimizer: Optimizer, *, decay_backbone: bool = True) -> list[dict[str, Any]]:
     """What trains in this phase, grouped by learning rate and weight decay, the head first.
 
     With `layer_decay` d a stage that lies n steps below the head gets lr * d^n, with `backbone_lr` r every stage gets lr * r,
     written into the group's own `lr`: timm's `lr_scale` is ignored by torch's and Lightning's schedulers. Distance is counted over
     the whole backbone, so a stage has the same rate whether or not those below it train. Biases and normalisation layers are not decayed.
+    decay_backbone: False where L2-SP takes the place of its weight decay.
     """
     groups = []
     for steps_below_head, (name, parameters) in enumerate(_from_head_to_stem(classifier)):
@@ -31,7 +32,8 @@ def parameter_groups(classifier: Classifier, phase: Phase, optimizer: Optimizer)
             lr = phase.lr * phase.backbone_lr
         decayed = [parameter for parameter in parameters if parameter.ndim > 1]
         others = [parameter for parameter in parameters if parameter.ndim <= 1]
-        for params, weight_decay in ((decayed, optimizer.weight_decay), (others, 0.0)):
+        decay = optimizer.weight_decay if decay_backbone or steps_below_head == 0 else 0.0
+        for params, weight_decay in ((decayed, decay), (others, 0.0)):
             if params:
                 groups.append({"name": name, "params": params, "lr": lr, "weight_decay": weight_decay})
     return groups

@@ -4,7 +4,7 @@ import logging
 import signal
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +23,17 @@ from tlkit.models.classifier import Classifier
 from tlkit.recipe.schema import EarlyStopping as EarlyStoppingRecipe
 from tlkit.recipe.schema import FromStage, Phase, Recipe, Train
 from tlkit.training.auxiliary import AuxiliaryHeads, build_auxiliary_heads
-from tlkit.training.callbacks import BestWeights, MetricsTable, ShowProgress, last_checkpoint, moving_average
+from tlkit.training.callbacks import BestWeights, MetricsTable, ShowProgress, last_checkpoint, moving_average, save_state
+from tlkit.training.l2_sp import StartingPoint
 from tlkit.training.losses import build_criterion
 from tlkit.training.module import PhaseModule
+from tlkit.training.run_folder import is_first_process
 from tlkit.training.trainer import build_trainer
 
 LOG = logging.getLogger("tlkit")
+
+BEFORE = "before.safetensors"
+"""In `checkpoints`, with `wise_ft`: the classifier when fine-tuning began."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,7 @@ class Trained:
     best_epoch: int
     seconds: dict[str, float]
     device: torch.device
+    wise_ft: Mapping[str, Any] | None = None
 
 
 def phase_name(train: Train) -> str:
@@ -54,11 +60,18 @@ def seed_everything(seed: int) -> None:
 
 
 def train_phases(
-    classifier: Classifier, data: PictureData, recipe: Recipe, trained: Sequence[frozenset[str]], *, run: Path, console: Console
+    classifier: Classifier,
+    data: PictureData,
+    recipe: Recipe,
+    trained: Sequence[frozenset[str]],
+    *,
+    device: torch.device,
+    run: Path,
+    console: Console,
 ) -> Trained:
     """Trains phase after phase; the classifier is left with the weights of the best epoch of all.
 
-    trained: for each phase the backbone's parameters that train beside the head.
+    trained: for each phase the backbone's parameters that train beside the head. device: where it is if no phase trains by gradients.
     Raises KeyboardInterrupt after Ctrl-C, with the best weights and the last checkpoint in `run/checkpoints`.
     """
     checkpoints = run / "checkpoints"
@@ -69,8 +82,12 @@ def train_phases(
     best = BestWeights(checkpoints / "best.safetensors", classifier)
     table = MetricsTable(run / "metrics.csv")
     seconds: dict[str, float] = {}
-    for number, phase in enumerate(recipe.phases):
+    start = StartingPoint(classifier, recipe.loss.l2_sp) if recipe.loss.l2_sp else None
+    trainer = None
+    for number, phase in recipe.gradient_phases.items():
         began = time.perf_counter()
+        if recipe.wise_ft and phase.train != "head" and not (checkpoints / BEFORE).exists() and is_first_process():
+            save_state(classifier, checkpoints / BEFORE)
         classifier.train_only(trained[number], phase.batchnorm)
         best.phase_now = table.phase = number
         data.first_epoch = sum(earlier.epochs for earlier in recipe.phases[:number])
@@ -92,7 +109,7 @@ def train_phases(
             out=run,
         )
         check_batch_size(classifier, data.batch_size // trainer.world_size)
-        fit(trainer, build_module(classifier, data, recipe, phase, auxiliary), data)
+        fit(trainer, build_module(classifier, data, recipe, phase, auxiliary, start), data)
         if trainer.current_epoch < phase.epochs:
             LOG.info(
                 "%s ended early: no better validation %s for %d epochs",
@@ -101,13 +118,22 @@ def train_phases(
                 recipe.early_stopping and recipe.early_stopping.patience,
             )
         seconds[f"phase {number + 1} {phase_name(phase.train)}"] = round(time.perf_counter() - began, 3)
+    if trainer is None:
+        return Trained([], 0, 0, {}, device)
     if trainer.is_global_zero:
         best.restore()
     return Trained(table.rows, best.phase, best.epoch, seconds, trainer.strategy.root_device)
 
 
-def build_module(classifier: Classifier, data: PictureData, recipe: Recipe, phase: Phase, auxiliary: AuxiliaryHeads | None) -> PhaseModule:
-    """classifier: frozen as the phase says already."""
+def build_module(
+    classifier: Classifier,
+    data: PictureData,
+    recipe: Recipe,
+    phase: Phase,
+    auxiliary: AuxiliaryHeads | None = None,
+    start: StartingPoint | None = None,
+) -> PhaseModule:
+    """classifier: frozen as the phase says already. auxiliary, start: made before the first phase, None where the recipe has none."""
     return PhaseModule(
         classifier,
         len(data.samples.classes),
@@ -120,6 +146,7 @@ def build_module(classifier: Classifier, data: PictureData, recipe: Recipe, phas
         lead=lead_of(data.samples),
         mix=recipe.mix,
         auxiliary=auxiliary,
+        start=start,
     )
 
 

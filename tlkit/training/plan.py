@@ -125,7 +125,7 @@ def _make_plan(recipe: Recipe, folder: Path) -> Plan:
     with recipe.located():
         check_backbone_name(recipe.model.backbone)
         check_optimizer_name(recipe.optimizer.name)
-        devices = check_devices(recipe.trainer)
+        devices = check_devices(recipe.trainer).total
         found, weights = gather_what_there_is(recipe)
         samples = None if isinstance(found, TlkitError) else split_samples(found, recipe.data.validation, recipe.data.test, recipe.seed)
         used = Weights("random") if isinstance(weights, TlkitError) else weights

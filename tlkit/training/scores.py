@@ -5,7 +5,8 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassRecall, MultilabelAccuracy, MultilabelAveragePrecision
 
-from tlkit.evaluate.metrics import Lead
+from tlkit.data.samples import Samples
+from tlkit.evaluate.metrics import Lead, lead_of
 from tlkit.recipe.schema import Task
 
 
@@ -21,6 +22,13 @@ def score_of(lead: Lead, classes: int) -> Metric:
     if lead == "mean_average_precision":
         return MultilabelAveragePrecision(classes, average="macro", thresholds=None)
     return MulticlassRecall(classes, average="macro") if lead == "balanced_accuracy" else MulticlassAccuracy(classes, average="micro")
+
+
+def score(samples: Samples, logits: Tensor, labels: Tensor) -> float:
+    """The lead figure of a whole split's logits [N, K] and labels."""
+    metric = score_of(lead_of(samples), len(samples.classes))
+    count(metric, samples.task, logits, labels)
+    return float(metric.compute())
 
 
 def count(metric: Metric, task: Task, logits: Tensor, labels: Tensor) -> None:

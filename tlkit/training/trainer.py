@@ -2,8 +2,9 @@
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback
 from lightning.pytorch import Trainer as LightningTrainer
@@ -13,12 +14,17 @@ from tlkit.errors import DeviceError
 from tlkit.recipe.schema import Optimizer, Trainer
 
 
-def check_devices(trainer: Trainer) -> int:
-    """How many devices the recipe trains on.
+class Devices(NamedTuple):
+    """All devices of a run, counted, and the one of this process."""
 
-    Raises DeviceError if this machine doesn't have what the recipe asks for: found before anything is written.
-    """
-    return int(_lightning_trainer(trainer, logger=False, enable_checkpointing=False).world_size)
+    total: int
+    here: torch.device
+
+
+def check_devices(trainer: Trainer) -> Devices:
+    """Raises DeviceError if this machine doesn't have what the recipe asks for: found before anything is written."""
+    built = _lightning_trainer(trainer, logger=False, enable_checkpointing=False)
+    return Devices(int(built.world_size), built.strategy.root_device)
 
 
 def build_trainer(

@@ -1,0 +1,53 @@
+"""WiSE-FT: the blend of the weights before and after fine-tuning that validates best."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tlkit.data.datamodule import PictureData
+from tlkit.data.pictures import make_loader
+from tlkit.evaluate.metrics import in_words, lead_of
+from tlkit.models.classifier import Classifier
+from tlkit.models.inference import infer
+from tlkit.training.callbacks import pictures_progress
+from tlkit.training.losses import plain_loss
+from tlkit.training.scores import score
+
+LOG = logging.getLogger("tlkit")
+
+SHARES = tuple(tenth / 10 for tenth in range(11))
+
+
+def ship_best_blend(classifier: Classifier, before: Path, data: PictureData, *, console: Console) -> dict[str, Any]:
+    """Leaves the classifier with (1 - share) * before + share * after of the share with the best lead figure on validation.
+
+    before: a state dict of the classifier when fine-tuning began; after is what it holds now. Of equal figures the lower loss wins.
+    Returns `share` and, for each share tried, the lead figure on validation and the loss.
+    Source: Wortsman et al. 2022, eq. 1, https://arxiv.org/abs/2109.01903
+    """
+    old = load_file(before)
+    new = {name: tensor.detach().cpu().clone() for name, tensor in classifier.state_dict().items()}
+    samples, lead = data.samples.of("val"), lead_of(data.samples)
+    tried = []
+    with pictures_progress(console, "blends on the validation pictures", len(samples) * len(SHARES)) as advance:
+        for share in SHARES:
+            classifier.load_state_dict(blend(old, new, share))
+            loader = make_loader(samples, data.preprocessing, batch_size=data.batch_size, multi_hot=data.samples.multi_hot)
+            logits, labels = infer(classifier, loader, data.preprocessing.normalize, on_batch=advance)
+            tried.append({"share": share, lead: score(data.samples, logits, labels), "loss": float(plain_loss(logits, labels))})
+    best = max(tried, key=lambda row: (row[lead], -row["loss"]))
+    classifier.load_state_dict(blend(old, new, best["share"]))
+    figures = " ".join(f"{row['share']:g}:{row[lead]:.4f}" for row in tried)
+    LOG.info("wise_ft  ships %g of the way to the fine-tuned weights; validation %s by share: %s", best["share"], in_words(lead), figures)
+    return {"share": best["share"], "tried": tried}
+
+
+def blend(old: Mapping[str, Tensor], new: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
+    """(1 - share) * old + share * new. Counters, which are whole numbers, are the new ones."""
+    return {name: torch.lerp(old[name], tensor, share) if tensor.is_floating_point() else tensor for name, tensor in new.items()}
