@@ -87,6 +87,7 @@ def test_rows_that_repeat_an_earlier_one_count_once_and_are_told(tmp_path: Path,
         ("path,label\na.png,x\nb.png,y\na.png,y\n", "multiclass", ":4: a.png has the label 'y' here, and 'x' in line 2"),
         ("path,label,split\na.png,x,train\nb.png,y,\na.png,x,test\n", "multiclass", ":4: a.png has the split 'test' here, and 'train'"),
         ("path,label\na.png,x\nnope.png,y\nneither.png,y\n", "multiclass", ":3: the picture nope.png does not exist; 2 of 3 are missing"),
+        ("path,label\na.png,x\ndeep\\b.png,y\n", "multiclass", ":3: the picture deep\\b.png does not exist; .* Write forward slashes."),
         (
             "path,label,split\na.png,dog,train\nb.png,cat,train\nc.png,dogs,val\n",
             "multiclass",

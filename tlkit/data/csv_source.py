@@ -157,9 +157,10 @@ def _check_classes(file: Path, rows: list[Row], classes: tuple[str, ...]) -> Non
 def _check_files(file: Path, rows: list[Row]) -> None:
     missing = [row for row in rows if not (file.parent / row.id).is_file()]
     if missing:
+        slashes = " Write forward slashes." if "\\" in missing[0].id else ""
         raise DataError(
             f"{file}:{missing[0].line}: the picture {missing[0].id} does not exist; {len(missing)} of {len(rows)} are missing.\n"
-            f"  Paths are relative to {file.parent.resolve()}."
+            f"  Paths are relative to {file.parent.resolve()}.{slashes}"
         )
 
 

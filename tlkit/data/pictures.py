@@ -108,22 +108,28 @@ class EpochSampler(Sampler[Key]):
         return self.length
 
     def __iter__(self) -> Iterator[Key]:
-        return iter(self._order()[self.rank :: self.ranks][: self.length])
+        order = self._order()
+        epochs = self.epoch + DRAWN_AGAIN * (_times_before(order) if self.chances is not None else np.zeros_like(order))
+        mine = slice(self.rank, None, self.ranks)
+        return zip(epochs[mine][: self.length].tolist(), order[mine][: self.length].tolist(), strict=True)
 
-    def _order(self) -> list[Key]:
-        """Of all ranks."""
+    def _order(self) -> NDArray[np.int64]:
+        """Indices for all ranks together."""
         if not self.shuffle:
-            return [(self.epoch, index) for index in range(self.size)]
+            return np.arange(self.size)
         draws = np.random.default_rng((self.seed, self.epoch))
         length = -(-self.size // self.ranks) * self.ranks
-        if self.chances is None:
-            return [(self.epoch, int(index)) for index in np.resize(draws.permutation(self.size), length)]
-        drawn = Counter[int]()
-        order = []
-        for index in map(int, draws.choice(self.size, length, p=self.chances)):
-            order.append((self.epoch + DRAWN_AGAIN * drawn[index], index))
-            drawn[index] += 1
-        return order
+        if self.chances is not None:
+            return draws.choice(self.size, length, p=self.chances)
+        return np.resize(draws.permutation(self.size), length)
+
+
+def _times_before(order: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How often each entry stands further ahead already: [7, 2, 7, 7] -> [0, 0, 1, 2]."""
+    sorting = np.argsort(order, kind="stable")
+    times = np.empty_like(order)
+    times[sorting] = np.arange(len(order)) - np.searchsorted(order[sorting], order[sorting])
+    return times
 
 
 def balanced_chances(samples: Sequence[Sample]) -> NDArray[np.float64]:

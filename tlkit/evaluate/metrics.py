@@ -13,7 +13,7 @@ from tlkit.data.samples import Samples
 
 Lead = Literal["accuracy", "balanced_accuracy", "mean_average_precision"]
 """The figure that chooses the best epoch and stands first in every result."""
-MUCH = 5
+LARGEST_FOLD = 5
 """Where classes differ by more than this in training, plain accuracy says too little of the small ones."""
 
 
@@ -25,7 +25,7 @@ def lead_of(samples: Samples) -> Lead:
     if samples.task == "multilabel":
         return "mean_average_precision"
     counts = samples.training_counts()
-    return "balanced_accuracy" if max(counts) > MUCH * min(counts) else "accuracy"
+    return "balanced_accuracy" if max(counts) > LARGEST_FOLD * min(counts) else "accuracy"
 
 
 def in_words(lead: Lead) -> str:
@@ -36,9 +36,8 @@ def measure(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[str,
     """Plain JSON values. logits [N, K], labels [N].
 
     `accuracy_interval` is the 95 % interval that N pictures allow. `topK_accuracy` is there where K classes leave something to
-    miss: k = 5, or one less than the classes. `macro` is the mean over classes, `balanced_accuracy` that of the recalls of classes with
-    pictures. `confusion[i][j]` counts pictures of class i that
-    were called j. Precision of a class that was never called is 0.
+    miss: k = 5, or one less than the classes. `macro` is the mean over classes, `balanced_accuracy` that of the recalls of classes
+    with pictures. `confusion[i][j]` counts pictures of class i that were called j. Precision of a class that was never called is 0.
     """
     # A second to import, which a run that can't start shouldn't wait for.
     from torchmetrics.functional.classification import (
