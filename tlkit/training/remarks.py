@@ -5,13 +5,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from tlkit.evaluate.metrics import LARGEST_FOLD
 from tlkit.models.backbones import pretrained_cfg
 from tlkit.recipe.schema import Recipe
 from tlkit.training.plan import ASSUMED_CLASSES, PhasePlan, Plan, batches_an_epoch
 
 FEW_PICTURES = 10
-UNEQUAL = 5
-"""Times: classes that differ by more make accuracy tell little of the small ones."""
 FAR = 2
 """Times: a picture size that differs by more from the weights' own shows other detail than they learned from."""
 VANISHING = 1e-3
@@ -72,9 +71,9 @@ def _classes(plan: Plan) -> Iterator[str]:
     counts = Counter(label for sample in plan.samples.of("train") for label in sample.labels)
     name = plan.samples.classes.__getitem__
     (most, pictures), (least, fewest) = counts.most_common()[0], counts.most_common()[-1]
-    if pictures > UNEQUAL * fewest and plan.recipe.imbalance == "none":
+    if pictures > LARGEST_FOLD * fewest and plan.recipe.imbalance == "none":
         fix = "Set `imbalance: loss_weights`, and read the macro figures."
-        yield f"classes differ more than {UNEQUAL}-fold: {name(most)} has {pictures} training pictures, {name(least)} {fewest}. {fix}"
+        yield f"classes differ more than {LARGEST_FOLD}-fold: {name(most)} has {pictures} training pictures, {name(least)} {fewest}. {fix}"
     few = [f"{name(label)} ({number})" for label, number in reversed(counts.most_common()) if number < FEW_PICTURES]
     if few:
         more = f" and {len(few) - 5} more" if len(few) > 5 else ""
