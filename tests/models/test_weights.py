@@ -123,6 +123,12 @@ def test_a_pickle_that_needs_more_than_tensors_is_refused_unopened_with_the_way_
     assert not trap.exists()
 
 
+def test_weights_of_another_picture_size_say_so(tmp_path: Path) -> None:
+    save_file(timm.create_model("test_vit").state_dict(), tmp_path / "w.safetensors")
+    with pytest.raises(WeightsError, match=r"pos_embed: came \[1, 101, 64\], expected \[1, 17, 64\]\n  The weights were made for another"):
+        load(model("test_vit", {"file": str(tmp_path / "w.safetensors")}))
+
+
 def test_what_is_no_state_dict_says_what_it_is(tmp_path: Path) -> None:
     torch.save(torch.zeros(3), tmp_path / "tensor.pth")
     torch.save({"epoch": 3, "lr": 0.1}, tmp_path / "other.pth")

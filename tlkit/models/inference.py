@@ -19,7 +19,7 @@ def infer(
 ) -> tuple[Tensor, Tensor]:
     """Logits [N, K] and labels [N] on the CPU, in the order of the batches.
 
-    batches: images uint8 [B, 3, H, W] and labels int64 [B]. on_batch is called with B after each.
+    batches: images uint8 [B, C, H, W] and labels int64 [B]. on_batch is called with B after each.
     outputs: what to have in place of logits, such as `classifier.features`.
     """
     classifier.eval()

@@ -278,5 +278,8 @@ def _load_exactly(backbone: nn.Module, state: Mapping[str, Tensor], origin: str)
     ]
     if faults:
         listed = "\n  ".join(faults[:5])
-        raise WeightsError(f"The weights ({origin}) are not this backbone's: {len(faults)} tensors don't fit. The first:\n  {listed}")
+        # What a transformer knows of places is a table for one picture size.
+        size = all("pos_embed" in fault or "relative_position" in fault for fault in faults)
+        hint = "\n  The weights were made for another data.image_size: set it to theirs." if size else ""
+        raise WeightsError(f"The weights ({origin}) are not this backbone's: {len(faults)} tensors don't fit. The first:\n  {listed}{hint}")
     backbone.load_state_dict(dict(state))

@@ -9,7 +9,7 @@ from tlkit.recipe.schema import Mix
 
 
 def build_mix(mix: Mix, classes: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
-    """images [B, 3, H, W], labels [B] -> images [B, 3, H, W], labels [B, K] that sum to one; None where the recipe has neither.
+    """images [B, C, H, W], labels [B] -> images [B, C, H, W], labels [B, K] that sum to one; None where the recipe has neither.
 
     Sources: mixup, Zhang et al. 2018, https://arxiv.org/abs/1710.09412; cutmix, Yun et al. 2019, https://arxiv.org/abs/1905.04899
     """

@@ -21,7 +21,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 class PhaseModule(LightningModule):
-    """classifier: frozen as the phase says already. normalize: uint8 [B, 3, H, W] -> float, on the batch's device.
+    """classifier: frozen as the phase says already. normalize: uint8 [B, C, H, W] -> float, on the batch's device.
 
     criterion: logits, labels -> the mean training loss of a batch. lead: the figure that `val_score` is.
     """
@@ -78,7 +78,7 @@ class PhaseModule(LightningModule):
         return self._step(batch, "val", self.val_accuracy)
 
     def _step(self, batch: Batch, split: str, accuracy: Metric) -> Tensor:
-        """Mean loss of one batch. images [B, 3, H, W], labels [B] or, mixed or multilabel, [B, K]."""
+        """Mean loss of one batch. images [B, C, H, W], labels [B] or, mixed or multilabel, [B, K]."""
         images, labels = batch
         logits = self.classifier(images)  # [B, K]
         # Validation is measured against the labels as they are, so that its losses compare between recipes.
