@@ -270,14 +270,13 @@ def _convert_stem(state: dict[str, Tensor], backbone: nn.Module, say: Callable[[
 
 def _load_exactly(backbone: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
     expected = backbone.state_dict()
-    faults = [f"{key}: missing, expected {list(tensor.shape)}" for key, tensor in expected.items() if key not in state]
-    faults += [
-        f"{key}: came {list(tensor.shape)}, expected {list(expected[key].shape)}" if key in expected else f"{key}: not in this backbone"
-        for key, tensor in state.items()
-        if key not in expected or expected[key].shape != tensor.shape
-    ]
+    both = [(key, state[key].shape, tensor.shape) for key, tensor in expected.items() if key in state]
+    differing = [f"{key}: came {list(came)}, expected {list(wanted)}" for key, came, wanted in both if came != wanted]
+    missing = [f"{key}: missing, expected {list(tensor.shape)}" for key, tensor in expected.items() if key not in state]
+    unknown = [f"{key}: came {list(tensor.shape)}, not in this backbone" for key, tensor in state.items() if key not in expected]
+    faults = differing + missing + unknown
     if faults:
-        listed = "\n  ".join(faults[:5])
+        listed = "\n  ".join([*differing[:3], *missing[:3], *unknown[:3]])
         # What a transformer knows of places is a table for one picture size.
         size = all("pos_embed" in fault or "relative_position" in fault for fault in faults)
         hint = "\n  The weights were made for another data.image_size: set it to theirs." if size else ""
