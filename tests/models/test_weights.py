@@ -59,7 +59,7 @@ def test_a_file_of_a_whole_timm_model_loads_without_its_classifier(tmp_path: Pat
 
 def test_a_file_of_another_architecture_names_the_first_tensors_that_do_not_fit(tmp_path: Path) -> None:
     save_file(timm.create_model("resnet34").state_dict(), tmp_path / "w.safetensors")
-    with pytest.raises(WeightsError, match=r"not this backbone's(.|\n)*layer1\.2\.\S+: came \[64\], not in this backbone"):
+    with pytest.raises(WeightsError, match=r"not this backbone's(.|\n)*layer1\.2\.\S+: came \[64, 64, 3, 3\], not in this backbone"):
         load(model("resnet18", {"file": str(tmp_path / "w.safetensors")}))
 
 

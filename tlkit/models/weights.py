@@ -273,7 +273,9 @@ def _load_exactly(backbone: nn.Module, state: Mapping[str, Tensor], origin: str)
     both = [(key, state[key].shape, tensor.shape) for key, tensor in expected.items() if key in state]
     differing = [f"{key}: came {list(came)}, expected {list(wanted)}" for key, came, wanted in both if came != wanted]
     missing = [f"{key}: missing, expected {list(tensor.shape)}" for key, tensor in expected.items() if key not in state]
-    unknown = [f"{key}: came {list(tensor.shape)}, not in this backbone" for key, tensor in state.items() if key not in expected]
+    # Convolutions first: a safetensors file has the counters of batch-norm layers there, which say little.
+    others = sorted((key for key in state if key not in expected), key=lambda key: (-state[key].ndim, key))
+    unknown = [f"{key}: came {list(state[key].shape)}, not in this backbone" for key in others]
     faults = differing + missing + unknown
     if faults:
         listed = "\n  ".join([*differing[:3], *missing[:3], *unknown[:3]])
