@@ -48,6 +48,23 @@ def plan(arguments: Namespace) -> int:
     return show_plan(recipe)
 
 
+def lr_arguments(parser: ArgumentParser) -> None:
+    _recipe_arguments(parser)
+    parser.add_argument("--phase", type=_count, default=1, metavar="N", help="the phase to test, counted from 1 (default: 1)")
+    parser.add_argument("--steps", type=_count, default=100, metavar="N", help="steps from the lowest rate to the highest (default: 100)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where to put the curve (default: the next number under runs/NAME-lr)")
+
+
+def lr(arguments: Namespace) -> int:
+    from tlkit.recipe.load import load_recipe
+
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    print(f"{recipe.name}: loading torch, then looking for pictures and weights", file=sys.stderr)
+    from tlkit.training.lr_range import lr_command
+
+    return lr_command(recipe, arguments.phase, steps=arguments.steps, out=arguments.out)
+
+
 def check_arguments(parser: ArgumentParser) -> None:
     _recipe_arguments(parser)
     parser.add_argument("--resolved", action="store_true", help="print the whole recipe, defaults and overrides included, as YAML")
@@ -156,6 +173,7 @@ def models(arguments: Namespace) -> int:
 COMMANDS: dict[str, tuple[str, Callable[[ArgumentParser], None], Callable[[Namespace], int]]] = {
     "finetune": ("train a recipe's model, measure it, and keep it in a run folder", finetune_arguments, finetune),
     "plan": ("show what a recipe will do, before it does it: what trains, memory, steps, time", plan_arguments, plan),
+    "lr": ("find a learning rate: train a copy at a rate that rises, and look at the loss", lr_arguments, lr),
     "check": ("find every fault in a recipe without running it", check_arguments, check),
     "evaluate": ("measure the model of a run again", evaluate_arguments, evaluate),
     "predict": ("name the classes of pictures", predict_arguments, predict),
