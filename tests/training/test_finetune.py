@@ -264,12 +264,13 @@ def test_a_classical_head_is_fitted_shipped_and_measured_without_a_phase(
             torch.testing.assert_close(plain(images), load_model(run)[0](images))
 
 
-def test_a_head_phase_of_a_classical_head_is_left_to_scikit_learn(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_last_head_phase_of_a_classical_head_is_left_to_scikit_learn(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workplace)
-    phases = "phases=[{train: head, epochs: 9, lr: 1e-2}, {train: all, epochs: 1, lr: 1e-2}]"
+    phases = "phases=[{train: all, epochs: 1, lr: 1e-2}, {train: head, epochs: 9, lr: 1e-2}]"
     run = finetune(load_recipe("recipe.yaml", ["model.head={kind: svm}", phases]), out=Path("run_phases"))
     with (run / "metrics.csv").open() as file:
-        assert [(row["phase"], row["epoch"]) for row in csv.DictReader(file)] == [("1", "0"), ("2", "0")]
+        assert [(row["phase"], row["epoch"]) for row in csv.DictReader(file)] == [("0", "0"), ("2", "0")]
+    assert "phases[1] is not run: it would train the head alone, which scikit-learn fits." in (run / "log.txt").read_text()
 
 
 def test_wise_ft_ships_the_blend_that_validates_best(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:

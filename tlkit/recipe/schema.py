@@ -312,9 +312,10 @@ class Recipe(Strict):
 
     @property
     def gradient_phases(self) -> dict[int, Phase]:
-        """Index -> phase, without those that would train a classical head alone: scikit-learn fits it."""
+        """Index -> phase; for a classical head up to the last one that trains more than the head, which scikit-learn fits then."""
+        last = max((i for i, phase in enumerate(self.phases) if phase.train != "head"), default=-1)
         classical = self.model.head.kind in CLASSICAL_HEADS
-        return {i: phase for i, phase in enumerate(self.phases) if not (classical and phase.train == "head")}
+        return {i: phase for i, phase in enumerate(self.phases) if i <= last or not classical}
 
     _places: dict[str, str] = PrivateAttr(default_factory=dict)
     """Dotted key -> `file:line`, filled in by the loader."""

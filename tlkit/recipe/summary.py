@@ -1,6 +1,6 @@
 """A recipe on one screen, for `tlkit check`."""
 
-from tlkit.recipe.schema import Recipe, Strict
+from tlkit.recipe.schema import CLASSICAL_HEADS, Head, Recipe, Strict
 
 
 def recipe_summary(recipe: Recipe) -> str:
@@ -12,16 +12,41 @@ def recipe_summary(recipe: Recipe) -> str:
         ("data", f"{_words(data.source)}; {pictures}, normalize {data.normalize}, batches of {data.batch_size}"),
         ("task", f"{recipe.task}, imbalance {recipe.imbalance}"),
         ("augment", ", ".join(transform.name for transform in recipe.augment) or "nothing"),
-        ("model", f"{model.backbone}, weights {_words(model.weights)}, head {model.head.kind} with dropout {model.head.dropout}"),
+        ("model", f"{model.backbone}, weights {_words(model.weights)}, {_head_words(model.head)}"),
     ]
     for index, phase in enumerate(recipe.phases):
         decay = f", layer_decay {phase.layer_decay}" if phase.layer_decay is not None else ""
         epochs = f"{phase.epochs} epoch{'' if phase.epochs == 1 else 's'}"
         rows.append((f"phases[{index}]", f"train {_words(phase.train)}, {epochs}, lr {phase.lr}{decay}"))
+    if recipe.wise_ft:
+        rows.append(("wise_ft", "ships the blend of before and after fine-tuning that validates best"))
     optimizer, schedule, trainer = recipe.optimizer, recipe.schedule, recipe.trainer
     rows.append(("optimizer", f"{optimizer.name}, weight_decay {optimizer.weight_decay}; {schedule.name} lr, warmup {schedule.warmup}"))
     rows.append(("trainer", f"accelerator {trainer.accelerator}, devices {trainer.devices}, precision {trainer.precision}"))
     return "\n".join(f"  {part:<11}{words}" for part, words in rows)
+
+
+def recipe_notes(recipe: Recipe) -> list[str]:
+    """What is no fault, but not what everybody would expect."""
+    kind = recipe.model.head.kind
+    if kind not in CLASSICAL_HEADS:
+        return []
+    notes = [
+        f"phases[{i}] is not run: it would train the head alone, which scikit-learn fits."
+        for i in range(len(recipe.phases))
+        if i not in recipe.gradient_phases
+    ]
+    if recipe.augment and not recipe.gradient_phases:
+        notes.append(f"augment is not used: no phase trains by gradients, and scikit-learn fits the {kind} head on pictures as they are.")
+    if kind == "knn":
+        notes.append("a knn head holds the features of all training pictures: predict and evaluate use it, but it can't be exported.")
+    return notes
+
+
+def _head_words(head: Head) -> str:
+    pooled = f", pool {head.pool}" if head.pool else ""
+    fitted = ", fitted by scikit-learn" if head.kind in CLASSICAL_HEADS else f" with dropout {head.dropout}"
+    return f"head {head.kind}{fitted}{pooled}"
 
 
 def _words(value: Strict | str) -> str:

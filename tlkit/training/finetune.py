@@ -30,6 +30,7 @@ from tlkit.models.inference import infer
 from tlkit.models.weights import Weights, load_backbone
 from tlkit.recipe.load import recipe_yaml
 from tlkit.recipe.schema import CLASSICAL_HEADS, Recipe
+from tlkit.recipe.summary import recipe_notes
 from tlkit.training.gather import gather
 from tlkit.training.run_folder import check_out, is_first_process, make_run_folder
 
@@ -72,7 +73,7 @@ def finetune(recipe: Recipe, *, out: Path | None = None) -> Path:
         LOG.info("%s: %s, %s, into %s", recipe.name, counts_of(samples), recipe.model.backbone, run)
         for note in ready.notes:
             LOG.info("weights: %s", note)
-        for line in how_judged(recipe, samples).values():
+        for line in (*recipe_notes(recipe), *how_judged(recipe, samples).values()):
             LOG.info("%s", line)
         warn_of_leaks(duplicates_across_splits(write_manifest(samples, run / "split.csv")))
 

@@ -1,0 +1,36 @@
+"""What `tlkit check` says of a sound recipe."""
+
+import pytest
+
+from tlkit.recipe.load import load_recipe
+from tlkit.recipe.summary import recipe_notes, recipe_summary
+
+
+def notes(*overrides: str) -> list[str]:
+    return recipe_notes(load_recipe("quickstart", overrides))
+
+
+def test_a_usual_recipe_has_no_notes() -> None:
+    assert notes() == []
+
+
+def test_a_knn_head_is_said_to_stay_at_home() -> None:
+    (note,) = notes("model.head={kind: knn}")
+    assert "it can't be exported" in note
+
+
+@pytest.mark.parametrize(("phases", "skipped"), [("[]", 0), ("[{train: head, epochs: 1, lr: 1}]", 1)])
+def test_what_scikit_learn_takes_over_is_said(phases: str, skipped: int) -> None:
+    found = notes("model.head={kind: svm}", f"phases={phases}")
+    assert sum("is not run" in note for note in found) == skipped
+    assert sum("augment is not used" in note for note in found) == 1
+
+
+def test_a_head_phase_before_fine_tuning_is_run_for_a_classical_head_too() -> None:
+    recipe = load_recipe("quickstart", ["model.head={kind: svm}"])
+    assert list(recipe.gradient_phases) == [0, 1]
+    assert notes("model.head={kind: svm}") == []
+
+
+def test_the_summary_names_head_and_pooling() -> None:
+    assert "head svm, fitted by scikit-learn, pool max" in recipe_summary(load_recipe("quickstart", ["model.head={kind: svm, pool: max}"]))
