@@ -140,3 +140,19 @@ def test_logits_between_zero_and_one_are_not_taken_for_probabilities() -> None:
     metric = accuracy_of("multilabel", 2)
     count(metric, "multilabel", torch.tensor([[0.2, 0.4]]), torch.tensor([[1.0, 0.0]]))  # both say yes
     assert float(metric.compute()) == 0.5
+
+
+def test_a_class_without_a_validation_picture_keeps_the_threshold_of_one_half_and_is_told(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(workplace)
+    rows = [f"{path},{'|'.join(sorted(labels))},{'train' if 'red' in labels else 'val'}" for path, labels in truth(workplace).items()]
+    rows += [f"{path},green|blue,train" for path in ("blue.png", "green.png")]
+    for name in ("blue.png", "green.png"):
+        Image.new("RGB", (32, 32), (0, 200, 200)).save(workplace / name)
+    (workplace / "unseen.csv").write_text("\n".join(["path,label,split", *rows]))
+    overrides = ["data.source={csv: unseen.csv}", "data.test=0", "phases[0].epochs=1"]
+    run = finetune(load_recipe("recipe.yaml", overrides), out=workplace / "unseen")
+    assert "no validation picture of red: the threshold stays at 0.5" in (run / "log.txt").read_text()
+    assert load_model(run)[1].thresholds[2] == 0.5
+    assert json.loads((run / "metrics.json").read_text())["val"]["per_class"]["red"]["average_precision"] is None

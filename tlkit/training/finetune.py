@@ -185,7 +185,8 @@ def how_judged(recipe: Recipe, samples: Samples) -> dict[str, str]:
         why = f"{spread}, so " if lead == "balanced_accuracy" else "a picture may have any number of labels, so "
         said["best epoch"] = f"{why}{in_words(lead)} chooses the best epoch and leads the results"
     if recipe.imbalance != "none":
-        said["imbalance"] = f"{recipe.imbalance}: {IMBALANCE_WORDS[recipe.imbalance]}; {spread}"
+        known = lead == "balanced_accuracy"  # said in the line above
+        said["imbalance"] = f"{recipe.imbalance}: {IMBALANCE_WORDS[recipe.imbalance]}{'' if known else f'; {spread}'}"
     return said
 
 
