@@ -73,11 +73,11 @@ def test_check_resolved_prints_a_recipe_that_checks_again(tmp_path: Path) -> Non
 
 
 def test_a_faulty_recipe_exits_2_with_every_fault_on_stderr_and_no_traceback(tmp_path: Path) -> None:
-    (tmp_path / "mine.yaml").write_text("nme: a\nphases: []\n")
+    (tmp_path / "mine.yaml").write_text("nme: a\nseed: -1\n")
     done = tlkit("check", "mine.yaml", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert "mine.yaml:1: nme is not a key of a recipe.\n  Expected one of: name, " in done.stderr
-    assert "mine.yaml:2: phases is empty." in done.stderr
+    assert "mine.yaml:2: seed = -1 is out of range." in done.stderr
     assert "Traceback" not in done.stderr
 
 
