@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -275,6 +276,12 @@ def test_the_plan_fits_a_terminal_of_100_columns(plan: Plan) -> None:
     assert "phase 3/3: all, 3 epochs of 5 steps, about " in printed
     assert "30: 5 in each of 6 epochs" in printed
     assert max(map(len, printed.splitlines())) <= 100
+
+
+def test_a_step_is_said_as_devices_times_pictures_times_batches(plan: Plan) -> None:
+    optimizer = plan.recipe.optimizer.model_copy(update={"accumulate": 4})
+    printed = shown(replace(plan, devices=2, recipe=plan.recipe.model_copy(update={"optimizer": optimizer})))
+    assert "32 pictures: 2 devices x 4 x 4 batches; batch_size and lr hold for any number of devices" in printed
 
 
 def test_neighbours_to_which_the_same_happens_share_a_row() -> None:

@@ -10,7 +10,7 @@ from tlkit.training.phases import phase_name
 from tlkit.training.plan import PhasePlan, Plan, StageRow, make_plan
 from tlkit.training.remarks import remarks
 
-MANY_STAGES = 14
+MANY_STAGES = 12
 """With more, neighbours to which the same happens share a row."""
 
 
@@ -31,8 +31,9 @@ def print_plan(plan: Plan, console: Console) -> None:
         console.print(f"\n[bold]phases[{number}][/bold] head: left out, because scikit-learn fits a {plan.recipe.model.head.kind} head")
     if plan.recipe.model.head.kind in CLASSICAL_HEADS:
         console.print(f"\n[bold]head[/bold] {plan.recipe.model.head.kind}, fitted by scikit-learn on the features")
-    console.print()
-    console.print(_costs(plan))
+    if plan.phases:
+        console.print()
+        console.print(_costs(plan))
     for remark in remarks(plan):
         first, *rest = (escape(line.strip()) for line in remark.text.splitlines())
         style = "yellow" if remark.kind == "warning" else "dim"
@@ -62,18 +63,19 @@ def _facts(plan: Plan) -> Table:
     step = f"{batch * optimizer.accumulate} pictures: {dealt}" + (f" x {optimizer.accumulate} batches" if optimizer.accumulate > 1 else "")
     stand_in = " for now" if plan.no_weights else ""
     mean, std = (" ".join(f"{value:.3f}" for value in values) for values in (plan.normalize.mean, plan.normalize.std))
-    table = _labelled()
-    for label, text in (
+    rows = [
         ("recipe", f"[bold]{recipe.name}[/bold]"),
         ("pictures", counts_of(plan.samples) if plan.samples else "unknown"),
         ("input", f"{recipe.data.image_size} px by {recipe.data.resize}, normalize {recipe.data.normalize} (mean {mean}, std {std})"),
-        (
-            "backbone",
-            f"{model.backbone}, weights {plan.weights}{stand_in}, head {model.head.kind} for {plan.classes} classes",
-        ),
-        ("a step", f"{step}; batch_size and lr hold for any number of devices"),
-        ("optimizer", f"{optimizer.name}, biases and norms without decay; {recipe.schedule.name} schedule{_warmup(plan)}"),
-    ):
+        ("backbone", f"{model.backbone}, weights {plan.weights}{stand_in}, head {model.head.kind} for {plan.classes} classes"),
+    ]
+    if plan.phases:
+        rows += [
+            ("a step", f"{step}; batch_size and lr hold for any number of devices"),
+            ("optimizer", f"{optimizer.name}, no decay of biases and norms; {recipe.schedule.name} schedule{_warmup(plan)}"),
+        ]
+    table = _labelled()
+    for label, text in rows:
         table.add_row(f"[dim]{label}[/dim]", text)
     return table
 
@@ -83,10 +85,9 @@ def _warmup(plan: Plan) -> str:
 
 
 def _phase_table(plan: Plan, phase: PhasePlan) -> Table:
-    total, epochs = len(plan.recipe.phases), phase.phase.epochs
-    title = f"phase {phase.number + 1}/{total}: {phase_name(phase.phase.train)}, {epochs} epoch{'s' if epochs > 1 else ''}"
+    title = f"phase {phase.number + 1}/{len(plan.recipe.phases)}: {phase_name(phase.phase.train)}, {counted(phase.phase.epochs, 'epoch')}"
     if plan.steps is not None:
-        title += f" of {plan.steps} step{'s' if plan.steps > 1 else ''}"
+        title += f" of {counted(plan.steps, 'step')}"
     if phase.seconds is not None:
         title += f", about {duration(phase.seconds)}"
     table = Table(title=f"[bold]{title}[/bold]", title_justify="left", title_style="", box=None, header_style="dim", padding=(0, 3, 0, 0))
@@ -151,9 +152,13 @@ def _costs(plan: Plan) -> Table:
         table.add_row("", "[dim]counted on batches of 2 and 4; what kernels and CUDA need for themselves comes on top[/dim]")
     if plan.steps is not None:
         epochs = sum(phase.phase.epochs for phase in plan.phases)
-        table.add_row("[dim]steps[/dim]", f"{plan.steps * epochs:,}: {plan.steps:,} in each of {epochs} epochs")
+        table.add_row("[dim]steps[/dim]", f"{plan.steps * epochs:,}: {plan.steps:,} in each of {counted(epochs, 'epoch')}")
         table.add_row("[dim]time[/dim]", f"about [bold]{duration(plan.seconds)}[/bold], by a few batches of each phase on this machine")
     return table
+
+
+def counted(number: int, word: str) -> str:
+    return f"{number:,} {word}{'' if number == 1 else 's'}"
 
 
 def size(number: int) -> str:
