@@ -123,10 +123,17 @@ def test_a_pickle_that_needs_more_than_tensors_is_refused_unopened_with_the_way_
     assert not trap.exists()
 
 
-def test_weights_of_another_picture_size_say_so(tmp_path: Path) -> None:
-    save_file(timm.create_model("test_vit").state_dict(), tmp_path / "w.safetensors")
-    with pytest.raises(WeightsError, match=r"pos_embed: came \[1, 101, 64\], expected \[1, 17, 64\]\n  The weights were made for another"):
-        load(model("test_vit", {"file": str(tmp_path / "w.safetensors")}))
+@pytest.mark.parametrize("name", ["test_vit", "beit_base_patch16_224", "deit_tiny_distilled_patch16_224"])
+def test_weights_of_another_picture_size_are_resampled_as_timm_does_and_it_is_said(tmp_path: Path, name: str) -> None:
+    save_file(timm.create_model(name).state_dict(), tmp_path / "w.safetensors")
+    recipe = model(name, {"file": str(tmp_path / "w.safetensors")})
+    said: list[str] = []
+    ours = load_backbone(recipe, find_weights(recipe), 96, channels=1, say=said.append).state_dict()
+    overlay = {"file": str(tmp_path / "w.safetensors"), "custom_load": False}
+    theirs = timm.create_model(name, pretrained=True, num_classes=0, img_size=96, in_chans=1, pretrained_cfg_overlay=overlay).state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(tensor, theirs[key]) for key, tensor in ours.items())
+    assert [sentence for sentence in said if "resampled to pictures of 96 px" in sentence]
 
 
 def test_what_is_no_state_dict_says_what_it_is(tmp_path: Path) -> None:

@@ -1,12 +1,14 @@
 """timm backbones by their checked names: what exists, how it is built, and the stages it is made of."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tlkit.errors import BackboneError, Fault, RecipeError, expected_one_of
 from tlkit.models import classic, googlenet  # noqa: F401  # registers their models with timm
@@ -86,22 +88,30 @@ def first_convolutions(backbone: nn.Module) -> tuple[str, ...]:
 
 
 def create_backbone(
-    name: str, image_size: int, weights_file: str | None = None, *, channels: int = 3, drop_path: float = 0.0, pool: str | None = None
+    name: str,
+    image_size: int,
+    weights: Path | Mapping[str, Tensor] | None = None,
+    *,
+    channels: int = 3,
+    drop_path: float = 0.0,
+    pool: str | None = None,
 ) -> nn.Module:
     """A timm model without its classifier: [B, channels, H, W] -> features [B, F].
 
-    weights_file: a state dict in timm's layout for this model, read as data, never as a pickle; None leaves random weights.
+    weights: a state dict in timm's layout for this model, or a file of one, read as data, never as a pickle; None leaves random ones.
+    timm resamples its position tables to the picture size, and leaves what is missing random.
     pool: avg, max or avgmax in place of the backbone's own.
     Raises BackboneError if timm can't build it.
     """
     options = build_options(name, image_size, pool, channels)
     if drop_path > 0:
         options["drop_path_rate"] = drop_path
-    if weights_file is not None:
-        # custom_load asks for the .npz that the authors published; the file here is timm's conversion of it.
-        options["pretrained_cfg_overlay"] = {"file": weights_file, "custom_load": False}
+    if weights is not None:
+        source = {"file": str(weights)} if isinstance(weights, Path) else {"state_dict": dict(weights)}
+        # custom_load asks for the .npz that the authors published; what is here is timm's conversion of it.
+        options["pretrained_cfg_overlay"] = {**source, "custom_load": False}
     try:
-        backbone: nn.Module = timm.create_model(name, pretrained=weights_file is not None, num_classes=0, **options)
+        backbone: nn.Module = timm.create_model(name, pretrained=weights is not None, num_classes=0, **options)
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         if "drop_path_rate" in str(error):
             fault = Fault("model.drop_path", f"= {drop_path}, but {name} has no residual branches to skip.", "Remove it.")

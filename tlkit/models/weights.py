@@ -70,13 +70,13 @@ def load_backbone(
 ) -> nn.Module:
     """The recipe's backbone with its weights in place: [B, channels, H, W] -> features [B, F].
 
-    say: is told what was taken from a file, and that the first convolution was converted to another number of channels.
+    say: is told what was taken from a file, and what was converted to another number of channels or another picture size.
     Raises WeightsError if the weights are another architecture's, with the first tensors that don't fit.
     """
     state: dict[str, Tensor] | None = None
     if weights.file is not None and model.weights == "pretrained":
         # timm's own way to read its weights: some families' are converted from their authors' names, or to the size of the pictures.
-        read = create_backbone(model.backbone, image_size, str(weights.file), drop_path=model.drop_path, pool=model.head.pool)
+        read = create_backbone(model.backbone, image_size, weights.file, drop_path=model.drop_path, pool=model.head.pool)
         if read.in_chans == channels:
             return read
         state = read.state_dict()
@@ -86,7 +86,11 @@ def load_backbone(
     if state is None:
         state = _state_of(model, weights.file, backbone, say)
     _convert_stem(state, backbone, say)
-    _load_exactly(backbone, state, weights.origin)
+    _check_fits(backbone, state, weights.origin)
+    if tables := [key for key, tensor in backbone.state_dict().items() if tensor.shape != state[key].shape]:
+        say(f"what the weights know of places ({tables[0]} ..) was resampled to pictures of {image_size} px, as timm does")
+        return create_backbone(model.backbone, image_size, state, channels=channels, drop_path=model.drop_path, pool=model.head.pool)
+    backbone.load_state_dict(state)
     return backbone
 
 
@@ -244,7 +248,7 @@ def _convert_stem(state: dict[str, Tensor], backbone: nn.Module, say: Callable[[
     """Brings the first convolutions of another number of channels to the backbone's, by timm's rule.
 
     Kernels are summed for one channel, so that a grey picture gives what it gave as three equal channels; else repeated and scaled.
-    Raises WeightsError for a stem that timm has no rule for. One of another shape altogether is left for `_load_exactly` to name.
+    Raises WeightsError for a stem that timm has no rule for. One of another shape altogether is left for `_check_fits` to name.
     """
     channels = int(backbone.in_chans)  # type: ignore[arg-type]
     expected = backbone.state_dict()
@@ -268,9 +272,10 @@ def _convert_stem(state: dict[str, Tensor], backbone: nn.Module, say: Callable[[
         say(f"the first convolution ({', '.join(converted)}) was converted from {next(iter(converted.values()))} to {channels} channels")
 
 
-def _load_exactly(backbone: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
+def _check_fits(backbone: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
+    """Raises WeightsError unless every tensor is there, in its shape, and no other; tables of places may be for another picture size."""
     expected = backbone.state_dict()
-    both = [(key, state[key].shape, tensor.shape) for key, tensor in expected.items() if key in state]
+    both = [(key, state[key].shape, tensor.shape) for key, tensor in expected.items() if key in state and not _is_table(key)]
     differing = [f"{key}: came {list(came)}, expected {list(wanted)}" for key, came, wanted in both if came != wanted]
     missing = [f"{key}: missing, expected {list(tensor.shape)}" for key, tensor in expected.items() if key not in state]
     # Convolutions first: a safetensors file has the counters of batch-norm layers there, which say little.
@@ -279,8 +284,9 @@ def _load_exactly(backbone: nn.Module, state: Mapping[str, Tensor], origin: str)
     faults = differing + missing + unknown
     if faults:
         listed = "\n  ".join([*differing[:3], *missing[:3], *unknown[:3]])
-        # What a transformer knows of places is a table for one picture size.
-        size = all("pos_embed" in fault or "relative_position" in fault for fault in faults)
-        hint = "\n  The weights were made for another data.image_size: set it to theirs." if size else ""
-        raise WeightsError(f"The weights ({origin}) are not this backbone's: {len(faults)} tensors don't fit. The first:\n  {listed}{hint}")
-    backbone.load_state_dict(dict(state))
+        raise WeightsError(f"The weights ({origin}) are not this backbone's: {len(faults)} tensors don't fit. The first:\n  {listed}")
+
+
+def _is_table(key: str) -> bool:
+    """Whether timm resamples a tensor to the picture size: a transformer's position embeddings."""
+    return "pos_embed" in key or "relative_position_bias_table" in key
