@@ -142,9 +142,15 @@ def test_optimizers_differ_in_what_they_keep(there: Path, optimizer: str, number
     assert phase.memory.optimizer == pytest.approx(4 * numbers * phase.trained, rel=0.02)
 
 
-def test_a_moving_average_is_a_second_set_of_weights(there: Path) -> None:
-    memory = planned("ema={}").phases[0].memory
-    assert memory.average == memory.weights
+@pytest.mark.parametrize(("overrides", "copies"), [([], 0), (["ema={}"], 1), (["ema={}", "loss.l2_sp=0.1"], 2)])
+def test_a_moving_average_and_l2_sp_keep_a_second_set_of_weights_each(there: Path, overrides: list[str], copies: int) -> None:
+    memory = planned(*overrides).phases[0].memory
+    assert memory.copies == copies * memory.weights
+
+
+def test_l2_sp_takes_the_place_of_the_backbones_weight_decay(there: Path) -> None:
+    decays = {row.name: row.weight_decay for row in planned("loss.l2_sp=0.1").phases[0].rows}
+    assert decays == {**dict.fromkeys(decays, 0.0), "head": 0.05}
 
 
 class CountSteps(Callback):
@@ -256,10 +262,10 @@ def test_what_does_not_fit_into_memory_is_said(there: Path, monkeypatch: pytest.
 
 def test_a_head_of_scikit_learn_is_one_line(there: Path) -> None:
     plan = planned("phases=[{train: head, epochs: 1, lr: 0.1}]", "model.head={kind: svm}")
-    assert (plan.phases, plan.skipped) == ((), (0,))
+    assert plan.phases == ()
     printed = shown(plan)
     assert "head svm, fitted by scikit-learn on the features" in printed
-    assert "phases[0] head: left out" in printed
+    assert "phases[0] is not run" in printed
 
 
 def shown(plan: Plan) -> str:

@@ -22,7 +22,7 @@ from tlkit.data.datamodule import PictureData
 from tlkit.errors import RunError, TlkitError
 from tlkit.evaluate.curves import TRAINING, VALIDATION
 from tlkit.models.classifier import Classifier
-from tlkit.recipe.schema import CLASSICAL_HEADS, Recipe
+from tlkit.recipe.schema import Recipe
 from tlkit.training.finetune import make_ready
 from tlkit.training.phases import phase_name
 from tlkit.training.run_folder import check_out, make_run_folder
@@ -207,6 +207,6 @@ def _phase_index(recipe: Recipe, number: int) -> int:
     count, kind = len(recipe.phases), recipe.model.head.kind
     if number > count:
         raise TlkitError(f"--phase {number}: the recipe has {count} phase{'' if count == 1 else 's'}, counted from 1.")
-    if recipe.phases[number - 1].train == "head" and kind in CLASSICAL_HEADS:
+    if number - 1 not in recipe.gradient_phases:
         raise TlkitError(f"--phase {number} has no learning rate: scikit-learn fits a {kind} head.\n  Set model.head.kind to linear.")
     return number - 1

@@ -24,7 +24,7 @@ from tlkit.errors import TlkitError
 from tlkit.models.backbones import check_backbone_name, pretrained_cfg
 from tlkit.models.classifier import Classifier
 from tlkit.models.weights import Weights
-from tlkit.recipe.schema import CLASSICAL_HEADS, Phase, Recipe
+from tlkit.recipe.schema import Phase, Recipe
 from tlkit.training.finetune import build, what_trains
 from tlkit.training.gather import gather_what_there_is
 from tlkit.training.module import PhaseModule
@@ -80,7 +80,8 @@ class Plan:
 
     weights: where they come from. weights_mean: of the pictures that they were made with. notes: what was done to them.
     no_pictures, no_weights: why they can't be had, else empty. steps: of the optimizer, in an epoch.
-    device_memory: bytes of one device; None where the machine doesn't tell. skipped: numbers of phases that scikit-learn takes over.
+    device_memory: bytes of one device; None where the machine doesn't tell.
+    phases: those that train by gradients.
     """
 
     recipe: Recipe
@@ -97,7 +98,6 @@ class Plan:
     device_memory: int | None
     steps: int | None
     phases: tuple[PhasePlan, ...]
-    skipped: tuple[int, ...]
 
     @property
     def largest(self) -> PhasePlan | None:
@@ -125,7 +125,7 @@ def _make_plan(recipe: Recipe, folder: Path) -> Plan:
     with recipe.located():
         check_backbone_name(recipe.model.backbone)
         check_optimizer_name(recipe.optimizer.name)
-        devices = check_devices(recipe.trainer).total
+        devices, here = check_devices(recipe.trainer)
         found, weights = gather_what_there_is(recipe)
         samples = None if isinstance(found, TlkitError) else split_samples(found, recipe.data.validation, recipe.data.test, recipe.seed)
         used = Weights("random") if isinstance(weights, TlkitError) else weights
@@ -137,14 +137,8 @@ def _make_plan(recipe: Recipe, folder: Path) -> Plan:
         augmentation = build_augmentation(recipe.augment, recipe.data.image_size, recipe.data.channels)
         trained = what_trains(recipe, classifier)
 
-    skipped = tuple(i for i, phase in enumerate(recipe.phases) if recipe.model.head.kind in CLASSICAL_HEADS and phase.train == "head")
-    trial = _Trial(recipe, classifier, preprocessing, augmentation, shown, recipe.data.batch_size // devices)
-    phases = tuple(
-        trial.plan_phase(number, trained[number], timed=samples is not None)
-        for number in range(len(recipe.phases))
-        if number not in skipped
-    )
-    device = trial.device
+    trial = _Trial(recipe, classifier, preprocessing, augmentation, shown, recipe.data.batch_size // devices, here.type)
+    phases = tuple(trial.plan_phase(number, trained[number], timed=samples is not None) for number in recipe.gradient_phases)
     return Plan(
         recipe=recipe,
         samples=samples,
@@ -156,11 +150,10 @@ def _make_plan(recipe: Recipe, folder: Path) -> Plan:
         weights_mean=tuple(used.normalization.get("mean") or pretrained_cfg(recipe.model.backbone).get("mean") or ()),
         notes=tuple(notes),
         devices=devices,
-        device=device,
-        device_memory=_device_memory(device),
+        device=here.type,
+        device_memory=_device_memory(here.type),
         steps=steps_an_epoch(recipe, len(samples.of("train")), devices) if samples else None,
         phases=phases,
-        skipped=skipped,
     )
 
 
@@ -185,7 +178,7 @@ class _Trial:
     augmentation: Augmentation | None
     samples: Samples
     batch_size: int
-    device: str = "cpu"
+    device: str
 
     def plan_phase(self, number: int, trained: frozenset[str], *, timed: bool) -> PhasePlan:
         phase = self.recipe.phases[number]
@@ -194,8 +187,7 @@ class _Trial:
         probe = MemoryProbe()
         for size in PROBED:
             module = self._try(phase, trained, probe, size, max_epochs=1, limit_train_batches=1, limit_val_batches=0)
-        self.device = probe.device
-        memory = probe.memory(module, self.batch_size, average=self.recipe.ema is not None)
+        memory = probe.memory(module, self.batch_size, copies=(self.recipe.ema is not None) + (self.recipe.loss.l2_sp > 0))
         rows = tuple(stage_rows(module, probe.groups))
         return PhasePlan(number, phase, rows, memory, self._seconds(phase, trained, probe.seconds) if timed else None)
 

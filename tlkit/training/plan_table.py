@@ -27,8 +27,6 @@ def print_plan(plan: Plan, console: Console) -> None:
     for phase in plan.phases:
         console.print()
         console.print(_phase_table(plan, phase))
-    for number in plan.skipped:
-        console.print(f"\n[bold]phases[{number}][/bold] head: left out, because scikit-learn fits a {plan.recipe.model.head.kind} head")
     if plan.recipe.model.head.kind in CLASSICAL_HEADS:
         console.print(f"\n[bold]head[/bold] {plan.recipe.model.head.kind}, fitted by scikit-learn on the features")
     if plan.phases:
@@ -145,7 +143,7 @@ def _costs(plan: Plan) -> Table:
     if plan.largest is not None:
         memory = plan.largest.memory
         parts = [("weights", memory.weights), ("gradients", memory.gradients), (plan.recipe.optimizer.name, memory.optimizer)]
-        parts += [("moving average", memory.average)] * bool(memory.average) + [("activations", memory.activations)]
+        parts += [("copies", memory.copies)] * bool(memory.copies) + [("activations", memory.activations)]
         of = f" of {size(plan.device_memory)}" if plan.device_memory else ""
         table.add_row("[dim]memory[/dim]", f"[bold]{size(memory.total)}[/bold]{of} on a device, in phase {plan.largest.number + 1}")
         table.add_row("", ", ".join(f"{name} {size(number)}" for name, number in parts))

@@ -13,17 +13,20 @@ from tlkit.training.module import PhaseModule
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one device. average: the second set of weights that `ema` keeps. activations: what the backward pass needs of one batch."""
+    """Bytes on one device.
+
+    copies: the second sets of weights that `ema` and `l2_sp` keep. activations: what the backward pass needs of one batch.
+    """
 
     weights: int
     gradients: int
     optimizer: int
-    average: int
+    copies: int
     activations: int
 
     @property
     def total(self) -> int:
-        return self.weights + self.gradients + self.optimizer + self.average + self.activations
+        return self.weights + self.gradients + self.optimizer + self.copies + self.activations
 
 
 @dataclass
@@ -34,7 +37,6 @@ class MemoryProbe(Callback):
     optimizer: int = 0
     activations: dict[int, int] = field(default_factory=dict)
     seconds: float = 0.0
-    device: str = ""
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._began = time.perf_counter()
@@ -65,16 +67,15 @@ class MemoryProbe(Callback):
         optimizer.step()
         self.groups = optimizer.param_groups
         self.optimizer = sum(bytes_of(value) for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor))
-        self.device = trainer.strategy.root_device.type
 
-    def memory(self, module: PhaseModule, pictures: int, *, average: bool) -> Memory:
+    def memory(self, module: PhaseModule, pictures: int, *, copies: int) -> Memory:
         """pictures: of a batch on one device. Activations grow with them in a straight line, which two sizes of batch give."""
         (few, at_few), *_, (more, at_more) = sorted({0: 0, **self.activations}.items())[-2:]
         a_picture = (at_more - at_few) / (more - few)
         weights = sum(map(bytes_of, (*module.parameters(), *module.buffers())))
         gradients = sum(bytes_of(parameter) for group in self.groups for parameter in group["params"])
         activations = max(0, round(at_few + a_picture * (pictures - few)))
-        return Memory(weights, gradients, self.optimizer, weights if average else 0, activations)
+        return Memory(weights, gradients, self.optimizer, copies * weights, activations)
 
 
 @dataclass

@@ -8,6 +8,7 @@ from typing import Literal
 from tlkit.evaluate.metrics import LARGEST_FOLD
 from tlkit.models.backbones import pretrained_cfg
 from tlkit.recipe.schema import Recipe
+from tlkit.recipe.summary import recipe_notes
 from tlkit.training.plan import ASSUMED_CLASSES, PhasePlan, Plan, batches_an_epoch
 
 FEW_PICTURES = 10
@@ -27,7 +28,7 @@ def remarks(plan: Plan) -> list[Remark]:
     """The most important first."""
     warnings = [*_missing(plan), *_memory(plan), *_normalize(plan), *_size(plan.recipe), *_classes(plan), *_steps(plan)]
     warnings += [text for phase in plan.phases for text in (*_random_features(plan, phase), *_rates(phase), *_parameters(plan, phase))]
-    notes = [f"weights: {text}" for text in plan.notes]
+    notes = [*(f"weights: {text}" for text in plan.notes), *recipe_notes(plan.recipe)]
     notes += [text for phase in plan.phases for text in _augmented_head(plan.recipe, phase)]
     return [*(Remark("warning", text) for text in warnings), *(Remark("note", text) for text in notes)]
 

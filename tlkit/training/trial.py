@@ -15,6 +15,7 @@ from tlkit.errors import RunError
 from tlkit.models.classifier import Classifier
 from tlkit.recipe.schema import Phase, Recipe, Schedule
 from tlkit.training.auxiliary import build_auxiliary_heads
+from tlkit.training.l2_sp import StartingPoint
 from tlkit.training.module import PhaseModule
 from tlkit.training.phases import build_module, fit
 from tlkit.training.trainer import build_trial_trainer
@@ -29,7 +30,8 @@ def try_phase(
     copied = deepcopy(classifier)
     copied.train_only(trained, phase.batchnorm)
     auxiliary = build_auxiliary_heads(copied.backbone, len(data.samples.classes), recipe.model.auxiliary_loss)
-    module = build_module(copied, data, recipe.model_copy(update={"schedule": Schedule(name="constant")}), phase, auxiliary)
+    start = StartingPoint(copied, recipe.loss.l2_sp) if recipe.loss.l2_sp else None
+    module = build_module(copied, data, recipe.model_copy(update={"schedule": Schedule(name="constant")}), phase, auxiliary, start)
     trainer = build_trial_trainer(recipe.trainer, optimizer=recipe.optimizer, callbacks=[callback], **limits)
     fit(trainer, module, data)
     return module
