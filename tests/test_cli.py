@@ -86,7 +86,7 @@ def test_debug_anywhere_shows_the_traceback_with_the_same_exit_code() -> None:
         done = tlkit(*words)
         assert done.returncode == 2
         assert "Traceback" in done.stderr
-        assert done.stderr.rstrip().endswith("tlkit ships these: cifar_resnet, quickstart.")
+        assert done.stderr.rstrip().endswith("degradation_plain34, degradation_residual34, quickstart.")
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,10 @@ from tlkit.models.backbones import build_options, create_backbone, stages
 from tlkit.models.checkpoint import ModelCard, check_can_ship, load_model, save_model
 from tlkit.models.classifier import Classifier
 from tlkit.models.layers import LocalResponseNorm
-from tlkit.recipe.schema import Head
+from tlkit.models.weights import find_weights, load_backbone
+from tlkit.recipe.load import load_recipe
+from tlkit.recipe.schema import Head, Recipe
+from tlkit.shipped import shipped
 
 SIZES = [("lenet5", 28), ("lenet5", 32), ("simple_cnn", 28), ("alexnet", 64), ("plain18", 32), ("plain34", 32)]
 
@@ -135,3 +138,19 @@ def test_a_size_that_can_not_be_taken_is_an_error_with_those_that_can(name: str,
 def test_pictures_of_another_size_than_it_was_built_for_are_refused() -> None:
     with pytest.raises(ValueError, match="pictures of 32 x 32 px, but this network takes 28 px"):
         create_backbone("lenet5", 28)(torch.zeros(1, 3, 32, 32))
+
+
+FROM_SCRATCH = [recipe for path in sorted(shipped("recipes").rglob("*.yaml")) if (recipe := load_recipe(path)).model.weights == "random"]
+
+
+def test_every_classic_has_a_recipe() -> None:
+    assert [recipe.model.backbone for recipe in FROM_SCRATCH] == ["alexnet", "lenet5", "simple_cnn", "plain34", "resnet34"]
+
+
+@pytest.mark.parametrize("recipe", FROM_SCRATCH, ids=lambda recipe: recipe.name)
+def test_a_recipe_from_scratch_can_be_built_and_takes_its_own_pictures(recipe: Recipe) -> None:
+    size, channels = recipe.data.image_size, recipe.data.channels
+    backbone = load_backbone(recipe.model, find_weights(recipe.model), size, channels=channels)
+    classifier = Classifier(backbone, recipe.model.head, 10, size).eval()
+    with torch.inference_mode():
+        assert classifier(torch.zeros(2, channels, size, size)).shape == (2, 10)
