@@ -62,7 +62,8 @@ def lr(arguments: Namespace) -> int:
     print(f"{recipe.name}: loading torch, then looking for pictures and weights", file=sys.stderr)
     from tlkit.training.lr_range import lr_command
 
-    return lr_command(recipe, arguments.phase, steps=arguments.steps, out=arguments.out)
+    words = [arguments.recipe, *arguments.overrides]
+    return lr_command(recipe, arguments.phase, steps=arguments.steps, out=arguments.out, words=words)
 
 
 def check_arguments(parser: ArgumentParser) -> None:

@@ -177,7 +177,7 @@ def test_the_command_leaves_a_curve_and_says_what_to_run(there: None, tmp_path: 
         assert curve.width > 500
     printed = capsys.readouterr().out
     assert "phase 2/2 head" in printed
-    assert "tlkit finetune RECIPE 'phases[1].lr=" in printed or "no rate made the loss fall" in printed
+    assert "tlkit finetune recipe.yaml 'phases[1].lr=" in printed or "no rate made the loss fall" in printed
     assert "phase 1 was not trained before it" in printed
     assert cli.main(["lr", "recipe.yaml", "--out", str(tmp_path / "lr")]) == 2
     assert "is not empty" in capsys.readouterr().err

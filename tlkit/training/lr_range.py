@@ -6,6 +6,7 @@ Source: Smith 2017, section 3.3, https://arxiv.org/abs/1506.01186
 
 import csv
 import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
+from rich.markup import escape
 from rich.panel import Panel
 from rich.progress import Progress, TaskID
 from rich.table import Table
@@ -55,8 +57,11 @@ class LrRange:
     diverged: bool
 
 
-def lr_command(recipe: Recipe, number: int, *, steps: int, out: Path | None) -> int:
-    """`tlkit lr`: sweeps phase `number`, counted from 1, and leaves lr.csv and lr.png in a run folder."""
+def lr_command(recipe: Recipe, number: int, *, steps: int, out: Path | None, words: Sequence[str]) -> int:
+    """`tlkit lr`: sweeps phase `number`, counted from 1, and leaves lr.csv and lr.png in a run folder.
+
+    words: the recipe and the overrides as the user wrote them.
+    """
     check_out(out)
     if steps < 2 * LAST:
         raise TlkitError(f"--steps {steps} is too few to see a curve. Expected {2 * LAST} or more; 100 is usual.")
@@ -68,7 +73,7 @@ def lr_command(recipe: Recipe, number: int, *, steps: int, out: Path | None) -> 
     with (run / "lr.csv").open("w", newline="", encoding="utf-8") as opened:
         csv.writer(opened).writerows([("lr", "loss", "smoothed"), *zip(result.lrs, result.losses, result.smoothed, strict=True)])
     draw_lr_range(result, recipe, phase, run / "lr.png")
-    print_lr_range(result, recipe, phase, run)
+    print_lr_range(result, recipe, phase, run, words=words)
     return 0
 
 
@@ -165,7 +170,7 @@ def draw_lr_range(result: LrRange, recipe: Recipe, phase: int, file: Path) -> No
     axis.plot(result.lrs, result.losses, ".", ms=4, color=TRAINING, alpha=0.6, label="loss of a step")
     axis.plot(result.lrs, result.smoothed, color=VALIDATION, label="smoothed")
     # Where the loss runs away it would press all else to the ground.
-    low, high = min(result.smoothed), max(result.smoothed[: 2 * LAST])
+    low, high = min(result.losses), max(result.smoothed[: 2 * LAST])
     axis.set_ylim(low - 0.1 * (high - low + 0.1), high + 0.25 * (high - low + 0.1))
     if result.suggestion is not None:
         axis.axvline(result.suggestion, color="#2e7d32", ls="--", label=f"suggestion {result.suggestion:.1e}")
@@ -179,7 +184,7 @@ def draw_lr_range(result: LrRange, recipe: Recipe, phase: int, file: Path) -> No
     plt.close(figure)
 
 
-def print_lr_range(result: LrRange, recipe: Recipe, phase: int, run: Path) -> None:
+def print_lr_range(result: LrRange, recipe: Recipe, phase: int, run: Path, *, words: Sequence[str]) -> None:
     table = Table.grid(padding=(0, 2))
     now = recipe.phases[phase].lr
     end = "then it ran away" if result.diverged else "and it never ran away"
@@ -189,9 +194,9 @@ def print_lr_range(result: LrRange, recipe: Recipe, phase: int, run: Path) -> No
         table.add_row("[dim]suggestion[/dim]", f"[bold]{result.suggestion:.1e}[/bold]  (the recipe has {now:.1e})")
     table.add_row("[dim]lowest loss[/dim]", f"{min(result.smoothed):.3f} at {result.lowest_at:.1e}, {end}")
     table.add_row("[dim]curve[/dim]", str(run / "lr.png"))
-    command = f"tlkit finetune RECIPE 'phases[{phase}].lr={result.suggestion:.1e}'" if result.suggestion is not None else ""
+    command = shlex.join(["tlkit", "finetune", *words, f"phases[{phase}].lr={result.suggestion:.1e}"]) if result.suggestion else ""
     if command:
-        table.add_row("[dim]next[/dim]", command)
+        table.add_row("[dim]next[/dim]", escape(command))
     if phase:
         earlier = "phase 1 was" if phase == 1 else f"phases 1 to {phase} were"
         table.add_row("[dim]note[/dim]", f"{earlier} not trained before it: the head is new here")
