@@ -10,7 +10,7 @@ import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock, ResNet
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from tlkit.models.layers import LocalResponseNorm, PoolTo
 
@@ -58,8 +58,7 @@ class Classic(nn.Module):
         self.reset_classifier(num_classes)
 
     def forward_features(self, images: Tensor) -> Tensor:
-        if any(side not in self.sizes for side in images.shape[-2:]):
-            raise ValueError(f"pictures of {images.shape[-2]} x {images.shape[-1]} px, but this network takes {_in_words(self.sizes)}")
+        _check_size(images, self.sizes)
         maps: Tensor = self.features(images)
         return maps
 
@@ -99,6 +98,12 @@ def _taps(features: nn.Sequential) -> list[dict[str, Any]]:
         if isinstance(layer, nn.ReLU | _ScaledTanh):
             taps.append({"num_chs": channels, "reduction": reduction, "module": f"features.{index}"})
     return taps
+
+
+@fx.wrap  # torch.fx can't follow a look at sizes
+def _check_size(images: Tensor, sizes: range) -> None:
+    if any(side not in sizes for side in images.shape[-2:]):
+        raise ValueError(f"pictures of {images.shape[-2]} x {images.shape[-1]} px, but this network takes {_in_words(sizes)}")
 
 
 def _in_words(sizes: range) -> str:
