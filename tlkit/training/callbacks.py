@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -109,6 +110,28 @@ def write_metrics_table(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
         writer = csv.DictWriter(opened, METRICS_COLUMNS)
         writer.writeheader()
         writer.writerows(rows)
+
+
+class StopBetweenBatches(Callback):
+    """After one signal raises KeyboardInterrupt when the batch is done, after a second one at once."""
+
+    def __init__(self) -> None:
+        self._asked = False
+
+    def on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._asked:
+            raise KeyboardInterrupt
+        self._asked = True
+
+    def on_train_batch_end(self, *arguments: Any) -> None:
+        self._stop_if_asked()
+
+    def on_validation_batch_end(self, *arguments: Any, **named: Any) -> None:
+        self._stop_if_asked()
+
+    def _stop_if_asked(self) -> None:
+        if self._asked:
+            raise KeyboardInterrupt
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import logging
 import signal
+import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +24,15 @@ from tlkit.models.classifier import Classifier
 from tlkit.recipe.schema import EarlyStopping as EarlyStoppingRecipe
 from tlkit.recipe.schema import FromStage, Phase, Recipe, Train
 from tlkit.training.auxiliary import AuxiliaryHeads, build_auxiliary_heads
-from tlkit.training.callbacks import BestWeights, MetricsTable, ShowProgress, last_checkpoint, moving_average, save_state
+from tlkit.training.callbacks import (
+    BestWeights,
+    MetricsTable,
+    ShowProgress,
+    StopBetweenBatches,
+    last_checkpoint,
+    moving_average,
+    save_state,
+)
 from tlkit.training.l2_sp import StartingPoint
 from tlkit.training.losses import build_criterion
 from tlkit.training.module import PhaseModule
@@ -151,8 +160,8 @@ def build_module(
 
 
 def fit(trainer: lightning.Trainer, module: PhaseModule, data: PictureData) -> None:
-    """Raises KeyboardInterrupt after Ctrl-C."""
-    with _interruptible(), _quiet():
+    """Raises KeyboardInterrupt after Ctrl-C: at the end of the batch, or at once after a second one."""
+    with _interruptible(trainer), _quiet():
         trainer.fit(module, datamodule=data)
 
 
@@ -173,13 +182,24 @@ def _early_stopping(early_stopping: EarlyStoppingRecipe | None) -> list[Callback
 
 
 @contextmanager
-def _interruptible() -> Iterator[None]:
-    """Lightning 2.6 answers Ctrl-C with sys.exit(1) and leaves SIGINT ignored; callers want KeyboardInterrupt, and it alive."""
+def _interruptible(trainer: lightning.Trainer) -> Iterator[None]:
+    """Ctrl-C becomes a KeyboardInterrupt between two batches.
+
+    Raised wherever Python happens to be, it was lost twice in seventeen times: once TensorBoard's writer waited for itself for ever,
+    once training went on. Lightning 2.6 turns it into sys.exit(1) and leaves SIGINT ignored, which is undone here.
+    """
+    if threading.current_thread() is not threading.main_thread():  # only the main thread is told of signals
+        yield
+        return
+    stop = StopBetweenBatches()
+    trainer.callbacks.append(stop)  # type: ignore[attr-defined]
+    before = signal.signal(signal.SIGINT, stop.on_signal)
     try:
         yield
     except SystemExit as error:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
         raise KeyboardInterrupt from error
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
