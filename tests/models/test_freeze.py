@@ -111,6 +111,12 @@ def test_a_fully_trained_backbone_has_no_module_in_eval_mode() -> None:
     assert [name for name, module in model.named_modules() if not module.training] == []
 
 
+def test_dropout_that_leads_a_block_is_off_before_the_first_trained_layer_and_on_behind_it() -> None:
+    backbone = nn.Sequential(*(nn.Sequential(nn.Dropout(), nn.Linear(2, 2)) for _ in range(3)))
+    backbone[0].requires_grad_(False)
+    assert frozen_modules(backbone) == {"0", "1.0"}
+
+
 def test_last_two_is_from_the_second_last_stage() -> None:
     model = classifier()
     assert trained(model, LastStages(last=2)) == trained(model, FromStage(from_="layer3"))

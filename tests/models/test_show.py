@@ -49,6 +49,13 @@ def test_googlenets_outputs_are_those_of_the_paper() -> None:
     }
 
 
+@pytest.mark.parametrize("name", ["mvitv2_tiny", "twins_svt_small", "pit_ti_224"])
+def test_families_that_hand_lists_and_pairs_around_are_measured_too(name: str) -> None:
+    cost = measure(name, 224)
+    assert all(stage.multiply_adds for stage in cost.stages if not stage.name.startswith("norm"))
+    assert cost.other_multiply_adds <= 0.01 * sum(stage.multiply_adds for stage in cost.stages)
+
+
 def test_convolutions_cost_a_quarter_at_half_the_size() -> None:
     large, small = measure("resnet18", 256), measure("resnet18", 128)
     assert [4 * stage.multiply_adds for stage in small.stages] == [stage.multiply_adds for stage in large.stages]

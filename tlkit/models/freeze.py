@@ -70,22 +70,24 @@ def frozen_modules(backbone: nn.Module) -> frozenset[str]:
 
     A module is frozen if none of its parameters trains. Batch-norm would move its statistics, and dropout and drop path would
     make what should be constant random. A module without parameters (an activation, a dropout) is frozen if it is registered
-    before the first sibling that trains: timm registers in forward order. Its parent's own parameters come before all children.
+    before anything that trains: timm registers in forward order. A module's own parameters come before all its children.
     """
     if not any(parameter.requires_grad for parameter in backbone.parameters()):
         return frozenset({""})
+    if all(parameter.requires_grad for parameter in backbone.parameters()):
+        return frozenset()
     frozen: set[str] = set()
-    _collect_frozen(backbone, "", frozen)
+    _collect_frozen(backbone, "", frozen, before_first_trained=True)
     return frozenset(frozen)
 
 
-def _collect_frozen(module: nn.Module, path: str, frozen: set[str]) -> None:
-    before_first_trained = not any(parameter.requires_grad for parameter in module.parameters(recurse=False))
+def _collect_frozen(module: nn.Module, path: str, frozen: set[str], *, before_first_trained: bool) -> None:
+    before_first_trained &= not any(parameter.requires_grad for parameter in module.parameters(recurse=False))
     for name, child in module.named_children():
         child_path = f"{path}.{name}" if path else name
         parameters = list(child.parameters())
         if any(parameter.requires_grad for parameter in parameters):
+            _collect_frozen(child, child_path, frozen, before_first_trained=before_first_trained)
             before_first_trained = False
-            _collect_frozen(child, child_path, frozen)
         elif parameters or before_first_trained:
             frozen.add(child_path)

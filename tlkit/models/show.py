@@ -18,7 +18,7 @@ from tlkit.models.weights import weights_here
 
 @dataclass(frozen=True)
 class StageCost:
-    """output: shape for one picture, as the network lays it out: [C, H, W], [tokens, F] or [H, W, C]; empty if it is no tensor.
+    """output: shape for one picture, as the network lays it out: [C, H, W], [tokens, F] or [H, W, C]; empty if it is several.
 
     multiply_adds: of matrix products, convolutions and attention, for one picture; sums and activations aren't counted.
     behind_features: the stage runs in timm's forward_head, behind the last map of features.
@@ -47,7 +47,7 @@ def measure(name: str, image_size: int) -> BackboneCost:
     Raises BackboneError if the backbone can't be built for, or can't take, pictures of this size.
     """
     with torch.device("meta"):
-        backbone = create_backbone(name, image_size).eval()
+        backbone = create_backbone(name, image_size).eval().requires_grad_(False)
         found = stages(backbone)
         meter = _Meter(found)
         stage_of = {parameter: stage.name for stage in found for parameter in stage.parameters}
@@ -96,8 +96,9 @@ class _Meter:
 
         def after(module: nn.Module, inputs: object, output: object) -> None:
             self.multiply_adds[stage] += (self.flops.get_total_flops() - started.pop()) // 2
-            if isinstance(output, Tensor):
-                self.outputs[stage] = tuple(output.shape[1:])
+            tensors = [part for part in (output if isinstance(output, tuple | list) else (output,)) if isinstance(part, Tensor)]
+            if len(tensors) == 1:
+                self.outputs[stage] = tuple(tensors[0].shape[1:])
             if self.behind_features:
                 self.behind.add(stage)
 
@@ -109,12 +110,12 @@ class _Meter:
 
 
 def _outermost(module: nn.Module, stage_of: dict[str, str], path: str = "") -> list[tuple[str, nn.Module]]:
-    """The largest modules whose parameters all lie in one stage, with its name."""
+    """The largest modules whose parameters all lie in one stage, with its name; no bare list of modules, which is never called."""
     found = []
     for child_name, child in module.named_children():
         child_path = f"{path}{child_name}."
         inside = {stage_of[f"{child_path}{name}"] for name, _ in child.named_parameters() if f"{child_path}{name}" in stage_of}
-        if len(inside) == 1:
+        if len(inside) == 1 and not isinstance(child, nn.ModuleList | nn.ModuleDict):
             found.append((inside.pop(), child))
         elif inside:
             found += _outermost(child, stage_of, child_path)
@@ -162,7 +163,7 @@ def _table(cost: BackboneCost, classes: int) -> Table:
 
     for stage in cost.stages:
         add(stage.name, stage.output, stage.parameters, stage.multiply_adds)
-    if cost.other_multiply_adds:
+    if cost.other_multiply_adds > 0:
         add("between stages", (), 0, cost.other_multiply_adds)
     add("head", (classes,), head + classes, head)
     table.add_section()
