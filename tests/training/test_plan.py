@@ -302,7 +302,7 @@ def test_neighbours_to_which_the_same_happens_share_a_row() -> None:
     ]
 
 
-@pytest.mark.parametrize(("seconds", "said"), [(9.6, "10 s"), (99, "99 s"), (600, "10 min"), (7500, "2 h 5 min")])
+@pytest.mark.parametrize(("seconds", "said"), [(0.2, "1 s"), (9.6, "10 s"), (99, "99 s"), (600, "10 min"), (7500, "2 h 5 min")])
 def test_durations_are_in_the_unit_that_people_use(seconds: float, said: str) -> None:
     assert duration(seconds) == said
 

@@ -170,5 +170,5 @@ def size(number: int) -> str:
 def duration(seconds: float) -> str:
     minutes = round(seconds / 60)
     if seconds < 100:
-        return f"{seconds:.0f} s"
+        return f"{max(1, seconds):.0f} s"
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
