@@ -1,6 +1,7 @@
 """What holds for every test: no updates looked for, no model hub, and a fixed plotting backend."""
 
 import os
+from tempfile import TemporaryDirectory
 
 # Read by albumentations, huggingface_hub and matplotlib when they are first imported, so set before any test module is.
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
@@ -8,3 +9,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "agg")
 # One thread: on tiny networks more of them wait for each other, most of all where several test runs share a machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Activations that tests keep are their own, and gone when they end.
+_CACHE = TemporaryDirectory(prefix="tlkit-tests-")
+os.environ["TLKIT_CACHE"] = _CACHE.name

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from tlkit.data.samples import Sample, Samples
-from tlkit.data.splits import duplicates_across_splits, read_manifest, split_samples, write_manifest
+from tlkit.data.splits import duplicates_across_splits, hash_pictures, read_manifest, split_samples, write_manifest
 from tlkit.errors import DataError
 
 ABC = ("a", "b", "c")
@@ -97,7 +97,7 @@ def test_the_manifest_comes_back_as_it_was_written(tmp_path: Path) -> None:
     odd = tmp_path / 'odd, "name"\n.png'
     picture(1).save(odd)
     samples = Samples(("a", "b"), (Sample("odd\n,", odd, (0,), "train", "g"), Sample("f", lambda: picture(3), (1,), "val")))
-    rows = write_manifest(samples, tmp_path / "split.csv")
+    rows = write_manifest(samples, hash_pictures(samples), tmp_path / "split.csv")
     assert read_manifest(tmp_path / "split.csv") == rows
     assert (tmp_path / "split.csv").read_text().splitlines()[0] == "id,class,split,group,sha256"
     # printf '\3\3\3\3' | sha256sum
@@ -116,7 +116,7 @@ def test_a_foreign_file_is_not_taken_for_a_manifest(tmp_path: Path) -> None:
 def test_a_picture_that_vanished_is_named(tmp_path: Path) -> None:
     samples = Samples(("a", "b"), (Sample("x", tmp_path / "x.png", (0,), "train"),))
     with pytest.raises(DataError, match=r"x\.png: the picture can't be read"):
-        write_manifest(samples, tmp_path / "split.csv")
+        write_manifest(samples, hash_pictures(samples), tmp_path / "split.csv")
     assert list(tmp_path.iterdir()) == []
 
 

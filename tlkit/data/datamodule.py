@@ -1,5 +1,6 @@
 """The three splits as Lightning's loaders."""
 
+from collections.abc import Mapping
 from typing import Literal
 
 import lightning
@@ -33,6 +34,8 @@ class PictureData(lightning.LightningDataModule):
     ) -> None:
         super().__init__()
         self.samples = samples
+        self.hashes: Mapping[str, str] = {}
+        """A picture's id -> its sha256, for what is kept by picture; empty until somebody has hashed them."""
         self.preprocessing = preprocessing
         self.augmentation = augmentation
         self.batch_size = batch_size

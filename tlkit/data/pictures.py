@@ -63,9 +63,9 @@ class Pictures(Dataset[tuple[NDArray[np.uint8], Target]]):
             raise DataError(f"picture {sample.id}: {error}") from error
         if self.augmentation is not None:
             picture = self.augmentation(picture, seed=(self.seed, epoch, index))
-        return picture, self._target(sample)
+        return picture, self.target(sample)
 
-    def _target(self, sample: Sample) -> Target:
+    def target(self, sample: Sample) -> Target:
         if not self.multi_hot:
             return sample.label
         target = np.zeros(self.multi_hot, np.float32)
@@ -141,6 +141,11 @@ def balanced_chances(samples: Sequence[Sample]) -> NDArray[np.float64]:
 class PictureLoader(DataLoader[Any]):
     """A DataLoader that raises a worker's DataError as it was, without torch's account of the worker's traceback."""
 
+    @property
+    def pictures(self) -> Pictures:
+        caught: _Caught = self.dataset  # type: ignore[assignment]  # make_loader's
+        return caught.pictures
+
     def __iter__(self) -> Any:
         for batch in super().__iter__():
             if isinstance(batch, DataError):
@@ -189,6 +194,8 @@ def make_loader(
         pin_memory=torch.cuda.is_available(),
         persistent_workers=number > 0 and train,
         worker_init_fn=_start_worker if number else None,
+        # Otherwise every pass over a loader draws from torch's generator, and dropout would depend on how many passes there were.
+        generator=torch.Generator().manual_seed(seed),
     )
 
 

@@ -135,16 +135,18 @@ def _shortened(names: Sequence[str]) -> str:
     return f"{', '.join(names[:10])}{' and others' if len(names) > 10 else ''}"
 
 
-def write_manifest(samples: Samples, path: Path) -> list[dict[str, str]]:
-    """Writes split.csv, a row a picture with the sha256 of its file (or, without a file, of its pixels); returns the rows.
-
-    The file appears whole or not at all. Raises DataError if a picture can't be read.
-    """
+def hash_pictures(samples: Samples) -> dict[str, str]:
+    """A picture's id -> the sha256 of its file or, without a file, of its pixels. Raises DataError if one can't be read."""
     with ThreadPoolExecutor(_HASHING_THREADS) as threads:
-        hashes = list(threads.map(_hash, samples.samples))
+        hashes = threads.map(_hash, samples.samples)
+        return {sample.id: found for sample, found in zip(samples.samples, hashes, strict=True)}
+
+
+def write_manifest(samples: Samples, hashes: Mapping[str, str], path: Path) -> list[dict[str, str]]:
+    """Writes split.csv, a row a picture with its hash; returns the rows. The file appears whole or not at all."""
     rows = [
-        {"id": s.id, "class": samples.label_text(s), "split": s.split, "group": s.group or "", "sha256": digest}
-        for s, digest in zip(samples.samples, hashes, strict=True)
+        {"id": s.id, "class": samples.label_text(s), "split": s.split, "group": s.group or "", "sha256": hashes[s.id]}
+        for s in samples.samples
     ]
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     # Names of files that aren't UTF-8 come from Python with surrogate escapes, and must come back the same.

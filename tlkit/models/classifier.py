@@ -52,6 +52,10 @@ class Classifier(nn.Module):
         self._frozen = set_trainable(self.backbone, parameters, batchnorm)
         self.train()
 
+    @property
+    def trains_whole_backbone(self) -> bool:
+        return all(parameter.requires_grad for parameter in self.backbone.parameters())
+
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
         for name in self._frozen:

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from timm.layers import get_notrace_functions, get_notrace_modules  # type: ignore[attr-defined]  # timm exports without __all__
@@ -22,11 +23,13 @@ class Cut:
     """prefix: normalised pictures [B, C, H, W] -> Activations, constant while a phase trains. boundary: names the place, for people.
 
     suffix: Activations -> what the head takes. It holds the classifier's own layers, so that training it trains the classifier.
+    code: what the prefix computes, as text.
     """
 
     prefix: nn.Module
-    suffix: nn.Module
+    suffix: "Suffix"
     boundary: str
+    code: str
 
 
 def cut(classifier: Classifier, image: Tensor) -> Cut:
@@ -35,6 +38,7 @@ def cut(classifier: Classifier, image: Tensor) -> Cut:
     image: [1, C, H, W], any picture of the right size, to find out what crosses the cut.
     Raises CannotCut where the network can't be traced, nothing is frozen before what trains, or the halves don't give the whole.
     """
+    image = image.to(next(classifier.parameters()).device)
     live = {name for name, module in classifier.named_modules() if _is_live(module)}
     training = classifier.training
     try:
@@ -42,7 +46,8 @@ def cut(classifier: Classifier, image: Tensor) -> Cut:
         in_evaluation = _halves(classifier.eval(), live, image)
         if in_training.boundary != in_evaluation.boundary:
             raise CannotCut("it takes another way in training than in evaluation")
-        found = Cut(in_evaluation.prefix, Suffix(in_training.suffix, in_evaluation.suffix), in_evaluation.boundary)
+        suffix = Suffix(in_training.suffix, in_evaluation.suffix)
+        found = Cut(in_evaluation.prefix, suffix, in_evaluation.boundary, str(in_evaluation.prefix.graph))
         _check(classifier, found, image)
     finally:
         classifier.train(training)
@@ -93,7 +98,13 @@ def _is_live(module: nn.Module) -> bool:
     return trains or (module.training and not any(True for _ in module.children()))
 
 
-def _halves(classifier: Classifier, live: set[str], image: Tensor) -> Cut:
+class _Halves(NamedTuple):
+    prefix: fx.GraphModule
+    suffix: fx.GraphModule
+    boundary: str
+
+
+def _halves(classifier: Classifier, live: set[str], image: Tensor) -> _Halves:
     features = _Features(classifier)
     try:
         graph = _Tracer().trace(features)
@@ -104,7 +115,8 @@ def _halves(classifier: Classifier, live: set[str], image: Tensor) -> Cut:
     if any(node.op == "placeholder" for node in crossing):
         raise CannotCut("nothing that is frozen comes before what trains")
     prefix, suffix = _prefix(graph, crossing), _suffix(graph, crossing, late)
-    return Cut(fx.GraphModule(features, prefix), fx.GraphModule(features, suffix), ", ".join(node.name for node in crossing))
+    boundary = ", ".join(node.name.removeprefix("classifier_backbone_") for node in crossing)
+    return _Halves(fx.GraphModule(features, prefix), fx.GraphModule(features, suffix), boundary)
 
 
 def _downstream(graph: fx.Graph, live: set[str], classifier: Classifier) -> set[fx.Node]:

@@ -223,6 +223,16 @@ class Ema(Strict):
     decay: float = Field(0.999, gt=0, lt=1, description="weight of the past in the moving average of the weights, after warm-up")
 
 
+class Cache(Strict):
+    """Activations of what is frozen, kept between epochs, phases and runs."""
+
+    use: bool = Field(True, description="whether the frozen part of a phase runs once instead of in every epoch")
+    budget_gb: float = Field(10.0, gt=0, description="most that is kept on disk, over all runs; the longest unused goes first")
+    dtype: Literal["float32", "float16", "bfloat16"] = Field("float32", description="number format of what is kept")
+    half_over_budget: bool = Field(False, description="over budget, keep float16 rather than nothing")
+    views: int = Field(0, ge=0, le=1000, description="augmented versions kept of each training picture, taken in turns; 0 is none")
+
+
 class EarlyStopping(Strict):
     patience: int = Field(ge=1, description="epochs without a better validation score before a phase ends")
     min_delta: float = Field(0.0, ge=0, description="what counts as better")
@@ -271,6 +281,7 @@ class Recipe(Strict):
     mix: Mix = Field(default_factory=Mix, description="training batches; with both, each batch gets one of them by chance")
     ema: Ema | None = Field(None, description="validate and ship a moving average of the weights")
     wise_ft: bool = Field(False, description="ship the blend of the weights before and after fine-tuning that validates best (WiSE-FT)")
+    cache: Cache = Field(default_factory=Cache, description="activations of what is frozen, kept between epochs, phases and runs")
     early_stopping: EarlyStopping | None = Field(None, description="ends a phase that no longer gets better")
     trainer: Trainer = Field(default_factory=Trainer, description="handed to Lightning")
 

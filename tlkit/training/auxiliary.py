@@ -20,14 +20,15 @@ class AuxiliaryHeads(nn.Module):
         self.heads = heads
         self.weight = weight
 
-    def follow(self, classifier: Classifier) -> None:
-        """Lets those heads train that have a layer before them which trains; the others would change nothing."""
+    def follow(self, classifier: Classifier) -> bool:
+        """Lets those heads train that have a layer before them which trains; the others would change nothing. Returns if one does."""
         trained = {name for name, parameter in classifier.backbone.named_parameters() if parameter.requires_grad}
         reached = False
         for stage in classifier.stages:
             reached = reached or not trained.isdisjoint(stage.parameters)
             if stage.name in self.heads:
                 self.heads[stage.name].requires_grad_(reached)
+        return any(parameter.requires_grad for parameter in self.parameters())
 
     def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
         """What of them trains, for the optimizer. Biases and normalisation layers are not decayed."""

@@ -15,7 +15,7 @@ from tlkit.data.decode import decode
 from tlkit.data.pictures import make_loader
 from tlkit.data.preprocess import Preprocessing, preprocessing_for
 from tlkit.data.samples import Samples
-from tlkit.data.splits import Duplicates, duplicates_across_splits, split_samples, write_manifest
+from tlkit.data.splits import Duplicates, duplicates_across_splits, hash_pictures, split_samples, write_manifest
 from tlkit.data.statistics import channel_statistics
 from tlkit.evaluate.curves import draw_curves
 from tlkit.evaluate.evaluate import measure_split
@@ -68,6 +68,7 @@ def finetune(recipe: Recipe, *, out: Path | None = None) -> Path:
     run = make_run_folder(recipe.name, out)
     first = is_first_process()
     console = start_log(run / "log.txt", quiet=not first)
+    data.hashes = hash_pictures(samples)
     if first:
         (run / "recipe.yaml").write_text(recipe_yaml(recipe), encoding="utf-8")
         LOG.info("%s: %s, %s, into %s", recipe.name, counts_of(samples), recipe.model.backbone, run)
@@ -75,7 +76,7 @@ def finetune(recipe: Recipe, *, out: Path | None = None) -> Path:
             LOG.info("weights: %s", note)
         for line in (*recipe_notes(recipe), *how_judged(recipe, samples).values()):
             LOG.info("%s", line)
-        warn_of_leaks(duplicates_across_splits(write_manifest(samples, run / "split.csv")))
+        warn_of_leaks(duplicates_across_splits(write_manifest(samples, data.hashes, run / "split.csv")))
 
     try:
         result = train_phases(classifier, data, recipe, ready.trained, device=ready.devices.here, run=run, console=console)

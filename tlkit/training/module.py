@@ -9,6 +9,7 @@ from torchmetrics import Metric
 
 from tlkit.evaluate.metrics import Lead
 from tlkit.models.classifier import Classifier
+from tlkit.models.split import Activations, Suffix
 from tlkit.recipe.schema import Mix, Optimizer, Phase, Schedule, Task
 from tlkit.training.auxiliary import AuxiliaryHeads
 from tlkit.training.l2_sp import StartingPoint
@@ -17,7 +18,7 @@ from tlkit.training.mix import build_mix
 from tlkit.training.optimizers import build_optimizer, build_schedule, parameter_groups
 from tlkit.training.scores import accuracy_of, count, score_of
 
-Batch = tuple[Tensor, Tensor]
+Batch = tuple[Tensor | Activations, Tensor]
 
 
 class PhaseModule(LightningModule):
@@ -41,6 +42,7 @@ class PhaseModule(LightningModule):
         mix: Mix,
         auxiliary: AuxiliaryHeads | None = None,
         start: StartingPoint | None = None,
+        suffix: Suffix | None = None,
     ) -> None:
         super().__init__()
         self.classifier = classifier
@@ -52,6 +54,8 @@ class PhaseModule(LightningModule):
         if auxiliary is not None:
             auxiliary.follow(classifier)
         self._start = start
+        # Not as a module of its own: its layers are the classifier's.
+        self._suffix = [suffix] if suffix is not None else []
         self._normalize = normalize
         self._task = task
         self._mix = build_mix(mix, classes)
@@ -59,6 +63,8 @@ class PhaseModule(LightningModule):
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         images, labels = batch
+        if not isinstance(images, Tensor):
+            return batch
         # Pictures travel as uint8, a quarter of the bytes, and become floats where they are used.
         images = self._normalize(images)
         return self._mix(images, labels) if self._mix is not None and self.trainer.training else (images, labels)
@@ -78,9 +84,9 @@ class PhaseModule(LightningModule):
         return self._step(batch, "val", self.val_accuracy)
 
     def _step(self, batch: Batch, split: str, accuracy: Metric) -> Tensor:
-        """Mean loss of one batch. images [B, C, H, W], labels [B] or, mixed or multilabel, [B, K]."""
-        images, labels = batch
-        logits = self.classifier(images)  # [B, K]
+        """Mean loss of one batch. images [B, C, H, W] or kept activations, labels [B] or, mixed or multilabel, [B, K]."""
+        inputs, labels = batch
+        logits = self._logits(inputs)  # [B, K]
         # Validation is measured against the labels as they are, so that its losses compare between recipes.
         loss: Tensor = self.criterion(logits, labels) if split == "train" else plain_loss(logits, labels)
         figures: dict[str, Metric | Tensor] = {f"{split}/loss": loss, f"{split}/accuracy": accuracy}
@@ -96,6 +102,14 @@ class PhaseModule(LightningModule):
             sync_dist=True,
         )
         return loss
+
+    def _logits(self, inputs: Tensor | Activations) -> Tensor:
+        if isinstance(inputs, Tensor):
+            logits: Tensor = self.classifier(inputs)
+            return logits
+        (suffix,) = self._suffix
+        logits = self.classifier.head(suffix.train(self.training)(*inputs))
+        return logits
 
     def configure_optimizers(self) -> Any:
         groups = parameter_groups(self.classifier, self._phase, self._optimizer, decay_backbone=self._start is None)

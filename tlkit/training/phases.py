@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,10 @@ from tlkit.data.datamodule import PictureData
 from tlkit.errors import DataError
 from tlkit.evaluate.metrics import in_words, lead_of
 from tlkit.models.classifier import Classifier
+from tlkit.models.split import CannotCut, Suffix, cut
 from tlkit.recipe.schema import EarlyStopping as EarlyStoppingRecipe
-from tlkit.recipe.schema import FromStage, Phase, Recipe, Train
+from tlkit.recipe.schema import FromStage, Mix, Phase, Recipe, Train
+from tlkit.training.activation_cache import ActivationCache, NotKept
 from tlkit.training.auxiliary import AuxiliaryHeads, build_auxiliary_heads
 from tlkit.training.callbacks import (
     BestWeights,
@@ -31,6 +34,7 @@ from tlkit.training.callbacks import (
     StopBetweenBatches,
     last_checkpoint,
     moving_average,
+    pictures_progress,
     save_state,
 )
 from tlkit.training.l2_sp import StartingPoint
@@ -118,7 +122,10 @@ def train_phases(
             out=run,
         )
         check_batch_size(classifier, data.batch_size // trainer.world_size)
-        fit(trainer, build_module(classifier, data, recipe, phase, auxiliary, start), data)
+        inputs, suffix = inputs_of_phase(
+            classifier, data, recipe, auxiliary, device=trainer.strategy.root_device, title=title, console=console
+        )
+        fit(trainer, build_module(classifier, data, recipe, phase, auxiliary, start, suffix), inputs)
         if trainer.current_epoch < phase.epochs:
             LOG.info(
                 "%s ended early: no better validation %s for %d epochs",
@@ -131,7 +138,7 @@ def train_phases(
         return Trained([], 0, 0, {}, device)
     if trainer.is_global_zero:
         best.restore()
-    return Trained(table.rows, best.phase, best.epoch, seconds, trainer.strategy.root_device)
+    return Trained(table.rows, best.phase, best.epoch, seconds, device)
 
 
 def build_module(
@@ -141,6 +148,7 @@ def build_module(
     phase: Phase,
     auxiliary: AuxiliaryHeads | None = None,
     start: StartingPoint | None = None,
+    suffix: Suffix | None = None,
 ) -> PhaseModule:
     """classifier: frozen as the phase says already. auxiliary, start: made before the first phase, None where the recipe has none."""
     return PhaseModule(
@@ -156,10 +164,43 @@ def build_module(
         mix=recipe.mix,
         auxiliary=auxiliary,
         start=start,
+        suffix=suffix,
     )
 
 
-def fit(trainer: lightning.Trainer, module: PhaseModule, data: PictureData) -> None:
+def inputs_of_phase(
+    classifier: Classifier,
+    data: PictureData,
+    recipe: Recipe,
+    auxiliary: AuxiliaryHeads | None,
+    *,
+    device: torch.device,
+    title: str,
+    console: Console,
+) -> tuple[lightning.LightningDataModule, Suffix | None]:
+    """The pictures; or, where the frozen part has to run only once, its activations and the layers that come after it.
+
+    classifier: frozen as the phase says already.
+    """
+    if not recipe.cache.use or classifier.trains_whole_backbone:
+        return data, None
+    try:
+        if recipe.mix != Mix():
+            raise NotKept("mix blends pictures in every epoch")
+        if auxiliary is not None and auxiliary.follow(classifier):
+            raise NotKept("an auxiliary head looks at layers before what trains")
+        size = data.preprocessing.image_size
+        black = data.preprocessing.normalize(torch.zeros(1, data.preprocessing.channels, size, size, dtype=torch.uint8))
+        found = cut(classifier, black)
+        progress = partial(pictures_progress, console)
+        cache = ActivationCache(found, data, recipe.cache, device=device, precision=recipe.trainer.precision, progress=progress)
+        return cache.splits(), found.suffix
+    except (CannotCut, NotKept) as why:
+        LOG.info("%s  its frozen part runs in every epoch: %s", title, why)
+        return data, None
+
+
+def fit(trainer: lightning.Trainer, module: PhaseModule, data: lightning.LightningDataModule) -> None:
     """Raises KeyboardInterrupt after Ctrl-C: at the end of the batch, or at once after a second one."""
     with _interruptible(trainer), _quiet():
         trainer.fit(module, datamodule=data)

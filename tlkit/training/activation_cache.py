@@ -1,0 +1,367 @@
+"""The frozen part of a network run once: its activations lie in a file, and a phase trains only what comes after them.
+
+An entry is a folder named by its key; it appears whole or not at all. Everything that decides about an activation is in the key, so
+later phases, other seeds, other heads and a search find what an earlier run left, and nothing stale is ever found.
+"""
+
+import errno
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import timm
+import torch
+from filelock import FileLock
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tlkit.data.datamodule import PictureData
+from tlkit.data.pictures import PictureLoader, make_loader
+from tlkit.data.samples import Sample
+from tlkit.models.split import Activations, Cut
+from tlkit.recipe.schema import Cache
+
+LOG = logging.getLogger("tlkit")
+
+FORMAT = 1
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+AUTOCAST: Mapping[str, Callable[[str], AbstractContextManager[Any]]] = {
+    "32-true": lambda device: nullcontext(),
+    "bf16-mixed": lambda device: torch.autocast(device, torch.bfloat16),
+    "16-mixed": lambda device: torch.autocast(device, torch.float16),
+}
+LARGEST_SHARE = 8
+"""Activations of more than this many times the bytes of the uint8 picture are not kept: near its first layers a network is quicker run
+than read (resnet18 at 128 px: 21 times after the first convolution, 5 times at layer1)."""
+
+
+class NotKept(Exception):
+    """Says why the frozen part runs in every epoch instead."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Activations of some pictures. rows: a picture's id -> its row; views: augmented versions of each, 0 for the picture as it is."""
+
+    arrays: tuple[NDArray[Any], ...]
+    dtype: torch.dtype
+    rows: Mapping[str, int]
+    views: int
+
+    def read(self, rows: Sequence[int]) -> Activations:
+        """float32, [B, ...]; maps in channels_last memory, as they are kept."""
+        return tuple(_as_activation(torch.from_numpy(array[rows]), self.dtype) for array in self.arrays)
+
+
+def cache_folder() -> Path:
+    """$TLKIT_CACHE, or tlkit's part of the user's cache folder."""
+    chosen = os.environ.get("TLKIT_CACHE")
+    return Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tlkit"
+
+
+class ActivationLoader:
+    """The batches of a picture loader, in its order, as (activations, labels)."""
+
+    batch_sampler = None  # Lightning looks for it, finds this, and tells `sampler` of each epoch
+
+    def __init__(self, loader: PictureLoader, stored: Stored) -> None:
+        self.sampler, self.batch_size = loader.sampler, int(loader.batch_size or 1)
+        self._pictures = loader.pictures
+        self._stored = stored
+        self._rows = [stored.rows[sample.id] for sample in self._pictures.samples]
+        self._labels = torch.from_numpy(np.stack([np.asarray(self._pictures.target(sample)) for sample in self._pictures.samples]))
+
+    def __len__(self) -> int:
+        return -(-len(self.sampler) // self.batch_size)  # type: ignore[arg-type]  # ours has a length
+
+    def __iter__(self) -> Iterator[tuple[Activations, Tensor]]:
+        keys = list(self.sampler)
+        for first in range(0, len(keys), self.batch_size):
+            batch = keys[first : first + self.batch_size]
+            yield self._stored.read([self._row(*key) for key in batch]), self._labels[[index for _, index in batch]]
+
+    def _row(self, epoch: int, index: int) -> int:
+        """Views take turns from epoch to epoch."""
+        views = max(1, self._stored.views)
+        return self._rows[index] * views + epoch % views
+
+
+class ActivationData(lightning.LightningDataModule):
+    """What PictureData gives, with pictures replaced by their activations."""
+
+    def __init__(self, data: PictureData, train: Stored, val: Stored) -> None:
+        super().__init__()
+        self._data, self._train, self._val = data, train, val
+
+    def train_dataloader(self) -> ActivationLoader:
+        return ActivationLoader(self._data.train_dataloader(), self._train)
+
+    def val_dataloader(self) -> ActivationLoader:
+        return ActivationLoader(self._data.val_dataloader(), self._val)
+
+
+class ActivationCache:
+    """Finds or makes the entries of one cut. Writes nothing but entries; `say` is told in a line what was found or made."""
+
+    def __init__(
+        self,
+        cut: Cut,
+        data: PictureData,
+        cache: Cache,
+        *,
+        device: torch.device,
+        precision: str,
+        progress: Callable[[str, int], AbstractContextManager[Callable[[int], None]]],
+    ) -> None:
+        """precision: Lightning's word for it. progress: see `pictures_progress`. Raises NotKept for a precision that is not supported."""
+        if precision not in AUTOCAST:
+            raise NotKept(f"trainer.precision is {precision}")
+        self._cut, self._data, self._cache = cut, data, cache
+        self._device, self._precision, self._progress = device, precision, progress
+        self._weights = digest(cut.prefix.state_dict())
+
+    def splits(self) -> ActivationData:
+        """Training and validation activations. Raises NotKept."""
+        everything = self._data.samples.samples
+        if self._data.augmentation is None:
+            stored = self._stored(everything, views=0)
+            return ActivationData(self._data, stored, stored)
+        if not self._cache.views:
+            raise NotKept("augment changes the pictures in every epoch (cache.views keeps a number of views of each)")
+        held_out = tuple(sample for sample in everything if sample.split != "train")
+        return ActivationData(
+            self._data, self._stored(self._data.samples.of("train"), views=self._cache.views), self._stored(held_out, views=0)
+        )
+
+    def _stored(self, samples: Sequence[Sample], *, views: int) -> Stored:
+        samples = sorted(samples, key=lambda sample: sample.id)
+        rows = {sample.id: row for row, sample in enumerate(samples)}
+        shapes = self._shapes()
+        dtype = self._affordable(shapes, len(samples) * max(1, views))
+        key = self._key(samples, dtype, views)
+        entry = cache_folder() / "activations" / key
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{entry}.lock"):
+            stored = _open(entry, shapes, DTYPES[dtype], rows, views)
+            if stored is not None and not self._agrees(stored, samples):
+                LOG.warning("kept activations in %s differ from the network's: made anew", entry)
+                stored = None
+            if stored is None:
+                self._make(entry, samples, shapes, dtype, views)
+                stored = _open(entry, shapes, DTYPES[dtype], rows, views)
+            else:
+                LOG.info("activations of %d pictures found in %s", len(samples), entry)
+        if stored is None:
+            raise NotKept(f"{entry} can't be read back")
+        os.utime(entry)
+        return stored
+
+    def _shapes(self) -> list[tuple[int, ...]]:
+        """Of one picture's activations, in the order in which they are kept: maps [H, W, C]."""
+        size, channels = self._data.preprocessing.image_size, self._data.preprocessing.channels
+        black = torch.zeros(1, channels, size, size, dtype=torch.uint8)
+        return [tuple(_as_kept(activation).shape[1:]) for activation in self._activations(black)]
+
+    @torch.inference_mode()
+    def _activations(self, images: Tensor) -> Activations:
+        """images: uint8 [B, C, S, S]."""
+        self._cut.prefix.to(self._device)
+        normalized = self._data.preprocessing.normalize(images.to(self._device, non_blocking=True))
+        with AUTOCAST[self._precision](self._device.type):
+            return tuple(self._cut.prefix(normalized.contiguous(memory_format=torch.channels_last)))
+
+    def _affordable(self, shapes: Sequence[tuple[int, ...]], pictures: int) -> str:
+        """The number format to keep them in. Raises NotKept if no allowed one is within bounds, with the size that would be needed."""
+        preprocessing = self._data.preprocessing
+        values = sum(int(np.prod(shape)) for shape in shapes)
+        formats = [self._cache.dtype, *(["float16"] if self._cache.half_over_budget else [])]
+        for dtype in formats:
+            a_picture = values * DTYPES[dtype].itemsize
+            needed = pictures * a_picture
+            if a_picture > LARGEST_SHARE * preprocessing.image_size**2 * preprocessing.channels:
+                reason = f"a picture's activations at {self._cut.boundary} are {a_picture / 1e6:.1f} MB: running so few layers is quicker"
+            elif needed > self._cache.budget_gb * 1e9:
+                reason = f"{needed / 1e9:.2f} GB would be needed and cache.budget_gb is {self._cache.budget_gb:g}"
+            else:
+                return dtype
+        raise NotKept(reason)
+
+    def _key(self, samples: Sequence[Sample], dtype: str, views: int) -> str:
+        augmentation = [repr(self._data.augmentation.compose), self._data.seed, views] if views and self._data.augmentation else None
+        facts = {
+            "format": FORMAT,
+            "prefix": self._weights,
+            "graph": self._cut.code,
+            "preprocessing": self._data.preprocessing.to_json(),
+            "pictures": digest_texts(f"{sample.id}\0{self._data.hashes[sample.id]}" for sample in samples),
+            "augmentation": augmentation,
+            "dtype": dtype,
+            "device": self._device.type,
+            "precision": self._precision,
+            "versions": [torch.__version__, timm.__version__],
+        }
+        return sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+
+    def _agrees(self, stored: Stored, samples: Sequence[Sample]) -> bool:
+        """Compares the first batch with what the network gives now."""
+        first = samples[: self._data.batch_size]
+        rows = [row * max(1, stored.views) for row in range(len(first))]
+        (images, _) = next(iter(self._loader(first, view=0, augmented=stored.views > 0)))
+        tolerance = 1e-3 if stored.dtype == torch.float32 else 2e-2
+        live = [activation.float().cpu() for activation in self._activations(images)]
+        return all(
+            torch.allclose(kept, now, rtol=tolerance, atol=tolerance * float(now.abs().max()))
+            for kept, now in zip(stored.read(rows), live, strict=True)
+        )
+
+    def _make(self, entry: Path, samples: Sequence[Sample], shapes: Sequence[tuple[int, ...]], dtype: str, views: int) -> None:
+        """Raises NotKept if the disk is full."""
+        needed = len(samples) * max(1, views) * sum(int(np.prod(shape)) for shape in shapes) * DTYPES[dtype].itemsize
+        make_room(needed, self._cache.budget_gb)
+        writing = entry.with_suffix(".writing")
+        shutil.rmtree(writing, ignore_errors=True)  # of a process that was killed
+        writing.mkdir()
+        began = time.perf_counter()
+        try:
+            self._write(writing, samples, DTYPES[dtype], views)
+            facts = {"boundary": self._cut.boundary, "pictures": len(samples), "views": views, "dtype": dtype, "shapes": shapes}
+            (writing / "entry.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
+            shutil.rmtree(entry, ignore_errors=True)
+            writing.rename(entry)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise NotKept(f"the disk of {entry.parent} is full: {needed / 1e9:.2f} GB are needed") from error
+        finally:
+            shutil.rmtree(writing, ignore_errors=True)
+        LOG.info(
+            "frozen part run once, up to %s: %d pictures%s, %.0f MB in %.1f s",
+            self._cut.boundary,
+            len(samples),
+            f" in {views} views" if views else "",
+            needed / 1e6,
+            time.perf_counter() - began,
+        )
+
+    def _write(self, folder: Path, samples: Sequence[Sample], dtype: torch.dtype, views: int) -> None:
+        """Plain files of rows, a picture's views side by side. Files, since a full disk kills who writes to mapped memory."""
+        what = "frozen part, once"
+        arrays: list[Any] = []
+        with self._progress(what, len(samples) * max(1, views)) as advance:
+            loaders = [iter(self._loader(samples, view=view, augmented=views > 0)) for view in range(max(1, views))]
+            for batches in zip(*loaders, strict=True):
+                found = [self._activations(images) for images, _ in batches]  # a view each
+                kept = [torch.stack([_as_kept(a) for a in views_of_one], dim=1).flatten(0, 1) for views_of_one in zip(*found, strict=True)]
+                if not arrays:
+                    arrays = [(folder / f"{i}.bin").open("wb") for i in range(len(kept))]
+                for array, activation in zip(arrays, kept, strict=True):
+                    array.write(_as_bytes(activation.to(dtype).cpu()))
+                advance(sum(len(labels) for _, labels in batches))
+        for array in arrays:
+            array.flush()
+            os.fsync(array.fileno())
+            array.close()
+
+    def _loader(self, samples: Sequence[Sample], *, view: int, augmented: bool) -> PictureLoader:
+        loader = make_loader(
+            samples,
+            self._data.preprocessing,
+            batch_size=self._data.batch_size,
+            augmentation=self._data.augmentation if augmented else None,
+            workers=self._data.workers,
+            seed=self._data.seed,
+        )
+        loader.sampler.set_epoch(view)  # type: ignore[attr-defined]  # ours: a view is drawn as an epoch is
+        return loader
+
+
+def digest(state: Mapping[str, Tensor]) -> str:
+    """sha256 of names and values."""
+    found = sha256()
+    for name in sorted(state):
+        found.update(name.encode())
+        found.update(_as_bytes(state[name].detach().cpu()))
+    return found.hexdigest()
+
+
+def digest_texts(texts: Iterator[str]) -> str:
+    found = sha256()
+    for text in texts:
+        found.update(text.encode("utf-8", "surrogateescape") + b"\n")
+    return found.hexdigest()
+
+
+def make_room(needed: int, budget_gb: float) -> None:
+    """Removes the entries that were unused for longest until `needed` bytes more are within the budget."""
+    listed = entries()
+    total = sum(entry.size for entry in listed)
+    for entry in listed:
+        if total + needed <= budget_gb * 1e9:
+            return
+        shutil.rmtree(entry.folder, ignore_errors=True)
+        total -= entry.size
+
+
+@dataclass(frozen=True)
+class Entry:
+    """size in bytes; used: seconds since the epoch."""
+
+    folder: Path
+    size: int
+    used: float
+    facts: Mapping[str, Any]
+
+
+def entries() -> list[Entry]:
+    """All whole entries, the one unused for longest first."""
+    folders = [file.parent for file in (cache_folder() / "activations").glob("*/entry.json")]
+    found = [
+        Entry(
+            folder,
+            sum(file.stat().st_size for file in folder.iterdir()),
+            folder.stat().st_mtime,
+            json.loads((folder / "entry.json").read_text(encoding="utf-8")),
+        )
+        for folder in folders
+        if folder.suffix != ".writing"
+    ]
+    return sorted(found, key=lambda entry: entry.used)
+
+
+def _open(entry: Path, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, rows: Mapping[str, int], views: int) -> Stored | None:
+    """None if there is none, or if its files don't have the sizes that they should have."""
+    if not (entry / "entry.json").is_file():
+        return None
+    number = len(rows) * max(1, views)
+    files = [entry / f"{i}.bin" for i in range(len(shapes))]
+    sizes = [number * int(np.prod(shape)) * dtype.itemsize for shape in shapes]
+    if any(not file.is_file() or file.stat().st_size != size for file, size in zip(files, sizes, strict=True)):
+        LOG.warning("%s is damaged: made anew", entry)
+        return None
+    kind = np.int16 if dtype == torch.bfloat16 else torch.empty(0, dtype=dtype).numpy().dtype
+    arrays = tuple(np.memmap(file, kind, "r", shape=(number, *shape)) for file, shape in zip(files, shapes, strict=True))
+    return Stored(arrays, dtype, rows, views)
+
+
+def _as_kept(activation: Tensor) -> Tensor:
+    """Maps as [B, H, W, C], which is how channels_last memory lies."""
+    return activation.permute(0, 2, 3, 1).contiguous() if activation.ndim == 4 else activation.contiguous()
+
+
+def _as_activation(kept: Tensor, dtype: torch.dtype) -> Tensor:
+    values = (kept.view(torch.bfloat16) if dtype == torch.bfloat16 else kept).float()
+    return values.permute(0, 3, 1, 2) if values.ndim == 4 else values
+
+
+def _as_bytes(tensor: Tensor) -> bytes:
+    return tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
