@@ -38,6 +38,8 @@ def cut(classifier: Classifier, image: Tensor) -> Cut:
     image: [1, C, H, W], any picture of the right size, to find out what crosses the cut.
     Raises CannotCut where the network can't be traced, nothing is frozen before what trains, or the halves don't give the whole.
     """
+    if not any(parameter.requires_grad for parameter in classifier.backbone.parameters()):
+        return Cut(_Alone(classifier), Suffix(nn.Identity(), nn.Identity()), "the features", repr(classifier.backbone))
     image = image.to(next(classifier.parameters()).device)
     live = {name for name, module in classifier.named_modules() if _is_live(module)}
     training = classifier.training
@@ -80,6 +82,18 @@ class _Features(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.classifier.features(images)
+
+
+class _Alone(nn.Module):
+    """All of a frozen backbone: nothing has to be traced."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__()
+        self.backbone = classifier.backbone
+        self._features = [classifier.features]  # in a list, so that the head is no part of this
+
+    def forward(self, images: Tensor) -> Activations:
+        return (self._features[0](images),)
 
 
 class _Tracer(fx.Tracer):
