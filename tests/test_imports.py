@@ -20,7 +20,7 @@ ROWS = (
     ("cli",),
     ("__init__", "__main__"),
 )
-ONLY_IN = {"lightning": ("data/datamodule.py", "training/"), "pydantic": ("recipe/",)}
+ONLY_IN = {"lightning": ("data/datamodule.py", "training/", "bench/textbook.py"), "pydantic": ("recipe/",)}
 HEAVY = {"fastapi", "matplotlib", "onnx", "onnxruntime", "onnxscript", "optuna", "uvicorn"}
 VAGUE = {"base", "common", "helpers", "misc", "utils"}
 

@@ -172,6 +172,51 @@ def models(arguments: Namespace) -> int:
     return print_models(rest[0] if rest else None)
 
 
+def bench_arguments(parser: ArgumentParser) -> None:
+    from tlkit.bench.sides import SIDES
+    from tlkit.bench.work import DEFAULT_BACKBONE, KINDS, SIZES, WORDS
+
+    help = "what to measure. " + ". ".join(f"{kind}: {WORDS[kind]}" for kind in KINDS)
+    parser.add_argument("work", choices=KINDS, metavar="WORK", help=help)
+    sizes = " and ".join(f"{name} is {training}+{validation}" for name, (training, validation) in SIZES.items())
+    help = f"training and validation pictures, such as 800+200; {sizes} (default: small)"
+    parser.add_argument("--size", type=_bench_size, default=SIZES["small"], metavar="SIZE", help=help)
+    parser.add_argument("--repeats", type=_count, default=3, metavar="N", help="runs of each side, after a warm-up (default: 3)")
+    parser.add_argument("--sides", nargs="+", choices=tuple(SIDES), default=tuple(SIDES), help="default: all")
+    parser.add_argument("--stage", metavar="NAME", help="of from: the first stage that trains (default: the last)")
+    parser.add_argument("--backbone", default=DEFAULT_BACKBONE, metavar="NAME", help=f"default: {DEFAULT_BACKBONE}")
+    parser.add_argument("--warm-cache", action="store_true", help="tlkit finds what an earlier run with another seed cached")
+    parser.add_argument("--format", choices=("table", "json"), default="table", help="default: table")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="where to put every run's figures, as JSON")
+
+
+def _bench_size(text: str) -> tuple[int, int]:
+    from tlkit.bench.work import SIZES
+
+    training, _, validation = text.partition("+")
+    if text in SIZES:
+        return SIZES[text]
+    # Two pictures of each of the ten classes, so that no class is missing.
+    if not (training.isdigit() and validation.isdigit()) or min(int(training), int(validation)) < 20:
+        raise ArgumentTypeError(f"'{text}' is not a size: expected {', '.join(SIZES)}, or two numbers from 20 on, such as 800+200")
+    return int(training), int(validation)
+
+
+def bench(arguments: Namespace) -> int:
+    from tlkit.bench.command import bench_command
+    from tlkit.bench.work import Work
+
+    return bench_command(
+        Work(arguments.work, backbone=arguments.backbone, stage=arguments.stage),
+        arguments.size,
+        sides=arguments.sides,
+        repeats=arguments.repeats,
+        warm_cache=arguments.warm_cache,
+        as_json=arguments.format == "json",
+        out=arguments.out,
+    )
+
+
 # name: (what it does, its arguments, the command)
 COMMANDS: dict[str, tuple[str, Callable[[ArgumentParser], None], Callable[[Namespace], int]]] = {
     "finetune": ("train a recipe's model, measure it, and keep it in a run folder", finetune_arguments, finetune),
@@ -181,6 +226,7 @@ COMMANDS: dict[str, tuple[str, Callable[[ArgumentParser], None], Callable[[Names
     "evaluate": ("measure the model of a run again", evaluate_arguments, evaluate),
     "predict": ("name the classes of pictures", predict_arguments, predict),
     "models": ("list the backbones that a recipe can name", models_arguments, models),
+    "bench": ("measure tlkit here, beside a bare loop and a textbook Lightning script", bench_arguments, bench),
 }
 
 OPTIONS = ("--help", "--version", "--debug")

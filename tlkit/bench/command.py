@@ -1,0 +1,172 @@
+"""`tlkit bench`: tlkit, the floor and the textbook on the same work, in one run, each as a whole process."""
+
+import json
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from tlkit.bench.sides import Run, machine, run_side
+from tlkit.bench.work import WORDS, Work, package_weights, write_pictures
+from tlkit.errors import RunError, TlkitError
+
+WARM_UP = (64, 32)
+"""Pictures of the discarded first run, which brings libraries into the system's file cache."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The median of the repeats, the lowest and the highest."""
+
+    median: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Bench:
+    """All runs of one work. training, validation: how many pictures. runs: side -> a run for each repeat."""
+
+    work: Work
+    training: int
+    validation: int
+    runs: Mapping[str, Sequence[Run]]
+
+    def figures(self, side: str) -> dict[str, Spread | None]:
+        """images_s: training pictures of an epoch over its seconds, validation included. epoch_s: of each run the median epoch.
+
+        The ratios are to the floor's run of the same repeat.
+        """
+        runs = self.runs[side]
+        epochs = [median(run.epochs_s) for run in runs]
+        return {
+            "images_s": _spread([self.training / seconds for seconds in epochs]),
+            "epoch_s": _spread(epochs),
+            "whole_s": _spread([run.whole_s for run in runs]),
+            "cpu_s": _spread([run.used.cpu_s for run in runs if run.used.cpu_s is not None]),
+            "peak_mb": _spread([run.used.peak_mb for run in runs if run.used.peak_mb is not None]),
+            "accuracy": _spread([run.accuracy for run in runs]),
+            "epoch_ratio": self._ratio(epochs, [median(run.epochs_s) for run in self.runs.get("floor", ())]),
+            "whole_ratio": self._ratio([run.whole_s for run in runs], [run.whole_s for run in self.runs.get("floor", ())]),
+        }
+
+    def _ratio(self, own: Sequence[float], floor: Sequence[float]) -> Spread | None:
+        return _spread([a / b for a, b in zip(own, floor, strict=True)]) if floor else None
+
+    def to_json(self) -> dict[str, Any]:
+        figures = {side: self.figures(side) for side in self.runs}
+        return {
+            "work": {key: value for key, value in asdict(self.work).items() if key not in ("pictures", "weights", "seed")},
+            "weights": "package" if self.work.weights else "random",
+            "pictures": {"train": self.training, "val": self.validation},
+            "machine": machine(),
+            "sides": {
+                side: {
+                    **{name: spread and asdict(spread) for name, spread in figures[side].items()},
+                    "runs": [asdict(run) for run in runs],
+                }
+                for side, runs in self.runs.items()
+            },
+        }
+
+
+def _spread(values: Sequence[float]) -> Spread | None:
+    return Spread(median(values), min(values), max(values)) if values else None
+
+
+def bench_command(
+    work: Work, pictures: tuple[int, int], *, sides: Sequence[str], repeats: int, warm_cache: bool, as_json: bool, out: Path | None
+) -> int:
+    """work: its pictures and weights are filled in here. out: a file for the JSON, beside what is printed."""
+    if work.stage and work.kind != "from":
+        raise TlkitError(f"--stage {work.stage} is for the work `from`.\n  Expected: tlkit bench from --stage {work.stage}")
+    if out is not None and not out.parent.is_dir():
+        raise RunError(f"--out {out}: there is no folder {out.parent}.\n  Make it first, or choose another place.")
+    work = replace(work, weights=package_weights(work.backbone))
+    console = Console(stderr=True, highlight=False)
+    bench = measure(work, pictures, sides=sides, repeats=repeats, warm_cache=warm_cache, console=console)
+    text = json.dumps(bench.to_json(), indent=2) + "\n"
+    if out is not None:
+        out.write_text(text, encoding="utf-8")
+    if as_json:
+        sys.stdout.write(text)
+    else:
+        print_bench(bench, Console())
+    return 0
+
+
+def measure(
+    work: Work, pictures: tuple[int, int], *, sides: Sequence[str], repeats: int, warm_cache: bool = False, console: Console
+) -> Bench:
+    """Runs every side once on a few pictures, then all sides in turn, `repeats` times with seeds from 0.
+
+    In turn, so that a machine that gets slower is slow for all. warm_cache: tlkit finds what an earlier run with another seed cached.
+    """
+    runs: dict[str, list[Run]] = {side: [] for side in sides}
+    with tempfile.TemporaryDirectory(prefix="tlkit-bench-") as name:
+        home = Path(name)
+        console.print(f"writing {sum(pictures):,} pictures to {home}, for as long as this takes")
+        write_pictures(home / "pictures", *pictures)
+        write_pictures(home / "few", *WARM_UP)
+        work = replace(work, pictures=str(home / "pictures"))
+        few = replace(work, pictures=str(home / "few"), epochs=1)
+        for side in sides:
+            console.print(f"warm-up  {side}")
+            run_side(side, few, home)
+        if warm_cache and "tlkit" in sides:
+            console.print("filling the cache  tlkit")
+            run_side("tlkit", replace(work, seed=repeats), home, keep_cache=True)
+        for repeat in range(repeats):
+            for side in sides:
+                run = run_side(side, replace(work, seed=repeat), home, keep_cache=warm_cache)
+                runs[side].append(run)
+                console.print(f"repeat {repeat + 1}/{repeats}  {side:<9} {run.whole_s:.1f} s")
+    return Bench(work, *pictures, runs)
+
+
+ROWS = {
+    "images_s": ("images/s in an epoch", ".0f"),
+    "epoch_s": ("s an epoch", ".3g"),
+    "whole_s": ("s for the whole process", ".1f"),
+    "cpu_s": ("CPU s for the whole process", ".1f"),
+    "peak_mb": ("peak memory, MB", ".0f"),
+    "accuracy": ("validation accuracy at the end", ".3f"),
+    "epoch_ratio": ("epoch / the floor's", ".2f"),
+    "whole_ratio": ("whole / the floor's", ".2f"),
+}
+
+
+def print_bench(bench: Bench, console: Console) -> None:
+    work = bench.work
+    weights = "its ImageNet weights" if work.weights else "random weights, so that accuracy says nothing"
+    console.print(f"[bold]{work.kind}[/bold]: {WORDS[work.kind]}", highlight=False)
+    console.print(
+        f"{work.backbone} with {weights}\n{bench.training:,} + {bench.validation:,} pictures at {work.image_size} px, "
+        f"batches of {work.batch_size}, {work.epochs} epochs\n",
+        highlight=False,
+    )
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 3, 0, 0))
+    table.add_column("")
+    for side in bench.runs:
+        table.add_column(side, justify="right", no_wrap=True)
+    figures = {side: bench.figures(side) for side in bench.runs}
+    for name, (words, form) in ROWS.items():
+        table.add_row(words, *(in_words(figures[side][name], form) for side in bench.runs))
+    console.print(table, highlight=False)
+    repeats = len(next(iter(bench.runs.values())))
+    if repeats > 1:
+        console.print(f"\n[dim]medians of {repeats} repeats, lowest to highest in brackets[/dim]", highlight=False)
+
+
+def in_words(spread: Spread | None, form: str) -> str:
+    """`7.7 (7.5-8.1)`; without brackets where there is no spread."""
+    if spread is None:
+        return ""
+    middle, low, high = (format(value, form) for value in (spread.median, spread.low, spread.high))
+    return middle if low == high else f"{middle} ({low}-{high})"

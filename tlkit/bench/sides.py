@@ -1,0 +1,143 @@
+"""Runs one side of a bench as a process of its own, and says what it took."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tlkit
+from tlkit.bench.work import Work
+from tlkit.errors import RunError
+
+CACHE_FOLDER = "TLKIT_CACHE"
+"""The environment variable that names the folder of tlkit's caches."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One process from start to exit. epochs_s: each epoch with its validation. accuracy: on validation, after the last epoch.
+
+    used: what the system counted.
+    """
+
+    whole_s: float
+    epochs_s: tuple[float, ...]
+    accuracy: float
+    used: "Used"
+
+
+@dataclass(frozen=True)
+class Used:
+    """cpu_s: processor seconds, of worker processes too: they tell more than the clock on a machine that others use.
+
+    peak_mb: resident memory of the largest of its processes, in 10^6 bytes. Both None where the system doesn't tell (Windows).
+    """
+
+    cpu_s: float | None = None
+    peak_mb: float | None = None
+
+
+def run_floor(work: Work, folder: Path) -> Run:
+    return _run_module("tlkit.bench.floor", work, folder)
+
+
+def run_textbook(work: Work, folder: Path) -> Run:
+    return _run_module("tlkit.bench.textbook", work, folder)
+
+
+def run_tlkit(work: Work, folder: Path) -> Run:
+    """The command, with caches in `cache` beside the run's folder: see `forget`."""
+    recipe, out = folder / "recipe.yaml", folder / "run"
+    recipe.write_text(json.dumps(work.recipe()), encoding="utf-8")
+    whole_s, used = timed([sys.executable, "-m", "tlkit", "finetune", str(recipe), "--out", str(out)], folder)
+    with (out / "metrics.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return Run(whole_s, tuple(float(row["seconds"]) for row in rows), float(rows[-1]["val/accuracy"]), used)
+
+
+def _run_module(module: str, work: Work, folder: Path) -> Run:
+    given, answer = folder / "work.json", folder / "result.json"
+    work.write(given)
+    whole_s, used = timed([sys.executable, "-m", module, str(given), str(answer)], folder)
+    result = json.loads(answer.read_text(encoding="utf-8"))
+    return Run(whole_s, tuple(result["epochs_s"]), float(result["accuracy"]), used)
+
+
+SIDES: Mapping[str, Callable[[Work, Path], Run]] = {"floor": run_floor, "tlkit": run_tlkit, "textbook": run_textbook}
+
+
+def run_side(side: str, work: Work, home: Path, *, keep_cache: bool = False) -> Run:
+    """home: a folder for what a run writes, gone afterwards, and for tlkit's caches, which stay with keep_cache.
+
+    Raises RunError with the end of its output if the process fails.
+    """
+    folder = home / "now"
+    folder.mkdir()
+    try:
+        return SIDES[side](work, folder)
+    finally:
+        shutil.rmtree(folder)
+        if not keep_cache:
+            shutil.rmtree(home / "cache", ignore_errors=True)
+
+
+def timed(command: list[str], folder: Path) -> tuple[float, Used]:
+    """Wall-clock seconds of a process from its start to its exit.
+
+    Raises RunError with the end of its output if it fails.
+    """
+    path = os.pathsep.join(filter(None, (str(Path(tlkit.__file__).parents[1]), os.environ.get("PYTHONPATH"))))
+    environment: dict[str, str] = {
+        **os.environ,
+        "PYTHONPATH": path,
+        CACHE_FOLDER: str(folder.parent / "cache"),
+        "NO_ALBUMENTATIONS_UPDATE": "1",
+    }
+    output = folder / "output.txt"
+    with output.open("wb") as file:
+        began = time.perf_counter()
+        process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT)  # noqa: S603
+        try:
+            used = _wait(process)
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+        seconds = time.perf_counter() - began
+    if process.returncode:
+        end = "\n  ".join(output.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-12:])
+        raise RunError(f"{' '.join(command[1:3])} ended with {process.returncode}. Its last words:\n  {end}")
+    return seconds, used
+
+
+def _wait(process: "subprocess.Popen[bytes]") -> Used:
+    """wait4 tells of this child and its own children; getrusage would tell of all children so far."""
+    if not hasattr(os, "wait4"):
+        process.wait()
+        return Used()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    # Linux counts memory in units of 1,024 bytes, macOS in bytes.
+    return Used(usage.ru_utime + usage.ru_stime, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6)
+
+
+def machine() -> dict[str, Any]:
+    """What a figure depends on beside tlkit, without importing torch."""
+    import platform
+    from importlib.metadata import version
+
+    packages = ("torch", "torchvision", "timm", "lightning", "albumentations")
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "processors": os.cpu_count(),
+        "python": platform.python_version(),
+        "threads": os.environ.get("OMP_NUM_THREADS", "as torch chooses"),
+        **{package: version(package) for package in packages},
+    }
