@@ -95,7 +95,7 @@ def test_debug_anywhere_shows_the_traceback_with_the_same_exit_code() -> None:
         (
             "fintune x.yaml",
             "tlkit has no command 'fintune'.\n"
-            "  Expected one of: finetune, plan, lr, check, evaluate, predict, models, bench. Did you mean 'finetune'?",
+            "  Expected one of: finetune, plan, lr, check, evaluate, predict, models, bench, cache. Did you mean 'finetune'?",
         ),
         ("--vrsion", "tlkit has no option '--vrsion'.\n  Expected one of: --help, --version, --debug. Did you mean '--version'?"),
         ("finetune", "the following arguments are required: RECIPE\n"),

@@ -217,6 +217,20 @@ def bench(arguments: Namespace) -> int:
     )
 
 
+def cache_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("action", choices=("list", "clear"), help="list what is kept, or remove all of it")
+
+
+def cache(arguments: Namespace) -> int:
+    from tlkit.training.cache_entries import clear, print_entries
+
+    if arguments.action == "clear":
+        print(f"removed {clear() / 1e6:.0f} MB")
+    else:
+        print_entries()
+    return 0
+
+
 # name: (what it does, its arguments, the command)
 COMMANDS: dict[str, tuple[str, Callable[[ArgumentParser], None], Callable[[Namespace], int]]] = {
     "finetune": ("train a recipe's model, measure it, and keep it in a run folder", finetune_arguments, finetune),
@@ -227,6 +241,7 @@ COMMANDS: dict[str, tuple[str, Callable[[ArgumentParser], None], Callable[[Names
     "predict": ("name the classes of pictures", predict_arguments, predict),
     "models": ("list the backbones that a recipe can name", models_arguments, models),
     "bench": ("measure tlkit here, beside a bare loop and a textbook Lightning script", bench_arguments, bench),
+    "cache": ("list or remove the activations that runs have kept", cache_arguments, cache),
 }
 
 OPTIONS = ("--help", "--version", "--debug")

@@ -15,7 +15,7 @@ from PIL import Image
 
 from tlkit.recipe.load import load_recipe
 from tlkit.training import activation_cache
-from tlkit.training.activation_cache import cache_folder, entries, make_room
+from tlkit.training.cache_entries import cache_folder, entries, make_room
 from tlkit.training.finetune import finetune
 
 RECIPE = """

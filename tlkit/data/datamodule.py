@@ -45,15 +45,15 @@ class PictureData(lightning.LightningDataModule):
         self.first_epoch = first_epoch
 
     def train_dataloader(self) -> PictureLoader:
-        return self._loader("train", train=True)
+        return self.loader("train", train=True)
 
     def val_dataloader(self) -> PictureLoader:
-        return self._loader("val")
+        return self.loader("val")
 
     def test_dataloader(self) -> PictureLoader:
-        return self._loader("test")
+        return self.loader("test")
 
-    def _loader(self, split: str, *, train: bool = False) -> PictureLoader:
+    def loader(self, split: str, *, train: bool = False) -> PictureLoader:
         rank, ranks = (distributed.get_rank(), distributed.get_world_size()) if _is_distributed() else (0, 1)
         if self.batch_size % ranks:
             raise DataError(

@@ -46,6 +46,8 @@ class Samples:
     classes: tuple[str, ...]
     samples: tuple[Sample, ...]
     task: Task = "multiclass"
+    drawn: frozenset[str] = frozenset()
+    """Splits that the seed decides about; the others are the source's own."""
 
     def of(self, split: str) -> tuple[Sample, ...]:
         return tuple(sample for sample in self.samples if sample.split == split)

@@ -42,7 +42,9 @@ def split_samples(samples: Samples, validation: float, test: float, seed: int) -
         new = _deal_by_class(pool, wanted, seed)
     if len(pool) < 2:
         raise DataError("too few images to train: the training split has fewer than 2.\n  Add pictures.")
-    result = replace(samples, samples=tuple(replace(sample, split=new.get(sample.id, sample.split)) for sample in ordered))
+    result = replace(
+        samples, drawn=frozenset(wanted), samples=tuple(replace(sample, split=new.get(sample.id, sample.split)) for sample in ordered)
+    )
     _check_every_class(result, wanted)
     return result
 

@@ -5,6 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from tlkit.data.pictures import make_loader
 from tlkit.data.preprocess import Preprocessing
 from tlkit.data.samples import LABEL_SEPARATOR, Samples
@@ -35,6 +37,11 @@ def measure_split(
     """
     loader = make_loader(samples.of(split), preprocessing, batch_size=batch_size, multi_hot=samples.multi_hot)
     logits, labels = infer(classifier, loader, preprocessing.normalize, on_batch=on_batch)
+    return measure_logits(logits, labels, samples, thresholds)
+
+
+def measure_logits(logits: Tensor, labels: Tensor, samples: Samples, thresholds: Sequence[float]) -> dict[str, Any]:
+    """The metrics of a split's logits [N, K] and labels, and which of them leads."""
     multilabel = samples.task == "multilabel"
     figures = measure_multilabel(logits, labels, samples.classes, thresholds) if multilabel else measure(logits, labels, samples.classes)
     return {"lead": lead_of(samples), **figures}

@@ -23,13 +23,17 @@ import timm
 import torch
 from filelock import FileLock
 from numpy.typing import NDArray
+from rich.console import Console
 from torch import Tensor
 
 from tlkit.data.datamodule import PictureData
 from tlkit.data.pictures import PictureLoader, make_loader
 from tlkit.data.samples import Sample
-from tlkit.models.split import Activations, Cut
+from tlkit.models.classifier import Classifier
+from tlkit.models.split import Activations, CannotCut, Suffix, cut
 from tlkit.recipe.schema import Cache
+from tlkit.training.cache_entries import cache_folder, make_room
+from tlkit.training.callbacks import pictures_progress
 
 LOG = logging.getLogger("tlkit")
 
@@ -61,12 +65,6 @@ class Stored:
     def read(self, rows: Sequence[int]) -> Activations:
         """float32, [B, ...]; maps in channels_last memory, as they are kept."""
         return tuple(_as_activation(torch.from_numpy(array[rows]), self.dtype) for array in self.arrays)
-
-
-def cache_folder() -> Path:
-    """$TLKIT_CACHE, or tlkit's part of the user's cache folder."""
-    chosen = os.environ.get("TLKIT_CACHE")
-    return Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tlkit"
 
 
 class ActivationLoader:
@@ -111,55 +109,80 @@ class ActivationData(lightning.LightningDataModule):
 
 
 class ActivationCache:
-    """Finds or makes the entries of one cut. Writes nothing but entries; `say` is told in a line what was found or made."""
+    """What is kept of the pictures at the place where a classifier's frozen part ends. Says in the log what was found or made."""
 
     def __init__(
-        self,
-        cut: Cut,
-        data: PictureData,
-        cache: Cache,
-        *,
-        device: torch.device,
-        precision: str,
-        progress: Callable[[str, int], AbstractContextManager[Callable[[int], None]]],
+        self, classifier: Classifier, data: PictureData, cache: Cache, *, device: torch.device, precision: str, console: Console
     ) -> None:
-        """precision: Lightning's word for it. progress: see `pictures_progress`. Raises NotKept for a precision that is not supported."""
+        """classifier: frozen as a phase says. precision: Lightning's word for it. Raises NotKept where nothing can be kept."""
         if precision not in AUTOCAST:
             raise NotKept(f"trainer.precision is {precision}")
-        self._cut, self._data, self._cache = cut, data, cache
-        self._device, self._precision, self._progress = device, precision, progress
-        self._weights = digest(cut.prefix.state_dict())
+        size, channels = data.preprocessing.image_size, data.preprocessing.channels
+        black = data.preprocessing.normalize(torch.zeros(1, channels, size, size, dtype=torch.uint8))
+        try:
+            self._cut = cut(classifier, black)
+        except CannotCut as why:
+            raise NotKept(str(why)) from why
+        self._classifier, self._data, self._cache = classifier, data, cache
+        self._device, self._precision, self._console = device, precision, console
+        self._weights = digest(self._cut.prefix.state_dict())
+
+    @property
+    def suffix(self) -> Suffix:
+        """What comes after what is kept, up to the head."""
+        return self._cut.suffix
 
     def splits(self) -> ActivationData:
         """Training and validation activations. Raises NotKept."""
-        everything = self._data.samples.samples
         if self._data.augmentation is None:
-            stored = self._stored(everything, views=0)
+            stored = self._stored(self._untouched(), views=0)
             return ActivationData(self._data, stored, stored)
         if not self._cache.views:
             raise NotKept("augment changes the pictures in every epoch (cache.views keeps a number of views of each)")
-        held_out = tuple(sample for sample in everything if sample.split != "train")
-        return ActivationData(
-            self._data, self._stored(self._data.samples.of("train"), views=self._cache.views), self._stored(held_out, views=0)
-        )
+        train = self._stored(self._data.samples.of("train"), views=self._cache.views)
+        return ActivationData(self._data, train, self._stored(self._untouched(), views=0))
 
-    def _stored(self, samples: Sequence[Sample], *, views: int) -> Stored:
+    def logits(self, split: str) -> tuple[Tensor, Tensor]:
+        """Logits [N, K] and labels of a split, on the CPU, by what is kept of its pictures as they are.
+
+        Raises NotKept where that isn't there already, or is rounded.
+        """
+        if self._cache.dtype != "float32":
+            raise NotKept("what is kept is rounded")
+        loader = ActivationLoader(self._data.loader(split), self._stored(self._untouched(), views=0, make=False))
+        found = []
+        self._classifier.to(self._device).eval()
+        with torch.inference_mode():
+            for activations, labels in loader:
+                features = self._cut.suffix.eval()(*(activation.to(self._device) for activation in activations))
+                found.append((self._classifier.head(features).float().cpu(), labels))
+        return torch.cat([logits for logits, _ in found]), torch.cat([labels for _, labels in found])
+
+    def _untouched(self) -> tuple[Sample, ...]:
+        """Pictures that are needed as they are. With a split that the seed draws goes all that it may draw next time."""
+        samples = self._data.samples
+        if self._data.augmentation is not None:
+            return samples.of("val")
+        return tuple(sample for sample in samples.samples if sample.split != "test" or "test" in samples.drawn)
+
+    def _stored(self, samples: Sequence[Sample], *, views: int, make: bool = True) -> Stored:
         samples = sorted(samples, key=lambda sample: sample.id)
         rows = {sample.id: row for row, sample in enumerate(samples)}
         shapes = self._shapes()
         dtype = self._affordable(shapes, len(samples) * max(1, views))
-        key = self._key(samples, dtype, views)
-        entry = cache_folder() / "activations" / key
+        entry = cache_folder() / "activations" / self._key(samples, dtype, views)
         entry.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{entry}.lock"):
             stored = _open(entry, shapes, DTYPES[dtype], rows, views)
             if stored is not None and not self._agrees(stored, samples):
                 LOG.warning("kept activations in %s differ from the network's: made anew", entry)
                 stored = None
+            if stored is None and not make:
+                raise NotKept("nothing is kept of these pictures")
             if stored is None:
                 self._make(entry, samples, shapes, dtype, views)
                 stored = _open(entry, shapes, DTYPES[dtype], rows, views)
-            else:
+            elif make:
                 LOG.info("activations of %d pictures found in %s", len(samples), entry)
         if stored is None:
             raise NotKept(f"{entry} can't be read back")
@@ -257,7 +280,7 @@ class ActivationCache:
         """Plain files of rows, a picture's views side by side. Files, since a full disk kills who writes to mapped memory."""
         what = "frozen part, once"
         arrays: list[Any] = []
-        with self._progress(what, len(samples) * max(1, views)) as advance:
+        with pictures_progress(self._console, what, len(samples) * max(1, views)) as advance:
             loaders = [iter(self._loader(samples, view=view, augmented=views > 0)) for view in range(max(1, views))]
             for batches in zip(*loaders, strict=True):
                 found = [self._activations(images) for images, _ in batches]  # a view each
@@ -299,43 +322,6 @@ def digest_texts(texts: Iterator[str]) -> str:
     for text in texts:
         found.update(text.encode("utf-8", "surrogateescape") + b"\n")
     return found.hexdigest()
-
-
-def make_room(needed: int, budget_gb: float) -> None:
-    """Removes the entries that were unused for longest until `needed` bytes more are within the budget."""
-    listed = entries()
-    total = sum(entry.size for entry in listed)
-    for entry in listed:
-        if total + needed <= budget_gb * 1e9:
-            return
-        shutil.rmtree(entry.folder, ignore_errors=True)
-        total -= entry.size
-
-
-@dataclass(frozen=True)
-class Entry:
-    """size in bytes; used: seconds since the epoch."""
-
-    folder: Path
-    size: int
-    used: float
-    facts: Mapping[str, Any]
-
-
-def entries() -> list[Entry]:
-    """All whole entries, the one unused for longest first."""
-    folders = [file.parent for file in (cache_folder() / "activations").glob("*/entry.json")]
-    found = [
-        Entry(
-            folder,
-            sum(file.stat().st_size for file in folder.iterdir()),
-            folder.stat().st_mtime,
-            json.loads((folder / "entry.json").read_text(encoding="utf-8")),
-        )
-        for folder in folders
-        if folder.suffix != ".writing"
-    ]
-    return sorted(found, key=lambda entry: entry.used)
 
 
 def _open(entry: Path, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, rows: Mapping[str, int], views: int) -> Stored | None:

@@ -18,7 +18,7 @@ from tlkit.data.samples import Samples
 from tlkit.data.splits import Duplicates, duplicates_across_splits, hash_pictures, split_samples, write_manifest
 from tlkit.data.statistics import channel_statistics
 from tlkit.evaluate.curves import draw_curves
-from tlkit.evaluate.evaluate import measure_split
+from tlkit.evaluate.evaluate import measure_logits, measure_split
 from tlkit.evaluate.metrics import best_thresholds, in_words, lead_of
 from tlkit.evaluate.report import write_report
 from tlkit.models.backbones import check_backbone_name, pretrained_cfg
@@ -36,6 +36,8 @@ from tlkit.training.run_folder import check_out, is_first_process, make_run_fold
 
 if TYPE_CHECKING:
     import torch
+    from rich.console import Console
+    from torch import Tensor
 
     from tlkit.data.datamodule import PictureData
     from tlkit.training.phases import Trained
@@ -102,7 +104,7 @@ def finetune(recipe: Recipe, *, out: Path | None = None) -> Path:
         thresholds=choose_thresholds(classifier, data, result.device) if recipe.task == "multilabel" else (),
     )
     save_model(run / "model", classifier, card)
-    metrics = measure_shipped(run / "model", samples, result, batch_size=recipe.data.batch_size)
+    metrics = measure_shipped(run / "model", ready, recipe, result, console=console)
     metrics["seconds"] = {**result.seconds, "total": round(time.perf_counter() - began, 3)}
     write_results(run, recipe, samples, weights, result, metrics)
     return run
@@ -209,20 +211,22 @@ def warn_of_leaks(duplicates: Duplicates) -> None:
         )
 
 
-def measure_shipped(model: Path, samples: Samples, result: "Trained", *, batch_size: int) -> dict[str, Any]:
+def measure_shipped(model: Path, ready: Ready, recipe: Recipe, result: "Trained", *, console: "Console") -> dict[str, Any]:
     """Validation and test metrics of the model as it was written, read back from its folder.
 
-    The test split is used here and nowhere else.
+    The test split is used here and nowhere else, from its files on; of validation, what training has kept of it is enough.
     """
     classifier, card = load_model(model)
     classifier.to(result.device)
-    preprocessing = Preprocessing.from_json(card.preprocessing)
-    present = {sample.split for sample in samples.samples}
-    metrics: dict[str, Any] = {
-        split: measure_split(classifier, samples, split, preprocessing, batch_size=batch_size, thresholds=card.thresholds)
-        for split in ("test", "val")
-        if split in present
-    }
+    preprocessing, samples, batch_size = Preprocessing.from_json(card.preprocessing), ready.samples, recipe.data.batch_size
+    metrics: dict[str, Any] = {}
+    if samples.of("test"):
+        metrics["test"] = measure_split(classifier, samples, "test", preprocessing, batch_size=batch_size, thresholds=card.thresholds)
+    kept = kept_validation(classifier, ready, recipe, result, console=console)
+    if kept is not None:
+        metrics["val"] = measure_logits(*kept, samples, card.thresholds)
+    else:
+        metrics["val"] = measure_split(classifier, samples, "val", preprocessing, batch_size=batch_size, thresholds=card.thresholds)
     best = next(row for row in result.rows if (row["phase"], row["epoch"]) == (result.best_phase, result.best_epoch))
     metrics["best"] = {"phase": result.best_phase, "epoch": result.best_epoch, "train_accuracy": best["train/accuracy"]}
     metrics["lead"] = metrics["val"]["lead"]
@@ -231,6 +235,26 @@ def measure_shipped(model: Path, samples: Samples, result: "Trained", *, batch_s
     metrics["pictures"] = dict(Counter(sample.split for sample in samples.samples))
     update_metrics(model, metrics)
     return metrics
+
+
+def kept_validation(
+    classifier: Classifier, ready: Ready, recipe: Recipe, result: "Trained", *, console: "Console"
+) -> "tuple[Tensor, Tensor] | None":
+    """Logits and labels of validation by what the best phase has kept, if the classifier's frozen part is still the very same."""
+    from tlkit.training.activation_cache import ActivationCache, NotKept
+
+    if not recipe.cache.use or result.best_phase >= len(ready.trained):
+        return None
+    classifier.train_only(ready.trained[result.best_phase], recipe.phases[result.best_phase].batchnorm)
+    precision = recipe.trainer.precision
+    try:
+        return ActivationCache(classifier, ready.data, recipe.cache, device=result.device, precision=precision, console=console).logits(
+            "val"
+        )
+    except NotKept:
+        return None
+    finally:
+        classifier.eval()
 
 
 def write_results(run: Path, recipe: Recipe, samples: Samples, weights: Weights, result: "Trained", metrics: Mapping[str, Any]) -> None:

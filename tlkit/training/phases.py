@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from tlkit.data.datamodule import PictureData
 from tlkit.errors import DataError
 from tlkit.evaluate.metrics import in_words, lead_of
 from tlkit.models.classifier import Classifier
-from tlkit.models.split import CannotCut, Suffix, cut
+from tlkit.models.split import Suffix
 from tlkit.recipe.schema import EarlyStopping as EarlyStoppingRecipe
 from tlkit.recipe.schema import FromStage, Mix, Phase, Recipe, Train
 from tlkit.training.activation_cache import ActivationCache, NotKept
@@ -34,7 +33,6 @@ from tlkit.training.callbacks import (
     StopBetweenBatches,
     last_checkpoint,
     moving_average,
-    pictures_progress,
     save_state,
 )
 from tlkit.training.l2_sp import StartingPoint
@@ -189,13 +187,9 @@ def inputs_of_phase(
             raise NotKept("mix blends pictures in every epoch")
         if auxiliary is not None and auxiliary.follow(classifier):
             raise NotKept("an auxiliary head looks at layers before what trains")
-        size = data.preprocessing.image_size
-        black = data.preprocessing.normalize(torch.zeros(1, data.preprocessing.channels, size, size, dtype=torch.uint8))
-        found = cut(classifier, black)
-        progress = partial(pictures_progress, console)
-        cache = ActivationCache(found, data, recipe.cache, device=device, precision=recipe.trainer.precision, progress=progress)
-        return cache.splits(), found.suffix
-    except (CannotCut, NotKept) as why:
+        kept = ActivationCache(classifier, data, recipe.cache, device=device, precision=recipe.trainer.precision, console=console)
+        return kept.splits(), kept.suffix
+    except NotKept as why:
         LOG.info("%s  its frozen part runs in every epoch: %s", title, why)
         return data, None
 
