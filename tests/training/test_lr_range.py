@@ -17,8 +17,8 @@ from tlkit import cli
 from tlkit.errors import RunError, TlkitError
 from tlkit.recipe.load import load_recipe
 from tlkit.recipe.schema import Recipe
-from tlkit.training.finetune import Ready, make_ready
 from tlkit.training.lr_range import HIGHEST, LOWEST, Sweep, _phase_index, judged, lr_range, ran_away, smooth
+from tlkit.training.ready import Ready, make_ready
 from tlkit.training.trial import fingerprint, try_phase
 
 RECIPE = """

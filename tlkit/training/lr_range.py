@@ -25,8 +25,8 @@ from tlkit.errors import RunError, TlkitError
 from tlkit.evaluate.curves import TRAINING, VALIDATION
 from tlkit.models.classifier import Classifier
 from tlkit.recipe.schema import Recipe
-from tlkit.training.finetune import make_ready
 from tlkit.training.phases import phase_name
+from tlkit.training.ready import make_ready
 from tlkit.training.run_folder import check_out, make_run_folder
 from tlkit.training.trial import try_phase, unchanged
 

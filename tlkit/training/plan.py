@@ -25,12 +25,12 @@ from tlkit.models.backbones import check_backbone_name, pretrained_cfg
 from tlkit.models.classifier import Classifier
 from tlkit.models.weights import Weights
 from tlkit.recipe.schema import Phase, Recipe
-from tlkit.training.finetune import build, what_trains
 from tlkit.training.gather import gather_what_there_is
 from tlkit.training.module import PhaseModule
 from tlkit.training.optimizers import check_optimizer_name
 from tlkit.training.phases import check_batch_size, seed_everything
 from tlkit.training.probe import Memory, MemoryProbe, Stopwatch
+from tlkit.training.ready import build, what_trains
 from tlkit.training.trainer import check_devices
 from tlkit.training.trial import try_phase
 

@@ -5,10 +5,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from tlkit.recipe.schema import CLASSICAL_HEADS, Recipe
-from tlkit.training.finetune import counts_of
 from tlkit.training.phases import phase_name
 from tlkit.training.plan import PhasePlan, Plan, StageRow, make_plan
 from tlkit.training.remarks import remarks
+from tlkit.training.results import counts_of
 
 MANY_STAGES = 12
 """With more, neighbours to which the same happens share a row."""

@@ -1,0 +1,95 @@
+"""Recipe -> pictures and weights -> classifier: all that training, `tlkit plan` and `tlkit lr` begin with."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tlkit.data.augment import build_augmentation
+from tlkit.data.decode import decode
+from tlkit.data.preprocess import Preprocessing, preprocessing_for
+from tlkit.data.samples import Samples
+from tlkit.data.splits import split_samples
+from tlkit.data.statistics import channel_statistics
+from tlkit.models.backbones import check_backbone_name, pretrained_cfg
+from tlkit.models.checkpoint import check_can_ship
+from tlkit.models.classifier import Classifier
+from tlkit.models.freeze import trained_parameters
+from tlkit.models.heads import trained_head
+from tlkit.models.weights import Weights, load_backbone
+from tlkit.recipe.schema import Recipe
+from tlkit.training.gather import gather
+
+if TYPE_CHECKING:
+    from tlkit.data.datamodule import PictureData
+    from tlkit.training.trainer import Devices
+
+LOG = logging.getLogger("tlkit")
+
+
+@dataclass(frozen=True)
+class Ready:
+    """All that training needs. trained: for each phase the backbone's parameters that train beside the head. notes: on the weights."""
+
+    samples: Samples
+    weights: Weights
+    classifier: Classifier
+    data: "PictureData"
+    trained: list[frozenset[str]]
+    devices: "Devices"
+    notes: list[str]
+
+
+def make_ready(recipe: Recipe) -> Ready:
+    """Finds pictures and weights, checks what can be checked, and builds; writes nothing."""
+    with recipe.located():
+        check_backbone_name(recipe.model.backbone)
+        samples, weights = gather(recipe)
+        # Lightning takes seconds to import: what is missing is said before that.
+        from tlkit.data.datamodule import PictureData
+        from tlkit.training.optimizers import check_optimizer_name
+        from tlkit.training.phases import seed_everything
+        from tlkit.training.trainer import check_devices
+
+        devices = check_devices(recipe.trainer)
+        check_optimizer_name(recipe.optimizer.name)
+        samples = split_samples(samples, recipe.data.validation, recipe.data.test, recipe.seed)
+        seed_everything(recipe.seed)
+        notes: list[str] = []  # for the log, which is not there yet
+        classifier, preprocessing = build(recipe, samples, weights, say=notes.append)
+        augmentation = build_augmentation(recipe.augment, recipe.data.image_size, recipe.data.channels)
+        trained = what_trains(recipe, classifier)
+    data = PictureData(
+        samples,
+        preprocessing,
+        augmentation,
+        batch_size=recipe.data.batch_size,
+        workers=recipe.data.workers,
+        seed=recipe.seed,
+        balanced=recipe.imbalance == "sampler",
+    )
+    return Ready(samples, weights, classifier, data, trained, devices, notes)
+
+
+def build(recipe: Recipe, samples: Samples, weights: Weights, *, say: Callable[[str], None] = LOG.info) -> tuple[Classifier, Preprocessing]:
+    """The classifier with its weights in place and its head new, and the one preprocessing that it is trained and shipped with.
+
+    say: is told what was done to the weights.
+    """
+    size, channels = recipe.data.image_size, recipe.data.channels
+    backbone = load_backbone(recipe.model, weights, size, channels=channels, say=say)
+    classifier = Classifier(backbone, trained_head(recipe.model.head), len(samples.classes), size)
+    check_can_ship(recipe.model.backbone, recipe.model.head, classifier, len(samples.classes), size)
+    cfg = {**pretrained_cfg(recipe.model.backbone), **weights.normalization}
+    preprocessing = preprocessing_for(
+        recipe.data, cfg, statistics=lambda fit: channel_statistics(fit(decode(sample.image, channels)) for sample in samples.of("train"))
+    )
+    return classifier, preprocessing
+
+
+def what_trains(recipe: Recipe, classifier: Classifier) -> list[frozenset[str]]:
+    """For each phase the backbone's parameters that train beside the head. Raises RecipeError for stages that it doesn't have."""
+    return [
+        trained_parameters(phase.train, classifier.backbone, classifier.stages, key=f"phases[{i}].train", name=recipe.model.backbone)
+        for i, phase in enumerate(recipe.phases)
+    ]

@@ -1,0 +1,187 @@
+"""What a run leaves for people and scripts: thresholds, the metrics of what ships, curves, report and panel."""
+
+import json
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tlkit.data.pictures import make_loader
+from tlkit.data.preprocess import Preprocessing
+from tlkit.data.samples import Samples
+from tlkit.evaluate.curves import draw_curves
+from tlkit.evaluate.evaluate import measure_logits, measure_split
+from tlkit.evaluate.metrics import best_thresholds, in_words, lead_of
+from tlkit.evaluate.report import write_report
+from tlkit.models.checkpoint import load_model, update_metrics
+from tlkit.models.classifier import Classifier
+from tlkit.models.inference import infer
+from tlkit.models.weights import Weights
+from tlkit.recipe.load import recipe_yaml
+from tlkit.recipe.schema import CLASSICAL_HEADS, Recipe
+from tlkit.training.ready import Ready
+
+if TYPE_CHECKING:
+    import torch
+    from rich.console import Console
+    from torch import Tensor
+
+    from tlkit.data.datamodule import PictureData
+    from tlkit.training.phases import Trained
+
+LOG = logging.getLogger("tlkit")
+
+IMBALANCE_WORDS = {
+    "loss_weights": "a rare class's pictures count more in the training loss",
+    "sampler": "each class is drawn as often as any other, with replacement",
+    "logit_adjust": "the classes' log priors are added to the logits in the training loss",
+}
+
+
+def how_judged(recipe: Recipe, samples: Samples) -> dict[str, str]:
+    """How the best epoch is chosen where it isn't by accuracy, and what makes up for rare classes: for the log and the report."""
+    said: dict[str, str] = {}
+    lead, counts = lead_of(samples), samples.training_counts()
+    rarest, commonest = (samples.classes[counts.index(count)] for count in (min(counts), max(counts)))
+    spread = f"the commonest class has {max(counts)} training pictures ({commonest}), the rarest {min(counts)} ({rarest})"
+    if lead != "accuracy":
+        why = f"{spread}, so " if lead == "balanced_accuracy" else "a picture may have any number of labels, so "
+        said["best epoch"] = f"{why}{in_words(lead)} chooses the best epoch and leads the results"
+    if recipe.imbalance != "none":
+        known = lead == "balanced_accuracy"  # said in the line above
+        said["imbalance"] = f"{recipe.imbalance}: {IMBALANCE_WORDS[recipe.imbalance]}{'' if known else f'; {spread}'}"
+    return said
+
+
+def counts_of(samples: Samples) -> str:
+    """`1800 training, 200 validation, 1000 test pictures in 10 classes`."""
+    counts = Counter(sample.split for sample in samples.samples)
+    words = (("train", "training"), ("val", "validation"), ("test", "test"))
+    return ", ".join(f"{counts[split]} {word}" for split, word in words if counts[split]) + f" pictures in {len(samples.classes)} classes"
+
+
+def choose_thresholds(classifier: Classifier, data: "PictureData", device: "torch.device") -> tuple[float, ...]:
+    """For each class the probability from which on it is called, best by F1 on validation."""
+    loader = make_loader(data.samples.of("val"), data.preprocessing, batch_size=data.batch_size, multi_hot=data.samples.multi_hot)
+    logits, labels = infer(classifier.to(device), loader, data.preprocessing.normalize)
+    unseen = [name for name, number in zip(data.samples.classes, labels.sum(0).tolist(), strict=True) if not number]
+    if unseen:
+        LOG.warning("no validation picture of %s: the threshold stays at 0.5", ", ".join(unseen))
+    return best_thresholds(logits, labels)
+
+
+def measure_shipped(model: Path, ready: Ready, recipe: Recipe, result: "Trained", *, console: "Console") -> dict[str, Any]:
+    """Validation and test metrics of the model as it was written, read back from its folder.
+
+    The test split is used here and nowhere else, from its files on; of validation, what training has kept of it is enough.
+    """
+    classifier, card = load_model(model)
+    classifier.to(result.device)
+    preprocessing, samples, batch_size = Preprocessing.from_json(card.preprocessing), ready.samples, recipe.data.batch_size
+    metrics: dict[str, Any] = {}
+    if samples.of("test"):
+        metrics["test"] = measure_split(classifier, samples, "test", preprocessing, batch_size=batch_size, thresholds=card.thresholds)
+    kept = kept_validation(classifier, ready, recipe, result, console=console)
+    if kept is not None:
+        metrics["val"] = measure_logits(*kept, samples, card.thresholds)
+    else:
+        metrics["val"] = measure_split(classifier, samples, "val", preprocessing, batch_size=batch_size, thresholds=card.thresholds)
+    best = next(row for row in result.rows if (row["phase"], row["epoch"]) == (result.best_phase, result.best_epoch))
+    metrics["best"] = {"phase": result.best_phase, "epoch": result.best_epoch, "train_accuracy": best["train/accuracy"]}
+    metrics["lead"] = metrics["val"]["lead"]
+    if result.wise_ft is not None:
+        metrics["wise_ft"] = dict(result.wise_ft)
+    metrics["pictures"] = dict(Counter(sample.split for sample in samples.samples))
+    update_metrics(model, metrics)
+    return metrics
+
+
+def kept_validation(
+    classifier: Classifier, ready: Ready, recipe: Recipe, result: "Trained", *, console: "Console"
+) -> "tuple[Tensor, Tensor] | None":
+    """Logits and labels of validation by what the best phase has kept, if the classifier's frozen part is still the very same."""
+    from tlkit.training.activation_cache import ActivationCache, NotKept
+
+    if not recipe.cache.use or result.best_phase >= len(ready.trained):
+        return None
+    classifier.train_only(ready.trained[result.best_phase], recipe.phases[result.best_phase].batchnorm)
+    precision = recipe.trainer.precision
+    try:
+        return ActivationCache(classifier, ready.data, recipe.cache, device=result.device, precision=precision, console=console).logits(
+            "val"
+        )
+    except NotKept:
+        return None
+    finally:
+        classifier.eval()
+
+
+def write_results(run: Path, recipe: Recipe, samples: Samples, weights: Weights, result: "Trained", metrics: Mapping[str, Any]) -> None:
+    """metrics.json, curves.png, report.html, and the panel that a person reads."""
+    from tlkit.training.phases import phase_name
+
+    (run / "metrics.json").write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    head = recipe.model.head
+    names = [*(phase_name(phase.train) for phase in recipe.phases), head.kind]
+    draw_curves(result.rows, names, run / "curves.png")
+    facts = {
+        "pictures": counts_of(samples),
+        "classes": f"{len(samples.classes)}: {', '.join(samples.classes[:20])}{' ...' if len(samples.classes) > 20 else ''}",
+        "backbone": f"{recipe.model.backbone}, weights from {weights.origin}",
+        "head": f"{head.kind}, fitted by scikit-learn" if head.kind in CLASSICAL_HEADS else f"{head.kind}, dropout {head.dropout}",
+        "phases": "; ".join(f"{names[i]}, {phase.epochs} epochs at {phase.lr:g}" for i, phase in recipe.gradient_phases.items()) or "none",
+        **({"shipped": f"{result.wise_ft['share']:g} of the way to the fine-tuned weights (WiSE-FT)"} if result.wise_ft else {}),
+        "picture size": f"{recipe.data.image_size} px, {recipe.data.resize}, {recipe.data.channels_in_words}",
+        **how_judged(recipe, samples),
+        "time": f"{metrics['seconds']['total']:.0f} s",
+    }
+    write_report(
+        run / "report.html", name=recipe.name, metrics=metrics, facts=facts, recipe_yaml=recipe_yaml(recipe), curves=run / "curves.png"
+    )
+    LOG.info("done in %.0f s", metrics["seconds"]["total"])
+    print_panel(run, samples, metrics)
+
+
+def print_panel(run: Path, samples: Samples, metrics: Mapping[str, Any]) -> None:
+    """The end of a run on one screen: how good, where things lie, what to try next."""
+    from rich.console import Console
+    from rich.panel import Panel
+    from rich.table import Table
+
+    split = "test" if "test" in metrics else "val"
+    measured = metrics[split]
+    picture = next((os.path.relpath(sample.image) for sample in samples.of(split) if isinstance(sample.image, Path)), "IMAGE.jpg")
+    table = Table.grid(padding=(0, 2))
+    for label, text in (
+        *_panel_figures(split, measured),
+        ("model", str(run / "model")),
+        ("curves", str(run / "curves.png")),
+        ("report", str(run / "report.html")),
+        ("next", f"tlkit predict {run} {picture}"),
+    ):
+        table.add_row(f"[dim]{label}[/dim]", text)
+    console = Console()
+    # Wider than a narrow terminal rather than folded: a folded command can't be copied.
+    console.width = max(console.width, 40 + len(str(run)) + len(picture))
+    console.print(Panel(table, title=str(run), title_align="left", expand=False))
+
+
+def _panel_figures(split: str, measured: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The lead figure first, and what it has to be read beside."""
+    pictures = f"{measured['pictures']} pictures"
+    if measured["lead"] == "mean_average_precision":
+        low, high = measured["exact_match_interval"]
+        yield f"{split} mean average precision", f"[bold]{measured['mean_average_precision']:.3f}[/bold]  ({pictures})"
+        yield "macro F1", f"{measured['macro']['f1']:.3f}  (at each class's own threshold)"
+        yield "all labels right", f"{measured['exact_match']:.3f}  ({low:.3f} to {high:.3f})"
+        return
+    low, high = measured["accuracy_interval"]
+    interval = f"({low:.3f} to {high:.3f}, {pictures})"
+    if measured["lead"] == "balanced_accuracy":
+        yield f"{split} balanced accuracy", f"[bold]{measured['balanced_accuracy']:.3f}[/bold]  (mean of the classes' recalls)"
+        yield "macro F1", f"{measured['macro']['f1']:.3f}"
+        yield "accuracy", f"{measured['accuracy']:.3f}  {interval}"
+        return
+    yield f"{split} accuracy", f"[bold]{measured['accuracy']:.3f}[/bold]  {interval}"
