@@ -173,6 +173,17 @@ def test_an_average_with_no_past_is_the_plain_run(workplace: Path, monkeypatch: 
         torch.testing.assert_close(second[key], tensor, rtol=1e-5, atol=1e-6)
 
 
+def test_a_moving_average_is_in_the_checkpoint_with_its_counter(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workplace)
+    recipe = load_recipe("recipe.yaml", ["phases=[{train: all, epochs: 2, lr: 1e-2}]", "ema={decay: 0.9}"])
+    run = finetune(recipe, out=workplace / "ema_counter")
+    checkpoint = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+    # 36 pictures in batches of 8 are 5 steps an epoch; the first copies the weights.
+    assert int(checkpoint["averaging_state"]["n_averaged"]) == 10
+    assert checkpoint["current_model_state"].keys() == checkpoint["state_dict"].keys()
+    assert not torch.equal(*(state["classifier.head.1.weight"] for state in (checkpoint["current_model_state"], checkpoint["state_dict"])))
+
+
 def test_what_ships_with_ema_is_the_average_and_not_the_last_weights(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workplace)
     overrides = ["phases=[{train: all, epochs: 2, lr: 1e-2}]", "ema={decay: 0.9}", "mix={mixup: 0.2, cutmix: 1.0}"]
