@@ -23,7 +23,7 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], phase_names: Sequence[str], f
         axis.plot(epochs, [row[f"train/{metric}"] for row in rows], "o--", ms=4, color=TRAINING, label="training")
         axis.plot(epochs, [row[f"val/{metric}"] for row in rows], "o-", ms=4, color=VALIDATION, label="validation")
         axis.set(xlabel="epoch", title=metric, xlim=(0.5, len(rows) + 0.5))
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
         _mark_phases(axis, rows, phase_names)

@@ -90,6 +90,7 @@ def measure_shipped(model: Path, ready: Ready, recipe: Recipe, result: "Trained"
         metrics["val"] = measure_split(classifier, samples, "val", preprocessing, batch_size=batch_size, thresholds=card.thresholds)
     best = next(row for row in result.rows if (row["phase"], row["epoch"]) == (result.best_phase, result.best_epoch))
     metrics["best"] = {"phase": result.best_phase, "epoch": result.best_epoch, "train_accuracy": best["train/accuracy"]}
+    metrics["best"]["fitted"] = recipe.model.head.kind in CLASSICAL_HEADS
     metrics["lead"] = metrics["val"]["lead"]
     if result.wise_ft is not None:
         metrics["wise_ft"] = dict(result.wise_ft)
@@ -134,6 +135,7 @@ def write_results(run: Path, recipe: Recipe, samples: Samples, weights: Weights,
         "phases": "; ".join(f"{names[i]}, {phase.epochs} epochs at {phase.lr:g}" for i, phase in recipe.gradient_phases.items()) or "none",
         **({"shipped": f"{result.wise_ft['share']:g} of the way to the fine-tuned weights (WiSE-FT)"} if result.wise_ft else {}),
         "picture size": f"{recipe.data.image_size} px, {recipe.data.resize}, {recipe.data.channels_in_words}",
+        **({"kept": f"{recipe.cache.views} augmented views of each training picture, in turns"} if recipe.cache.views else {}),
         **how_judged(recipe, samples),
         "time": f"{metrics['seconds']['total']:.0f} s",
     }
