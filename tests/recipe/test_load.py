@@ -8,7 +8,7 @@ import pytest
 
 from tlkit.errors import Fault, RecipeError
 from tlkit.recipe.load import find_recipe, load_recipe, recipe_yaml
-from tlkit.recipe.schema import FromStage, Model, PackageWeights, Recipe
+from tlkit.recipe.schema import FromStage, Model, PackageWeights, Recipe, SolvedPhase
 from tlkit.shipped import shipped
 
 SOUND = """\
@@ -434,12 +434,88 @@ def test_a_clash_that_an_override_made_has_the_place_of_the_override(tmp_path: P
     assert (fault.key, fault.place) == ("phases[1].layer_decay", "override phases[1].train=head")
 
 
+# --- phases of two kinds ---
+
+SOLVED = "phases[0]={train: head, solver: lbfgs"
+
+
+def test_a_phase_with_a_solver_needs_no_epochs_and_no_lr_and_survives_the_round_trip(tmp_path: Path) -> None:
+    recipe = with_override(tmp_path, SOLVED + "}", "wise_ft=true")
+    assert isinstance(recipe.phases[0], SolvedPhase)
+    assert recipe.phases[0].weight_decay is None
+    assert (list(recipe.run_phases), list(recipe.gradient_phases)) == ([0, 1], [1])
+    again = load_recipe(write(tmp_path, recipe_yaml(recipe)))
+    assert again.model_dump() == recipe.model_dump()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key", "problem", "fix"),
+    [
+        (
+            [SOLVED + ", epochs: 3}"],
+            "phases[0].epochs",
+            "can't stand beside phases[0].solver.",
+            "Remove one of the two. With solver, expected",
+        ),
+        (
+            [SOLVED + "}", "phases[0].lr=1"],
+            "phases[0].lr",
+            "can't stand beside phases[0].solver.",
+            "keys train, solver and if needed weight",
+        ),
+        (
+            [SOLVED + ", batchnorm: frozen}"],
+            "phases[0].batchnorm",
+            "is not a key of phases[0].",
+            "Expected one of: train, solver, weight_d",
+        ),
+        ([SOLVED + "}", "phases[0].train=all"], "phases[0].train", "can't be solved", "Set it to head, or give epochs and lr in place of"),
+        ([SOLVED + "}", "phases[0].train={from: layer4}"], "phases[0].train", "can't be solved", "Set it to head, or give epochs and lr"),
+        ([SOLVED + "}", "phases[0].train=haed"], "phases[0].train", "= 'haed' can't be used.", "Did you mean 'head'?"),
+        ([SOLVED + "}", "phases[0].solver=lbgfs"], "phases[0].solver", "= 'lbgfs' can't be used.", "Did you mean 'lbfgs'?"),
+        ([SOLVED + ", weight_decay: 0}"], "phases[0].weight_decay", "= 0 is out of range.", "Expected a number above 0"),
+        (["phases[1].weight_decay=1"], "phases[1].weight_decay", "is not a key of phases[1].", "Expected one of: train, epochs, lr"),
+        (
+            [SOLVED + "}", "model.head={kind: mlp}"],
+            "model.head.kind",
+            "= 'mlp', but phases[0].solver finds a linear head.",
+            "Set it to line",
+        ),
+        (
+            [SOLVED + "}", "imbalance=sampler"],
+            "imbalance",
+            "= 'sampler' draws pictures by chance",
+            "Set it to loss_weights or logit_adjust",
+        ),
+    ],
+)
+def test_what_does_not_fit_a_solved_phase_is_one_fault(overrides: list[str], key: str, problem: str, fix: str, tmp_path: Path) -> None:
+    fault = only_fault(write(tmp_path, SOUND), *overrides)
+    assert fault.key == key
+    assert problem in fault.problem
+    assert fix in fault.fix
+    assert fault.place == f"override {overrides[-1]}"
+
+
+def test_a_solver_put_on_a_phase_of_the_file_names_the_lines_of_what_has_to_go(tmp_path: Path) -> None:
+    path = write(tmp_path, SOUND)
+    assert [(fault.place, fault.key) for fault in faults_of(path, "phases[0].solver=lbfgs")] == [
+        (f"{path}:7", "phases[0].epochs"),
+        (f"{path}:7", "phases[0].lr"),
+    ]
+
+
+def test_a_misspelt_solver_is_told(tmp_path: Path) -> None:
+    faults = faults_of(write(tmp_path, SOUND), "phases[0]={train: head, solvr: lbfgs}")
+    assert "Did you mean 'solver'?" in next(fault.fix for fault in faults if fault.key == "phases[0].solvr")
+
+
 # --- robustness ---
 
 
 def test_any_value_anywhere_is_told_and_never_raises_anything_else(tmp_path: Path) -> None:
     """Every key of a whole recipe set to values of every kind: a Recipe or a RecipeError, with a place, comes of it."""
-    path = write(tmp_path, SOUND + "augment: [HorizontalFlip: {p: 0.5}]\n")
+    path = write(tmp_path, SOUND + "  - {train: head, solver: lbfgs, weight_decay: 1}\naugment: [HorizontalFlip: {p: 0.5}]\n")
     keys = [key for key in load_recipe(write(tmp_path, recipe_yaml(load_recipe(path))))._places if key]
     assert len(keys) > 40
     for key in keys:

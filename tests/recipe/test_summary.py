@@ -32,5 +32,18 @@ def test_a_head_phase_before_fine_tuning_is_run_for_a_classical_head_too() -> No
     assert notes("model.head={kind: svm}") == []
 
 
+def test_what_a_solved_phase_does_without_is_said() -> None:
+    (note,) = notes("phases[0]={train: head, solver: lbfgs}")
+    assert note == "phases[0] is solved on training pictures as they are: without augment or head dropout."
+    assert notes("phases[0]={train: head, solver: lbfgs}", "augment=[]", "model.head.dropout=0") == []
+
+
+def test_the_summary_has_a_line_for_a_solved_phase() -> None:
+    line = "phases[0]  train head, solved by L-BFGS on the features, weight_decay"
+    assert f"{line} chosen on validation" in recipe_summary(load_recipe("quickstart", ["phases[0]={train: head, solver: lbfgs}"]))
+    solved = "phases[0]={train: head, solver: lbfgs, weight_decay: 0.1}"
+    assert f"{line} 0.1" in recipe_summary(load_recipe("quickstart", [solved]))
+
+
 def test_the_summary_names_head_and_pooling() -> None:
     assert "head svm, fitted by scikit-learn, pool max" in recipe_summary(load_recipe("quickstart", ["model.head={kind: svm, pool: max}"]))

@@ -1,6 +1,7 @@
 """pydantic's validation errors -> faults in plain words, one for each thing that is wrong."""
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -29,15 +30,19 @@ def _explain(error: ValidationError, model: type[BaseModel], whole: Any, whole_k
     unions: set[str] = set()
     for detail in error.errors(include_url=False):
         key, value, current, field = whole_key, whole, model, None
+        kinds: Mapping[str, Any] = {}
         path = list(detail["loc"])
         while path and not _is_union(field):
             part = path.pop(0)
             if isinstance(part, int):
-                key, value, current, field = f"{key}[{part}]", value[part], _item_model(field), None
+                kinds = _item_models(field)
+                key, value, field = f"{key}[{part}]", value[part], None
+                # Where items are of several kinds, pydantic says next which one it took this for.
+                current = kinds[str(path.pop(0))] if len(kinds) > 1 else next(iter(kinds.values()))
                 continue
             key, parent, field = join(key, part), current, fields_of(current).get(part)
             if detail["type"] == "extra_forbidden" and not path:
-                yield _unknown_key(key, part, parent)
+                yield _unknown_key(key, part, parent, [kind for kind in kinds.values() if kind is not parent])
                 break
             if detail["type"] == "missing" and not path:
                 yield _missing_key(key, field)
@@ -84,19 +89,30 @@ def _only_model(field: FieldInfo | None, otherwise: Any) -> Any:
     return only if _is_model(only) else otherwise
 
 
-def _item_model(field: FieldInfo | None) -> Any:
-    return get_args(field.annotation)[0] if field else None
+def _item_models(field: FieldInfo | None) -> dict[str, Any]:
+    """What the items of a list can be, by name."""
+    items = _alternatives(_bare(get_args(field.annotation)[0])) if field else []
+    return {_bare(item).__name__: _bare(item) for item in items}
 
 
 # --- faults ---
 
 
-def _unknown_key(key: str, word: str, model: type[BaseModel]) -> Fault:
+def _unknown_key(key: str, word: str, model: type[BaseModel], others: Sequence[type[BaseModel]]) -> Fault:
+    """others: what else the part could have been, had it other keys."""
     parent = key[: -len(word)].rstrip(".")
     names = list(fields_of(model))
+    for other in others:
+        if word in fields_of(other) and fields_of(other)[word].is_required():
+            decisive = next(name for name, field in fields_of(model).items() if field.is_required() and name not in fields_of(other))
+            fix = f"Remove one of the two. With {decisive}, expected {_mapping_words(model)}."
+            return Fault(key, f"can't stand beside {join(parent, decisive)}.", fix)
     fix = expected_one_of(word, names)
-    if not did_you_mean(word, names) and (elsewhere := [place for place in _places_of_keys() if place.split(".")[-1] == word]):
-        fix = f"{fix} Did you mean {' or '.join(elsewhere)}?"
+    if not did_you_mean(word, names):
+        own = re.sub(r"\[\d+\]", "[0]", key)
+        elsewhere = [place for place in _places_of_keys() if place.split(".")[-1] == word and place != own]
+        near = did_you_mean(word, [name for other in others for name in fields_of(other)])
+        fix = f"{fix} Did you mean {' or '.join(elsewhere)}?" if elsewhere else f"{fix} {near}".rstrip()
     return Fault(key, f"is not a key of {parent or 'a recipe'}.", fix)
 
 
@@ -105,9 +121,9 @@ def _places_of_keys(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterat
         yield join(prefix, name)
         for alternative in _alternatives(field.annotation):
             many = get_origin(alternative) is tuple
-            inner = get_args(alternative)[0] if many else alternative
-            if _is_model(inner) and name != "augment":
-                yield from _places_of_keys(inner, join(prefix, name) + ("[0]" if many else ""))
+            for inner in _item_models(field).values() if many else [alternative]:
+                if _is_model(inner) and name != "augment":
+                    yield from _places_of_keys(inner, join(prefix, name) + ("[0]" if many else ""))
 
 
 def _missing_key(key: str, field: FieldInfo | None) -> Fault:

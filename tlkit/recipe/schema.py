@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, PrivateAttr, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from tlkit.errors import RecipeError
@@ -182,6 +182,32 @@ class Phase(Strict):
         return self
 
 
+class SolvedPhase(Strict):
+    """The linear head found by logistic regression on the frozen network's features: no epochs, and no learning rate to guess."""
+
+    train: Train = Field(description="what is solved: head, which alone can be")
+    solver: Literal["lbfgs"] = Field(description="in place of epochs and lr: solves to convergence, on training pictures as they are")
+    weight_decay: float | None = Field(
+        None, gt=0, description="times half the squared weights on standardised features; by default the best on validation"
+    )
+
+    @model_validator(mode="after")
+    def _head_alone_is_solved(self) -> Self:
+        if self.train != "head":
+            problem = "can't be solved: only the head is one linear layer on features that stay as they are."
+            raise rule_broken("train", "solver", problem, "Set it to head, or give epochs and lr in place of solver.")
+        return self
+
+
+def _kind_of_phase(value: Any) -> str:
+    solved = "solver" in value if isinstance(value, Mapping) else isinstance(value, SolvedPhase)
+    return "SolvedPhase" if solved else "Phase"
+
+
+AnyPhase = Annotated[Annotated[Phase, Tag("Phase")] | Annotated[SolvedPhase, Tag("SolvedPhase")], Discriminator(_kind_of_phase)]
+"""Tags are class names: faults are explained by them."""
+
+
 class Optimizer(Strict):
     name: str = Field(
         "adamw", min_length=1, description="sgd | momentum | nesterov | adagrad | rmsprop | adam | adamw | one of timm's: lion, lamb, ..."
@@ -274,7 +300,7 @@ class Recipe(Strict):
     imbalance: Imbalance = Field("none", description="what makes up for classes with few training pictures")
     augment: tuple[Transform, ...] = Field((), strict=False, description="training pictures only; albumentations' own names and arguments")
     model: Model = Field(description="the backbone and the head on it")
-    phases: tuple[Phase, ...] = Field(strict=False, description="what trains, for how long, at what rate, one after another")
+    phases: tuple[AnyPhase, ...] = Field(strict=False, description="what trains, for how long, at what rate, one after another")
     optimizer: Optimizer = Field(default_factory=Optimizer, description="a new one for every phase")
     schedule: Schedule = Field(default_factory=Schedule, description="of lr, anew for every phase")
     loss: Loss = Field(default_factory=Loss, description="what training makes small: cross-entropy, or binary cross-entropy for multilabel")
@@ -302,6 +328,17 @@ class Recipe(Strict):
         return self
 
     @model_validator(mode="after")
+    def _can_be_solved(self) -> Self:
+        solved = [i for i, phase in enumerate(self.phases) if isinstance(phase, SolvedPhase)]
+        if solved and self.model.head.kind != "linear":
+            problem = f"= '{self.model.head.kind}', but phases[{solved[0]}].solver finds a linear head."
+            raise rule_broken("model.head.kind", "phases", problem, "Set it to linear, or give the phase epochs and lr in place of solver.")
+        if solved and self.imbalance == "sampler":
+            problem = f"= 'sampler' draws pictures by chance, and phases[{solved[0]}].solver sees each of them once."
+            raise rule_broken("imbalance", "phases", problem, "Set it to loss_weights or logit_adjust.")
+        return self
+
+    @model_validator(mode="after")
     def _task_fits(self) -> Self:
         if self.task == "multiclass":
             return self
@@ -323,6 +360,11 @@ class Recipe(Strict):
 
     @property
     def gradient_phases(self) -> dict[int, Phase]:
+        """Index -> phase, of those that are run and have epochs and a learning rate."""
+        return {i: phase for i, phase in self.run_phases.items() if isinstance(phase, Phase)}
+
+    @property
+    def run_phases(self) -> dict[int, Phase | SolvedPhase]:
         """Index -> phase; for a classical head up to the last one that trains more than the head, which scikit-learn fits then."""
         last = max((i for i, phase in enumerate(self.phases) if phase.train != "head"), default=-1)
         classical = self.model.head.kind in CLASSICAL_HEADS

@@ -1,6 +1,6 @@
 """A recipe on one screen, for `tlkit check`."""
 
-from tlkit.recipe.schema import CLASSICAL_HEADS, Head, Recipe, Strict
+from tlkit.recipe.schema import CLASSICAL_HEADS, Head, Mix, Recipe, SolvedPhase, Strict
 
 
 def recipe_summary(recipe: Recipe) -> str:
@@ -15,6 +15,10 @@ def recipe_summary(recipe: Recipe) -> str:
         ("model", f"{model.backbone}, weights {_words(model.weights)}, {_head_words(model.head)}"),
     ]
     for index, phase in enumerate(recipe.phases):
+        if isinstance(phase, SolvedPhase):
+            decay = "chosen on validation" if phase.weight_decay is None else phase.weight_decay
+            rows.append((f"phases[{index}]", f"train head, solved by L-BFGS on the features, weight_decay {decay}"))
+            continue
         decay = f", layer_decay {phase.layer_decay}" if phase.layer_decay is not None else ""
         epochs = f"{phase.epochs} epoch{'' if phase.epochs == 1 else 's'}"
         rows.append((f"phases[{index}]", f"train {_words(phase.train)}, {epochs}, lr {phase.lr}{decay}"))
@@ -30,17 +34,30 @@ def recipe_notes(recipe: Recipe) -> list[str]:
     """What is no fault, but not what everybody would expect."""
     kind = recipe.model.head.kind
     if kind not in CLASSICAL_HEADS:
-        return []
+        return _notes_on_solved(recipe)
     notes = [
         f"phases[{i}] is not run: it would train the head alone, which scikit-learn fits."
         for i in range(len(recipe.phases))
-        if i not in recipe.gradient_phases
+        if i not in recipe.run_phases
     ]
     if recipe.augment and not recipe.gradient_phases:
         notes.append(f"augment is not used: no phase trains by gradients, and scikit-learn fits the {kind} head on pictures as they are.")
     if kind == "knn":
         notes.append("a knn head holds the features of all training pictures: predict and evaluate use it, but it can't be exported.")
     return notes
+
+
+def _notes_on_solved(recipe: Recipe) -> list[str]:
+    unused = [
+        name
+        for name, given in (("augment", recipe.augment), ("mix", recipe.mix != Mix()), ("head dropout", recipe.model.head.dropout))
+        if given
+    ]
+    return [
+        f"phases[{i}] is solved on training pictures as they are: without {' or '.join(unused)}."
+        for i, phase in enumerate(recipe.phases)
+        if isinstance(phase, SolvedPhase) and unused
+    ]
 
 
 def _head_words(head: Head) -> str:

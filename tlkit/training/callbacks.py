@@ -41,10 +41,14 @@ class BestWeights(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # The metric itself: the figures that are logged are ready only after this hook, when a moving average is swapped out again.
         score = float(pl_module.val_score.compute())  # type: ignore[union-attr, operator]
+        self.offer(score, trainer.current_epoch, keeps=trainer.is_global_zero)
+
+    def offer(self, score: float, epoch: int, *, keeps: bool) -> None:
+        """keeps: whether this process writes the weights."""
         if score <= self.score:
             return
-        self.score, self.phase, self.epoch = score, self.phase_now, trainer.current_epoch
-        if trainer.is_global_zero:
+        self.score, self.phase, self.epoch = score, self.phase_now, epoch
+        if keeps:
             save_state(self._classifier, self.file)
 
     def restore(self) -> None:
@@ -78,7 +82,7 @@ def moving_average(ema: Ema) -> WeightAveraging:
 
 
 class MetricsTable(Callback):
-    """metrics.csv: a row an epoch. `lr` is the head's, the highest, at the end of the epoch."""
+    """metrics.csv: a row an epoch. `lr` is the head's, the highest, at the end of the epoch; a solved phase has one row and none."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -92,16 +96,13 @@ class MetricsTable(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         metrics = {name: float(trainer.callback_metrics[name]) for name in METRICS_COLUMNS if "/" in name}
         seconds = round(time.perf_counter() - self._began, 3)
-        self.rows.append(
-            {
-                "phase": self.phase,
-                "epoch": trainer.current_epoch,
-                **metrics,
-                "lr": trainer.optimizers[0].param_groups[0]["lr"],
-                "seconds": seconds,
-            }
-        )
-        if trainer.is_global_zero:
+        lr = trainer.optimizers[0].param_groups[0]["lr"]
+        self.add({"epoch": trainer.current_epoch, **metrics, "lr": lr, "seconds": seconds}, writes=trainer.is_global_zero)
+
+    def add(self, row: Mapping[str, Any], *, writes: bool) -> None:
+        """row: all but the phase."""
+        self.rows.append({"phase": self.phase, **row})
+        if writes:
             write_metrics_table(self.rows, self.file)
 
 

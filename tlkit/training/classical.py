@@ -3,7 +3,7 @@
 import logging
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,15 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from tlkit.data.datamodule import PictureData
-from tlkit.data.pictures import make_loader
 from tlkit.data.samples import Samples
 from tlkit.evaluate.metrics import in_words, lead_of
 from tlkit.models.classifier import Classifier
 from tlkit.models.heads import NearestNeighbours
-from tlkit.models.inference import infer
 from tlkit.recipe.schema import Head
-from tlkit.training.callbacks import pictures_progress, write_metrics_table
+from tlkit.training.callbacks import write_metrics_table
+from tlkit.training.features import features_of
 from tlkit.training.phases import Trained
-from tlkit.training.scores import score
+from tlkit.training.scores import measured, score
 
 LOG = logging.getLogger("tlkit")
 
@@ -45,16 +44,18 @@ def fit_classical_head(
     """
     began = time.perf_counter()
     classifier.to(trained.device)
-    features, labels = _features(classifier, data, "train", console)
-    val_features, val_labels = _features(classifier, data, "val", console)
+    features, labels = features_of(classifier, data, "train", console)
+    val_features, val_labels = features_of(classifier, data, "val", console)
     fitted = fit_head(head, (features, labels), (val_features, val_labels), data.samples)
+    with torch.inference_mode():
+        logits, val_logits = fitted(features), fitted(val_features)
     classifier.head = fitted.to(trained.device)
     seconds = round(time.perf_counter() - began, 3)
     row = {
         "phase": phase,
         "epoch": 0,
-        **_measured("train", fitted, features, labels),
-        **_measured("val", fitted, val_features, val_labels),
+        **measured("train", data.samples, logits, labels),
+        **measured("val", data.samples, val_logits, val_labels),
         "lr": "",
         "seconds": seconds,
     }
@@ -135,19 +136,3 @@ def best_temperature(logits: Tensor, labels: Tensor) -> float:
     with torch.inference_mode():
         found = minimize_scalar(lambda log_t: float(cross_entropy(logits / np.exp(log_t), labels)), bounds=np.log([0.01, 100]))
     return float(np.exp(found.x))
-
-
-def _features(classifier: Classifier, data: PictureData, split: str, console: Console) -> tuple[Tensor, Tensor]:
-    samples = data.samples.of(split)
-    loader = make_loader(samples, data.preprocessing, batch_size=data.batch_size, workers=data.workers)
-    with pictures_progress(console, f"features of the {split} pictures", len(samples)) as advance:
-        return infer(classifier, loader, data.preprocessing.normalize, outputs=classifier.features, on_batch=advance)
-
-
-@torch.inference_mode()
-def _measured(split: str, head: Callable[[Tensor], Tensor], features: Tensor, labels: Tensor) -> dict[str, float]:
-    logits = head(features)
-    return {
-        f"{split}/loss": float(cross_entropy(logits, labels)),
-        f"{split}/accuracy": float((logits.argmax(1) == labels).float().mean()),
-    }

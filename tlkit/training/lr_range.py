@@ -24,7 +24,7 @@ from tlkit.data.datamodule import PictureData
 from tlkit.errors import RunError, TlkitError
 from tlkit.evaluate.curves import TRAINING, VALIDATION
 from tlkit.models.classifier import Classifier
-from tlkit.recipe.schema import Recipe
+from tlkit.recipe.schema import Recipe, SolvedPhase
 from tlkit.training.phases import phase_name
 from tlkit.training.ready import make_ready
 from tlkit.training.run_folder import check_out, make_run_folder
@@ -93,9 +93,9 @@ def lr_range(
     Raises RunError if the classifier or a random generator is not as it was before.
     """
     with unchanged(classifier), Progress(console=console, transient=True, disable=console is None) as progress:
-        sweep = Sweep(recipe.phases[phase].lr, steps, progress, progress.add_task("raising the learning rate", total=steps))
+        sweep = Sweep(recipe.gradient_phases[phase].lr, steps, progress, progress.add_task("raising the learning rate", total=steps))
         limits = {"max_steps": steps, "max_epochs": -1, "limit_val_batches": 0}
-        try_phase(classifier, data, recipe, recipe.phases[phase], trained, callback=sweep, **limits)
+        try_phase(classifier, data, recipe, recipe.gradient_phases[phase], trained, callback=sweep, **limits)
     return judged(sweep.lrs, sweep.losses, diverged=sweep.diverged)
 
 
@@ -174,7 +174,8 @@ def draw_lr_range(result: LrRange, recipe: Recipe, phase: int, file: Path) -> No
     axis.set_ylim(low - 0.1 * (high - low + 0.1), high + 0.25 * (high - low + 0.1))
     if result.suggestion is not None:
         axis.axvline(result.suggestion, color="#2e7d32", ls="--", label=f"suggestion {result.suggestion:.1e}")
-    axis.axvline(recipe.phases[phase].lr, color="#777777", ls=":", label=f"the recipe's {recipe.phases[phase].lr:.1e}")
+    now = recipe.gradient_phases[phase].lr
+    axis.axvline(now, color="#777777", ls=":", label=f"the recipe's {now:.1e}")
     axis.set(xscale="log", xlabel="learning rate (of the head)", ylabel="training loss")
     axis.set_title(f"{recipe.name}, phase {phase + 1}: {phase_name(recipe.phases[phase].train)}", fontweight="bold")
     axis.grid(alpha=0.25)
@@ -186,7 +187,7 @@ def draw_lr_range(result: LrRange, recipe: Recipe, phase: int, file: Path) -> No
 
 def print_lr_range(result: LrRange, recipe: Recipe, phase: int, run: Path, *, words: Sequence[str]) -> None:
     table = Table.grid(padding=(0, 2))
-    now = recipe.phases[phase].lr
+    now = recipe.gradient_phases[phase].lr
     end = "then it ran away" if result.diverged else "and it never ran away"
     if result.suggestion is None:
         table.add_row("[dim]suggestion[/dim]", "none: no rate made the loss fall. More steps may tell: --steps 300")
@@ -208,10 +209,13 @@ def print_lr_range(result: LrRange, recipe: Recipe, phase: int, run: Path, *, wo
 
 
 def _phase_index(recipe: Recipe, number: int) -> int:
-    """Raises TlkitError for a phase that there is none of, or that scikit-learn takes over."""
+    """Raises TlkitError for a phase that there is none of, that is solved, or that scikit-learn takes over."""
     count, kind = len(recipe.phases), recipe.model.head.kind
     if number > count:
         raise TlkitError(f"--phase {number}: the recipe has {count} phase{'' if count == 1 else 's'}, counted from 1.")
+    if isinstance(recipe.phases[number - 1], SolvedPhase):
+        fix = "Choose another with --phase N, or give it epochs and lr in place of solver."
+        raise TlkitError(f"--phase {number} has no learning rate: phases[{number - 1}] is solved by L-BFGS.\n  {fix}")
     if number - 1 not in recipe.gradient_phases:
         raise TlkitError(f"--phase {number} has no learning rate: scikit-learn fits a {kind} head.\n  Set model.head.kind to linear.")
     return number - 1

@@ -23,7 +23,7 @@ from tlkit.evaluate.metrics import in_words, lead_of
 from tlkit.models.classifier import Classifier
 from tlkit.models.split import Suffix
 from tlkit.recipe.schema import EarlyStopping as EarlyStoppingRecipe
-from tlkit.recipe.schema import FromStage, Mix, Phase, Recipe, Train
+from tlkit.recipe.schema import FromStage, Mix, Phase, Recipe, SolvedPhase, Train
 from tlkit.training.activation_cache import ActivationCache, NotKept
 from tlkit.training.auxiliary import AuxiliaryHeads, build_auxiliary_heads
 from tlkit.training.callbacks import (
@@ -39,6 +39,7 @@ from tlkit.training.l2_sp import StartingPoint
 from tlkit.training.losses import build_criterion
 from tlkit.training.module import PhaseModule
 from tlkit.training.run_folder import is_first_process
+from tlkit.training.solve import solve_head
 from tlkit.training.trainer import build_trainer
 
 LOG = logging.getLogger("tlkit")
@@ -82,7 +83,7 @@ def train_phases(
 ) -> Trained:
     """Trains phase after phase; the classifier is left with the weights of the best epoch of all.
 
-    trained: for each phase the backbone's parameters that train beside the head. device: where it is if no phase trains by gradients.
+    trained: for each phase the backbone's parameters that train beside the head. device: where a phase is solved.
     Raises KeyboardInterrupt after Ctrl-C, with the best weights and the last checkpoint in `run/checkpoints`.
     """
     checkpoints = run / "checkpoints"
@@ -94,15 +95,22 @@ def train_phases(
     table = MetricsTable(run / "metrics.csv")
     seconds: dict[str, float] = {}
     start = StartingPoint(classifier, recipe.loss.l2_sp) if recipe.loss.l2_sp else None
-    trainer = None
-    for number, phase in recipe.gradient_phases.items():
+    for number, phase in recipe.run_phases.items():
         began = time.perf_counter()
+        best.phase_now = table.phase = number
+        title = f"phase {number + 1}/{len(recipe.phases)} {phase_name(phase.train)}"
+        if isinstance(phase, SolvedPhase):
+            # The first process alone: where the next phase wraps the network, DDP gives its weights to all others.
+            if is_first_process():
+                row, score = solve_head(classifier.to(device), data, recipe, phase, title=title, console=console)
+                table.add(row, writes=True)
+                best.offer(score, epoch=0, keeps=True)
+            seconds[f"phase {number + 1} {phase_name(phase.train)}"] = round(time.perf_counter() - began, 3)
+            continue
         if recipe.wise_ft and phase.train != "head" and not (checkpoints / BEFORE).exists() and is_first_process():
             save_state(classifier, checkpoints / BEFORE)
         classifier.train_only(trained[number], phase.batchnorm)
-        best.phase_now = table.phase = number
-        data.first_epoch = sum(earlier.epochs for earlier in recipe.phases[:number])
-        title = f"phase {number + 1}/{len(recipe.phases)} {phase_name(phase.train)}"
+        data.first_epoch = sum(earlier.epochs for i, earlier in recipe.gradient_phases.items() if i < number)
         trainer = build_trainer(
             recipe.trainer,
             epochs=phase.epochs,
@@ -132,9 +140,7 @@ def train_phases(
                 recipe.early_stopping and recipe.early_stopping.patience,
             )
         seconds[f"phase {number + 1} {phase_name(phase.train)}"] = round(time.perf_counter() - began, 3)
-    if trainer is None:
-        return Trained([], 0, 0, {}, device)
-    if trainer.is_global_zero:
+    if is_first_process() and best.file.is_file():
         best.restore()
     return Trained(table.rows, best.phase, best.epoch, seconds, device)
 

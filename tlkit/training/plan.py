@@ -181,7 +181,7 @@ class _Trial:
     device: str
 
     def plan_phase(self, number: int, trained: frozenset[str], *, timed: bool) -> PhasePlan:
-        phase = self.recipe.phases[number]
+        phase = self.recipe.gradient_phases[number]
         self.classifier.train_only(trained, phase.batchnorm)
         check_batch_size(self.classifier, self.batch_size)
         probe = MemoryProbe()

@@ -4,7 +4,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tlkit.recipe.schema import CLASSICAL_HEADS, Recipe
+from tlkit.recipe.schema import CLASSICAL_HEADS, Recipe, SolvedPhase
 from tlkit.training.phases import phase_name
 from tlkit.training.plan import PhasePlan, Plan, StageRow, make_plan
 from tlkit.training.remarks import remarks
@@ -24,9 +24,10 @@ def show_plan(recipe: Recipe) -> int:
 
 def print_plan(plan: Plan, console: Console) -> None:
     console.print(_facts(plan))
-    for phase in plan.phases:
+    planned = {phase.number: phase for phase in plan.phases}
+    for number, phase in plan.recipe.run_phases.items():
         console.print()
-        console.print(_phase_table(plan, phase))
+        console.print(_solved(plan, number, phase) if isinstance(phase, SolvedPhase) else _phase_table(plan, planned[number]))
     if plan.recipe.model.head.kind in CLASSICAL_HEADS:
         console.print(f"\n[bold]head[/bold] {plan.recipe.model.head.kind}, fitted by scikit-learn on the features")
     if plan.phases:
@@ -111,6 +112,12 @@ def _phase_table(plan: Plan, phase: PhasePlan) -> Table:
     table.add_section()
     table.add_row("total", "", "", "", "", f"{sum(row.parameters for row in phase.rows):,}", f"{phase.trained:,}", style="bold")
     return table
+
+
+def _solved(plan: Plan, number: int, phase: SolvedPhase) -> str:
+    decay = "weight decay chosen on validation" if phase.weight_decay is None else f"weight decay {phase.weight_decay:g}"
+    what = "the backbone runs once over the pictures, which is not timed here"
+    return f"[bold]phase {number + 1}/{len(plan.recipe.phases)}: head, solved by L-BFGS on the features[/bold], {decay}; {what}"
 
 
 def _joined(rows: tuple[StageRow, ...]) -> list[StageRow]:

@@ -27,7 +27,8 @@ class Remark:
 def remarks(plan: Plan) -> list[Remark]:
     """The most important first."""
     warnings = [*_missing(plan), *_memory(plan), *_normalize(plan), *_size(plan.recipe), *_classes(plan), *_steps(plan)]
-    warnings += [text for phase in plan.phases for text in (*_random_features(plan, phase), *_rates(phase), *_parameters(plan, phase))]
+    warnings += [*_random_features(plan.recipe)]
+    warnings += [text for phase in plan.phases for text in (*_rates(phase), *_parameters(plan, phase))]
     notes = [*(f"weights: {text}" for text in plan.notes), *recipe_notes(plan.recipe)]
     notes += [text for phase in plan.phases for text in _augmented_head(plan.recipe, phase)]
     return [*(Remark("warning", text) for text in warnings), *(Remark("note", text) for text in notes)]
@@ -92,10 +93,11 @@ def _steps(plan: Plan) -> Iterator[str]:
         yield f"optimizer.accumulate = {recipe.optimizer.accumulate}, but an epoch has {batches} batches: a step is made of those."
 
 
-def _random_features(plan: Plan, phase: PhasePlan) -> Iterator[str]:
-    trained_before = any(earlier.train != "head" for earlier in plan.recipe.phases[: phase.number])
-    if plan.recipe.model.weights == "random" and phase.phase.train == "head" and not trained_before:
-        yield f"phases[{phase.number}] trains a head on a backbone that has learned nothing. Use `train: all`, or pretrained weights."
+def _random_features(recipe: Recipe) -> Iterator[str]:
+    for number, phase in recipe.run_phases.items():
+        if phase.train != "head" or recipe.model.weights != "random":
+            return
+        yield f"phases[{number}] trains a head on a backbone that has learned nothing. Use `train: all`, or pretrained weights."
 
 
 def _rates(phase: PhasePlan) -> Iterator[str]:

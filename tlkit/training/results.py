@@ -20,7 +20,7 @@ from tlkit.models.classifier import Classifier
 from tlkit.models.inference import infer
 from tlkit.models.weights import Weights
 from tlkit.recipe.load import recipe_yaml
-from tlkit.recipe.schema import CLASSICAL_HEADS, Recipe
+from tlkit.recipe.schema import CLASSICAL_HEADS, Phase, Recipe, SolvedPhase
 from tlkit.training.ready import Ready
 
 if TYPE_CHECKING:
@@ -107,7 +107,8 @@ def kept_validation(
 
     if not recipe.cache.use or result.best_phase >= len(ready.trained):
         return None
-    classifier.train_only(ready.trained[result.best_phase], recipe.phases[result.best_phase].batchnorm)
+    phase = recipe.phases[result.best_phase]
+    classifier.train_only(ready.trained[result.best_phase], phase.batchnorm if isinstance(phase, Phase) else "frozen")
     precision = recipe.trainer.precision
     try:
         return ActivationCache(classifier, ready.data, recipe.cache, device=result.device, precision=precision, console=console).logits(
@@ -132,7 +133,7 @@ def write_results(run: Path, recipe: Recipe, samples: Samples, weights: Weights,
         "classes": f"{len(samples.classes)}: {', '.join(samples.classes[:20])}{' ...' if len(samples.classes) > 20 else ''}",
         "backbone": f"{recipe.model.backbone}, weights from {weights.origin}",
         "head": f"{head.kind}, fitted by scikit-learn" if head.kind in CLASSICAL_HEADS else f"{head.kind}, dropout {head.dropout}",
-        "phases": "; ".join(f"{names[i]}, {phase.epochs} epochs at {phase.lr:g}" for i, phase in recipe.gradient_phases.items()) or "none",
+        "phases": "; ".join(f"{names[i]}, {how_trained(phase)}" for i, phase in recipe.run_phases.items()) or "none",
         **({"shipped": f"{result.wise_ft['share']:g} of the way to the fine-tuned weights (WiSE-FT)"} if result.wise_ft else {}),
         "picture size": f"{recipe.data.image_size} px, {recipe.data.resize}, {recipe.data.channels_in_words}",
         **({"kept": f"{recipe.cache.views} augmented views of each training picture, in turns"} if recipe.cache.views else {}),
@@ -144,6 +145,10 @@ def write_results(run: Path, recipe: Recipe, samples: Samples, weights: Weights,
     )
     LOG.info("done in %.0f s", metrics["seconds"]["total"])
     print_panel(run, samples, metrics)
+
+
+def how_trained(phase: Phase | SolvedPhase) -> str:
+    return "solved by L-BFGS" if isinstance(phase, SolvedPhase) else f"{phase.epochs} epochs at {phase.lr:g}"
 
 
 def print_panel(run: Path, samples: Samples, metrics: Mapping[str, Any]) -> None:

@@ -1,5 +1,7 @@
 """What is counted while a phase trains: accuracy for the eye, and the one score that chooses the best epoch."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -8,6 +10,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassRecall, Mu
 from tlkit.data.samples import Samples
 from tlkit.evaluate.metrics import Lead, lead_of
 from tlkit.recipe.schema import Task
+from tlkit.training.losses import plain_loss
 
 
 def accuracy_of(task: Task, classes: int) -> Metric:
@@ -29,6 +32,16 @@ def score(samples: Samples, logits: Tensor, labels: Tensor) -> float:
     metric = score_of(lead_of(samples), len(samples.classes))
     count(metric, samples.task, logits, labels)
     return float(metric.compute())
+
+
+@torch.inference_mode()
+def measured(
+    split: str, samples: Samples, logits: Tensor, labels: Tensor, loss: Callable[[Tensor, Tensor], Tensor] = plain_loss
+) -> dict[str, float]:
+    """`SPLIT/loss` and `SPLIT/accuracy`, as metrics.csv has them, of a whole split's logits and labels."""
+    accuracy = accuracy_of(samples.task, len(samples.classes))
+    count(accuracy, samples.task, logits, labels)
+    return {f"{split}/loss": float(loss(logits, labels)), f"{split}/accuracy": float(accuracy.compute())}
 
 
 def count(metric: Metric, task: Task, logits: Tensor, labels: Tensor) -> None:
