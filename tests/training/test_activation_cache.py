@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tlkit.data.decode import decode
 from tlkit.recipe.load import load_recipe
 from tlkit.training import activation_cache
 from tlkit.training.cache_entries import cache_folder, entries, make_room
@@ -137,6 +138,7 @@ def test_a_run_killed_while_it_writes_leaves_nothing_that_is_taken_for_whole(pla
 import os, sys, signal
 from tlkit.training import activation_cache
 from tlkit.training.finetune import finetune
+from tlkit.data.decode import decode
 from tlkit.recipe.load import load_recipe
 whole = activation_cache._as_bytes
 def killed(tensor):
@@ -176,3 +178,17 @@ def test_room_is_made_by_removing_what_was_unused_for_longest(place: Path) -> No
         os.utime(folder, (time.time() - 100 * age,) * 2)
     make_room(1_000_000, budget_gb=0.0031)
     assert [entry.folder.name for entry in entries()] == ["middle", "new"]
+
+
+def test_a_live_phase_decodes_each_picture_once_or_says_why_not(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded = []
+    monkeypatch.setattr("tlkit.data.pictures.decode", lambda image, channels: (decoded.append(image), decode(image, channels))[1])
+    recipe = ("phases=[{train: all, epochs: 3, lr: 1e-3}]", "augment=[{HorizontalFlip: {p: 0.5}}]")
+    kept, _, _ = train(place, "kept", *recipe)
+    once = len(decoded)
+    # 48 training and 16 validation pictures once; then the shipped model is measured on 16 validation and 16 test pictures.
+    assert once == 48 + 16 + 16 + 16
+    plain, _, log = train(place, "without", *recipe, "cache.budget_gb=0.00001")
+    assert len(decoded) - once == 3 * (48 + 16) + 16 + 16
+    assert "its pictures are decoded in every epoch: 0.00 GB would be needed and cache.budget_gb is 1e-05" in log
+    assert figures(kept) == figures(plain)

@@ -1,12 +1,15 @@
 """The three splits as Lightning's loaders."""
 
 from collections.abc import Mapping
+from math import prod
+from pathlib import Path
 from typing import Literal
 
 import lightning
 from torch import distributed
 
 from tlkit.data.augment import Augmentation
+from tlkit.data.fitted import CannotKeep, FittedPictures
 from tlkit.data.pictures import PictureLoader, make_loader
 from tlkit.data.preprocess import Preprocessing
 from tlkit.data.samples import Samples
@@ -43,6 +46,22 @@ class PictureData(lightning.LightningDataModule):
         self.seed = seed
         self.balanced = balanced
         self.first_epoch = first_epoch
+        self._kept: dict[str, FittedPictures] = {}
+
+    def keep_pictures(self, folder: Path, *, budget_gb: float, processes: int = 1) -> None:
+        """From here on each training and validation picture is decoded and fitted once. For what is kept already this does nothing.
+
+        folder: where the file for them is made. processes: on this machine, each of which keeps its own.
+        Raises CannotKeep where the budget or the disk is too small.
+        """
+        if self._kept:
+            return
+        shape = (self.preprocessing.image_size, self.preprocessing.image_size, self.preprocessing.channels)
+        pictures = {split: len(self.samples.of(split)) for split in ("train", "val")}
+        needed = processes * sum(pictures.values()) * prod(shape) / 1e9
+        if needed > budget_gb:
+            raise CannotKeep(f"{needed:.2f} GB would be needed and cache.budget_gb is {budget_gb:g}")
+        self._kept = {split: FittedPictures(number, shape, folder) for split, number in pictures.items()}
 
     def train_dataloader(self) -> PictureLoader:
         return self.loader("train", train=True)
@@ -73,6 +92,7 @@ class PictureData(lightning.LightningDataModule):
             ranks=ranks,
             multi_hot=self.samples.multi_hot,
             balanced=self.balanced and train,
+            kept=self._kept.get(split),
         )
 
 

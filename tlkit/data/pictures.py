@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from tlkit.data.augment import Augmentation
 from tlkit.data.decode import decode
+from tlkit.data.fitted import FittedPictures
 from tlkit.data.preprocess import Preprocessing
 from tlkit.data.samples import Sample
 from tlkit.errors import DataError
@@ -32,7 +33,7 @@ MAX_WORKERS = 8
 class Pictures(Dataset[tuple[NDArray[np.uint8], Target]]):
     """Decoded, fitted and, with an augmentation, augmented pictures, [S, S, C] uint8.
 
-    multi_hot: K for multilabel, 0 for one label a picture.
+    multi_hot: K for multilabel, 0 for one label a picture. kept: holds a row for each sample, and is filled as they are asked for.
     """
 
     def __init__(
@@ -43,8 +44,10 @@ class Pictures(Dataset[tuple[NDArray[np.uint8], Target]]):
         augmentation: Augmentation | None = None,
         seed: int = 0,
         multi_hot: int = 0,
+        kept: FittedPictures | None = None,
     ) -> None:
         self.samples = tuple(samples)
+        self.kept = kept
         self.multi_hot = multi_hot
         self.preprocessing = preprocessing
         self.augmentation = augmentation
@@ -57,13 +60,26 @@ class Pictures(Dataset[tuple[NDArray[np.uint8], Target]]):
         """Raises DataError with the sample's id where its picture can't be read."""
         epoch, index = key
         sample = self.samples[index]
+        picture = self._fitted(index)
+        if self.augmentation is not None:
+            picture = self.augmentation(picture, seed=(self.seed, epoch, index))
+        return picture, self.target(sample)
+
+    def _fitted(self, index: int) -> NDArray[np.uint8]:
+        if self.kept is not None and (kept := self.kept.get(index)) is not None:
+            return kept
+        sample = self.samples[index]
         try:
             picture = self.preprocessing.fit(decode(sample.image, self.preprocessing.channels))
         except DataError as error:
             raise DataError(f"picture {sample.id}: {error}") from error
-        if self.augmentation is not None:
-            picture = self.augmentation(picture, seed=(self.seed, epoch, index))
-        return picture, self.target(sample)
+        if self.kept is not None:
+            self.kept.put(index, picture)
+        return picture
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Worker processes that are started anew, not forked, can't share the file: they decode for themselves.
+        return {**self.__dict__, "kept": None}
 
     def target(self, sample: Sample) -> Target:
         if not self.multi_hot:
@@ -167,13 +183,15 @@ def make_loader(
     ranks: int = 1,
     multi_hot: int = 0,
     balanced: bool = False,
+    kept: FittedPictures | None = None,
 ) -> PictureLoader:
     """Batches of (images uint8 [B, C, S, S] in channels_last memory, labels int64 [B] or, for multilabel, float [B, K]).
 
     batch_size: pictures a step on this rank. train: shuffled, see EpochSampler; otherwise every picture once, in order.
     multi_hot: K for multilabel, 0 for one label a picture. balanced: training draws every class as often as any other.
+    kept: see Pictures.
     """
-    pictures = Pictures(samples, preprocessing, augmentation=augmentation, seed=seed, multi_hot=multi_hot)
+    pictures = Pictures(samples, preprocessing, augmentation=augmentation, seed=seed, multi_hot=multi_hot, kept=kept)
     sampler = EpochSampler(
         len(pictures),
         batch_size=batch_size,

@@ -250,10 +250,12 @@ class Ema(Strict):
 
 
 class Cache(Strict):
-    """Activations of what is frozen, kept between epochs, phases and runs."""
+    """Activations of what is frozen, kept between epochs, phases and runs; and within a run, pictures as the network sees them."""
 
-    use: bool = Field(True, description="whether the frozen part of a phase runs once instead of in every epoch")
-    budget_gb: float = Field(10.0, gt=0, description="most that is kept on disk, over all runs; the longest unused goes first")
+    use: bool = Field(True, description="whether the frozen part runs once, and pictures are decoded once, instead of in every epoch")
+    budget_gb: float = Field(
+        10.0, gt=0, description="most that is kept on disk, over all runs; the longest unused goes first. As much for a run's pictures"
+    )
     dtype: Literal["float32", "float16", "bfloat16"] = Field("float32", description="number format of what is kept")
     half_over_budget: bool = Field(False, description="over budget, keep float16 rather than nothing")
     views: int = Field(0, ge=0, le=1000, description="augmented versions kept of each training picture, taken in turns; 0 is none")

@@ -18,6 +18,7 @@ from rich.console import Console
 from torch import nn
 
 from tlkit.data.datamodule import PictureData
+from tlkit.data.fitted import CannotKeep
 from tlkit.errors import DataError
 from tlkit.evaluate.metrics import in_words, lead_of
 from tlkit.models.classifier import Classifier
@@ -26,6 +27,7 @@ from tlkit.recipe.schema import EarlyStopping as EarlyStoppingRecipe
 from tlkit.recipe.schema import FromStage, Mix, Phase, Recipe, SolvedPhase, Train
 from tlkit.training.activation_cache import ActivationCache, NotKept
 from tlkit.training.auxiliary import AuxiliaryHeads, build_auxiliary_heads
+from tlkit.training.cache_entries import cache_folder
 from tlkit.training.callbacks import (
     BestWeights,
     MetricsTable,
@@ -131,6 +133,8 @@ def train_phases(
         inputs, suffix = inputs_of_phase(
             classifier, data, recipe, auxiliary, device=trainer.strategy.root_device, title=title, console=console
         )
+        if suffix is None:
+            keep_pictures(data, recipe, number, trainer.num_devices, title=title)
         fit(trainer, build_module(classifier, data, recipe, phase, auxiliary, start, suffix), inputs)
         if trainer.current_epoch < phase.epochs:
             LOG.info(
@@ -198,6 +202,16 @@ def inputs_of_phase(
     except NotKept as why:
         LOG.info("%s  its frozen part runs in every epoch: %s", title, why)
         return data, None
+
+
+def keep_pictures(data: PictureData, recipe: Recipe, number: int, processes: int, *, title: str) -> None:
+    """Lets a phase that needs the pictures themselves decode each of them once, if they are needed again."""
+    if not recipe.cache.use or sum(phase.epochs for phase in recipe.phases[number:]) < 2:
+        return
+    try:
+        data.keep_pictures(cache_folder(), budget_gb=recipe.cache.budget_gb, processes=processes)
+    except CannotKeep as why:
+        LOG.info("%s  its pictures are decoded in every epoch: %s", title, why)
 
 
 def fit(trainer: lightning.Trainer, module: PhaseModule, data: lightning.LightningDataModule) -> None:
