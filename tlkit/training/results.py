@@ -90,13 +90,20 @@ def measure_shipped(model: Path, ready: Ready, recipe: Recipe, result: "Trained"
         metrics["val"] = measure_split(classifier, samples, "val", preprocessing, batch_size=batch_size, thresholds=card.thresholds)
     best = next(row for row in result.rows if (row["phase"], row["epoch"]) == (result.best_phase, result.best_epoch))
     metrics["best"] = {"phase": result.best_phase, "epoch": result.best_epoch, "train_accuracy": best["train/accuracy"]}
-    metrics["best"]["fitted"] = recipe.model.head.kind in CLASSICAL_HEADS
+    metrics["best"]["fitted_by"] = fitted_by(recipe, result.best_phase)
     metrics["lead"] = metrics["val"]["lead"]
     if result.wise_ft is not None:
         metrics["wise_ft"] = dict(result.wise_ft)
     metrics["pictures"] = dict(Counter(sample.split for sample in samples.samples))
     update_metrics(model, metrics)
     return metrics
+
+
+def fitted_by(recipe: Recipe, phase: int) -> str:
+    """What found the head in one go, without epochs, in the phase that was best; empty for epochs."""
+    if phase >= len(recipe.phases):
+        return "scikit-learn"
+    return "L-BFGS" if isinstance(recipe.phases[phase], SolvedPhase) else ""
 
 
 def kept_validation(
