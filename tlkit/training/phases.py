@@ -206,7 +206,8 @@ def inputs_of_phase(
 
 def keep_pictures(data: PictureData, recipe: Recipe, number: int, processes: int, *, title: str) -> None:
     """Lets a phase that needs the pictures themselves decode each of them once, if they are needed again."""
-    if not recipe.cache.use or sum(phase.epochs for phase in recipe.phases[number:]) < 2:
+    passes = sum(phase.epochs if isinstance(phase, Phase) else 1 for phase in recipe.phases[number:])
+    if not recipe.cache.use or passes < 2:
         return
     try:
         data.keep_pictures(cache_folder(), budget_gb=recipe.cache.budget_gb, processes=processes)
