@@ -177,11 +177,13 @@ def bench_arguments(parser: ArgumentParser) -> None:
     from tlkit.bench.work import DEFAULT_BACKBONE, KINDS, SIZES, WORDS
 
     help = "what to measure. " + ". ".join(f"{kind}: {WORDS[kind]}" for kind in KINDS)
-    parser.add_argument("work", choices=KINDS, metavar="WORK", help=help)
+    help += ". curve: tlkit alone, from every stage on: seconds an epoch against the share that trains"
+    parser.add_argument("work", choices=(*KINDS, "curve"), metavar="WORK", help=help)
     sizes = " and ".join(f"{name} is {training}+{validation}" for name, (training, validation) in SIZES.items())
     help = f"training and validation pictures, such as 800+200; {sizes} (default: small)"
     parser.add_argument("--size", type=_bench_size, default=SIZES["small"], metavar="SIZE", help=help)
     parser.add_argument("--repeats", type=_count, default=3, metavar="N", help="runs of each side, after a warm-up (default: 3)")
+    parser.add_argument("--epochs", type=_count, default=5, metavar="N", help="of each run (default: 5)")
     parser.add_argument("--sides", nargs="+", choices=tuple(SIDES), default=tuple(SIDES), help="default: all")
     parser.add_argument("--stage", metavar="NAME", help="of from: the first stage that trains (default: the last)")
     parser.add_argument("--backbone", default=DEFAULT_BACKBONE, metavar="NAME", help=f"default: {DEFAULT_BACKBONE}")
@@ -204,17 +206,19 @@ def _bench_size(text: str) -> tuple[int, int]:
 
 def bench(arguments: Namespace) -> int:
     from tlkit.bench.command import bench_command
+    from tlkit.bench.curve import curve_command
+    from tlkit.bench.sides import SIDES
     from tlkit.bench.work import Work
 
-    return bench_command(
-        Work(arguments.work, backbone=arguments.backbone, stage=arguments.stage),
-        arguments.size,
-        sides=arguments.sides,
-        repeats=arguments.repeats,
-        warm_cache=arguments.warm_cache,
-        as_json=arguments.format == "json",
-        out=arguments.out,
-    )
+    output: dict[str, Any] = {"as_json": arguments.format == "json", "out": arguments.out}
+    if arguments.work == "curve":
+        if arguments.stage or arguments.warm_cache or len(arguments.sides) < len(SIDES):
+            raise TlkitError("tlkit bench curve trains from every stage, with tlkit alone.\n  Leave out --stage, --sides and --warm-cache.")
+        work = Work("from", backbone=arguments.backbone, epochs=arguments.epochs)
+        return curve_command(work, arguments.size, repeats=arguments.repeats, **output)
+    work = Work(arguments.work, backbone=arguments.backbone, epochs=arguments.epochs, stage=arguments.stage)
+    sides, repeats, warm_cache = arguments.sides, arguments.repeats, arguments.warm_cache
+    return bench_command(work, arguments.size, sides=sides, repeats=repeats, warm_cache=warm_cache, **output)
 
 
 def cache_arguments(parser: ArgumentParser) -> None:

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from tlkit import cli
 from tlkit.bench.command import Bench, Spread, in_words, print_bench
+from tlkit.bench.curve import Curve, print_curve, shares_of_compute
 from tlkit.bench.floor import cut
 from tlkit.bench.sides import Run, Used, run_side
 from tlkit.bench.work import KINDS, Work, write_pictures
@@ -113,8 +114,8 @@ def test_a_stage_that_the_floor_cannot_cut_is_named() -> None:
         cut(timm.create_model("resnet18", num_classes=0), Work("from", stage="layer9"))
 
 
-@pytest.mark.parametrize("side", ["floor", "tlkit", "textbook"])
-def test_every_side_runs_as_a_process_and_is_measured(side: str, pictures: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("side", ["tlkit", "textbook"])
+def test_a_side_runs_as_a_process_and_is_measured(side: str, pictures: Path, tmp_path: Path) -> None:
     done = run_side(side, Work("live", pictures=str(pictures), backbone=TINY, image_size=32, batch_size=16, epochs=2), tmp_path)
     assert len(done.epochs_s) == 2
     assert 0 < sum(done.epochs_s) < done.whole_s
@@ -126,6 +127,27 @@ def test_every_side_runs_as_a_process_and_is_measured(side: str, pictures: Path,
 def test_a_side_that_fails_says_why(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"(?s)-m tlkit.bench.floor ended with 1\. .*Unknown model \(resnet19\)"):
         run_side("floor", Work("head", backbone="resnet19"), tmp_path)
+
+
+def test_a_curve_compares_an_epoch_with_its_share_of_the_whole_networks(capsys: pytest.CaptureFixture[str]) -> None:
+    runs = {"head alone": [run(9, 2), run(9, 1), run(9, 3)], "layer4": [run(9, 9)], "stem": [run(9, 20)]}
+    curve = Curve(Work("head"), 100, 50, {"stem": 1.0, "layer4": 0.25}, runs)
+    assert curve.in_proportion_s("layer4") == 0.25 * 20 + 2
+    assert curve.ratio("layer4") == 9 / 7
+    assert curve.ratio("head alone") == 1
+    print_curve(curve, Console(width=80))
+    assert ["from", "layer4", "25.0%", "9", "7", "1.29"] in map(str.split, capsys.readouterr().out.splitlines())
+
+
+def test_shares_of_compute_fall_from_one_towards_the_head() -> None:
+    shares = shares_of_compute("vgg11", 64)
+    assert list(shares) == ["conv1", "conv2", "conv3", "conv4", "conv5", "dense"]
+    assert shares["conv1"] == 1
+    # By hand, at 64 px: conv1 64*3*9 * 64^2 multiply-adds, conv2 128*64*9 * 32^2.
+    assert shares["conv1"] - shares["conv2"] == pytest.approx(
+        64 * 3 * 9 * 64**2 * (shares["conv2"] - shares["conv3"]) / (128 * 64 * 9 * 32**2)
+    )
+    assert sorted(shares.values(), reverse=True) == list(shares.values())
 
 
 def test_the_command_prints_json_and_writes_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -145,6 +167,8 @@ def test_the_command_prints_json_and_writes_it(tmp_path: Path, capsys: pytest.Ca
         ("bench head --size 8+8", "'8+8' is not a size"),
         ("bench head --stage block6", "Expected: tlkit bench from --stage block6"),
         ("bench head --out nowhere/bench.json", "there is no folder nowhere"),
+        ("bench curve --stage block6", "Leave out --stage"),
+        ("bench curve --backbone resnet19", "Did you mean 'resnet18'?"),
         ("bench tail", "invalid choice: 'tail'"),
     ],
 )

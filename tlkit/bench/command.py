@@ -3,7 +3,7 @@
 import json
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -43,21 +43,19 @@ class Bench:
 
         The ratios are to the floor's run of the same repeat.
         """
-        runs = self.runs[side]
-        epochs = [median(run.epochs_s) for run in runs]
-        return {
-            "images_s": _spread([self.training / seconds for seconds in epochs]),
-            "epoch_s": _spread(epochs),
-            "whole_s": _spread([run.whole_s for run in runs]),
-            "cpu_s": _spread([run.used.cpu_s for run in runs if run.used.cpu_s is not None]),
-            "peak_mb": _spread([run.used.peak_mb for run in runs if run.used.peak_mb is not None]),
-            "accuracy": _spread([run.accuracy for run in runs]),
-            "epoch_ratio": self._ratio(epochs, [median(run.epochs_s) for run in self.runs.get("floor", ())]),
-            "whole_ratio": self._ratio([run.whole_s for run in runs], [run.whole_s for run in self.runs.get("floor", ())]),
+        runs, floor = self.runs[side], self.runs.get("floor", ())
+        epochs, floor_epochs = ([median(run.epochs_s) for run in some] for some in (runs, floor))
+        figures = {
+            "images_s": [self.training / seconds for seconds in epochs],
+            "epoch_s": epochs,
+            "whole_s": [run.whole_s for run in runs],
+            "cpu_s": [run.used.cpu_s for run in runs if run.used.cpu_s is not None],
+            "peak_mb": [run.used.peak_mb for run in runs if run.used.peak_mb is not None],
+            "accuracy": [run.accuracy for run in runs],
+            "epoch_ratio": [own / floors for own, floors in zip(epochs, floor_epochs, strict=bool(floor))],
+            "whole_ratio": [own.whole_s / floors.whole_s for own, floors in zip(runs, floor, strict=bool(floor))],
         }
-
-    def _ratio(self, own: Sequence[float], floor: Sequence[float]) -> Spread | None:
-        return _spread([a / b for a, b in zip(own, floor, strict=True)]) if floor else None
+        return {name: spread_of(values) if values else None for name, values in figures.items()}
 
     def to_json(self) -> dict[str, Any]:
         figures = {side: self.figures(side) for side in self.runs}
@@ -76,8 +74,8 @@ class Bench:
         }
 
 
-def _spread(values: Sequence[float]) -> Spread | None:
-    return Spread(median(values), min(values), max(values)) if values else None
+def spread_of(values: Sequence[float]) -> Spread:
+    return Spread(median(values), min(values), max(values))
 
 
 def bench_command(
@@ -86,48 +84,58 @@ def bench_command(
     """work: its pictures and weights are filled in here. out: a file for the JSON, beside what is printed."""
     if work.stage and work.kind != "from":
         raise TlkitError(f"--stage {work.stage} is for the work `from`.\n  Expected: tlkit bench from --stage {work.stage}")
+    check_out(out)
+    work = replace(work, weights=package_weights(work.backbone))
+    jobs = {side: (side, work) for side in sides}
+    bench = Bench(work, *pictures, run_in_turn(jobs, pictures, repeats=repeats, warm_cache=warm_cache))
+    show(bench.to_json(), lambda: print_bench(bench, Console()), as_json=as_json, out=out)
+    return 0
+
+
+def check_out(out: Path | None) -> None:
+    """Raises RunError before anything runs."""
     if out is not None and not out.parent.is_dir():
         raise RunError(f"--out {out}: there is no folder {out.parent}.\n  Make it first, or choose another place.")
-    work = replace(work, weights=package_weights(work.backbone))
-    console = Console(stderr=True, highlight=False)
-    bench = measure(work, pictures, sides=sides, repeats=repeats, warm_cache=warm_cache, console=console)
-    text = json.dumps(bench.to_json(), indent=2) + "\n"
+
+
+def show(figures: Mapping[str, Any], as_table: Callable[[], None], *, as_json: bool, out: Path | None) -> None:
+    text = json.dumps(figures, indent=2) + "\n"
     if out is not None:
         out.write_text(text, encoding="utf-8")
     if as_json:
         sys.stdout.write(text)
     else:
-        print_bench(bench, Console())
-    return 0
+        as_table()
 
 
-def measure(
-    work: Work, pictures: tuple[int, int], *, sides: Sequence[str], repeats: int, warm_cache: bool = False, console: Console
-) -> Bench:
-    """Runs every side once on a few pictures, then all sides in turn, `repeats` times with seeds from 0.
+def run_in_turn(
+    jobs: Mapping[str, tuple[str, Work]], pictures: tuple[int, int], *, repeats: int, warm_cache: bool = False
+) -> dict[str, list[Run]]:
+    """jobs: name -> side and work. Runs every side once on a few pictures, then all jobs in turn, `repeats` times with seeds from 0.
 
     In turn, so that a machine that gets slower is slow for all. warm_cache: tlkit finds what an earlier run with another seed cached.
     """
-    runs: dict[str, list[Run]] = {side: [] for side in sides}
+    say = Console(stderr=True, highlight=False).print
+    runs: dict[str, list[Run]] = {name: [] for name in jobs}
     with tempfile.TemporaryDirectory(prefix="tlkit-bench-") as name:
         home = Path(name)
-        console.print(f"writing {sum(pictures):,} pictures to {home}, for as long as this takes")
+        say(f"writing {sum(pictures):,} pictures to {home}, for as long as this takes")
         write_pictures(home / "pictures", *pictures)
         write_pictures(home / "few", *WARM_UP)
-        work = replace(work, pictures=str(home / "pictures"))
-        few = replace(work, pictures=str(home / "few"), epochs=1)
-        for side in sides:
-            console.print(f"warm-up  {side}")
-            run_side(side, few, home)
-        if warm_cache and "tlkit" in sides:
-            console.print("filling the cache  tlkit")
-            run_side("tlkit", replace(work, seed=repeats), home, keep_cache=True)
+        works = {job: (side, replace(work, pictures=str(home / "pictures"))) for job, (side, work) in jobs.items()}
+        for side, work in dict(works.values()).items():
+            say(f"warm-up  {side}")
+            run_side(side, replace(work, pictures=str(home / "few"), epochs=1), home)
+        for job, (side, work) in works.items():
+            if warm_cache and side == "tlkit":
+                say(f"filling the cache  {job}")
+                run_side(side, replace(work, seed=repeats), home, keep_cache=True)
         for repeat in range(repeats):
-            for side in sides:
+            for job, (side, work) in works.items():
                 run = run_side(side, replace(work, seed=repeat), home, keep_cache=warm_cache)
-                runs[side].append(run)
-                console.print(f"repeat {repeat + 1}/{repeats}  {side:<9} {run.whole_s:.1f} s")
-    return Bench(work, *pictures, runs)
+                runs[job].append(run)
+                say(f"repeat {repeat + 1}/{repeats}  {job:<9} {run.whole_s:.1f} s")
+    return runs
 
 
 ROWS = {

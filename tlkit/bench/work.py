@@ -22,7 +22,7 @@ WORDS: dict[Kind, str] = {
     "live": "the head alone, with flip and rotation: the frozen part runs in every epoch",
 }
 SIZES = {"small": (512, 256), "medium": (4_000, 2_000)}
-LR = {"head": 1e-2, "live": 1e-2, "from": 1e-3, "all": 1e-3}
+LR = {"head": 3e-3, "live": 3e-3, "from": 1e-3, "all": 1e-3}
 WEIGHT_DECAY = 0.05
 ROTATE = 15
 SCALE = (0.9, 1.1)
