@@ -192,3 +192,16 @@ def test_a_live_phase_decodes_each_picture_once_or_says_why_not(place: Path, mon
     assert len(decoded) - once == 3 * (48 + 16) + 16 + 16
     assert "its pictures are decoded in every epoch: 0.00 GB would be needed and cache.budget_gb is 1e-05" in log
     assert figures(kept) == figures(plain)
+
+
+def test_solved_and_classical_heads_find_what_a_phase_has_kept(place: Path) -> None:
+    first = finetune(load_recipe("recipe.yaml", ["phases=[{train: head, epochs: 1, lr: 1e-2}]"]), out=place / "first")
+    weights = f"model.weights={{run: {first}}}"
+    for name, change in (("svm", "model.head={kind: svm}"), ("lbfgs", "phases=[{train: head, solver: lbfgs}]")):
+        phases = ["phases=[]"] if name == "svm" else []
+        flip = "augment=[{HorizontalFlip: {p: 0.5}}]"  # of no account for them
+        rows, metrics, log = train(place, name, weights, change, *phases, flip)
+        assert "frozen part run once" not in log
+        plain, plain_metrics, _ = train(place, f"{name}_plain", weights, change, *phases, flip, "cache.use=false")
+        np.testing.assert_allclose(figures(rows), figures(plain), rtol=1e-4)
+        assert metrics["test"]["accuracy"] == plain_metrics["test"]["accuracy"]  # type: ignore[index]

@@ -64,15 +64,20 @@ class PictureData(lightning.LightningDataModule):
         self._kept = {split: FittedPictures(number, shape, folder) for split, number in pictures.items()}
 
     def train_dataloader(self) -> PictureLoader:
-        return self.loader("train", train=True)
+        return self._loader("train", train=True)
 
     def val_dataloader(self) -> PictureLoader:
-        return self.loader("val")
+        return self._loader("val")
 
     def test_dataloader(self) -> PictureLoader:
-        return self.loader("test")
+        return self._loader("test")
 
-    def loader(self, split: str, *, train: bool = False) -> PictureLoader:
+    def whole(self, split: str) -> PictureLoader:
+        """Every picture of a split once, in order and as it is, whatever the rank."""
+        samples = self.samples.of(split)
+        return make_loader(samples, self.preprocessing, batch_size=self.batch_size, workers=self.workers, multi_hot=self.samples.multi_hot)
+
+    def _loader(self, split: str, *, train: bool = False) -> PictureLoader:
         rank, ranks = (distributed.get_rank(), distributed.get_world_size()) if _is_distributed() else (0, 1)
         if self.batch_size % ranks:
             raise DataError(

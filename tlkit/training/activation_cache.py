@@ -142,6 +142,15 @@ class ActivationCache:
         train = self._stored(self._data.samples.of("train"), views=self._cache.views)
         return ActivationData(self._data, train, self._stored(self._untouched(), views=0))
 
+    def features(self, split: str) -> tuple[Tensor, Tensor]:
+        """What the head takes [N, F] and the labels of a split, of the pictures as they are, by a classifier that is frozen as a whole.
+
+        Raises NotKept.
+        """
+        loader = ActivationLoader(self._data.whole(split), self._stored(self._plain(), views=0))
+        found = [(features, labels) for (features,), labels in loader]
+        return torch.cat([features for features, _ in found]), torch.cat([labels for _, labels in found])
+
     def logits(self, split: str) -> tuple[Tensor, Tensor]:
         """Logits [N, K] and labels of a split, on the CPU, by what is kept of its pictures as they are.
 
@@ -149,7 +158,7 @@ class ActivationCache:
         """
         if self._cache.dtype != "float32":
             raise NotKept("what is kept is rounded")
-        loader = ActivationLoader(self._data.loader(split), self._stored(self._untouched(), views=0, make=False))
+        loader = ActivationLoader(self._data.whole(split), self._stored(self._untouched(), views=0, make=False))
         found = []
         self._classifier.to(self._device).eval()
         with torch.inference_mode():
@@ -159,10 +168,12 @@ class ActivationCache:
         return torch.cat([logits for logits, _ in found]), torch.cat([labels for _, labels in found])
 
     def _untouched(self) -> tuple[Sample, ...]:
-        """Pictures that are needed as they are. With a split that the seed draws goes all that it may draw next time."""
+        """Pictures that a phase needs as they are."""
+        return self._plain() if self._data.augmentation is None else self._data.samples.of("val")
+
+    def _plain(self) -> tuple[Sample, ...]:
+        """Training and validation pictures, and those of the test split if another seed may deal them out differently."""
         samples = self._data.samples
-        if self._data.augmentation is not None:
-            return samples.of("val")
         return tuple(sample for sample in samples.samples if sample.split != "test" or "test" in samples.drawn)
 
     def _stored(self, samples: Sequence[Sample], *, views: int, make: bool = True) -> Stored:

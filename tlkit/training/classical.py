@@ -20,7 +20,7 @@ from tlkit.data.samples import Samples
 from tlkit.evaluate.metrics import in_words, lead_of
 from tlkit.models.classifier import Classifier
 from tlkit.models.heads import NearestNeighbours
-from tlkit.recipe.schema import Head
+from tlkit.recipe.schema import Cache, Head
 from tlkit.training.callbacks import write_metrics_table
 from tlkit.training.features import features_of
 from tlkit.training.phases import Trained
@@ -36,7 +36,7 @@ A larger C costs an svm ten times the time, and on thousand features all trainin
 
 
 def fit_classical_head(
-    classifier: Classifier, data: PictureData, head: Head, trained: Trained, *, phase: int, run: Path, console: Console
+    classifier: Classifier, data: PictureData, head: Head, cache: Cache, trained: Trained, *, phase: int, run: Path, console: Console
 ) -> Trained:
     """Puts a head that scikit-learn has fitted in place of the classifier's. metrics.csv gets a row for it, as phase `phase`.
 
@@ -44,8 +44,8 @@ def fit_classical_head(
     """
     began = time.perf_counter()
     classifier.to(trained.device)
-    features, labels = features_of(classifier, data, "train", console)
-    val_features, val_labels = features_of(classifier, data, "val", console)
+    features, labels = features_of(classifier, data, "train", cache, console)
+    val_features, val_labels = features_of(classifier, data, "val", cache, console)
     fitted = fit_head(head, (features, labels), (val_features, val_labels), data.samples)
     with torch.inference_mode():
         logits, val_logits = fitted(features), fitted(val_features)

@@ -48,7 +48,8 @@ def finetune(recipe: Recipe, *, out: Path | None = None) -> Path:
     try:
         result = train_phases(classifier, data, recipe, ready.trained, device=ready.devices.here, run=run, console=console)
         if first and recipe.model.head.kind in CLASSICAL_HEADS:
-            result = fit_classical_head(classifier, data, recipe.model.head, result, phase=len(recipe.phases), run=run, console=console)
+            head, number = recipe.model.head, len(recipe.phases)
+            result = fit_classical_head(classifier, data, head, recipe.cache, result, phase=number, run=run, console=console)
         if first and recipe.wise_ft:
             result = replace(result, wise_ft=ship_best_blend(classifier, run / "checkpoints" / BEFORE, data, console=console))
     except KeyboardInterrupt:

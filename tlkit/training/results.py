@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tlkit.data.pictures import make_loader
 from tlkit.data.preprocess import Preprocessing
 from tlkit.data.samples import Samples
 from tlkit.evaluate.curves import draw_curves
@@ -64,8 +63,7 @@ def counts_of(samples: Samples) -> str:
 
 def choose_thresholds(classifier: Classifier, data: "PictureData", device: "torch.device") -> tuple[float, ...]:
     """For each class the probability from which on it is called, best by F1 on validation."""
-    loader = make_loader(data.samples.of("val"), data.preprocessing, batch_size=data.batch_size, multi_hot=data.samples.multi_hot)
-    logits, labels = infer(classifier.to(device), loader, data.preprocessing.normalize)
+    logits, labels = infer(classifier.to(device), data.whole("val"), data.preprocessing.normalize)
     unseen = [name for name, number in zip(data.samples.classes, labels.sum(0).tolist(), strict=True) if not number]
     if unseen:
         LOG.warning("no validation picture of %s: the threshold stays at 0.5", ", ".join(unseen))

@@ -45,7 +45,7 @@ def solve_head(
     """Puts the solution into the classifier's head. Returns its row for metrics.csv, but for the phase, and its validation score."""
     began = time.perf_counter()
     samples = data.samples
-    train, val = (features_of(classifier, data, split, console) for split in ("train", "val"))
+    train, val = (features_of(classifier, data, split, recipe.cache, console) for split in ("train", "val"))
     criterion = build_criterion(recipe.loss, recipe.imbalance, samples)
     weight_decays = WEIGHT_DECAYS if phase.weight_decay is None else (phase.weight_decay,)
     solved = solve(Regression(train, criterion, len(samples.classes)), val, samples, weight_decays, title=title)

@@ -11,7 +11,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tlkit.data.datamodule import PictureData
-from tlkit.data.pictures import make_loader
 from tlkit.evaluate.metrics import in_words, lead_of
 from tlkit.models.classifier import Classifier
 from tlkit.models.inference import infer
@@ -38,8 +37,7 @@ def ship_best_blend(classifier: Classifier, before: Path, data: PictureData, *, 
     with pictures_progress(console, "blends on the validation pictures", len(samples) * len(SHARES)) as advance:
         for share in SHARES:
             classifier.load_state_dict(blend(old, new, share))
-            loader = make_loader(samples, data.preprocessing, batch_size=data.batch_size, multi_hot=data.samples.multi_hot)
-            logits, labels = infer(classifier, loader, data.preprocessing.normalize, on_batch=advance)
+            logits, labels = infer(classifier, data.whole("val"), data.preprocessing.normalize, on_batch=advance)
             tried.append({"share": share, lead: score(data.samples, logits, labels), "loss": float(plain_loss(logits, labels))})
     best = max(tried, key=lambda row: (row[lead], -row["loss"]))
     classifier.load_state_dict(blend(old, new, best["share"]))
