@@ -239,6 +239,7 @@ def test_a_known_key_in_the_wrong_part_is_told_where_it_belongs(tmp_path: Path) 
         ("phases=head", "= 'head' is text.", "Expected a list of mappings"),
         ("phases[0]=head", "= 'head' is text.", "Expected a mapping with the keys train, epochs, lr"),
         ("trainer.deterministic=yes", "= 'yes' is text.", "Expected true or false.* Did you mean true?"),
+        ("phases[0].precision=16-true", "= '16-true' can't be used.", "Expected one of: 32-true, 16-mixed, bf16-mixed."),
         ("trainer.precision=16", "= 16 is a whole number.", "Expected one of 32-true, 16-mixed"),
         (
             "trainer.devices=1.5",

@@ -5,7 +5,7 @@ Nothing here imports torch, so that `tlkit check` answers at once.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, PrivateAttr, Tag, model_validator
 from pydantic_core import PydanticCustomError
@@ -160,6 +160,8 @@ class LastStages(Strict):
 
 Train = Literal["head", "all", "norm", "bias"] | FromStage | LastStages
 BatchNorm = Literal["frozen", "adapt"]
+MasterPrecision = Literal["32-true", "16-mixed", "bf16-mixed"]
+"""Those that leave the weights in 32 bits, so that one phase can hand them to another."""
 
 
 class Phase(Strict):
@@ -169,6 +171,8 @@ class Phase(Strict):
     batchnorm: BatchNorm = Field("adapt", description="statistics of batch-norm layers that train; of frozen layers they never move")
     backbone_lr: float | None = Field(None, gt=0, le=1, description="the backbone's lr as a share of the head's")
     layer_decay: float | None = Field(None, gt=0, le=1, description="factor on lr for every stage further from the head")
+    precision: MasterPrecision | None = Field(None, description="number format; by default trainer.precision")
+    compile: bool = Field(False, description="torch.compile: a minute or so before the first step, and quicker steps after it")
 
     @model_validator(mode="after")
     def _rates_have_stages(self) -> Self:
@@ -354,6 +358,20 @@ class Recipe(Strict):
             problem = "= 'multilabel', but only a csv source gives a picture more than one label."
             raise rule_broken("task", "data.source", problem, "Set data.source to {csv: FILE}, or task to multiclass.")
         return self
+
+    @model_validator(mode="after")
+    def _precisions_agree(self) -> Self:
+        whole = self.trainer.precision
+        for i, phase in self.gradient_phases.items():
+            if phase.precision is not None and whole not in get_args(MasterPrecision):
+                problem = f"= '{phase.precision}', but trainer.precision = '{whole}' turns the weights themselves into another format."
+                fix = "Remove it, or set trainer.precision to 32-true or bf16-mixed."
+                raise rule_broken(f"phases[{i}].precision", "trainer.precision", problem, fix)
+        return self
+
+    def trainer_of(self, phase: Phase) -> Trainer:
+        """The trainer with the phase's own precision."""
+        return self.trainer.model_copy(update={"precision": phase.precision}) if phase.precision else self.trainer
 
     @property
     def fine_tunes(self) -> bool:

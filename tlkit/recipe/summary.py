@@ -20,8 +20,9 @@ def recipe_summary(recipe: Recipe) -> str:
             rows.append((f"phases[{index}]", f"train head, solved by L-BFGS on the features, weight_decay {decay}"))
             continue
         decay = f", layer_decay {phase.layer_decay}" if phase.layer_decay is not None else ""
+        how = (f", {phase.precision}" if phase.precision else "") + (", compiled" if phase.compile else "")
         epochs = f"{phase.epochs} epoch{'' if phase.epochs == 1 else 's'}"
-        rows.append((f"phases[{index}]", f"train {_words(phase.train)}, {epochs}, lr {phase.lr}{decay}"))
+        rows.append((f"phases[{index}]", f"train {_words(phase.train)}, {epochs}, lr {phase.lr}{decay}{how}"))
     if recipe.wise_ft:
         rows.append(("wise_ft", "ships the blend of before and after fine-tuning that validates best"))
     optimizer, schedule, trainer = recipe.optimizer, recipe.schedule, recipe.trainer

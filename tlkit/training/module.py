@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torchmetrics import Metric
@@ -15,7 +16,7 @@ from tlkit.training.auxiliary import AuxiliaryHeads
 from tlkit.training.l2_sp import StartingPoint
 from tlkit.training.losses import plain_loss
 from tlkit.training.mix import build_mix
-from tlkit.training.optimizers import build_optimizer, build_schedule, parameter_groups
+from tlkit.training.optimizers import build_optimizer, build_schedule, can_fuse, parameter_groups
 from tlkit.training.scores import accuracy_of, count, score_of
 
 Batch = tuple[Tensor | Activations, Tensor]
@@ -56,6 +57,7 @@ class PhaseModule(LightningModule):
         self._start = start
         # Not as a module of its own: its layers are the classifier's.
         self._suffix = [suffix] if suffix is not None else []
+        self._compiled: Callable[[Tensor | Activations], Tensor] | None = None
         self._normalize = normalize
         self._task = task
         self._mix = build_mix(mix, classes)
@@ -104,18 +106,31 @@ class PhaseModule(LightningModule):
         return loss
 
     def _logits(self, inputs: Tensor | Activations) -> Tensor:
+        for suffix in self._suffix:
+            suffix.train(self.training)
+        if not self._phase.compile:
+            return self._network(inputs)
+        if self._compiled is None:
+            # Else what earlier phases compiled would count against the variants that torch keeps; beyond them it compiles no more.
+            torch.compiler.reset()
+            # A function, and no module: that one would give every weight another name.
+            self._compiled = torch.compile(self._network)
+        return self._compiled(inputs)
+
+    def _network(self, inputs: Tensor | Activations) -> Tensor:
         if isinstance(inputs, Tensor):
             logits: Tensor = self.classifier(inputs)
             return logits
         (suffix,) = self._suffix
-        logits = self.classifier.head(suffix.train(self.training)(*inputs))
+        logits = self.classifier.head(suffix(*inputs))
         return logits
 
     def configure_optimizers(self) -> Any:
         groups = parameter_groups(self.classifier, self._phase, self._optimizer, decay_backbone=self._start is None)
         if self.auxiliary is not None:
             groups += self.auxiliary.parameter_groups(self._phase.lr, self._optimizer.weight_decay)
-        optimizer = build_optimizer(groups, self._optimizer)
+        fused = can_fuse(self.device.type, str(self.trainer.precision))
+        optimizer = build_optimizer(groups, self._optimizer, fused=fused)
         steps = int(self.trainer.estimated_stepping_batches)
         scheduler = build_schedule(optimizer, self._schedule, steps)
         interval = "epoch" if self._schedule.name == "plateau" else "step"

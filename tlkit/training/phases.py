@@ -19,7 +19,7 @@ from torch import nn
 
 from tlkit.data.datamodule import PictureData
 from tlkit.data.fitted import CannotKeep
-from tlkit.errors import DataError
+from tlkit.errors import DataError, Fault, RecipeError
 from tlkit.evaluate.metrics import in_words, lead_of
 from tlkit.models.classifier import Classifier
 from tlkit.models.split import Suffix
@@ -92,6 +92,8 @@ def train_phases(
     checkpoints.mkdir(exist_ok=True)
     # Made once, so that they go on from one phase to the next.
     auxiliary = build_auxiliary_heads(classifier.backbone, len(data.samples.classes), recipe.model.auxiliary_loss)
+    if auxiliary is not None:
+        check_compile(recipe)
     lead = lead_of(data.samples)
     best = BestWeights(checkpoints / "best.safetensors", classifier)
     table = MetricsTable(run / "metrics.csv")
@@ -114,7 +116,7 @@ def train_phases(
         classifier.train_only(trained[number], phase.batchnorm)
         data.first_epoch = sum(earlier.epochs for i, earlier in recipe.gradient_phases.items() if i < number)
         trainer = build_trainer(
-            recipe.trainer,
+            recipe.trainer_of(phase),
             epochs=phase.epochs,
             optimizer=recipe.optimizer,
             phase_name=f"phase{number + 1}",
@@ -130,12 +132,11 @@ def train_phases(
             out=run,
         )
         check_batch_size(classifier, data.batch_size // trainer.world_size)
-        inputs, suffix = inputs_of_phase(
-            classifier, data, recipe, auxiliary, device=trainer.strategy.root_device, title=title, console=console
-        )
+        inputs, suffix = inputs_of_phase(classifier, data, recipe, auxiliary, trainer=trainer, title=title, console=console)
         if suffix is None:
             keep_pictures(data, recipe, number, trainer.num_devices, title=title)
-        fit(trainer, build_module(classifier, data, recipe, phase, auxiliary, start, suffix), inputs)
+        with compiling_explained(recipe, number):
+            fit(trainer, build_module(classifier, data, recipe, phase, auxiliary, start, suffix), inputs)
         if trainer.current_epoch < phase.epochs:
             LOG.info(
                 "%s ended early: no better validation %s for %d epochs",
@@ -182,7 +183,7 @@ def inputs_of_phase(
     recipe: Recipe,
     auxiliary: AuxiliaryHeads | None,
     *,
-    device: torch.device,
+    trainer: lightning.Trainer,
     title: str,
     console: Console,
 ) -> tuple[lightning.LightningDataModule, Suffix | None]:
@@ -197,7 +198,9 @@ def inputs_of_phase(
             raise NotKept("mix blends pictures in every epoch")
         if auxiliary is not None and auxiliary.follow(classifier):
             raise NotKept("an auxiliary head looks at layers before what trains")
-        kept = ActivationCache(classifier, data, recipe.cache, device=device, precision=recipe.trainer.precision, console=console)
+        # The trainer's word, not the recipe's: on a CPU Lightning takes bf16-mixed for 16-mixed.
+        device, precision = trainer.strategy.root_device, str(trainer.precision)
+        kept = ActivationCache(classifier, data, recipe.cache, device=device, precision=precision, console=console)
         return kept.splits(), kept.suffix
     except NotKept as why:
         LOG.info("%s  its frozen part runs in every epoch: %s", title, why)
@@ -206,13 +209,38 @@ def inputs_of_phase(
 
 def keep_pictures(data: PictureData, recipe: Recipe, number: int, processes: int, *, title: str) -> None:
     """Lets a phase that needs the pictures themselves decode each of them once, if they are needed again."""
-    passes = sum(phase.epochs if isinstance(phase, Phase) else 1 for phase in recipe.phases[number:])
+    passes = sum(phase.epochs for i, phase in recipe.gradient_phases.items() if i >= number)
     if not recipe.cache.use or passes < 2:
         return
     try:
         data.keep_pictures(cache_folder(), budget_gb=recipe.cache.budget_gb, processes=processes)
     except CannotKeep as why:
         LOG.info("%s  its pictures are decoded in every epoch: %s", title, why)
+
+
+def check_compile(recipe: Recipe) -> None:
+    """Raises RecipeError for a phase that is to be compiled, although auxiliary heads listen to layers within."""
+    with recipe.located():
+        for number, phase in recipe.gradient_phases.items():
+            if phase.compile:
+                problem = f"= true, but auxiliary heads of {recipe.model.backbone} listen to its layers, which compiling merges."
+                raise RecipeError([Fault(f"phases[{number}].compile", problem, "Remove it, or set model.auxiliary_loss to 0.")])
+
+
+@contextmanager
+def compiling_explained(recipe: Recipe, number: int) -> Iterator[None]:
+    """Raises RecipeError in place of torch's own account of what it couldn't compile."""
+    try:
+        yield
+    except Exception as error:
+        if not (recipe.gradient_phases[number].compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))):
+            raise
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        # The first line of a failed backend says only which one it was.
+        why = lines[1 if lines and lines[0].endswith("raised:") and len(lines) > 1 else 0] if lines else type(error).__name__
+        fix = "Set it to false; or install a C++ compiler such as g++, if that is what is missing."
+        with recipe.located():
+            raise RecipeError([Fault(f"phases[{number}].compile", f"= true can't be done here: {why}", fix)]) from error
 
 
 def fit(trainer: lightning.Trainer, module: PhaseModule, data: lightning.LightningDataModule) -> None:

@@ -52,6 +52,8 @@ def make_ready(recipe: Recipe) -> Ready:
         from tlkit.training.trainer import check_devices
 
         devices = check_devices(recipe.trainer)
+        for phase in recipe.gradient_phases.values():
+            check_devices(recipe.trainer_of(phase))
         check_optimizer_name(recipe.optimizer.name)
         samples = split_samples(samples, recipe.data.validation, recipe.data.test, recipe.seed)
         seed_everything(recipe.seed)

@@ -113,10 +113,11 @@ def kept_validation(
     if not recipe.cache.use or result.best_phase >= len(ready.trained):
         return None
     phase = recipe.phases[result.best_phase]
+    if isinstance(phase, Phase) and recipe.trainer_of(phase).precision != "32-true":
+        return None  # the shipped model is measured in 32 bits
     classifier.train_only(ready.trained[result.best_phase], phase.batchnorm if isinstance(phase, Phase) else "frozen")
-    precision = recipe.trainer.precision
     try:
-        return ActivationCache(classifier, ready.data, recipe.cache, device=result.device, precision=precision, console=console).logits(
+        return ActivationCache(classifier, ready.data, recipe.cache, device=result.device, precision="32-true", console=console).logits(
             "val"
         )
     except NotKept:

@@ -31,8 +31,10 @@ def try_phase(
     copied.train_only(trained, phase.batchnorm)
     auxiliary = build_auxiliary_heads(copied.backbone, len(data.samples.classes), recipe.model.auxiliary_loss)
     start = StartingPoint(copied, recipe.loss.l2_sp) if recipe.loss.l2_sp else None
+    # Compiling takes longer than a trial.
+    phase = phase.model_copy(update={"compile": False})
     module = build_module(copied, data, recipe.model_copy(update={"schedule": Schedule(name="constant")}), phase, auxiliary, start)
-    trainer = build_trial_trainer(recipe.trainer, optimizer=recipe.optimizer, callbacks=[callback], **limits)
+    trainer = build_trial_trainer(recipe.trainer_of(phase), optimizer=recipe.optimizer, callbacks=[callback], **limits)
     fit(trainer, module, data)
     return module
 

@@ -1,0 +1,160 @@
+"""What a phase has for itself: its number format, compiling, and a fused optimizer where torch has one."""
+
+import csv
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from PIL import Image
+from safetensors.torch import load_file
+
+from tlkit.errors import RecipeError
+from tlkit.recipe.load import load_recipe
+from tlkit.training import module, phases
+from tlkit.training.finetune import finetune
+from tlkit.training.module import PhaseModule
+
+RECIPE = """
+name: shades
+data: {source: {folder: pictures}, image_size: 32, resize: stretch, batch_size: 8, validation: 0.2, test: 0.2}
+model: {backbone: test_resnet, weights: random}
+phases:
+  - {train: {last: 1}, epochs: 1, lr: 1e-2}
+  - {train: all, epochs: 1, lr: 1e-2, precision: bf16-mixed}
+"""
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shades")
+    draws = np.random.default_rng(0)
+    for name, shade in (("dark", 60), ("light", 190)):
+        (folder / "pictures" / name).mkdir(parents=True)
+        for i in range(20):
+            noisy = np.clip(shade + draws.normal(0, 50, (32, 32, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(noisy).save(folder / "pictures" / name / f"{i:02d}.png")
+    (folder / "recipe.yaml").write_text(RECIPE)
+    return folder
+
+
+@pytest.fixture
+def place(workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TLKIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(workplace)
+    return tmp_path
+
+
+def losses(run: Path) -> list[list[float]]:
+    with (run / "metrics.csv").open() as file:
+        return [[float(row["train/loss"]), float(row["val/loss"])] for row in csv.DictReader(file)]
+
+
+class Watch(Callback):
+    """Number formats and the optimizer in the first step of each phase."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[torch.dtype, torch.dtype, bool]] = []
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer) -> None:
+        if trainer.global_step == 0:
+            with trainer.precision_plugin.forward_context():
+                product = torch.ones(2, 2) @ torch.ones(2, 2)
+            weights = next(pl_module.parameters()).dtype
+            self.seen.append((product.dtype, weights, bool(optimizer.param_groups[0].get("fused"))))
+
+
+@pytest.fixture
+def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
+    watch, build = Watch(), phases.build_trainer
+
+    def build_watched(*arguments: Any, callbacks: list[Callback], **named: Any) -> Trainer:
+        return build(*arguments, callbacks=[*callbacks, watch], **named)
+
+    monkeypatch.setattr(phases, "build_trainer", build_watched)
+    return watch
+
+
+def test_a_phase_has_its_own_number_format_and_the_weights_stay_in_32_bits(place: Path, watch: Watch) -> None:
+    run = finetune(load_recipe("recipe.yaml"), out=place / "run")
+    assert watch.seen == [(torch.float32, torch.float32, True), (torch.bfloat16, torch.float32, True)]
+    plain = losses(finetune(load_recipe("recipe.yaml", ["phases[1].precision=32-true"]), out=place / "plain"))
+    assert losses(run)[0] == plain[0]
+    assert losses(run)[1] != plain[1]
+    assert losses(run)[1] == pytest.approx(plain[1], rel=0.2)
+
+
+def test_what_is_kept_has_the_phases_number_format(place: Path) -> None:
+    recipe = "phases=[{train: {last: 1}, epochs: 1, lr: 1e-2}, {train: {last: 1}, epochs: 1, lr: 1e-2, precision: bf16-mixed}]"
+    run = finetune(load_recipe("recipe.yaml", [recipe]), out=place / "run")
+    assert (run / "log.txt").read_text().count("frozen part run once") == 2
+
+
+def test_fused_steps_give_the_weights_of_plain_ones(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = load_recipe("recipe.yaml", ["phases[1].precision=32-true"])
+    fused = finetune(recipe, out=place / "fused")
+    monkeypatch.setattr(module, "can_fuse", lambda device, precision: False)
+    plain = finetune(recipe, out=place / "plain")
+    np.testing.assert_allclose(losses(fused), losses(plain), rtol=1e-4)
+
+
+def test_a_gradient_scaler_and_clipping_go_without_fused_steps() -> None:
+    assert module.can_fuse("cuda", "bf16-mixed")
+    assert not module.can_fuse("cuda", "16-mixed")
+    assert not module.can_fuse("mps", "32-true")
+
+
+COMPILED = "phases=[{train: {last: 1}, epochs: 2, lr: 1e-2, compile: true}, {train: all, epochs: 2, lr: 1e-2, compile: true}]"
+
+
+def test_compiled_phases_give_the_same_losses_and_the_same_names(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # aot_eager traces as the default backend does, and runs torch's own kernels: no compiler is needed.
+    compile, traced = torch.compile, []
+    monkeypatch.setattr(torch, "compile", lambda network: (traced.append(network), compile(network, backend="aot_eager"))[1])
+    fast = finetune(load_recipe("recipe.yaml", [COMPILED]), out=place / "compiled")
+    assert len(traced) == 2
+    plain = finetune(load_recipe("recipe.yaml", [COMPILED.replace("true", "false")]), out=place / "plain")
+    np.testing.assert_allclose(losses(fast), losses(plain), rtol=1e-4)
+    for file in ("checkpoints/best.safetensors", "model/model.safetensors"):
+        assert set(load_file(fast / file)) == set(load_file(plain / file))
+    names = [set(torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]) for run in (fast, plain)]
+    assert names[0] == names[1]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU, and there is no g++ here")
+def test_the_default_compiler_gives_the_same_losses(place: Path) -> None:
+    fast = finetune(load_recipe("recipe.yaml", [COMPILED]), out=place / "compiled")
+    plain = finetune(load_recipe("recipe.yaml", [COMPILED.replace("true", "false")]), out=place / "plain")
+    np.testing.assert_allclose(losses(fast), losses(plain), rtol=1e-3)
+
+
+def test_what_can_not_be_compiled_is_told_with_the_phase_and_the_fix(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> None:
+        raise ValueError("no working C++ compiler found")
+
+    compile = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda network: compile(network, backend=fails))
+    with pytest.raises(RecipeError) as raised:
+        finetune(load_recipe("recipe.yaml", ["phases[1].compile=true"]), out=place / "run")
+    message = str(raised.value)
+    assert "phases[1].compile = true can't be done here: ValueError: no working C++ compiler found" in message
+    assert "Set it to false; or install a C++ compiler" in message
+
+
+def test_other_faults_of_a_compiled_phase_stay_what_they_are(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(self: PhaseModule, inputs: object) -> None:
+        raise ZeroDivisionError("elsewhere")
+
+    monkeypatch.setattr(PhaseModule, "_logits", fails)
+    with pytest.raises(ZeroDivisionError):
+        finetune(load_recipe("recipe.yaml", ["phases[0].compile=true"]), out=place / "run")
+
+
+def test_auxiliary_heads_can_not_listen_to_compiled_layers(place: Path) -> None:
+    recipe = ["model.backbone=googlenet", "phases=[{train: all, epochs: 1, lr: 1e-2, compile: true}]"]
+    with pytest.raises(RecipeError, match=r"phases\[0\]\.compile = true, but auxiliary heads of googlenet .*\n.*auxiliary_loss to 0"):
+        finetune(load_recipe("recipe.yaml", recipe), out=place / "run")
