@@ -32,7 +32,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(whole_s: float, *epochs_s: float, accuracy: float = 0.8) -> Run:
-    return Run(whole_s, epochs_s, accuracy, Used(cpu_s=whole_s, peak_mb=500.0))
+    return Run(whole_s, 0.5, epochs_s, accuracy, Used(cpu_s=whole_s, peak_mb=500.0))
 
 
 TWO_SIDES = Bench(
@@ -118,7 +118,7 @@ def test_a_stage_that_the_floor_cannot_cut_is_named() -> None:
 def test_a_side_runs_as_a_process_and_is_measured(side: str, pictures: Path, tmp_path: Path) -> None:
     done = run_side(side, Work("live", pictures=str(pictures), backbone=TINY, image_size=32, batch_size=16, epochs=2), tmp_path)
     assert len(done.epochs_s) == 2
-    assert 0 < sum(done.epochs_s) < done.whole_s
+    assert 0 < done.start_s < done.start_s + sum(done.epochs_s) < done.whole_s
     assert 0 <= done.accuracy <= 1
     assert done.used.peak_mb is None or done.used.peak_mb > 100
     assert list(tmp_path.iterdir()) == []

@@ -48,6 +48,7 @@ class Bench:
         figures = {
             "images_s": [self.training / seconds for seconds in epochs],
             "epoch_s": epochs,
+            "start_s": [run.start_s for run in runs],
             "whole_s": [run.whole_s for run in runs],
             "cpu_s": [run.used.cpu_s for run in runs if run.used.cpu_s is not None],
             "peak_mb": [run.used.peak_mb for run in runs if run.used.peak_mb is not None],
@@ -141,6 +142,7 @@ def run_in_turn(
 ROWS = {
     "images_s": ("images/s in an epoch", ".0f"),
     "epoch_s": ("s an epoch", ".3g"),
+    "start_s": ("s until the first epoch", ".1f"),
     "whole_s": ("s for the whole process", ".1f"),
     "cpu_s": ("CPU s for the whole process", ".1f"),
     "peak_mb": ("peak memory, MB", ".0f"),

@@ -32,7 +32,7 @@ Labelled = tuple[Tensor, Tensor]
 
 
 def run_floor(work: Work) -> dict[str, Any]:
-    """Trains and validates. Returns the seconds of each epoch with its validation, and the accuracy after the last."""
+    """Returns when training began (seconds since 1970), the seconds of each epoch with its validation, and the accuracy after the last."""
     torch.manual_seed(work.seed)
     device = (torch.accelerator.is_available() and torch.accelerator.current_accelerator()) or torch.device("cpu")
     backbone: nn.Module = timm.create_model(work.backbone, num_classes=0)
@@ -75,7 +75,7 @@ def train_and_validate(
     optimizer = torch.optim.AdamW(model.parameters(), lr=work.lr, weight_decay=WEIGHT_DECAY, fused=True)
     steps = work.epochs * math.ceil(len(train[0]) / work.batch_size)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / steps)))
-    epochs_s, accuracy = [], 0.0
+    epochs_s, accuracy, training_began = [], 0.0, time.time()
     for _ in range(work.epochs):
         began = time.perf_counter()
         model.train()
@@ -92,7 +92,7 @@ def train_and_validate(
             right = [(forward(inputs).argmax(1).cpu() == labels).sum() for inputs, labels in batches(val, work.batch_size)]
         accuracy = int(sum(right)) / len(val[0])
         epochs_s.append(time.perf_counter() - began)
-    return {"epochs_s": epochs_s, "accuracy": accuracy}
+    return {"training_began": training_began, "epochs_s": epochs_s, "accuracy": accuracy}
 
 
 def batches(data: Labelled, batch_size: int, order: Tensor | None = None) -> Iterator[Labelled]:

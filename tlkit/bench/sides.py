@@ -3,12 +3,14 @@
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +24,13 @@ CACHE_FOLDER = "TLKIT_CACHE"
 
 @dataclass(frozen=True)
 class Run:
-    """One process from start to exit. epochs_s: each epoch with its validation. accuracy: on validation, after the last epoch.
+    """One process from start to exit. start_s: until the first epoch. epochs_s: each epoch with its validation.
 
-    used: what the system counted.
+    accuracy: on validation, after the last epoch. used: what the system counted.
     """
 
     whole_s: float
+    start_s: float
     epochs_s: tuple[float, ...]
     accuracy: float
     used: "Used"
@@ -53,21 +56,31 @@ def run_textbook(work: Work, folder: Path) -> Run:
 
 
 def run_tlkit(work: Work, folder: Path) -> Run:
-    """The command, with caches in `cache` beside the run's folder: see `forget`."""
+    """The real command, on a recipe for this work; `timed` says where its caches lie."""
     recipe, out = folder / "recipe.yaml", folder / "run"
     recipe.write_text(json.dumps(work.recipe()), encoding="utf-8")
+    began = time.time()
     whole_s, used = timed([sys.executable, "-m", "tlkit", "finetune", str(recipe), "--out", str(out)], folder)
     with (out / "metrics.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    return Run(whole_s, tuple(float(row["seconds"]) for row in rows), float(rows[-1]["val/accuracy"]), used)
+    epochs_s = tuple(float(row["seconds"]) for row in rows)
+    start_s = _end_of_first_epoch(out / "log.txt") - epochs_s[0] - began
+    return Run(whole_s, start_s, epochs_s, float(rows[-1]["val/accuracy"]), used)
+
+
+def _end_of_first_epoch(log: Path) -> float:
+    """Seconds since 1970. The log has local time, to the millisecond."""
+    line = next(line for line in log.read_text(encoding="utf-8").splitlines() if re.search(r" epoch 1/\d+ ", line))
+    return datetime.strptime(" ".join(line.split()[:2]), "%Y-%m-%d %H:%M:%S,%f").timestamp()
 
 
 def _run_module(module: str, work: Work, folder: Path) -> Run:
     given, answer = folder / "work.json", folder / "result.json"
     work.write(given)
+    began = time.time()
     whole_s, used = timed([sys.executable, "-m", module, str(given), str(answer)], folder)
     result = json.loads(answer.read_text(encoding="utf-8"))
-    return Run(whole_s, tuple(result["epochs_s"]), float(result["accuracy"]), used)
+    return Run(whole_s, result["training_began"] - began, tuple(result["epochs_s"]), float(result["accuracy"]), used)
 
 
 SIDES: Mapping[str, Callable[[Work, Path], Run]] = {"floor": run_floor, "tlkit": run_tlkit, "textbook": run_textbook}
@@ -89,7 +102,7 @@ def run_side(side: str, work: Work, home: Path, *, keep_cache: bool = False) -> 
 
 
 def timed(command: list[str], folder: Path) -> tuple[float, Used]:
-    """Wall-clock seconds of a process from its start to its exit.
+    """Wall-clock seconds of a process from its start to its exit. folder: for its output; tlkit's caches go to `cache` beside it.
 
     Raises RunError with the end of its output if it fails.
     """

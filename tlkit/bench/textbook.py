@@ -62,6 +62,9 @@ class TextbookClassifier(lightning.LightningModule):
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def on_train_start(self) -> None:
+        self.training_began = time.time()
+
     def on_train_epoch_start(self) -> None:
         self.began = time.perf_counter()
 
@@ -81,7 +84,7 @@ def freeze(model: nn.Module, work: Work) -> None:
 
 
 def run_textbook(work: Work, folder: Path) -> dict[str, Any]:
-    """Returns the seconds of each epoch with its validation, and the accuracy after the last. folder: for logs and checkpoints."""
+    """Returns what `run_floor` returns. folder: for logs and checkpoints."""
     lightning.seed_everything(work.seed, workers=True)
     model = TextbookClassifier(work, classes=len(list(Path(work.pictures, "train").iterdir())))
     cfg: dict[str, Any] = model.model.pretrained_cfg  # type: ignore[assignment]
@@ -97,7 +100,8 @@ def run_textbook(work: Work, folder: Path) -> dict[str, Any]:
     train_loader, val_loader = DataLoader(train, shuffle=True, **loading), DataLoader(val, **loading)
     trainer = lightning.Trainer(max_epochs=work.epochs, default_root_dir=folder)
     trainer.fit(model, train_loader, val_loader)
-    return {"epochs_s": model.epochs_s, "accuracy": float(trainer.callback_metrics["val/accuracy"])}
+    figures = {"training_began": model.training_began, "epochs_s": model.epochs_s}
+    return {**figures, "accuracy": float(trainer.callback_metrics["val/accuracy"])}
 
 
 if __name__ == "__main__":
