@@ -13,7 +13,7 @@ quickstart: .venv/.installed  ## set up .venv and fine-tune on the bundled pictu
 
 test: export HF_HUB_OFFLINE := 1
 test: lint  ## set up .venv, then lint, types and tests
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: .venv/.installed-dev  ## ruff and mypy
 	$(BIN)/ruff check
