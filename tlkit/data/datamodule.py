@@ -48,6 +48,10 @@ class PictureData(lightning.LightningDataModule):
         self.first_epoch = first_epoch
         self._kept: dict[str, FittedPictures] = {}
 
+    @property
+    def keeps_pictures(self) -> bool:
+        return bool(self._kept)
+
     def keep_pictures(self, folder: Path, *, budget_gb: float, processes: int = 1) -> None:
         """From here on each training and validation picture is decoded and fitted once. For what is kept already this does nothing.
 

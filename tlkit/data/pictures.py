@@ -1,6 +1,7 @@
 """Samples -> batches of uint8 pictures: the same ones for any number of worker processes."""
 
 import os
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
@@ -48,6 +49,8 @@ class Pictures(Dataset[tuple[NDArray[np.uint8], Target]]):
     ) -> None:
         self.samples = tuple(samples)
         self.kept = kept
+        self.decode_s = self.augment_s = 0.0
+        """Seconds spent so far, in this process."""
         self.multi_hot = multi_hot
         self.preprocessing = preprocessing
         self.augmentation = augmentation
@@ -59,11 +62,14 @@ class Pictures(Dataset[tuple[NDArray[np.uint8], Target]]):
     def __getitem__(self, key: Key) -> tuple[NDArray[np.uint8], Target]:
         """Raises DataError with the sample's id where its picture can't be read."""
         epoch, index = key
-        sample = self.samples[index]
+        began = time.perf_counter()
         picture = self._fitted(index)
+        fitted = time.perf_counter()
         if self.augmentation is not None:
             picture = self.augmentation(picture, seed=(self.seed, epoch, index))
-        return picture, self.target(sample)
+        self.decode_s += fitted - began
+        self.augment_s += time.perf_counter() - fitted
+        return picture, self.target(self.samples[index])
 
     def _fitted(self, index: int) -> NDArray[np.uint8]:
         if self.kept is not None and (kept := self.kept.get(index)) is not None:
@@ -221,8 +227,12 @@ def worker_count(workers: int | Literal["auto"], pictures: int) -> int:
     """`auto` is none on small machines and for small sets, else one less than there are processors, at most eight."""
     if workers != "auto":
         return workers
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return 0 if processors <= 2 or pictures < MIN_PICTURES_FOR_WORKERS else min(MAX_WORKERS, processors - 1)
+    return 0 if processors() <= 2 or pictures < MIN_PICTURES_FOR_WORKERS else min(MAX_WORKERS, processors() - 1)
+
+
+def processors() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def collate(items: Sequence[tuple[NDArray[np.uint8], Target] | DataError]) -> Batch | DataError:

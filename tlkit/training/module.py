@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
-from torchmetrics import Metric
+from torchmetrics import MeanMetric, Metric
 
 from tlkit.evaluate.metrics import Lead
 from tlkit.models.classifier import Classifier
@@ -48,6 +48,8 @@ class PhaseModule(LightningModule):
         super().__init__()
         self.classifier = classifier
         self.criterion = criterion
+        # nan is told as nan, and looking for it would wait for the device.
+        self.train_loss, self.val_loss = MeanMetric(nan_strategy="disable"), MeanMetric(nan_strategy="disable")
         self.train_accuracy = accuracy_of(task, classes)
         self.val_accuracy = accuracy_of(task, classes)
         self.val_score = score_of(lead, classes)
@@ -74,35 +76,34 @@ class PhaseModule(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         # What comes beside the classifier's own loss isn't logged, so that the figure compares with the validation loss.
         if self.auxiliary is None:
-            loss = self._step(batch, "train", self.train_accuracy)
+            loss = self._step(batch, batch_idx, "train")
         else:
             with self.auxiliary.listening(self.classifier.backbone) as auxiliary_logits:
-                loss = self._step(batch, "train", self.train_accuracy)
+                loss = self._step(batch, batch_idx, "train")
             for logits in auxiliary_logits:
                 loss = loss + self.auxiliary.weight * self.criterion(logits, batch[1])
         return loss if self._start is None else loss + self._start.penalty(self.classifier.backbone)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        return self._step(batch, "val", self.val_accuracy)
+        return self._step(batch, batch_idx, "val")
 
-    def _step(self, batch: Batch, split: str, accuracy: Metric) -> Tensor:
+    def _step(self, batch: Batch, batch_idx: int, split: str) -> Tensor:
         """Mean loss of one batch. images [B, C, H, W] or kept activations, labels [B] or, mixed or multilabel, [B, K]."""
         inputs, labels = batch
         logits = self._logits(inputs)  # [B, K]
         # Validation is measured against the labels as they are, so that its losses compare between recipes.
-        loss: Tensor = self.criterion(logits, labels) if split == "train" else plain_loss(logits, labels)
-        figures: dict[str, Metric | Tensor] = {f"{split}/loss": loss, f"{split}/accuracy": accuracy}
+        trains = split == "train"
+        loss: Tensor = self.criterion(logits, labels) if trains else plain_loss(logits, labels)
+        mean_loss, accuracy = (self.train_loss, self.train_accuracy) if trains else (self.val_loss, self.val_accuracy)
+        mean_loss.update(loss.detach(), len(labels))
         count(accuracy, self._task, logits, labels)
-        if split == "val":
+        figures: dict[str, Metric] = {f"{split}/loss": mean_loss, f"{split}/accuracy": accuracy}
+        if not trains:
             count(self.val_score, self._task, logits, labels)
             figures["val/score"] = self.val_score
-        self.log_dict(
-            figures,
-            on_step=False,
-            on_epoch=True,
-            batch_size=len(labels),
-            sync_dist=True,
-        )
+        # Lightning computes and resets them at the end of the epoch. Told in every step, it takes longer over it than over a linear head.
+        if batch_idx == 0:
+            self.log_dict(figures, on_step=False, on_epoch=True, batch_size=len(labels))
         return loss
 
     def _logits(self, inputs: Tensor | Activations) -> Tensor:

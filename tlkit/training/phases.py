@@ -19,6 +19,7 @@ from torch import nn
 
 from tlkit.data.datamodule import PictureData
 from tlkit.data.fitted import CannotKeep
+from tlkit.data.pictures import processors, worker_count
 from tlkit.errors import DataError, Fault, RecipeError
 from tlkit.evaluate.metrics import in_words, lead_of
 from tlkit.models.classifier import Classifier
@@ -42,6 +43,7 @@ from tlkit.training.losses import build_criterion
 from tlkit.training.module import PhaseModule
 from tlkit.training.run_folder import is_first_process
 from tlkit.training.solve import solve_head
+from tlkit.training.time_shares import Clock, Setting, TimeShares
 from tlkit.training.trainer import build_trainer
 
 LOG = logging.getLogger("tlkit")
@@ -130,11 +132,14 @@ def train_phases(
                 *([moving_average(recipe.ema)] if recipe.ema else []),
             ],
             out=run,
+            profiler=(clock := Clock()),
         )
         check_batch_size(classifier, data.batch_size // trainer.world_size)
         inputs, suffix = inputs_of_phase(classifier, data, recipe, auxiliary, trainer=trainer, title=title, console=console)
         if suffix is None:
             keep_pictures(data, recipe, number, trainer.num_devices, title=title)
+        setting = setting_of(classifier, data, recipe, phase, trainer, kept=suffix is not None)
+        trainer.callbacks.append(TimeShares(clock, title=title, setting=setting))  # type: ignore[attr-defined]
         with compiling_explained(recipe, number):
             fit(trainer, build_module(classifier, data, recipe, phase, auxiliary, start, suffix), inputs)
         if trainer.current_epoch < phase.epochs:
@@ -216,6 +221,24 @@ def keep_pictures(data: PictureData, recipe: Recipe, number: int, processes: int
         data.keep_pictures(cache_folder(), budget_gb=recipe.cache.budget_gb, processes=processes)
     except CannotKeep as why:
         LOG.info("%s  its pictures are decoded in every epoch: %s", title, why)
+
+
+def setting_of(
+    classifier: Classifier, data: PictureData, recipe: Recipe, phase: Phase, trainer: lightning.Trainer, *, kept: bool
+) -> Setting:
+    """kept: whether activations of the frozen part take the place of pictures."""
+    return Setting(
+        device=trainer.strategy.root_device.type,
+        precision=str(trainer.precision),
+        epochs=phase.epochs,
+        workers=worker_count(data.workers, len(data.samples.of("train"))),
+        processors=processors(),
+        runs_frozen=not kept and not classifier.trains_whole_backbone,
+        decodes=not kept and not data.keeps_pictures and phase.epochs > 1,
+        augments=data.augmentation is not None,
+        mixes=recipe.mix != Mix(),
+        cache=recipe.cache,
+    )
 
 
 def check_compile(recipe: Recipe) -> None:

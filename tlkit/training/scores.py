@@ -1,6 +1,7 @@
 """What is counted while a phase trains: accuracy for the eye, and the one score that chooses the best epoch."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,19 +13,24 @@ from tlkit.evaluate.metrics import Lead, lead_of
 from tlkit.recipe.schema import Task
 from tlkit.training.losses import plain_loss
 
+UNCHECKED: dict[str, Any] = {"validate_args": False}
+"""torchmetrics' look at every batch waits for the device; labels come from tlkit's own classes."""
+
 
 def accuracy_of(task: Task, classes: int) -> Metric:
     """Share of pictures classified right; for multilabel the share of right answers, over pictures and classes, at probability 0.5."""
     if task == "multilabel":
-        return MultilabelAccuracy(classes, average="micro")
-    return MulticlassAccuracy(classes, average="micro")
+        return MultilabelAccuracy(classes, average="micro", **UNCHECKED)
+    return MulticlassAccuracy(classes, average="micro", **UNCHECKED)
 
 
 def score_of(lead: Lead, classes: int) -> Metric:
     """The lead figure as a metric: from 0 to 1, higher is better."""
     if lead == "mean_average_precision":
-        return MultilabelAveragePrecision(classes, average="macro", thresholds=None)
-    return MulticlassRecall(classes, average="macro") if lead == "balanced_accuracy" else MulticlassAccuracy(classes, average="micro")
+        return MultilabelAveragePrecision(classes, average="macro", thresholds=None, **UNCHECKED)
+    if lead == "balanced_accuracy":
+        return MulticlassRecall(classes, average="macro", **UNCHECKED)
+    return MulticlassAccuracy(classes, average="micro", **UNCHECKED)
 
 
 def score(samples: Samples, logits: Tensor, labels: Tensor) -> float:

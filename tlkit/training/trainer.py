@@ -9,6 +9,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback
 from lightning.pytorch import Trainer as LightningTrainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.profilers import Profiler
 
 from tlkit.errors import DeviceError
 from tlkit.recipe.schema import Optimizer, Trainer
@@ -28,7 +29,7 @@ def check_devices(trainer: Trainer) -> Devices:
 
 
 def build_trainer(
-    trainer: Trainer, *, epochs: int, optimizer: Optimizer, phase_name: str, callbacks: list[Callback], out: Path
+    trainer: Trainer, *, epochs: int, optimizer: Optimizer, phase_name: str, callbacks: list[Callback], out: Path, profiler: Profiler
 ) -> LightningTrainer:
     return _lightning_trainer(
         trainer,
@@ -36,6 +37,7 @@ def build_trainer(
         gradient_clip_val=optimizer.gradient_clip,
         accumulate_grad_batches=optimizer.accumulate,
         callbacks=callbacks,
+        profiler=profiler,
         logger=TensorBoardLogger(out, name="tensorboard", version=phase_name),
         default_root_dir=out,
         # The sanity pass costs more than it tells: validation comes after the first epoch anyway.
