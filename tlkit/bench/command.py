@@ -140,13 +140,13 @@ def run_in_turn(
 
 
 ROWS = {
-    "images_s": ("images/s in an epoch", ".0f"),
+    "images_s": ("images/s", ".0f"),
     "epoch_s": ("s an epoch", ".3g"),
     "start_s": ("s until the first epoch", ".1f"),
     "whole_s": ("s for the whole process", ".1f"),
-    "cpu_s": ("CPU s for the whole process", ".1f"),
+    "cpu_s": ("CPU s of it", ".1f"),
     "peak_mb": ("peak memory, MB", ".0f"),
-    "accuracy": ("validation accuracy at the end", ".3f"),
+    "accuracy": ("validation accuracy", ".3f"),
     "epoch_ratio": ("epoch / the floor's", ".2f"),
     "whole_ratio": ("whole / the floor's", ".2f"),
 }
@@ -167,7 +167,9 @@ def print_bench(bench: Bench, console: Console) -> None:
         table.add_column(side, justify="right", no_wrap=True)
     figures = {side: bench.figures(side) for side in bench.runs}
     for name, (words, form) in ROWS.items():
-        table.add_row(words, *(in_words(figures[side][name], form) for side in bench.runs))
+        cells = [in_words(figures[side][name], form) for side in bench.runs]
+        if any(cells):
+            table.add_row(words, *cells)
     console.print(table, highlight=False)
     repeats = len(next(iter(bench.runs.values())))
     if repeats > 1:
