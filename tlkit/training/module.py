@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, Metric
+from torchmetrics import Metric
 
 from tlkit.evaluate.metrics import Lead
 from tlkit.models.classifier import Classifier
@@ -17,7 +17,7 @@ from tlkit.training.l2_sp import StartingPoint
 from tlkit.training.losses import plain_loss
 from tlkit.training.mix import build_mix
 from tlkit.training.optimizers import build_optimizer, build_schedule, can_fuse, parameter_groups
-from tlkit.training.scores import accuracy_of, count, score_of
+from tlkit.training.scores import MeanLoss, accuracy_of, count, score_of
 
 Batch = tuple[Tensor | Activations, Tensor]
 
@@ -48,8 +48,7 @@ class PhaseModule(LightningModule):
         super().__init__()
         self.classifier = classifier
         self.criterion = criterion
-        # nan is told as nan, and looking for it would wait for the device.
-        self.train_loss, self.val_loss = MeanMetric(nan_strategy="disable"), MeanMetric(nan_strategy="disable")
+        self.train_loss, self.val_loss = MeanLoss(), MeanLoss()
         self.train_accuracy = accuracy_of(task, classes)
         self.val_accuracy = accuracy_of(task, classes)
         self.val_score = score_of(lead, classes)
@@ -95,7 +94,7 @@ class PhaseModule(LightningModule):
         trains = split == "train"
         loss: Tensor = self.criterion(logits, labels) if trains else plain_loss(logits, labels)
         mean_loss, accuracy = (self.train_loss, self.train_accuracy) if trains else (self.val_loss, self.val_accuracy)
-        mean_loss.update(loss.detach(), len(labels))
+        mean_loss.update(loss, len(labels))
         count(accuracy, self._task, logits, labels)
         figures: dict[str, Metric] = {f"{split}/loss": mean_loss, f"{split}/accuracy": accuracy}
         if not trains:

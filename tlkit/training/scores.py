@@ -17,6 +17,28 @@ UNCHECKED: dict[str, Any] = {"validate_args": False}
 """torchmetrics' look at every batch waits for the device; labels come from tlkit's own classes."""
 
 
+class MeanLoss(Metric):
+    """The mean over pictures of batches' mean losses.
+
+    Own, because torchmetrics' MeanMetric (1.9.0) forgets the weights with nan_strategy="disable", and else looks for nan in every step, for
+    which it waits for the device.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total: Tensor
+        self.pictures: Tensor
+        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
+        self.add_state("pictures", torch.tensor(0.0), dist_reduce_fx="sum")
+
+    def update(self, loss: Tensor, pictures: int) -> None:
+        self.total += loss.detach().float() * pictures
+        self.pictures += pictures
+
+    def compute(self) -> Tensor:
+        return self.total / self.pictures
+
+
 def accuracy_of(task: Task, classes: int) -> Metric:
     """Share of pictures classified right; for multilabel the share of right answers, over pictures and classes, at probability 0.5."""
     if task == "multilabel":
