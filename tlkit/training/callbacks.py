@@ -28,6 +28,9 @@ METRICS_COLUMNS = ("phase", "epoch", "train/loss", "train/accuracy", "val/loss",
 LINE_EVERY_S = 30
 """Without a terminal, a line in a long epoch at most this often."""
 
+CHECKPOINT_EVERY_S = 5.0
+"""At most this much work is lost when a process is killed between two epochs."""
+
 
 class BestWeights(Callback):
     """Keeps the weights of the epoch with the highest validation score over all phases; of equals, the earliest."""
@@ -62,9 +65,21 @@ def save_state(classifier: Classifier, file: Path) -> None:
     os.replace(writing, file)
 
 
-def last_checkpoint(folder: Path) -> ModelCheckpoint:
-    """Lightning's own checkpoint of the last epoch, and of the moment in which a phase was interrupted."""
-    return ModelCheckpoint(dirpath=folder, filename="last", enable_version_counter=False, save_on_exception=True)
+class LastCheckpoint(ModelCheckpoint):
+    """Lightning's own checkpoint of the last epoch, and of the moment in which a phase was interrupted.
+
+    Epochs of a fraction of a second, as kept activations allow, don't write one each: that took a quarter of such a phase.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(dirpath=folder, filename="last", enable_version_counter=False, save_on_exception=True)
+        self._written = float("-inf")
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        ends = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
+        if ends or time.perf_counter() - self._written > CHECKPOINT_EVERY_S:
+            super().on_train_epoch_end(trainer, pl_module)
+            self._written = time.perf_counter()
 
 
 def moving_average(ema: Ema) -> WeightAveraging:

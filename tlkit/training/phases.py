@@ -31,10 +31,10 @@ from tlkit.training.auxiliary import AuxiliaryHeads, build_auxiliary_heads
 from tlkit.training.cache_entries import cache_folder
 from tlkit.training.callbacks import (
     BestWeights,
+    LastCheckpoint,
     MetricsTable,
     ShowProgress,
     StopBetweenBatches,
-    last_checkpoint,
     moving_average,
     save_state,
 )
@@ -126,7 +126,7 @@ def train_phases(
                 best,
                 table,
                 ShowProgress(console, phase_title=title, lead=lead),
-                last_checkpoint(checkpoints),
+                LastCheckpoint(checkpoints),
                 *_early_stopping(recipe.early_stopping),
                 # After BestWeights, which so sees the average while it is swapped in.
                 *([moving_average(recipe.ema)] if recipe.ema else []),
