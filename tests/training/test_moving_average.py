@@ -1,0 +1,69 @@
+"""A moving average goes on from a checkpoint with its counter: the average weighs its past by it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import WeightAveraging
+from PIL import Image
+
+from tlkit.recipe.load import load_recipe
+from tlkit.recipe.schema import Ema, Recipe
+from tlkit.training.callbacks import last_checkpoint, moving_average
+from tlkit.training.phases import build_module
+from tlkit.training.ready import make_ready
+
+RECIPE = """
+name: halves
+data: {source: {folder: pictures}, image_size: 32, resize: stretch, batch_size: 8, validation: 0.25, test: 0}
+model: {backbone: test_resnet, weights: random}
+phases: [{train: all, epochs: 2, lr: 1e-2}]
+ema: {decay: 0.9}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
+    draws = np.random.default_rng(0)
+    for name in ("dark", "light"):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for i in range(16):
+            shade = draws.integers(0, 120, (32, 32, 3)) + (120 if name == "light" else 0)
+            Image.fromarray(shade.astype(np.uint8)).save(tmp_path / "pictures" / name / f"{i}.png")
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    monkeypatch.chdir(tmp_path)
+    return load_recipe("recipe.yaml")
+
+
+def fit(recipe: Recipe, epochs: int, folder: Path, checkpoint: Path | None = None) -> tuple[int, dict[str, torch.Tensor]]:
+    """The counter and the averaged weights at the end."""
+    ready = make_ready(recipe)
+    ready.classifier.train_only(ready.trained[0])
+    (phase,) = recipe.gradient_phases.values()
+    average: WeightAveraging = moving_average(recipe.ema or Ema())
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=epochs,
+        callbacks=[average, last_checkpoint(folder)],
+        logger=False,
+        enable_progress_bar=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+    )
+    module = build_module(ready.classifier, ready.data, recipe, phase, None)
+    trainer.fit(module, datamodule=ready.data, ckpt_path=checkpoint)
+    saved = torch.load(folder / "last.ckpt", weights_only=True)
+    return int(saved["averaging_state"]["n_averaged"]), saved["state_dict"]
+
+
+def test_counter_and_average_of_a_resumed_phase_are_those_of_one_that_was_not_interrupted(recipe: Recipe, tmp_path: Path) -> None:
+    recipe = recipe.model_copy(update={"schedule": recipe.schedule.model_copy(update={"name": "constant"})})
+    # 24 pictures in batches of 8 are 3 steps an epoch.
+    assert fit(recipe, 1, tmp_path / "first")[0] == 3
+    counter, resumed = fit(recipe, 2, tmp_path / "second", tmp_path / "first/last.ckpt")
+    whole_counter, whole = fit(recipe, 2, tmp_path / "whole")
+    assert counter == whole_counter == 6
+    for name, tensor in whole.items():
+        torch.testing.assert_close(resumed[name], tensor, rtol=1e-6, atol=1e-7)
