@@ -11,7 +11,7 @@ from PIL import Image
 
 from tlkit.recipe.load import load_recipe
 from tlkit.recipe.schema import Ema, Recipe
-from tlkit.training.callbacks import last_checkpoint, moving_average
+from tlkit.training.callbacks import LastCheckpoint, moving_average
 from tlkit.training.phases import build_module
 from tlkit.training.ready import make_ready
 
@@ -46,7 +46,7 @@ def fit(recipe: Recipe, epochs: int, folder: Path, checkpoint: Path | None = Non
     trainer = Trainer(
         accelerator="cpu",
         max_epochs=epochs,
-        callbacks=[average, last_checkpoint(folder)],
+        callbacks=[average, LastCheckpoint(folder)],
         logger=False,
         enable_progress_bar=False,
         num_sanity_val_steps=0,
