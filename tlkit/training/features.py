@@ -1,5 +1,7 @@
 """The features of a whole split, as the head sees them."""
 
+import logging
+
 from rich.console import Console
 from torch import Tensor
 
@@ -9,6 +11,8 @@ from tlkit.models.inference import infer
 from tlkit.recipe.schema import Cache
 from tlkit.training.activation_cache import ActivationCache, NotKept
 from tlkit.training.callbacks import pictures_progress
+
+LOG = logging.getLogger("tlkit")
 
 
 def features_of(classifier: Classifier, data: PictureData, split: str, cache: Cache, console: Console) -> tuple[Tensor, Tensor]:
@@ -21,7 +25,7 @@ def features_of(classifier: Classifier, data: PictureData, split: str, cache: Ca
     try:
         if cache.use:
             return ActivationCache(classifier, data, cache, device=device, precision="32-true", console=console).features(split)
-    except NotKept:
-        pass
+    except NotKept as why:
+        LOG.info("the features are not kept for another time: %s", why)
     with pictures_progress(console, f"features of the {split} pictures", len(data.samples.of(split))) as advance:
         return infer(classifier, data.whole(split), data.preprocessing.normalize, outputs=classifier.features, on_batch=advance)

@@ -24,7 +24,6 @@ from tlkit.errors import DataError, Fault, RecipeError
 from tlkit.evaluate.metrics import in_words, lead_of
 from tlkit.models.classifier import Classifier
 from tlkit.models.split import Suffix
-from tlkit.recipe.schema import EarlyStopping as EarlyStoppingRecipe
 from tlkit.recipe.schema import FromStage, Mix, Phase, Recipe, SolvedPhase, Train
 from tlkit.training.activation_cache import ActivationCache, NotKept
 from tlkit.training.auxiliary import AuxiliaryHeads, build_auxiliary_heads
@@ -117,20 +116,13 @@ def train_phases(
             save_state(classifier, checkpoints / BEFORE)
         classifier.train_only(trained[number], phase.batchnorm)
         data.first_epoch = sum(earlier.epochs for i, earlier in recipe.gradient_phases.items() if i < number)
+        callbacks = [best, table, ShowProgress(console, phase_title=title, lead=lead), LastCheckpoint(checkpoints), *_of_recipe(recipe)]
         trainer = build_trainer(
             recipe.trainer_of(phase),
             epochs=phase.epochs,
             optimizer=recipe.optimizer,
             phase_name=f"phase{number + 1}",
-            callbacks=[
-                best,
-                table,
-                ShowProgress(console, phase_title=title, lead=lead),
-                LastCheckpoint(checkpoints),
-                *_early_stopping(recipe.early_stopping),
-                # After BestWeights, which so sees the average while it is swapped in.
-                *([moving_average(recipe.ema)] if recipe.ema else []),
-            ],
+            callbacks=callbacks,
             out=run,
             profiler=(clock := Clock()),
         )
@@ -142,13 +134,8 @@ def train_phases(
         trainer.callbacks.append(TimeShares(clock, title=title, setting=setting))  # type: ignore[attr-defined]
         with compiling_explained(recipe, number):
             fit(trainer, build_module(classifier, data, recipe, phase, auxiliary, start, suffix), inputs)
-        if trainer.current_epoch < phase.epochs:
-            LOG.info(
-                "%s ended early: no better validation %s for %d epochs",
-                title,
-                in_words(lead),
-                recipe.early_stopping and recipe.early_stopping.patience,
-            )
+        if recipe.early_stopping and trainer.current_epoch < phase.epochs:
+            LOG.info("%s ended early: no better validation %s for %d epochs", title, in_words(lead), recipe.early_stopping.patience)
         seconds[f"phase {number + 1} {phase_name(phase.train)}"] = round(time.perf_counter() - began, 3)
     if is_first_process() and best.file.is_file():
         best.restore()
@@ -282,10 +269,12 @@ def check_batch_size(classifier: Classifier, a_device: int) -> None:
         )
 
 
-def _early_stopping(early_stopping: EarlyStoppingRecipe | None) -> list[Callback]:
-    if early_stopping is None:
-        return []
-    return [EarlyStopping("val/score", mode="max", patience=early_stopping.patience, min_delta=early_stopping.min_delta)]
+def _of_recipe(recipe: Recipe) -> list[Callback]:
+    """The callbacks that a recipe asks for. The average comes last: BestWeights sees it so while it is swapped in."""
+    asked: list[Callback] = []
+    if early := recipe.early_stopping:
+        asked.append(EarlyStopping("val/score", mode="max", patience=early.patience, min_delta=early.min_delta))
+    return [*asked, moving_average(recipe.ema)] if recipe.ema else asked
 
 
 @contextmanager
