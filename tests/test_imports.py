@@ -17,6 +17,7 @@ ROWS = (
     ("evaluate", "explain", "deploy"),
     ("training",),
     ("search", "bench"),
+    ("commands",),
     ("cli",),
     ("__init__", "__main__"),
 )

@@ -1,0 +1,1 @@
+"""`tlkit data ...`: what is in the pictures, before anything trains on them."""

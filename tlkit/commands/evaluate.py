@@ -1,0 +1,49 @@
+"""`tlkit evaluate`."""
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import Any
+
+
+def evaluate_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run folder, such as runs/quickstart/001")
+    parser.add_argument("--split", choices=("test", "val"), default="test", help="the pictures to measure on (default: test)")
+    parser.add_argument("--format", choices=("table", "json"), default="table", help="default: table")
+
+
+def evaluate(arguments: Namespace) -> int:
+    from tlkit.evaluate.evaluate import evaluate_run
+
+    metrics = evaluate_run(arguments.run, arguments.split)
+    if arguments.format == "json":
+        import json
+
+        print(json.dumps(metrics, indent=2, ensure_ascii=False))
+    else:
+        print(metrics_table(metrics))
+    return 0
+
+
+def metrics_table(metrics: dict[str, Any]) -> str:
+    """The figures of one split, the lead first, then a row a class."""
+    multilabel = "exact_match" in metrics
+    figures = {
+        metrics["lead"]: metrics[metrics["lead"]],
+        "macro_f1": metrics["macro"]["f1"],
+        **({"micro_f1": metrics["micro"]["f1"]} if multilabel else {}),
+        **{name: value for name, value in metrics.items() if name in ("accuracy", "exact_match") or name.startswith("top")},
+        "loss": metrics["loss"],
+    }
+    lines = [f"{'pictures':<23}{metrics['pictures']}"]
+    for name, value in figures.items():
+        low, high = metrics.get(f"{name}_interval", (None, None))
+        interval = f"  (95 % interval {low:.4f} to {high:.4f})" if low is not None else ""
+        lines.append(f"{name.replace('_', ' '):<23}{value:.4f}{interval}")
+    columns = ("precision", "recall", "f1", *(("average_precision", "threshold") if multilabel else ()))
+    rows = {**metrics["per_class"], "mean": {**metrics["macro"], "average_precision": metrics.get("mean_average_precision")}}
+    width = max(map(len, rows))
+    lines += ["", f"{'class':<{width}}  pictures" + "".join(f"  {column.replace('_', ' '):>9}" for column in columns)]
+    for name, row in rows.items():
+        cells = (f"  {'' if row.get(column) is None else f'{row[column]:.4f}':>{max(9, len(column))}}" for column in columns)
+        lines.append(f"{name:<{width}}  {row.get('pictures', ''):>8}{''.join(cells)}".rstrip())
+    return "\n".join(lines)

@@ -1,0 +1,140 @@
+"""What takes a recipe, or measures how quickly one runs."""
+
+import sys
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from pathlib import Path
+from typing import Any
+
+from tlkit.commands.arguments import count, recipe_arguments
+from tlkit.errors import TlkitError
+
+
+def finetune_arguments(parser: ArgumentParser) -> None:
+    recipe_arguments(parser)
+    parser.add_argument("--out", type=Path, metavar="DIR", help="the run folder to make (default: the next number under runs/NAME)")
+
+
+def finetune(arguments: Namespace) -> int:
+    from tlkit.recipe.load import load_recipe
+
+    # Before the import below, which loads torch: a slip in a recipe is told at once.
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    print(f"{recipe.name}: loading torch, then looking for pictures and weights", file=sys.stderr)
+    from tlkit.training.finetune import finetune as finetune_recipe
+
+    finetune_recipe(recipe, out=arguments.out)
+    return 0
+
+
+def plan_arguments(parser: ArgumentParser) -> None:
+    recipe_arguments(parser)
+
+
+def plan(arguments: Namespace) -> int:
+    from tlkit.recipe.load import load_recipe
+
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    print(f"{recipe.name}: loading torch, then looking for pictures and weights", file=sys.stderr)
+    from tlkit.training.plan_table import show_plan
+
+    return show_plan(recipe)
+
+
+def lr_arguments(parser: ArgumentParser) -> None:
+    recipe_arguments(parser)
+    parser.add_argument("--phase", type=count, default=1, metavar="N", help="the phase to test, counted from 1 (default: 1)")
+    parser.add_argument("--steps", type=count, default=100, metavar="N", help="steps from the lowest rate to the highest (default: 100)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where to put the curve (default: the next number under runs/NAME-lr)")
+
+
+def lr(arguments: Namespace) -> int:
+    from tlkit.recipe.load import load_recipe
+
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    print(f"{recipe.name}: loading torch, then looking for pictures and weights", file=sys.stderr)
+    from tlkit.training.lr_range import lr_command
+
+    words = [arguments.recipe, *arguments.overrides]
+    return lr_command(recipe, arguments.phase, steps=arguments.steps, out=arguments.out, words=words)
+
+
+def check_arguments(parser: ArgumentParser) -> None:
+    recipe_arguments(parser)
+    parser.add_argument("--resolved", action="store_true", help="print the whole recipe, defaults and overrides included, as YAML")
+
+
+def check(arguments: Namespace) -> int:
+    from tlkit.recipe.load import load_recipe, recipe_yaml
+    from tlkit.recipe.summary import recipe_notes, recipe_summary
+
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    if arguments.resolved:
+        print(recipe_yaml(recipe), end="")
+        return 0
+    print(f"{arguments.recipe}: no faults found. Pictures and weights are looked for when it runs.\n\n{recipe_summary(recipe)}")
+    for note in recipe_notes(recipe):
+        print(f"  {'note':<11}{note}")
+    return 0
+
+
+def bench_arguments(parser: ArgumentParser) -> None:
+    from tlkit.bench.sides import SIDES
+    from tlkit.bench.work import DEFAULT_BACKBONE, KINDS, SIZES, WORDS
+
+    help = "what to measure. " + ". ".join(f"{kind}: {WORDS[kind]}" for kind in KINDS)
+    help += ". curve: tlkit alone, from every stage on: seconds an epoch against the share that trains"
+    parser.add_argument("work", choices=(*KINDS, "curve"), metavar="WORK", help=help)
+    sizes = " and ".join(f"{name} is {training}+{validation}" for name, (training, validation) in SIZES.items())
+    help = f"training and validation pictures, such as 800+200; {sizes} (default: small)"
+    parser.add_argument("--size", type=_bench_size, default=SIZES["small"], metavar="SIZE", help=help)
+    parser.add_argument("--repeats", type=count, default=3, metavar="N", help="runs of each side, after a warm-up (default: 3)")
+    parser.add_argument("--epochs", type=count, default=5, metavar="N", help="of each run (default: 5)")
+    parser.add_argument("--sides", nargs="+", choices=tuple(SIDES), default=tuple(SIDES), help="default: all")
+    parser.add_argument("--stage", metavar="NAME", help="of from: the first stage that trains (default: the last)")
+    parser.add_argument("--backbone", default=DEFAULT_BACKBONE, metavar="NAME", help=f"default: {DEFAULT_BACKBONE}")
+    parser.add_argument("--warm-cache", action="store_true", help="tlkit finds what an earlier run with another seed cached")
+    parser.add_argument("--format", choices=("table", "json"), default="table", help="default: table")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="where to put every run's figures, as JSON")
+
+
+def _bench_size(text: str) -> tuple[int, int]:
+    from tlkit.bench.work import SIZES
+
+    training, _, validation = text.partition("+")
+    if text in SIZES:
+        return SIZES[text]
+    # Two pictures of each of the ten classes, so that no class is missing.
+    if not (training.isdigit() and validation.isdigit()) or min(int(training), int(validation)) < 20:
+        raise ArgumentTypeError(f"'{text}' is not a size: expected {', '.join(SIZES)}, or two numbers from 20 on, such as 800+200")
+    return int(training), int(validation)
+
+
+def bench(arguments: Namespace) -> int:
+    from tlkit.bench.command import bench_command
+    from tlkit.bench.curve import curve_command
+    from tlkit.bench.sides import SIDES
+    from tlkit.bench.work import Work
+
+    output: dict[str, Any] = {"as_json": arguments.format == "json", "out": arguments.out}
+    if arguments.work == "curve":
+        if arguments.stage or arguments.warm_cache or len(arguments.sides) < len(SIDES):
+            raise TlkitError("tlkit bench curve trains from every stage, with tlkit alone.\n  Leave out --stage, --sides and --warm-cache.")
+        work = Work("from", backbone=arguments.backbone, epochs=arguments.epochs)
+        return curve_command(work, arguments.size, repeats=arguments.repeats, **output)
+    work = Work(arguments.work, backbone=arguments.backbone, epochs=arguments.epochs, stage=arguments.stage)
+    sides, repeats, warm_cache = arguments.sides, arguments.repeats, arguments.warm_cache
+    return bench_command(work, arguments.size, sides=sides, repeats=repeats, warm_cache=warm_cache, **output)
+
+
+def cache_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("action", choices=("list", "clear"), help="list what is kept, or remove all of it")
+
+
+def cache(arguments: Namespace) -> int:
+    from tlkit.training.cache_entries import clear, print_entries
+
+    if arguments.action == "clear":
+        print(f"removed {clear() / 1e6:.0f} MB")
+    else:
+        print_entries()
+    return 0
