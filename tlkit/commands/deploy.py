@@ -3,6 +3,7 @@
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
+from tlkit.allocator import keep_freed_memory
 from tlkit.commands.arguments import count
 
 
@@ -22,4 +23,5 @@ def predict_arguments(parser: ArgumentParser) -> None:
 def predict(arguments: Namespace) -> int:
     from tlkit.deploy.predict import predict_command
 
+    keep_freed_memory()
     return predict_command(arguments.run, arguments.images, arguments.format, arguments.top_k)

@@ -4,6 +4,8 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
 
+from tlkit.allocator import keep_freed_memory
+
 
 def evaluate_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="a run folder, such as runs/quickstart/001")
@@ -14,6 +16,7 @@ def evaluate_arguments(parser: ArgumentParser) -> None:
 def evaluate(arguments: Namespace) -> int:
     from tlkit.evaluate.evaluate import evaluate_run
 
+    keep_freed_memory()
     metrics = evaluate_run(arguments.run, arguments.split)
     if arguments.format == "json":
         import json

@@ -5,6 +5,7 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
 from typing import Any
 
+from tlkit.allocator import keep_freed_memory
 from tlkit.commands.arguments import count, recipe_arguments
 from tlkit.errors import TlkitError
 
@@ -22,6 +23,7 @@ def finetune(arguments: Namespace) -> int:
     print(f"{recipe.name}: loading torch, then looking for pictures and weights", file=sys.stderr)
     from tlkit.training.finetune import finetune as finetune_recipe
 
+    keep_freed_memory()
     finetune_recipe(recipe, out=arguments.out)
     return 0
 
@@ -37,6 +39,7 @@ def plan(arguments: Namespace) -> int:
     print(f"{recipe.name}: loading torch, then looking for pictures and weights", file=sys.stderr)
     from tlkit.training.plan_table import show_plan
 
+    keep_freed_memory()
     return show_plan(recipe)
 
 
@@ -54,6 +57,7 @@ def lr(arguments: Namespace) -> int:
     print(f"{recipe.name}: loading torch, then looking for pictures and weights", file=sys.stderr)
     from tlkit.training.lr_range import lr_command
 
+    keep_freed_memory()
     words = [arguments.recipe, *arguments.overrides]
     return lr_command(recipe, arguments.phase, steps=arguments.steps, out=arguments.out, words=words)
 
