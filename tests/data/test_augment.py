@@ -4,11 +4,13 @@ import random
 import cv2
 import numpy as np
 import pytest
+import torch
+from torchvision.transforms import v2
 
 from tlkit.data.augment import Augmentation, build_augmentation
 from tlkit.errors import RecipeError
-from tlkit.recipe.augmentations import NEEDS_MORE_THAN_GREY, NEEDS_RGB, NEEDS_RGB_OR_GREY, read_augment
-from tlkit.recipe.schema import Transform
+from tlkit.recipe.augmentations import NEEDS_MORE_THAN_GREY, NEEDS_RGB, NEEDS_RGB_OR_GREY, PRESETS, read_augment, transforms
+from tlkit.recipe.schema import AUTO_AUGMENT, Transform
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8)
 
@@ -33,6 +35,8 @@ MANY = (
     ("GaussNoise", {}),
     ("CoarseDropout", {"fill": "random"}),
     ("ElasticTransform", {}),
+    ("randaugment", {"num_ops": 2, "magnitude": 9}),
+    ("trivialaugment", {}),
 )
 
 
@@ -130,7 +134,10 @@ def test_what_check_refuses_for_a_number_of_channels_is_what_albumentations_can_
             augmentation = build_augmentation(transform, 48, channels)
             assert augmentation is not None
             assert augmentation(np.zeros((48, 48, channels), np.uint8), seed=(0, 0, 0)).shape == (48, 48, channels)
-        elif channels > 1 and (name, channels) != ("RGBShift", 2):  # on grey pictures albumentations lets some do nothing
+        # torchvision fails only when it draws a change of colours.
+        elif (
+            channels > 1 and (name, channels) != ("RGBShift", 2) and name not in AUTO_AUGMENT
+        ):  # on grey pictures albumentations lets some do nothing
             with pytest.raises(
                 RecipeError, match=rf"augment\[0\]\.{name} fails on a picture of 48 x 48 x {channels}(.|\n)*data\.channels=3"
             ):
@@ -139,3 +146,107 @@ def test_what_check_refuses_for_a_number_of_channels_is_what_albumentations_can_
         assert not read_augment([name], channels)[1]
         arguments = {"size": [48, 48]} if name == "RandomResizedCrop" else {}
         assert build_augmentation([Transform(name=name, arguments=arguments)], 48, channels) is not None
+
+
+# What albumentations can't do without being told more, or what would change the pictures' size: (the place, the words).
+NOT_BY_DEFAULT = {
+    "CenterCrop": "height: field required",
+    "Crop": "Values for crop should be non negative and equal or smaller than image sizes",
+    "CropAndPad": "both px and percent parameters cannot be None",
+    "GridElasticDeform": "num_grid_xy: field required",
+    "LongestMaxSize": "either max_size or max_size_hw must be specified",
+    "PadIfNeeded": "changes the picture from 64 x 64 x 3 to 1024 x 1024 x 3",
+    "RandomCrop": "height: field required",
+    "RandomCropFromBorders": "changes the picture from 64 x 64 x 3",
+    "RandomScale": "changes the picture from 64 x 64 x 3",
+    "RandomSizedCrop": "min_max_height: field required",
+    "Resize": "height: field required",
+    "SmallestMaxSize": "either max_size or max_size_hw must be specified",
+}
+WITH_ARGUMENTS = {
+    "CenterCrop": {"height": 64, "width": 64},
+    "Crop": {"x_max": 64, "y_max": 64},
+    "CropAndPad": {"percent": 0.1},
+    "GridElasticDeform": {"num_grid_xy": [4, 4], "magnitude": 5},
+    "LongestMaxSize": {"max_size": 64},
+    "PadIfNeeded": {"min_height": 64, "min_width": 64},
+    "RandomCrop": {"height": 64, "width": 64},
+    "RandomSizedCrop": {"min_max_height": [32, 64]},
+    "Resize": {"height": 64, "width": 64},
+    "SmallestMaxSize": {"max_size": 64},
+}
+
+
+@pytest.mark.parametrize("name", transforms())
+def test_every_transform_of_albumentations_is_built_or_told_what_it_lacks(name: str) -> None:
+    if name in NOT_BY_DEFAULT:
+        with pytest.raises(RecipeError) as raised:
+            built((name, {}), size=64)
+        assert str(raised.value).startswith(f"augment[0].{name} ")
+        assert NOT_BY_DEFAULT[name] in str(raised.value)
+        if name not in WITH_ARGUMENTS:
+            return
+    picture = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    one, other = (built((name, {**WITH_ARGUMENTS.get(name, {}), "p": 1.0}), size=64) for _ in range(2))
+    expected = [one(picture, seed=(0, 0, index)) for index in range(3)]
+    assert all((item.shape, item.dtype) == ((64, 64, 3), np.uint8) for item in expected)
+    for index in reversed(range(3)):  # whatever else draws
+        random.seed(index)
+        np.random.seed(index)
+        torch.manual_seed(index)
+        cv2.setRNGSeed(index)
+        assert np.array_equal(other(picture, seed=(0, 0, index)), expected[index]), name
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_can_be_built_for_any_size_and_channels(name: str, channels: int) -> None:
+    items, faults_found = read_augment(name, channels)
+    assert faults_found == []
+    for size in (8, 28, 96):
+        augmentation = build_augmentation([Transform(**item) for item in items], size, channels)
+        assert augmentation is not None
+        picture = np.random.default_rng(0).integers(0, 256, (size, size, channels), dtype=np.uint8)
+        seen = {augmentation(picture, seed=(0, epoch, 0)).tobytes() for epoch in range(20)}
+        assert len(seen) > 5
+
+
+def test_a_random_crop_takes_the_size_of_the_pictures_where_it_is_not_told() -> None:
+    told, untold = (built(("RandomResizedCrop", {"scale": [0.2, 0.9], **size})) for size in ({"size": [48, 48]}, {}))
+    assert np.array_equal(told(PICTURE, seed=(0, 0, 1)), untold(PICTURE, seed=(0, 0, 1)))
+
+
+@pytest.mark.parametrize(("name", "theirs"), [("randaugment", v2.RandAugment()), ("trivialaugment", v2.TrivialAugmentWide())])
+def test_randaugment_and_trivialaugment_are_torchvisions(name: str, theirs: v2.Transform) -> None:
+    augmentation = built((name, {}))
+    for index in range(40):
+        ours = augmentation(PICTURE, seed=(0, 0, index))
+        # The one draw that albumentations leaves before ours is whether p applies, from the other generator.
+        augmentation._set_state((0, 0, index))
+        torch.manual_seed(int(np.random.Generator(augmentation.bits).integers(2**63)))
+        expected = theirs(torch.from_numpy(PICTURE).permute(2, 0, 1)).permute(1, 2, 0).numpy()
+        assert np.array_equal(ours, expected)
+
+
+def test_torchs_generator_goes_on_as_if_nothing_had_been_drawn() -> None:
+    augmentation = built(("randaugment", {}), ("trivialaugment", {}))
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    threads = torch.get_num_threads()
+    augmentation(PICTURE, seed=(0, 0, 0))
+    assert torch.equal(torch.rand(3), expected)
+    assert torch.get_num_threads() == threads
+
+
+def test_several_threads_change_no_bit_of_a_large_picture() -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+    augmentation = built(("randaugment", {"magnitude": 20}), size=256)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(4)
+        several = [augmentation(picture, seed=(0, 0, index)) for index in range(30)]
+        torch.set_num_threads(1)
+        assert all(np.array_equal(augmentation(picture, seed=(0, 0, i)), one) for i, one in enumerate(several))
+    finally:
+        torch.set_num_threads(before)

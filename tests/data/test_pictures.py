@@ -11,6 +11,7 @@ from tlkit.data.pictures import DRAWN_AGAIN, EpochSampler, Pictures, balanced_ch
 from tlkit.data.preprocess import Preprocessing
 from tlkit.data.samples import Sample
 from tlkit.errors import DataError
+from tlkit.recipe.augmentations import preset, read_augment
 from tlkit.recipe.schema import Transform
 
 PREPROCESSING = Preprocessing(24, "crop", 1.0, "bilinear", (0.5,) * 3, (0.5,) * 3)
@@ -46,6 +47,29 @@ def test_none_one_and_four_workers_give_the_same_pictures_and_epochs_differ(samp
     assert epochs(samples, 1) == alone
     assert epochs(samples, 4) == alone
     assert alone[0] != alone[1]
+
+
+def test_three_epochs_are_the_same_bits_with_any_number_of_workers(samples: list[Sample]) -> None:
+    """With torchvision's augmentations, a preset's, and a balanced order that draws some pictures more than once an epoch."""
+    items, _ = read_augment([*preset("heavy"), "trivialaugment"])
+    augmentation = build_augmentation([Transform(**item) for item in items], 24)
+    rare = [replace(sample, labels=(0 if number < 3 else 1,)) for number, sample in enumerate(samples)]
+
+    def three_epochs(workers: int) -> list[list[bytes]]:
+        loader = make_loader(
+            rare, PREPROCESSING, batch_size=4, train=True, balanced=True, augmentation=augmentation, workers=workers, seed=1
+        )
+        found = []
+        for epoch in range(3):
+            loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+            found.append([images.numpy().tobytes() + labels.numpy().tobytes() for images, labels in loader])
+        return found
+
+    alone = three_epochs(0)
+    assert [len(epoch) for epoch in alone] == [5, 5, 5]
+    assert len({batch for epoch in alone for batch in epoch}) == 15
+    for workers in (1, 2, 4):
+        assert three_epochs(workers) == alone
 
 
 def test_a_later_phase_goes_on_where_the_earlier_one_ended(samples: list[Sample]) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from tlkit.errors import RecipeError
-from tlkit.recipe.augmentations import REFUSED, TABLE, table_of_installed, transforms
-from tlkit.recipe.load import load_recipe
+from tlkit.recipe.augmentations import PRESETS, REFUSED, TABLE, preset, table_of_installed, transforms
+from tlkit.recipe.load import load_recipe, recipe_yaml
 
 
 def augment(value: str) -> list[tuple[str, dict[str, object]]]:
@@ -57,8 +57,15 @@ def test_a_transform_may_stand_alone_or_with_arguments() -> None:
         ("[{Rotate: {limit: 3}, p: 0.5}]", "augment[0] = {Rotate: {limit: 3}, p: 0.5} has 2 keys.\n  Expected one transform an item."),
         ("[3]", "augment[0] = 3 is not a transform.\n  Expected a name"),
         ("[{}]", "augment[0] = {} is not a transform."),
-        ("{Rotate: {}}", "augment = {Rotate: {}} is not a list.\n  Expected a list of transforms"),
+        ("{Rotate: {}}", "augment = {Rotate: {}} is not a list.\n  Expected light, medium, heavy, or a list of transforms"),
         ("Rotate", "augment = 'Rotate' is not a list."),
+        ("hevy", "augment = 'hevy' is not a list.\n  Expected light, medium, heavy, or a list of transforms"),
+        ("[light]", "augment[0].light is a whole list, not a transform.\n  Write `augment: light` alone"),
+        ("[randaugmnt]", "augment[0].randaugmnt is not a transform of albumentations 2.0.8.\n  Did you mean 'randaugment'?"),
+        ("[randaugment: {magnitud: 3}]", "augment[0].randaugment.magnitud is not a key of augment[0].randaugment."),
+        ("[randaugment: {magnitude: 31}]", "augment[0].randaugment.magnitude = 31 is none of 31 steps"),
+        ("[randaugment: {num_ops: 0}]", "augment[0].randaugment.num_ops = 0 is out of range."),
+        ("[trivialaugment: 3]", "augment[0].trivialaugment = 3 is a whole number.\n  Expected a mapping with the keys num_magnitude_bins"),
     ],
 )
 def test_an_item_that_is_no_transform_is_told_with_the_nearest_fix(value: str, message: str) -> None:
@@ -76,3 +83,24 @@ def test_the_place_of_a_transform_is_its_own_line(tmp_path: Path) -> None:
     places = {fault.key: fault.place for fault in caught.value.faults}
     assert places["augment[1].Rotate.limt"] == f"{path}:4"
     assert places["augment[2].Rotat"] == f"{path}:5"
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_written_out_in_full_and_reads_back_the_same(name: str, channels: int, tmp_path: Path) -> None:
+    recipe = load_recipe("quickstart", [f"augment={name}", f"data.channels={channels}"])
+    assert [item.name for item in recipe.augment] == [key for item in preset(name, channels) for key in item]
+    assert len(recipe.augment) >= 2
+    (tmp_path / "resolved.yaml").write_text(recipe_yaml(recipe))
+    assert name not in (tmp_path / "resolved.yaml").read_text()
+    assert load_recipe(tmp_path / "resolved.yaml").augment == recipe.augment
+
+
+def test_randaugment_and_trivialaugment_have_torchvisions_defaults() -> None:
+    import inspect
+
+    from torchvision.transforms import v2
+
+    for (_, arguments), kind in zip(augment("[randaugment, {trivialaugment: {}}]"), (v2.RandAugment, v2.TrivialAugmentWide), strict=True):
+        theirs = {name: parameter.default for name, parameter in inspect.signature(kind).parameters.items() if name != "fill"}
+        assert arguments == {**theirs, "p": 1.0}

@@ -14,9 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tlkit.errors import Fault, RecipeError, did_you_mean, expected_one_of
-from tlkit.recipe.schema import Transform
+from tlkit.recipe.schema import AUTO_AUGMENT, Transform
 
 TRIALS = 3
+SIZED = ("RandomResizedCrop", "RandomSizedCrop")
+"""Their `size` can be no other than that of the pictures, so a recipe needn't give it."""
 
 
 class Augmentation:
@@ -62,7 +64,8 @@ def build_augmentation(transforms: Sequence[Transform], image_size: int, channel
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # Without it the import asks the network for a newer version.
     import albumentations
 
-    made = [_make(f"augment[{index}].{transform.name}", transform, _known(albumentations)) for index, transform in enumerate(transforms)]
+    known = _known(albumentations)
+    made = [_make(f"augment[{i}].{transform.name}", _with_size(transform, image_size), known) for i, transform in enumerate(transforms)]
     faults = [item for item in made if isinstance(item, Fault)]
     if not faults:
         faults = [
@@ -86,8 +89,19 @@ def _known(albumentations: Any) -> dict[str, type]:
     }
 
 
+def _with_size(transform: Transform, image_size: int) -> Transform:
+    if transform.name not in SIZED or "size" in transform.arguments:
+        return transform
+    return transform.model_copy(update={"arguments": {**transform.arguments, "size": [image_size, image_size]}})
+
+
 def _make(key: str, transform: Transform, known: dict[str, type]) -> Any:
     """The albumentations transform, or the fault that keeps it from being one."""
+    if transform.name in AUTO_AUGMENT:
+        # Imports torch and albumentations, which has to be told first not to look for a newer version.
+        from tlkit.data.auto_augment import AutoAugment
+
+        return AutoAugment(transform.name, **transform.arguments)
     if transform.name not in known:
         hint = did_you_mean(transform.name, sorted(known)) or "See https://albumentations.ai/docs for their names."
         return Fault(key, "is not a transform of albumentations 2.0.8.", hint)

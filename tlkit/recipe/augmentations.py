@@ -1,4 +1,4 @@
-"""`augment:` checked by name and argument against a table of albumentations, whose import would take 2.4 s."""
+"""`augment:` checked by name and argument against a table of albumentations, whose import would take 2.4 s; and its presets."""
 
 import json
 from functools import cache
@@ -6,7 +6,8 @@ from importlib.resources import files
 from typing import Any
 
 from tlkit.errors import Fault, did_you_mean, expected_one_of
-from tlkit.recipe.explain import shown
+from tlkit.recipe.explain import schema_faults, shown
+from tlkit.recipe.schema import AUTO_AUGMENT
 
 TABLE = "albumentations_2_0_8.json"
 
@@ -58,18 +59,53 @@ NEEDS_RGB = frozenset(
 )
 """Transforms of colours: with other channels albumentations refuses them, or on grey pictures lets them do nothing."""
 NEEDS_MORE_THAN_GREY = frozenset({"ChannelDropout", "ChannelShuffle"})
-NEEDS_RGB_OR_GREY = frozenset({"CLAHE", "ColorJitter", "Equalize", "RGBShift"})
+NEEDS_RGB_OR_GREY = frozenset({"CLAHE", "ColorJitter", "Equalize", "RGBShift", *AUTO_AUGMENT})
+
+
+PRESETS = ("light", "medium", "heavy")
+
+_FLIP = {"HorizontalFlip": {"p": 0.5}}
+_COLOURS = {"brightness": [0.8, 1.2], "contrast": [0.8, 1.2], "saturation": [0.8, 1.2], "hue": [-0.02, 0.02], "p": 0.8}
+_HOLE = {"num_holes_range": [1, 1], "hole_height_range": [0.1, 0.35], "hole_width_range": [0.1, 0.35], "p": 0.25}
+
+
+def preset(name: str, channels: int = 3) -> list[dict[str, Any]]:
+    """The list that a preset stands for, as it would be written in a recipe. docs/augmentation.md says why these.
+
+    Colours are changed in pictures that have some, or are grey; of other channels brightness and contrast are.
+    """
+    has_colours = channels in (1, 3)
+    colours = {"ColorJitter": _COLOURS} if has_colours else {"RandomBrightnessContrast": {"p": 0.8}}
+    if name == "light":
+        return [_moved(0.05, 10), _FLIP]
+    if name == "medium":
+        return [_cropped(0.5), _FLIP, _moved(0.0, 15), colours]
+    random = {"randaugment": {"num_ops": 2, "magnitude": 9}}
+    return [_cropped(0.25), _FLIP, *([random] if has_colours else [_moved(0.1, 30), colours]), {"CoarseDropout": _HOLE}]
+
+
+def _cropped(smallest: float) -> dict[str, Any]:
+    """smallest: share of the picture's area."""
+    return {"RandomResizedCrop": {"scale": [smallest, 1.0], "ratio": [0.75, 1.3333]}}
+
+
+def _moved(share: float, degrees: int) -> dict[str, Any]:
+    """By up to this share of the side, with a zoom of twice as much; edges are mirrored (OpenCV's border mode 4), not black."""
+    moves = {"scale": [1 - 2 * share, 1 + 2 * share], "translate_percent": [-share, share]} if share else {}
+    return {"Affine": {**moves, "rotate": [-degrees, degrees], "border_mode": 4, "p": 0.5}}
 
 
 def read_augment(value: Any, channels: int = 3) -> tuple[list[dict[str, Any]], list[Fault]]:
     """The items of `augment:` as the schema wants them, name and arguments; and what is wrong with the others.
 
-    channels: of the pictures.
+    A preset becomes the items that it stands for. channels: of the pictures.
     """
+    if isinstance(value, str) and value in PRESETS:
+        value = preset(value, channels)
     if not isinstance(value, list):
-        return [], [
-            Fault("augment", f"= {shown(value)} is not a list.", "Expected a list of transforms, such as [HorizontalFlip: {p: 0.5}].")
-        ]
+        hint = did_you_mean(value, PRESETS) if isinstance(value, str) else ""
+        fix = f"Expected light, medium, heavy, or a list of transforms, such as [HorizontalFlip: {{p: 0.5}}]. {hint}".rstrip()
+        return [], [Fault("augment", f"= {shown(value)} is not a list.", fix)]
     items: list[dict[str, Any]] = []
     faults: list[Fault] = []
     for index, item in enumerate(value):
@@ -77,8 +113,12 @@ def read_augment(value: Any, channels: int = 3) -> tuple[list[dict[str, Any]], l
         faults += found
         if not found:
             ((name, arguments),) = item.items() if isinstance(item, dict) else [(item, {})]
-            items.append({"name": name, "arguments": arguments or {}})
+            items.append({"name": name, "arguments": _in_full(name, arguments or {})})
     return items, faults
+
+
+def _in_full(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    return AUTO_AUGMENT[name].model_validate(arguments).model_dump() if name in AUTO_AUGMENT else arguments
 
 
 @cache
@@ -100,11 +140,16 @@ def _item_faults(key: str, item: Any, channels: int) -> list[Fault]:
     if name in REFUSED:
         why, fix = REFUSED[name]
         return [Fault(f"{key}.{name}", f"can't be used: {why}.", fix)]
-    if name not in transforms():
-        hint = did_you_mean(name, transforms()) or "The names are those of https://explore.albumentations.ai."
+    if name in PRESETS:
+        fix = f"Write `augment: {name}` alone; `tlkit check RECIPE --resolved` prints what it stands for, to be changed."
+        return [Fault(f"{key}.{name}", "is a whole list, not a transform.", fix)]
+    if name not in transforms() and name not in AUTO_AUGMENT:
+        hint = did_you_mean(name, [*transforms(), *AUTO_AUGMENT]) or "The names are those of https://explore.albumentations.ai."
         return [Fault(f"{key}.{name}", "is not a transform of albumentations 2.0.8.", hint)]
     if problem := _channel_problem(name, channels):
         return [Fault(f"{key}.{name}", f"{problem}, and data.channels is {channels}.", "Remove it, or set data.channels=3.")]
+    if name in AUTO_AUGMENT:
+        return schema_faults({} if arguments is None else arguments, {}, model=AUTO_AUGMENT[name], key=f"{key}.{name}")
     if not isinstance(arguments, dict | None):
         return [Fault(f"{key}.{name}", f"= {shown(arguments)} is not a mapping.", f"Expected arguments: {', '.join(transforms()[name])}.")]
     return _argument_faults(f"{key}.{name}", name, arguments or {})

@@ -71,7 +71,7 @@ class Data(Strict):
         return {1: "grey", 3: "RGB"}.get(self.channels, f"{self.channels} channels")
 
 
-# --- augment: albumentations by their own names and arguments ---
+# --- augment: albumentations by their own names and arguments, and two of torchvision ---
 
 
 class Transform(Strict):
@@ -79,6 +79,34 @@ class Transform(Strict):
 
     name: str
     arguments: dict[str, Any] = Field(default_factory=dict)
+
+
+Interpolation = Literal["nearest", "bilinear"]
+
+
+class RandAugment(Strict):
+    num_ops: int = Field(2, ge=1, le=14, description="changes that are drawn for a picture, one after the other")
+    magnitude: int = Field(9, ge=0, description="how strong each of them is, below num_magnitude_bins")
+    num_magnitude_bins: int = Field(31, ge=2, le=1000, description="steps from nothing to the strongest")
+    interpolation: Interpolation = Field("nearest", description="of what is turned or moved")
+    p: float = Field(1.0, ge=0, le=1, description="share of pictures that are changed")
+
+    @model_validator(mode="after")
+    def _magnitude_is_a_step(self) -> Self:
+        if self.magnitude >= self.num_magnitude_bins:
+            problem = f"= {self.magnitude} is none of {self.num_magnitude_bins} steps, which count from 0."
+            raise rule_broken("magnitude", "num_magnitude_bins", problem, f"Expected at most {self.num_magnitude_bins - 1}.")
+        return self
+
+
+class TrivialAugment(Strict):
+    num_magnitude_bins: int = Field(31, ge=2, le=1000, description="steps from nothing to the strongest, of which one is drawn")
+    interpolation: Interpolation = Field("nearest", description="of what is turned or moved")
+    p: float = Field(1.0, ge=0, le=1, description="share of pictures that are changed")
+
+
+AUTO_AUGMENT: dict[str, type[RandAugment] | type[TrivialAugment]] = {"randaugment": RandAugment, "trivialaugment": TrivialAugment}
+"""torchvision's, by name beside albumentations' transforms."""
 
 
 # --- model ---
@@ -304,7 +332,11 @@ class Recipe(Strict):
     task: Task = Field("multiclass", description="one label for each picture, or any number of them")
     data: Data = Field(description="where pictures come from and how they reach the network")
     imbalance: Imbalance = Field("none", description="what makes up for classes with few training pictures")
-    augment: tuple[Transform, ...] = Field((), strict=False, description="training pictures only; albumentations' own names and arguments")
+    augment: tuple[Transform, ...] = Field(
+        (),
+        strict=False,
+        description="of training pictures: light, medium, heavy, or a list of albumentations, randaugment and trivialaugment",
+    )
     model: Model = Field(description="the backbone and the head on it")
     phases: tuple[AnyPhase, ...] = Field(strict=False, description="what trains, for how long, at what rate, one after another")
     optimizer: Optimizer = Field(default_factory=Optimizer, description="a new one for every phase")

@@ -34,9 +34,10 @@ def recipe_summary(recipe: Recipe) -> str:
 def recipe_notes(recipe: Recipe) -> list[str]:
     """What is no fault, but not what everybody would expect."""
     kind = recipe.model.head.kind
+    notes = _notes_on_augment(recipe)
     if kind not in CLASSICAL_HEADS:
-        return _notes_on_solved(recipe)
-    notes = [
+        return notes + _notes_on_solved(recipe)
+    notes += [
         f"phases[{i}] is not run: it would train the head alone, which scikit-learn fits."
         for i in range(len(recipe.phases))
         if i not in recipe.run_phases
@@ -46,6 +47,14 @@ def recipe_notes(recipe: Recipe) -> list[str]:
     if kind == "knn":
         notes.append("a knn head holds the features of all training pictures: predict and evaluate use it, but it can't be exported.")
     return notes
+
+
+def _notes_on_augment(recipe: Recipe) -> list[str]:
+    """torchvision's TrivialAugment moves by up to 32 pixels, and RandAugment by a share of the picture."""
+    size = recipe.data.image_size
+    if size < 64 and any(transform.name == "trivialaugment" for transform in recipe.augment):
+        return [f"trivialaugment moves pictures by up to 32 pixels whatever their size, and these have {size}: randaugment goes by size."]
+    return []
 
 
 def _notes_on_solved(recipe: Recipe) -> list[str]:
