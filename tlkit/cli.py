@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, Callable[[ArgumentParser], None], Callable[[Names
     "check": ("find every fault in a recipe without running it", training.check_arguments, training.check),
     "evaluate": ("measure the model of a run again", evaluate.evaluate_arguments, evaluate.evaluate),
     "predict": ("name the classes of pictures", deploy.predict_arguments, deploy.predict),
+    "export": ("make a model ready to ship: ONNX and more, proved to answer as it does", deploy.export_arguments, deploy.export),
     "models": ("list the backbones that a recipe can name", models.models_arguments, models.models),
     "bench": ("measure tlkit here, beside a bare loop and a textbook Lightning script", training.bench_arguments, training.bench),
     "cache": ("list or remove the activations that runs have kept", training.cache_arguments, training.cache),

@@ -56,6 +56,10 @@ class RunError(TlkitError):
     """A run folder or model folder that can't be read or written."""
 
 
+class ArtifactError(TlkitError):
+    """An exported model that can't be made, read, or trusted."""
+
+
 class DeviceError(TlkitError):
     """A device, strategy or precision that this machine doesn't have."""
 

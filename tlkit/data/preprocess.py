@@ -1,18 +1,23 @@
-"""One specification of how a picture becomes what the network sees: used by training, evaluation, prediction and export."""
+"""One specification of how a picture becomes what the network sees: used by training, evaluation, prediction and export.
+
+Where an exported model runs there may be neither torch nor pydantic: what is needed there needs numpy and Pillow.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import floor
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from tlkit.errors import DataError
-from tlkit.recipe.schema import Data
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tlkit.recipe.schema import Data
 
 PerChannel = tuple[float, ...]
 """One value a channel: R G B, or those of pictures with other channels in their order."""
@@ -71,11 +76,19 @@ class Preprocessing:
             picture = _resize(picture, (width, height), Image.Resampling[self.interpolation.upper()])
         return self._square(picture)
 
-    def normalize(self, images: Tensor) -> Tensor:
+    def normalize(self, images: "Tensor") -> "Tensor":
         """(images / 255 - mean) / std as float32, on the images' device and in their memory layout. images: [B, C, H, W] uint8."""
+        import torch
+
         mean = torch.tensor(self.mean, dtype=torch.float32, device=images.device).view(1, -1, 1, 1)
         std = torch.tensor(self.std, dtype=torch.float32, device=images.device).view(1, -1, 1, 1)
         return images.to(torch.float32).div_(255).sub_(mean).div_(std)
+
+    def normalize_arrays(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """The same without torch: [B, S, S, C] uint8 -> [B, C, S, S] float32."""
+        mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
+        normalized = (pictures.astype(np.float32) / np.float32(255) - mean) / std
+        return np.ascontiguousarray(normalized.transpose(0, 3, 1, 2))
 
     def to_json(self) -> dict[str, Any]:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
@@ -112,7 +125,7 @@ class Preprocessing:
 
 
 def preprocessing_for(
-    data: Data, pretrained_cfg: Mapping[str, Any], statistics: Callable[[Fit], tuple[PerChannel, PerChannel]] | None = None
+    data: "Data", pretrained_cfg: Mapping[str, Any], statistics: Callable[[Fit], tuple[PerChannel, PerChannel]] | None = None
 ) -> Preprocessing:
     """What the recipe asks for, with timm's pretrained_cfg where it says `weights`: its mean and std for the recipe's channels.
 

@@ -72,7 +72,8 @@ class LocallyConnected(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         patches = unfold(maps, kernel_size=3, padding=1)  # [B, C * 9, H * W]
         filtered = torch.einsum("bip,pfi->bfp", patches, self.weight).flatten(1) + self.bias
-        return filtered.view(len(maps), -1, *maps.shape[2:])
+        batch, _, height, width = maps.shape
+        return filtered.reshape(batch, -1, height, width)
 
 
 class NearestNeighbours(nn.Module):

@@ -1,0 +1,42 @@
+"""What ships: a classifier with everything around it that isn't a picture file, as one program that torch can export."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from tlkit.models.classifier import Classifier
+
+OUTPUTS = ("probabilities", "normalized", "features")
+"""Of a program, in this order. Formats keep the first, and the last if it was asked for; parity also looks at the second."""
+
+
+class Shipped(nn.Module):
+    """Pictures -> OUTPUTS, without anything left to do before or after.
+
+    normalize: for raw pictures uint8 [B, S, S, C], which this then takes; None takes normalised ones, float32 [B, C, S, S].
+    """
+
+    def __init__(self, classifier: Classifier, normalize: Callable[[Tensor], Tensor] | None, *, multilabel: bool) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self.normalize = normalize
+        self.multilabel = multilabel
+
+    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        normalized = self.normalize(pictures.permute(0, 3, 1, 2)) if self.normalize else pictures
+        features = self.classifier.features(normalized)
+        logits = self.classifier.head(features)
+        probabilities = logits.sigmoid() if self.multilabel else logits.softmax(1)
+        return probabilities, normalized, features.flatten(1)
+
+
+def exported_program(shipped: Shipped, image_size: int, channels: int) -> torch.export.ExportedProgram:
+    """Traced by torch.export for any number of pictures in a batch."""
+    if shipped.normalize:
+        example = torch.zeros(2, image_size, image_size, channels, dtype=torch.uint8)
+    else:
+        example = torch.zeros(2, channels, image_size, image_size)
+    shapes = {"pictures": {0: torch.export.Dim("batch", min=1)}}
+    with torch.no_grad():
+        return torch.export.export(shipped.eval(), (example,), dynamic_shapes=shapes, strict=False)

@@ -1,0 +1,92 @@
+"""An artifact that answers: picture files -> probabilities, with onnxruntime, numpy and Pillow alone."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tlkit.data.decode import decode
+from tlkit.data.preprocess import Preprocessing
+from tlkit.deploy.artifact import Artifact, read_artifact
+from tlkit.errors import ArtifactError, MissingExtraError
+
+Outputs = Mapping[str, NDArray[np.float32]]
+"""By name: `probabilities` [B, K], and `features` [B, F] of an artifact that was exported with --features."""
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """network: what the artifact's network says of its own input, see Artifact.raw."""
+
+    artifact: Artifact
+    preprocessing: Preprocessing
+    network: Callable[[NDArray[Any]], Outputs]
+
+    def picture(self, file: Path) -> NDArray[np.uint8]:
+        """[S, S, C] uint8 as the network's raw input has it. Raises DataError where the file holds no picture."""
+        return self.preprocessing.fit(decode(file, self.preprocessing.channels))
+
+    def run(self, pictures: NDArray[np.uint8]) -> Outputs:
+        """Of pictures [B, S, S, C]."""
+        return self.network(pictures if self.artifact.raw else self.preprocessing.normalize_arrays(pictures))
+
+    def probabilities(self, files: Sequence[Path]) -> NDArray[np.float32]:
+        """[N, K], one batch of all files. Raises DataError with the first file that holds no picture."""
+        return self.run(np.stack([self.picture(file) for file in files]))["probabilities"]
+
+
+def load_runtime(artifact: Artifact | Path, threads: int | None = None) -> Runtime:
+    """threads: of the network; None leaves it to the runtime, which takes all processors.
+
+    Raises ArtifactError if the network can't be read or doesn't fit its classes, MissingExtraError without its runtime.
+    """
+    if isinstance(artifact, Path):
+        artifact = read_artifact(artifact)
+    loaders = {"onnx": _onnx}
+    if artifact.format not in loaders:
+        raise ArtifactError(
+            f"{artifact.folder} is of format {artifact.format}, which answers in its own library only.\n"
+            f"  Expected one of: {', '.join(loaders)}. Export one with: tlkit export RUN --format onnx"
+        )
+    return Runtime(artifact, artifact.preprocessing, loaders[artifact.format](artifact, threads))
+
+
+def _onnx(artifact: Artifact, threads: int | None) -> Callable[[NDArray[Any]], Outputs]:
+    session = onnx_session(artifact.network, threads)
+    names = [output.name for output in session.get_outputs()]
+    check_classes(artifact, session.get_outputs()[0].shape[-1])
+    (entrance,) = session.get_inputs()
+
+    def network(pictures: NDArray[Any]) -> Outputs:
+        return dict(zip(names, session.run(names, {entrance.name: pictures}), strict=True))
+
+    return network
+
+
+def onnx_session(network: Path | bytes, threads: int | None = None) -> Any:
+    """An onnxruntime.InferenceSession on the processor."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingExtraError("onnxruntime", "export", "To run an ONNX network") from error
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors only
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    try:
+        source = network if isinstance(network, bytes) else str(network)
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own kinds have no common parent
+        name = "The network" if isinstance(network, bytes) else network
+        raise ArtifactError(f"{name} can't be read by onnxruntime {onnxruntime.__version__}: {error}") from error
+
+
+def check_classes(artifact: Artifact, found: object) -> None:
+    if found != len(artifact.classes):
+        raise ArtifactError(
+            f"{artifact.network} answers for {found} classes, but artifact.json names {len(artifact.classes)}.\n"
+            "  Its files don't belong together: export the run again."
+        )
