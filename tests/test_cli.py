@@ -12,6 +12,7 @@ import pytest
 from tlkit import __version__, cli
 from tlkit.commands import models
 from tlkit.commands.evaluate import metrics_table
+from tlkit.errors import expected_one_of
 
 REPOSITORY = Path(__file__).parents[1]
 SLOW_TO_IMPORT = ("torch", "timm", "lightning", "albumentations", "numpy", "PIL", "matplotlib")
@@ -96,8 +97,7 @@ def test_debug_anywhere_shows_the_traceback_with_the_same_exit_code() -> None:
     [
         (
             "fintune x.yaml",
-            "tlkit has no command 'fintune'.\n"
-            "  Expected one of: finetune, plan, lr, check, evaluate, predict, models, bench, cache. Did you mean 'finetune'?",
+            f"tlkit has no command 'fintune'.\n  {expected_one_of('fintune', tuple(cli.COMMANDS))} See",
         ),
         ("--vrsion", "tlkit has no option '--vrsion'.\n  Expected one of: --help, --version, --debug. Did you mean '--version'?"),
         ("finetune", "the following arguments are required: RECIPE\n"),
