@@ -132,7 +132,7 @@ def _without_repeats(file: Path, rows: list[Row]) -> list[Row]:
 
 
 def _check_classes(file: Path, rows: list[Row], classes: tuple[str, ...]) -> None:
-    """At least two classes, each with a picture to train on; warns where a held-out split lacks a class."""
+    """At least two classes, each with a picture to train on."""
     if not rows:
         raise DataError(f"{file}: has no rows below the header.\n  Expected a row a picture.")
     if len(classes) < 2:
@@ -148,10 +148,6 @@ def _check_classes(file: Path, rows: list[Row], classes: tuple[str, ...]) -> Non
                 f"{file}:{row.line}: the {row.split} split has the class '{unknown}', and no training picture has it. {hint}".rstrip()
                 + "\n  Give it training pictures, or rename or remove it here."
             )
-    for split in sorted({row.split for row in rows} - {"", "train"}):
-        held_out = {label for row in rows if row.split == split for label in row.labels}
-        if missing := [name for name in classes if name not in held_out]:
-            log.warning("%s: the %s split has no picture of: %s. Its figures say nothing about them.", file, split, ", ".join(missing))
 
 
 def _check_files(file: Path, rows: list[Row]) -> None:

@@ -48,6 +48,10 @@ class Samples:
     task: Task = "multiclass"
     drawn: frozenset[str] = frozenset()
     """Splits that the seed decides about; the others are the source's own."""
+    source_size: int = 0
+    """Pictures of the source, where `data.limit` has left some out; else 0."""
+    fold: tuple[int, int] | None = None
+    """In cross-validation: which fold validates, counted from 1, and of how many."""
 
     def of(self, split: str) -> tuple[Sample, ...]:
         return tuple(sample for sample in self.samples if sample.split == split)

@@ -110,17 +110,13 @@ def _split_samples(root: Path, place: Path, split: str, classes: tuple[str, ...]
 
 
 def _check(root: Path, classes: tuple[str, ...], samples: list[Sample], splits: Iterable[str]) -> None:
-    """Every class has a picture to train on, and no id comes twice; warns where a held-out split lacks a class."""
+    """Every class has a picture to train on, and no id comes twice."""
     counts = Counter((sample.split, sample.label) for sample in samples)
     training = "train" if "train" in splits else ""
     empty = [name for label, name in enumerate(classes) if not counts[training, label]]
     if empty:
         place = root / training / empty[0]
         raise DataError(f"{place}: the class folder is empty{_other_files(place)}{_and_more(empty)}.\n  {_extensions_fix()}")
-    for split in (name for name in splits if name != training):
-        missing = [name for label, name in enumerate(classes) if not counts[split, label]]
-        if missing:
-            log.warning("%s: the %s split has no picture of: %s. Its figures say nothing about them.", root, split, ", ".join(missing))
     if len({sample.id for sample in samples}) != len(samples):
         twice = next(name for name, number in Counter(sample.id for sample in samples).items() if number > 1)
         raise DataError(f"{root / twice}: two files have this name in two Unicode spellings.\n  Rename one of them.")

@@ -1,26 +1,22 @@
 """Which picture trains, validates and tests: seeded, stratified, whole groups, written down with hashes."""
 
 import csv
-import logging
 import os
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from math import floor
 from pathlib import Path
 
 import numpy as np
 
 from tlkit.data.samples import Sample, Samples
-from tlkit.data.stratify import deal_by_labels
+from tlkit.data.stratify import counts_of_share, deal_by_labels, hold_out
 from tlkit.errors import DataError
 
 COLUMNS = ("id", "class", "split", "group", "sha256")
 _HASHING_THREADS = 4
-
-log = logging.getLogger("tlkit")
 
 
 def split_samples(samples: Samples, validation: float, test: float, seed: int) -> Samples:
@@ -28,10 +24,11 @@ def split_samples(samples: Samples, validation: float, test: float, seed: int) -
 
     A split that the source has stays as it is. The others are cut from its training split, stratified by class or, for multilabel,
     label by label, groups kept whole; validation and test are shares of that training split before the cuts, 0 for no test split.
-    Raises DataError where a class has too few pictures to be in every split.
+    Raises DataError where a class has too few pictures to be in every split, or none to train on.
     """
     ordered = tuple(sorted(samples.samples, key=lambda sample: sample.id))
     pool = [sample for sample in ordered if sample.split in ("", "train")]
+    _check_all_can_be_learned(samples, pool)
     present = {sample.split for sample in ordered}
     shares = {"test": test if "test" not in present else 0.0, "val": validation if "val" not in present else 0.0}
     wanted = {split: share for split, share in shares.items() if share > 0}
@@ -55,11 +52,21 @@ def _deal_by_class(pool: Sequence[Sample], wanted: Mapping[str, float], seed: in
     rest = pool
     for number, (split, share) in enumerate(wanted.items()):
         still_to_come = len(wanted) - number  # splits that need a picture of each class after this one, training among them
-        counts = _counts(pool, rest, share, still_to_come)
-        held = _hold_out(rest, counts, still_to_come, np.random.default_rng((seed, number)))
+        counts = counts_of_share(pool, rest, share, still_to_come)
+        held = hold_out(rest, counts, still_to_come, np.random.default_rng((seed, number)))
         dealt.update(dict.fromkeys(held, split))
         rest = [sample for sample in rest if sample.id not in held]
     return dealt
+
+
+def _check_all_can_be_learned(samples: Samples, pool: Sequence[Sample]) -> None:
+    """The classes are those of the whole source; each needs a training picture."""
+    trained = {label for sample in pool for label in sample.labels}
+    if missing := [name for label, name in enumerate(samples.classes) if label not in trained]:
+        raise DataError(
+            f"no training picture of {shortened(missing)}: validation or test alone can't teach a class.\n"
+            "  Move pictures of every class into the training split, or remove the class."
+        )
 
 
 def _check_enough(pool: Sequence[Sample], classes: Sequence[str], wanted: Mapping[str, float]) -> None:
@@ -72,50 +79,11 @@ def _check_enough(pool: Sequence[Sample], classes: Sequence[str], wanted: Mappin
     if short:
         unit = "groups" if any(sample.group for sample in pool) else "pictures"
         raise DataError(
-            f"too few images to split: {_shortened(short)} - "
+            f"too few images to split: {shortened(short)} - "
             f"each class needs at least {need} {unit}, one each for {', '.join(('train', *sorted(wanted, reverse=True)))}.\n"
             "  Add pictures, remove these classes, or bring val and test folders of your own"
             + (" (data.test=0 leaves the test split out)." if "test" in wanted else ".")
         )
-
-
-def _counts(pool: Sequence[Sample], rest: Sequence[Sample], share: float, left_after: int) -> dict[int, int]:
-    """Label -> pictures to hold out of `rest`: together the nearest whole number to share * pool, by largest remainder, one at least.
-
-    left_after: pictures of each class that must stay.
-    """
-    sizes, available = Counter(sample.label for sample in pool), Counter(sample.label for sample in rest)
-    labels = sorted(sizes)
-    most = {label: available[label] - left_after for label in labels}
-    counts = {label: min(max(1, floor(sizes[label] * share)), most[label]) for label in labels}
-    missing = floor(len(pool) * share + 0.5) - sum(counts.values())
-    by_remainder = sorted(labels, key=lambda label: (-(sizes[label] * share % 1), label))
-    for label in by_remainder:
-        if missing > 0 and counts[label] < most[label] and counts[label] <= sizes[label] * share:
-            counts[label] += 1
-            missing -= 1
-    return counts
-
-
-def _hold_out(rest: Sequence[Sample], counts: Mapping[int, int], left_after: int, draws: np.random.Generator) -> set[str]:
-    """Ids to hold out. Without groups the counts are met exactly; with groups as nearly as whole groups allow."""
-    members: dict[str, list[Sample]] = defaultdict(list)
-    for sample in rest:
-        members[sample.unit].append(sample)
-    names = sorted(members)
-    shuffled = [names[position] for position in draws.permutation(len(names))]
-    shuffled.sort(key=lambda name: -len(members[name]))  # Large groups first: small ones fill what they leave open. The sort is stable.
-    open_ = Counter(counts)
-    units_left = Counter(label for group in members.values() for label in {sample.label for sample in group})
-    held: set[str] = set()
-    for name in shuffled:
-        has = Counter(sample.label for sample in members[name])
-        gain = sum(abs(open_[label]) - abs(open_[label] - number) for label, number in has.items())
-        if gain > 0 and all(units_left[label] > left_after for label in has):
-            held.update(sample.id for sample in members[name])
-            open_.subtract(has)
-            units_left.subtract(has.keys())
-    return held
 
 
 def _check_every_class(samples: Samples, wanted: Mapping[str, float]) -> None:
@@ -124,16 +92,33 @@ def _check_every_class(samples: Samples, wanted: Mapping[str, float]) -> None:
     missing = [
         f"{name} in {split}" for split in ("train", *wanted) for label, name in enumerate(samples.classes) if (split, label) not in have
     ]
-    if samples.task == "multilabel" and missing and not any(words.endswith(" in train") for words in missing):
-        log.warning("too few images for every class in every split: no picture of %s. They go unmeasured there.", _shortened(missing))
-    elif missing:
+    if missing and (samples.task == "multiclass" or any(words.endswith(" in train") for words in missing)):
         raise DataError(
-            f"too few images to split: whole groups leave no picture of {_shortened(missing)}.\n"
+            f"too few images to split: whole groups leave no picture of {shortened(missing)}.\n"
             "  Use more or smaller groups, a larger data.validation or data.test, or bring val and test splits of your own."
         )
 
 
-def _shortened(names: Sequence[str]) -> str:
+def split_warnings(samples: Samples) -> list[str]:
+    """What makes the figures of a held-out split say less than they seem to: classes that it lacks, groups that training has too."""
+    found = []
+    for split, words in (("val", "validation"), ("test", "test")):
+        held_out = samples.of(split)
+        have = {label for sample in held_out for label in sample.labels}
+        missing = [name for label, name in enumerate(samples.classes) if label not in have]
+        if held_out and missing:
+            found.append(f"the {words} split has no picture of: {shortened(missing)}. Its figures say nothing about them.")
+    sides: dict[str, set[str]] = defaultdict(set)
+    for sample in samples.samples:
+        if sample.group is not None:
+            sides[sample.group].add(sample.split)
+    if torn := sorted(group for group, splits in sides.items() if len(splits) > 1):
+        count = f"{len(torn)} groups lie" if len(torn) > 1 else "a group lies"
+        found.append(f"{count} in more than one split of the source: {shortened(torn)}. Accuracy will look too good.")
+    return found
+
+
+def shortened(names: Sequence[str]) -> str:
     return f"{', '.join(names[:10])}{' and others' if len(names) > 10 else ''}"
 
 

@@ -1,7 +1,8 @@
-"""Dealing out pictures that have any number of labels, so that every split gets its share of each label."""
+"""Dealing out pictures so that every split gets its share of each class or, where pictures have any number of them, of each label."""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from math import floor
 
 import numpy as np
 
@@ -55,3 +56,42 @@ def _wanted(pictures: Mapping[int, int], units: Mapping[int, int], shares: Mappi
             wanted[split][label] = max(1.0, number * share) if enough else 0.0
         wanted["train"][label] = number - sum(wanted[split][label] for split in shares)
     return wanted
+
+
+def counts_of_share(pool: Sequence[Sample], rest: Sequence[Sample], share: float, left_after: int) -> dict[int, int]:
+    """Label -> pictures to hold out of `rest`: together the nearest whole number to share * pool, by largest remainder, one at least.
+
+    left_after: pictures of each class that must stay.
+    """
+    sizes, available = Counter(sample.label for sample in pool), Counter(sample.label for sample in rest)
+    labels = sorted(sizes)
+    most = {label: available[label] - left_after for label in labels}
+    counts = {label: min(max(1, floor(sizes[label] * share)), most[label]) for label in labels}
+    missing = floor(len(pool) * share + 0.5) - sum(counts.values())
+    by_remainder = sorted(labels, key=lambda label: (-(sizes[label] * share % 1), label))
+    for label in by_remainder:
+        if missing > 0 and counts[label] < most[label] and counts[label] <= sizes[label] * share:
+            counts[label] += 1
+            missing -= 1
+    return counts
+
+
+def hold_out(rest: Sequence[Sample], counts: Mapping[int, int], left_after: int, draws: np.random.Generator) -> set[str]:
+    """Ids to hold out. Without groups the counts are met exactly; with groups as nearly as whole groups allow."""
+    members: dict[str, list[Sample]] = defaultdict(list)
+    for sample in rest:
+        members[sample.unit].append(sample)
+    names = sorted(members)
+    shuffled = [names[position] for position in draws.permutation(len(names))]
+    shuffled.sort(key=lambda name: -len(members[name]))  # Large groups first: small ones fill what they leave open. The sort is stable.
+    open_ = Counter(counts)
+    units_left = Counter(label for group in members.values() for label in {sample.label for sample in group})
+    held: set[str] = set()
+    for name in shuffled:
+        has = Counter(sample.label for sample in members[name])
+        gain = sum(abs(open_[label]) - abs(open_[label] - number) for label, number in has.items())
+        if gain > 0 and all(units_left[label] > left_after for label in has):
+            held.update(sample.id for sample in members[name])
+            open_.subtract(has)
+            units_left.subtract(has.keys())
+    return held

@@ -12,7 +12,7 @@ from tlkit.data.preprocess import Preprocessing
 from tlkit.data.samples import LABEL_SEPARATOR, Samples
 from tlkit.data.sources import read_source
 from tlkit.data.splits import read_manifest
-from tlkit.errors import DataError, RunError
+from tlkit.errors import DataError, RunError, expected_one_of
 from tlkit.evaluate.metrics import lead_of, measure, measure_multilabel
 from tlkit.models.checkpoint import load_model
 from tlkit.models.classifier import Classifier
@@ -53,6 +53,8 @@ def evaluate_run(run: Path, split: str) -> dict[str, Any]:
     Raises RunError if this is no run folder, DataError if pictures of the split are gone or the split is empty.
     """
     if not (run / "split.csv").is_file():
+        if (run / "fold_1").is_dir():
+            raise RunError(f"{run} is a cross-validation, with a run for each fold.\n  Name one of them, such as {run / 'fold_1'}.")
         raise RunError(f"{run} is not a run folder: it has no split.csv. Expected one such as runs/quickstart/001.")
     classifier, card = load_model(run)
     recipe = load_recipe(run / "recipe.yaml")
@@ -80,6 +82,12 @@ def _as_split(samples: Samples, manifest: Path, classes: tuple[str, ...]) -> Sam
             "  Put them back, or evaluate on the machine that has them."
         )
     number = {name: label for label, name in enumerate(classes)}
+    unknown = sorted({name for row in rows for name in _names(row["class"], samples.task)} - set(classes))
+    if unknown:
+        raise DataError(
+            f"{manifest}: the class '{unknown[0]}' is not one of the model's. {expected_one_of(unknown[0], classes)}\n"
+            "  Evaluate with the split.csv that the run has written."
+        )
     found = [
         replace(by_id[row["id"]], labels=tuple(number[name] for name in _names(row["class"], samples.task)), split=row["split"])
         for row in rows

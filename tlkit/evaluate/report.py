@@ -28,6 +28,15 @@ def write_report(file: Path, *, name: str, metrics: Mapping[str, Any], facts: Ma
     file.write_text(page, encoding="utf-8")
 
 
+def write_folds_report(file: Path, *, name: str, summary: Mapping[str, Any], recipe_yaml: str) -> None:
+    """The page on a cross-validation, which leads to those of its folds. summary: the content of its metrics.json."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+    environment = Environment(loader=PackageLoader("tlkit", "evaluate"), autoescape=select_autoescape(), undefined=StrictUndefined)
+    page = environment.get_template("folds.html").render(name=name, summary=summary, recipe_yaml=recipe_yaml)
+    file.write_text(page, encoding="utf-8")
+
+
 def _commonest_mistakes(measured: Mapping[str, Any]) -> list[tuple[str, str, int]]:
     """(true class, called, pictures), the six commonest."""
     classes = list(measured["per_class"])

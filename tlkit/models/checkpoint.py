@@ -112,6 +112,10 @@ def find_model_folder(folder: Path) -> Path:
             return candidate
     if not folder.exists():
         raise RunError(f"{folder} does not exist. Expected a run folder such as runs/quickstart/001, or the model folder in it.")
+    if (folder / "fold_1").is_dir():
+        raise RunError(
+            f"{folder} is a cross-validation, without a model of its own.\n  Name one of its folds, such as {folder / 'fold_1'}."
+        )
     raise RunError(
         f"{folder} holds no model: neither tlkit.json nor model/tlkit.json is there.\n"
         "  Expected a run folder such as runs/quickstart/001 whose run has ended, or the model folder in it."

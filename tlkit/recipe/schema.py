@@ -52,6 +52,12 @@ class Data(Strict):
     root: str = Field("data", description="folder for downloads")
     validation: float = Field(0.1, gt=0, lt=1, description="share of the training split kept for validation, if the source has none")
     test: float = Field(0.1, ge=0, lt=1, description="share of the training split kept for the test, if the source has none")
+    folds: Annotated[int, Field(ge=2, le=100)] | None = Field(
+        None, description="k of k-fold cross-validation: a run for each fold, which validates on it; the test split stays outside"
+    )
+    limit: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="pictures for a quick trial, or a share of them: stratified, from every split; by default all"
+    )
     image_size: int = Field(224, ge=8, le=4096, description="side of the square picture that the network sees, in pixels")
     channels: int = Field(3, ge=1, le=256, description="1 for grey, 3 for colour, or as many as the pictures have")
     resize: Literal["crop", "pad", "stretch"] = Field("crop", description="how a picture becomes square")
@@ -64,6 +70,13 @@ class Data(Strict):
         if self.validation + self.test >= 1:
             problem = f"= {self.test} and validation = {self.validation} leave no pictures to train on."
             raise rule_broken("test", "validation", problem, "Expected shares whose sum is below 1.")
+        return self
+
+    @model_validator(mode="after")
+    def _folds_validate(self) -> Self:
+        if self.folds is not None and self.validation != Data.model_fields["validation"].default:
+            problem = f"= {self.validation} does nothing: with folds = {self.folds}, each fold validates in turn."
+            raise rule_broken("validation", "folds", problem, "Remove one of the two.")
         return self
 
     @property

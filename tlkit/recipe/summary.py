@@ -10,6 +10,8 @@ def recipe_summary(recipe: Recipe) -> str:
     rows = [
         ("name", f"{recipe.name}, seed {recipe.seed}"),
         ("data", f"{_words(data.source)}; {pictures}, normalize {data.normalize}, batches of {data.batch_size}"),
+        *([("limit", f"{data.limit:g} of the pictures" if data.limit < 1 else f"{data.limit} pictures")] if data.limit else []),
+        *([("folds", f"{data.folds} runs, each validated on its own fold")] if data.folds else []),
         ("task", f"{recipe.task}, imbalance {recipe.imbalance}"),
         ("augment", ", ".join(transform.name for transform in recipe.augment) or "nothing"),
         ("model", f"{model.backbone}, weights {_words(model.weights)}, {_head_words(model.head)}"),

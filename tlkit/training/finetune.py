@@ -5,12 +5,12 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from tlkit.data.splits import Duplicates, duplicates_across_splits, hash_pictures, write_manifest
+from tlkit.data.splits import Duplicates, duplicates_across_splits, hash_pictures, split_warnings, write_manifest
 from tlkit.models.checkpoint import ModelCard, save_model
 from tlkit.recipe.load import recipe_yaml
 from tlkit.recipe.schema import CLASSICAL_HEADS, Recipe
 from tlkit.recipe.summary import recipe_notes
-from tlkit.training.ready import make_ready
+from tlkit.training.ready import Ready, make_ready
 from tlkit.training.results import choose_thresholds, counts_of, how_judged, measure_shipped, write_results
 from tlkit.training.run_folder import check_out, is_first_process, make_run_folder
 
@@ -18,21 +18,32 @@ LOG = logging.getLogger("tlkit")
 
 
 def finetune(recipe: Recipe, *, out: Path | None = None) -> Path:
-    """Runs a recipe to its end and returns the run folder.
+    """Runs a recipe to its end and returns the run folder; with `data.folds` that holds a run folder for each fold.
 
     out: the folder to make; None takes the next free number under runs/NAME.
     Raises TlkitError for what the user can mend, nearly always before the folder is made; KeyboardInterrupt after Ctrl-C.
     """
     began = time.perf_counter()
     check_out(out)
+    if recipe.data.folds:
+        from tlkit.training.folds import finetune_folds
+
+        return finetune_folds(recipe, out)
     ready = make_ready(recipe)
+    return train_and_measure(recipe, ready, make_run_folder(recipe.name, out), began=began)
+
+
+def train_and_measure(recipe: Recipe, ready: Ready, run: Path, *, began: float) -> Path:
+    """One run, from the pictures and weights that are there to everything in its folder, which is returned.
+
+    began: by time.perf_counter(), for the seconds of the whole run.
+    """
     from tlkit.training.callbacks import start_log
     from tlkit.training.classical import fit_classical_head
     from tlkit.training.phases import BEFORE, train_phases
     from tlkit.training.wise_ft import ship_best_blend
 
     samples, weights, classifier, data = ready.samples, ready.weights, ready.classifier, ready.data
-    run = make_run_folder(recipe.name, out)
     first = is_first_process()
     console = start_log(run / "log.txt", quiet=not first)
     data.hashes = hash_pictures(samples)
@@ -43,6 +54,8 @@ def finetune(recipe: Recipe, *, out: Path | None = None) -> Path:
             LOG.info("weights: %s", note)
         for line in (*recipe_notes(recipe), *how_judged(recipe, samples).values()):
             LOG.info("%s", line)
+        for warning in split_warnings(samples):
+            LOG.warning("%s", warning)
         warn_of_leaks(duplicates_across_splits(write_manifest(samples, data.hashes, run / "split.csv")))
 
     try:

@@ -16,10 +16,10 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from tlkit.data.augment import Augmentation, build_augmentation
 from tlkit.data.datamodule import PictureData
+from tlkit.data.folds import split_by_recipe
 from tlkit.data.pictures import EpochSampler, worker_count
 from tlkit.data.preprocess import Preprocessing
 from tlkit.data.samples import Sample, Samples
-from tlkit.data.splits import split_samples
 from tlkit.errors import TlkitError
 from tlkit.models.backbones import check_backbone_name, pretrained_cfg
 from tlkit.models.classifier import Classifier
@@ -127,7 +127,7 @@ def _make_plan(recipe: Recipe, folder: Path) -> Plan:
         check_optimizer_name(recipe.optimizer.name)
         devices, here = check_devices(recipe.trainer)
         found, weights = gather_what_there_is(recipe)
-        samples = None if isinstance(found, TlkitError) else split_samples(found, recipe.data.validation, recipe.data.test, recipe.seed)
+        samples = None if isinstance(found, TlkitError) else split_by_recipe(found, recipe.data, recipe.seed)
         used = Weights("random") if isinstance(weights, TlkitError) else weights
         shown = samples or _made_up(recipe, folder)
         seed_everything(recipe.seed)

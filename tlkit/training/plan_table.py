@@ -65,6 +65,7 @@ def _facts(plan: Plan) -> Table:
     rows = [
         ("recipe", f"[bold]{recipe.name}[/bold]"),
         ("pictures", counts_of(plan.samples) if plan.samples else "unknown"),
+        *([("folds", f"{recipe.data.folds} runs of what follows, each validated on its own fold")] if recipe.data.folds else []),
         ("input", f"{recipe.data.image_size} px by {recipe.data.resize}, normalize {recipe.data.normalize} (mean {mean}, std {std})"),
         ("backbone", f"{model.backbone}, weights {plan.weights}{stand_in}, head {model.head.kind} for {plan.classes} classes"),
     ]
@@ -158,7 +159,10 @@ def _costs(plan: Plan) -> Table:
     if plan.steps is not None:
         epochs = sum(phase.phase.epochs for phase in plan.phases)
         table.add_row("[dim]steps[/dim]", f"{plan.steps * epochs:,}: {plan.steps:,} in each of {counted(epochs, 'epoch')}")
-        table.add_row("[dim]time[/dim]", f"about [bold]{duration(plan.seconds)}[/bold], by a few batches of each phase on this machine")
+        folds = plan.recipe.data.folds
+        times = f", {folds} times: [bold]{duration(plan.seconds * folds)}[/bold]" if folds else ""
+        took = f"about [bold]{duration(plan.seconds)}[/bold]{times}, by a few batches of each phase on this machine"
+        table.add_row("[dim]time[/dim]", took)
     return table
 
 

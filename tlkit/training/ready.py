@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from tlkit.data.augment import build_augmentation
 from tlkit.data.decode import decode
+from tlkit.data.folds import split_by_recipe
 from tlkit.data.preprocess import Preprocessing, preprocessing_for
 from tlkit.data.samples import Samples
-from tlkit.data.splits import split_samples
 from tlkit.data.statistics import channel_statistics
 from tlkit.models.backbones import check_backbone_name, pretrained_cfg
 from tlkit.models.checkpoint import check_can_ship
@@ -40,8 +40,11 @@ class Ready:
     notes: list[str]
 
 
-def make_ready(recipe: Recipe) -> Ready:
-    """Finds pictures and weights, checks what can be checked, and builds; writes nothing."""
+def make_ready(recipe: Recipe, *, fold: int = 1) -> Ready:
+    """Finds pictures and weights, checks what can be checked, and builds; writes nothing.
+
+    fold: with `data.folds`, the one that validates, counted from 1.
+    """
     with recipe.located():
         check_backbone_name(recipe.model.backbone)
         samples, weights = gather(recipe)
@@ -55,7 +58,7 @@ def make_ready(recipe: Recipe) -> Ready:
         for phase in recipe.gradient_phases.values():
             check_devices(recipe.trainer_of(phase))
         check_optimizer_name(recipe.optimizer.name)
-        samples = split_samples(samples, recipe.data.validation, recipe.data.test, recipe.seed)
+        samples = split_by_recipe(samples, recipe.data, recipe.seed, fold=fold)
         seed_everything(recipe.seed)
         notes: list[str] = []  # for the log, which is not there yet
         classifier, preprocessing = build(recipe, samples, weights, say=notes.append)

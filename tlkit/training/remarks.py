@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from tlkit.data.splits import split_warnings
 from tlkit.evaluate.metrics import LARGEST_FOLD
 from tlkit.models.backbones import pretrained_cfg
 from tlkit.recipe.schema import Recipe
@@ -27,7 +28,7 @@ class Remark:
 def remarks(plan: Plan) -> list[Remark]:
     """The most important first."""
     warnings = [*_missing(plan), *_memory(plan), *_normalize(plan), *_size(plan.recipe), *_classes(plan), *_steps(plan)]
-    warnings += [*_random_features(plan.recipe)]
+    warnings += [*_random_features(plan.recipe), *(split_warnings(plan.samples) if plan.samples else ())]
     warnings += [text for phase in plan.phases for text in (*_rates(phase), *_parameters(plan, phase))]
     notes = [*(f"weights: {text}" for text in plan.notes), *recipe_notes(plan.recipe)]
     notes += [text for phase in plan.phases for text in _augmented_head(plan.recipe, phase)]

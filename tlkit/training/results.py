@@ -55,10 +55,13 @@ def how_judged(recipe: Recipe, samples: Samples) -> dict[str, str]:
 
 
 def counts_of(samples: Samples) -> str:
-    """`1800 training, 200 validation, 1000 test pictures in 10 classes`."""
+    """`fold 1 of 5: 1800 training, 200 validation, 1000 test pictures in 10 classes (of 70000, by data.limit)`."""
     counts = Counter(sample.split for sample in samples.samples)
     words = (("train", "training"), ("val", "validation"), ("test", "test"))
-    return ", ".join(f"{counts[split]} {word}" for split, word in words if counts[split]) + f" pictures in {len(samples.classes)} classes"
+    fold = f"fold {samples.fold[0]} of {samples.fold[1]}: " if samples.fold else ""
+    numbers = ", ".join(f"{counts[split]} {word}" for split, word in words if counts[split])
+    limited = f" (of {samples.source_size}, by data.limit)" if samples.source_size else ""
+    return f"{fold}{numbers} pictures in {len(samples.classes)} classes{limited}"
 
 
 def choose_thresholds(classifier: Classifier, data: "PictureData", device: "torch.device") -> tuple[float, ...]:
@@ -93,6 +96,10 @@ def measure_shipped(model: Path, ready: Ready, recipe: Recipe, result: "Trained"
     if result.wise_ft is not None:
         metrics["wise_ft"] = dict(result.wise_ft)
     metrics["pictures"] = dict(Counter(sample.split for sample in samples.samples))
+    if samples.source_size:
+        metrics["limited_from"] = samples.source_size
+    if samples.fold:
+        metrics["fold"] = dict(zip(("number", "of"), samples.fold, strict=True))
     update_metrics(model, metrics)
     return metrics
 

@@ -35,6 +35,14 @@ def make_run_folder(name: str, out: Path | None) -> Path:
     return folder
 
 
+def make_fold_folder(run: Path, fold: int) -> Path:
+    """`run/fold_1` and so on; fold: counted from 1."""
+    folder = run / f"fold_{fold}"
+    if is_first_process():
+        folder.mkdir()
+    return folder
+
+
 def _next_number(name: str) -> Path:
     parent = Path("runs") / name
     parent.mkdir(parents=True, exist_ok=True)

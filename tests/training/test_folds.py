@@ -1,0 +1,123 @@
+"""Cross-validation and quick trials from end to end, on real picture files."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tlkit.deploy.predict import predict
+from tlkit.errors import DataError, RunError
+from tlkit.evaluate.evaluate import evaluate_run
+from tlkit.recipe.load import load_recipe
+from tlkit.recipe.schema import Recipe
+from tlkit.recipe.summary import recipe_summary
+from tlkit.training.finetune import finetune
+from tlkit.training.plan import make_plan
+from tlkit.training.plan_table import print_plan
+
+RECIPE = """
+name: shades
+data: {source: {folder: pictures}, image_size: 32, resize: stretch, normalize: none, batch_size: 8, test: 0.25, folds: 3}
+model: {backbone: test_resnet, weights: random}
+phases: [{train: head, epochs: 2, lr: 1e-2}]
+"""
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """20 noisy pictures each of light and dark."""
+    folder = tmp_path_factory.mktemp("shades")
+    draws = np.random.default_rng(0)
+    for name, shade in (("dark", 60), ("light", 180)):
+        (folder / "pictures" / name).mkdir(parents=True)
+        for i in range(20):
+            noisy = np.clip(shade + draws.normal(0, 40, (24, 24, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(noisy).save(folder / "pictures" / name / f"{i:02d}.png")
+    (folder / "recipe.yaml").write_text(RECIPE)
+    return folder
+
+
+def recipe(workplace: Path, *overrides: str) -> Recipe:
+    return load_recipe(workplace / "recipe.yaml", [f"data.source={{folder: {workplace / 'pictures'}}}", *overrides])
+
+
+@pytest.fixture(scope="module")
+def run(workplace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TLKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        return finetune(recipe(workplace), out=workplace / "run")
+
+
+def test_each_fold_is_a_whole_run(run: Path, workplace: Path) -> None:
+    assert sorted(path.name for path in run.iterdir()) == [
+        *("fold_1", "fold_2", "fold_3", "log.txt", "metrics.json", "recipe.yaml", "report.html")
+    ]
+    picture = workplace / "pictures/dark/00.png"
+    for fold in (1, 2, 3):
+        folder = run / f"fold_{fold}"
+        metrics = json.loads((folder / "metrics.json").read_text())
+        assert metrics["fold"] == {"number": fold, "of": 3}
+        assert metrics["pictures"] == {"train": 20, "val": 10, "test": 10}
+        assert evaluate_run(folder, "val") == metrics["val"]
+        assert predict(folder, [picture])[1][0].error is None
+        assert f"fold {fold} of 3: 20 training" in (folder / "log.txt").read_text()
+        assert f"fold {fold} of 3" in (folder / "report.html").read_text()
+
+
+def test_the_summary_is_the_mean_and_the_range_of_the_folds(run: Path) -> None:
+    each = [json.loads((run / f"fold_{fold}" / "metrics.json").read_text()) for fold in (1, 2, 3)]
+    summary = json.loads((run / "metrics.json").read_text())
+    for split in ("val", "test"):
+        values = [metrics[split]["accuracy"] for metrics in each]
+        found = summary["over_folds"][split]["accuracy"]
+        assert found == {"mean": pytest.approx(np.mean(values)), "min": min(values), "max": max(values), "folds": values}
+        assert summary[split]["accuracy"] == found["mean"]
+    assert "mean of 3 folds" in (run / "report.html").read_text()
+    assert "3 folds done" in (run / "log.txt").read_text()
+
+
+def test_folds_find_the_activations_of_the_first(run: Path) -> None:
+    said = [(run / f"fold_{fold}" / "log.txt").read_text() for fold in (1, 2, 3)]
+    assert "frozen part run once, up to the features: 40 pictures" in said[0]
+    for text in said[1:]:
+        assert "activations of 40 pictures found" in text
+
+
+def test_the_folder_of_a_cross_validation_names_its_folds_where_a_model_is_wanted(run: Path, workplace: Path) -> None:
+    with pytest.raises(RunError, match=r"such as .*fold_1"):
+        predict(run, [workplace / "pictures/dark/00.png"])
+    with pytest.raises(RunError, match=r"such as .*fold_1"):
+        evaluate_run(run, "test")
+
+
+def test_a_split_that_names_a_class_that_the_model_lacks_is_refused(run: Path, workplace: Path) -> None:
+    split = run / "fold_3" / "split.csv"
+    before = split.read_text()
+    try:
+        split.write_text(before.replace(",dark,", ",drak,", 1))
+        with pytest.raises(DataError, match=r"class 'drak' is not one of the model's.*Did you mean 'dark'"):
+            evaluate_run(run / "fold_3", "test")
+    finally:
+        split.write_text(before)
+
+
+def test_the_plan_and_the_summary_say_how_many_folds_and_how_few_pictures(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from rich.console import Console
+
+    limited = recipe(workplace, "data.limit=24")
+    print_plan(make_plan(limited), Console(width=100))
+    said = " ".join(capsys.readouterr().out.split())
+    assert "fold 1 of 3: 12 training, 6 validation, 6 test pictures in 2 classes (of 40, by data.limit)" in said
+    assert "3 runs of what follows, each validated on its own fold" in said
+    assert ", 3 times: " in said
+    assert "24 pictures" in recipe_summary(limited)
+    assert "3 runs" in recipe_summary(limited)
+
+
+def test_a_limited_run_says_so_in_its_log_and_metrics(workplace: Path, tmp_path: Path) -> None:
+    folder = finetune(recipe(workplace, "data.folds=null", "data.limit=0.5"), out=tmp_path / "run")
+    assert json.loads((folder / "metrics.json").read_text())["limited_from"] == 40
+    for file in ("log.txt", "report.html"):
+        assert "(of 40, by data.limit)" in (folder / file).read_text()

@@ -1,0 +1,100 @@
+"""k-fold cross-validation: the page once for each fold, and the mean and range of what the folds measured."""
+
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tlkit.evaluate.report import write_folds_report
+from tlkit.recipe.load import recipe_yaml
+from tlkit.recipe.schema import Recipe
+from tlkit.training.finetune import train_and_measure
+from tlkit.training.ready import make_ready
+from tlkit.training.run_folder import is_first_process, make_fold_folder, make_run_folder
+
+LOG = logging.getLogger("tlkit")
+
+Metrics = Mapping[str, Any]
+
+
+def finetune_folds(recipe: Recipe, out: Path | None) -> Path:
+    """A whole run in `fold_1` to `fold_k` of the run folder that is returned, and what they say together in its metrics and report.
+
+    Raises what a run raises, for the first fold before the folder is made. After Ctrl-C the folds that are done stay.
+    """
+    began = time.perf_counter()
+    folds = recipe.data.folds or 0
+    ready = make_ready(recipe, fold=1)
+    from tlkit.training.callbacks import start_log
+
+    run = make_run_folder(recipe.name, out)
+    if is_first_process():
+        (run / "recipe.yaml").write_text(recipe_yaml(recipe), encoding="utf-8")
+    for fold in range(1, folds + 1):
+        started = time.perf_counter()
+        if fold > 1:
+            ready = make_ready(recipe, fold=fold)
+        train_and_measure(recipe, ready, make_fold_folder(run, fold), began=started)
+    if not is_first_process():
+        return run
+    each = [json.loads((run / f"fold_{fold}" / "metrics.json").read_text(encoding="utf-8")) for fold in range(1, folds + 1)]
+    summary = summarize(each)
+    summary["seconds"] = {f"fold {i}": metrics["seconds"]["total"] for i, metrics in enumerate(each, 1)}
+    summary["seconds"]["total"] = round(time.perf_counter() - began, 3)
+    (run / "metrics.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_folds_report(run / "report.html", name=recipe.name, summary=summary, recipe_yaml=recipe_yaml(recipe))
+    start_log(run / "log.txt", quiet=False)
+    LOG.info("%d folds done in %.0f s", folds, summary["seconds"]["total"])
+    for split, figures in summary["over_folds"].items():
+        for figure, found in figures.items():
+            LOG.info("%s %s: mean %.3f, range %.3f to %.3f", split, figure.replace("_", " "), found["mean"], found["min"], found["max"])
+    print_folds_panel(run, summary)
+    return run
+
+
+def summarize(each: Sequence[Metrics]) -> dict[str, Any]:
+    """The folds' metrics.json together. test and val: means over the folds, under the names that a single run's metrics have.
+
+    over_folds: split -> figure -> mean, min, max and the folds' own, of accuracy and of the figure that leads.
+    """
+    # Where classes are just about uneven enough, folds may differ in which figure leads: the stricter one then leads all.
+    lead = next((metrics["lead"] for metrics in each if metrics["lead"] != "accuracy"), "accuracy")
+    splits = [split for split in ("test", "val") if split in each[0]]
+    figures = dict.fromkeys((lead, "accuracy"))
+    over_folds = {split: {figure: _spread([metrics[split][figure] for metrics in each]) for figure in figures} for split in splits}
+    return {
+        **{split: {"lead": lead, **{figure: over_folds[split][figure]["mean"] for figure in figures}} for split in splits},
+        "lead": lead,
+        "folds": len(each),
+        "over_folds": over_folds,
+        "pictures": [metrics["pictures"] for metrics in each],
+        **({"limited_from": each[0]["limited_from"]} if "limited_from" in each[0] else {}),
+    }
+
+
+def _spread(values: list[float]) -> dict[str, Any]:
+    return {"mean": sum(values) / len(values), "min": min(values), "max": max(values), "folds": values}
+
+
+def print_folds_panel(run: Path, summary: Metrics) -> None:
+    """The end of a cross-validation on one screen."""
+    from rich.console import Console
+    from rich.panel import Panel
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 2))
+    for split, figures in summary["over_folds"].items():
+        for figure, found in figures.items():
+            values = f"[bold]{found['mean']:.3f}[/bold]  (mean of {summary['folds']} folds; {found['min']:.3f} to {found['max']:.3f})"
+            table.add_row(f"[dim]{split} {figure.replace('_', ' ')}[/dim]", values)
+    for label, text in (
+        ("runs", f"{run / 'fold_1'} to fold_{summary['folds']}"),
+        ("report", str(run / "report.html")),
+        ("to ship", "train once more without data.folds: these models say how good that one will be"),
+    ):
+        table.add_row(f"[dim]{label}[/dim]", text)
+    console = Console()
+    console.width = max(console.width, 100, 30 + len(str(run)))
+    console.print(Panel(table, title=str(run), title_align="left", expand=False))
