@@ -101,7 +101,7 @@ def test_debug_anywhere_shows_the_traceback_with_the_same_exit_code() -> None:
         ),
         ("--vrsion", "tlkit has no option '--vrsion'.\n  Expected one of: --help, --version, --debug. Did you mean '--version'?"),
         ("finetune", "the following arguments are required: RECIPE\n"),
-        ("predict run", "the following arguments are required: IMAGE\n"),
+        ("predict run", "the following arguments are required: PATH\n"),
         ("predict run a.png --top-k 0", "'0' is not a whole number of at least 1"),
         ("evaluate run --split train", "invalid choice: 'train'"),
     ],

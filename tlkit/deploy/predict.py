@@ -1,162 +1,187 @@
-"""`tlkit predict RUN IMAGE...`: what a model says of picture files."""
+"""`tlkit predict RUN|ARTIFACT PATHS...`: what a model says of picture files."""
 
-import csv
-import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
-from tlkit.data.decode import decode
-from tlkit.data.preprocess import Preprocessing
-from tlkit.data.samples import LABEL_SEPARATOR
+from tlkit.deploy.feature_files import open_features
+from tlkit.deploy.inputs import STDIN, check_paths, file_names
+from tlkit.deploy.layouts import Question, layout, print_tables
+from tlkit.deploy.out_file import open_out
+from tlkit.deploy.prediction import Prediction
+from tlkit.deploy.predictor import Predictor, open_predictor
+from tlkit.deploy.progress import progress
+from tlkit.deploy.stream import batches, predictions
 from tlkit.errors import DataError
-from tlkit.models.checkpoint import load_model
-from tlkit.models.classifier import Classifier
 
-BATCH_SIZE = 32
+Format = Literal["table", "json", "csv", "jsonl"]
+# Files that can't be read are named up to this many; each has a row that says why.
+NAMED = 20
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """logits: one a class, in the model's order. error: why the file has none. thresholds: of a multilabel model, one a class."""
+class Asked:
+    """paths: files, folders, globs, or - for a list on stdin, whose names `separator` parts.
 
-    path: str
-    logits: tuple[float, ...] = ()
-    error: str | None = None
-    thresholds: tuple[float, ...] = ()
+    threshold: the probability below which no class is named; of a multilabel model, that above which each class is.
+    format: None means by the ending of `out`, and a table where there is no `out`.
+    """
 
-    def ranked(self, classes: Sequence[str], top_k: int) -> list[tuple[str, float]]:
-        """The top_k classes with their probabilities, the likeliest first. They sum to 1 over all classes, but for multilabel."""
-        best = self._probabilities().topk(min(top_k, len(classes)))
-        return [(classes[i], p) for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
-
-    def called(self, classes: Sequence[str]) -> list[tuple[str, float]]:
-        """Of a multilabel model: the classes above their thresholds, the likeliest first."""
-        above = {classes[i] for i, p in enumerate(self._probabilities().tolist()) if p > self.thresholds[i]}
-        return [(name, p) for name, p in self.ranked(classes, len(classes)) if name in above]
-
-    def _probabilities(self) -> Tensor:
-        """[K]"""
-        logits = torch.tensor(self.logits, dtype=torch.float64)
-        return logits.sigmoid() if self.thresholds else logits.softmax(0)
+    paths: tuple[str, ...]
+    separator: bytes = b"\n"
+    format: Format | None = None
+    top_k: int = 3
+    threshold: float | None = None
+    out: Path | None = None
+    resume: bool = False
+    features: bool = False
 
 
-def predict(run: Path | str, images: Sequence[Path | str]) -> tuple[tuple[str, ...], list[Prediction]]:
+def predict(model: Path | str, images: Sequence[Path | str]) -> tuple[tuple[str, ...], list[Prediction]]:
     """The model's classes, and a prediction for each picture file in the order given.
 
     A file that can't be read gets a prediction with `error`. Needs neither training data nor network.
-    Raises RunError if `run` holds no whole model.
+    Raises RunError or ArtifactError if `model` is no whole model.
     """
-    classifier, card = load_model(Path(run))
-    preprocessing = Preprocessing.from_json(card.preprocessing)
-    predictions: list[Prediction] = []
-    for start in range(0, len(images), BATCH_SIZE):
-        predictions += _predict_batch(classifier, preprocessing, [str(image) for image in images[start : start + BATCH_SIZE]])
-    return card.classes, [replace(prediction, thresholds=card.thresholds) for prediction in predictions]
+    predictor = open_predictor(Path(model))
+    return predictor.classes, [found for batch in predictions(predictor, map(str, images)) for found in batch]
 
 
-def _predict_batch(classifier: Classifier, preprocessing: Preprocessing, paths: Sequence[str]) -> list[Prediction]:
-    pictures: dict[int, NDArray[np.uint8]] = {}
-    errors: dict[int, str] = {}
-    for i, path in enumerate(paths):
-        try:
-            pictures[i] = preprocessing.fit(decode(Path(path), preprocessing.channels))
-        except DataError as error:
-            errors[i] = str(error)
-    logits: dict[int, list[float]] = {}
-    if pictures:
-        images = torch.from_numpy(np.stack(list(pictures.values()))).permute(0, 3, 1, 2)  # [B, C, S, S]
-        with torch.inference_mode():
-            logits = dict(zip(pictures, classifier(preprocessing.normalize(images)).tolist(), strict=True))
-    return [Prediction(path, tuple(logits.get(i, ())), errors.get(i)) for i, path in enumerate(paths)]
+def predict_command(model: Path, asked: Asked) -> int:
+    """Writes predictions to stdout or a file; unreadable files are named on stderr, and make the exit code 2."""
+    how = _format_of(asked)
+    check_paths(asked.paths)
+    predictor = open_predictor(model)
+    if asked.features and asked.out:
+        tally = _write_features(predictor, asked, asked.out)
+    else:
+        multilabel = bool(predictor.thresholds)
+        if multilabel and asked.threshold is not None:
+            predictor = replace(predictor, thresholds=(asked.threshold,) * len(predictor.classes))
+        least = None if multilabel else asked.threshold
+        question = Question(predictor.classes, multilabel, min(asked.top_k, len(predictor.classes)), least)
+        out = asked.out
+        tally = _write_out(predictor, asked, out, how, question) if out else _print_all(predictor, asked, how, question)
+    return tally.verdict(asked)
 
 
-def predict_command(run: Path, images: Sequence[Path], output_format: str, top_k: int) -> int:
-    """Prints predictions as table, json or csv on stdout; unreadable files are named on stderr, and make the exit code 2."""
-    classes, predictions = predict(run, images)
-    writers = {"table": _print_table, "json": _print_json, "csv": _print_csv}
-    writers[output_format](classes, predictions, top_k)
-    unreadable = [prediction for prediction in predictions if prediction.error]
-    for prediction in unreadable:
-        print(prediction.error, file=sys.stderr)
-    if unreadable:
-        print(f"{len(unreadable)} of {len(predictions)} files could not be read; the others were predicted.", file=sys.stderr)
-    return 2 if unreadable else 0
+class Tally:
+    """Counts pictures, and keeps the first errors."""
+
+    def __init__(self) -> None:
+        self.pictures = self.unreadable = self.earlier = 0
+        self._first: list[str] = []
+
+    def add(self, pictures: int, errors: Iterable[str]) -> None:
+        self.pictures += pictures
+        for error in errors:
+            self.unreadable += 1
+            if len(self._first) < NAMED:
+                self._first.append(error)
+
+    def verdict(self, asked: Asked) -> int:
+        """Tells what couldn't be read, and gives the exit code."""
+        if not self.pictures + self.earlier:
+            raise DataError("No picture was named on standard input.\n  Expected a file name on each line; with -0, a NUL after each.")
+        for error in self._first:
+            print(_printable(error), file=sys.stderr)
+        if self.unreadable > len(self._first) > 0:
+            print(f"... and {self.unreadable - len(self._first)} more.", file=sys.stderr)
+        number = self.pictures + self.earlier
+        if asked.out:
+            before = f", {self.earlier} of them from before" if self.earlier else ""
+            print(f"{number} pictures in {asked.out}{before}", file=sys.stderr)
+        if self.unreadable:
+            print(f"{self.unreadable} of {number} files could not be read; the others were predicted.", file=sys.stderr)
+        return 2 if self.unreadable else 0
 
 
-def _print_table(classes: Sequence[str], predictions: Sequence[Prediction], top_k: int) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    multilabel = any(prediction.thresholds for prediction in predictions)
-    columns = ("picture", "classes above their thresholds") if multilabel else ("picture", "class", "probability", "then")
-    table = Table(*columns, box=None, header_style="bold")
-    for prediction in predictions:
-        if prediction.error:
-            table.add_row(Text(prediction.path), Text("can't be read", style="red"))
-        elif multilabel:
-            table.add_row(Text(prediction.path), Text(_listed(prediction.called(classes)) or "none"))
-        else:
-            (best, probability), *others = prediction.ranked(classes, top_k)
-            table.add_row(Text(prediction.path), Text(best), f"{probability:.3f}", Text(_listed(others)))
-    console = Console()
-    if not console.is_terminal:  # a pipe has no width to fold into
-        console = Console(width=max(80, max(len(prediction.path) for prediction in predictions) + 100))
-    console.print(table)
+def _format_of(asked: Asked) -> Format:
+    """Raises DataError where options don't fit each other."""
+    if asked.features:
+        if asked.out is None or asked.resume or asked.format:
+            raise DataError("--features takes neither --format nor --resume, and needs --out.\n  Add --out FILE.npz or --out FILE.parquet.")
+        return "table"
+    if asked.out is None:
+        if asked.resume:
+            raise DataError("--resume goes on with the file of --out, which isn't named.\n  Add --out FILE.csv or --out FILE.jsonl.")
+        return asked.format or "table"
+    endings: dict[str, Format] = {".csv": "csv", ".jsonl": "jsonl"}
+    how = asked.format or endings.get(asked.out.suffix.lower())
+    if how not in endings.values():
+        what = f"--format {asked.format} can't be written a row at a time" if asked.format else f"'{asked.out.suffix}' says no format"
+        raise DataError(f"--out {asked.out}: {what}.\n  Expected FILE.csv or FILE.jsonl, or --format csv or jsonl.")
+    return how  # type: ignore[return-value]  # it is one of the two
 
 
-def _listed(ranked: Sequence[tuple[str, float]]) -> str:
-    return ", ".join(f"{name} {probability:.3f}" for name, probability in ranked)
+def _names(asked: Asked) -> Iterator[str]:
+    return file_names(asked.paths, sys.stdin.buffer, separator=asked.separator)
 
 
-def _print_json(classes: Sequence[str], predictions: Sequence[Prediction], top_k: int) -> None:
-    """logits are in the order of tlkit.json's classes, to the last bit: Python writes the shortest text that reads back equal."""
-    rows = [
-        {"path": prediction.path, "error": prediction.error}
-        if prediction.error
-        else {
-            "path": prediction.path,
-            **_answer(prediction, classes),
-            "top": _as_json(prediction.ranked(classes, top_k)),
-            "logits": prediction.logits,
-        }
-        for prediction in predictions
-    ]
-    json.dump(rows, sys.stdout, indent=1, ensure_ascii=False)
-    print()
+def _count(asked: Asked, done: int = 0) -> Callable[[], int] | None:
+    """done: pictures that have a row already."""
+    return None if STDIN in asked.paths else lambda: max(0, sum(1 for _ in _names(asked)) - done)
 
 
-def _answer(prediction: Prediction, classes: Sequence[str]) -> dict[str, Any]:
-    if prediction.thresholds:
-        return {"classes": _as_json(prediction.called(classes))}
-    ((best, probability),) = prediction.ranked(classes, 1)
-    return {"class": best, "probability": probability}
+def _print_all(predictor: Predictor, asked: Asked, how: Format, question: Question) -> Tally:
+    tally = Tally()
+    with progress(_count(asked)) as advance:
+        found = _tallied(predictions(predictor, _names(asked)), tally, advance)
+        if how == "table":
+            print_tables((prediction for batch in found for prediction in batch), question)
+            return tally
+        text = layout(how, question)
+        out = sys.stdout
+        out.write(text.begin)
+        for number, batch in enumerate(found):
+            out.write((text.between if number else "") + text.between.join(map(text.row, batch)))
+        out.write(text.end)
+    return tally
 
 
-def _as_json(ranked: Sequence[tuple[str, float]]) -> list[dict[str, Any]]:
-    return [{"class": name, "probability": probability} for name, probability in ranked]
+def _write_out(predictor: Predictor, asked: Asked, file: Path, how: Format, question: Question) -> Tally:
+    tally = Tally()
+    made_by = {
+        "model": predictor.fingerprint,
+        "classes": list(predictor.classes),
+        "format": how,
+        "top_k": question.top_k,
+        "threshold": asked.threshold,
+    }
+    text = layout(how, question)
+    with open_out(file, text, made_by, resume=asked.resume) as (out, rows):
+        tally.earlier, tally.unreadable = len(rows.names), rows.unreadable
+        with progress(_count(asked, len(rows.names))) as advance:
+            for batch in _tallied(predictions(predictor, rows.without(_names(asked))), tally, advance):
+                out.write("".join(map(text.row, batch)).encode(errors="surrogateescape"))
+                out.flush()  # a batch in one piece: what is lost by a kill is at most what is in the network
+    return tally
 
 
-def _print_csv(classes: Sequence[str], predictions: Sequence[Prediction], top_k: int) -> None:
-    """A column for each rank; for a multilabel model one cell with all labels, as in the csv that it was trained from."""
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    if any(prediction.thresholds for prediction in predictions):
-        writer.writerow(["path", "label", "probability", "error"])
-        for prediction in predictions:
-            called = prediction.called(classes) if not prediction.error else []
-            cells = (LABEL_SEPARATOR.join(map(str, column)) for column in (zip(*called, strict=True) if called else ((), ())))
-            writer.writerow([prediction.path, *cells, prediction.error or ""])
-        return
-    top_k = min(top_k, len(classes))
-    writer.writerow(["path", *(f"{column}{rank}" for rank in range(1, top_k + 1) for column in ("class", "probability")), "error"])
-    for prediction in predictions:
-        ranked = prediction.ranked(classes, top_k) if not prediction.error else [("", "")] * top_k
-        writer.writerow([prediction.path, *(value for pair in ranked for value in pair), prediction.error or ""])
+def _tallied(found: Iterable[list[Prediction]], tally: Tally, advance: Callable[[int], None]) -> Iterator[list[Prediction]]:
+    for batch in found:
+        tally.add(len(batch), (prediction.error for prediction in batch if prediction.error))
+        yield batch
+        advance(len(batch))
+
+
+def _write_features(predictor: Predictor, asked: Asked, file: Path) -> Tally:
+    """Raises DataError if the model gives no features."""
+    if predictor.features is None:
+        raise DataError("--features: this artifact gives probabilities alone.\n  Export the run with --features, or name the run itself.")
+    tally = Tally()
+    with open_features(file) as write, progress(_count(asked)) as advance:
+        for batch in batches(predictor.preprocessing, _names(asked)):
+            features = predictor.features(batch.pictures) if batch.pictures is not None else np.empty((0, 0), np.float32)
+            write(batch.readable, features, [batch.names[i] for i in batch.errors])
+            tally.add(len(batch.names), batch.errors.values())
+            advance(len(batch.names))
+    return tally
+
+
+def _printable(text: str) -> str:
+    return text.encode(errors="replace").decode()

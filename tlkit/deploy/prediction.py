@@ -1,0 +1,35 @@
+"""What a model says of one picture."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """probabilities: [K], in the model's order; they sum to 1, but for multilabel. logits: where the model gives them.
+
+    error: why the file has none of these. thresholds: of a multilabel model, one a class.
+    """
+
+    path: str
+    probabilities: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    logits: tuple[float, ...] = ()
+    error: str | None = None
+    thresholds: tuple[float, ...] = ()
+
+    def ranked(self, classes: Sequence[str], top_k: int) -> list[tuple[str, float]]:
+        """The top_k classes with their probabilities, the likeliest first."""
+        best: list[int] = np.argsort(-self.probabilities, kind="stable")[:top_k].tolist()
+        return [(classes[i], float(self.probabilities[i])) for i in best]
+
+    def called(self, classes: Sequence[str]) -> list[tuple[str, float]]:
+        """Of a multilabel model: the classes above their thresholds, the likeliest first."""
+        above = {classes[i] for i in np.flatnonzero(self.probabilities > np.array(self.thresholds))}
+        return [(name, p) for name, p in self.ranked(classes, len(classes)) if name in above]
+
+    def abstains(self, least: float | None) -> bool:
+        """No class is as likely as `least`, so none is named."""
+        return least is not None and not self.thresholds and float(self.probabilities.max()) < least

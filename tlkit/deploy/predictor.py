@@ -1,0 +1,88 @@
+"""What answers: the network of a run under torch, or an artifact under onnxruntime. Both take and give the same."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tlkit.data.preprocess import Preprocessing
+from tlkit.deploy.artifact import is_artifact, read_artifact
+from tlkit.deploy.runtime import load_runtime
+
+Pixels = NDArray[np.uint8]
+Numbers = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """answer: pictures [B, S, S, C] uint8 -> probabilities [B, K], and logits [B, K] where there are any.
+
+    features: pictures -> [B, F] float32, what the head sees; None where the model doesn't give them.
+    thresholds: of a multilabel model, one a class. fingerprint: sha256 of the weights.
+    """
+
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+    answer: Callable[[Pixels], tuple[Numbers, Numbers | None]]
+    features: Callable[[Pixels], NDArray[np.float32]] | None
+    thresholds: tuple[float, ...]
+    fingerprint: str
+
+
+def open_predictor(model: Path) -> Predictor:
+    """Of a run folder, the model folder in it, or an artifact. Raises RunError if it holds none of these, or is damaged."""
+    return _of_artifact(model) if is_artifact(model) else _of_run(model)
+
+
+def _of_artifact(path: Path) -> Predictor:
+    artifact = read_artifact(path)
+    runtime = load_runtime(artifact)
+
+    def answer(pictures: Pixels) -> tuple[Numbers, None]:
+        return runtime.run(pictures)["probabilities"].astype(np.float64), None
+
+    def features(pictures: Pixels) -> NDArray[np.float32]:
+        return runtime.run(pictures)["features"].reshape(len(pictures), -1)
+
+    has_features = any(output["name"] == "features" for output in artifact.facts["outputs"])
+    fingerprint = str(artifact.facts["sha256"][artifact.network.name])
+    return Predictor(
+        artifact.classes, runtime.preprocessing, answer, features if has_features else None, artifact.thresholds, fingerprint
+    )
+
+
+def _of_run(run: Path) -> Predictor:
+    import torch
+
+    from tlkit.models.checkpoint import find_model_folder, load_model
+
+    classifier, card = load_model(run)
+    preprocessing = Preprocessing.from_json(card.preprocessing)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    classifier.to(device)
+
+    def images(pictures: Pixels) -> torch.Tensor:
+        return preprocessing.normalize(torch.from_numpy(pictures).to(device).permute(0, 3, 1, 2))
+
+    @torch.inference_mode()
+    def answer(pictures: Pixels) -> tuple[Numbers, Numbers]:
+        logits = classifier(images(pictures)).double().cpu()
+        probabilities = logits.sigmoid() if card.thresholds else logits.softmax(1)
+        return probabilities.numpy(), logits.numpy()
+
+    @torch.inference_mode()
+    def features(pictures: Pixels) -> NDArray[np.float32]:
+        found: NDArray[np.float32] = classifier.features(images(pictures)).flatten(1).float().cpu().numpy()
+        return found
+
+    return Predictor(card.classes, preprocessing, answer, features, card.thresholds, _fingerprint(find_model_folder(run)))
+
+
+def _fingerprint(folder: Path) -> str:
+    """tlkit.json names the sha256 of every file of weights, and load_model has compared them."""
+    import json
+
+    sha256 = json.loads((folder / "tlkit.json").read_text(encoding="utf-8"))["sha256"]
+    return " ".join(sha256[name] for name in sorted(sha256))

@@ -1,0 +1,51 @@
+"""Pictures so far, pictures a second, time left: a bar on a terminal, a line now and then elsewhere. On stderr: stdout is for answers."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Thread
+
+LINE_EVERY_S = 10.0
+
+
+@contextmanager
+def progress(count: Callable[[], int] | None) -> Iterator[Callable[[int], None]]:
+    """Gives what is to be called with the number of pictures after each batch.
+
+    count: how many there are in all, found beside the work because a million files take a while to count; None where nobody can know.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("predict"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]:.0f} pictures/s"),
+        TimeRemainingColumn(),
+    )
+    began = last_line = time.perf_counter()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as live:
+        task = live.add_task("predict", total=None, rate=0.0)
+        if count is not None:
+            Thread(target=lambda: live.update(task, total=count()), daemon=True).start()
+
+        def advance(pictures: int) -> None:
+            nonlocal last_line
+            now = time.perf_counter()
+            shown = live.tasks[task]
+            rate = (shown.completed + pictures) / (now - began)
+            live.update(task, advance=pictures, rate=rate)
+            if not console.is_terminal and now - last_line > LINE_EVERY_S:
+                last_line = now
+                print(_line(int(shown.completed), shown.total, rate), file=sys.stderr)
+
+        yield advance
+
+
+def _line(done: int, total: float | None, rate: float) -> str:
+    if total is None:
+        return f"predict  {done}  {rate:.0f} pictures/s"
+    return f"predict  {done}/{total:.0f}  {rate:.0f} pictures/s, {max(0.0, total - done) / rate:.0f} s left"
