@@ -13,6 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from tlkit.errors import DataError
 
+EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".npy"})
 # Pixels of one picture: twice Pillow's warning limit, about half a gigabyte as RGB. More is a damaged header or an attack.
 MAX_PIXELS = 178_956_970
 # What Pillow 13 raises for damaged files, over all its formats.

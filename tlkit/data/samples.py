@@ -4,10 +4,12 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from tlkit.recipe.schema import Task
+if TYPE_CHECKING:  # `tlkit predict ARTIFACT` needs what is below where pydantic may be missing
+    from tlkit.recipe.schema import Task
 
 # What a folder or a cell calls a split -> the split.
 SPLIT_WORDS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -45,7 +47,7 @@ class Sample:
 class Samples:
     classes: tuple[str, ...]
     samples: tuple[Sample, ...]
-    task: Task = "multiclass"
+    task: "Task" = "multiclass"
     drawn: frozenset[str] = frozenset()
     """Splits that the seed decides about; the others are the source's own."""
     source_size: int = 0

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tlkit.data.csv_source import read_csv
+from tlkit.data.decode import EXTENSIONS
 from tlkit.data.samples import SPLIT_WORDS, Sample, Samples
 from tlkit.errors import DataError, did_you_mean
 from tlkit.recipe.schema import BundledSource, CsvSource, FolderSource, Task, TorchvisionSource
 from tlkit.shipped import shipped
 
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".npy"})
 _LAYOUT = "Expected {root}/train/CLASS/*.jpg (with val and test folders beside train if you have them), or {root}/CLASS/*.jpg."
 
 log = logging.getLogger("tlkit")

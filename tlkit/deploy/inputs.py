@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from io import BufferedIOBase
 from pathlib import Path
 
-from tlkit.data.sources import EXTENSIONS
+from tlkit.data.decode import EXTENSIONS
 from tlkit.errors import DataError
 
 STDIN = "-"

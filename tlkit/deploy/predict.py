@@ -3,8 +3,9 @@
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from io import BufferedReader
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 
@@ -119,7 +120,8 @@ def _format_of(asked: Asked) -> Format:
 
 
 def _names(asked: Asked) -> Iterator[str]:
-    return file_names(asked.paths, sys.stdin.buffer, separator=asked.separator)
+    stdin = cast(BufferedReader, sys.stdin.buffer)  # typeshed says less of it than it is
+    return file_names(asked.paths, stdin, separator=asked.separator)
 
 
 def _count(asked: Asked, done: int = 0) -> Callable[[], int] | None:

@@ -27,7 +27,7 @@ class Prediction:
 
     def called(self, classes: Sequence[str]) -> list[tuple[str, float]]:
         """Of a multilabel model: the classes above their thresholds, the likeliest first."""
-        above = {classes[i] for i in np.flatnonzero(self.probabilities > np.array(self.thresholds))}
+        above = {classes[i] for i in np.flatnonzero(self.probabilities > np.array(self.thresholds)).tolist()}
         return [(name, p) for name, p in self.ranked(classes, len(classes)) if name in above]
 
     def abstains(self, least: float | None) -> bool:

@@ -46,11 +46,9 @@ def _of_artifact(path: Path) -> Predictor:
     def features(pictures: Pixels) -> NDArray[np.float32]:
         return runtime.run(pictures)["features"].reshape(len(pictures), -1)
 
-    has_features = any(output["name"] == "features" for output in artifact.facts["outputs"])
-    fingerprint = str(artifact.facts["sha256"][artifact.network.name])
-    return Predictor(
-        artifact.classes, runtime.preprocessing, answer, features if has_features else None, artifact.thresholds, fingerprint
-    )
+    has_features = "features" in [output.get("name") for output in artifact.facts.get("outputs", [])]
+    fingerprint = str(artifact.facts["sha256"][artifact.facts["network"]])
+    return Predictor(artifact.classes, runtime.preprocessing, answer, features if has_features else None, artifact.thresholds, fingerprint)
 
 
 def _of_run(run: Path) -> Predictor:
