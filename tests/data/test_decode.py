@@ -1,14 +1,17 @@
 import io
+import os
 import pickle
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
-from tlkit.data import decode as module
-from tlkit.data.decode import decode
+from tlkit.data.decode import MAX_PIXELS, decode, frames
 from tlkit.errors import DataError
+from tlkit.recipe.schema import BundledSource, Data
 
 # 2 wide, 1 high: red, blue.
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
@@ -117,10 +120,11 @@ def test_jpeg_webp_and_bmp_are_read(tmp_path: Path) -> None:
         assert np.abs(decode(saved(tmp_path, name, image)).astype(int) - (40, 90, 200)).max() <= 6, name
 
 
-def test_a_picture_beyond_the_limit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_PIXELS", 100)
-    with pytest.raises(DataError, match=r"too large \(11 x 10 pixels; the limit is 100\)"):
-        decode(saved(tmp_path, "a.png", Image.new("L", (11, 10))))
+def test_a_picture_beyond_the_limit_is_refused(tmp_path: Path) -> None:
+    path = saved(tmp_path, "a.png", Image.new("L", (11, 10)))
+    with pytest.raises(DataError, match=r"too large \(11 x 10 pixels; data.max_pixels is 100\)"):
+        decode(path, max_pixels=100)
+    assert decode(path, max_pixels=110).shape == (10, 11, 3)
 
 
 def test_a_decompression_bomb_is_refused_before_it_is_read(tmp_path: Path) -> None:
@@ -160,6 +164,145 @@ def test_folders_and_missing_files_are_refused(tmp_path: Path) -> None:
         decode(tmp_path)
     with pytest.raises(DataError, match="no such file"):
         decode(tmp_path / "no.png")
+
+
+def test_a_1_bit_bomb_is_refused_by_its_header_alone(tmp_path: Path) -> None:
+    # 400 million pixels in 50 kB: 1.2 GB as RGB. Without the pixels it would be called cut off, had they been looked for.
+    path = saved(tmp_path, "bomb.png", Image.new("1", (20_000, 20_000)))
+    assert path.stat().st_size < 100_000
+    path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(DataError, match=r"too large .*data\.max_pixels is 178,956,970"):
+        decode(path)
+
+
+def test_the_limit_of_the_recipe_is_that_of_the_decoder_and_of_pillow() -> None:
+    assert MAX_PIXELS == Data(source=BundledSource(bundled="fashion_mnist_mini")).max_pixels == 2 * Image.MAX_IMAGE_PIXELS
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("L", np.uint8), ("I;16", np.uint16), ("RGB", np.uint8)])
+@pytest.mark.parametrize("name", ["a.tiff", "a.png"])
+def test_every_kind_of_picture_is_turned_once(tmp_path: Path, mode: str, kind: type, name: str) -> None:
+    values = np.arange(12).reshape(2, 6).astype(kind) * (257 if kind == np.uint16 else 1)
+    image = Image.fromarray(np.stack([values] * 3, axis=2) if mode == "RGB" else values)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter clockwise: the first column is the last row, reversed
+    assert decode(saved(tmp_path, name, image, exif=exif), 1)[:, :, 0].tolist() == np.rot90(np.arange(12).reshape(2, 6), -1).tolist()
+
+
+def test_transparency_is_laid_over_the_background_that_is_asked_for(tmp_path: Path) -> None:
+    # 100 * 51/255 + (10, 20, 250) * 204/255 = 20 + 8, 0 + 16, 51 + 200.
+    path = saved(tmp_path, "a.png", pixels((100, 0, 255, 51), (0, 0, 0, 0), (1, 2, 3, 255)))
+    assert decode(path, background=(10, 20, 250)).tolist() == [[[28, 16, 251], [10, 20, 250], [1, 2, 3]]]
+    # Grey is made of the colours: 0.299 * 10 + 0.587 * 20 + 0.114 * 250 = 43.2.
+    assert decode(path, 1, background=(10, 20, 250))[0, 1].tolist() == [43]
+
+
+def test_a_palette_with_graded_transparency_is_laid_over_the_background(tmp_path: Path) -> None:
+    image = Image.new("P", (2, 1))
+    image.putpalette([*GREEN, *BLUE])
+    image.putpixel((1, 0), 1)
+    path = saved(tmp_path, "a.png", image, transparency=bytes([51, 255]))  # green at a fifth over white: 204, 255, 204
+    assert decode(path).tolist() == [[[204, 255, 204], [*BLUE]]]
+
+
+def test_a_jpeg_with_inverted_inks_as_photoshop_writes_it_has_its_colours(tmp_path: Path) -> None:
+    inks = Image.frombytes("CMYK", (16, 16), bytes([0, 255, 255, 0]) * 256)  # magenta and yellow: red
+    path = saved(tmp_path, "a.jpg", inks, quality=95)
+    assert b"Adobe" in path.read_bytes()  # the mark with which the values of the file are inverted
+    assert np.abs(decode(path).astype(int) - RED).max() <= 3
+
+
+def test_16_bit_values_are_scaled_from_the_range_that_is_stated(tmp_path: Path) -> None:
+    # (v - 1000) / 3000 * 255, rounded: 0, 85, 127.5 -> 128, 255.
+    path = saved(tmp_path, "a.png", Image.fromarray(np.array([[1000, 2000, 2500, 4000]], np.uint16)))
+    assert decode(path, 1, range_16bit=(1000, 4000)).ravel().tolist() == [0, 85, 128, 255]
+    with pytest.raises(DataError, match=r"go from 1000 to 4000, and data\.range_16bit is \[0, 3999\]") as raised:
+        decode(path, range_16bit=(0, 3999))
+    assert "such as [0, 4000]: nothing is clipped" in str(raised.value)
+    with pytest.raises(DataError, match="go from 1000 to 4000"):
+        decode(array(tmp_path, np.array([[1000, 4000]], np.uint16)), 1, range_16bit=(1001, 65535))
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tiff"])
+def test_16_bit_colour_keeps_its_low_bytes(tmp_path: Path, name: str) -> None:
+    """Pillow gives the high bytes alone: 0 for all of these."""
+    values = np.array([[[0, 51, 102], [153, 204, 255]]], np.uint16)
+    cv2.imwrite(str(tmp_path / name), values[:, :, ::-1])
+    assert decode(tmp_path / name, range_16bit=(0, 255)).tolist() == values.tolist()
+    # v / 257 rounded.
+    cv2.imwrite(str(tmp_path / name), (values * 257)[:, :, ::-1])
+    assert decode(tmp_path / name).tolist() == values.tolist()
+    with pytest.raises(DataError, match="go from 0 to 65535"):
+        decode(tmp_path / name, range_16bit=(0, 4095))
+
+
+def test_16_bit_colour_with_alpha_is_laid_over_white(tmp_path: Path) -> None:
+    # 100/257 of full red at a fifth: 100 * 0.2 + 204 = 224.
+    cv2.imwrite(str(tmp_path / "a.png"), np.array([[[0, 0, 100 * 257, 51 * 257]]], np.uint16))
+    assert decode(tmp_path / "a.png").tolist() == [[[224, 204, 204]]]
+
+
+def test_16_bit_colour_from_memory_and_cut_off(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 65536, (40, 40, 3), dtype=np.uint16)
+    content = cv2.imencode(".png", values[:, :, ::-1])[1].tobytes()
+    assert np.array_equal(decode(lambda: Image.open(io.BytesIO(content))), np.rint(values / 257))
+    (tmp_path / "a.png").write_bytes(content[: len(content) // 2])
+    with pytest.raises(DataError, match="damaged or cut off"):
+        decode(tmp_path / "a.png")
+
+
+def test_the_first_frame_is_taken_and_the_number_of_frames_is_known(tmp_path: Path) -> None:
+    for name in ("a.gif", "a.tiff", "a.webp", "a.png"):
+        options = {"lossless": True} if name == "a.webp" else {}
+        path = saved(tmp_path, name, pixels(RED, RED), save_all=True, append_images=[pixels(BLUE, BLUE), pixels(GREEN, RED)], **options)
+        assert decode(path).tolist() == [[[*RED], [*RED]]], name
+        assert frames(path) == 3, name
+    assert frames(saved(tmp_path, "b.png", pixels(RED))) == 1
+    assert frames(tmp_path / "nowhere.gif") == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a pointer to a file in Git LFS.*\n  .*git lfs pull"),
+        (b"\n<!DOCTYPE html><html><body>404</body></html>", "a web page"),
+        (b"<?xml version='1.0'?><svg xmlns='http://www.w3.org/2000/svg'/>", "a drawing \\(SVG\\)"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0", "an HEIC photograph.*\n  Save it as JPEG"),
+        (b"PK\x03\x04....", "an archive"),
+        (b"%PDF-1.7", "a PDF"),
+        (bytes(400), "a file of zeros"),
+        (b"hello, I am text\n", "this is text, not a picture"),
+    ],
+)
+def test_what_lies_in_place_of_a_picture_is_named(tmp_path: Path, content: bytes, reason: str) -> None:
+    (tmp_path / "a.jpg").write_bytes(content)
+    with pytest.raises(DataError, match=reason):
+        decode(tmp_path / "a.jpg")
+
+
+def test_links_pipes_and_files_without_permission_are_refused_and_never_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "gone.png").symlink_to("nowhere.png")
+    (tmp_path / "self.png").symlink_to("self.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    for name, reason in (("gone", "a link to nowhere.png, where there is no file"), ("self", "symbolic links"), ("pipe", "a pipe")):
+        with pytest.raises(DataError, match=reason):
+            decode(tmp_path / f"{name}.png")
+
+
+def test_a_file_that_may_not_be_read_says_so() -> None:
+    with TemporaryDirectory() as folder:  # pytest's own folder is closed to other users
+        path = saved(Path(folder), "a.png", pixels(RED))
+        Path(folder).chmod(0o755)
+        path.chmod(0)
+        root = os.geteuid() == 0
+        if root:  # for whom permissions don't hold
+            os.seteuid(65534)
+        try:
+            with pytest.raises(DataError, match="may not be read"):
+                decode(path)
+        finally:
+            if root:
+                os.seteuid(0)
 
 
 # --- other numbers of channels ---
@@ -248,7 +391,7 @@ def test_an_npy_file_never_runs_code(tmp_path: Path) -> None:
     assert not trap.exists()
 
 
-def test_an_npy_file_that_promises_too_much_or_is_cut_off_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_npy_file_that_promises_too_much_or_is_cut_off_is_refused(tmp_path: Path) -> None:
     path = array(tmp_path, np.zeros((40, 40, 3), np.uint8))
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(DataError, match="damaged or cut off"):
@@ -258,6 +401,5 @@ def test_an_npy_file_that_promises_too_much_or_is_cut_off_is_refused(tmp_path: P
         decode(tmp_path / "empty.npy")
     with pytest.raises(DataError, match="no such file"):
         decode(tmp_path / "nowhere.npy")
-    monkeypatch.setattr(module, "MAX_PIXELS", 100)
     with pytest.raises(DataError, match=r"too large \(11 x 10 x 3"):
-        decode(array(tmp_path, np.zeros((11, 10, 3), np.uint8)))
+        decode(array(tmp_path, np.zeros((11, 10, 3), np.uint8)), max_pixels=100)

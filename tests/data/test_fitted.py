@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tlkit.data import pictures
+from tlkit.data import pictures, preprocess
 from tlkit.data.augment import build_augmentation
 from tlkit.data.datamodule import PictureData
 from tlkit.data.fitted import CannotKeep, FittedPictures
@@ -63,14 +63,14 @@ def test_a_second_epoch_and_a_second_phase_decode_nothing(
     samples: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
     calls = tmp_path / "calls"  # a file, which worker processes write to as well
-    decode = pictures.decode
+    decode = preprocess.decode
 
-    def counted(*arguments: object) -> object:
+    def counted(*arguments: object, **named: object) -> object:
         with calls.open("ab") as file:
             file.write(b".")
-        return decode(*arguments)  # type: ignore[arg-type]
+        return decode(*arguments, **named)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(pictures, "decode", counted)
+    monkeypatch.setattr(preprocess, "decode", counted)
     data = data_of(samples, workers)
     data.keep_pictures(tmp_path, budget_gb=1)
     epochs(data, number=1)

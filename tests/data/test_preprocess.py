@@ -9,7 +9,6 @@ from timm.data import create_transform
 from torchvision.transforms import functional
 
 from tlkit.data.preprocess import Preprocessing, preprocessing_for
-from tlkit.errors import DataError
 from tlkit.recipe.schema import BundledSource, Data
 from tlkit.shipped import shipped
 
@@ -66,10 +65,18 @@ def test_padding_is_zero_after_normalisation_to_half_a_grey_level() -> None:
     assert (fitted[2:7] == 200).all()
 
 
-def test_a_crop_of_a_hair_thin_picture_is_refused_with_the_fix() -> None:
-    with pytest.raises(DataError, match="too elongated") as raised:
-        Preprocessing(224, "crop", 0.875, "bilinear", MEAN, STD).fit(np.zeros((1, 4_000_000, 3), np.uint8))
-    assert "data.resize=pad" in str(raised.value)
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_hair_thin_picture_is_cropped_at_its_centre_without_its_whole_being_resized(turned: bool) -> None:
+    # 1 x 4,000,000 at 256 px would be 256 x 1,024,000,000. Its middle is a step from black to white, its ends are grey.
+    line = np.full((1, 4_000_000, 3), 128, np.uint8)
+    line[:, 1_999_000:2_000_000], line[:, 2_000_000:2_001_000] = 0, 255
+    fitted = Preprocessing(224, "crop", 0.875, "bilinear", MEAN, STD).fit(np.swapaxes(line, 0, 1) if turned else line)
+    fitted = np.swapaxes(fitted, 0, 1) if turned else fitted
+    assert fitted.shape == (224, 224, 3)
+    # One pixel is 256 wide after resizing: the crop is a ramp about the step, within less than a pixel of the centre.
+    assert (np.diff(fitted[0, :, 0].astype(int)) >= 0).all()
+    assert fitted[0, 0, 0] < 40
+    assert fitted[0, -1, 0] > 215
 
 
 def test_preprocessing_survives_json_and_cannot_change() -> None:
@@ -98,7 +105,7 @@ def test_normalize_none_leaves_0_to_1_and_dataset_takes_the_measured_values() ->
     measured = preprocessing_for(
         data(normalize="dataset", image_size=16, resize="pad"),
         {},
-        lambda fit: fitted.append(fit(picture(40, 10))) or ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6)),
+        lambda read: fitted.append(read(lambda: Image.fromarray(picture(40, 10)))) or ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6)),
     )
     assert (measured.mean, measured.std, measured.resize) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "pad")
     assert fitted[0].shape == (16, 16, 3)

@@ -553,3 +553,29 @@ def test_a_value_that_is_not_a_number_is_not_shown_as_one() -> None:
 
     assert (shown(math.inf), shown(None), shown({"a": ["b", 1.5, True]})) == (".inf", "null", "{a: [b, 1.5, true]}")
     assert len(shown("x" * 200)) == 80
+
+
+@pytest.mark.parametrize(
+    ("override", "problem", "fix"),
+    [
+        ("data.background=[1, 2]", "= [1, 2] can't be used.", "Expected a list of 3 whole numbers from 0 to 255"),
+        ("data.background=[1, 300, 300]", "= [1, 300, 300] can't be used.", "Expected a list of 3 whole numbers from 0 to 255"),
+        ("data.background=white", "= 'white' is text.", "Expected a list of 3 whole numbers"),
+        ("data.range_16bit=[0, 70000]", "= [0, 70000] can't be used.", "Expected a list of 2 whole numbers from 0 to 65535"),
+        ("data.range_16bit=[9, 9]", "= [9, 9] is no range.", "such as [0, 4095]"),
+        ("data={source: {folder: a}, channels: 4, background: [0, 0, 0]}", "= [0, 0, 0] does nothing", "set channels to 3 or 1"),
+        ("data.max_pixels=200000000", "= 200000000 is out of range.", "from 1 to 178956970"),
+        ("data.on_bad=ignore", "= 'ignore' can't be used.", "Expected one of: error, skip."),
+    ],
+)
+def test_settings_of_the_decoder_are_checked(tmp_path: Path, override: str, problem: str, fix: str) -> None:
+    fault = only_fault(write(tmp_path, SOUND), override)
+    assert fault.problem.startswith(problem)
+    assert fix in fault.fix
+
+
+def test_settings_of_the_decoder_survive_yaml(tmp_path: Path) -> None:
+    recipe = with_override(tmp_path, "data.background=[1, 2, 3]", "data.range_16bit=[0, 4095]", "data.on_bad=skip")
+    assert recipe.data.background == (1, 2, 3)
+    (tmp_path / "again.yaml").write_text(recipe_yaml(recipe))
+    assert load_recipe(tmp_path / "again.yaml") == recipe

@@ -182,7 +182,8 @@ def test_room_is_made_by_removing_what_was_unused_for_longest(place: Path) -> No
 
 def test_a_live_phase_decodes_each_picture_once_or_says_why_not(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded = []
-    monkeypatch.setattr("tlkit.data.pictures.decode", lambda image, channels: (decoded.append(image), decode(image, channels))[1])
+    counted = lambda image, *rest, **named: (decoded.append(image), decode(image, *rest, **named))[1]  # noqa: E731
+    monkeypatch.setattr("tlkit.data.preprocess.decode", counted)
     recipe = ("phases=[{train: all, epochs: 3, lr: 1e-3}]", "augment=[{HorizontalFlip: {p: 0.5}}]")
     kept, _, _ = train(place, "kept", *recipe)
     once = len(decoded)

@@ -1,67 +1,101 @@
 """The one decoder: whatever lies in a picture file becomes [H, W, C] uint8, upright, or a DataError that says why not."""
 
+import os
+import re
 import struct
 import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from tlkit.errors import DataError
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".npy"})
-# Pixels of one picture: twice Pillow's warning limit, about half a gigabyte as RGB. More is a damaged header or an attack.
+# Pixels of one picture: twice Pillow's warning limit, beyond which Pillow itself refuses; half a gigabyte as RGB.
 MAX_PIXELS = 178_956_970
+WHITE = (255, 255, 255)
+WHOLE_RANGE = (0, 65535)
 # What Pillow 13 raises for damaged files, over all its formats.
 _DAMAGED = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, struct.error, zlib.error, OverflowError)
+# Pillow warns at half the limit above; the limit itself raises. Once, and not around each picture: the filters are shared by all threads.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
-def decode(image: Path | Callable[[], Image.Image], channels: int = 3) -> NDArray[np.uint8]:
-    """[H, W, channels] uint8 of a file, or of a picture that a function gives.
+def decode(
+    image: Path | Callable[[], Image.Image],
+    channels: int = 3,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    background: tuple[int, int, int] = WHITE,
+    range_16bit: tuple[int, int] = WHOLE_RANGE,
+) -> NDArray[np.uint8]:
+    """[H, W, channels] uint8 of a file, or of a picture that a function gives. `Preprocessing.decode` is this with a model's settings.
 
     channels: 3 makes every picture RGB, and 1 makes it grey. With any other number a picture must have as many: RGBA, CMYK, or an
     .npy file of [H, W, channels], uint8 or uint16, whose numbers are taken as they are.
-    EXIF orientation is applied, transparency is laid over white (but for 4 channels), 16-bit values are scaled from 0..65535 to
-    0..255, and of an animation the first frame is taken.
-    Raises DataError with the file and the reason: missing, a folder, empty, no picture, cut off, too large, unknown range, other channels.
+    EXIF orientation is applied, transparency is laid over the background (RGB; but for 4 channels), range_16bit of 16-bit values
+    becomes 0..255, and of an animation or of several pages the first is taken.
+    Raises DataError with the file and the reason: missing, a folder, empty, no picture, cut off, more than max_pixels, unknown range,
+    other channels.
     """
     try:
-        if isinstance(image, Path) and image.suffix.lower() == ".npy":
-            return _from_npy(image, channels)
-        with warnings.catch_warnings():
-            # Pillow warns at half the limit below; the limit itself raises.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            if isinstance(image, Path):
-                with Image.open(image) as opened:
-                    return _from_pillow(opened, channels)
-            return _from_pillow(image(), channels)
+        if not isinstance(image, Path):
+            return _from_pillow(image(), channels, max_pixels, background, range_16bit)
+        mode = image.stat().st_mode
+        if not S_ISREG(mode):  # Opening a pipe would wait for ever.
+            raise DataError(_A_FOLDER if S_ISDIR(mode) else "this is a device, a pipe or a socket, not a file.\n  Remove it.")
+        if image.suffix.lower() == ".npy":
+            return _from_npy(image, channels, max_pixels, range_16bit)
+        # By a file, not its name: with a name Pillow 13 maps some files, and gives turned grey TIFFs with their rows mixed up.
+        with image.open("rb") as file, Image.open(file) as opened:
+            return _from_pillow(opened, channels, max_pixels, background, range_16bit)
     except DataError as error:
         raise DataError(f"{image}: {error}") from error
     except (*_DAMAGED, Image.DecompressionBombError) as error:
-        raise DataError(f"{image}: {_reason(image, error)}") from error
+        raise DataError(f"{image}: {_reason(image, error, max_pixels)}") from error
 
 
-def _from_pillow(image: Image.Image, channels: int) -> NDArray[np.uint8]:
+def frames(file: Path) -> int:
+    """Of an animation or a file of several pages, of which `decode` takes the first; 1 for everything else, readable or not."""
+    try:
+        with Image.open(file) as opened:
+            # An MPO is a photograph by a telephone, with its own thumbnail as the second picture.
+            return 1 if opened.format == "MPO" else int(getattr(opened, "n_frames", 1))
+    except (*_DAMAGED, Image.DecompressionBombError):
+        return 1
+
+
+def _from_pillow(
+    image: Image.Image, channels: int, max_pixels: int, background: tuple[int, int, int], range_16bit: tuple[int, int]
+) -> NDArray[np.uint8]:
     """Of an opened picture, of which nothing but the header may have been read."""
-    if image.width * image.height > MAX_PIXELS:
-        raise DataError(_too_large(f"{image.width} x {image.height} pixels"))
+    if image.width * image.height > max_pixels:
+        raise DataError(_too_large(f"{image.width} x {image.height} pixels", max_pixels))
+    content = _content(image) if _is_16_bit_colour(image) else b""
     image.load()
     if image.mode in ("I", "F") and not _is_16_bit_png(image):
         raise DataError(
             f"pixels of mode {image.mode} (32 bit) have no known range, so they can't become 0..255.\n"
             "  Save the picture as 8-bit or 16-bit PNG or TIFF."
         )
+    if content:
+        image = _from_16_bit_colour(content, image, range_16bit)
     image = _upright(image)
+    if image.mode.startswith("I"):
+        grey = _from_16_bit(np.asarray(image), range_16bit)[:, :, None]
+        if channels not in (1, 3):
+            raise DataError(_other_channels("1 (16-bit grey)", 1, channels))
+        return np.repeat(grey, channels, axis=2)
     if channels not in (1, 3):
         return _bands(image, channels)
-    if image.mode.startswith("I"):
-        return np.repeat(_from_16_bit(np.asarray(image))[:, :, None], channels, axis=2)
     if "transparency" in image.info or image.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
-        image = Image.fromarray(_over_white(np.asarray(image.convert("RGBA"))))
+        image = Image.fromarray(_over(background, np.asarray(image.convert("RGBA"))))
     return np.array(image.convert("L"))[:, :, None] if channels == 1 else np.array(image.convert("RGB"))
 
 
@@ -75,7 +109,7 @@ def _bands(image: Image.Image, channels: int) -> NDArray[np.uint8]:
     return np.array(image)
 
 
-def _from_npy(file: Path, channels: int) -> NDArray[np.uint8]:
+def _from_npy(file: Path, channels: int, max_pixels: int, range_16bit: tuple[int, int]) -> NDArray[np.uint8]:
     """Of a file by numpy.save: [H, W, channels], or [H, W] for one channel."""
     # Mapped, so that a header that promises too much is refused before anything is read.
     pixels: NDArray[Any] = np.lib.format.open_memmap(file, mode="r")  # which refuses Python objects, and so pickles
@@ -86,11 +120,11 @@ def _from_npy(file: Path, channels: int) -> NDArray[np.uint8]:
         pixels = pixels[:, :, None]
     if pixels.ndim != 3 or 0 in pixels.shape:
         raise DataError(f"its shape, {shape}, is no picture's.\n  Expected height x width x channels.")
-    if pixels.size > 3 * MAX_PIXELS:
-        raise DataError(_too_large(shape))
+    if pixels.size > 3 * max_pixels:
+        raise DataError(_too_large(shape, max_pixels))
     if pixels.shape[2] != channels:
         raise DataError(_other_channels(f"{pixels.shape[2]} (height x width x channels is {shape})", pixels.shape[2], channels))
-    return _from_16_bit(pixels) if pixels.dtype == np.uint16 else np.array(pixels, order="C")
+    return _from_16_bit(pixels, range_16bit) if pixels.dtype == np.uint16 else np.array(pixels, order="C")
 
 
 def _other_channels(found: str, number: int, expected: int) -> str:
@@ -113,33 +147,112 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
 
 
-def _from_16_bit(values: NDArray[np.generic]) -> NDArray[np.uint8]:
-    """0..65535 to 0..255, rounded. 65535 = 255 * 257."""
-    return ((np.clip(np.array(values, np.uint32, order="C"), 0, 65535) + 128) // 257).astype(np.uint8)
+def _is_16_bit_colour(image: Image.Image) -> bool:
+    """Pillow gives the high byte alone of these, and says so only in how it would read them: RGB;16B, RGBA;16N, LA;16B .."""
+    tiles = getattr(image, "tile", None) or [(None, None, None, "")]
+    how = tiles[0][3]
+    return ";16" in str(how[0] if isinstance(how, tuple) else how) and not image.mode.startswith("I")
 
 
-def _over_white(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """[H, W, 4] laid over a white ground: (colour * alpha + 255 * (255 - alpha)) / 255, rounded."""
+def _content(image: Image.Image) -> bytes:
+    """The bytes of an opened picture, which stays as it is."""
+    opened: Any = image.fp  # type: ignore[attr-defined]  # of every picture that Pillow has opened and not read
+    place = opened.tell()
+    opened.seek(0)
+    content: bytes = opened.read()
+    opened.seek(place)
+    return content
+
+
+def _from_16_bit_colour(content: bytes, high_bytes: Image.Image, range_16bit: tuple[int, int]) -> Image.Image:
+    """RGB or RGBA of a 16-bit PNG or TIFF. high_bytes: as Pillow has read it; its orientation is taken over, and still to be applied."""
+    import cv2
+
+    values: NDArray[np.uint16] | None = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)  # type: ignore[assignment]
+    if values is None or values.dtype != np.uint16 or values.ndim != 3:
+        raise DataError("16-bit colour in a form that can't be read.\n  Save the picture as 8-bit, or as 16-bit RGB PNG.")
+    colour = _from_16_bit(values[:, :, 2::-1], range_16bit)  # OpenCV has blue first
+    if values.shape[2] == 4:
+        colour = np.dstack([colour, _from_16_bit(values[:, :, 3:], WHOLE_RANGE)])
+    image = Image.fromarray(colour)
+    image.getexif()[ExifTags.Base.Orientation] = _orientation(high_bytes)
+    return image
+
+
+def _orientation(image: Image.Image) -> int:
+    """As EXIF numbers it; 1, upright, for a TIFF, which Pillow and OpenCV turn as they read it, and where EXIF is damaged."""
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except _DAMAGED:
+        return 1
+
+
+def _from_16_bit(values: NDArray[np.generic], range_16bit: tuple[int, int]) -> NDArray[np.uint8]:
+    """The range to 0..255, rounded. Raises DataError for values outside of it: nothing is clipped."""
+    low, high = range_16bit
+    numbers = np.array(values, np.uint32, order="C")
+    least, most = int(numbers.min()), int(numbers.max())
+    if least < low or most > high:
+        raise DataError(
+            f"its 16-bit values go from {least} to {most}, and data.range_16bit is [{low}, {high}].\n"
+            f"  Set data.range_16bit to the range of all pictures, such as [{min(least, low)}, {max(most, high)}]: nothing is clipped."
+        )
+    span = high - low
+    return (((numbers - low) * 510 + span) // (2 * span)).astype(np.uint8)
+
+
+def _over(background: tuple[int, int, int], rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """[H, W, 4] laid over a ground of one colour: (colour * alpha + background * (255 - alpha)) / 255, rounded."""
     colour, alpha = rgba[:, :, :3].astype(np.uint32), rgba[:, :, 3:].astype(np.uint32)
-    return ((colour * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+    return ((colour * alpha + np.array(background, np.uint32) * (255 - alpha) + 127) // 255).astype(np.uint8)
 
 
-def _too_large(size: str) -> str:
-    return f"the picture is too large ({size}; the limit is {MAX_PIXELS:,}).\n  Scale it down or remove it."
+_A_FOLDER = "this is a folder, not a picture.\n  Name a picture file."
 
 
-def _reason(image: Path | Callable[[], Image.Image], error: Exception) -> str:
+def _too_large(size: str, max_pixels: int) -> str:
+    return f"the picture is too large ({size}; data.max_pixels is {max_pixels:,}).\n  Scale it down or remove it."
+
+
+def _reason(image: Path | Callable[[], Image.Image], error: Exception, max_pixels: int) -> str:
     """Why a picture can't be read, and what to do."""
     if isinstance(error, Image.DecompressionBombError):
-        return _too_large(str(error).split(" exceeds")[0].removeprefix("Image size ").strip("()"))
+        return _too_large(str(error).split(" exceeds")[0].removeprefix("Image size ").strip("()"), max_pixels)
     if isinstance(error, FileNotFoundError):
+        if isinstance(image, Path) and image.is_symlink():
+            return f"this is a link to {os.readlink(image)}, where there is no file.\n  Restore that file, or remove the link."
         return "there is no such file.\n  Check the path, or whether the folder changed while tlkit was running."
-    if isinstance(error, IsADirectoryError) or (isinstance(image, Path) and image.is_dir()):
-        return "this is a folder, not a picture.\n  Name a picture file."
     if isinstance(error, PermissionError):
         return "the file may not be read.\n  Give yourself the right to read it."
-    if isinstance(image, Path) and image.exists() and image.stat().st_size == 0:
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"the file can't be opened ({error.strerror}).\n  Check the path, the disk, or remove it."
+    if isinstance(image, Path) and image.stat().st_size == 0:
         return "the file is empty (0 bytes).\n  Replace or remove it."
     if isinstance(error, UnidentifiedImageError):
-        return "this is not a picture in a format that can be read (JPEG, PNG, WebP, BMP, TIFF, GIF).\n  Replace or remove it."
+        return _no_picture(image)
     return f"the picture is damaged or cut off ({error}).\n  Replace or remove it."
+
+
+def _no_picture(image: Path | Callable[[], Image.Image]) -> str:
+    """What a file holds instead of a picture, by its first bytes."""
+    start = b""
+    if isinstance(image, Path):
+        with image.open("rb") as opened:
+            start = opened.read(512)
+    for pattern, holds, fix in _OTHER_CONTENT:
+        if re.search(pattern, start, re.IGNORECASE):
+            return f"this is {holds}, not a picture that can be read.\n  {fix}"
+    return "this is not a picture in a format that can be read (JPEG, PNG, WebP, BMP, TIFF, GIF).\n  Replace or remove it."
+
+
+# (pattern in the first bytes, what it is, what to do)
+_OTHER_CONTENT = (
+    (rb"\Aversion https://git-lfs", "a pointer to a file in Git LFS", "Fetch the file itself: git lfs pull"),
+    (rb"\A.{4}ftyp(heic|heix|mif1|msf1|hevc)", "an HEIC photograph", "Save it as JPEG or PNG."),
+    (rb"<svg[\s>]", "a drawing (SVG), which has no pixels", "Save it as PNG."),
+    (rb"\A\s*<(!doctype html|html|head)", "a web page", "Download the picture again, or remove the file."),
+    (rb"\A%PDF", "a PDF", "Save its page as PNG or JPEG."),
+    (rb"\A(PK\x03\x04|Rar!|\x1f\x8b)", "an archive", "Unpack it, or remove it."),
+    (rb"\A\0+\Z", "a file of zeros", "Restore it from a backup, or remove it."),
+    (rb"\A[\t\n\r -~]+\Z", "text", "Replace or remove it."),
+)

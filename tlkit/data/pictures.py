@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from tlkit.data.augment import Augmentation
-from tlkit.data.decode import decode
 from tlkit.data.fitted import FittedPictures
 from tlkit.data.preprocess import Preprocessing
 from tlkit.data.samples import Sample
@@ -76,7 +75,7 @@ class Pictures(Dataset[tuple[NDArray[np.uint8], Target]]):
             return kept
         sample = self.samples[index]
         try:
-            picture = self.preprocessing.fit(decode(sample.image, self.preprocessing.channels))
+            picture = self.preprocessing.read(sample.image)
         except DataError as error:
             raise DataError(f"picture {sample.id}: {error}") from error
         if self.kept is not None:

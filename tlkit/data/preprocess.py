@@ -6,13 +6,14 @@ Where an exported model runs there may be neither torch nor pydantic: what is ne
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import floor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tlkit.errors import DataError
+from tlkit.data.decode import MAX_PIXELS, WHITE, WHOLE_RANGE, decode
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 PerChannel = tuple[float, ...]
 """One value a channel: R G B, or those of pictures with other channels in their order."""
-Fit = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
+Read = Callable[[Path | Callable[[], Image.Image]], NDArray[np.uint8]]
 Resize = Literal["crop", "pad", "stretch"]
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 # timm's own values where weights don't say otherwise (timm.data.config, timm.data.constants).
@@ -30,14 +31,14 @@ DEFAULT_INTERPOLATION = "bicubic"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 # A 1 x 100,000 picture scaled to a short side of 256 would take gigabytes; the limit is that of one decoded picture.
-MAX_RESIZED_PIXELS = 178_956_970
+MAX_RESIZED_PIXELS = MAX_PIXELS
 
 
 @dataclass(frozen=True)
 class Preprocessing:
     """image_size in pixels. mean and std per channel, in units of 0..1; as many as they are, as many channels a picture has.
 
-    crop_pct: share of the resized picture that the crop keeps, as in timm.
+    crop_pct: share of the resized picture that the crop keeps, as in timm. The last three are how files are decoded, see `decode`.
     """
 
     image_size: int
@@ -46,6 +47,9 @@ class Preprocessing:
     interpolation: str
     mean: PerChannel
     std: PerChannel
+    max_pixels: int = MAX_PIXELS
+    background: tuple[int, int, int] = WHITE
+    range_16bit: tuple[int, int] = WHOLE_RANGE
 
     def __post_init__(self) -> None:
         if self.resize not in get_args(Resize) or self.interpolation not in INTERPOLATIONS:
@@ -59,19 +63,26 @@ class Preprocessing:
     def channels(self) -> int:
         return len(self.mean)
 
+    def read(self, image: Path | Callable[[], Image.Image]) -> NDArray[np.uint8]:
+        """[S, S, C] uint8: a picture decoded and fitted. Raises DataError where it can't be decoded."""
+        return self.fit(self.decode(image))
+
+    def decode(self, image: Path | Callable[[], Image.Image]) -> NDArray[np.uint8]:
+        """[H, W, C] uint8. Raises DataError with the file and the reason."""
+        return decode(image, self.channels, max_pixels=self.max_pixels, background=self.background, range_16bit=self.range_16bit)
+
     def fit(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """The [S, S, C] uint8 picture that the network sees before normalisation; picture: [H, W, C] uint8.
 
         Pixel for pixel what timm's evaluation transform gives with crop_mode center (crop), border (pad) and squash (stretch).
-        Raises DataError where a crop would need a picture beyond reason (sides of 1 to thousands).
+        Of a picture so long that it would fill gigabytes on the way to its crop, only the part around the centre is resized.
         """
         size = (picture.shape[1], picture.shape[0])
         width, height = self._resized(*size)
         if width * height > MAX_RESIZED_PIXELS:
-            raise DataError(
-                f"a picture of {size[0]} x {size[1]} pixels is too elongated for resize: crop "
-                f"(it would be {width} x {height} on the way).\n  Use data.resize=pad or data.resize=stretch, or remove the picture."
-            )
+            picture = _middle(picture, max(size) * self.image_size * 2 // max(width, height) + 1)
+            size = (picture.shape[1], picture.shape[0])
+            width, height = self._resized(*size)
         if (width, height) != size:
             picture = _resize(picture, (width, height), Image.Resampling[self.interpolation.upper()])
         return self._square(picture)
@@ -95,7 +106,9 @@ class Preprocessing:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Preprocessing":
-        return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
+        """Of a model folder. Settings that an older one lacks are as they were then: the defaults."""
+        plain: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        return cls(**plain)
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
         """Width and height after resizing and before cropping or padding, rounded as torchvision and timm round."""
@@ -125,11 +138,11 @@ class Preprocessing:
 
 
 def preprocessing_for(
-    data: "Data", pretrained_cfg: Mapping[str, Any], statistics: Callable[[Fit], tuple[PerChannel, PerChannel]] | None = None
+    data: "Data", pretrained_cfg: Mapping[str, Any], statistics: Callable[[Read], tuple[PerChannel, PerChannel]] | None = None
 ) -> Preprocessing:
     """What the recipe asks for, with timm's pretrained_cfg where it says `weights`: its mean and std for the recipe's channels.
 
-    statistics: gives mean and std, 0..1, of the training pictures after the fit that it is handed;
+    statistics: gives mean and std, 0..1, of the training pictures, read as it is told;
     called only for `normalize: dataset`.
     """
     mean = per_channel(pretrained_cfg.get("mean", IMAGENET_MEAN), data.channels)
@@ -145,6 +158,9 @@ def preprocessing_for(
         interpolation=interpolation if interpolation in INTERPOLATIONS else DEFAULT_INTERPOLATION,
         mean=mean,
         std=std,
+        max_pixels=data.max_pixels,
+        background=data.background,
+        range_16bit=data.range_16bit,
     )
     if data.normalize != "dataset":
         return preprocessing
@@ -152,7 +168,7 @@ def preprocessing_for(
         raise ValueError("normalize: dataset needs the statistics of the training pictures")
     # Padding takes the colour that is being measured, so it is left out: stretching keeps all of a picture and adds nothing.
     measured = replace(preprocessing, resize="stretch") if data.resize == "pad" else preprocessing
-    mean, std = statistics(measured.fit)
+    mean, std = statistics(measured.read)
     return replace(preprocessing, mean=mean, std=std)
 
 
@@ -162,6 +178,13 @@ def per_channel(values: Sequence[float], channels: int) -> PerChannel:
     if channels == 1:
         return (sum(numbers) / len(numbers),)
     return tuple(numbers[i % len(numbers)] for i in range(channels))
+
+
+def _middle(picture: NDArray[np.uint8], longest: int) -> NDArray[np.uint8]:
+    """`longest` pixels of the longer side, or one more, so that the centre stays the centre."""
+    height, width = picture.shape[:2]
+    top, left = max(0, height - longest) // 2, max(0, width - longest) // 2
+    return picture[top : height - top, left : width - left]
 
 
 def _resize(picture: NDArray[np.uint8], size: tuple[int, int], resample: Image.Resampling) -> NDArray[np.uint8]:

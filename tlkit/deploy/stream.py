@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tlkit.data.decode import decode
 from tlkit.data.preprocess import Preprocessing
 from tlkit.deploy.prediction import Prediction
 from tlkit.deploy.predictor import Predictor
@@ -85,7 +84,7 @@ def _read_all(names: Iterable[str], preprocessing: Preprocessing) -> list[Fitted
 
 def _read(name: str, preprocessing: Preprocessing) -> Fitted:
     try:
-        return preprocessing.fit(decode(Path(name), preprocessing.channels))
+        return preprocessing.read(Path(name))
     except DataError as error:
         return str(error)
 

@@ -27,12 +27,12 @@ def schema_faults(value: Any, places: Mapping[str, str], *, model: type[BaseMode
 
 
 def _explain(error: ValidationError, model: type[BaseModel], whole: Any, whole_key: str, places: Mapping[str, str]) -> Iterator[Fault]:
-    unions: set[str] = set()
+    told: set[str] = set()
     for detail in error.errors(include_url=False):
         key, value, current, field = whole_key, whole, model, None
         kinds: Mapping[str, Any] = {}
         path = list(detail["loc"])
-        while path and not _is_union(field):
+        while path and not _is_union(field) and not _is_plain_list(field):
             part = path.pop(0)
             if isinstance(part, int):
                 kinds = _item_models(field)
@@ -54,11 +54,9 @@ def _explain(error: ValidationError, model: type[BaseModel], whole: Any, whole_k
                 clashing = (nearest_place(places, join(key, word)) for word in (context["key"], context["with_key"]))
                 place = next((place for place in clashing if place.startswith("override ")), "")
                 yield Fault(join(key, context["key"]), context["problem"], context["fix"], place)
-            elif not _is_union(field):
-                yield _wrong_value(key, value, field, current)
-            elif key not in unions:
-                unions.add(key)
-                yield from _wrong_union(key, value, field, places)
+            elif key not in told:
+                told.add(key)
+                yield from _wrong_union(key, value, field, places) if _is_union(field) else [_wrong_value(key, value, field, current)]
 
 
 # --- the schema, as a tree to walk ---
@@ -78,6 +76,11 @@ def _alternatives(annotation: Any) -> list[Any]:
 
 def _is_union(field: FieldInfo | None) -> bool:
     return field is not None and len(_alternatives(field.annotation)) > 1
+
+
+def _is_plain_list(field: FieldInfo | None) -> bool:
+    """Of numbers or words: one fault for the whole of it."""
+    return field is not None and get_origin(field.annotation) is tuple and not any(map(_is_model, _item_models(field).values()))
 
 
 def _is_model(annotation: Any) -> bool:
@@ -232,11 +235,20 @@ def _words(annotation: Any, field: FieldInfo) -> str:
     if _is_model(bare):
         return _form(bare) if len(_alternatives(field.annotation)) > 1 else _mapping_words(bare)
     if get_origin(bare) is tuple:
-        return "a list of mappings"
+        return _list_words(bare)
     if get_origin(bare) is list:
         return "a list of whole numbers"
     names: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
     return names[bare] + _bound_words(bounds)
+
+
+def _list_words(annotation: Any) -> str:
+    """Of a tuple: `a list of 3 whole numbers from 0 to 255`."""
+    first, *others = get_args(annotation)
+    if _bare(first) is not int:
+        return "a list of mappings"
+    bounds = [inner for item in first.__metadata__ for inner in item.metadata]
+    return f"a list of {len(others) + 1} whole numbers{_bound_words(bounds)}"
 
 
 def _bound_words(bounds: list[Any]) -> str:

@@ -47,6 +47,10 @@ class BundledSource(Strict):
     bundled: Literal["fashion_mnist_mini"] = Field(description="a small real sample that ships with tlkit")
 
 
+Byte = Annotated[int, Field(ge=0, le=255)]
+TwoBytes = Annotated[int, Field(ge=0, le=65535)]
+
+
 class Data(Strict):
     source: FolderSource | CsvSource | TorchvisionSource | BundledSource = Field(description="where the pictures and labels come from")
     root: str = Field("data", description="folder for downloads")
@@ -62,6 +66,14 @@ class Data(Strict):
     channels: int = Field(3, ge=1, le=256, description="1 for grey, 3 for colour, or as many as the pictures have")
     resize: Literal["crop", "pad", "stretch"] = Field("crop", description="how a picture becomes square")
     normalize: Literal["weights", "dataset", "none"] = Field("weights", description="whose mean and std the pictures are normalised with")
+    on_bad: Literal["error", "skip"] = Field(
+        "error", description="pictures that can't be read end the run, or are left out of it and listed in skipped.csv"
+    )
+    max_pixels: int = Field(178_956_970, ge=1, le=178_956_970, description="of one picture, width times height; more is never read")
+    background: tuple[Byte, Byte, Byte] = Field((255, 255, 255), strict=False, description="R G B under transparent pictures")
+    range_16bit: tuple[TwoBytes, TwoBytes] = Field(
+        (0, 65535), strict=False, description="of 16-bit values, which becomes 0 to 255; values outside of it are an error"
+    )
     batch_size: int = Field(64, ge=1, description="pictures a step, over all devices")
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field("auto", description="processes that load pictures")
 
@@ -77,6 +89,17 @@ class Data(Strict):
         if self.folds is not None and self.validation != Data.model_fields["validation"].default:
             problem = f"= {self.validation} does nothing: with folds = {self.folds}, each fold validates in turn."
             raise rule_broken("validation", "folds", problem, "Remove one of the two.")
+        return self
+
+    @model_validator(mode="after")
+    def _decodes(self) -> Self:
+        low, high = self.range_16bit
+        if low >= high:
+            problem = f"= [{low}, {high}] is no range."
+            raise rule_broken("range_16bit", "range_16bit", problem, "Expected the lowest value and then the highest, such as [0, 4095].")
+        if self.background != (255, 255, 255) and self.channels not in (1, 3):
+            problem = f"= {list(self.background)} does nothing: with channels = {self.channels} a picture is taken as it is."
+            raise rule_broken("background", "channels", problem, "Remove it, or set channels to 3 or 1.")
         return self
 
     @property

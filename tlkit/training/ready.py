@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tlkit.data.augment import build_augmentation
-from tlkit.data.decode import decode
 from tlkit.data.folds import split_by_recipe
 from tlkit.data.preprocess import Preprocessing, preprocessing_for
 from tlkit.data.samples import Samples
@@ -87,7 +86,7 @@ def build(recipe: Recipe, samples: Samples, weights: Weights, *, say: Callable[[
     check_can_ship(recipe.model.backbone, recipe.model.head, classifier, len(samples.classes), size)
     cfg = {**pretrained_cfg(recipe.model.backbone), **weights.normalization}
     preprocessing = preprocessing_for(
-        recipe.data, cfg, statistics=lambda fit: channel_statistics(fit(decode(sample.image, channels)) for sample in samples.of("train"))
+        recipe.data, cfg, statistics=lambda read: channel_statistics(read(sample.image) for sample in samples.of("train"))
     )
     return classifier, preprocessing
 
