@@ -271,7 +271,7 @@ def test_the_first_frame_is_taken_and_the_number_of_frames_is_known(tmp_path: Pa
         (b"PK\x03\x04....", "an archive"),
         (b"%PDF-1.7", "a PDF"),
         (bytes(400), "a file of zeros"),
-        (b"hello, I am text\n", "this is text, not a picture"),
+        (b"hello, I am text\n", "this is not a picture that can be read but text"),
     ],
 )
 def test_what_lies_in_place_of_a_picture_is_named(tmp_path: Path, content: bytes, reason: str) -> None:

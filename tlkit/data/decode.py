@@ -241,7 +241,7 @@ def _no_picture(image: Path | Callable[[], Image.Image]) -> str:
             start = opened.read(512)
     for pattern, holds, fix in _OTHER_CONTENT:
         if re.search(pattern, start, re.IGNORECASE):
-            return f"this is {holds}, not a picture that can be read.\n  {fix}"
+            return f"this is not a picture that can be read but {holds}.\n  {fix}"
     return "this is not a picture in a format that can be read (JPEG, PNG, WebP, BMP, TIFF, GIF).\n  Replace or remove it."
 
 

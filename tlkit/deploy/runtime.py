@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tlkit.data.decode import decode
 from tlkit.data.preprocess import Preprocessing
 from tlkit.deploy.artifact import Artifact, read_artifact
 from tlkit.errors import ArtifactError, MissingExtraError
@@ -27,7 +26,7 @@ class Runtime:
 
     def picture(self, file: Path) -> NDArray[np.uint8]:
         """[S, S, C] uint8 as the network's raw input has it. Raises DataError where the file holds no picture."""
-        return self.preprocessing.fit(decode(file, self.preprocessing.channels))
+        return self.preprocessing.read(file)
 
     def run(self, pictures: NDArray[np.uint8]) -> Outputs:
         """Of pictures [B, S, S, C]."""
