@@ -107,8 +107,8 @@ class Preprocessing:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Preprocessing":
         """Of a model folder. Settings that an older one lacks are as they were then: the defaults."""
-        plain: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-        return cls(**plain)
+        lists = {"mean", "std", *({"background", "range_16bit"} & values.keys())}
+        return cls(**{**values, **{key: tuple(values[key]) for key in lists}})
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
         """Width and height after resizing and before cropping or padding, rounded as torchvision and timm round."""
