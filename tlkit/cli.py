@@ -8,7 +8,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterable, Sequence
 
 from tlkit import __version__
-from tlkit.commands import deploy, evaluate, models, training
+from tlkit.commands import data, deploy, evaluate, models, training
 from tlkit.errors import TlkitError, expected_one_of
 
 EXAMPLES = """examples:
@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, Callable[[ArgumentParser], None], Callable[[Names
     "plan": ("show what a recipe will do, before it does it: what trains, memory, steps, time", training.plan_arguments, training.plan),
     "lr": ("find a learning rate: train a copy at a rate that rises, and look at the loss", training.lr_arguments, training.lr),
     "check": ("find every fault in a recipe without running it", training.check_arguments, training.check),
+    "data preview": ("draw a sheet of training pictures as each epoch will see them", data.preview_arguments, data.preview),
     "evaluate": ("measure the model of a run again", evaluate.evaluate_arguments, evaluate.evaluate),
     "predict": ("name the classes of pictures", deploy.predict_arguments, deploy.predict),
     "export": ("make a model ready to ship: ONNX and more, proved to answer as it does", deploy.export_arguments, deploy.export),

@@ -6,8 +6,13 @@ from pathlib import Path
 from typing import Any
 
 
-def write_report(file: Path, *, name: str, metrics: Mapping[str, Any], facts: Mapping[str, Any], recipe_yaml: str, curves: Path) -> None:
-    """metrics: the content of metrics.json. facts: what was trained on what, label -> text, in the order to show."""
+def write_report(
+    file: Path, *, name: str, metrics: Mapping[str, Any], facts: Mapping[str, Any], recipe_yaml: str, curves: Path, augmentations: Path
+) -> None:
+    """metrics: the content of metrics.json. facts: what was trained on what, label -> text, in the order to show.
+
+    augmentations: a sheet of training pictures, which need not be there.
+    """
     from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
     environment = Environment(loader=PackageLoader("tlkit", "evaluate"), autoescape=select_autoescape(), undefined=StrictUndefined)
@@ -23,6 +28,7 @@ def write_report(file: Path, *, name: str, metrics: Mapping[str, Any], facts: Ma
         facts=facts,
         recipe_yaml=recipe_yaml,
         curves=base64.b64encode(curves.read_bytes()).decode(),
+        augmentations=base64.b64encode(augmentations.read_bytes()).decode() if augmentations.is_file() else "",
         mistakes=_commonest_mistakes(measured) if "confusion" in measured else [],
     )
     file.write_text(page, encoding="utf-8")

@@ -41,6 +41,7 @@ def train_and_measure(recipe: Recipe, ready: Ready, run: Path, *, began: float) 
     from tlkit.training.callbacks import start_log
     from tlkit.training.classical import fit_classical_head
     from tlkit.training.phases import BEFORE, train_phases
+    from tlkit.training.preview import draw_preview
     from tlkit.training.wise_ft import ship_best_blend
 
     samples, weights, classifier, data = ready.samples, ready.weights, ready.classifier, ready.data
@@ -58,6 +59,8 @@ def train_and_measure(recipe: Recipe, ready: Ready, run: Path, *, began: float) 
             LOG.warning("%s", warning)
         warn_of_leaks(duplicates_across_splits(write_manifest(samples, data.hashes, run / "split.csv")))
 
+    if first and data.augmentation is not None and recipe.gradient_phases:
+        draw_preview(data.train_dataloader().pictures, samples.classes, recipe, run / "augmentations.png")
     try:
         result = train_phases(classifier, data, recipe, ready.trained, device=ready.devices.here, run=run, console=console)
         if first and recipe.model.head.kind in CLASSICAL_HEADS:

@@ -84,11 +84,15 @@ def build(recipe: Recipe, samples: Samples, weights: Weights, *, say: Callable[[
     backbone = load_backbone(recipe.model, weights, size, channels=channels, say=say)
     classifier = Classifier(backbone, trained_head(recipe.model.head), len(samples.classes), size)
     check_can_ship(recipe.model.backbone, recipe.model.head, classifier, len(samples.classes), size)
+    return classifier, preprocessing_of(recipe, samples, weights)
+
+
+def preprocessing_of(recipe: Recipe, samples: Samples, weights: Weights) -> Preprocessing:
+    """weights: only the normalisation that they were made with is asked for."""
     cfg = {**pretrained_cfg(recipe.model.backbone), **weights.normalization}
-    preprocessing = preprocessing_for(
+    return preprocessing_for(
         recipe.data, cfg, statistics=lambda read: channel_statistics(read(sample.image) for sample in samples.of("train"))
     )
-    return classifier, preprocessing
 
 
 def what_trains(recipe: Recipe, classifier: Classifier) -> list[frozenset[str]]:

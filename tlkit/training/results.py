@@ -154,7 +154,13 @@ def write_results(run: Path, recipe: Recipe, samples: Samples, weights: Weights,
         "time": f"{metrics['seconds']['total']:.0f} s",
     }
     write_report(
-        run / "report.html", name=recipe.name, metrics=metrics, facts=facts, recipe_yaml=recipe_yaml(recipe), curves=run / "curves.png"
+        run / "report.html",
+        name=recipe.name,
+        metrics=metrics,
+        facts=facts,
+        recipe_yaml=recipe_yaml(recipe),
+        curves=run / "curves.png",
+        augmentations=run / "augmentations.png",
     )
     LOG.info("done in %.0f s", metrics["seconds"]["total"])
     print_panel(run, samples, metrics)

@@ -1,0 +1,159 @@
+"""A sheet of training pictures: a row a picture, as validation would see it and then as each epoch of training does."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from textwrap import wrap
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from tlkit.data.pictures import Pictures
+from tlkit.errors import DataError
+
+CELL_PX = 128
+"""Smaller pictures are enlarged to about this by a whole factor, pixel for pixel; larger ones are shown at most this much larger."""
+LARGEST_CELL_PX = 160
+GAP_PX, MARGIN_PX, NAMES_PX, LINE_PX, FONT_PX = 6, 16, 150, 18, 13
+INK, SOFT, PAPER = "#1c1c1c", "#5b5b5b", "#ffffff"
+
+Picture = NDArray[np.uint8]
+
+log = logging.getLogger("tlkit")
+
+
+@dataclass(frozen=True)
+class Row:
+    """name: of the class or classes. views: as validation sees it, then an epoch each; [S, S, C]."""
+
+    id: str
+    name: str
+    views: tuple[Picture, ...]
+
+
+def preview_rows(pictures: Pictures, classes: Sequence[str], *, rows: int, epochs: Sequence[int]) -> Iterator[Row]:
+    """Up to `rows` of the pictures, drawn by their seed, from as many classes as there are; what can't be read is left out and said.
+
+    pictures: of the training split, with their augmentation; what training takes from them is what is returned.
+    """
+    plain = Pictures(pictures.samples, pictures.preprocessing)
+    given = 0
+    for index in _by_turns(pictures):
+        if given == rows:
+            return
+        try:
+            views = (plain[0, index][0], *(pictures[epoch, index][0] for epoch in epochs))
+        except DataError as error:
+            log.warning("left out of the sheet: %s", error)
+            continue
+        sample = pictures.samples[index]
+        given += 1
+        yield Row(sample.id, ", ".join(classes[label] for label in sample.labels) or "no class", views)
+
+
+def _by_turns(pictures: Pictures) -> list[int]:
+    """Every index once: one of each class in turn, classes in their order, pictures of a class in an order of the seed."""
+    order = np.random.default_rng(pictures.seed).permutation(len(pictures)).tolist()
+    met: dict[int, int] = {}
+    turns = []
+    for index in order:
+        label = min(pictures.samples[index].labels, default=-1)
+        met[label] = met.get(label, -1) + 1
+        turns.append((met[label], label, index))
+    return [index for _, _, index in sorted(turns)]
+
+
+def draw_sheet(rows: Sequence[Row], headings: Sequence[str], file: Path, *, title: str, notes: Sequence[str]) -> None:
+    """A PNG of the rows. headings: one a column. notes: below the rows, a line each, folded where they are long."""
+    shown = [[_shown(view) for view in row.views] for row in rows]
+    side = shown[0][0].width
+    left = MARGIN_PX + NAMES_PX
+    width = max(left + len(headings) * (side + GAP_PX) + MARGIN_PX, 640)
+    folded = [line for note in notes for line in wrap(note, max(40, (width - 2 * MARGIN_PX) // 7), subsequent_indent="    ")]
+    heading_lines = [wrap(heading, max(8, side // 7)) for heading in headings]
+    head = MARGIN_PX + 2 * LINE_PX + max(map(len, heading_lines)) * LINE_PX
+    body = len(rows) * (side + GAP_PX)
+    sheet = Image.new("RGB", (width, head + body + GAP_PX + len(folded) * LINE_PX + MARGIN_PX), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    _write(draw, (MARGIN_PX, MARGIN_PX - 2), title, size=FONT_PX + 3)
+    for column, lines in enumerate(heading_lines):
+        for number, line in enumerate(lines):
+            y = head - (len(lines) - number) * LINE_PX
+            _write(draw, (left + column * (side + GAP_PX), y), line, colour=SOFT)
+    for number, (row, views) in enumerate(zip(rows, shown, strict=True)):
+        y = head + number * (side + GAP_PX)
+        _write_name(draw, (MARGIN_PX, y), row.name, height=side)
+        for column, view in enumerate(views):
+            sheet.paste(view, (left + column * (side + GAP_PX), y))
+    for number, line in enumerate(folded):
+        _write(draw, (MARGIN_PX, head + body + GAP_PX + number * LINE_PX), line, colour=SOFT)
+    sheet.save(file, format="PNG")
+
+
+def _shown(view: Picture) -> Image.Image:
+    """Colours as they are; grey and two channels as grey, and of more than three channels the first three as red, green and blue."""
+    channels = view.shape[2]
+    image = Image.fromarray(np.ascontiguousarray(view[:, :, :3]) if channels >= 3 else np.repeat(view[:, :, :1], 3, axis=2))
+    side = image.width
+    if side > LARGEST_CELL_PX:
+        return image.resize((LARGEST_CELL_PX, LARGEST_CELL_PX), Image.Resampling.LANCZOS)
+    factor = max(1, round(CELL_PX / side))
+    return image.resize((side * factor, side * factor), Image.Resampling.NEAREST)
+
+
+def _write_name(draw: ImageDraw.ImageDraw, place: tuple[int, int], name: str, *, height: int) -> None:
+    """Folded to the width of the column, and cut to the height of a row."""
+    lines = _folded(readable(name), NAMES_PX - 2 * GAP_PX)
+    most = max(1, height // LINE_PX)
+    if len(lines) > most:
+        lines = [*lines[: most - 1], lines[most - 1][:-1] + "…"]
+    for number, line in enumerate(lines):
+        _write(draw, (place[0], place[1] + number * LINE_PX), line)
+
+
+def _folded(text: str, width: int) -> list[str]:
+    """Lines of at most this many pixels; words that are longer are cut."""
+    lines = [""]
+    for word in text.split():
+        if _font().getlength(f"{lines[-1]} {word}") <= width and lines[-1]:
+            lines[-1] += f" {word}"
+            continue
+        lines.append("")
+        for sign in word:
+            if lines[-1] and _font().getlength(lines[-1] + sign) > width:
+                lines.append("")
+            lines[-1] += sign
+    return [line for line in lines if line] or [""]
+
+
+def _write(draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, *, colour: str = INK, size: int = FONT_PX) -> None:
+    draw.text(place, readable(text), fill=colour, font=_font(size))
+
+
+def readable(text: str) -> str:
+    """The text with □ for every sign that the sheet's font has no picture of, such as Chinese and most emoji."""
+    known = _signs()
+    return "".join(sign if sign.isspace() or ord(sign) in known else "□" for sign in text if sign not in "\ufe0e\ufe0f\u200d")
+
+
+@cache
+def _font(size: int = FONT_PX) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(_font_file(), size)
+
+
+@cache
+def _signs() -> frozenset[int]:
+    from matplotlib.ft2font import FT2Font
+
+    return frozenset(FT2Font(_font_file()).get_charmap())
+
+
+@cache
+def _font_file() -> str:
+    """matplotlib's own: the same on every machine, with Latin, Greek, Cyrillic, Arabic, Hebrew and some emoji."""
+    from matplotlib import get_data_path
+
+    return str(Path(get_data_path()) / "fonts/ttf/DejaVuSans.ttf")
