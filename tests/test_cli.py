@@ -104,6 +104,7 @@ def test_debug_anywhere_shows_the_traceback_with_the_same_exit_code() -> None:
         ("predict run", "the following arguments are required: PATH\n"),
         ("predict run a.png --top-k 0", "'0' is not a whole number of at least 1"),
         ("evaluate run --split train", "invalid choice: 'train'"),
+        ("evaluate run --tta 0", "'0' is not flip, crops or a number from 1 to 1000"),
     ],
 )
 def test_a_slip_on_the_command_line_exits_2_with_the_fix(words: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -178,3 +179,8 @@ def test_metrics_are_shown_with_a_row_a_class() -> None:
     assert "accuracy               0.7500  (95 % interval 0.3000 to 0.9500)" in table
     assert "top2 accuracy          1.0000" in table
     assert "ankle boot         4     0.5000     1.0000     0.6667" in table
+    assert "test-time" not in table
+    beside = metrics_table({**metrics, "tta": {**metrics, "kind": "flip", "views": 2, "accuracy": 1.0, "gained": 1, "lost": 0}})
+    assert "(flip: 2 views of each picture, their probabilities averaged)" in beside
+    assert "accuracy                  0.7500     1.0000" in beside
+    assert "1 pictures are right that were wrong, and 0 wrong that were right." in beside

@@ -108,6 +108,14 @@ def test_evaluate_gives_the_figures_of_the_run_again(run: Path, workplace: Path,
     metrics = json.loads((run / "metrics.json").read_text())
     for split in ("test", "val"):
         assert evaluate_run(run, split) == metrics[split]
+    for tta, views in (("flip", 2), ("crops", 12), (3, 4)):
+        measured = evaluate_run(run, "test", tta)
+        beside = measured.pop("tta")
+        assert measured == metrics["test"]  # what ships is never measured otherwise
+        assert (beside["kind"], beside["views"], beside["pictures"]) == (tta, views, 12)
+        assert beside["accuracy"] == pytest.approx(measured["accuracy"] + (beside["gained"] - beside["lost"]) / 12)
+        assert beside["loss"] != measured["loss"]
+        assert evaluate_run(run, "test", tta)["tta"] == beside
 
 
 def test_plain_timm_gives_the_logits_that_predict_gives(run: Path, workplace: Path) -> None:

@@ -1,6 +1,7 @@
 """`tlkit evaluate`."""
 
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,24 @@ from tlkit.allocator import keep_freed_memory
 def evaluate_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="a run folder, such as runs/quickstart/001")
     parser.add_argument("--split", choices=("test", "val"), default="test", help="the pictures to measure on (default: test)")
+    help = "average over more views of each picture: flip (mirrored too), crops (corners and centre too), or N as the recipe augments them"
+    parser.add_argument("--tta", type=_tta, metavar="flip|crops|N", help=help)
     parser.add_argument("--format", choices=("table", "json"), default="table", help="default: table")
+
+
+def _tta(text: str) -> Any:
+    if text in ("flip", "crops"):
+        return text
+    if not text.isdigit() or not 1 <= int(text) <= 1000:
+        raise ArgumentTypeError(f"'{text}' is not flip, crops or a number from 1 to 1000")
+    return int(text)
 
 
 def evaluate(arguments: Namespace) -> int:
     from tlkit.evaluate.evaluate import evaluate_run
 
     keep_freed_memory()
-    metrics = evaluate_run(arguments.run, arguments.split)
+    metrics = evaluate_run(arguments.run, arguments.split, arguments.tta)
     if arguments.format == "json":
         import json
 
@@ -30,13 +41,7 @@ def evaluate(arguments: Namespace) -> int:
 def metrics_table(metrics: dict[str, Any]) -> str:
     """The figures of one split, the lead first, then a row a class."""
     multilabel = "exact_match" in metrics
-    figures = {
-        metrics["lead"]: metrics[metrics["lead"]],
-        "macro_f1": metrics["macro"]["f1"],
-        **({"micro_f1": metrics["micro"]["f1"]} if multilabel else {}),
-        **{name: value for name, value in metrics.items() if name in ("accuracy", "exact_match") or name.startswith("top")},
-        "loss": metrics["loss"],
-    }
+    figures = _figures(metrics)
     lines = [f"{'pictures':<23}{metrics['pictures']}"]
     for name, value in figures.items():
         low, high = metrics.get(f"{name}_interval", (None, None))
@@ -49,4 +54,29 @@ def metrics_table(metrics: dict[str, Any]) -> str:
     for name, row in rows.items():
         cells = (f"  {'' if row.get(column) is None else f'{row[column]:.4f}':>{max(9, len(column))}}" for column in columns)
         lines.append(f"{name:<{width}}  {row.get('pictures', ''):>8}{''.join(cells)}".rstrip())
-    return "\n".join(lines)
+    return "\n".join([*lines, *_beside_tta(metrics)])
+
+
+def _figures(metrics: dict[str, Any]) -> dict[str, float]:
+    """The figures that are shown in a line each, the lead first."""
+    multilabel = "exact_match" in metrics
+    return {
+        metrics["lead"]: metrics[metrics["lead"]],
+        "macro_f1": metrics["macro"]["f1"],
+        **({"micro_f1": metrics["micro"]["f1"]} if multilabel else {}),
+        **{name: value for name, value in metrics.items() if name in ("accuracy", "exact_match") or name.startswith("top")},
+        "loss": metrics["loss"],
+    }
+
+
+def _beside_tta(metrics: dict[str, Any]) -> Iterator[str]:
+    """Figures without and with test-time augmentation, where both were measured."""
+    if not (tta := metrics.get("tta")):
+        return
+    yield f"\nwith test-time augmentation ({tta['kind']}: {tta['views']} views of each picture, their probabilities averaged)"
+    yield f"{'':<23}{'without':>9}  {'with':>9}"
+    with_tta = _figures(tta)
+    for name, value in _figures(metrics).items():
+        yield f"{name.replace('_', ' '):<23}{value:>9.4f}  {with_tta[name]:>9.4f}"
+    if "gained" in tta:
+        yield f"{tta['gained']} pictures are right that were wrong, and {tta['lost']} wrong that were right."

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tlkit.data.pictures import make_loader
@@ -14,6 +15,7 @@ from tlkit.data.sources import read_source
 from tlkit.data.splits import read_manifest
 from tlkit.errors import DataError, RunError, expected_one_of
 from tlkit.evaluate.metrics import lead_of, measure, measure_multilabel
+from tlkit.evaluate.views import Tta, averaged, views_of, with_views
 from tlkit.models.checkpoint import load_model
 from tlkit.models.classifier import Classifier
 from tlkit.models.inference import infer
@@ -47,8 +49,8 @@ def measure_logits(logits: Tensor, labels: Tensor, samples: Samples, thresholds:
     return {"lead": lead_of(samples), **figures}
 
 
-def evaluate_run(run: Path, split: str) -> dict[str, Any]:
-    """Metrics of the run's model on one of its splits, as split.csv has them.
+def evaluate_run(run: Path, split: str, tta: Tta | None = None) -> dict[str, Any]:
+    """Metrics of the run's model on one of its splits, as split.csv has them; and under `tta` those with test-time augmentation.
 
     Raises RunError if this is no run folder, DataError if pictures of the split are gone or the split is empty.
     """
@@ -61,14 +63,19 @@ def evaluate_run(run: Path, split: str) -> dict[str, Any]:
     samples = _as_split(read_source(recipe.data.source, Path(recipe.data.root), recipe.task), run / "split.csv", card.classes)
     if not samples.of(split):
         raise DataError(f"{run / 'split.csv'} has no pictures in the split '{split}'.\n  Choose another with --split.")
-    return measure_split(
-        classifier,
-        samples,
-        split,
-        Preprocessing.from_json(card.preprocessing),
-        batch_size=recipe.data.batch_size,
-        thresholds=card.thresholds,
-    )
+    preprocessing, batch_size = Preprocessing.from_json(card.preprocessing), recipe.data.batch_size
+    if tta is None:
+        return measure_split(classifier, samples, split, preprocessing, batch_size=batch_size, thresholds=card.thresholds)
+    views = views_of(tta, recipe, preprocessing)
+    loader = make_loader(samples.of(split), preprocessing, batch_size=batch_size, multi_hot=samples.multi_hot)
+    logits, labels = infer(classifier, with_views(loader, views), preprocessing.normalize)
+    plain, mean = averaged(logits, batch_size, len(views), multilabel=samples.task == "multilabel")
+    labels = torch.cat([block[: len(block) // len(views)] for block in torch.split(labels, batch_size * len(views))])
+    with_tta = {"kind": tta, "views": len(views), **measure_logits(mean.float(), labels, samples, card.thresholds)}
+    if samples.task == "multiclass":
+        right, right_with = plain.argmax(1) == labels, mean.argmax(1) == labels
+        with_tta |= {"gained": int((right_with & ~right).sum()), "lost": int((right & ~right_with).sum())}
+    return {**measure_logits(plain, labels, samples, card.thresholds), "tta": with_tta}
 
 
 def _as_split(samples: Samples, manifest: Path, classes: tuple[str, ...]) -> Samples:

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tlkit.data.augment import build_augmentation
+from tlkit.data.folds import split_by_recipe
 from tlkit.data.pictures import Pictures
 from tlkit.data.preview import Row, draw_sheet, preview_rows, readable
 from tlkit.data.sources import read_source
-from tlkit.data.splits import split_samples
 from tlkit.errors import DataError, RunError
 from tlkit.models.backbones import check_backbone_name
 from tlkit.models.weights import Weights, find_weights
@@ -31,7 +31,7 @@ def preview_command(recipe: Recipe, out: Path, *, rows: int, columns: int) -> in
     with recipe.located():
         check_backbone_name(recipe.model.backbone)
         samples = read_source(recipe.data.source, Path(recipe.data.root), recipe.task)
-        samples = split_samples(samples, recipe.data.validation, recipe.data.test, recipe.seed)
+        samples = split_by_recipe(samples, recipe.data, recipe.seed)
         # The mean colour matters to nothing here but the edges of padded pictures.
         fitting = recipe if recipe.data.resize == "pad" else _normalized_by_weights(recipe)
         weights = find_weights(recipe.model) if isinstance(recipe.model.weights, RunWeights) else Weights("none")
