@@ -51,7 +51,7 @@ def averaged(logits: Tensor, batch_size: int, views: int, *, multilabel: bool) -
 
     logits: [N * views, K], in the order of `with_views` for batches of this size, of which the last may be smaller.
     """
-    of_batches = [block.unflatten(0, (views, -1)) for block in torch.split(logits, batch_size * views)]
+    of_batches = [block.reshape(views, -1, logits.shape[1]) for block in torch.split(logits, batch_size * views)]
     each = torch.cat(of_batches, dim=1).double()  # [views, N, K]
     mean = torch.logit(each.sigmoid().mean(0), eps=1e-12) if multilabel else each.softmax(2).mean(0).clamp_min(1e-300).log()
     return each[0].float(), mean
