@@ -26,6 +26,12 @@ def read(file: Path, task: Task = "multiclass") -> Samples:
     return read_source(CsvSource(csv=str(file)), Path("unused"), task)
 
 
+def fault(source: CsvSource) -> str:
+    with pytest.raises(DataError) as raised:
+        read_source(source, Path("unused"))
+    return str(raised.value)
+
+
 def test_columns_in_any_order_give_id_label_split_and_group(tmp_path: Path) -> None:
     text = (
         "split,label,notes,path,group\n"
@@ -86,8 +92,12 @@ def test_rows_that_repeat_an_earlier_one_count_once_and_are_told(tmp_path: Path,
         ("path,label,split\na.png,x,trian\nb.png,y,\n", "multiclass", ":2: split = 'trian' can't be used. .* Did you mean 'train'?"),
         ("path,label\na.png,x\nb.png,y\na.png,y\n", "multiclass", ":4: a.png has the label 'y' here, and 'x' in line 2"),
         ("path,label,split\na.png,x,train\nb.png,y,\na.png,x,test\n", "multiclass", ":4: a.png has the split 'test' here, and 'train'"),
-        ("path,label\na.png,x\nnope.png,y\nneither.png,y\n", "multiclass", ":3: the picture nope.png does not exist; 2 of 3 are missing"),
-        ("path,label\na.png,x\ndeep\\b.png,y\n", "multiclass", ":3: the picture deep\\b.png does not exist; .* Write forward slashes."),
+        (
+            "path,label\na.png,x\nnope.png,y\nneither.png,y\n",
+            "multiclass",
+            ":3: the picture nope.png does not exist. .* Paths are relative to",
+        ),
+        ("path,label\na.png,x\ndeep\\b.png,y\n", "multiclass", ":3: the picture deep\\b.png does not exist. .* Write forward slashes."),
         (
             "path,label,split\na.png,dog,train\nb.png,cat,train\nc.png,dogs,val\n",
             "multiclass",
@@ -118,3 +128,49 @@ def test_a_file_that_is_not_there_has_its_nearest_neighbour_named(tmp_path: Path
         read(tmp_path / "picture.csv")
     with pytest.raises(DataError, match="is a folder, not a table"):
         read(tmp_path)
+
+
+def test_thirty_faults_are_told_at_once_and_each_fix_once(tmp_path: Path) -> None:
+    rows = [
+        *(f"gone{i}.png,x" for i in range(10)),
+        *("a.png," for _ in range(5)),
+        *("b.png,x|y" for _ in range(5)),
+        *(",x" for _ in range(4)),
+        "../../etc/passwd,x",
+        "/etc/passwd,y",
+        "a.png,x,y,z",
+        "b.png,x",
+        "b.png,y",
+        "folder,x",
+        "link.png,x",
+    ]
+    file = table(tmp_path, "path,label\n" + "\n".join(rows) + "\n")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link.png").symlink_to("nowhere.png")
+    lines = fault(CsvSource(csv=str(file))).splitlines()
+    faulty = [line for line in lines if not line.startswith("  ")]
+    told = {int(line.removeprefix(f"{file}:").partition(":")[0]) for line in faulty}
+    assert told == set(range(2, 33)) - {29}  # all rows but the first of the two that differ
+    assert len(faulty) == 30
+    assert len(lines) == 30 + 7
+    assert f"{file}:31: the picture folder is a folder." in lines
+    assert f"{file}:32: the picture link.png is a link that leads nowhere." in lines
+
+
+def test_paths_that_lead_out_of_the_root_are_refused_and_a_root_that_holds_them_is_named(tmp_path: Path) -> None:
+    file = table(tmp_path / "labels", "path,label\n../images/a.png,x\n../images/../images/b.png,y\n", "../images/a.png", "../images/b.png")
+    message = fault(CsvSource(csv=str(file)))
+    assert f"{file}:2: the path ../images/a.png leads out of {tmp_path / 'labels'}." in message
+    assert f"{{csv: {file}, root: {tmp_path}}}" in message
+    file.write_text("path,label\nimages/a.png,x\nlabels/../images/./b.png,y\n")
+    samples = read_source(CsvSource(csv=str(file), root=str(tmp_path)), Path("unused")).samples
+    assert [sample.id for sample in samples] == ["images/a.png", "images/b.png"]
+
+
+def test_absolute_paths_below_the_root_have_ids_that_hold_on_other_machines(tmp_path: Path) -> None:
+    file = table(tmp_path, f"path,label\n{tmp_path}/deep/a.png,x\nb.png,y\n", "deep/a.png", "b.png")
+    assert [sample.id for sample in read(file).samples] == ["deep/a.png", "b.png"]
+
+
+def test_a_root_that_is_not_there_is_told(tmp_path: Path) -> None:
+    assert "data.source.root: the folder nowhere does not exist" in fault(CsvSource(csv=str(table(tmp_path, "")), root="nowhere"))

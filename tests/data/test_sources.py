@@ -1,3 +1,5 @@
+import errno
+import logging
 import os
 import unicodedata
 from pathlib import Path
@@ -5,6 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tlkit.data.decode import decode
 from tlkit.data.samples import Samples
 from tlkit.data.sources import read_source
 from tlkit.data.splits import split_warnings
@@ -153,3 +156,85 @@ def test_a_name_that_is_not_utf8_is_read(tmp_path: Path) -> None:
     except OSError:
         pytest.skip("the file system refuses such names")
     assert len(read(tmp_path).samples) == 2
+
+
+def test_pictures_of_any_depth_and_name_are_read_and_what_systems_leave_is_not(tmp_path: Path) -> None:
+    deep = "/".join(f"{level}" for level in range(60))
+    wanted = [f"a b/{deep}/1.png", 'a b/"quotes".png', "a b/😀.webp", "日本/x.jpg/inside.png", "日本/comma, semicolon;.TIFF"]
+    put(tmp_path, *wanted)
+    put(tmp_path, "a b/@eaDir/1.jpg", "a b/__MACOSX/1.jpg", "__MACOSX/a b/1.jpg", "a b/._1.png", "日本/.git/1.png", ".Trash/1.png")
+    for name in (".DS_Store", "a b/.DS_Store", "a b/Thumbs.db", "日本/desktop.ini"):
+        (tmp_path / name).write_bytes(b"x")
+    samples = read(tmp_path)
+    assert samples.classes == ("a b", "日本")
+    assert {sample.id for sample in samples.samples} == set(wanted)  # a folder called x.jpg is a folder
+
+
+def test_a_link_that_leads_nowhere_is_a_picture_that_reading_names(tmp_path: Path) -> None:
+    put(tmp_path, "a/1.png", "b/1.png")
+    (tmp_path / "a/gone.png").symlink_to("nowhere.png")
+    (tmp_path / "a/circle.png").symlink_to("circle.png")
+    (tmp_path / "a/linked.png").symlink_to("1.png")
+    samples = {sample.id: sample for sample in read(tmp_path).samples}
+    assert set(samples) == {"a/1.png", "a/circle.png", "a/gone.png", "a/linked.png", "b/1.png"}
+    with pytest.raises(DataError, match=r"gone\.png: this is a link to nowhere"):
+        decode(samples["a/gone.png"].image)
+    with pytest.raises(DataError, match=r"circle\.png"):
+        decode(samples["a/circle.png"].image)
+
+
+def test_links_upwards_bring_no_pictures_of_other_classes(tmp_path: Path) -> None:
+    put(tmp_path, "train/a/1.png", "train/b/2.png", "val/a/3.png")
+    (tmp_path / "train/a/up").symlink_to(tmp_path)
+    (tmp_path / "train/b/up").symlink_to(tmp_path / "train")
+    assert [sample.id for sample in read(tmp_path).samples] == ["train/a/1.png", "train/b/2.png", "val/a/3.png"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="has no pipes")
+def test_pipes_are_left_out_and_told_and_never_opened(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    put(tmp_path, "a/1.png", "b/1.png")
+    os.mkfifo(tmp_path / "a/pipe.png")
+    with caplog.at_level(logging.WARNING, "tlkit"):
+        assert len(read(tmp_path).samples) == 2
+    assert f"not read, since they are no files: {tmp_path / 'a/pipe.png'}" in caplog.text
+
+
+def test_pictures_beside_the_class_folders_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    put(tmp_path, "train/a/1.png", "train/b/1.png", "train/loose.png", "train/other.png")
+    with caplog.at_level(logging.WARNING, "tlkit"):
+        assert len(read(tmp_path).samples) == 2
+    assert "2 pictures lie beside the class folders and are not read: loose.png, other.png" in caplog.text
+
+
+def test_folders_that_may_not_be_read_are_all_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path, "a/1.png", "a/shut/1.png", "b/1.png", "b/deep/shut/1.png")
+    scandir = os.scandir
+
+    def refuse(place: Path) -> object:  # As for people who aren't root; root may read everything.
+        if Path(place).name == "shut":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return scandir(place)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    message = faults(tmp_path)
+    assert f"{tmp_path / 'a/shut'}: the folder can't be read (Permission denied)." in message
+    assert f"{tmp_path / 'b/deep/shut'}: the folder can't be read (Permission denied)." in message
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names there are always Unicode")
+def test_a_class_whose_name_is_not_utf8_is_refused_by_its_bytes(tmp_path: Path) -> None:
+    put(tmp_path, "a/1.png", "b/2.png")
+    try:
+        os.rename(tmp_path / "a", os.fsencode(tmp_path) + b"/caf\xe9")
+    except OSError:
+        pytest.skip("the file system refuses such names")
+    assert r"not UTF-8 or has signs that can't be printed: 'caf\xe9'" in faults(tmp_path)
+
+
+def test_listing_asks_the_system_once_a_folder_and_never_for_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path, *(f"{name}/{i}.png" for name in "ab" for i in range(50)))
+    asked: list[Path] = []
+    stat = os.stat
+    monkeypatch.setattr(os, "stat", lambda path, **more: asked.append(Path(os.fsdecode(path))) or stat(path, **more))
+    assert len(read(tmp_path).samples) == 100
+    assert not [path for path in asked if path.suffix == ".png"]

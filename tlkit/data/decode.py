@@ -5,7 +5,6 @@ import re
 import struct
 import warnings
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from tlkit.data.samples import Picture
 from tlkit.errors import DataError
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".npy"})
@@ -28,7 +28,7 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def decode(
-    image: Path | Callable[[], Image.Image],
+    image: Picture,
     channels: int = 3,
     *,
     max_pixels: int = MAX_PIXELS,
@@ -46,7 +46,10 @@ def decode(
     """
     try:
         if not isinstance(image, Path):
-            return _from_pillow(image(), channels, max_pixels, background, range_16bit)
+            given = image()
+            if not isinstance(given, Image.Image):
+                return _from_numbers(given, channels, max_pixels, range_16bit)
+            return _from_pillow(given, channels, max_pixels, background, range_16bit)
         mode = image.stat().st_mode
         if not S_ISREG(mode):  # Opening a pipe would wait for ever.
             raise DataError(_A_FOLDER if S_ISDIR(mode) else "this is a device, a pipe or a socket, not a file.\n  Remove it.")
@@ -112,7 +115,12 @@ def _bands(image: Image.Image, channels: int) -> NDArray[np.uint8]:
 def _from_npy(file: Path, channels: int, max_pixels: int, range_16bit: tuple[int, int]) -> NDArray[np.uint8]:
     """Of a file by numpy.save: [H, W, channels], or [H, W] for one channel."""
     # Mapped, so that a header that promises too much is refused before anything is read.
-    pixels: NDArray[Any] = np.lib.format.open_memmap(file, mode="r")  # which refuses Python objects, and so pickles
+    pixels = np.lib.format.open_memmap(file, mode="r")  # which refuses Python objects, and so pickles
+    return _from_numbers(pixels, channels, max_pixels, range_16bit)
+
+
+def _from_numbers(pixels: NDArray[Any], channels: int, max_pixels: int, range_16bit: tuple[int, int]) -> NDArray[np.uint8]:
+    """[H, W, channels], or [H, W] for one channel."""
     if pixels.dtype not in (np.uint8, np.uint16):
         raise DataError(f"numbers of type {pixels.dtype} have no known range.\n  Save them as uint8 (0 to 255) or uint16 (0 to 65535).")
     shape = " x ".join(map(str, pixels.shape)) or "one number"
@@ -214,7 +222,7 @@ def _too_large(size: str, max_pixels: int) -> str:
     return f"the picture is too large ({size}; data.max_pixels is {max_pixels:,}).\n  Scale it down or remove it."
 
 
-def _reason(image: Path | Callable[[], Image.Image], error: Exception, max_pixels: int) -> str:
+def _reason(image: Picture, error: Exception, max_pixels: int) -> str:
     """Why a picture can't be read, and what to do."""
     if isinstance(error, Image.DecompressionBombError):
         return _too_large(str(error).split(" exceeds")[0].removeprefix("Image size ").strip("()"), max_pixels)
@@ -233,7 +241,7 @@ def _reason(image: Path | Callable[[], Image.Image], error: Exception, max_pixel
     return f"the picture is damaged or cut off ({error}).\n  Replace or remove it."
 
 
-def _no_picture(image: Path | Callable[[], Image.Image]) -> str:
+def _no_picture(image: Picture) -> str:
     """What a file holds instead of a picture, by its first bytes."""
     start = b""
     if isinstance(image, Path):

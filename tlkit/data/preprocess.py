@@ -6,7 +6,6 @@ Where an exported model runs there may be neither torch nor pydantic: what is ne
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import floor
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tlkit.data.decode import MAX_PIXELS, WHITE, WHOLE_RANGE, decode
+from tlkit.data.samples import Picture
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 PerChannel = tuple[float, ...]
 """One value a channel: R G B, or those of pictures with other channels in their order."""
-Read = Callable[[Path | Callable[[], Image.Image]], NDArray[np.uint8]]
+Read = Callable[[Picture], NDArray[np.uint8]]
 Resize = Literal["crop", "pad", "stretch"]
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 # timm's own values where weights don't say otherwise (timm.data.config, timm.data.constants).
@@ -63,11 +63,11 @@ class Preprocessing:
     def channels(self) -> int:
         return len(self.mean)
 
-    def read(self, image: Path | Callable[[], Image.Image]) -> NDArray[np.uint8]:
+    def read(self, image: Picture) -> NDArray[np.uint8]:
         """[S, S, C] uint8: a picture decoded and fitted. Raises DataError where it can't be decoded."""
         return self.fit(self.decode(image))
 
-    def decode(self, image: Path | Callable[[], Image.Image]) -> NDArray[np.uint8]:
+    def decode(self, image: Picture) -> NDArray[np.uint8]:
         """[H, W, C] uint8. Raises DataError with the file and the reason."""
         return decode(image, self.channels, max_pixels=self.max_pixels, background=self.background, range_16bit=self.range_16bit)
 

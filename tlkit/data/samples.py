@@ -1,11 +1,13 @@
 """The one sample type: what every source gives and everything after it takes."""
 
+import unicodedata
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from numpy.typing import NDArray
 from PIL import Image
 
 if TYPE_CHECKING:  # `tlkit predict ARTIFACT` needs what is below where pydantic may be missing
@@ -14,6 +16,17 @@ if TYPE_CHECKING:  # `tlkit predict ARTIFACT` needs what is below where pydantic
 # What a folder or a cell calls a split -> the split.
 SPLIT_WORDS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 LABEL_SEPARATOR = "|"
+Picture = Path | Callable[[], Image.Image | NDArray[Any]]
+"""A file, or a function that gives the picture; numbers, [H, W, C] uint8 or uint16, where Pillow has no such picture.
+
+A function that has the bytes of a picture file gives them by read_bytes, as a Path does. It travels to worker processes: it
+holds a place to read from, never the data itself. As text it says where the picture lies.
+"""
+
+
+def composed(name: str) -> str:
+    """macOS gives decomposed Unicode names, Linux composed ones: a class or a picture must be the same word on both."""
+    return unicodedata.normalize("NFC", name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +39,7 @@ class Sample:
     """
 
     id: str
-    image: Path | Callable[[], Image.Image]
+    image: Picture
     labels: tuple[int, ...]
     split: str
     group: str | None = None

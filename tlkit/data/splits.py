@@ -178,9 +178,9 @@ def duplicates_across_splits(rows: Iterable[Mapping[str, str]], *, examples: int
 
 
 def _hash(sample: Sample) -> str:
-    if not isinstance(sample.image, Path):
-        return sha256(np.asarray(sample.image()).tobytes()).hexdigest()
     try:
-        return sha256(sample.image.read_bytes()).hexdigest()
+        if hasattr(sample.image, "read_bytes"):
+            return sha256(sample.image.read_bytes()).hexdigest()
+        return sha256(np.asarray(sample.image()).tobytes()).hexdigest()
     except OSError as error:
         raise DataError(f"{sample.image}: the picture can't be read ({error.strerror}).\n  Restore it or remove it.") from error

@@ -147,7 +147,7 @@ def _wrong_union(key: str, value: Any, field: FieldInfo | None, places: Mapping[
     alternatives = _alternatives(field.annotation) if field else []
     models = [alternative for alternative in alternatives if _is_model(alternative)]
     if isinstance(value, Mapping):
-        forms = {word: model for model in models for word in fields_of(model)}
+        forms = {next(iter(fields_of(model))): model for model in models}  # each is told by its first key
         given = [word for word in value if word in forms]
         if len(given) == 1:
             return schema_faults(value, places, model=forms[given[0]], key=key)
@@ -246,7 +246,7 @@ def _list_words(annotation: Any) -> str:
     """Of a tuple: `a list of 3 whole numbers from 0 to 255`."""
     first, *others = get_args(annotation)
     if _bare(first) is not int:
-        return "a list of mappings"
+        return "a list of text" if first is str else "a list of mappings"
     bounds = [inner for item in first.__metadata__ for inner in item.metadata]
     return f"a list of {len(others) + 1} whole numbers{_bound_words(bounds)}"
 
@@ -269,10 +269,9 @@ def _mapping_words(model: type[BaseModel]) -> str:
 
 
 def _form(model: type[BaseModel]) -> str:
-    """`{from: STAGE}`"""
-    return (
-        "{" + ", ".join(f"{name}: {field.title or ', '.join(_choices(field.annotation))}" for name, field in fields_of(model).items()) + "}"
-    )
+    """`{from: STAGE}`, without what may be left out."""
+    required = {name: field for name, field in fields_of(model).items() if field.is_required()}
+    return "{" + ", ".join(f"{name}: {field.title or ', '.join(_choices(field.annotation))}" for name, field in required.items()) + "}"
 
 
 def _choices(annotation: Any) -> list[str]:

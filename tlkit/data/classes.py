@@ -1,0 +1,59 @@
+"""Labels as a source has them, numbers or words -> classes, the same for every split."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from tlkit.data.samples import composed
+from tlkit.errors import DataError, did_you_mean
+from tlkit.recipe.schema import Task
+
+Label = int | str
+
+
+def number_classes(
+    place: str, labels: Mapping[str, Sequence[tuple[Label, ...]]], names: Sequence[str], task: Task
+) -> tuple[tuple[str, ...], dict[Label, int]]:
+    """The classes, and for each label the index of its class. Numbers stay in their order; words are sorted by code point.
+
+    place: what messages begin with. labels: split -> the labels of each picture. names: of the labels 0, 1, 2 ..; those that no
+    picture has are left out.
+    Raises DataError for labels without a name, fewer than two classes, and classes that only a held-out split has.
+    """
+    there = {split: set().union(*found) if found else set() for split, found in labels.items()}
+    known = set().union(*there.values())
+    _check_names(place, known, names)
+    training = there.get("train", set()) | there.get("", set())
+    word = {label: names[label] if names and isinstance(label, int) else composed(str(label)) for label in known}
+    for split, found in there.items():
+        if unknown := [word[label] for label in _in_order(found - training, word)]:
+            hint = did_you_mean(unknown[0], [word[label] for label in training])
+            raise DataError(
+                f"{place}: the {split} split has classes that training lacks: {', '.join(unknown[:10])}. {hint}".rstrip()
+                + "\n  Give them training pictures, or remove them there."
+            )
+    if len(training) < 2:
+        what = f"one class only, '{word[next(iter(training))]}'" if training else "no labels" if task == "multilabel" else "no pictures"
+        raise DataError(f"{place}: has {what}.\n  A classifier needs at least two classes.")
+    ordered = _in_order(training, word)
+    classes = tuple(dict.fromkeys(word[label] for label in ordered))
+    number = {name: index for index, name in enumerate(classes)}
+    return classes, {label: number[word[label]] for label in known}
+
+
+def _in_order(labels: Iterable[Label], word: Mapping[Label, str]) -> list[Label]:
+    """Numbers in their order, then words by code point."""
+    return sorted(labels, key=lambda label: (isinstance(label, str), label if isinstance(label, int) else 0, word[label]))
+
+
+def _check_names(place: str, known: set[Label], names: Sequence[str]) -> None:
+    if not names:
+        return
+    if len(set(names)) != len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise DataError(f"{place}: two classes are called '{twice}' in data.source.classes.\n  Each label needs a name of its own.")
+    if words := [label for label in known if isinstance(label, str)]:
+        raise DataError(f"{place}: its labels are words already ('{words[0]}').\n  Remove data.source.classes, which names numbers.")
+    if beyond := sorted(label for label in known if isinstance(label, int) and not 0 <= label < len(names)):
+        raise DataError(
+            f"{place}: has the label {beyond[0]}, and data.source.classes names {len(names)}: 0 to {len(names) - 1}.\n"
+            "  Name every label, in the order of their numbers."
+        )
