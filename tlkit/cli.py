@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, Callable[[ArgumentParser], None], Callable[[Names
     "data preview": ("draw a sheet of training pictures as each epoch will see them", data.preview_arguments, data.preview),
     "evaluate": ("measure the model of a run again", evaluate.evaluate_arguments, evaluate.evaluate),
     "predict": ("name the classes of pictures", deploy.predict_arguments, deploy.predict),
+    "serve": ("answer over HTTP from an artifact, with a page to drop pictures on", deploy.serve_arguments, deploy.serve),
     "export": ("make a model ready to ship: ONNX and more, proved to answer as it does", deploy.export_arguments, deploy.export),
     "models": ("list the backbones that a recipe can name", models.models_arguments, models.models),
     "bench": ("measure tlkit here, beside a bare loop and a textbook Lightning script", training.bench_arguments, training.bench),

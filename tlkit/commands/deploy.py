@@ -62,6 +62,64 @@ def export(arguments: Namespace) -> int:
     return export_command(arguments.run, wanted)
 
 
+def serve_arguments(parser: ArgumentParser) -> None:
+    from tlkit.deploy.serve import TOKEN_VARIABLE, Serving
+
+    default, limits = Serving(), Serving().limits
+    parser.description = f"{parser.description} A token in the environment variable {TOKEN_VARIABLE} is asked of every client."
+    parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="what tlkit export made: a folder, or a .zip")
+    help = f"where to listen (default: {default.host}, this machine alone; 0.0.0.0 is every network that it is in)"
+    parser.add_argument("--host", default=default.host, help=help)
+    parser.add_argument("--port", type=_port, default=default.port, help=f"default: {default.port}; 0 takes a free one")
+    help = f"pictures that go through the network together (default: {default.max_batch}; 1 turns batching off)"
+    parser.add_argument("--max-batch", type=count, default=default.max_batch, metavar="N", help=help)
+    help = f"milliseconds that a picture waits for others that are on their way (default: {1000 * default.max_wait_s:g})"
+    parser.add_argument("--max-wait", type=_number, default=1000 * default.max_wait_s, metavar="MS", help=help)
+    parser.add_argument("--threads", type=count, metavar="N", help="of the network (default: one a processor)")
+    help = f"of one request (default: {limits.upload_bytes / 1e6:g})"
+    parser.add_argument("--max-upload", type=count, default=limits.upload_bytes // 10**6, metavar="MB", help=help)
+    help = f"files of one request (default: {limits.files})"
+    parser.add_argument("--max-files", type=count, default=limits.files, metavar="N", help=help)
+    help = f"of one picture, in millions (default: {limits.pixels / 1e6:g})"
+    parser.add_argument("--max-pixels", type=count, default=limits.pixels // 10**6, metavar="MILLIONS", help=help)
+    help = f"pictures that may wait for their answers; others are told to come again (default: {limits.waiting})"
+    parser.add_argument("--max-waiting", type=count, default=limits.waiting, metavar="N", help=help)
+    help = f"seconds for a request to arrive (default: {limits.read_s:g})"
+    parser.add_argument("--read-timeout", type=_number, default=limits.read_s, metavar="S", help=help)
+
+
+def serve(arguments: Namespace) -> int:
+    from tlkit.deploy.serve import Serving, serve_command
+    from tlkit.deploy.serve_limits import Limits
+
+    limits = Limits(
+        upload_bytes=arguments.max_upload * 10**6,
+        files=arguments.max_files,
+        pixels=arguments.max_pixels * 10**6,
+        waiting=arguments.max_waiting,
+        read_s=arguments.read_timeout,
+    )
+    max_wait_s = arguments.max_wait / 1000
+    serving = Serving(arguments.host, arguments.port, arguments.max_batch, max_wait_s, arguments.threads, limits)
+    return serve_command(arguments.artifact, serving)
+
+
+def _port(text: str) -> int:
+    if not text.isdigit() or int(text) > 65535:
+        raise ArgumentTypeError(f"'{text}' is not a port: expected a whole number from 0 to 65535")
+    return int(text)
+
+
+def _number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise ArgumentTypeError(f"'{text}' is not a number of at least 0")
+    return value
+
+
 def _share(text: str) -> float:
     try:
         value = float(text)

@@ -23,6 +23,7 @@ class Predictor:
     thresholds: of a multilabel model, one a class. fingerprint: sha256 of the weights.
     """
 
+    name: str
     classes: tuple[str, ...]
     preprocessing: Preprocessing
     answer: Callable[[Pixels], tuple[Numbers, Numbers | None]]
@@ -31,14 +32,17 @@ class Predictor:
     fingerprint: str
 
 
-def open_predictor(model: Path) -> Predictor:
-    """Of a run folder, the model folder in it, or an artifact. Raises RunError if it holds none of these, or is damaged."""
-    return _of_artifact(model) if is_artifact(model) else _of_run(model)
+def open_predictor(model: Path, threads: int | None = None) -> Predictor:
+    """Of a run folder, the model folder in it, or an artifact. threads: of an artifact's network, see load_runtime.
+
+    Raises RunError or ArtifactError if it holds none of these, or is damaged.
+    """
+    return _of_artifact(model, threads) if is_artifact(model) else _of_run(model)
 
 
-def _of_artifact(path: Path) -> Predictor:
+def _of_artifact(path: Path, threads: int | None) -> Predictor:
     artifact = read_artifact(path)
-    runtime = load_runtime(artifact)
+    runtime = load_runtime(artifact, threads)
 
     def answer(pictures: Pixels) -> tuple[Numbers, None]:
         return runtime.run(pictures)["probabilities"].astype(np.float64), None
@@ -48,7 +52,15 @@ def _of_artifact(path: Path) -> Predictor:
 
     has_features = "features" in [output.get("name") for output in artifact.facts.get("outputs", [])]
     fingerprint = str(artifact.facts["sha256"][artifact.facts["network"]])
-    return Predictor(artifact.classes, runtime.preprocessing, answer, features if has_features else None, artifact.thresholds, fingerprint)
+    return Predictor(
+        str(artifact.facts.get("name", path.stem)),
+        artifact.classes,
+        runtime.preprocessing,
+        answer,
+        features if has_features else None,
+        artifact.thresholds,
+        fingerprint,
+    )
 
 
 def _of_run(run: Path) -> Predictor:
@@ -75,7 +87,8 @@ def _of_run(run: Path) -> Predictor:
         found: NDArray[np.float32] = classifier.features(images(pictures)).flatten(1).float().cpu().numpy()
         return found
 
-    return Predictor(card.classes, preprocessing, answer, features, card.thresholds, _fingerprint(find_model_folder(run)))
+    name, fingerprint = str(card.recipe.get("name", run.name)), _fingerprint(find_model_folder(run))
+    return Predictor(name, card.classes, preprocessing, answer, features, card.thresholds, fingerprint)
 
 
 def _fingerprint(folder: Path) -> str:
