@@ -60,6 +60,10 @@ class ArtifactError(TlkitError):
     """An exported model that can't be made, read, or trusted."""
 
 
+class TrainingError(TlkitError):
+    """A training that can't go on."""
+
+
 class DeviceError(TlkitError):
     """A device, strategy or precision that this machine doesn't have."""
 

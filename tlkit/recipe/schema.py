@@ -388,8 +388,11 @@ class EarlyStopping(Strict):
     min_delta: float = Field(0.0, ge=0, description="what counts as better")
 
 
+OnNan = Literal["stop", "skip"]
+
+
 class Trainer(Strict):
-    """Handed to Lightning's Trainer as they are."""
+    """Mostly handed to Lightning's Trainer as it is."""
 
     accelerator: str = Field("auto", description="auto | cpu | gpu | cuda | mps | tpu")
     devices: Annotated[int, Field(ge=-1)] | list[int] | str = Field("auto", description="auto, how many, or which")
@@ -399,6 +402,7 @@ class Trainer(Strict):
         "32-true", description="number format"
     )
     deterministic: bool = Field(True, description="same recipe, same machine kind, same numbers")
+    on_nan: OnNan = Field("stop", description="at a loss that is no number: stop, or skip the batch; its pictures are named either way")
 
     @model_validator(mode="after")
     def _has_a_device(self) -> Self:

@@ -48,7 +48,7 @@ class PhaseModule(LightningModule):
         super().__init__()
         self.classifier = classifier
         self.criterion = criterion
-        self.train_loss, self.val_loss = MeanLoss(), MeanLoss()
+        self.train_loss, self.val_loss = MeanLoss(of_finite=True), MeanLoss()
         self.train_accuracy = accuracy_of(task, classes)
         self.val_accuracy = accuracy_of(task, classes)
         self.val_score = score_of(lead, classes)

@@ -40,6 +40,7 @@ from tlkit.training.callbacks import (
 from tlkit.training.l2_sp import StartingPoint
 from tlkit.training.losses import build_criterion
 from tlkit.training.module import PhaseModule
+from tlkit.training.not_finite import NotFinite
 from tlkit.training.run_folder import is_first_process
 from tlkit.training.solve import solve_head
 from tlkit.training.time_shares import Clock, Setting, TimeShares
@@ -116,7 +117,14 @@ def train_phases(
             save_state(classifier, checkpoints / BEFORE)
         classifier.train_only(trained[number], phase.batchnorm)
         data.first_epoch = sum(earlier.epochs for i, earlier in recipe.gradient_phases.items() if i < number)
-        callbacks = [best, table, ShowProgress(console, phase_title=title, lead=lead), LastCheckpoint(checkpoints), *_of_recipe(recipe)]
+        callbacks = [
+            best,
+            table,
+            ShowProgress(console, phase_title=title, lead=lead),
+            NotFinite(recipe.trainer.on_nan, data.samples.of("train"), run / "not_finite.csv", phase=number),
+            LastCheckpoint(checkpoints),
+            *_of_recipe(recipe),
+        ]
         trainer = build_trainer(
             recipe.trainer_of(phase),
             epochs=phase.epochs,

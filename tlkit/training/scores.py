@@ -22,18 +22,22 @@ class MeanLoss(Metric):
 
     Own, because torchmetrics' MeanMetric (1.9.0) forgets the weights with nan_strategy="disable", and else looks for nan in every step, for
     which it waits for the device.
+    of_finite: leaves out batches whose loss is no number, as training does or ends.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, of_finite: bool = False) -> None:
         super().__init__()
+        self._of_finite = of_finite
         self.total: Tensor
         self.pictures: Tensor
         self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
         self.add_state("pictures", torch.tensor(0.0), dist_reduce_fx="sum")
 
     def update(self, loss: Tensor, pictures: int) -> None:
-        self.total += loss.detach().float() * pictures
-        self.pictures += pictures
+        loss = loss.detach().float()
+        counts = loss.isfinite() if self._of_finite else torch.ones_like(loss, dtype=torch.bool)
+        self.total += torch.where(counts, loss, 0.0) * pictures
+        self.pictures += counts * pictures
 
     def compute(self) -> Tensor:
         return self.total / self.pictures

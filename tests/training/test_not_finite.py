@@ -1,0 +1,78 @@
+"""A loss that is no number: found in the batch in which it happens, with its pictures named."""
+
+import csv
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.torch import load_file
+
+from tlkit.cli import main
+
+RECIPE = """
+name: overflow
+data: {{source: {{folder: {folder}}}, validation: 0.25, test: 0, image_size: 32, batch_size: 4, normalize: none}}
+model: {{backbone: lenet5, weights: random}}
+phases: [{{train: all, epochs: 3, lr: {lr}}}]
+optimizer: {{name: sgd, weight_decay: 0}}
+trainer: {{on_nan: {on_nan}}}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    draws = np.random.default_rng(0)
+    for label, name in enumerate(("dark", "light")):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for number in range(12):
+            picture = draws.integers(120 * label, 120 * label + 100, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(picture).save(tmp_path / "pictures" / name / f"{number}.png")
+    return tmp_path / "pictures"
+
+
+def finetune(folder: Path, on_nan: str, lr: float) -> int:
+    recipe = folder.parent / "recipe.yaml"
+    recipe.write_text(RECIPE.format(folder=folder, on_nan=on_nan, lr=lr), encoding="utf-8")
+    return main(["finetune", str(recipe), "--out", str(folder.parent / "run")])
+
+
+def named(run: Path) -> list[dict[str, str]]:
+    with (run / "not_finite.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_training_stops_with_the_pictures_of_the_batch_and_what_to_do(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert finetune(folder, "stop", lr=1e38) == 2
+    printed = capsys.readouterr().err
+    assert re.search(r"The loss became (nan|inf) in batch \d of epoch 0, phase 1\.", printed)
+    assert "tlkit lr RECIPE" in printed
+    assert "trainer.on_nan=skip" in printed
+    assert "Traceback" not in printed
+    rows = named(folder.parent / "run")
+    assert len(rows) == 4  # the pictures of one batch
+    assert {row["id"].split("/")[0] for row in rows} <= {"dark", "light"}
+    assert len({row["id"] for row in rows}) == 4
+
+
+def test_skipped_batches_leave_the_weights_finite(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tlkit.training.module import PhaseModule
+
+    forward, calls = PhaseModule._network, []
+
+    def sometimes_infinite(self: PhaseModule, inputs: object) -> object:
+        logits = forward(self, inputs)  # type: ignore[arg-type]
+        if not self.training:
+            return logits
+        calls.append(1)
+        return logits * (float("inf") if len(calls) == 2 else 1.0)
+
+    monkeypatch.setattr(PhaseModule, "_network", sometimes_infinite)
+    assert finetune(folder, "skip", lr=1e-2) == 0
+    run = folder.parent / "run"
+    assert {(row["epoch"], row["batch"]) for row in named(run)} == {("0", "1")}
+    assert len(named(run)) == 4
+    assert all(tensor.isfinite().all() for tensor in load_file(run / "model" / "model.safetensors").values())
+    with (run / "metrics.csv").open(encoding="utf-8", newline="") as file:
+        assert all(float(row["train/loss"]) < 100 for row in csv.DictReader(file))

@@ -1,0 +1,106 @@
+"""A loss that is no number: training ends there, or goes on without the batch; either way its pictures are named."""
+
+import csv
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from tlkit.data.samples import Sample
+from tlkit.errors import TrainingError
+from tlkit.recipe.schema import OnNan
+
+LOG = logging.getLogger("tlkit")
+
+COLUMNS = ("phase", "epoch", "batch", "loss", "id")
+LOOK_EVERY = 50
+"""Batches between two looks on a device that works on while Python goes ahead: to look is to wait for it."""
+
+
+class NotFinite(Callback):
+    """Looks at each batch's loss before it reaches the weights.
+
+    on_nan: `stop` raises TrainingError; on a GPU up to fifty batches later, with the weights already lost. `skip` undoes what the batch
+    did: its gradients, and what batch-norm took from it. samples: of the training split, in the order of the loader's indices.
+    file: gets a row for each picture of such a batch.
+    """
+
+    def __init__(self, on_nan: OnNan, samples: Sequence[Sample], file: Path, *, phase: int) -> None:
+        self._on_nan, self._samples, self._file, self._phase = on_nan, samples, file, phase
+        self._first = torch.tensor(-1)
+        self._first_loss = torch.tensor(0.0)
+        self._skip = False
+        self._buffers: dict[str, Tensor] = {}
+        self.skipped = 0
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._first = torch.tensor(-1, device=pl_module.device)
+        self._first_loss = torch.tensor(0.0, device=pl_module.device)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if self._on_nan == "skip":
+            self._buffers = {name: buffer.clone() for name, buffer in pl_module.named_buffers()}
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        batch, loss = trainer.fit_loop.epoch_loop.batch_idx, loss.detach().float()
+        bad = ~loss.isfinite()
+        if self._on_nan == "skip":
+            self._skip = bool(_on_any_rank(trainer, bad))
+            if self._skip:
+                self._write(trainer, batch, float(loss))
+                self.skipped += 1
+                where = f"batch {batch} of epoch {trainer.current_epoch}"
+                LOG.warning("%s left out: its loss is %s; its pictures are in %s", where, float(loss), self._file)
+            return
+        is_first = bad & (self._first < 0)
+        self._first = torch.where(is_first, batch, self._first)
+        self._first_loss = torch.where(is_first, loss, self._first_loss)
+        if pl_module.device.type == "cpu" or batch % LOOK_EVERY == LOOK_EVERY - 1:
+            self._stop_if_found(trainer)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        if self._skip:
+            # Of all batches that were accumulated: their sum holds this one's.
+            optimizer.zero_grad()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if self._skip:
+            for name, buffer in pl_module.named_buffers():
+                buffer.copy_(self._buffers[name])
+            self._skip = False
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stop_if_found(trainer)
+
+    def _stop_if_found(self, trainer: Trainer) -> None:
+        batch = int(self._first)
+        if batch < 0:
+            return
+        self._write(trainer, batch, float(self._first_loss))
+        raise TrainingError(
+            f"The loss became {float(self._first_loss)} in batch {batch} of epoch {trainer.current_epoch}, phase {self._phase + 1}. "
+            f"Its pictures are in {self._file}.\n"
+            "  Mostly the learning rate is too high: lower the phase's lr (tlkit lr RECIPE finds one), or set optimizer.gradient_clip=1.\n"
+            "  trainer.on_nan=skip goes on without such batches."
+        )
+
+    def _write(self, trainer: Trainer, batch: int, loss: float) -> None:
+        """The pictures that this process had in the batch."""
+        loader: Any = trainer.train_dataloader
+        size = loader.batch_size
+        keys = list(loader.sampler)[batch * size : (batch + 1) * size]
+        is_new = not self._file.exists()
+        with self._file.open("a", encoding="utf-8", errors="surrogateescape", newline="") as opened:
+            writer = csv.writer(opened)
+            if is_new:
+                writer.writerow(COLUMNS)
+            writer.writerows((self._phase, trainer.current_epoch, batch, loss, self._samples[index].id) for _, index in keys)
+
+
+def _on_any_rank(trainer: Trainer, bad: Tensor) -> Tensor:
+    """All leave a batch out together: their gradients are one mean."""
+    return trainer.strategy.reduce(bad.float(), reduce_op="sum") > 0
