@@ -186,5 +186,5 @@ def _undecoded(rows: Any, column: str) -> Any:
     datasets = _datasets()
     try:
         return rows.select_columns([column]).cast_column(column, datasets.Image(decode=False))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RuntimeError) as error:  # pyarrow's NotImplementedError is a RuntimeError
         raise DataError(f"data.source.image: the column {column} holds no pictures ({error}).\n  Name another.") from error

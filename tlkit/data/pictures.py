@@ -16,6 +16,7 @@ from tlkit.data.augment import Augmentation
 from tlkit.data.fitted import FittedPictures
 from tlkit.data.preprocess import Preprocessing
 from tlkit.data.samples import Sample
+from tlkit.data.webdataset_source import TarPicture
 from tlkit.errors import DataError
 
 Key = tuple[int, int]
@@ -28,6 +29,9 @@ Batch = tuple[Tensor, Tensor]
 # Below this many pictures, starting worker processes takes longer than they save (two cores, 28 px pictures).
 MIN_PICTURES_FOR_WORKERS = 5_000
 MAX_WORKERS = 8
+# Tar shards whose pictures a training order mixes: enough that a shard of one class makes no batches of one class, few enough that
+# what is read lies together.
+SHARDS_MIXED = 8
 
 
 class Pictures(Dataset[tuple[NDArray[np.uint8], Target]]):
@@ -100,6 +104,7 @@ class EpochSampler(Sampler[Key]):
     shuffle: a training order, of the same length on all ranks (filled up from its beginning), without a last batch of one
     picture, for which batch-norm has no statistics. Otherwise every picture once, in order, dealt out to the ranks.
     chances: of each picture, [size]; a training order is then drawn with replacement, as long as before.
+    shards: the file that each picture lies in, [size], where many share one; a training order then goes through few files at a time.
     first_epoch: added to what set_epoch sets, because Lightning counts from zero again in every phase.
     """
 
@@ -114,8 +119,9 @@ class EpochSampler(Sampler[Key]):
         rank: int = 0,
         ranks: int = 1,
         chances: NDArray[np.float64] | None = None,
+        shards: NDArray[np.int64] | None = None,
     ) -> None:
-        self.chances = chances
+        self.chances, self.shards = chances, shards
         self.size, self.shuffle, self.seed, self.first_epoch = size, shuffle, seed, first_epoch
         self.rank, self.ranks = rank, ranks
         self.epoch = first_epoch
@@ -142,7 +148,11 @@ class EpochSampler(Sampler[Key]):
         length = -(-self.size // self.ranks) * self.ranks
         if self.chances is not None:
             return draws.choice(self.size, length, p=self.chances)
-        return np.resize(draws.permutation(self.size), length)
+        order = draws.permutation(self.size)
+        if self.shards is not None:
+            mixture = draws.permutation(self.shards.max() + 1) // SHARDS_MIXED
+            order = order[np.argsort(mixture[self.shards[order]], kind="stable")]
+        return np.resize(order, length)
 
 
 def _times_before(order: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -151,6 +161,15 @@ def _times_before(order: NDArray[np.int64]) -> NDArray[np.int64]:
     times = np.empty_like(order)
     times[sorting] = np.arange(len(order)) - np.searchsorted(order[sorting], order[sorting])
     return times
+
+
+def shard_numbers(samples: Sequence[Sample]) -> NDArray[np.int64] | None:
+    """[N]: which tar each picture lies in; None unless all lie in tars."""
+    shards = [sample.image.shard for sample in samples if isinstance(sample.image, TarPicture)]
+    if not shards or len(shards) < len(samples):
+        return None
+    numbers = {shard: number for number, shard in enumerate(dict.fromkeys(shards))}
+    return np.array([numbers[shard] for shard in shards])
 
 
 def balanced_chances(samples: Sequence[Sample]) -> NDArray[np.float64]:
@@ -206,6 +225,7 @@ def make_loader(
         rank=rank,
         ranks=ranks,
         chances=balanced_chances(samples) if balanced else None,
+        shards=shard_numbers(samples) if train else None,
     )
     number = worker_count(workers, len(pictures))
     return PictureLoader(

@@ -140,7 +140,9 @@ class _Scan:
             tar = tarfile.open(self.shard, "r:")  # noqa: SIM115 (closed below)
         except tarfile.ReadError as error:
             packed = next((word for start, word in _PACKED.items() if _begins(file, start)), "")
-            why = f"is packed with {packed}, and can't be read from any place: unpack it first" if packed else f"is no tar ({error})"
+            why = f"is no tar, or cut off at its beginning ({error})"
+            if packed:
+                why = f"is packed with {packed}, and can't be read from any place: unpack it first"
             self.faults.append(f"{self.shard}: {why}.")
             return
         with tar:
@@ -163,8 +165,7 @@ class _Scan:
 
     def _tell_end(self, offset: int) -> None:
         size = self.shard.stat().st_size
-        what = "is cut off" if size < offset + _BLOCK else "is damaged"
-        self.faults.append(f"{self.shard}: {what} at byte {min(offset, size):,}; the file has {size:,}.")
+        self.faults.append(f"{self.shard}: is cut off or damaged at byte {offset:,}; the file has {size:,}.")
 
     def _entry(self, member: _Member, file: IO[bytes]) -> Entry | None:
         if not member.pictures and not member.labels:
