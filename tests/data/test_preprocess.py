@@ -1,4 +1,6 @@
 import json
+from collections.abc import Iterable
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -8,7 +10,7 @@ from PIL import Image
 from timm.data import create_transform
 from torchvision.transforms import functional
 
-from tlkit.data.preprocess import Preprocessing, preprocessing_for
+from tlkit.data.preprocess import Pictures, Preprocessing, preprocessing_for
 from tlkit.recipe.schema import BundledSource, Data
 from tlkit.shipped import shipped
 
@@ -105,9 +107,10 @@ def test_normalize_none_leaves_0_to_1_and_dataset_takes_the_measured_values() ->
     measured = preprocessing_for(
         data(normalize="dataset", image_size=16, resize="pad"),
         {},
-        lambda read: fitted.append(read(lambda: Image.fromarray(picture(40, 10)))) or ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6)),
+        lambda read: fitted.append(read(lambda: Image.fromarray(picture(40, 10)))) or fitted,
     )
-    assert (measured.mean, measured.std, measured.resize) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "pad")
+    assert (measured.mean, measured.resize) == (pytest.approx(fitted[0].mean((0, 1)) / 255), "pad")
+    assert measured.std == pytest.approx(fitted[0].std((0, 1)) / 255)
     assert fitted[0].shape == (16, 16, 3)
 
 
@@ -151,3 +154,59 @@ def test_mean_and_std_of_the_weights_become_those_of_the_recipes_channels() -> N
 def test_mean_and_std_of_different_lengths_are_refused() -> None:
     with pytest.raises(ValueError, match="as many values"):
         Preprocessing(4, "crop", 1.0, "bilinear", (0.5,), STD)
+
+
+# --- a mean picture ---
+
+
+def read_all(pictures: Iterable[np.ndarray]) -> Pictures:
+    return lambda read: (read(partial(Image.fromarray, picture)) for picture in pictures)
+
+
+def pixelwise(pictures: np.ndarray, **fields: object) -> Preprocessing:
+    size = pictures.shape[1]
+    return preprocessing_for(
+        data(normalize="pixelwise", image_size=size, **fields), {}, lambda read: (read(partial(Image.fromarray, one)) for one in pictures)
+    )
+
+
+def test_the_mean_picture_of_training_is_subtracted_and_each_channel_divided_by_its_std_about_it() -> None:
+    pictures = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), dtype=np.uint8)
+    preprocessing = pixelwise(pictures, resize="stretch")
+    scaled = pictures / 255
+    centred = scaled - scaled.mean(0)
+    expected = (centred / np.sqrt(np.square(centred).mean((0, 1, 2)))).transpose(0, 3, 1, 2)
+    images = torch.from_numpy(pictures).permute(0, 3, 1, 2)
+    np.testing.assert_allclose(preprocessing.normalize(images), expected, atol=1e-5)
+    np.testing.assert_allclose(preprocessing.normalize_arrays(pictures), expected, atol=1e-5)
+    assert preprocessing.mean == pytest.approx(scaled.mean((0, 1, 2)))
+    assert preprocessing.normalize(images).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_padded_pictures_are_filled_with_the_colour_that_was_measured_without_padding() -> None:
+    pictures = [np.full((4, 8, 3), value, np.uint8) for value in (100, 200)]
+    preprocessing = preprocessing_for(
+        data(normalize="pixelwise", image_size=8, resize="pad"), {}, lambda read: (read(partial(Image.fromarray, one)) for one in pictures)
+    )
+    assert preprocessing.mean == pytest.approx((150 / 255,) * 3)
+    assert (preprocessing.fit(pictures[0])[0] == 150).all()
+    np.testing.assert_allclose(preprocessing.mean_picture, 150 / 255, atol=1e-6)
+
+
+def test_a_mean_picture_is_known_by_its_sha256_and_nothing_is_normalised_without_it() -> None:
+    pictures = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+    preprocessing = pixelwise(pictures)
+    assert preprocessing.mean_picture is not None
+    values = json.loads(json.dumps(preprocessing.to_json()))
+    assert values["mean_picture"]["file"] == "mean_picture.safetensors"
+    assert len(json.dumps(values)) < 600
+    assert Preprocessing.from_json(values, preprocessing.mean_picture) == preprocessing
+    assert pixelwise(pictures[:2]) != preprocessing
+    without = Preprocessing.from_json(values)
+    assert (without.fit(pictures[0]) == preprocessing.fit(pictures[0])).all()
+    with pytest.raises(ValueError, match="without it"):
+        without.normalize(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="another one"):
+        Preprocessing.from_json(values, preprocessing.mean_picture + 1)
+    with pytest.raises(ValueError, match="doesn't fit"):
+        Preprocessing.from_json(values, preprocessing.mean_picture[:4])

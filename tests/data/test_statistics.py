@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from tlkit.data.statistics import channel_statistics
+from tlkit.data.statistics import channel_statistics, pixel_statistics
 from tlkit.errors import DataError
 
 
@@ -38,3 +38,17 @@ def test_every_channel_is_measured(channels: int) -> None:
     mean, std = channel_statistics(pictures)
     assert mean == pytest.approx(pixels.mean(axis=0), abs=1e-6)
     assert std == pytest.approx(pixels.std(axis=0), abs=1e-6)
+
+
+def test_the_mean_picture_and_the_std_about_it_equal_numpys() -> None:
+    pictures = np.random.default_rng(0).integers(0, 200, (50, 6, 6, 3), dtype=np.uint8)
+    mean, std = pixel_statistics(iter(pictures))
+    scaled = pictures.astype(np.float64) / 255
+    np.testing.assert_allclose(mean, scaled.mean(0), atol=1e-6)
+    assert std == pytest.approx(np.sqrt(np.square(scaled - scaled.mean(0)).mean((0, 1, 2))), abs=1e-6)
+
+
+def test_pictures_that_are_all_the_same_have_a_std_that_can_be_divided_by() -> None:
+    assert pixel_statistics([np.full((2, 2, 1), 51, np.uint8)] * 3)[1] == (1 / 255,)
+    with pytest.raises(DataError, match="no pictures"):
+        pixel_statistics([])

@@ -23,3 +23,20 @@ def preview(arguments: Namespace) -> int:
     from tlkit.training.preview import preview_command
 
     return preview_command(recipe, arguments.out, rows=arguments.rows, columns=arguments.columns)
+
+
+def stats_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("place", metavar="DIR|RECIPE", help="a folder of pictures as data.source.folder takes it, or a recipe")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help="changes one key of the recipe")
+    parser.add_argument("--channels", type=count, metavar="N", help="1 for grey, 3 for colour (default: the recipe's, for a folder 3)")
+    help = "side of the mean picture (default: the recipe's image_size, for a folder the size of its first picture)"
+    parser.add_argument("--image-size", type=count, metavar="PX", help=help)
+    parser.add_argument("--out", type=Path, metavar="DIR", help="put mean_picture.png and statistics.json here")
+    parser.add_argument("--format", choices=("table", "json"), default="table", help="default: table")
+
+
+def stats(arguments: Namespace) -> int:
+    from tlkit.data.stats_command import Asked, stats_command
+
+    asked = Asked(arguments.place, tuple(arguments.overrides), arguments.channels, arguments.image_size, arguments.out)
+    return stats_command(asked, as_json=arguments.format == "json")

@@ -69,13 +69,15 @@ def check_arguments(parser: ArgumentParser) -> None:
 
 def check(arguments: Namespace) -> int:
     from tlkit.recipe.load import load_recipe, recipe_yaml
-    from tlkit.recipe.summary import recipe_notes, recipe_summary
+    from tlkit.recipe.summary import recipe_notes, recipe_summary, recipe_warnings
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     if arguments.resolved:
         print(recipe_yaml(recipe), end="")
         return 0
     print(f"{arguments.recipe}: no faults found. Pictures and weights are looked for when it runs.\n\n{recipe_summary(recipe)}")
+    for warning in recipe_warnings(recipe):
+        print(f"  {'warning':<11}{warning}")
     for note in recipe_notes(recipe):
         print(f"  {'note':<11}{note}")
     return 0

@@ -3,8 +3,9 @@
 Where an exported model runs there may be neither torch nor pydantic: what is needed there needs numpy and Pillow.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from hashlib import sha256
 from math import floor
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -14,15 +15,15 @@ from PIL import Image
 
 from tlkit.data.decode import MAX_PIXELS, WHITE, WHOLE_RANGE, decode
 from tlkit.data.samples import Picture
+from tlkit.data.statistics import PerChannel, channel_statistics, pixel_statistics
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from tlkit.recipe.schema import Data
 
-PerChannel = tuple[float, ...]
-"""One value a channel: R G B, or those of pictures with other channels in their order."""
 Read = Callable[[Picture], NDArray[np.uint8]]
+Pictures = Callable[[Read], Iterable[NDArray[np.uint8]]]
 Resize = Literal["crop", "pad", "stretch"]
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 # timm's own values where weights don't say otherwise (timm.data.config, timm.data.constants).
@@ -30,6 +31,8 @@ DEFAULT_CROP_PCT = 0.875
 DEFAULT_INTERPOLATION = "bicubic"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+MEAN_PICTURE_FILE = "mean_picture.safetensors"
+"""Of a model folder."""
 # A 1 x 100,000 picture scaled to a short side of 256 would take gigabytes; the limit is that of one decoded picture.
 MAX_RESIZED_PIXELS = MAX_PIXELS
 
@@ -38,7 +41,10 @@ MAX_RESIZED_PIXELS = MAX_PIXELS
 class Preprocessing:
     """image_size in pixels. mean and std per channel, in units of 0..1; as many as they are, as many channels a picture has.
 
-    crop_pct: share of the resized picture that the crop keeps, as in timm. The last three are how files are decoded, see `decode`.
+    crop_pct: share of the resized picture that the crop keeps, as in timm. max_pixels and the two below it are how files are decoded,
+    see `decode`.
+    mean_picture: [S, S, C] float32 in units of 0..1, subtracted in place of mean, with its sha256; of `normalize: pixelwise` only.
+    The fill colour is mean all the same.
     """
 
     image_size: int
@@ -50,6 +56,8 @@ class Preprocessing:
     max_pixels: int = MAX_PIXELS
     background: tuple[int, int, int] = WHITE
     range_16bit: tuple[int, int] = WHOLE_RANGE
+    mean_picture_sha256: str = ""
+    mean_picture: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.resize not in get_args(Resize) or self.interpolation not in INTERPOLATIONS:
@@ -58,6 +66,11 @@ class Preprocessing:
             raise ValueError(f"crop_pct must lie in 0..1, image_size and std above 0: {self}")
         if len(self.mean) != len(self.std):
             raise ValueError(f"mean and std must have as many values as there are channels: {self}")
+        if self.mean_picture is not None:
+            if self.mean_picture.shape != (self.image_size, self.image_size, self.channels) or self.mean_picture.dtype != np.float32:
+                raise ValueError(f"the mean picture is {self.mean_picture.shape} {self.mean_picture.dtype}, which doesn't fit: {self}")
+            if sha256(np.ascontiguousarray(self.mean_picture).tobytes()).hexdigest() != self.mean_picture_sha256:
+                raise ValueError(f"the mean picture is another one than: {self}")
 
     @property
     def channels(self) -> int:
@@ -84,31 +97,54 @@ class Preprocessing:
             size = (picture.shape[1], picture.shape[0])
             width, height = self._resized(*size)
         if (width, height) != size:
-            picture = _resize(picture, (width, height), Image.Resampling[self.interpolation.upper()])
+            picture = resized(picture, (width, height), Image.Resampling[self.interpolation.upper()])
         return self._square(picture)
 
     def normalize(self, images: "Tensor") -> "Tensor":
-        """(images / 255 - mean) / std as float32, on the images' device and in their memory layout. images: [B, C, H, W] uint8."""
+        """(images / 255 - mean) / std as float32, on the images' device and in their memory layout. images: [B, C, S, S] uint8."""
         import torch
 
-        mean = torch.tensor(self.mean, dtype=torch.float32, device=images.device).view(1, -1, 1, 1)
+        mean = torch.tensor(self._mean(), device=images.device).permute(2, 0, 1)
         std = torch.tensor(self.std, dtype=torch.float32, device=images.device).view(1, -1, 1, 1)
         return images.to(torch.float32).div_(255).sub_(mean).div_(std)
 
     def normalize_arrays(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
         """The same without torch: [B, S, S, C] uint8 -> [B, C, S, S] float32."""
-        mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
-        normalized = (pictures.astype(np.float32) / np.float32(255) - mean) / std
+        normalized = (pictures.astype(np.float32) / np.float32(255) - self._mean()) / np.array(self.std, np.float32)
         return np.ascontiguousarray(normalized.transpose(0, 3, 1, 2))
 
+    def _mean(self) -> NDArray[np.float32]:
+        """What is subtracted: [S, S, C], or [1, 1, C]."""
+        if self.mean_picture is not None:
+            return self.mean_picture
+        if self.mean_picture_sha256:
+            raise ValueError(f"the mean picture was not handed to from_json, and nothing can be normalised without it: {self}")
+        return np.array([[self.mean]], np.float32)
+
     def to_json(self) -> dict[str, Any]:
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        """Of the mean picture the name of its file and the sha256 of its values."""
+        values = {
+            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(replace(self, mean_picture=None)).items()
+        }
+        del values["mean_picture"]
+        if digest := values.pop("mean_picture_sha256"):
+            values["mean_picture"] = {"file": MEAN_PICTURE_FILE, "values_sha256": digest}
+        return values
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> "Preprocessing":
-        """Of a model folder. Settings that an older one lacks are as they were then: the defaults."""
+    def from_json(cls, values: Mapping[str, Any], mean_picture: NDArray[np.float32] | None = None) -> "Preprocessing":
+        """Of a model folder. Settings that an older one lacks are as they were then: the defaults.
+
+        mean_picture: of a model that has one. Without it pictures can be fitted, but not normalised: that raises ValueError.
+        """
         lists = {"mean", "std", *({"background", "range_16bit"} & values.keys())}
-        return cls(**{**values, **{key: tuple(values[key]) for key in lists}})
+        named = {**values, **{key: tuple(values[key]) for key in lists}}
+        digest = named.pop("mean_picture", {}).get("values_sha256", "")
+        return cls(**named, mean_picture_sha256=digest, mean_picture=mean_picture if digest else None)
+
+    def with_mean_picture(self, picture: NDArray[np.float32]) -> "Preprocessing":
+        """picture: [S, S, C] in units of 0..1."""
+        return replace(self, mean_picture=picture, mean_picture_sha256=sha256(picture.tobytes()).hexdigest())
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
         """Width and height after resizing and before cropping or padding, rounded as torchvision and timm round."""
@@ -137,13 +173,10 @@ class Preprocessing:
         return np.ascontiguousarray(picture[top : top + size, left : left + size])
 
 
-def preprocessing_for(
-    data: "Data", pretrained_cfg: Mapping[str, Any], statistics: Callable[[Read], tuple[PerChannel, PerChannel]] | None = None
-) -> Preprocessing:
+def preprocessing_for(data: "Data", pretrained_cfg: Mapping[str, Any], pictures: Pictures | None = None) -> Preprocessing:
     """What the recipe asks for, with timm's pretrained_cfg where it says `weights`: its mean and std for the recipe's channels.
 
-    statistics: gives mean and std, 0..1, of the training pictures, read as it is told;
-    called only for `normalize: dataset`.
+    pictures: gives the training pictures, read as it is told; called only for `normalize: dataset` and `pixelwise`.
     """
     mean = per_channel(pretrained_cfg.get("mean", IMAGENET_MEAN), data.channels)
     std = per_channel(pretrained_cfg.get("std", IMAGENET_STD), data.channels)
@@ -162,14 +195,29 @@ def preprocessing_for(
         background=data.background,
         range_16bit=data.range_16bit,
     )
-    if data.normalize != "dataset":
+    if data.normalize in ("weights", "none"):
         return preprocessing
-    if statistics is None:
-        raise ValueError("normalize: dataset needs the statistics of the training pictures")
-    # Padding takes the colour that is being measured, so it is left out: stretching keeps all of a picture and adds nothing.
-    measured = replace(preprocessing, resize="stretch") if data.resize == "pad" else preprocessing
-    mean, std = statistics(measured.read)
-    return replace(preprocessing, mean=mean, std=std)
+    if pictures is None:
+        raise ValueError(f"normalize: {data.normalize} needs the training pictures")
+    if data.normalize == "dataset" or data.resize == "pad":
+        # Padding takes the colour that is being measured, so it is left out: stretching keeps all of a picture and adds nothing.
+        measured = replace(preprocessing, resize="stretch") if data.resize == "pad" else preprocessing
+        mean, std = channel_statistics(pictures(measured.read))
+        preprocessing = replace(preprocessing, mean=mean, std=std)
+    return _pixelwise(preprocessing, pictures) if data.normalize == "pixelwise" else preprocessing
+
+
+def _pixelwise(preprocessing: Preprocessing, pictures: Pictures) -> Preprocessing:
+    """With the mean picture, and one std a channel about it.
+
+    Dividing each position by its own std would make most of those that hardly change, such as corners; so there is one a channel,
+    as with channel means, and numbers keep the spread that networks and their initial weights are made for.
+    Source: the mean picture alone is subtracted by Krizhevsky et al. 2012, section 2.
+    """
+    picture, std = pixel_statistics(pictures(preprocessing.read))
+    # Where pictures are padded, they were fitted with the mean that is there already.
+    mean = preprocessing.mean if preprocessing.resize == "pad" else tuple(map(float, picture.mean((0, 1), np.float64)))
+    return replace(preprocessing, mean=mean, std=std).with_mean_picture(picture)
 
 
 def per_channel(values: Sequence[float], channels: int) -> PerChannel:
@@ -187,7 +235,7 @@ def _middle(picture: NDArray[np.uint8], longest: int) -> NDArray[np.uint8]:
     return picture[top : height - top, left : width - left]
 
 
-def _resize(picture: NDArray[np.uint8], size: tuple[int, int], resample: Image.Resampling) -> NDArray[np.uint8]:
+def resized(picture: NDArray[np.uint8], size: tuple[int, int], resample: Image.Resampling) -> NDArray[np.uint8]:
     """[H, W, C] -> [height, width, C]; size: width and height."""
     if picture.shape[2] == 3:
         return np.asarray(Image.fromarray(picture).resize(size, resample))

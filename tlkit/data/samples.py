@@ -16,6 +16,8 @@ if TYPE_CHECKING:  # `tlkit predict ARTIFACT` needs what is below where pydantic
 # What a folder or a cell calls a split -> the split.
 SPLIT_WORDS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 LABEL_SEPARATOR = "|"
+LARGEST_FOLD = 5
+"""Classes that differ more in their training pictures are uneven: accuracy is then mostly about the large ones."""
 Picture = Path | Callable[[], Image.Image | NDArray[Any]]
 """A file, or a function that gives the picture; numbers, [H, W, C] uint8 or uint16, where Pillow has no such picture.
 

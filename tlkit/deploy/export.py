@@ -42,6 +42,11 @@ def export_run(run: Path, wanted: Wanted) -> list[Path]:
     _check_wanted(wanted)
     _check_head(read_card(find_model_folder(run)))
     classifier, card = load_model(run)
+    if card.mean_picture is not None and not wanted.raw:
+        raise ArtifactError(
+            f"{run} was trained with normalize: pixelwise, and its mean picture goes into the network alone.\n"
+            "  Export it with the normalisation inside, as it is by default."
+        )
     out = wanted.out or run / "export"
     out.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=".export-", dir=out))
@@ -73,7 +78,7 @@ def _check_head(card: ModelCard) -> None:
 
 def _write_onnx(folder: Path, classifier: Classifier, card: ModelCard, wanted: Wanted) -> dict[str, Any]:
     """Writes model.onnx, and returns what artifact.json says about it."""
-    spec = Preprocessing.from_json(card.preprocessing)
+    spec = Preprocessing.from_json(card.preprocessing, card.mean_picture)
     shipped = Shipped(classifier, spec.normalize if wanted.raw else None, multilabel=card.task == "multilabel")
     model = onnx_model(exported_program(shipped, spec.image_size, spec.channels), wanted.opset)
     model = with_outputs(model, ("probabilities", *(("features",) if wanted.features else ())))
@@ -87,7 +92,7 @@ def _output(value: Any) -> dict[str, Any]:
 
 
 def _facts(run: Path, card: ModelCard, wanted: Wanted) -> dict[str, Any]:
-    spec = Preprocessing.from_json(card.preprocessing)
+    spec = Preprocessing.from_json(card.preprocessing, card.mean_picture)
     size, channels = spec.image_size, spec.channels
     entrance = (
         {"name": "pictures", "dtype": "uint8", "layout": "NHWC", "shape": ["batch", size, size, channels]}

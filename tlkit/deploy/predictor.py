@@ -69,7 +69,7 @@ def _of_run(run: Path) -> Predictor:
     from tlkit.models.checkpoint import find_model_folder, load_model
 
     classifier, card = load_model(run)
-    preprocessing = Preprocessing.from_json(card.preprocessing)
+    preprocessing = Preprocessing.from_json(card.preprocessing, card.mean_picture)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     classifier.to(device)
 

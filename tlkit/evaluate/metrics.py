@@ -9,12 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
-from tlkit.data.samples import Samples
+from tlkit.data.samples import LARGEST_FOLD, Samples
 
 Lead = Literal["accuracy", "balanced_accuracy", "mean_average_precision"]
 """The figure that chooses the best epoch and stands first in every result."""
-LARGEST_FOLD = 5
-"""Where classes differ by more than this in training, plain accuracy says too little of the small ones."""
 
 
 def lead_of(samples: Samples) -> Lead:

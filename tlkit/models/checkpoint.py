@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import timm
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from timm.models._hub import save_config_for_hf  # what timm's own push_to_hf_hub writes config.json with
@@ -27,6 +29,9 @@ from tlkit.recipe.schema import Head, Task
 
 FORMAT = 1
 """Version of tlkit.json. A reader refuses a newer one."""
+
+MEAN_PICTURE = "mean_picture"
+"""Key of the preprocessing, and name of the tensor in the file that it names."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,8 @@ class ModelCard:
     task: Task = "multiclass"
     thresholds: tuple[float, ...] = ()
     """For multilabel: the probability of each class above which a picture is said to have it."""
+    mean_picture: NDArray[np.float32] | None = None
+    """[S, S, C], where preprocessing names one: it lies in a file of its own."""
 
 
 def save_model(folder: Path, classifier: Classifier, card: ModelCard) -> None:
@@ -61,6 +68,8 @@ def save_model(folder: Path, classifier: Classifier, card: ModelCard) -> None:
             state = backbone_state
             save_file(_on_cpu(classifier.head), writing / "head.safetensors")
         save_file(state, writing / "model.safetensors")
+        if card.mean_picture is not None:
+            save_file({MEAN_PICTURE: torch.from_numpy(card.mean_picture)}, writing / card.preprocessing[MEAN_PICTURE]["file"])
         _write_timm_config(writing / "config.json", card)
         _write_json(writing / "tlkit.json", _facts(card, writing))
         if folder.exists():
@@ -175,8 +184,9 @@ def _write_timm_config(file: Path, card: ModelCard) -> None:
         model_config={"label_names": list(card.classes)} if linear else None,
         data_config={
             "input_size": (_channels(card), size, size),
-            "mean": tuple(card.preprocessing["mean"]),
-            "std": tuple(card.preprocessing["std"]),
+            # timm has no words for a mean picture: what it normalises must leave pictures as they are.
+            "mean": tuple(card.preprocessing["mean"]) if card.mean_picture is None else (0.0,) * _channels(card),
+            "std": tuple(card.preprocessing["std"]) if card.mean_picture is None else (1.0,) * _channels(card),
             "interpolation": card.preprocessing["interpolation"],
             "crop_pct": card.preprocessing["crop_pct"],
             "crop_mode": {"crop": "center", "pad": "border", "stretch": "squash"}[card.preprocessing["resize"]],
@@ -220,9 +230,23 @@ def read_card(folder: Path) -> ModelCard:
         return ModelCard(
             facts["backbone"], Head(**facts["head"]), tuple(facts["classes"]), facts["preprocessing"], facts["recipe"],
             facts["weights"], facts["metrics"], facts.get("task", "multiclass"), tuple(facts.get("thresholds", ())),
+            _mean_picture(folder, facts),
         )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{folder / 'tlkit.json'} can't be read: {error}\n  Copy the whole model folder again.") from error
+
+
+def _mean_picture(folder: Path, facts: Mapping[str, Any]) -> NDArray[np.float32] | None:
+    """Raises RunError if it isn't the one that belongs to the preprocessing."""
+    if MEAN_PICTURE not in facts["preprocessing"]:
+        return None
+    named = facts["preprocessing"][MEAN_PICTURE]
+    if named["file"] not in facts["sha256"]:
+        raise RunError(f"{folder / 'tlkit.json'} has no sha256 of {named['file']}.\n  Copy the whole model folder again.")
+    picture = _read_state(folder / named["file"])[MEAN_PICTURE].numpy()
+    if hashlib.sha256(picture.tobytes()).hexdigest() != named["values_sha256"]:
+        raise RunError(f"{folder / named['file']} holds another picture than tlkit.json describes.\n  Copy the whole model folder again.")
+    return picture
 
 
 def _read_state(file: Path) -> dict[str, Tensor]:

@@ -134,7 +134,9 @@ def _of_run(name: str, backbone: str) -> Weights:
         problem = f"= '{name}' is a model of {card.backbone}, and model.backbone is {backbone}."
         raise RecipeError([Fault("model.weights.run", problem, f"Set model.backbone to {card.backbone}, or name a run of {backbone}.")])
     found = _described(f"run {folder}", folder / "model.safetensors")
-    return replace(found, normalization={key: card.preprocessing[key] for key in ("mean", "std")})
+    return replace(
+        found, normalization={key: card.preprocessing[key] for key in ("mean", "std", "mean_picture") if key in card.preprocessing}
+    )
 
 
 def _package_file() -> Path:

@@ -119,7 +119,9 @@ class Data(Strict):
     image_size: int = Field(224, ge=8, le=4096, description="side of the square picture that the network sees, in pixels")
     channels: int = Field(3, ge=1, le=256, description="1 for grey, 3 for colour, or as many as the pictures have")
     resize: Literal["crop", "pad", "stretch"] = Field("crop", description="how a picture becomes square")
-    normalize: Literal["weights", "dataset", "none"] = Field("weights", description="whose mean and std the pictures are normalised with")
+    normalize: Literal["weights", "dataset", "pixelwise", "none"] = Field(
+        "weights", description="whose mean and std the pictures are normalised with; pixelwise subtracts the mean picture of training"
+    )
     on_bad: Literal["error", "skip"] = Field(
         "error", description="pictures that can't be read end the run, or are left out of it and listed in skipped.csv"
     )

@@ -28,12 +28,12 @@ from torch import Tensor
 
 from tlkit.data.datamodule import PictureData
 from tlkit.data.pictures import PictureLoader, make_loader
+from tlkit.data.progress import pictures_progress
 from tlkit.data.samples import Sample
 from tlkit.models.classifier import Classifier
 from tlkit.models.split import Activations, CannotCut, Suffix, cut
 from tlkit.recipe.schema import Cache
 from tlkit.training.cache_entries import cache_folder, make_room
-from tlkit.training.callbacks import pictures_progress
 
 LOG = logging.getLogger("tlkit")
 

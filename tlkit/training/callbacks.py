@@ -4,8 +4,7 @@ import csv
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -17,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tlkit.data.progress import LINE_EVERY_S
 from tlkit.evaluate.metrics import Lead, in_words
 from tlkit.models.classifier import Classifier
 from tlkit.recipe.schema import Ema
@@ -24,9 +24,6 @@ from tlkit.recipe.schema import Ema
 LOG = logging.getLogger("tlkit")
 
 METRICS_COLUMNS = ("phase", "epoch", "train/loss", "train/accuracy", "val/loss", "val/accuracy", "lr", "seconds")
-
-LINE_EVERY_S = 30
-"""Without a terminal, a line in a long epoch at most this often."""
 
 CHECKPOINT_EVERY_S = 5.0
 """At most this much work is lost when a process is killed between two epochs."""
@@ -148,34 +145,6 @@ class StopBetweenBatches(Callback):
     def _stop_if_asked(self) -> None:
         if self._asked:
             raise KeyboardInterrupt
-
-
-@contextmanager
-def pictures_progress(console: Console, what: str, pictures: int) -> Iterator[Callable[[int], None]]:
-    """Shows a pass over pictures outside of the phases. Gives what is to be called with the number of pictures after each batch."""
-    began = last_line = time.perf_counter()
-    done = 0
-    columns = (
-        TextColumn(what),
-        BarColumn(bar_width=30),
-        MofNCompleteColumn(),
-        TextColumn("{task.speed:.0f} images/s"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as live:
-        task = live.add_task(what, total=pictures)
-
-        def advance(batch: int) -> None:
-            nonlocal done, last_line
-            done += batch
-            live.advance(task, batch)
-            now = time.perf_counter()
-            if not console.is_terminal and now - last_line > LINE_EVERY_S:
-                last_line = now
-                speed = done / (now - began)
-                LOG.info("%s  %d/%d  %.0f images/s, %.0f s left", what, done, pictures, speed, (pictures - done) / speed)
-
-        yield advance
 
 
 class ShowProgress(Callback):

@@ -6,11 +6,11 @@ from rich.console import Console
 from torch import Tensor
 
 from tlkit.data.datamodule import PictureData
+from tlkit.data.progress import pictures_progress
 from tlkit.models.classifier import Classifier
 from tlkit.models.inference import infer
 from tlkit.recipe.schema import Cache
 from tlkit.training.activation_cache import ActivationCache, NotKept
-from tlkit.training.callbacks import pictures_progress
 
 LOG = logging.getLogger("tlkit")
 

@@ -9,7 +9,7 @@ from tlkit.data.splits import Duplicates, duplicates_across_splits, hash_picture
 from tlkit.models.checkpoint import ModelCard, save_model
 from tlkit.recipe.load import recipe_yaml
 from tlkit.recipe.schema import CLASSICAL_HEADS, Recipe
-from tlkit.recipe.summary import recipe_notes
+from tlkit.recipe.summary import recipe_notes, recipe_warnings
 from tlkit.training.ready import Ready, make_ready
 from tlkit.training.results import choose_thresholds, counts_of, how_judged, measure_shipped, write_results
 from tlkit.training.run_folder import check_out, is_first_process, make_run_folder
@@ -55,7 +55,7 @@ def train_and_measure(recipe: Recipe, ready: Ready, run: Path, *, began: float) 
             LOG.info("weights: %s", note)
         for line in (*recipe_notes(recipe), *how_judged(recipe, samples).values()):
             LOG.info("%s", line)
-        for warning in split_warnings(samples):
+        for warning in (*recipe_warnings(recipe), *split_warnings(samples)):
             LOG.warning("%s", warning)
         warn_of_leaks(duplicates_across_splits(write_manifest(samples, data.hashes, run / "split.csv")))
 
@@ -79,6 +79,7 @@ def train_and_measure(recipe: Recipe, ready: Ready, run: Path, *, began: float) 
         head=recipe.model.head,
         classes=samples.classes,
         preprocessing=data.preprocessing.to_json(),
+        mean_picture=data.preprocessing.mean_picture,
         recipe=recipe.model_dump(mode="json", by_alias=True),
         weights={"origin": weights.origin, "sha256": weights.sha256},
         metrics={},

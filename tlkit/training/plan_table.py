@@ -62,11 +62,15 @@ def _facts(plan: Plan) -> Table:
     step = f"{batch * optimizer.accumulate} pictures: {dealt}" + (f" x {optimizer.accumulate} batches" if optimizer.accumulate > 1 else "")
     stand_in = " for now" if plan.no_weights else ""
     mean, std = (" ".join(f"{value:.3f}" for value in values) for values in (plan.normalize.mean, plan.normalize.std))
+    of_picture = " over a mean picture" if plan.normalize.mean_picture is not None else ""
     rows = [
         ("recipe", f"[bold]{recipe.name}[/bold]"),
         ("pictures", counts_of(plan.samples) if plan.samples else "unknown"),
         *([("folds", f"{recipe.data.folds} runs of what follows, each validated on its own fold")] if recipe.data.folds else []),
-        ("input", f"{recipe.data.image_size} px by {recipe.data.resize}, normalize {recipe.data.normalize} (mean {mean}, std {std})"),
+        (
+            "input",
+            f"{recipe.data.image_size} px by {recipe.data.resize}, normalize {recipe.data.normalize} (mean {mean}{of_picture}, std {std})",
+        ),
         ("backbone", f"{model.backbone}, weights {plan.weights}{stand_in}, head {model.head.kind} for {plan.classes} classes"),
     ]
     if plan.phases:

@@ -9,7 +9,6 @@ from tlkit.data.augment import build_augmentation
 from tlkit.data.folds import split_by_recipe
 from tlkit.data.preprocess import Preprocessing, preprocessing_for
 from tlkit.data.samples import Samples
-from tlkit.data.statistics import channel_statistics
 from tlkit.models.backbones import check_backbone_name, pretrained_cfg
 from tlkit.models.checkpoint import check_can_ship
 from tlkit.models.classifier import Classifier
@@ -84,15 +83,15 @@ def build(recipe: Recipe, samples: Samples, weights: Weights, *, say: Callable[[
     backbone = load_backbone(recipe.model, weights, size, channels=channels, say=say)
     classifier = Classifier(backbone, trained_head(recipe.model.head), len(samples.classes), size)
     check_can_ship(recipe.model.backbone, recipe.model.head, classifier, len(samples.classes), size)
+    if "mean_picture" in weights.normalization and recipe.data.normalize == "weights":
+        say("they were trained with a mean picture subtracted; `normalize: weights` takes the means of its channels")
     return classifier, preprocessing_of(recipe, samples, weights)
 
 
 def preprocessing_of(recipe: Recipe, samples: Samples, weights: Weights) -> Preprocessing:
     """weights: only the normalisation that they were made with is asked for."""
     cfg = {**pretrained_cfg(recipe.model.backbone), **weights.normalization}
-    return preprocessing_for(
-        recipe.data, cfg, statistics=lambda read: channel_statistics(read(sample.image) for sample in samples.of("train"))
-    )
+    return preprocessing_for(recipe.data, cfg, pictures=lambda read: (read(sample.image) for sample in samples.of("train")))
 
 
 def what_trains(recipe: Recipe, classifier: Classifier) -> list[frozenset[str]]:

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from tlkit.data.samples import LARGEST_FOLD
 from tlkit.data.splits import split_warnings
-from tlkit.evaluate.metrics import LARGEST_FOLD
 from tlkit.models.backbones import pretrained_cfg
 from tlkit.recipe.schema import Recipe
-from tlkit.recipe.summary import recipe_notes
+from tlkit.recipe.summary import recipe_notes, recipe_warnings
 from tlkit.training.plan import ASSUMED_CLASSES, PhasePlan, Plan, batches_an_epoch
 
 FEW_PICTURES = 10
@@ -50,15 +50,11 @@ def _memory(plan: Plan) -> Iterator[str]:
 
 
 def _normalize(plan: Plan) -> Iterator[str]:
-    recipe = plan.recipe
-    if recipe.model.weights == "random" or recipe.data.normalize == "weights":
-        return
     mean = ", ".join(f"{value:.3f}" for value in plan.weights_mean)
-    expected = f"The weights were trained with mean {mean}: use `normalize: weights`." if mean else "Use `normalize: weights`."
-    if recipe.data.normalize == "none":
-        yield f"data.normalize = 'none' feeds the weights numbers that they have never seen. {expected}"
-    elif any(phase.train == "head" for phase in recipe.phases) or not recipe.phases:
-        yield f"data.normalize = 'dataset' doesn't fit a backbone that stays frozen. {expected}"
+    yield from (f"{warning} They were trained with mean {mean}." if mean else warning for warning in recipe_warnings(plan.recipe))
+    if plan.recipe.model.weights != "random" and plan.recipe.data.normalize == "none" and not recipe_warnings(plan.recipe):
+        fix = f"They were trained with mean {mean}: use `normalize: weights`." if mean else "Use `normalize: weights`."
+        yield f"data.normalize = 'none' feeds the weights numbers that they have never seen. {fix}"
 
 
 def _size(recipe: Recipe) -> Iterator[str]:

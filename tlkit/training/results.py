@@ -80,7 +80,11 @@ def measure_shipped(model: Path, ready: Ready, recipe: Recipe, result: "Trained"
     """
     classifier, card = load_model(model)
     classifier.to(result.device)
-    preprocessing, samples, batch_size = Preprocessing.from_json(card.preprocessing), ready.samples, recipe.data.batch_size
+    preprocessing, samples, batch_size = (
+        Preprocessing.from_json(card.preprocessing, card.mean_picture),
+        ready.samples,
+        recipe.data.batch_size,
+    )
     metrics: dict[str, Any] = {}
     if samples.of("test"):
         metrics["test"] = measure_split(classifier, samples, "test", preprocessing, batch_size=batch_size, thresholds=card.thresholds)

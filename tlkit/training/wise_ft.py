@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tlkit.data.datamodule import PictureData
+from tlkit.data.progress import pictures_progress
 from tlkit.evaluate.metrics import in_words, lead_of
 from tlkit.models.classifier import Classifier
 from tlkit.models.inference import infer
-from tlkit.training.callbacks import pictures_progress
 from tlkit.training.losses import plain_loss
 from tlkit.training.scores import score
 

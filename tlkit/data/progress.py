@@ -1,0 +1,42 @@
+"""A long pass over pictures, as a person sees it. No torch, so that commands answer at once."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+LOG = logging.getLogger("tlkit")
+
+LINE_EVERY_S = 30
+"""Without a terminal, a line at most this often."""
+
+
+@contextmanager
+def pictures_progress(console: Console, what: str, pictures: int) -> Iterator[Callable[[int], None]]:
+    """Shows a pass over pictures outside of the phases. Gives what is to be called with the number of pictures after each batch."""
+    began = last_line = time.perf_counter()
+    done = 0
+    columns = (
+        TextColumn(what),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TextColumn("{task.speed:.0f} images/s"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as live:
+        task = live.add_task(what, total=pictures)
+
+        def advance(batch: int) -> None:
+            nonlocal done, last_line
+            done += batch
+            live.advance(task, batch)
+            now = time.perf_counter()
+            if not console.is_terminal and now - last_line > LINE_EVERY_S:
+                last_line = now
+                speed = done / (now - began)
+                LOG.info("%s  %d/%d  %.0f images/s, %.0f s left", what, done, pictures, speed, (pictures - done) / speed)
+
+        yield advance
