@@ -22,7 +22,7 @@ ROWS = (
     ("__init__", "__main__"),
 )
 ONLY_IN = {"lightning": ("data/datamodule.py", "training/", "bench/textbook.py"), "pydantic": ("recipe/",)}
-HEAVY = {"fastapi", "matplotlib", "onnx", "onnxruntime", "onnxscript", "optuna", "uvicorn"}
+HEAVY = {"datasets", "pyarrow", "webdataset", "fastapi", "matplotlib", "onnx", "onnxruntime", "onnxscript", "optuna", "uvicorn"}
 VAGUE = {"base", "common", "helpers", "misc", "utils"}
 
 

@@ -196,3 +196,19 @@ def test_a_set_of_the_hub_comes_from_the_cache_where_there_is_no_network(tmp_pat
 
 def test_a_set_that_is_not_in_the_cache_is_told_without_asking_the_network(tmp_path: Path) -> None:
     assert "someone/nothing can't be read" in fault("someone/nothing")
+
+
+def test_a_hub_that_does_not_answer_is_asked_once_and_the_cache_looked_into(tmp_path: Path) -> None:
+    """No machine listens at the address: a refused connection, as where there is no network."""
+    code = (
+        "import time; from pathlib import Path; from tlkit.data.sources import read_source\n"
+        "import datasets; from tlkit.recipe.schema import HuggingFaceSource; began = time.monotonic()\n"
+        "try: read_source(HuggingFaceSource(huggingface='someone/nothing'), Path('data'))\n"
+        "except Exception as error: print(type(error).__name__, str(error), time.monotonic() - began < 6)"
+    )
+    address = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home"), "NO_PROXY": "127.0.0.1"}
+    environment = {**os.environ, **address}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert done.stdout.startswith("DataError data.source.huggingface: someone/nothing can't be read"), done.stderr
+    assert "Check the name on the hub and the network" in done.stdout
+    assert done.stdout.split()[-1] == "True"

@@ -17,6 +17,8 @@ from tlkit.errors import DataError, MissingExtraError, did_you_mean
 from tlkit.recipe.schema import HuggingFaceSource, Task
 
 _LABEL_NAMES = ("label", "labels", "fine_label")
+HUB_TIMEOUT_S = 4
+"""How long the hub may take to answer before it counts as out of reach."""
 
 log = logging.getLogger("tlkit")
 
@@ -98,9 +100,26 @@ def _load(source: HuggingFaceSource, root: Path) -> Any:
             siblings = [path.name for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
             hint = did_you_mean(folder.name, siblings) or "A data set of the hub is called NAME or OWNER/NAME."
             raise DataError(f"data.source.huggingface: the folder {name} does not exist.\n  {hint}")
+        _leave_the_network_if_the_hub_is_silent(datasets, name)
         return datasets.load_dataset(name, source.config, revision=source.revision)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, datasets.exceptions.DatasetsError) as error:
         raise DataError(_not_loaded(source, folder, error)) from error
+
+
+def _leave_the_network_if_the_hub_is_silent(datasets: Any, name: str) -> None:
+    """Asks once: load_dataset tries for half a minute before it looks into its cache."""
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if constants.HF_HUB_OFFLINE or datasets.config.HF_HUB_OFFLINE:
+        return
+    try:
+        HfApi().dataset_info(name, timeout=HUB_TIMEOUT_S)
+    except HfHubHTTPError:
+        pass  # It answers; what it has against this set load_dataset will say.
+    except Exception as error:  # What the client raises changed with each of its major versions.
+        log.info("the hub doesn't answer (%s): looking for %s in its cache", str(error).partition("\n")[0] or type(error).__name__, name)
+        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
 
 
 def _not_loaded(source: HuggingFaceSource, folder: Path, error: Exception) -> str:
@@ -110,8 +129,7 @@ def _not_loaded(source: HuggingFaceSource, folder: Path, error: Exception) -> st
         return f"{problem}\n  Choose one: data.source.config."
     if folder.is_dir():
         return f"{problem}\n  Expected a folder by save_to_disk, or one with parquet files or pictures."
-    offline = any(os.environ.get(word, "") not in ("", "0") for word in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"))
-    if offline:
+    if any(os.environ.get(word, "") not in ("", "0") for word in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")):
         return f"{problem}\n  HF_HUB_OFFLINE or HF_DATASETS_OFFLINE is set, and the set is not in the cache: fetch it once without them."
     return f"{problem}\n  Check the name on the hub and the network, or name a folder that has the set."
 
