@@ -46,6 +46,8 @@ class Asked:
 def stats_command(asked: Asked, *, as_json: bool) -> int:
     """Prints the statistics. Exit code 2 if pictures can't be read, after all others have been counted."""
     samples, read, size = _pictures(asked)
+    if asked.out is not None:
+        _make(asked.out)
     console = Console(stderr=True)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     with pictures_progress(console, "looking at", len(samples.samples)) as advance:
@@ -129,8 +131,15 @@ def _aspects(sizes: Mapping[Size, int]) -> Counter[float]:
     return counted
 
 
+def _make(out: Path) -> None:
+    """Before the pass over the pictures, which may take long."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise TlkitError(f"--out {out} is a file, or lies in one.\n  Name a folder; it is made where it isn't there yet.") from error
+
+
 def _write(out: Path, found: Survey, facts: dict[str, Any]) -> None:
-    out.mkdir(parents=True, exist_ok=True)
     picture = np.rint(found.mean_picture() * 255).astype(np.uint8)
     if picture.shape[2] in (1, 3):
         facts["mean_picture"] = str(out / "mean_picture.png")

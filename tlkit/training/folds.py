@@ -12,7 +12,7 @@ from tlkit.recipe.load import recipe_yaml
 from tlkit.recipe.schema import Recipe
 from tlkit.training.finetune import train_and_measure
 from tlkit.training.ready import make_ready
-from tlkit.training.run_folder import is_first_process, make_fold_folder, make_run_folder
+from tlkit.training.run_folder import is_first_process, make_fold_folders, make_run_folder
 
 LOG = logging.getLogger("tlkit")
 
@@ -32,14 +32,15 @@ def finetune_folds(recipe: Recipe, out: Path | None) -> Path:
     run = make_run_folder(recipe.name, out)
     if is_first_process():
         (run / "recipe.yaml").write_text(recipe_yaml(recipe), encoding="utf-8")
-    for fold in range(1, folds + 1):
+    folders = make_fold_folders(run, folds)
+    for fold, folder in enumerate(folders, 1):
         started = time.perf_counter()
         if fold > 1:
             ready = make_ready(recipe, fold=fold)
-        train_and_measure(recipe, ready, make_fold_folder(run, fold), began=started)
+        train_and_measure(recipe, ready, folder, began=started)
     if not is_first_process():
         return run
-    each = [json.loads((run / f"fold_{fold}" / "metrics.json").read_text(encoding="utf-8")) for fold in range(1, folds + 1)]
+    each = [json.loads((folder / "metrics.json").read_text(encoding="utf-8")) for folder in folders]
     summary = summarize(each)
     summary["seconds"] = {f"fold {i}": metrics["seconds"]["total"] for i, metrics in enumerate(each, 1)}
     summary["seconds"]["total"] = round(time.perf_counter() - began, 3)

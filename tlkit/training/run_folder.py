@@ -35,12 +35,13 @@ def make_run_folder(name: str, out: Path | None) -> Path:
     return folder
 
 
-def make_fold_folder(run: Path, fold: int) -> Path:
-    """`run/fold_1` and so on; fold: counted from 1."""
-    folder = run / f"fold_{fold}"
+def make_fold_folders(run: Path, folds: int) -> list[Path]:
+    """`run/fold_1` and so on, all at once: processes of other devices may come to a fold before the first process does."""
+    folders = [run / f"fold_{fold}" for fold in range(1, folds + 1)]
     if is_first_process():
-        folder.mkdir()
-    return folder
+        for folder in folders:
+            folder.mkdir()
+    return folders
 
 
 def _next_number(name: str) -> Path:
