@@ -51,7 +51,7 @@ def with_override(tmp_path: Path, *overrides: str) -> Recipe:
 SHIPPED = sorted(shipped("recipes").rglob("*.yaml"))
 
 
-def test_seven_recipes_are_shipped() -> None:
+def test_eight_recipes_are_shipped() -> None:
     classics = ["classic_alexnet", "classic_lenet5", "classic_simple_cnn", "degradation_plain34", "degradation_residual34"]
     assert [path.stem for path in SHIPPED] == ["cifar_resnet", *classics, "quickstart"]
 
