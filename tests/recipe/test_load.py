@@ -53,7 +53,7 @@ SHIPPED = sorted(shipped("recipes").rglob("*.yaml"))
 
 def test_eight_recipes_are_shipped() -> None:
     classics = ["classic_alexnet", "classic_lenet5", "classic_simple_cnn", "degradation_plain34", "degradation_residual34"]
-    assert [path.stem for path in SHIPPED] == ["cifar_resnet", *classics, "quickstart"]
+    assert [path.stem for path in SHIPPED] == ["cifar_resnet", *classics, "fashion_mnist_full", "quickstart"]
 
 
 def test_the_degradation_pair_differs_in_name_and_backbone_alone() -> None:
