@@ -63,7 +63,7 @@ def evaluate_run(run: Path, split: str, tta: Tta | None = None) -> dict[str, Any
     samples = _as_split(read_source(recipe.data.source, Path(recipe.data.root), recipe.task), run / "split.csv", card.classes)
     if not samples.of(split):
         raise DataError(f"{run / 'split.csv'} has no pictures in the split '{split}'.\n  Choose another with --split.")
-    preprocessing, batch_size = Preprocessing.from_json(card.preprocessing, card.mean_picture), recipe.data.batch_size
+    preprocessing, batch_size = Preprocessing.from_json(card.preprocessing, card.mean_picture), recipe.data.known_batch_size
     if tta is None:
         return measure_split(classifier, samples, split, preprocessing, batch_size=batch_size, thresholds=card.thresholds)
     views = views_of(tta, recipe, preprocessing)

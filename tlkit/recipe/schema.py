@@ -105,6 +105,10 @@ Byte = Annotated[int, Field(ge=0, le=255)]
 TwoBytes = Annotated[int, Field(ge=0, le=65535)]
 
 
+class FindBatchSize(Strict):
+    find: float = Field(gt=0, lt=1, title="SHARE", description="of the largest batch that fits into memory, found by trying")
+
+
 class Data(Strict):
     source: Source = Field(description="where the pictures and labels come from")
     root: str = Field("data", description="folder for downloads")
@@ -130,7 +134,7 @@ class Data(Strict):
     range_16bit: tuple[TwoBytes, TwoBytes] = Field(
         (0, 65535), strict=False, description="of 16-bit values, which becomes 0 to 255; values outside of it are an error"
     )
-    batch_size: int = Field(64, ge=1, description="pictures a step, over all devices")
+    batch_size: Annotated[int, Field(ge=1)] | FindBatchSize = Field(64, description="pictures a step, over all devices")
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field("auto", description="processes that load pictures")
 
     @model_validator(mode="after")
@@ -157,6 +161,13 @@ class Data(Strict):
             problem = f"= {list(self.background)} does nothing: with channels = {self.channels} a picture is taken as it is."
             raise rule_broken("background", "channels", problem, "Remove it, or set channels to 3 or 1.")
         return self
+
+    @property
+    def known_batch_size(self) -> int:
+        """For everything after the batch size was found."""
+        if isinstance(self.batch_size, FindBatchSize):
+            raise ValueError("data.batch_size is still to be found")
+        return self.batch_size
 
     @property
     def channels_in_words(self) -> str:
@@ -525,6 +536,11 @@ class Recipe(Strict):
     def place_of(self, key: str) -> str:
         """`file:line` of a key, or of the nearest part above it that was written down."""
         return nearest_place(self._places, key)
+
+    def at_places_of(self, other: "Recipe") -> Self:
+        """Itself, with faults told at the places of the recipe that it was made from."""
+        self._places.update(other._places)
+        return self
 
     @contextmanager
     def located(self) -> Iterator[None]:

@@ -1,6 +1,6 @@
 """A recipe on one screen, for `tlkit check`."""
 
-from tlkit.recipe.schema import CLASSICAL_HEADS, Head, Mix, Recipe, SolvedPhase, Strict
+from tlkit.recipe.schema import CLASSICAL_HEADS, Data, FindBatchSize, Head, Mix, Recipe, SolvedPhase, Strict
 
 FROZEN_ACCURACY = {"weights": 0.842, "dataset": 0.834, "pixelwise": 0.824, "none": 0.824}
 """Mean over seeds 0 to 2 of `tlkit finetune quickstart data.normalize=... data.image_size=96 augment=[]`, with one phase:
@@ -13,7 +13,7 @@ def recipe_summary(recipe: Recipe) -> str:
     pictures = f"{data.image_size} px by {data.resize}, {data.channels_in_words}"
     rows = [
         ("name", f"{recipe.name}, seed {recipe.seed}"),
-        ("data", f"{_words(data.source)}; {pictures}, normalize {data.normalize}, batches of {data.batch_size}"),
+        ("data", f"{_words(data.source)}; {pictures}, normalize {data.normalize}, batches {_batches(data)}"),
         *([("limit", f"{data.limit:g} of the pictures" if data.limit < 1 else f"{data.limit} pictures")] if data.limit else []),
         *([("folds", f"{data.folds} runs, each validated on its own fold")] if data.folds else []),
         ("task", f"{recipe.task}, imbalance {recipe.imbalance}"),
@@ -48,6 +48,11 @@ def recipe_warnings(recipe: Recipe) -> list[str]:
         f"data.normalize = '{normalize}' gives a frozen backbone other numbers than its weights were trained with. On tlkit's own pictures "
         f"a head on a frozen backbone then reached a test accuracy of {reached} instead of {instead}: use `normalize: weights`."
     ]
+
+
+def _batches(data: Data) -> str:
+    size = data.batch_size
+    return f"{size.find:g} of the largest that fits" if isinstance(size, FindBatchSize) else f"of {size}"
 
 
 def recipe_notes(recipe: Recipe) -> list[str]:

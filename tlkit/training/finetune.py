@@ -10,6 +10,7 @@ from tlkit.models.checkpoint import ModelCard, save_model
 from tlkit.recipe.load import recipe_yaml
 from tlkit.recipe.schema import CLASSICAL_HEADS, Recipe
 from tlkit.recipe.summary import recipe_notes, recipe_warnings
+from tlkit.training.batch_size import with_batch_size
 from tlkit.training.ready import Ready, make_ready
 from tlkit.training.results import choose_thresholds, counts_of, how_judged, measure_shipped, write_results
 from tlkit.training.run_folder import check_out, is_first_process, make_run_folder
@@ -25,6 +26,7 @@ def finetune(recipe: Recipe, *, out: Path | None = None) -> Path:
     """
     began = time.perf_counter()
     check_out(out)
+    recipe = with_batch_size(recipe)
     if recipe.data.folds:
         from tlkit.training.folds import finetune_folds
 

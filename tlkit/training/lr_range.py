@@ -25,6 +25,7 @@ from tlkit.errors import RunError, TlkitError
 from tlkit.evaluate.curves import TRAINING, VALIDATION
 from tlkit.models.classifier import Classifier
 from tlkit.recipe.schema import Recipe, SolvedPhase
+from tlkit.training.batch_size import with_batch_size
 from tlkit.training.phases import phase_name
 from tlkit.training.ready import make_ready
 from tlkit.training.run_folder import check_out, make_run_folder
@@ -66,6 +67,7 @@ def lr_command(recipe: Recipe, number: int, *, steps: int, out: Path | None, wor
     if steps < 2 * LAST:
         raise TlkitError(f"--steps {steps} is too few to see a curve. Expected {2 * LAST} or more; 100 is usual.")
     phase = _phase_index(recipe, number)
+    recipe = with_batch_size(recipe)
     ready = make_ready(recipe)
     console = Console(stderr=True)
     result = lr_range(ready.classifier, ready.data, recipe, phase, ready.trained[phase], steps=steps, console=console)

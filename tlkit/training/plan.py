@@ -25,6 +25,7 @@ from tlkit.models.backbones import check_backbone_name, pretrained_cfg
 from tlkit.models.classifier import Classifier
 from tlkit.models.weights import Weights
 from tlkit.recipe.schema import Phase, Recipe
+from tlkit.training.batch_size import with_batch_size
 from tlkit.training.gather import gather_what_there_is
 from tlkit.training.module import PhaseModule
 from tlkit.training.optimizers import check_optimizer_name
@@ -117,7 +118,7 @@ def make_plan(recipe: Recipe) -> Plan:
     Raises TlkitError for what else would stop the training.
     """
     with TemporaryDirectory(prefix="tlkit-plan-") as folder:
-        return _make_plan(recipe, Path(folder))
+        return _make_plan(with_batch_size(recipe), Path(folder))
 
 
 def _make_plan(recipe: Recipe, folder: Path) -> Plan:
@@ -137,7 +138,7 @@ def _make_plan(recipe: Recipe, folder: Path) -> Plan:
         augmentation = build_augmentation(recipe.augment, recipe.data.image_size, recipe.data.channels)
         trained = what_trains(recipe, classifier)
 
-    trial = _Trial(recipe, classifier, preprocessing, augmentation, shown, recipe.data.batch_size // devices, here.type)
+    trial = _Trial(recipe, classifier, preprocessing, augmentation, shown, recipe.data.known_batch_size // devices, here.type)
     phases = tuple(trial.plan_phase(number, trained[number], timed=samples is not None) for number in recipe.gradient_phases)
     return Plan(
         recipe=recipe,
@@ -159,7 +160,7 @@ def _make_plan(recipe: Recipe, folder: Path) -> Plan:
 
 def batches_an_epoch(recipe: Recipe, pictures: int, devices: int) -> int:
     """On each device. pictures: of the training split."""
-    a_device = recipe.data.batch_size // devices
+    a_device = recipe.data.known_batch_size // devices
     return ceil(len(EpochSampler(pictures, batch_size=a_device, shuffle=True, ranks=devices)) / a_device)
 
 
@@ -204,7 +205,7 @@ class _Trial:
         processes = worker_count(workers, len(train))
         # Worker processes load while the network works; without them one waits for the other.
         each = max(training, loading / processes) if processes else training + loading
-        devices = self.recipe.data.batch_size // self.batch_size
+        devices = self.recipe.data.known_batch_size // self.batch_size
         return phase.epochs * (each * len(train) + median(watch.validating) * len(self.samples.of("val"))) / devices
 
     def _try(self, phase: Phase, trained: frozenset[str], callback: Callback, batch_size: int, **limits: int) -> PhaseModule:

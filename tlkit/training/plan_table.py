@@ -57,7 +57,7 @@ def _labelled() -> Table:
 def _facts(plan: Plan) -> Table:
     recipe = plan.recipe
     model, optimizer = recipe.model, recipe.optimizer
-    batch, devices = recipe.data.batch_size, plan.devices
+    batch, devices = recipe.data.known_batch_size, plan.devices
     dealt = f"{devices} devices x {batch // devices}" if devices > 1 else f"1 device ({plan.device}) x {batch}"
     step = f"{batch * optimizer.accumulate} pictures: {dealt}" + (f" x {optimizer.accumulate} batches" if optimizer.accumulate > 1 else "")
     stand_in = " for now" if plan.no_weights else ""

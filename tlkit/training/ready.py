@@ -66,7 +66,7 @@ def make_ready(recipe: Recipe, *, fold: int = 1) -> Ready:
         samples,
         preprocessing,
         augmentation,
-        batch_size=recipe.data.batch_size,
+        batch_size=recipe.data.known_batch_size,
         workers=recipe.data.workers,
         seed=recipe.seed,
         balanced=recipe.imbalance == "sampler",

@@ -83,8 +83,9 @@ def _steps(plan: Plan) -> Iterator[str]:
     if plan.samples is None:
         return
     train, recipe = len(plan.samples.of("train")), plan.recipe
-    if recipe.data.batch_size > train:
-        yield f"data.batch_size = {recipe.data.batch_size} is more than the {train} training pictures: an epoch is one step of {train}."
+    batch_size = recipe.data.known_batch_size
+    if batch_size > train:
+        yield f"data.batch_size = {batch_size} is more than the {train} training pictures: an epoch is one step of {train}."
     batches = batches_an_epoch(recipe, train, plan.devices)
     if recipe.optimizer.accumulate > batches:
         yield f"optimizer.accumulate = {recipe.optimizer.accumulate}, but an epoch has {batches} batches: a step is made of those."

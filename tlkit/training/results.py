@@ -83,7 +83,7 @@ def measure_shipped(model: Path, ready: Ready, recipe: Recipe, result: "Trained"
     preprocessing, samples, batch_size = (
         Preprocessing.from_json(card.preprocessing, card.mean_picture),
         ready.samples,
-        recipe.data.batch_size,
+        recipe.data.known_batch_size,
     )
     metrics: dict[str, Any] = {}
     if samples.of("test"):

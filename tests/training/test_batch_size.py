@@ -1,0 +1,54 @@
+"""The batch size that memory allows."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tlkit.recipe.load import load_recipe
+from tlkit.training.batch_size import largest_that_fits, rounded, with_batch_size
+
+
+@pytest.mark.parametrize("room", [*range(40), 63, 64, 100, 1000])
+def test_the_largest_that_fits_is_found_to_an_eighth(room: int) -> None:
+    tried = []
+
+    def fits(size: int) -> bool:
+        tried.append(size)
+        return size <= room
+
+    found = largest_that_fits(fits, most=225)
+    best = min(room, 225) if room >= 2 else 0
+    assert found <= best
+    assert found >= best / 1.125 - 1
+    assert max(tried) <= 225
+    assert len(tried) == len(set(tried)) <= 9
+
+
+def test_kernels_get_multiples_of_eight() -> None:
+    assert [rounded(size) for size in (2, 15, 16, 23, 24, 129)] == [2, 15, 16, 16, 24, 128]
+
+
+def test_a_number_stays_as_it_is() -> None:
+    recipe = load_recipe("quickstart", ["data.batch_size=48"])
+    assert with_batch_size(recipe) is recipe
+
+
+UNDER_A_LIMIT = """
+import resource, sys
+from tlkit.recipe.load import load_recipe
+from tlkit.training.batch_size import with_batch_size
+resource.setrlimit(resource.RLIMIT_AS, (MOST_BYTES, MOST_BYTES))
+recipe = load_recipe("quickstart", ["data.batch_size={find: 0.8}", "data.image_size=96", "model.backbone=resnet18",
+                                    "model.weights=random", "ema={decay: 0.9}", "phases[0].epochs=1"])
+print(with_batch_size(recipe).data.batch_size)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits a process's address space reliably")
+def test_memory_bounds_the_batch() -> None:
+    code = UNDER_A_LIMIT.replace("MOST_BYTES", "4_500_000_000")
+    found = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    # 1,800 training pictures would allow 225; at 96 px resnet18 keeps some 15 MB of each picture.
+    assert 2 <= found <= 100

@@ -1,0 +1,116 @@
+"""Tries steps of a recipe's largest phase with made-up pictures: a process of its own, which may run out of memory.
+
+    python -m tlkit.training.batch_probe RECIPE.yaml
+
+Writes a line of facts; then answers each number of pictures on stdin with `fits` or `too large`.
+"""
+
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from tlkit.allocator import keep_freed_memory
+from tlkit.data.datamodule import PictureData
+from tlkit.data.folds import split_by_recipe
+from tlkit.data.samples import Sample, Samples
+from tlkit.data.sources import read_source
+from tlkit.models.weights import Weights
+from tlkit.recipe.load import load_recipe
+from tlkit.recipe.schema import Recipe
+from tlkit.training.auxiliary import build_auxiliary_heads
+from tlkit.training.callbacks import moving_average
+from tlkit.training.l2_sp import StartingPoint
+from tlkit.training.phases import build_module, fit
+from tlkit.training.ready import build, what_trains
+from tlkit.training.trainer import build_trial_trainer, check_devices
+
+OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate|bad_alloc|could not create a primitive|not enough memory", re.IGNORECASE)
+LEFT_TO_OTHERS = 0.05
+"""Share of the free memory of a machine without a GPU."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and bool(OUT_OF_MEMORY.search(str(error)))
+    )
+
+
+def main(recipe_file: str) -> None:
+    recipe = load_recipe(recipe_file)
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"normalize": "weights"})})
+    samples = split_by_recipe(read_source(recipe.data.source, Path(recipe.data.root), recipe.task), recipe.data, recipe.seed)
+    devices, here = check_devices(recipe.trainer)
+    trained = what_trains(recipe, build(recipe, samples, Weights("random"))[0])
+    phase = max(recipe.gradient_phases, key=lambda number: len(trained[number]))
+    print(json.dumps({"training_pictures": len(samples.of("train")), "devices": devices, "phase": phase}), flush=True)
+    if here.type == "cpu":
+        limit_memory()
+    for line in sys.stdin:
+        try:
+            two_steps(recipe, samples, phase, trained[phase], int(line))
+            print("fits", flush=True)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            print("too large", flush=True)
+
+
+def two_steps(recipe: Recipe, samples: Samples, number: int, trained: frozenset[str], pictures: int) -> None:
+    """Two, because the optimizer's own memory is there from the first one's end on."""
+    classifier, preprocessing = build(recipe, samples, Weights("random"))
+    phase = recipe.gradient_phases[number].model_copy(update={"compile": False})
+    classifier.train_only(trained, phase.batchnorm)
+    data = PictureData(made_up(samples, 2 * pictures, recipe.data.channels), preprocessing, batch_size=pictures, workers=0)
+    auxiliary = build_auxiliary_heads(classifier.backbone, len(samples.classes), recipe.model.auxiliary_loss)
+    start = StartingPoint(classifier, recipe.loss.l2_sp) if recipe.loss.l2_sp else None
+    callbacks = [moving_average(recipe.ema)] if recipe.ema else []
+    trainer = build_trial_trainer(
+        recipe.trainer_of(phase), optimizer=recipe.optimizer, callbacks=[*callbacks], max_epochs=1, limit_val_batches=0
+    )
+    fit(trainer, build_module(classifier, data, recipe, phase, auxiliary, start), data)
+
+
+def made_up(samples: Samples, pictures: int, channels: int) -> Samples:
+    """Small grey pictures, which become the recipe's size as all others do."""
+    grey = Image.fromarray(np.full((8, 8, 3), 128, np.uint8))
+    made = (Sample(f"{number}", lambda: grey, (number % len(samples.classes),), "train") for number in range(pictures))
+    return Samples(samples.classes, tuple(made), samples.task)
+
+
+def limit_memory() -> None:
+    """Makes asking for more than is free an error of this process, and not the end of another one."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    free = free_memory()
+    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE") if Path("/proc/self/statm").exists() else 0
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    if free and mapped:
+        wanted = mapped + int((1 - LEFT_TO_OTHERS) * free)
+        limits = [limit for limit in (wanted, soft) if limit != resource.RLIM_INFINITY]
+        resource.setrlimit(resource.RLIMIT_AS, (min(limits), hard))
+
+
+def free_memory() -> int:
+    """Bytes that this process may still take: of the machine, or of its control group. 0 where the system doesn't tell."""
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():
+        return 0
+    available = int(re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text())[1]) * 1024  # type: ignore[index]
+    group = Path("/sys/fs/cgroup")
+    most, used = group / "memory.max", group / "memory.current"
+    if most.exists() and used.exists() and (text := most.read_text().strip()) != "max":
+        available = min(available, int(text) - int(used.read_text()))
+    return available
+
+
+if __name__ == "__main__":
+    keep_freed_memory()
+    main(sys.argv[1])
