@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, Callable[[ArgumentParser], None], Callable[[Names
     "check": ("find every fault in a recipe without running it", training.check_arguments, training.check),
     "data stats": ("count and measure pictures: classes, sizes, formats, mean and std, the mean picture", data.stats_arguments, data.stats),
     "data preview": ("draw a sheet of training pictures as each epoch will see them", data.preview_arguments, data.preview),
+    "data fetch": ("bring everything that a recipe needs into one folder, for a machine without network", data.fetch_arguments, data.fetch),
     "evaluate": ("measure the model of a run again", evaluate.evaluate_arguments, evaluate.evaluate),
     "predict": ("name the classes of pictures", deploy.predict_arguments, deploy.predict),
     "serve": ("answer over HTTP from an artifact, with a page to drop pictures on", deploy.serve_arguments, deploy.serve),

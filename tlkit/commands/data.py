@@ -40,3 +40,19 @@ def stats(arguments: Namespace) -> int:
 
     asked = Asked(arguments.place, tuple(arguments.overrides), arguments.channels, arguments.image_size, arguments.out)
     return stats_command(asked, as_json=arguments.format == "json")
+
+
+def fetch_arguments(parser: ArgumentParser) -> None:
+    recipe_arguments(parser)
+    parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="the folder to fill; what it has already isn't brought again")
+    help = "don't copy data and weights that the recipe gives by path: they are at the same place on the other machine"
+    parser.add_argument("--leave-local", action="store_true", help=help)
+
+
+def fetch(arguments: Namespace) -> int:
+    from tlkit.recipe.load import load_recipe
+
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    from tlkit.training.fetch import fetch_command
+
+    return fetch_command(recipe, arguments.to, leave_local=arguments.leave_local)

@@ -1,26 +1,22 @@
 """What takes a recipe, or measures how quickly one runs."""
 
-import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
 from typing import Any
 
 from tlkit.allocator import keep_freed_memory
-from tlkit.commands.arguments import count, recipe_arguments
+from tlkit.commands.arguments import count, offline_arguments, recipe_arguments, recipe_to_run
 from tlkit.errors import TlkitError
 
 
 def finetune_arguments(parser: ArgumentParser) -> None:
     recipe_arguments(parser)
+    offline_arguments(parser)
     parser.add_argument("--out", type=Path, metavar="DIR", help="the run folder to make (default: the next number under runs/NAME)")
 
 
 def finetune(arguments: Namespace) -> int:
-    from tlkit.recipe.load import load_recipe
-
-    # Before the import below, which loads torch: a slip in a recipe is told at once.
-    recipe = load_recipe(arguments.recipe, arguments.overrides)
-    print(f"{recipe.name}: loading torch, then looking for pictures and weights", file=sys.stderr)
+    recipe = recipe_to_run(arguments)
     from tlkit.training.finetune import finetune as finetune_recipe
 
     keep_freed_memory()
@@ -30,13 +26,11 @@ def finetune(arguments: Namespace) -> int:
 
 def plan_arguments(parser: ArgumentParser) -> None:
     recipe_arguments(parser)
+    offline_arguments(parser)
 
 
 def plan(arguments: Namespace) -> int:
-    from tlkit.recipe.load import load_recipe
-
-    recipe = load_recipe(arguments.recipe, arguments.overrides)
-    print(f"{recipe.name}: loading torch, then looking for pictures and weights", file=sys.stderr)
+    recipe = recipe_to_run(arguments)
     from tlkit.training.plan_table import show_plan
 
     keep_freed_memory()
@@ -45,16 +39,14 @@ def plan(arguments: Namespace) -> int:
 
 def lr_arguments(parser: ArgumentParser) -> None:
     recipe_arguments(parser)
+    offline_arguments(parser)
     parser.add_argument("--phase", type=count, default=1, metavar="N", help="the phase to test, counted from 1 (default: 1)")
     parser.add_argument("--steps", type=count, default=100, metavar="N", help="steps from the lowest rate to the highest (default: 100)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to put the curve (default: the next number under runs/NAME-lr)")
 
 
 def lr(arguments: Namespace) -> int:
-    from tlkit.recipe.load import load_recipe
-
-    recipe = load_recipe(arguments.recipe, arguments.overrides)
-    print(f"{recipe.name}: loading torch, then looking for pictures and weights", file=sys.stderr)
+    recipe = recipe_to_run(arguments)
     from tlkit.training.lr_range import lr_command
 
     keep_freed_memory()

@@ -30,6 +30,7 @@ from torchvision.datasets import utils as torchvision_utils
 
 from tlkit.data.samples import Sample, Samples
 from tlkit.errors import DataError, Fault, RecipeError, expected_one_of
+from tlkit.recipe.fetched import is_offline
 
 Arguments = Mapping[str, Any]
 _TRAIN_TEST = {"train": {"train": True}, "test": {"train": False}}
@@ -163,7 +164,7 @@ def _fetch(name: str, root: Path, *, missing: Exception) -> dict[str, Any]:
             shutil.rmtree(unfinished, ignore_errors=True)
             unfinished.mkdir()
             _lend_archives(root, unfinished)
-            with attempt.watching():
+            with attempt.watching(), _without_drive():
                 _open(name, unfinished, download=True)
             _move_in(unfinished, root)
             return _open(name, root)
@@ -172,6 +173,23 @@ def _fetch(name: str, root: Path, *, missing: Exception) -> dict[str, Any]:
         raise DataError(_no_set(name, root, attempt, error, place=root / _looked_in(unfinished, root, name))) from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+@contextmanager
+def _without_drive() -> Iterator[None]:
+    """Offline: the package by which torchvision downloads from Google Drive, past urllib, can't be imported in here."""
+    if not is_offline():
+        yield
+        return
+    before = sys.modules.get("gdown")
+    sys.modules["gdown"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if before is None:
+            del sys.modules["gdown"]
+        else:
+            sys.modules["gdown"] = before
 
 
 def _looked_in(unfinished: Path, root: Path, name: str) -> Path:
@@ -270,8 +288,12 @@ class _Attempt:
         In a thread of its own, because looking up a name has no timeout.
         """
         if request.full_url not in self.urls:
-            log.info("downloading %s", request.full_url)
             self.urls.append(request.full_url)
+            if not is_offline():
+                log.info("downloading %s", request.full_url)
+        if is_offline():
+            self.failure = OSError("--offline asks no network")
+            raise urllib.error.URLError(self.failure)
         address = urlsplit(f"//{request.host}")
         target = (address.hostname or "", address.port or port)
         if target in self.answered:

@@ -18,6 +18,7 @@ from tlkit.errors import Fault, MissingExtraError, RecipeError, RunError, Weight
 from tlkit.models.backbones import classifier_names, create_backbone, first_convolutions, pretrained_cfg
 from tlkit.models.checkpoint import find_model_folder, read_card
 from tlkit.models.state_files import SUFFIXES, read_tensors, under_names
+from tlkit.recipe.fetched import fetched_weights, is_offline
 from tlkit.recipe.schema import FileWeights, Model, PackageWeights, RunWeights
 
 LOG = logging.getLogger("tlkit")
@@ -47,6 +48,8 @@ def find_weights(model: Model) -> Weights:
     """
     if model.weights == "random":
         return Weights("random")
+    if isinstance(model.weights, str | PackageWeights) and (fetched := fetched_weights(model)):
+        return Weights(*fetched)
     if isinstance(model.weights, FileWeights):
         return _described(f"file {model.weights.file}", _local_file(model.weights.file))
     if isinstance(model.weights, PackageWeights):
@@ -162,12 +165,15 @@ def _hub_file(repository: str, filename: str | None) -> Path:
     # huggingface_hub 2.4 asks the hub for a list of AI agents to name itself by; nobody asked for that call.
     constants.HF_HUB_DISABLE_TELEMETRY = True
     try:
+        if is_offline():
+            raise OSError("--offline asks no network")
         if not constants.HF_HUB_OFFLINE:
             # The download tries for minutes to reach a hub that is out of reach or doesn't answer; this asks once.
             get_hf_file_metadata(hf_hub_url(repository, filename), timeout=HUB_TIMEOUT_S)
         return Path(hf_hub_download(repository, filename))
     except Exception as error:  # requests', httpx's or httpx2's by the client's release: they share no class
-        reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else next(iter(str(error).strip().splitlines()), type(error).__name__)
+        unasked = constants.HF_HUB_OFFLINE and not is_offline()
+        reason = "HF_HUB_OFFLINE is set" if unasked else next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise WeightsError(
             f"The pretrained weights {repository} are not on this machine.\n"
             f"  Looked in {constants.HF_HUB_CACHE} (cache) and {constants.ENDPOINT}/{repository}: {reason}\n"
@@ -199,8 +205,8 @@ def _url_file(url: str) -> Path:
                 raise WeightsError(f"{file} is not what its name says (sha256 differs).\n  Delete it, and it is fetched again.")
         return file
     try:
-        if constants.HF_HUB_OFFLINE:
-            raise OSError("HF_HUB_OFFLINE is set")
+        if constants.HF_HUB_OFFLINE or is_offline():
+            raise OSError("--offline asks no network" if is_offline() else "HF_HUB_OFFLINE is set")
         # The download has no time limit of its own; this asks once.
         urlopen(Request(url, method="HEAD"), timeout=HUB_TIMEOUT_S).close()  # noqa: S310  # https, see _sha256_start
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,199 @@
+"""`tlkit data fetch RECIPE --to DIR`: everything that a recipe needs, in one folder, for a machine without network."""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tlkit import __version__
+from tlkit.data.sources import read_source
+from tlkit.errors import DataError, RunError
+from tlkit.models.backbones import check_backbone_name
+from tlkit.models.checkpoint import find_model_folder
+from tlkit.models.weights import find_weights
+from tlkit.recipe.fetched import (
+    DOWNLOADS,
+    MANIFEST,
+    UNFINISHED,
+    Fetched,
+    FetchedData,
+    FetchedFile,
+    FetchedWeights,
+    read_fetched,
+    sha256_of,
+)
+from tlkit.recipe.load import recipe_yaml
+from tlkit.recipe.schema import FileWeights, Recipe, RunWeights
+
+TOLD_EVERY_S = 5.0
+PIECE = 1 << 20
+
+
+def fetch_command(recipe: Recipe, to: Path, *, leave_local: bool) -> int:
+    """Brings everything, or goes on where an earlier call was stopped. leave_local: what is given by path isn't copied."""
+    bring = _Folder(to)
+    with recipe.located():
+        check_backbone_name(recipe.model.backbone)
+        bring.begin()
+        local = [*_weights(recipe, bring, leave_local), *_data(recipe, bring, leave_local)]
+    file = to / f"{recipe.name}.yaml"
+    file.write_text(recipe_yaml(recipe), encoding="utf-8")
+    bring.end()
+    size = sum(one.size for one in bring.files.values())
+    print(f"{to}: {len(bring.files)} files, {_bytes_in_words(size)}, each with its sha256 in {MANIFEST}")
+    for what in local:
+        print(f"  not copied: {what}. It has to be at the same place on the other machine.")
+    print(f"  Copy the folder to the other machine, and run there: tlkit finetune {file} --offline")
+    return 0
+
+
+class _Folder:
+    """The folder that is filled. What it had from other recipes stays."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.files: dict[str, FetchedFile] = {}
+        self.weights: list[FetchedWeights] = []
+        self.data: list[FetchedData] = []
+        self._told = time.monotonic()
+
+    def begin(self) -> None:
+        if self.folder.exists() and not self.folder.is_dir():
+            raise RunError(f"--to {self.folder} is a file.\n  Expected a folder that is empty or isn't there yet.")
+        ours = any((self.folder / name).exists() for name in (MANIFEST, UNFINISHED))
+        if self.folder.is_dir() and not ours and any(path.name != DOWNLOADS for path in self.folder.iterdir()):
+            raise RunError(
+                f"--to {self.folder} has other files.\n  Expected a folder that is empty, isn't there yet, or was fetched before."
+            )
+        if (self.folder / MANIFEST).is_file():
+            (self.folder / UNFINISHED).unlink(missing_ok=True)
+            before = read_fetched(self.folder)
+            self.files, self.weights, self.data = dict(before.files), list(before.weights), list(before.data)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / UNFINISHED).touch()
+
+    def end(self) -> None:
+        fetched = Fetched(tlkit=__version__, weights=tuple(self.weights), data=tuple(self.data), files=dict(sorted(self.files.items())))
+        unfinished = self.folder / f"{MANIFEST}.part"
+        unfinished.write_text(json.dumps(fetched.model_dump(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        unfinished.replace(self.folder / MANIFEST)
+        (self.folder / UNFINISHED).unlink()
+
+    def copy(self, source: Path, name: str) -> str:
+        """Puts a copy at `name`, unless it is there already; returns the name. Whole or not at all."""
+        target = self.folder / name
+        if not (target.is_file() and target.stat().st_size == source.stat().st_size and sha256_of(target) == sha256_of(source)):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            part = target.with_name(f"{target.name}.part")
+            with source.open("rb") as reading, part.open("wb") as writing:
+                while piece := reading.read(PIECE):
+                    writing.write(piece)
+                writing.flush()
+                os.fsync(writing.fileno())
+            part.replace(target)
+        return self.note(name)
+
+    def forget(self, place: str) -> None:
+        """What an earlier fetch found there is found again, or is gone."""
+        self.files = {name: file for name, file in self.files.items() if not name.startswith(f"{place}/")}
+
+    def note(self, name: str) -> str:
+        """Takes a file that lies there into the manifest."""
+        file = self.folder / name
+        self.files[name] = FetchedFile(size=file.stat().st_size, sha256=sha256_of(file))
+        if time.monotonic() - self._told > TOLD_EVERY_S:
+            self._told = time.monotonic()
+            print(f"{len(self.files)} files, {_bytes_in_words(sum(one.size for one in self.files.values()))}", flush=True)
+        return name
+
+
+def _weights(recipe: Recipe, bring: _Folder, leave_local: bool) -> Iterator[str]:
+    """Brings the weights; gives what is left where it is, in words."""
+    asked = recipe.model.weights
+    if asked == "random":
+        return
+    if leave_local and isinstance(asked, FileWeights | RunWeights):
+        yield f"weights {next(iter(asked.model_dump().values()))}"
+        return
+    print(f"weights of {recipe.model.backbone}", flush=True)
+    found = find_weights(recipe.model)
+    if found.file is None:
+        return
+    use = None
+    if isinstance(asked, RunWeights):
+        folder = find_model_folder(Path(asked.run).expanduser())
+        place = f"weights/{_own_name(folder)}"
+        for path in sorted(path for path in folder.iterdir() if path.is_file()):
+            bring.copy(path, f"{place}/{path.name}")
+        file, use = f"{place}/model.safetensors", {"run": place}
+    else:
+        file = bring.copy(found.file, f"weights/{_safe(found.origin)}/{found.file.name}")
+        use = {"file": file} if isinstance(asked, FileWeights) else None
+    asked_for: Any = asked if isinstance(asked, str) else asked.model_dump()
+    one = FetchedWeights(backbone=recipe.model.backbone, asked=asked_for, origin=found.origin, file=file, use=use)
+    bring.weights = [*(kept for kept in bring.weights if (kept.backbone, kept.asked) != (one.backbone, one.asked)), one]
+
+
+def _data(recipe: Recipe, bring: _Folder, leave_local: bool) -> Iterator[str]:
+    """Brings the pictures; gives what is left where it is, in words."""
+    source = recipe.data.source
+    asked: dict[str, Any] = json.loads(json.dumps(source.model_dump()))
+    kind, name = next(iter(asked.items()))
+    if kind == "bundled":
+        return
+    print(f"data: {kind} {name}", flush=True)
+    if kind == "torchvision":
+        root = bring.folder / DOWNLOADS
+        bring.forget(DOWNLOADS)
+        read_source(source, root, recipe.task)
+        for path in sorted(path for path in root.rglob("*") if path.is_file()):
+            if not any(part.startswith(".") for part in path.relative_to(root).parts):
+                bring.note(path.relative_to(bring.folder).as_posix())
+        _take(bring, FetchedData(asked=asked, use={}, inside=DOWNLOADS))
+        return
+    if leave_local:
+        _take(bring, FetchedData(asked=asked, use={}, inside=""))
+        yield f"data {name}"
+        return
+    if kind not in ("folder", "csv"):
+        raise DataError(f"data.source.{kind}: tlkit data fetch can't copy it yet.\n  Copy it yourself, and use --leave-local.")
+    base = Path(name).expanduser() if kind == "folder" else Path(name).expanduser().parent
+    place = f"local/{_own_name(Path(name).expanduser())}"
+    bring.forget(place)
+    for sample in read_source(source, Path(recipe.data.root), recipe.task).samples:
+        if not isinstance(sample.image, Path):
+            raise AssertionError(sample)
+        bring.copy(sample.image, f"{place}/{_inside(sample.image, base)}")
+    use = place if kind == "folder" else bring.copy(Path(name).expanduser(), f"{place}/{Path(name).name}")
+    _take(bring, FetchedData(asked=asked, use={kind: use}, inside=place))
+
+
+def _take(bring: _Folder, data: FetchedData) -> None:
+    bring.data = [*(kept for kept in bring.data if kept.asked != data.asked), data]
+
+
+def _inside(file: Path, base: Path) -> str:
+    try:
+        relative = Path(os.path.normpath(file)).relative_to(os.path.normpath(base))
+    except ValueError as error:
+        raise DataError(
+            f"{file} lies outside of {base}, so a copy of that folder would not have it.\n"
+            "  Move it inside, or copy the data yourself and use --leave-local."
+        ) from error
+    return relative.as_posix()
+
+
+def _own_name(path: Path) -> str:
+    """`flowers-3f9c21`: two folders of one name, from different places, don't meet."""
+    return f"{_safe(path.resolve().name)}-{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:6]}"
+
+
+def _safe(text: str) -> str:
+    return "".join(sign if sign.isalnum() or sign in "._-" else "-" for sign in text)
+
+
+def _bytes_in_words(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
