@@ -2,10 +2,13 @@
 
 import csv
 import hashlib
+import io
 import json
 import os
 import subprocess
 import sys
+import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +18,8 @@ from PIL import Image
 
 from tests.local_hub import ARCHIVE, WEIGHTS, point_torchvision_here, resnet18_weights, serve, small_cifar10
 from tlkit.cli import main
+from tlkit.data.decode import decode
+from tlkit.data.sources import read_source
 from tlkit.errors import DataError, WeightsError
 from tlkit.models.backbones import create_backbone
 from tlkit.models.weights import find_weights
@@ -124,8 +129,6 @@ def test_pictures_and_weights_given_by_path_are_copied_and_taken_from_the_copy(t
     pictures.rename(tmp_path / "gone")
     (tmp_path / "w.pth").rename(tmp_path / "gone.pth")
     taken = from_folder(load_recipe(file), tmp_path / "stick")
-    from tlkit.data.sources import read_source
-
     samples = read_source(taken.data.source, Path(taken.data.root))
     assert sorted(sample.id for sample in samples.samples) == sorted(f"{name}/{i}.png" for name in ("a cat 🐈", "dog") for i in range(6))
     assert all(Path(str(sample.image)).read_bytes() == (tmp_path / "gone" / sample.id).read_bytes() for sample in samples.samples)
@@ -134,7 +137,7 @@ def test_pictures_and_weights_given_by_path_are_copied_and_taken_from_the_copy(t
     assert weights.file.read_bytes() == (tmp_path / "gone.pth").read_bytes()
 
 
-def test_a_table_is_copied_with_its_pictures_unless_they_lie_outside(
+def test_a_table_is_copied_with_its_pictures_unless_it_names_their_old_places(
     tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     table = tmp_path / "table.csv"
@@ -147,12 +150,68 @@ def test_a_table_is_copied_with_its_pictures_unless_they_lie_outside(
     assert (tmp_path / "stick").as_posix() in taken.data.source.model_dump()["csv"]
     assert len([name for name in content(tmp_path / "stick") if name.endswith(".png")]) == 12
 
-    (tmp_path / "deeper").mkdir()
-    outside = tmp_path / "deeper/table.csv"
-    outside.write_text(table.read_text().replace("pictures/", f"{pictures}/"))
-    file = recipe(tmp_path, f"{{csv: '{outside}'}}")
-    if main(["data", "fetch", file, "--to", str(tmp_path / "other")]) == 2:
-        assert "utside" in capsys.readouterr().err
+    absolute = tmp_path / "absolute.csv"
+    absolute.write_text(table.read_text().replace("pictures/", f"{pictures}/"))
+    file = recipe(tmp_path, f"{{csv: '{absolute}'}}")
+    assert main(["data", "fetch", file, "--to", str(tmp_path / "other")]) == 2
+    message = capsys.readouterr().err
+    assert "The copy of the data can't be used in place of it" in message
+    assert "Use paths that are relative to the table's folder" in message
+
+
+def write_idx(folder: Path, images: np.ndarray, labels: np.ndarray) -> str:
+    folder.mkdir()
+    (folder / "train-images-idx3-ubyte").write_bytes(bytes([0, 0, 8, 3]) + np.array(images.shape, ">u4").tobytes() + images.tobytes())
+    (folder / "train-labels-idx1-ubyte").write_bytes(bytes([0, 0, 8, 1]) + np.array(labels.shape, ">u4").tobytes() + labels.tobytes())
+    return f"{{idx: '{folder}'}}"
+
+
+def write_npz(folder: Path, images: np.ndarray, labels: np.ndarray) -> str:
+    folder.mkdir()
+    np.savez(folder / "a.npz", images=images, labels=labels)
+    return f"{{npz: '{folder / 'a.npz'}'}}"
+
+
+def write_npy(folder: Path, images: np.ndarray, labels: np.ndarray) -> str:
+    folder.mkdir()
+    np.save(folder / "a.npy", images)
+    np.save(folder / "b.npy", labels)
+    return f"{{npy: '{folder / 'a.npy'}', labels: '{folder / 'b.npy'}'}}"
+
+
+def write_shards(folder: Path, images: np.ndarray, labels: np.ndarray) -> str:
+    folder.mkdir()
+    for shard in range(2):
+        with tarfile.open(folder / f"t-{shard}.tar", "w") as tar:
+            for number in range(shard, len(images), 2):
+                png = io.BytesIO()
+                Image.fromarray(images[number]).save(png, "PNG")
+                for ending, data in (("png", png.getvalue()), ("cls", str(labels[number]).encode())):
+                    entry = tarfile.TarInfo(f"{number:03d}.{ending}")
+                    entry.size = len(data)
+                    tar.addfile(entry, io.BytesIO(data))
+    return f"{{webdataset: '{folder}/t-{{0..1}}.tar'}}"
+
+
+def write_huggingface(folder: Path, images: np.ndarray, labels: np.ndarray) -> str:
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=["a", "b"]))
+    rows = {"image": [Image.fromarray(image) for image in images], "label": labels.tolist()}
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(str(folder))
+    return f"{{huggingface: '{folder}'}}"
+
+
+@pytest.mark.parametrize("write", [write_idx, write_npz, write_npy, write_shards, write_huggingface])
+def test_every_kind_of_source_is_copied_and_read_as_the_same_pictures(tmp_path: Path, write: Callable[..., str]) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (12, 16, 16), dtype=np.uint8)
+    file = recipe(tmp_path, write(tmp_path / "given", images, (np.arange(12) % 2).astype(np.uint8)))
+    assert main(["data", "fetch", file, "--to", str(tmp_path / "stick")]) == 0
+    (tmp_path / "given").rename(tmp_path / "gone")
+    taken = from_folder(load_recipe(file), tmp_path / "stick")
+    samples = read_source(taken.data.source, tmp_path / "root").samples
+    assert len(samples) == 12
+    found = {decode(sample.image, 1)[:, :, 0].tobytes() for sample in samples}
+    assert found == {image.tobytes() for image in images}
 
 
 def test_what_is_left_in_its_place_is_said_and_taken_from_there(tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -181,6 +240,7 @@ def test_a_stopped_fetch_goes_on_and_is_never_taken_for_whole(tmp_path: Path, pi
     (pictures / "dog/0.png").unlink()
     assert main(["data", "fetch", file, "--to", str(stick)]) == 0
     assert not [name for name in json.loads((stick / "fetched.json").read_text())["files"] if name.endswith("dog/0.png")]
+    assert len(list(stick.rglob("*.png"))) == 11
 
 
 def test_files_that_are_not_as_they_were_fetched_are_named(tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -51,7 +51,7 @@ def read_huggingface(source: HuggingFaceSource, root: Path, task: Task) -> Sampl
     Tables of parquet in a folder are converted once, into root; from the hub everything goes into the hub's own cache.
     Raises DataError where the set, or a column, isn't there, and MissingExtraError without the package datasets.
     """
-    parts = _splits(source, _load(source, root))
+    parts = _splits(source, load_huggingface(source, root))
     place = f"data.source.huggingface: {source.huggingface}"
     features = next(iter(parts.values())).features
     image, label = _image_column(source, features, place), _label_column(source, features, place)
@@ -86,7 +86,7 @@ def _datasets() -> Any:
     return datasets
 
 
-def _load(source: HuggingFaceSource, root: Path) -> Any:
+def load_huggingface(source: HuggingFaceSource, root: Path) -> Any:
     """A DatasetDict or a Dataset."""
     datasets = _datasets()
     name = source.huggingface

@@ -57,7 +57,7 @@ def read_webdataset(source: WebDatasetSource, root: Path, task: Task) -> Samples
     Raises DataError with everything that is wrong with the shards: missing, cut off, packed, members without picture or label.
     """
     patterns = {"train": source.webdataset, "val": source.val, "test": source.test}
-    shards = {split: _shards(pattern, split) for split, pattern in patterns.items() if pattern is not None}
+    shards = {split: find_shards(pattern, split) for split, pattern in patterns.items() if pattern is not None}
     if len(shards) == 1:
         shards = {"": shards["train"]}
     _check_apart(shards)
@@ -109,7 +109,7 @@ def _check_apart(shards: Mapping[str, Sequence[Path]]) -> None:
                 raise DataError(f"{problem}\n  A shard belongs to one split: mend the patterns.")
 
 
-def _shards(pattern: str, split: str) -> list[Path]:
+def find_shards(pattern: str, split: str) -> list[Path]:
     """The files of a pattern, sorted. Raises DataError where one is missing, or it is no pattern of files on this machine."""
     key = f"data.source.{'webdataset' if split == 'train' else split}"
     if re.match(r"\w{2,}:", pattern) or "::" in pattern:

@@ -177,7 +177,7 @@ def _hub_file(repository: str, filename: str | None) -> Path:
         raise WeightsError(
             f"The pretrained weights {repository} are not on this machine.\n"
             f"  Looked in {constants.HF_HUB_CACHE} (cache) and {constants.ENDPOINT}/{repository}: {reason}\n"
-            "  Connect to the hub once, or copy a filled cache there, or set model.weights to {file: FILE.safetensors},"
+            "  Connect to the hub once, or bring them in a folder by `tlkit data fetch`, or set model.weights to {file: FILE.safetensors},"
             " or to random to train from scratch."
         ) from error
 

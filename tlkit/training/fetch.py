@@ -3,12 +3,15 @@
 import hashlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from tlkit import __version__
+from tlkit.data.local_files import is_local, local_files
+from tlkit.data.samples import Samples
 from tlkit.data.sources import read_source
 from tlkit.errors import DataError, RunError
 from tlkit.models.backbones import check_backbone_name
@@ -26,7 +29,7 @@ from tlkit.recipe.fetched import (
     sha256_of,
 )
 from tlkit.recipe.load import recipe_yaml
-from tlkit.recipe.schema import FileWeights, Recipe, RunWeights
+from tlkit.recipe.schema import BundledSource, FileWeights, HuggingFaceSource, Recipe, RunWeights, Source, TorchvisionSource
 
 TOLD_EVERY_S = 5.0
 PIECE = 1 << 20
@@ -100,6 +103,19 @@ class _Folder:
         """What an earlier fetch found there is found again, or is gone."""
         self.files = {name: file for name, file in self.files.items() if not name.startswith(f"{place}/")}
 
+    def remove_others(self, place: str) -> None:
+        """Of a copy made here: files that its source no longer has, which would be read as pictures."""
+        for path in (self.folder / place).rglob("*"):
+            if path.is_file() and path.relative_to(self.folder).as_posix() not in self.files:
+                path.unlink()
+
+    def note_all(self, place: str) -> None:
+        """What lies below a place, but for hidden files."""
+        for path in sorted((self.folder / place).rglob("*")):
+            name = path.relative_to(self.folder)
+            if path.is_file() and not any(part.startswith(".") for part in name.parts):
+                self.note(name.as_posix())
+
     def note(self, name: str) -> str:
         """Takes a file that lies there into the manifest."""
         file = self.folder / name
@@ -140,50 +156,65 @@ def _weights(recipe: Recipe, bring: _Folder, leave_local: bool) -> Iterator[str]
 def _data(recipe: Recipe, bring: _Folder, leave_local: bool) -> Iterator[str]:
     """Brings the pictures; gives what is left where it is, in words."""
     source = recipe.data.source
+    if isinstance(source, BundledSource):
+        return
     asked: dict[str, Any] = json.loads(json.dumps(source.model_dump()))
     kind, name = next(iter(asked.items()))
-    if kind == "bundled":
-        return
-    print(f"data: {kind} {name}", flush=True)
-    if kind == "torchvision":
-        root = bring.folder / DOWNLOADS
-        bring.forget(DOWNLOADS)
-        read_source(source, root, recipe.task)
-        for path in sorted(path for path in root.rglob("*") if path.is_file()):
-            if not any(part.startswith(".") for part in path.relative_to(root).parts):
-                bring.note(path.relative_to(bring.folder).as_posix())
-        _take(bring, FetchedData(asked=asked, use={}, inside=DOWNLOADS))
-        return
-    if leave_local:
+    if is_local(source) and leave_local:
         _take(bring, FetchedData(asked=asked, use={}, inside=""))
         yield f"data {name}"
         return
-    if kind not in ("folder", "csv"):
-        raise DataError(f"data.source.{kind}: tlkit data fetch can't copy it yet.\n  Copy it yourself, and use --leave-local.")
-    base = Path(name).expanduser() if kind == "folder" else Path(name).expanduser().parent
-    place = f"local/{_own_name(Path(name).expanduser())}"
+    print(f"data: {kind} {name}", flush=True)
+    place = DOWNLOADS if isinstance(source, TorchvisionSource) else f"local/{_own_name(Path(name).expanduser())}"
     bring.forget(place)
-    for sample in read_source(source, Path(recipe.data.root), recipe.task).samples:
-        if not isinstance(sample.image, Path):
-            raise AssertionError(sample)
-        bring.copy(sample.image, f"{place}/{_inside(sample.image, base)}")
-    use = place if kind == "folder" else bring.copy(Path(name).expanduser(), f"{place}/{Path(name).name}")
-    _take(bring, FetchedData(asked=asked, use={kind: use}, inside=place))
+    samples = read_source(source, bring.folder / DOWNLOADS if place == DOWNLOADS else Path(recipe.data.root), recipe.task)
+    use: dict[str, str] = {}
+    if is_local(source):
+        local = local_files(source, samples)
+        for file, inside in local.files:
+            bring.copy(file, f"{place}/{inside}")
+        bring.remove_others(place)
+        use = {key: f"{place}/{inside}".rstrip("/") for key, inside in local.keys.items()}
+    else:
+        if isinstance(source, HuggingFaceSource) and not (bring.folder / place).exists():
+            _save_huggingface(source, Path(recipe.data.root), bring.folder / place)
+        bring.note_all(place)
+        use = {"huggingface": place} if isinstance(source, HuggingFaceSource) else {}
+    _take(bring, FetchedData(asked=asked, use=use, inside=place))
+    _check_copy(recipe, samples, {key: str(bring.folder / path) for key, path in use.items()})
+
+
+def _save_huggingface(source: HuggingFaceSource, root: Path, folder: Path) -> None:
+    """In the form of save_to_disk, pictures inside: whole or not at all."""
+    from tlkit.data.huggingface_source import load_huggingface
+
+    part = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    load_huggingface(source, root).save_to_disk(str(part))
+    part.replace(folder)
+
+
+def _check_copy(recipe: Recipe, samples: Samples, use: dict[str, str]) -> None:
+    """Raises DataError unless the copy is read as the same pictures: a table may name its pictures by absolute paths."""
+    if not use:
+        return
+    source: Source = recipe.data.source.model_copy(update=use)
+    problem = ""
+    try:
+        copied = read_source(source, Path(recipe.data.root), recipe.task)
+        if [(one.id, one.labels, one.split) for one in copied.samples] != [(one.id, one.labels, one.split) for one in samples.samples]:
+            problem = "other pictures are read from it"
+    except DataError as error:
+        problem = str(error).splitlines()[0].rstrip(".")
+    if problem:
+        raise DataError(
+            f"The copy of the data can't be used in place of it: {problem}.\n"
+            "  Use paths that are relative to the table's folder or its root, or copy the data yourself and use --leave-local."
+        )
 
 
 def _take(bring: _Folder, data: FetchedData) -> None:
     bring.data = [*(kept for kept in bring.data if kept.asked != data.asked), data]
-
-
-def _inside(file: Path, base: Path) -> str:
-    try:
-        relative = Path(os.path.normpath(file)).relative_to(os.path.normpath(base))
-    except ValueError as error:
-        raise DataError(
-            f"{file} lies outside of {base}, so a copy of that folder would not have it.\n"
-            "  Move it inside, or copy the data yourself and use --leave-local."
-        ) from error
-    return relative.as_posix()
 
 
 def _own_name(path: Path) -> str:
