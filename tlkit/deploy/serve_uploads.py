@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tlkit.data.decode import decode
 from tlkit.data.preprocess import Preprocessing
 from tlkit.deploy.serve_limits import Limits, Refusal, too_large
 from tlkit.errors import DataError
@@ -71,16 +70,16 @@ async def _form_files(request: "Request", limits: Limits, hold: Callable[[int], 
 
 @dataclass(frozen=True)
 class Upload:
-    """The bytes of a picture, as `decode` takes one; its text is what messages call it."""
+    """The bytes of a picture, as the decoder takes one; its text is what messages call it."""
 
     data: bytes
-    number: int
+    name: str
 
     def __call__(self) -> Image.Image:
         return Image.open(BytesIO(self.data), formats=PILLOW_FORMATS)
 
     def __str__(self) -> str:
-        return f"picture {self.number}"
+        return self.name
 
 
 def picture(upload: Upload, preprocessing: Preprocessing, limits: Limits) -> NDArray[np.uint8]:
@@ -88,19 +87,20 @@ def picture(upload: Upload, preprocessing: Preprocessing, limits: Limits) -> NDA
     if not upload.data:
         raise Refusal(422, f"{upload}: the file is empty (0 bytes). Expected a picture.")
     pixels = _pixels(upload)
-    if pixels > limits.pixels:
-        raise Refusal(413, f"{upload}: has {pixels / 1e6:.0f} million pixels; the limit is {limits.pixels / 1e6:g}. Scale it down.")
+    most = min(limits.pixels, preprocessing.max_pixels)
+    if pixels > most:
+        raise Refusal(413, f"{upload}: has {pixels / 1e6:.0f} million pixels; the limit is {most / 1e6:g}. Scale it down.")
     try:
         if pixels <= LARGE_PIXELS:
-            return preprocessing.fit(decode(upload, preprocessing.channels))
+            return preprocessing.read(upload)
         with _one_large_picture:
-            return preprocessing.fit(decode(upload, preprocessing.channels))
+            return preprocessing.read(upload)
     except DataError as error:
         raise Refusal(422, " ".join(str(error).split())) from error
 
 
 def _pixels(upload: Upload) -> int:
-    """Width times height as the header says; 0 where there is none that can be read, which `decode` will tell."""
+    """Width times height as the header says; 0 where there is none that can be read, which decoding will tell."""
     try:
         with upload() as opened:
             return opened.width * opened.height
