@@ -172,9 +172,9 @@ def test_a_killed_call_is_gone_on_with_and_every_file_has_one_row(workplace: Pat
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl"])
 def test_going_on_after_any_tear_gives_the_same_file(ending: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    odd = tmp_path / 'a,"b"\n.png'
+    odd = tmp_path / 'a,"b"\r\n.png'
     odd.write_bytes(Path("photos/b/001.png").read_bytes())
-    words = ["predict", "model", str(odd), str(tmp_path / "no\nsuch.png"), "photos/b/00*", "--out", str(tmp_path / f"out.{ending}")]
+    words = ["predict", "model", str(odd), str(tmp_path / "no\rsuch.png"), "photos/b/00*", "--out", str(tmp_path / f"out.{ending}")]
     out = tmp_path / f"out.{ending}"
     assert main(words) == 2
     whole = out.read_bytes()

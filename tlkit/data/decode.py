@@ -20,6 +20,8 @@ EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff
 # Pixels of one picture: twice Pillow's warning limit, beyond which Pillow itself refuses; half a gigabyte as RGB.
 MAX_PIXELS = 178_956_970
 WHITE = (255, 255, 255)
+# Pixels that are laid over a background at once: a large picture as a whole would take 40 bytes a pixel on the way.
+_AT_ONCE = 1 << 18
 WHOLE_RANGE = (0, 65535)
 # What Pillow 13 raises for damaged files, over all its formats.
 _DAMAGED = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, struct.error, zlib.error, OverflowError)
@@ -211,8 +213,13 @@ def _from_16_bit(values: NDArray[np.generic], range_16bit: tuple[int, int]) -> N
 
 def _over(background: tuple[int, int, int], rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """[H, W, 4] laid over a ground of one colour: (colour * alpha + background * (255 - alpha)) / 255, rounded."""
-    colour, alpha = rgba[:, :, :3].astype(np.uint32), rgba[:, :, 3:].astype(np.uint32)
-    return ((colour * alpha + np.array(background, np.uint32) * (255 - alpha) + 127) // 255).astype(np.uint8)
+    pixels = rgba.reshape(-1, 4)
+    laid = np.empty((len(pixels), 3), np.uint8)
+    ground = np.array(background, np.uint16)
+    for start in range(0, len(pixels), _AT_ONCE):
+        colour, alpha = np.split(pixels[start : start + _AT_ONCE].astype(np.uint16), [3], axis=1)
+        laid[start : start + _AT_ONCE] = (colour * alpha + ground * (255 - alpha) + 127) // 255  # at most 255 * 255 + 127: no overflow
+    return laid.reshape(*rgba.shape[:2], 3)
 
 
 _A_FOLDER = "this is a folder, not a picture.\n  Name a picture file."

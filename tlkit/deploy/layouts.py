@@ -69,8 +69,9 @@ def _csv_cells(prediction: Prediction, question: Question) -> list[object]:
 
 def _csv_line(cells: Iterable[object]) -> str:
     line = StringIO()
-    csv.writer(line, lineterminator="\n").writerow(cells)
-    return line.getvalue()
+    # A name that holds \r is quoted because the end of the line does.
+    csv.writer(line, lineterminator="\r\n").writerow(cells)
+    return line.getvalue().removesuffix("\r\n") + "\n"
 
 
 def _json_text(prediction: Prediction, question: Question) -> str:

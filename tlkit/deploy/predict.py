@@ -131,7 +131,7 @@ def _count(asked: Asked, done: int = 0) -> Callable[[], int] | None:
 
 def _print_all(predictor: Predictor, asked: Asked, how: Format, question: Question) -> Tally:
     tally = Tally()
-    with progress(_count(asked)) as advance:
+    with progress(_count(asked), rows=how != "table") as advance:
         found = _tallied(predictions(predictor, _names(asked)), tally, advance)
         if how == "table":
             print_tables((prediction for batch in found for prediction in batch), question)

@@ -10,10 +10,11 @@ LINE_EVERY_S = 10.0
 
 
 @contextmanager
-def progress(count: Callable[[], int] | None) -> Iterator[Callable[[int], None]]:
+def progress(count: Callable[[], int] | None, *, rows: bool = False) -> Iterator[Callable[[int], None]]:
     """Gives what is to be called with the number of pictures after each batch.
 
     count: how many there are in all, found beside the work because a million files take a while to count; None where nobody can know.
+    rows: answers are printed as they come; on a terminal these are progress enough.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -27,7 +28,10 @@ def progress(count: Callable[[], int] | None) -> Iterator[Callable[[int], None]]
         TimeRemainingColumn(),
     )
     began = last_line = time.perf_counter()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as live:
+    # Taken over, what goes to stdout comes out above the bar; but then on stderr, and so never when stdout is a file.
+    over = sys.stdout.isatty()
+    bar = console.is_terminal and not (rows and over)
+    with Progress(*columns, console=console, transient=True, disable=not bar, redirect_stdout=over, redirect_stderr=over) as live:
         task = live.add_task("predict", total=None, rate=0.0)
         if count is not None:
             Thread(target=lambda: live.update(task, total=count()), daemon=True).start()

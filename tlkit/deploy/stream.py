@@ -87,6 +87,8 @@ def _read(name: str, preprocessing: Preprocessing) -> Fitted:
         return preprocessing.read(Path(name))
     except DataError as error:
         return str(error)
+    except Exception as error:  # one odd file of a million is no reason to stop, and to stop at it again when resumed
+        return f"{name}: it can't be decoded ({type(error).__name__}: {error})."
 
 
 def _decoders() -> int:
