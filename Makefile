@@ -33,5 +33,5 @@ clean:  ## remove .venv, builds and caches; runs/ and data/ stay
 	@touch $@
 
 .venv/.installed-dev: .venv/.installed
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[offline,export,hub,parquet,serve,stream,dev]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[offline,export,hub,openvino,parquet,serve,stream,dev]'
 	@touch $@

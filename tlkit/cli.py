@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, Callable[[ArgumentParser], None], Callable[[Names
     "predict": ("name the classes of pictures", deploy.predict_arguments, deploy.predict),
     "serve": ("answer over HTTP from an artifact, with a page to drop pictures on", deploy.serve_arguments, deploy.serve),
     "export": ("make a model ready to ship: ONNX and more, proved to answer as it does", deploy.export_arguments, deploy.export),
+    "verify": ("check an exported model, and that it still answers as it should", deploy.verify_arguments, deploy.verify),
     "models": ("list the backbones that a recipe can name", models.models_arguments, models.models),
     "bench": ("measure tlkit here, beside a bare loop and a textbook Lightning script", training.bench_arguments, training.bench),
     "cache": ("list or remove the activations that runs have kept", training.cache_arguments, training.cache),

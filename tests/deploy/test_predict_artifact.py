@@ -42,7 +42,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "photos").mkdir()
     for i in range(50):
         Image.fromarray(draws.integers(0, 256, (40, 56, 3), dtype=np.uint8)).save(folder / f"photos/{i:02d}.png")
-    assert main(["export", str(folder / "model"), "--features", "--out", str(folder / "export")]) == 0
+    assert main(["export", str(folder / "model"), "--features", "--out", str(folder / "export"), "--images", str(folder / "photos")]) == 0
     return folder
 
 
@@ -70,7 +70,7 @@ def test_an_artifact_gives_features_where_it_was_exported_with_them(workplace: P
 
 
 def test_an_artifact_without_features_says_how_to_get_them(workplace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["export", str(workplace / "model"), "--out", str(tmp_path)]) == 0
+    assert main(["export", str(workplace / "model"), "--out", str(tmp_path), "--images", str(workplace / "photos")]) == 0
     words = ["predict", str(tmp_path / "onnx"), str(workplace / "photos"), "--features", "--out", str(tmp_path / "f.npz")]
     assert main(words) == 2
     assert "Export the run with --features" in capsys.readouterr().err

@@ -58,7 +58,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "photos").mkdir()
     for i in range(40):
         Image.fromarray(draws.integers(0, 256, (40, 56, 3), dtype=np.uint8)).save(folder / f"photos/{i:02d}.png")
-    assert main(["export", str(folder / "model"), "--out", str(folder / "export")]) == 0
+    assert main(["export", str(folder / "model"), "--out", str(folder / "export"), "--images", str(folder / "photos")]) == 0
     return folder
 
 

@@ -44,21 +44,50 @@ def predict(arguments: Namespace) -> int:
 
 def export_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="a run folder or its model folder")
-    parser.add_argument("--format", nargs="+", default=["onnx"], metavar="FORMAT", help="onnx; default: onnx")
+    help = "one or more of onnx, torch (a torch.export program), safetensors (timm, Hugging Face hub), openvino; default: onnx"
+    parser.add_argument("--format", nargs="+", default=["onnx"], metavar="FORMAT", help=help)
     entrance = parser.add_mutually_exclusive_group()
-    entrance.add_argument("--raw", dest="raw", action="store_true", default=True, help="the network takes uint8 pictures (default)")
-    entrance.add_argument("--float", dest="raw", action="store_false", help="it takes normalised pictures, float32")
-    parser.add_argument("--features", action="store_true", help="the network gives its features too")
+    help = "the network takes uint8 pictures [B, H, W, C] and normalises them itself (default)"
+    entrance.add_argument("--raw", dest="raw", action="store_true", default=True, help=help)
+    help = "it takes normalised pictures, float32 [B, C, H, W]"
+    entrance.add_argument("--float", dest="raw", action="store_false", help=help)
+    parser.add_argument("--features", action="store_true", help="the network gives what its head sees, too")
     parser.add_argument("--opset", type=int, default=18, metavar="N", help="of ONNX, 18 to 23; default: 18")
     parser.add_argument("--out", type=Path, metavar="DIR", help="gets a folder a format; default: RUN/export")
-    parser.add_argument("--zip", dest="zipped", action="store_true", help="one .zip beside each folder")
+    parser.add_argument("--zip", dest="zipped", action="store_true", help="make a .zip of each folder, too")
+    help = "how many pictures prove the export, or all; default: 200 of the validation split"
+    parser.add_argument("--pictures", type=_number_or_all, default=200, metavar="N", help=help)
+    help = "prove it with the pictures in this folder, where the run's own aren't at hand"
+    parser.add_argument("--images", type=Path, metavar="DIR", help=help)
+    help = "largest difference of a probability that passes; default: 1e-4"
+    parser.add_argument("--tolerance", type=float, default=1e-4, metavar="T", help=help)
+    help = "put N of these pictures into the artifact for `tlkit verify`; default: none, they stay with you"
+    parser.add_argument("--with-samples", type=count, default=0, metavar="N", help=help)
+    parser.add_argument("--quantize", metavar="KIND", help="ONNX in smaller numbers, int8 or float16, into a folder onnx-KIND")
+    help = "how far accuracy on the validation split may fall by it, as a share; default: 0.01, one point"
+    parser.add_argument("--max-drop", type=float, default=0.01, metavar="D", help=help)
+    help = "upload the safetensors folder to this repository of the Hugging Face hub"
+    parser.add_argument("--push-to-hub", metavar="OWNER/NAME", help=help)
 
 
 def export(arguments: Namespace) -> int:
     from tlkit.deploy.export import Wanted, export_command
 
-    formats = tuple(dict.fromkeys(name for word in arguments.format for name in word.split(",")))
-    wanted = Wanted(formats, arguments.raw, arguments.features, arguments.opset, arguments.out, arguments.zipped)
+    wanted = Wanted(
+        formats=tuple(dict.fromkeys(name for word in arguments.format for name in word.split(",") if name)),
+        raw=arguments.raw,
+        features=arguments.features,
+        opset=arguments.opset,
+        out=arguments.out,
+        zipped=arguments.zipped,
+        images=arguments.images,
+        pictures=arguments.pictures,
+        tolerance=arguments.tolerance,
+        samples=arguments.with_samples,
+        quantize=arguments.quantize,
+        max_drop=arguments.max_drop,
+        push_to_hub=arguments.push_to_hub,
+    )
     return export_command(arguments.run, wanted)
 
 
@@ -118,6 +147,22 @@ def _number(text: str) -> float:
     if not 0 <= value < float("inf"):
         raise ArgumentTypeError(f"'{text}' is not a number of at least 0")
     return value
+
+
+def verify_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="the folder or .zip that tlkit export made")
+    help = "compare over those of the pictures that the export was proved with that lie in this folder, too"
+    parser.add_argument("--images", type=Path, metavar="DIR", help=help)
+
+
+def verify(arguments: Namespace) -> int:
+    from tlkit.deploy.verify import verify_command
+
+    return verify_command(arguments.artifact, arguments.images)
+
+
+def _number_or_all(text: str) -> int | None:
+    return None if text == "all" else count(text)
 
 
 def _share(text: str) -> float:

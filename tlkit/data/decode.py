@@ -82,7 +82,7 @@ def _from_pillow(
     """Of an opened picture, of which nothing but the header may have been read."""
     if image.width * image.height > max_pixels:
         raise DataError(_too_large(f"{image.width} x {image.height} pixels", max_pixels))
-    content = _content(image) if _is_16_bit_colour(image) else b""
+    content = encoded(image) if _is_16_bit_colour(image) else b""
     image.load()
     if image.mode in ("I", "F") and not _is_16_bit_png(image):
         raise DataError(
@@ -164,7 +164,7 @@ def _is_16_bit_colour(image: Image.Image) -> bool:
     return ";16" in str(how[0] if isinstance(how, tuple) else how) and not image.mode.startswith("I")
 
 
-def _content(image: Image.Image) -> bytes:
+def encoded(image: Image.Image) -> bytes:
     """The bytes of an opened picture, which stays as it is."""
     opened: Any = image.fp  # type: ignore[attr-defined]  # of every picture that Pillow has opened and not read
     place = opened.tell()
@@ -176,7 +176,10 @@ def _content(image: Image.Image) -> bytes:
 
 def _from_16_bit_colour(content: bytes, high_bytes: Image.Image, range_16bit: tuple[int, int]) -> Image.Image:
     """RGB or RGBA of a 16-bit PNG or TIFF. high_bytes: as Pillow has read it; its orientation is taken over, and still to be applied."""
-    import cv2
+    try:
+        import cv2
+    except ImportError as error:  # an exported model runs without it
+        raise DataError("16-bit colour needs OpenCV here.\n  Install it with: pip install opencv-python-headless") from error
 
     values: NDArray[np.uint16] | None = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)  # type: ignore[assignment]
     if values is None or values.dtype != np.uint16 or values.ndim != 3:

@@ -14,10 +14,13 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
+
 from tlkit.data.preprocess import Preprocessing
 from tlkit.errors import ArtifactError
 
 MANIFEST = "artifact.json"
+MEAN_PICTURE = "mean_picture.npy"
 VERSION = 1
 """Of artifact.json. A reader refuses a newer one."""
 PICKLES = (".pkl", ".pickle", ".pth", ".pt", ".bin", ".ckpt", ".joblib", ".tar", ".dill")
@@ -56,7 +59,16 @@ class Artifact:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        return Preprocessing.from_json(self.facts["preprocessing"])
+        """Raises ArtifactError if its mean picture is missing or not the one that is named."""
+        values = self.facts["preprocessing"]
+        if "mean_picture" not in values:
+            return Preprocessing.from_json(values)
+        try:
+            if MEAN_PICTURE not in self.facts["sha256"]:
+                raise ValueError(f"{MANIFEST} has no sha256 of it")
+            return Preprocessing.from_json(values, np.load(self.folder / MEAN_PICTURE, allow_pickle=False))
+        except (OSError, ValueError) as error:
+            raise ArtifactError(f"{self.folder / MEAN_PICTURE} can't be used: {error}\n{_COPY_AGAIN}") from error
 
     @property
     def network(self) -> Path:
@@ -167,7 +179,8 @@ def _checked_facts(folder: Path) -> dict[str, Any]:
     facts = _read_facts(folder)
     for name, expected in facts["sha256"].items():
         file = folder / name
-        refuse_pickle(file)
+        if not (facts["format"] == "openvino" and name == "model.bin"):  # the weights beside model.xml, and plain numbers
+            refuse_pickle(file)
         if name.startswith("/") or "\\" in name or ".." in PurePosixPath(name).parts or file.is_symlink():
             raise ArtifactError(f"{folder / MANIFEST} names a file outside the artifact: {name!r}. Don't use it.")
         if not file.is_file():

@@ -4,12 +4,13 @@ import contextlib
 import logging
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tlkit.deploy.program import OUTPUTS
+from tlkit.deploy.program import NORMALIZED
 from tlkit.errors import ArtifactError, MissingExtraError
 
 OPSETS = range(18, 24)
@@ -33,30 +34,22 @@ def check_onnx_is_installed() -> None:
         raise MissingExtraError(str(error.name), "export", "To export to ONNX") from error
 
 
-def onnx_model(program: torch.export.ExportedProgram, opset: int) -> Any:
-    """An onnx.ModelProto with all of OUTPUTS; its batch is called `batch`."""
+def onnx_model(program: torch.export.ExportedProgram, outputs: Sequence[str], opset: int) -> Any:
+    """An onnx.ModelProto with the program's outputs under these names; its batch is called `batch`.
+
+    `normalized` is no output of what ships, but the value stays in the graph under its name.
+    """
     with _quiet():
-        made = torch.onnx.export(
-            program, dynamo=True, opset_version=opset, input_names=["pictures"], output_names=list(OUTPUTS), verbose=False
-        )
+        made = torch.onnx.export(program, dynamo=True, opset_version=opset, input_names=["pictures"], output_names=list(outputs))
     if made is None:
         raise AssertionError("torch.onnx.export gives a program unless it is handed a file")
     model = made.model_proto
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    kept = [output for output in model.graph.output if output.name != NORMALIZED]
+    del model.graph.output[:]
+    model.graph.output.extend(kept)
     return model
-
-
-def with_outputs(model: Any, names: tuple[str, ...]) -> Any:
-    """A copy that gives these of its outputs alone. The values themselves stay in the graph under their names."""
-    import onnx
-
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    kept = [output for output in copy.graph.output if output.name in names]
-    del copy.graph.output[:]
-    copy.graph.output.extend(kept)
-    return copy
 
 
 def write_onnx(model: Any, file: Path) -> None:

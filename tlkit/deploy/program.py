@@ -1,34 +1,38 @@
 """What ships: a classifier with everything around it that isn't a picture file, as one program that torch can export."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from tlkit.models.classifier import Classifier
 
-OUTPUTS = ("probabilities", "normalized", "features")
-"""Of a program, in this order. Formats keep the first, and the last if it was asked for; parity also looks at the second."""
+NORMALIZED = "normalized"
+"""The value in a raw network between normalisation and backbone, which parity looks at."""
 
 
 class Shipped(nn.Module):
-    """Pictures -> OUTPUTS, without anything left to do before or after.
+    """Pictures -> the outputs that are named, of `probabilities` [B, K], `normalized` [B, C, S, S] and `features` [B, F].
 
     normalize: for raw pictures uint8 [B, S, S, C], which this then takes; None takes normalised ones, float32 [B, C, S, S].
     """
 
-    def __init__(self, classifier: Classifier, normalize: Callable[[Tensor], Tensor] | None, *, multilabel: bool) -> None:
+    def __init__(
+        self, classifier: Classifier, normalize: Callable[[Tensor], Tensor] | None, outputs: Sequence[str], *, multilabel: bool
+    ) -> None:
         super().__init__()
         self.classifier = classifier
         self.normalize = normalize
+        self.outputs = tuple(outputs)
         self.multilabel = multilabel
 
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, pictures: Tensor) -> tuple[Tensor, ...]:
         normalized = self.normalize(pictures.permute(0, 3, 1, 2)) if self.normalize else pictures
         features = self.classifier.features(normalized)
         logits = self.classifier.head(features)
         probabilities = logits.sigmoid() if self.multilabel else logits.softmax(1)
-        return probabilities, normalized, features.flatten(1)
+        values = {"probabilities": probabilities, NORMALIZED: normalized, "features": features.flatten(1)}
+        return tuple(values[name] for name in self.outputs)
 
 
 def exported_program(shipped: Shipped, image_size: int, channels: int) -> torch.export.ExportedProgram:

@@ -1,5 +1,6 @@
 """An artifact that answers: picture files -> probabilities, with onnxruntime, numpy and Pillow alone."""
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +25,13 @@ class Runtime:
     preprocessing: Preprocessing
     network: Callable[[NDArray[Any]], Outputs]
 
+    def decode(self, file: Path) -> NDArray[np.uint8]:
+        """[H, W, C]. Raises DataError where the file holds no picture."""
+        return self.preprocessing.decode(file)
+
     def picture(self, file: Path) -> NDArray[np.uint8]:
         """[S, S, C] uint8 as the network's raw input has it. Raises DataError where the file holds no picture."""
-        return self.preprocessing.read(file)
+        return self.preprocessing.fit(self.decode(file))
 
     def run(self, pictures: NDArray[np.uint8]) -> Outputs:
         """Of pictures [B, S, S, C]."""
@@ -44,7 +49,7 @@ def load_runtime(artifact: Artifact | Path, threads: int | None = None) -> Runti
     """
     if isinstance(artifact, Path):
         artifact = read_artifact(artifact)
-    loaders = {"onnx": _onnx}
+    loaders = {"onnx": _onnx, "openvino": _openvino}
     if artifact.format not in loaders:
         raise ArtifactError(
             f"{artifact.folder} is of format {artifact.format}, which answers in its own library only.\n"
@@ -63,6 +68,38 @@ def _onnx(artifact: Artifact, threads: int | None) -> Callable[[NDArray[Any]], O
         return dict(zip(names, session.run(names, {entrance.name: pictures}), strict=True))
 
     return network
+
+
+def _openvino(artifact: Artifact, threads: int | None) -> Callable[[NDArray[Any]], Outputs]:
+    openvino = import_openvino()
+    options = {"INFERENCE_PRECISION_HINT": "f32", **({"INFERENCE_NUM_THREADS": threads} if threads is not None else {})}
+    try:
+        compiled = openvino.Core().compile_model(str(artifact.network), "CPU", options)
+    except RuntimeError as error:
+        raise ArtifactError(f"{artifact.network} can't be read by OpenVINO: {error}") from error
+    names = [output.get_any_name() for output in compiled.outputs]
+    check_classes(artifact, compiled.outputs[0].partial_shape[-1].get_length())
+
+    def network(pictures: NDArray[Any]) -> Outputs:
+        found = compiled([pictures])
+        return {name: found[i] for i, name in enumerate(names)}
+
+    return network
+
+
+def import_openvino() -> Any:
+    """The package, without the one that reports every import of it to its makers unless a file in the home folder forbids it."""
+    missing = "openvino_telemetry" not in sys.modules
+    if missing:
+        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # for import: there is no such package
+    try:
+        import openvino
+    except ImportError as error:
+        raise MissingExtraError("openvino", "openvino", "An artifact for OpenVINO") from error
+    finally:
+        if missing:
+            del sys.modules["openvino_telemetry"]
+    return openvino
 
 
 def onnx_session(network: Path | bytes, threads: int | None = None) -> Any:
