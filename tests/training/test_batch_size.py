@@ -1,7 +1,9 @@
 """The batch size that memory allows."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -52,3 +54,23 @@ def test_memory_bounds_the_batch() -> None:
     found = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
     # 1,800 training pictures would allow 225; at 96 px resnet18 keeps some 15 MB of each picture.
     assert 2 <= found <= 100
+
+
+OUT_OF_MEMORY = """
+import resource, sys
+from tlkit.cli import main
+resource.setrlimit(resource.RLIMIT_AS, (5_000_000_000, 5_000_000_000))
+sys.exit(main(["finetune", "quickstart", "data.batch_size=1024", "data.image_size=128", "model={backbone: resnet18, weights: random}",
+               "augment=[]", "phases=[{train: all, epochs: 1, lr: 1e-3}]", "cache.use=false", "--out", sys.argv[1]]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits a process's address space reliably")
+def test_a_batch_without_room_is_told_with_one_that_fits(tmp_path: Path) -> None:
+    ended = subprocess.run([sys.executable, "-c", OUT_OF_MEMORY, str(tmp_path / "run")], capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    said = re.search(r"data.batch_size = 1024 doesn't fit into memory: .*\n  Set it to (\d+), the largest that fitted", ended.stderr)
+    assert said is not None, ended.stderr
+    assert 2 <= int(said[1]) < 1024
+    assert "Traceback" not in ended.stderr

@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
 from tlkit.allocator import keep_freed_memory
@@ -26,19 +25,13 @@ from tlkit.recipe.schema import Recipe
 from tlkit.training.auxiliary import build_auxiliary_heads
 from tlkit.training.callbacks import moving_average
 from tlkit.training.l2_sp import StartingPoint
+from tlkit.training.out_of_memory import is_out_of_memory
 from tlkit.training.phases import build_module, fit
 from tlkit.training.ready import build, what_trains
 from tlkit.training.trainer import build_trial_trainer, check_devices
 
-OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate|bad_alloc|could not create a primitive|not enough memory", re.IGNORECASE)
 LEFT_TO_OTHERS = 0.05
 """Share of the free memory of a machine without a GPU."""
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and bool(OUT_OF_MEMORY.search(str(error)))
-    )
 
 
 def main(recipe_file: str) -> None:

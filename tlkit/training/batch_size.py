@@ -51,6 +51,12 @@ def with_batch_size(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"batch_size": int(found)})}).at_places_of(recipe)
 
 
+def largest_batch(recipe: Recipe, *, most: int) -> int:
+    """Pictures over all devices, up to `most`, that a step of the largest phase has room for; 0 if not even two for each device."""
+    with _Prober(recipe) as prober:
+        return prober.devices * rounded(largest_that_fits(prober.fits, most // prober.devices))
+
+
 def _find(recipe: Recipe, wanted: FindBatchSize) -> int:
     print("looking for the largest batch that fits", file=sys.stderr)
     with _Prober(recipe) as prober:
@@ -69,7 +75,9 @@ def _find(recipe: Recipe, wanted: FindBatchSize) -> int:
 
 def largest_that_fits(fits: Callable[[int], bool], most: int) -> int:
     """The largest size up to `most` that fits, to within an eighth; 0 if two don't. Doubles until one doesn't, then halves the gap."""
-    good, bad = 0, max(most, SMALLEST) + 1
+    if most < SMALLEST:
+        return 0
+    good, bad = 0, most + 1
     size = min(FIRST, bad - 1)
     while bad > max(good + 1, good * PRECISION):
         if fits(size):

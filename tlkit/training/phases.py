@@ -41,6 +41,7 @@ from tlkit.training.l2_sp import StartingPoint
 from tlkit.training.losses import build_criterion
 from tlkit.training.module import PhaseModule
 from tlkit.training.not_finite import NotFinite
+from tlkit.training.out_of_memory import memory_explained
 from tlkit.training.run_folder import is_first_process
 from tlkit.training.solve import solve_head
 from tlkit.training.time_shares import Clock, Setting, TimeShares
@@ -140,7 +141,7 @@ def train_phases(
             keep_pictures(data, recipe, number, trainer.num_devices, title=title)
         setting = setting_of(classifier, data, recipe, phase, trainer, kept=suffix is not None)
         trainer.callbacks.append(TimeShares(clock, title=title, setting=setting))  # type: ignore[attr-defined]
-        with compiling_explained(recipe, number):
+        with compiling_explained(recipe, number), memory_explained(recipe, title):
             fit(trainer, build_module(classifier, data, recipe, phase, auxiliary, start, suffix), inputs)
         if recipe.early_stopping and trainer.current_epoch < phase.epochs:
             LOG.info("%s ended early: no better validation %s for %d epochs", title, in_words(lead), recipe.early_stopping.patience)
