@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[str, Callable[[ArgumentParser], None], Callable[[Names
     "export": ("make a model ready to ship: ONNX and more, proved to answer as it does", deploy.export_arguments, deploy.export),
     "verify": ("check an exported model, and that it still answers as it should", deploy.verify_arguments, deploy.verify),
     "models": ("list the backbones that a recipe can name", models.models_arguments, models.models),
+    "data audit": ("find pictures that are there twice, leaks between splits, and wrong labels", data.audit_arguments, data.audit),
     "bench": ("measure tlkit here, beside a bare loop and a textbook Lightning script", training.bench_arguments, training.bench),
     "cache": ("list or remove the activations that runs have kept", training.cache_arguments, training.cache),
 }

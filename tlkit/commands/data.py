@@ -1,9 +1,11 @@
 """`tlkit data ...`: what is in the pictures, before anything trains on them."""
 
+import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from tlkit.commands.arguments import count, recipe_arguments
+from tlkit.errors import TlkitError
 
 
 def preview_arguments(parser: ArgumentParser) -> None:
@@ -56,3 +58,28 @@ def fetch(arguments: Namespace) -> int:
     from tlkit.training.fetch import fetch_command
 
     return fetch_command(recipe, arguments.to, leave_local=arguments.leave_local)
+
+
+def audit_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("pictures", metavar="DIR|RECIPE", help="a folder of pictures, a csv table of them, or a recipe")
+    help = "changes one key of the recipe: data.seed=1, model.backbone=resnet18"
+    parser.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help=help)
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where to put it (default: the next number under runs/NAME-audit)")
+    parser.add_argument("--fix", action="store_true", help="also write cleaned.csv, a list without what leaks; pictures are left alone")
+    parser.add_argument("--strict", action="store_true", help="end with 2 if splits leak, a picture has two labels or a label is doubted")
+
+
+def audit(arguments: Namespace) -> int:
+    from tlkit.recipe.load import load_recipe
+
+    place = Path(arguments.pictures)
+    lies = place.is_dir() or place.suffix.lower() == ".csv"
+    if lies and arguments.overrides:
+        raise TlkitError(f"{arguments.overrides[0]} changes a recipe, and {place} is none.\n  Leave it out, or name a recipe.")
+    recipe = None if lies else load_recipe(arguments.pictures, arguments.overrides)
+    print(f"{place.name if lies else arguments.pictures}: loading torch, then looking for pictures", file=sys.stderr)
+    from tlkit.training.audit import audit_command, recipe_for
+
+    kind = "folder" if place.is_dir() else "csv"
+    recipe = recipe or recipe_for({kind: str(place)}, place.resolve().stem)
+    return audit_command(recipe, drawn=not lies, out=arguments.out, fix=arguments.fix, strict=arguments.strict)
