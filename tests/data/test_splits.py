@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from tlkit.data.samples import Sample, Samples
-from tlkit.data.splits import duplicates_across_splits, hash_pictures, read_manifest, split_samples, write_manifest
+from tlkit.data.splits import hash_pictures, read_manifest, split_samples, write_manifest
 from tlkit.errors import DataError
 
 ABC = ("a", "b", "c")
@@ -118,14 +118,3 @@ def test_a_picture_that_vanished_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"x\.png: the picture can't be read"):
         write_manifest(samples, hash_pictures(samples), tmp_path / "split.csv")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_duplicates_across_splits_are_counted_and_shown() -> None:
-    rows = [
-        {"id": name, "split": split, "sha256": digest}
-        for name, split, digest in [("1", "train", "x"), ("2", "train", "x"), ("3", "val", "x"), ("4", "test", "x"), ("5", "val", "y")]
-    ]
-    found = duplicates_across_splits(rows)
-    assert found.count == 2
-    assert found.examples == (("train: 1", "train: 2", "val: 3", "test: 4"),)
-    assert duplicates_across_splits(rows[:2]).count == 0

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tlkit.data.label_doubts import Doubts
-from tlkit.data.near_duplicates import Decode, Waves, find_near, joined
+from tlkit.data.near_duplicates import Decode, Waves, find_near, joined, waves_of
 from tlkit.data.samples import Sample, Samples
 from tlkit.errors import DataError
 
@@ -186,6 +186,13 @@ def _similar(samples: Sequence[Sample], rows: tuple[int, int], cosine: float) ->
     two_labels = _two_labels(samples, rows)
     suggestion = "look at it: very much alike, and labelled differently" if two_labels else "look at it: the same thing twice?"
     return Finding("similar", rows, (round(cosine, 4),) * 2, suggestion, _across(samples, rows), two_labels)
+
+
+def compare_splits(samples: Samples, hashes: Mapping[str, str], decoded: Decode, on_picture: Callable[[int], None]) -> dict[str, Any]:
+    """The verdict on splits by sha256 and perceptual hash alone: cheap enough for every run. hashes: a picture's id -> the sha256."""
+    waves = waves_of(samples.samples, decoded, on_picture)
+    found = find_duplicates(samples.samples, [hashes[sample.id] for sample in samples.samples], waves)
+    return leak_verdict(samples, found, unreadable=int(np.isnan(waves[:, 0]).sum()))
 
 
 def leak_verdict(samples: Samples, found: Duplicates, *, unreadable: int = 0) -> dict[str, Any]:

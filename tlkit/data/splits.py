@@ -3,9 +3,9 @@
 import csv
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -157,24 +157,6 @@ def read_manifest(path: Path) -> list[dict[str, str]]:
             return list(reader)
     except (OSError, csv.Error) as error:
         raise DataError(f"{path}: the split manifest can't be read ({error}).\n  Expected the split.csv of a run.") from error
-
-
-@dataclass(frozen=True)
-class Duplicates:
-    """Same picture in more than one split. count: validation and test pictures concerned. examples: groups of their ids."""
-
-    count: int
-    examples: tuple[tuple[str, ...], ...]
-
-
-def duplicates_across_splits(rows: Iterable[Mapping[str, str]], *, examples: int = 3) -> Duplicates:
-    """By sha256. A held-out picture counts if training, or the other held-out split, has the same one."""
-    by_hash: dict[str, list[Mapping[str, str]]] = defaultdict(list)
-    for row in rows:
-        by_hash[row["sha256"]].append(row)
-    shared = [same for same in by_hash.values() if len({row["split"] for row in same}) > 1]
-    count = sum(row["split"] != "train" for same in shared for row in same)
-    return Duplicates(count, tuple(tuple(f"{row['split']}: {row['id']}" for row in same) for same in shared[:examples]))
 
 
 def _hash(sample: Sample) -> str:

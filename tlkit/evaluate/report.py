@@ -25,6 +25,7 @@ def write_report(
         validation=metrics["val"],
         gap=metrics["best"]["train_accuracy"] - metrics["val"]["accuracy"],
         best=metrics["best"],
+        audit=metrics["audit"],
         facts=facts,
         recipe_yaml=recipe_yaml,
         curves=base64.b64encode(curves.read_bytes()).decode(),

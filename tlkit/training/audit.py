@@ -28,11 +28,12 @@ from tlkit.data.audit import (
 )
 from tlkit.data.datamodule import PictureData
 from tlkit.data.decode import decode
+from tlkit.data.folds import split_by_recipe
 from tlkit.data.label_doubts import FOLDS, doubt_labels, predict_unseen
 from tlkit.data.near_duplicates import joined, waves_of
 from tlkit.data.samples import Sample, Samples
 from tlkit.data.sources import read_source
-from tlkit.data.splits import hash_pictures, split_samples
+from tlkit.data.splits import hash_pictures
 from tlkit.errors import WeightsError
 from tlkit.evaluate.gallery import write_gallery
 from tlkit.models.weights import find_weights
@@ -82,7 +83,7 @@ def audit_command(recipe: Recipe, *, drawn: bool, out: Path | None, fix: bool, s
     with recipe.located():
         samples = read_source(recipe.data.source, Path(recipe.data.root), recipe.task)
         if drawn:
-            samples = split_samples(samples, recipe.data.validation, recipe.data.test, recipe.seed)
+            samples = split_by_recipe(samples, recipe.data, recipe.seed)
     if fix:
         check_can_clean(samples)
     run = make_run_folder(f"{recipe.name}-audit", out)

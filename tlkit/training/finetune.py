@@ -3,9 +3,13 @@
 import logging
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from tlkit.data.splits import Duplicates, duplicates_across_splits, hash_pictures, split_warnings, write_manifest
+from tlkit.data.audit import compare_splits
+from tlkit.data.decode import decode
+from tlkit.data.splits import hash_pictures, split_warnings, write_manifest
 from tlkit.models.checkpoint import ModelCard, save_model
 from tlkit.recipe.load import recipe_yaml
 from tlkit.recipe.schema import CLASSICAL_HEADS, Recipe
@@ -14,6 +18,9 @@ from tlkit.training.batch_size import with_batch_size
 from tlkit.training.ready import Ready, make_ready
 from tlkit.training.results import choose_thresholds, counts_of, how_judged, measure_shipped, write_results
 from tlkit.training.run_folder import check_out, is_first_process, make_run_folder
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 LOG = logging.getLogger("tlkit")
 
@@ -59,7 +66,8 @@ def train_and_measure(recipe: Recipe, ready: Ready, run: Path, *, began: float) 
             LOG.info("%s", line)
         for warning in (*recipe_warnings(recipe), *split_warnings(samples)):
             LOG.warning("%s", warning)
-        warn_of_leaks(duplicates_across_splits(write_manifest(samples, data.hashes, run / "split.csv")))
+        write_manifest(samples, data.hashes, run / "split.csv")
+        audit = tell_of_leaks(ready, console)
 
     if first and data.augmentation is not None and recipe.gradient_phases:
         draw_preview(data.train_dataloader().pictures, samples.classes, recipe, run / "augmentations.png")
@@ -90,14 +98,20 @@ def train_and_measure(recipe: Recipe, ready: Ready, run: Path, *, began: float) 
     )
     save_model(run / "model", classifier, card)
     metrics = measure_shipped(run / "model", ready, recipe, result, console=console)
+    metrics["audit"] = audit
     metrics["seconds"] = {**result.seconds, "total": round(time.perf_counter() - began, 3)}
     write_results(run, recipe, samples, weights, result, metrics)
     return run
 
 
-def warn_of_leaks(duplicates: Duplicates) -> None:
-    if duplicates.count:
-        example = " = ".join(duplicates.examples[0])
-        LOG.warning(
-            "%d held-out pictures are byte for byte in another split too (%s): accuracy will look too good", duplicates.count, example
-        )
+def tell_of_leaks(ready: Ready, console: "Console") -> dict[str, Any]:
+    """Compares the splits, for the log here and for the metrics and the report later."""
+    from tlkit.training.callbacks import pictures_progress
+
+    samples, decoded = ready.samples, partial(decode, channels=ready.data.preprocessing.channels)
+    with pictures_progress(console, "comparing the splits", len(samples.samples)) as advance:
+        verdict = compare_splits(samples, ready.data.hashes, decoded, advance)
+    leaks = verdict["leaked_exact"] or verdict["leaked_near"]
+    example = " = ".join(f"{picture['split']}: {picture['id']}" for picture in verdict["examples"][0]["pictures"][:2]) if leaks else ""
+    LOG.log(logging.WARNING if leaks else logging.INFO, "%s (%s)", verdict["verdict"], example or verdict["compared"])
+    return verdict
