@@ -21,11 +21,13 @@ from tlkit.data.audit import (
     write_cleaned,
 )
 from tlkit.data.decode import decode
+from tlkit.data.folder_source import read_folder
 from tlkit.data.near_duplicates import waves_of
 from tlkit.data.samples import Sample, Samples
-from tlkit.data.sources import read_folder
+from tlkit.data.sources import read_source
 from tlkit.data.splits import hash_pictures
 from tlkit.errors import DataError
+from tlkit.recipe.schema import CsvSource
 from tlkit.shipped import shipped
 
 CLASSES = ("bag", "coat", "trouser")
@@ -146,7 +148,10 @@ def test_a_cleaned_list_names_every_picture_once_here_or_there(folder: Path, tmp
     kept, removed = ([row["path"] for row in csv.DictReader((tmp_path / name).open())] for name in ("cleaned.csv", "removed.csv"))
     assert removed == ["train/bag/copy.png"]
     assert sorted(kept + removed) == sorted(sample.id for sample in samples.samples)
-    assert all((Path(source["root"]) / path).is_file() for path in kept)
+    read = read_source(CsvSource(**source), Path("data"))
+    assert {sample.id: (sample.split, read.label_text(sample)) for sample in read.samples} == {
+        sample.id: (sample.split, samples.label_text(sample)) for sample in samples.samples if sample.id not in removed
+    }
 
 
 def test_a_list_that_would_lose_a_class_is_refused(folder: Path) -> None:

@@ -14,7 +14,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from tlkit.data.decode import decode
-from tlkit.data.samples import Sample
+from tlkit.data.samples import Picture, Sample
 from tlkit.errors import DataError
 
 SIDE_PX, WAVES = 32, 8
@@ -29,7 +29,7 @@ PAIRS_AT_ONCE = 8_000_000
 THREADS = 4
 DECODED_PX = 128
 
-Decode = Callable[[Path | Callable[[], Image.Image]], NDArray[np.uint8]]
+Decode = Callable[[Picture], NDArray[np.uint8]]
 Waves = NDArray[np.float32]
 """[N, 64]: the slowest cosine waves of each picture's brightness, by frequency down and across; NaN where it can't be read."""
 
@@ -59,7 +59,7 @@ def _thumbnail(sample: Sample, decoded: Decode) -> NDArray[np.float32] | None:
     return np.asarray(cv2.resize(grey.astype(np.float32), (SIDE_PX, SIDE_PX), interpolation=way), np.float32)
 
 
-def _shrunk(image: Path | Callable[[], Image.Image]) -> Path | Callable[[], Image.Image]:
+def _shrunk(image: Picture) -> Picture:
     """A JPEG opened so that it is decoded at a half, a quarter or an eighth: many times quicker, and thumbnails need no more."""
     if not isinstance(image, Path) or image.suffix.lower() not in (".jpg", ".jpeg"):
         return image

@@ -10,7 +10,7 @@ from PIL import Image
 
 from tlkit.data.audit import Finding
 from tlkit.data.near_duplicates import Decode
-from tlkit.data.samples import Samples
+from tlkit.data.samples import Picture, Samples
 from tlkit.errors import DataError
 
 THUMBNAIL_PX = 112
@@ -62,7 +62,7 @@ def write_gallery(
     file.write_bytes(page.encode("utf-8", "replace"))  # a file name that isn't UTF-8 has no letters to show
 
 
-def thumbnail(image: Any, decoded: Decode) -> str:
+def thumbnail(image: Picture, decoded: Decode) -> str:
     """A data URL; empty for a picture that can't be read. Tiny pictures are enlarged so that their pixels show."""
     try:
         pixels = decoded(image)

@@ -88,7 +88,10 @@ def audit_command(recipe: Recipe, *, drawn: bool, out: Path | None, fix: bool, s
         check_can_clean(samples)
     run = make_run_folder(f"{recipe.name}-audit", out)
     console = start_log(run / "log.txt", quiet=False)
-    decoded = partial(decode, channels=recipe.data.channels)
+    limits = recipe.data
+    decoded = partial(
+        decode, channels=limits.channels, max_pixels=limits.max_pixels, background=limits.background, range_16bit=limits.range_16bit
+    )
     pictures = samples.samples
     hashes = hash_pictures(samples)
     with pictures_progress(console, "hashing pictures", 2 * len(pictures)) as advance:

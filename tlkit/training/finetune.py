@@ -3,12 +3,10 @@
 import logging
 import time
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tlkit.data.audit import compare_splits
-from tlkit.data.decode import decode
 from tlkit.data.splits import hash_pictures, split_warnings, write_manifest
 from tlkit.models.checkpoint import ModelCard, save_model
 from tlkit.recipe.load import recipe_yaml
@@ -108,9 +106,8 @@ def tell_of_leaks(ready: Ready, console: "Console") -> dict[str, Any]:
     """Compares the splits, for the log here and for the metrics and the report later."""
     from tlkit.training.callbacks import pictures_progress
 
-    samples, decoded = ready.samples, partial(decode, channels=ready.data.preprocessing.channels)
-    with pictures_progress(console, "comparing the splits", len(samples.samples)) as advance:
-        verdict = compare_splits(samples, ready.data.hashes, decoded, advance)
+    with pictures_progress(console, "comparing the splits", len(ready.samples.samples)) as advance:
+        verdict = compare_splits(ready.samples, ready.data.hashes, ready.data.preprocessing.decode, advance)
     leaks = verdict["leaked_exact"] or verdict["leaked_near"]
     example = " = ".join(f"{picture['split']}: {picture['id']}" for picture in verdict["examples"][0]["pictures"][:2]) if leaks else ""
     LOG.log(logging.WARNING if leaks else logging.INFO, "%s (%s)", verdict["verdict"], example or verdict["compared"])
