@@ -31,6 +31,7 @@ from tlkit.data.decode import decode
 from tlkit.data.folds import split_by_recipe
 from tlkit.data.label_doubts import FOLDS, doubt_labels, predict_unseen
 from tlkit.data.near_duplicates import joined, waves_of
+from tlkit.data.progress import pictures_progress
 from tlkit.data.samples import Sample, Samples
 from tlkit.data.sources import read_source
 from tlkit.data.splits import hash_pictures
@@ -38,7 +39,7 @@ from tlkit.errors import WeightsError
 from tlkit.evaluate.gallery import write_gallery
 from tlkit.models.weights import find_weights
 from tlkit.recipe.schema import Recipe
-from tlkit.training.callbacks import pictures_progress, start_log
+from tlkit.training.callbacks import start_log
 from tlkit.training.features import features_of
 from tlkit.training.ready import build
 from tlkit.training.run_folder import check_out, make_run_folder
@@ -46,6 +47,7 @@ from tlkit.training.trainer import check_devices
 
 LOG = logging.getLogger("tlkit")
 WORST = 5
+BATCH_SIZE = 64
 KINDS = {
     "exact": "the same picture twice",
     "near": "nearly the same",
@@ -163,7 +165,7 @@ def _features(recipe: Recipe, samples: Samples, hashes: dict[str, str], console:
         # One split: every picture as it is, and under the same key as those of a run.
         whole = replace(samples, samples=tuple(replace(sample, split="train") for sample in samples.samples))
         classifier, preprocessing = build(recipe, whole, find_weights(recipe.model))
-    data = PictureData(whole, preprocessing, batch_size=recipe.data.batch_size, workers=recipe.data.workers)
+    data = PictureData(whole, preprocessing, batch_size=BATCH_SIZE, workers=recipe.data.workers)
     data.hashes = hashes
     features, _ = features_of(classifier.to(device), data, "train", recipe.cache, console)
     return features.numpy()

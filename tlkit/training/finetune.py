@@ -104,7 +104,7 @@ def train_and_measure(recipe: Recipe, ready: Ready, run: Path, *, began: float) 
 
 def tell_of_leaks(ready: Ready, console: "Console") -> dict[str, Any]:
     """Compares the splits, for the log here and for the metrics and the report later."""
-    from tlkit.training.callbacks import pictures_progress
+    from tlkit.data.progress import pictures_progress
 
     with pictures_progress(console, "comparing the splits", len(ready.samples.samples)) as advance:
         verdict = compare_splits(ready.samples, ready.data.hashes, ready.data.preprocessing.decode, advance)
