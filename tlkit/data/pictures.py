@@ -66,15 +66,18 @@ class Pictures(Dataset[tuple[NDArray[np.uint8], Target]]):
         """Raises DataError with the sample's id where its picture can't be read."""
         epoch, index = key
         began = time.perf_counter()
-        picture = self._fitted(index)
+        picture = self.fitted(index)
         fitted = time.perf_counter()
-        if self.augmentation is not None:
-            picture = self.augmentation(picture, seed=(self.seed, epoch, index))
+        picture = self.augmented(picture, epoch, index)
         self.decode_s += fitted - began
         self.augment_s += time.perf_counter() - fitted
         return picture, self.target(self.samples[index])
 
-    def _fitted(self, index: int) -> NDArray[np.uint8]:
+    def augmented(self, fitted: NDArray[np.uint8], epoch: int, index: int) -> NDArray[np.uint8]:
+        return fitted if self.augmentation is None else self.augmentation(fitted, seed=(self.seed, epoch, index))
+
+    def fitted(self, index: int) -> NDArray[np.uint8]:
+        """As validation sees it. Raises DataError with the sample's id where its picture can't be read."""
         if self.kept is not None and (kept := self.kept.get(index)) is not None:
             return kept
         sample = self.samples[index]

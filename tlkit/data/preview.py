@@ -39,16 +39,16 @@ def preview_rows(pictures: Pictures, classes: Sequence[str], *, rows: int, epoch
 
     pictures: of the training split, with their augmentation; what training takes from them is what is returned.
     """
-    plain = Pictures(pictures.samples, pictures.preprocessing)
     given = 0
     for index in _by_turns(pictures):
         if given == rows:
             return
         try:
-            views = (plain[0, index][0], *(pictures[epoch, index][0] for epoch in epochs))
+            fitted = pictures.fitted(index)
         except DataError as error:
             log.warning("left out of the sheet: %s", error)
             continue
+        views = (fitted, *(pictures.augmented(fitted, epoch, index) for epoch in epochs))
         sample = pictures.samples[index]
         given += 1
         yield Row(sample.id, ", ".join(classes[label] for label in sample.labels) or "no class", views)
