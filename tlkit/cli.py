@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, Callable[[ArgumentParser], None], Callable[[Names
     "plan": ("show what a recipe will do, before it does it: what trains, memory, steps, time", training.plan_arguments, training.plan),
     "lr": ("find a learning rate: train a copy at a rate that rises, and look at the loss", training.lr_arguments, training.lr),
     "check": ("find every fault in a recipe without running it", training.check_arguments, training.check),
+    "data check": ("decode every picture and name all that is wrong with them, in one table", data.check_arguments, data.check),
     "data stats": ("count and measure pictures: classes, sizes, formats, mean and std, the mean picture", data.stats_arguments, data.stats),
     "data preview": ("draw a sheet of training pictures as each epoch will see them", data.preview_arguments, data.preview),
     "data fetch": ("bring everything that a recipe needs into one folder, for a machine without network", data.fetch_arguments, data.fetch),

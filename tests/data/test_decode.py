@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tlkit.data.decode import MAX_PIXELS, decode, frames
+from tlkit.data.decode import MAX_PIXELS, decode, header
 from tlkit.errors import DataError
 from tlkit.recipe.schema import BundledSource, Data
 
@@ -256,9 +256,9 @@ def test_the_first_frame_is_taken_and_the_number_of_frames_is_known(tmp_path: Pa
         options = {"lossless": True} if name == "a.webp" else {}
         path = saved(tmp_path, name, pixels(RED, RED), save_all=True, append_images=[pixels(BLUE, BLUE), pixels(GREEN, RED)], **options)
         assert decode(path).tolist() == [[[*RED], [*RED]]], name
-        assert frames(path) == 3, name
-    assert frames(saved(tmp_path, "b.png", pixels(RED))) == 1
-    assert frames(tmp_path / "nowhere.gif") == 1
+        assert header(path) == (2, 3), name
+    assert header(saved(tmp_path, "b.png", pixels(RED))) == (1, 1)
+    assert header(tmp_path / "nowhere.gif") == (0, 1)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ from PIL import Image
 from tlkit.data.decode import decode
 from tlkit.recipe.load import load_recipe
 from tlkit.training import activation_cache
-from tlkit.training.cache_entries import cache_folder, entries, make_room
+from tlkit.cache_folder import cache_folder
+from tlkit.training.cache_entries import entries, make_room
 from tlkit.training.finetune import finetune
 
 RECIPE = """

@@ -1,11 +1,43 @@
 """`tlkit data ...`: what is in the pictures, before anything trains on them."""
 
+import json
 import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tlkit.commands.arguments import count, recipe_arguments
 from tlkit.errors import TlkitError
+
+if TYPE_CHECKING:
+    from tlkit.recipe.schema import Recipe
+
+
+def check_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("pictures", metavar="DIR|RECIPE", help="a folder of pictures, a csv table of them, or a recipe")
+    help = "changes one key of the recipe: data.max_pixels=1000000, data.channels=1"
+    parser.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help=help)
+    parser.add_argument("--format", choices=("table", "json"), default="table", help="default: table")
+    parser.add_argument("--out", type=Path, metavar="FILE.csv", help="where to write every row too")
+
+
+def check(arguments: Namespace) -> int:
+    recipe = pictures_recipe(arguments.pictures, arguments.overrides)
+    from tlkit.data.check import check_command
+
+    return check_command(recipe, arguments.pictures, as_json=arguments.format == "json", out=arguments.out)
+
+
+def pictures_recipe(pictures: str, overrides: list[str]) -> "Recipe":
+    """The recipe itself, or for a folder or a table one that has these pictures, and of all else in `data` the defaults."""
+    from tlkit.recipe.load import load_recipe
+
+    place = Path(pictures)
+    lies = place.is_dir() or place.suffix.lower() == ".csv"
+    if not lies:
+        return load_recipe(pictures, overrides)
+    source = json.dumps({"folder" if place.is_dir() else "csv": pictures})
+    return load_recipe("quickstart", [f"data={{source: {source}}}", *overrides])
 
 
 def preview_arguments(parser: ArgumentParser) -> None:

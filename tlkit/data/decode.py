@@ -66,14 +66,19 @@ def decode(
         raise DataError(f"{image}: {_reason(image, error, max_pixels)}") from error
 
 
-def frames(file: Path) -> int:
-    """Of an animation or a file of several pages, of which `decode` takes the first; 1 for everything else, readable or not."""
+def header(file: Path) -> tuple[int, int]:
+    """(pixels, frames) of a file as it promises them, of which nothing is decoded; (0, 1) where it can't be read.
+
+    frames: of an animation, or pages; `decode` takes the first.
+    """
     try:
-        with Image.open(file) as opened:
+        if file.suffix.lower() == ".npy" or not file.is_file():
+            return 0, 1
+        with file.open("rb") as content, Image.open(content) as opened:
             # An MPO is a photograph by a telephone, with its own thumbnail as the second picture.
-            return 1 if opened.format == "MPO" else int(getattr(opened, "n_frames", 1))
+            return opened.width * opened.height, 1 if opened.format == "MPO" else int(getattr(opened, "n_frames", 1))
     except (*_DAMAGED, Image.DecompressionBombError):
-        return 1
+        return 0, 1
 
 
 def _from_pillow(

@@ -33,7 +33,8 @@ from tlkit.data.samples import Sample
 from tlkit.models.classifier import Classifier
 from tlkit.models.split import Activations, CannotCut, Suffix, cut
 from tlkit.recipe.schema import Cache
-from tlkit.training.cache_entries import cache_folder, make_room
+from tlkit.cache_folder import cache_folder
+from tlkit.training.cache_entries import make_room
 
 LOG = logging.getLogger("tlkit")
 

@@ -1,7 +1,6 @@
 """The folder of kept activations: what lies in it, and how it stays within its budget. No torch, so that `tlkit cache` answers at once."""
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Mapping
@@ -12,11 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-
-def cache_folder() -> Path:
-    """$TLKIT_CACHE, or tlkit's part of the user's cache folder."""
-    chosen = os.environ.get("TLKIT_CACHE")
-    return Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tlkit"
+from tlkit.cache_folder import cache_folder
 
 
 def make_room(needed: int, budget_gb: float) -> None:
@@ -58,9 +53,10 @@ def entries() -> list[Entry]:
 
 def clear() -> int:
     """Removes all that is kept, and what killed runs have left. Returns the bytes that it took."""
-    folder = cache_folder() / "activations"
-    removed = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    shutil.rmtree(folder, ignore_errors=True)
+    removed = 0
+    for folder in (cache_folder() / "activations", cache_folder() / "checked"):
+        removed += sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        shutil.rmtree(folder, ignore_errors=True)
     return removed
 
 

@@ -27,7 +27,7 @@ from tlkit.models.split import Suffix
 from tlkit.recipe.schema import FromStage, Mix, Phase, Recipe, SolvedPhase, Train
 from tlkit.training.activation_cache import ActivationCache, NotKept
 from tlkit.training.auxiliary import AuxiliaryHeads, build_auxiliary_heads
-from tlkit.training.cache_entries import cache_folder
+from tlkit.cache_folder import cache_folder
 from tlkit.training.callbacks import (
     BestWeights,
     LastCheckpoint,
