@@ -44,6 +44,10 @@ class DataError(TlkitError):
     """Pictures, labels or splits that can't be used."""
 
 
+HOW_TO_GO_ON = "`tlkit data check RECIPE` names every such picture, and data.on_bad=skip leaves them out of a run."
+"""The last line of an error about one picture of many."""
+
+
 class BackboneError(TlkitError):
     """A backbone that can't do what was asked of it."""
 

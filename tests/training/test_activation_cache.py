@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tlkit.cache_folder import cache_folder
 from tlkit.data.decode import decode
 from tlkit.recipe.load import load_recipe
 from tlkit.training import activation_cache
-from tlkit.cache_folder import cache_folder
 from tlkit.training.cache_entries import entries, make_room
 from tlkit.training.finetune import finetune
 

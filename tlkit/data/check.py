@@ -5,24 +5,27 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, astuple, dataclass, fields
+from dataclasses import asdict, astuple, dataclass, fields, replace
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tlkit.data.csv_source import csv_pictures
 from tlkit.data.findings import LEVELS, Finding, faults_of
 from tlkit.data.folder_faults import look_through
 from tlkit.data.folds import split_by_recipe
+from tlkit.data.on_bad import lost_classes
+from tlkit.data.parquet_source import parquet_pictures
 from tlkit.data.progress import pictures_progress
-from tlkit.data.samples import Sample, Samples
+from tlkit.data.samples import Picture, Samples, Skipped
 from tlkit.data.sources import read_source
 from tlkit.data.verdicts import Verdict, judge
-from tlkit.errors import RunError, TlkitError
-from tlkit.recipe.schema import Data, FolderSource, Recipe, Task
+from tlkit.errors import DataError, RunError, TlkitError
+from tlkit.recipe.schema import CsvSource, Data, FolderSource, ParquetSource, Recipe, Task
 
 LONG = 3.0
 """Sides: a crop of a picture that is this many times as long as it is wide loses two thirds of it."""
@@ -66,17 +69,17 @@ def check_pictures(data: Data, task: Task, seed: int) -> Checked:
     samples: Samples | None = None
     with _warnings_as(findings):
         try:
-            samples = read_source(data.source, Path(data.root), task)
+            samples = read_source(data.source, Path(data.root), task, keep_missing=True)
         except TlkitError as error:
             findings += faults_of(error)
-    pictures = {sample.id: sample.image for sample in samples.samples} if samples else {}
+    pictures: dict[str, Picture] = {sample.id: sample.image for sample in samples.samples} if samples else _of_table(data)
     classes = len(samples.classes) if samples else 0
     if isinstance(data.source, FolderSource) and (root := Path(data.source.folder).expanduser()).is_dir():
         looked = look_through(root)
         # What is wrong with a folder is known more fully now; what isn't known is kept.
         told = any(finding.level == "fault" for finding in looked.findings)
         findings = [*looked.findings, *([] if told else (finding for finding in findings if finding.level == "fault"))]
-        pictures = {**looked.pictures}
+        pictures = dict(looked.pictures)
         classes = len({name for _, name in looked.counts})
     with pictures_progress(Console(stderr=True), "pictures decoded", len(pictures)) as advance:
         verdicts = dict(zip(pictures, judge(list(pictures.values()), data, advance), strict=True))
@@ -85,6 +88,19 @@ def check_pictures(data: Data, task: Task, seed: int) -> Checked:
     if samples:
         findings += _split_findings(samples, bad, data, seed)
     return Checked(len(verdicts), len(bad), classes, tuple(sorted(findings, key=lambda found: (LEVELS.index(found.level), found.where))))
+
+
+def _of_table(data: Data) -> dict[str, Picture]:
+    """The pictures of a table that has faults: they are looked at all the same."""
+    try:
+        with _warnings_as([]):
+            if isinstance(data.source, CsvSource):
+                return csv_pictures(data.source)
+            if isinstance(data.source, ParquetSource):
+                return parquet_pictures(data.source)
+    except TlkitError:  # which is a row already
+        pass
+    return {}
 
 
 @contextmanager
@@ -144,15 +160,16 @@ def _long_fix(resize: str) -> str:
 def _split_findings(samples: Samples, bad: set[str], data: Data, seed: int) -> Iterator[Finding]:
     """Whether what can be read is enough to train on."""
     good = tuple(sample for sample in samples.samples if sample.id not in bad)
+    left_out = tuple(Skipped(sample, "") for sample in samples.samples if sample.id in bad)
+    left = replace(samples, samples=good, skipped=left_out)
+    if lost := list(lost_classes(left)):
+        yield from faults_of(DataError("\n".join(lost) + "\n  Mend some of its pictures, or remove the class."))
+        return
     try:
         with _warnings_as([]):
-            split_by_recipe(_with(samples, good), data, seed)
+            split_by_recipe(left, data, seed)
     except TlkitError as error:
-        yield from (Finding(found.level, found.where, found.problem, found.fix) for found in faults_of(error))
-
-
-def _with(samples: Samples, pictures: Sequence[Sample]) -> Samples:
-    return Samples(samples.classes, tuple(pictures), samples.task)
+        yield from faults_of(error)
 
 
 # --- for people and scripts ---

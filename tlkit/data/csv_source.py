@@ -4,19 +4,25 @@ import csv
 from collections.abc import Iterator
 from io import StringIO
 
-from tlkit.data.samples import Samples
-from tlkit.data.tables import Table, check_columns, open_table, table_samples
+from tlkit.data.samples import Picture, Samples
+from tlkit.data.tables import Table, check_columns, open_table, table_pictures, table_samples
 from tlkit.errors import DataError
 from tlkit.recipe.schema import CsvSource, Task
 
 
-def read_csv(source: CsvSource, task: Task) -> Samples:
+def read_csv(source: CsvSource, task: Task, *, keep_missing: bool = False) -> Samples:
     """Every picture of a table; cells are parted as the header is: by comma, semicolon or tab.
 
-    Raises DataError, with every line, for what can't be used.
+    keep_missing: see read_source. Raises DataError, with every line, for what can't be used.
     """
     table = open_table(source.csv, source.root, "data.source.csv")
-    return table_samples(table, _lines(table), task)
+    return table_samples(table, _lines(table), task, keep_missing=keep_missing)
+
+
+def csv_pictures(source: CsvSource) -> dict[str, Picture]:
+    """See table_pictures."""
+    table = open_table(source.csv, source.root, "data.source.csv")
+    return table_pictures(table, _lines(table))
 
 
 def _lines(table: Table) -> Iterator[tuple[int, dict[str, str]]]:

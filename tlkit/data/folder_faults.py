@@ -2,7 +2,6 @@
 
 import os
 import stat
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,11 +11,11 @@ from PIL import Image
 
 from tlkit.data.decode import EXTENSIONS
 from tlkit.data.findings import Finding
-from tlkit.data.samples import SPLIT_WORDS
+from tlkit.data.folder_source import SYSTEM_FOLDERS
+from tlkit.data.samples import SPLIT_WORDS, composed
 from tlkit.errors import did_you_mean
 
 SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"})
-SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"})
 PHOTOGRAPHS = frozenset({".heic", ".heif", ".raw", ".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".rw2"})
 """Of cameras: Pillow can't read them."""
 
@@ -63,7 +62,9 @@ def _splits(root: Path, looked: Looked) -> dict[str, Path]:
             looked.add("fault", name, f"{splits[SPLIT_WORDS[name]].name} and {name} both mean validation", "Keep one of them.")
         splits.setdefault(SPLIT_WORDS[name], path)
     if "train" not in named:
-        looked.add("fault", ".", f"there is {' and '.join(sorted(named))} but no train folder", "Put the training pictures into train/CLASS/.")
+        looked.add(
+            "fault", ".", f"there is {' and '.join(sorted(named))} but no train folder", "Put the training pictures into train/CLASS/."
+        )
     for name, path in folders.items():
         if name not in named:
             number = sum(1 for _ in _files(root, path, set(), Looked()))
@@ -76,9 +77,9 @@ def _splits(root: Path, looked: Looked) -> dict[str, Path]:
 def _class_folders(root: Path, place: Path, looked: Looked) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for name, path in _entries(root, place, looked)[0].items():
-        if _nfc(name) in found:
+        if composed(name) in found:
             looked.add("fault", _id(root, path), "two folders have this name in two Unicode spellings", "Join them in one folder.")
-        found[_nfc(name)] = path
+        found[composed(name)] = path
     _loose(root, place, looked)
     return found
 
@@ -105,7 +106,7 @@ def _files(root: Path, folder: Path, seen: set[tuple[int, int]], looked: Looked)
         seen.add(identity)
         for name in files:
             if _is_picture(name):
-                id_ = _nfc(_id(root, place / name))
+                id_ = composed(_id(root, place / name))
                 if id_ in looked.pictures:
                     looked.add("fault", id_, "two files have this name in two Unicode spellings", "Rename one of them.")
                 yield id_, place / name
@@ -125,7 +126,9 @@ def _entries(root: Path, place: Path, looked: Looked) -> tuple[dict[str, Path], 
         with os.scandir(place) as entries:
             names = sorted((entry.name, _is_folder(entry)) for entry in entries)
     except OSError as error:
-        looked.add("fault", f"{_id(root, place)}/", f"the folder can't be read ({error.strerror})", "Give yourself the right to read and enter it.")
+        looked.add(
+            "fault", f"{_id(root, place)}/", f"the folder can't be read ({error.strerror})", "Give yourself the right to read and enter it."
+        )
         return {}, []
     for name, is_folder in names:
         if name == ".DS_Store" or name.startswith("._") or name.lower() in SYSTEM_FILES or name in SYSTEM_FOLDERS:
@@ -150,7 +153,7 @@ def _other(root: Path, file: Path, looked: Looked) -> None:
         if stat.S_ISREG(file.stat().st_mode):
             with Image.open(file) as opened:
                 kind = opened.format
-    except Exception:  # noqa: BLE001, S110  (of any file whatever: it is no picture then)
+    except Exception:  # noqa: S110  (of any file whatever: it is no picture then)
         pass
     if kind is None:
         looked.others[ending or file.name].append(where)
@@ -173,7 +176,9 @@ def _class_findings(root: Path, splits: Mapping[str, Path], looked: Looked) -> I
     quoted = [name for name in classes if name.isprintable() and not all(sign.isalnum() or sign in "-_." for sign in name)]
     if quoted:
         more = f", as are {len(quoted) - 1} more with spaces or signs" if len(quoted) > 1 else ""
-        yield Finding("note", f"{place}{quoted[0]}/", f"the name of the class is taken as it is{more}", "On the command line it needs quotes.")
+        yield Finding(
+            "note", f"{place}{quoted[0]}/", f"the name of the class is taken as it is{more}", "On the command line it needs quotes."
+        )
     for split in splits:
         if split == training or not classes:
             continue
@@ -232,8 +237,3 @@ def _identity(folder: Path) -> tuple[int, int]:
 
 def _id(root: Path, path: Path) -> str:
     return path.relative_to(root).as_posix()
-
-
-def _nfc(name: str) -> str:
-    """Names as the source has them, the same on every system."""
-    return unicodedata.normalize("NFC", name)

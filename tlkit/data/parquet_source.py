@@ -3,16 +3,22 @@
 from collections.abc import Iterator
 from typing import Any
 
-from tlkit.data.samples import LABEL_SEPARATOR, Samples
-from tlkit.data.tables import OPTIONAL, REQUIRED, Table, check_columns, open_table, table_samples
+from tlkit.data.samples import LABEL_SEPARATOR, Picture, Samples
+from tlkit.data.tables import OPTIONAL, REQUIRED, Table, check_columns, open_table, table_pictures, table_samples
 from tlkit.errors import DataError, MissingExtraError
 from tlkit.recipe.schema import ParquetSource, Task
 
 
-def read_parquet(source: ParquetSource, task: Task) -> Samples:
-    """Every picture of a table. Raises DataError, with every row (counted from 1), for what can't be used."""
+def read_parquet(source: ParquetSource, task: Task, *, keep_missing: bool = False) -> Samples:
+    """Every picture of a table; keep_missing: see read_source. Raises DataError, with every row (counted from 1), for what can't be used."""
     table = open_table(source.parquet, source.root, "data.source.parquet")
-    return table_samples(table, _rows(table), task)
+    return table_samples(table, _rows(table), task, keep_missing=keep_missing)
+
+
+def parquet_pictures(source: ParquetSource) -> dict[str, Picture]:
+    """See table_pictures."""
+    table = open_table(source.parquet, source.root, "data.source.parquet")
+    return table_pictures(table, _rows(table))
 
 
 def _rows(table: Table) -> Iterator[tuple[int, dict[str, str]]]:

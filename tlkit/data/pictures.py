@@ -17,7 +17,7 @@ from tlkit.data.fitted import FittedPictures
 from tlkit.data.preprocess import Preprocessing
 from tlkit.data.samples import Sample
 from tlkit.data.webdataset_source import TarPicture
-from tlkit.errors import DataError
+from tlkit.errors import HOW_TO_GO_ON, DataError
 
 Key = tuple[int, int]
 """(epoch, index): all that a sample's augmentation depends on, next to the seed."""
@@ -84,7 +84,7 @@ class Pictures(Dataset[tuple[NDArray[np.uint8], Target]]):
         try:
             picture = self.preprocessing.read(sample.image)
         except DataError as error:
-            raise DataError(f"picture {sample.id}: {error}") from error
+            raise DataError(f"picture {sample.id}: {error}\n  {HOW_TO_GO_ON}") from error
         if self.kept is not None:
             self.kept.put(index, picture)
         return picture

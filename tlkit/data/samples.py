@@ -59,6 +59,14 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Skipped:
+    """A picture that `data.on_bad: skip` has left out."""
+
+    sample: Sample
+    reason: str
+
+
+@dataclass(frozen=True)
 class Samples:
     classes: tuple[str, ...]
     samples: tuple[Sample, ...]
@@ -69,6 +77,8 @@ class Samples:
     """Pictures of the source, where `data.limit` has left some out; else 0."""
     fold: tuple[int, int] | None = None
     """In cross-validation: which fold validates, counted from 1, and of how many."""
+
+    skipped: tuple[Skipped, ...] = ()
 
     def of(self, split: str) -> tuple[Sample, ...]:
         return tuple(sample for sample in self.samples if sample.split == split)

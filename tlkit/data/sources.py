@@ -19,9 +19,10 @@ from tlkit.recipe.schema import (
 from tlkit.shipped import shipped
 
 
-def read_source(source: Source, root: Path, task: Task = "multiclass") -> Samples:
+def read_source(source: Source, root: Path, task: Task = "multiclass", *, keep_missing: bool = False) -> Samples:
     """Every picture of a source with its label and, where the source has them, its split; root: where downloads lie or go.
 
+    keep_missing: files that a table names and that aren't there are samples like others, so that reading them says what is wrong.
     Raises DataError where the source is missing, empty, or has fewer than two classes.
     """
     match source:
@@ -36,11 +37,11 @@ def read_source(source: Source, root: Path, task: Task = "multiclass") -> Sample
         case CsvSource():
             from tlkit.data.csv_source import read_csv
 
-            return read_csv(source, task)
+            return read_csv(source, task, keep_missing=keep_missing)
         case ParquetSource():
             from tlkit.data.parquet_source import read_parquet
 
-            return read_parquet(source, task)
+            return read_parquet(source, task, keep_missing=keep_missing)
         case IdxSource():
             from tlkit.data.idx_source import read_idx
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from tlkit.data.samples import Sample, Samples
 from tlkit.data.stratify import counts_of_share, deal_by_labels, hold_out
-from tlkit.errors import DataError
+from tlkit.errors import HOW_TO_GO_ON, DataError
 
 COLUMNS = ("id", "class", "split", "group", "sha256")
 _HASHING_THREADS = 4
@@ -165,4 +165,6 @@ def _hash(sample: Sample) -> str:
             return sha256(sample.image.read_bytes()).hexdigest()
         return sha256(np.asarray(sample.image()).tobytes()).hexdigest()
     except OSError as error:
-        raise DataError(f"{sample.image}: the picture can't be read ({error.strerror}).\n  Restore it or remove it.") from error
+        raise DataError(
+            f"{sample.image}: the picture can't be read ({error.strerror}).\n  Restore it or remove it.\n  {HOW_TO_GO_ON}"
+        ) from error

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tlkit.data.samples import LABEL_SEPARATOR, SPLIT_WORDS, Sample, Samples, composed
+from tlkit.data.samples import LABEL_SEPARATOR, SPLIT_WORDS, Picture, Sample, Samples, composed
 from tlkit.errors import DataError, did_you_mean, expected_one_of
 from tlkit.recipe.schema import Task
 
@@ -89,16 +89,17 @@ def check_columns(table: Table, columns: Sequence[str], place: str) -> None:
             log.warning("%s: has no column %s. %s", table.file, column, hint)
 
 
-def table_samples(table: Table, cells: Iterable[tuple[int, Mapping[str, str]]], task: Task) -> Samples:
+def table_samples(table: Table, cells: Iterable[tuple[int, Mapping[str, str]]], task: Task, *, keep_missing: bool = False) -> Samples:
     """cells: (number of the row, column -> text) of each row that isn't empty. Classes are sorted by code point.
 
-    Raises DataError with every fault, each with its row.
+    keep_missing: see read_source. Raises DataError with every fault, each with its row.
     """
     place = _Places(table)
     rows = [row for number, found in cells for row in _row(table, number, found, task, place)]
     place.tell_outside()
     rows = _without_repeats(table, rows)
-    _check_files(table, rows)
+    if not keep_missing:
+        _check_files(table, rows)
     _check_held_out(table, rows)
     table.raise_faults()
     classes = tuple(sorted({label for row in rows for label in row.labels}))
@@ -109,6 +110,13 @@ def table_samples(table: Table, cells: Iterable[tuple[int, Mapping[str, str]]], 
         for row in rows
     ]
     return Samples(classes, tuple(samples), task)
+
+
+def table_pictures(table: Table, cells: Iterable[tuple[int, Mapping[str, str]]]) -> dict[str, Picture]:
+    """Id -> file of the pictures of a table, there or not, whatever is wrong with its rows."""
+    place = _Places(table)
+    ids = (place.id(number, found["path"]) for number, found in cells if found["path"])
+    return {composed(id_): table.root / id_ for id_ in ids if id_ is not None}
 
 
 class _Places:

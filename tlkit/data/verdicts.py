@@ -14,10 +14,10 @@ from stat import S_ISREG
 from threading import Lock
 
 import PIL
-from PIL import Image
 
 from tlkit.cache_folder import cache_folder
 from tlkit.data.decode import decode, header
+from tlkit.data.samples import Picture
 from tlkit.errors import DataError
 from tlkit.recipe.schema import Data
 
@@ -26,6 +26,7 @@ FORMAT = 1
 LARGE = 30_000_000
 """Pixels: larger pictures are decoded one at a time, so that many threads don't fill the memory with them."""
 _A_TASK = 32  # pictures: few enough for progress to be seen
+PATIENCE_S = 5.0  # with another run that writes to the same table
 _WRITE_EVERY_S = 5.0  # what is found is kept even if the check is ended
 _ONE_AT_A_TIME = Lock()
 
@@ -48,7 +49,7 @@ class Verdict:
     lasts: bool = True
 
 
-def judge(images: Sequence[Path | Callable[[], Image.Image]], data: Data, advance: Callable[[int], None]) -> list[Verdict]:
+def judge(images: Sequence[Picture], data: Data, advance: Callable[[int], None]) -> list[Verdict]:
     """A verdict for each picture, by the decoder's settings in `data`. advance: is called with numbers of pictures as they are done."""
     keys = [_key(image) for image in images]
     with closing(_Kept(data)) as kept:
@@ -63,9 +64,7 @@ def judge(images: Sequence[Path | Callable[[], Image.Image]], data: Data, advanc
     return [found[i] for i in range(len(images))]
 
 
-def _decoded(
-    rest: Sequence[int], images: Sequence[Path | Callable[[], Image.Image]], data: Data
-) -> Iterator[tuple[int, Verdict]]:
+def _decoded(rest: Sequence[int], images: Sequence[Picture], data: Data) -> Iterator[tuple[int, Verdict]]:
     """Threads, not processes: Pillow lets go of Python's lock while it decodes, and functions that give pictures need not travel."""
     tasks = [rest[i : i + _A_TASK] for i in range(0, len(rest), _A_TASK)]
     pool = ThreadPoolExecutor(_threads())
@@ -76,7 +75,7 @@ def _decoded(
         pool.shutdown(cancel_futures=True)  # after Ctrl-C too, at once
 
 
-def _verdict(image: Path | Callable[[], Image.Image], data: Data) -> Verdict:
+def _verdict(image: Picture, data: Data) -> Verdict:
     pixels, frames = header(image) if isinstance(image, Path) else (0, 1)
     try:
         if pixels > LARGE:
@@ -95,12 +94,12 @@ def _verdict(image: Path | Callable[[], Image.Image], data: Data) -> Verdict:
         return Verdict("there is not enough memory to read it", "Set data.max_pixels lower, or scale it down.", lasts=False)
 
 
-def _shape(image: Path | Callable[[], Image.Image], data: Data) -> tuple[int, int]:
+def _shape(image: Picture, data: Data) -> tuple[int, int]:
     picture = decode(image, data.channels, max_pixels=data.max_pixels, background=data.background, range_16bit=data.range_16bit)
     return picture.shape[0], picture.shape[1]
 
 
-def _key(image: Path | Callable[[], Image.Image]) -> Key | None:
+def _key(image: Picture) -> Key | None:
     """None for what is no file, and is decoded each time."""
     if not isinstance(image, Path):
         return None
@@ -167,7 +166,7 @@ def _open_table(file: Path) -> sqlite3.Connection:
 
 
 def _connected(name: str) -> sqlite3.Connection:
-    table = sqlite3.connect(name, timeout=5)
+    table = sqlite3.connect(name, timeout=PATIENCE_S)
     columns = "path BLOB, settings TEXT, size INT, changed INT, problem TEXT, fix TEXT, width INT, height INT, frames INT"
     table.execute(f"CREATE TABLE IF NOT EXISTS checked ({columns}, PRIMARY KEY (path, settings))")
     return table

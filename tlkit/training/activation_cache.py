@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor
 
+from tlkit.cache_folder import cache_folder
 from tlkit.data.datamodule import PictureData
 from tlkit.data.pictures import PictureLoader, make_loader
 from tlkit.data.progress import pictures_progress
@@ -33,7 +34,6 @@ from tlkit.data.samples import Sample
 from tlkit.models.classifier import Classifier
 from tlkit.models.split import Activations, CannotCut, Suffix, cut
 from tlkit.recipe.schema import Cache
-from tlkit.cache_folder import cache_folder
 from tlkit.training.cache_entries import make_room
 
 LOG = logging.getLogger("tlkit")

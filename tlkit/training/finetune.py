@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tlkit.data.audit import compare_splits
+from tlkit.data.on_bad import several_frames, write_skipped
+from tlkit.data.samples import Samples
 from tlkit.data.splits import hash_pictures, split_warnings, write_manifest
 from tlkit.models.checkpoint import ModelCard, save_model
 from tlkit.recipe.load import recipe_yaml
-from tlkit.recipe.schema import CLASSICAL_HEADS, Recipe
+from tlkit.recipe.schema import CLASSICAL_HEADS, Data, Recipe
 from tlkit.recipe.summary import recipe_notes, recipe_warnings
 from tlkit.training.batch_size import with_batch_size
 from tlkit.training.ready import Ready, make_ready
@@ -64,6 +66,7 @@ def train_and_measure(recipe: Recipe, ready: Ready, run: Path, *, began: float) 
             LOG.info("%s", line)
         for warning in (*recipe_warnings(recipe), *split_warnings(samples)):
             LOG.warning("%s", warning)
+        tell_of_files(samples, recipe.data, run)
         write_manifest(samples, data.hashes, run / "split.csv")
         audit = tell_of_leaks(ready, console)
 
@@ -100,6 +103,19 @@ def train_and_measure(recipe: Recipe, ready: Ready, run: Path, *, began: float) 
     metrics["seconds"] = {**result.seconds, "total": round(time.perf_counter() - began, 3)}
     write_results(run, recipe, samples, weights, result, metrics)
     return run
+
+
+def tell_of_files(samples: Samples, data: Data, run: Path) -> None:
+    """What was left out, listed in skipped.csv, and files of which a part is used."""
+    if data.on_bad == "skip":
+        write_skipped(samples, run / "skipped.csv")
+        total = len(samples.samples) + len(samples.skipped)
+        if samples.skipped:
+            LOG.warning("%d of %d pictures can't be read and are left out: %s", len(samples.skipped), total, run / "skipped.csv")
+        else:
+            LOG.info("all pictures can be read: none is left out")
+    if several := several_frames(samples.samples):
+        LOG.info("the first frame or page is taken of %d files that have several, such as %s", len(several), several[0])
 
 
 def tell_of_leaks(ready: Ready, console: "Console") -> dict[str, Any]:

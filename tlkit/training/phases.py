@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping
 from rich.console import Console
 from torch import nn
 
+from tlkit.cache_folder import cache_folder
 from tlkit.data.datamodule import PictureData
 from tlkit.data.fitted import CannotKeep
 from tlkit.data.pictures import processors, worker_count
@@ -27,7 +28,6 @@ from tlkit.models.split import Suffix
 from tlkit.recipe.schema import FromStage, Mix, Phase, Recipe, SolvedPhase, Train
 from tlkit.training.activation_cache import ActivationCache, NotKept
 from tlkit.training.auxiliary import AuxiliaryHeads, build_auxiliary_heads
-from tlkit.cache_folder import cache_folder
 from tlkit.training.callbacks import (
     BestWeights,
     LastCheckpoint,

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from tlkit.data.augment import build_augmentation
 from tlkit.data.folds import split_by_recipe
+from tlkit.data.on_bad import read_pictures
 from tlkit.data.pictures import Pictures
 from tlkit.data.preview import Row, draw_sheet, preview_rows, readable
-from tlkit.data.sources import read_source
 from tlkit.errors import DataError, RunError
 from tlkit.models.backbones import check_backbone_name
 from tlkit.models.weights import Weights, find_weights
@@ -30,7 +30,7 @@ def preview_command(recipe: Recipe, out: Path, *, rows: int, columns: int) -> in
         raise RunError(f"{rows} rows of {columns} columns are more than {MOST_CELLS} pictures.\n  Use fewer --rows or --columns.")
     with recipe.located():
         check_backbone_name(recipe.model.backbone)
-        samples = read_source(recipe.data.source, Path(recipe.data.root), recipe.task)
+        samples = read_pictures(recipe.data, recipe.task)
         samples = split_by_recipe(samples, recipe.data, recipe.seed)
         # The mean colour matters to nothing here but the edges of padded pictures.
         fitting = recipe if recipe.data.resize == "pad" else _normalized_by_weights(recipe)

@@ -73,6 +73,8 @@ def _classes(plan: Plan) -> Iterator[str]:
     if pictures > LARGEST_FOLD * fewest and plan.recipe.imbalance == "none":
         fix = "Set `imbalance: loss_weights`, and read the macro figures."
         yield f"classes differ more than {LARGEST_FOLD}-fold: {name(most)} has {pictures} training pictures, {name(least)} {fewest}. {fix}"
+    if skipped := len(plan.samples.skipped):
+        yield f"{skipped} pictures can't be read, and data.on_bad = 'skip' leaves them out. See them with: tlkit data check RECIPE"
     few = [f"{name(label)} ({number})" for label, number in reversed(counts.most_common()) if number < FEW_PICTURES]
     if few:
         more = f" and {len(few) - 5} more" if len(few) > 5 else ""

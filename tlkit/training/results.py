@@ -100,6 +100,8 @@ def measure_shipped(model: Path, ready: Ready, recipe: Recipe, result: "Trained"
     if result.wise_ft is not None:
         metrics["wise_ft"] = dict(result.wise_ft)
     metrics["pictures"] = dict(Counter(sample.split for sample in samples.samples))
+    if recipe.data.on_bad == "skip":
+        metrics["skipped"] = len(samples.skipped)
     if samples.source_size:
         metrics["limited_from"] = samples.source_size
     if samples.fold:
@@ -147,6 +149,7 @@ def write_results(run: Path, recipe: Recipe, samples: Samples, weights: Weights,
     draw_curves(result.rows, names, run / "curves.png")
     facts = {
         "pictures": counts_of(samples),
+        **({"left out": f"{len(samples.skipped)} pictures that can't be read; skipped.csv names each"} if samples.skipped else {}),
         "classes": f"{len(samples.classes)}: {', '.join(samples.classes[:20])}{' ...' if len(samples.classes) > 20 else ''}",
         "backbone": f"{recipe.model.backbone}, weights from {weights.origin}",
         "head": f"{head.kind}, fitted by scikit-learn" if head.kind in CLASSICAL_HEADS else f"{head.kind}, dropout {head.dropout}",
@@ -186,6 +189,7 @@ def print_panel(run: Path, samples: Samples, metrics: Mapping[str, Any]) -> None
     table = Table.grid(padding=(0, 2))
     for label, text in (
         *_panel_figures(split, measured),
+        *([("left out", f"{len(samples.skipped)} pictures that can't be read: {run / 'skipped.csv'}")] if samples.skipped else []),
         ("model", str(run / "model")),
         ("curves", str(run / "curves.png")),
         ("report", str(run / "report.html")),

@@ -1,0 +1,164 @@
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.data.faulty_folder import CLASSES, GOOD, make_faulty_folder, picture
+from tlkit.cli import main
+from tlkit.recipe.load import load_recipe
+from tlkit.training.finetune import finetune
+
+RECIPE = """
+name: trial
+data: {source: {folder: photos}, image_size: 32, batch_size: 32, workers: 0}
+model: {backbone: simple_cnn, weights: random}
+phases: [{train: all, epochs: 1, lr: 1e-3}]
+trainer: {accelerator: cpu, devices: 1}
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TLKIT_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    return tmp_path
+
+
+def folder_of_two(place: Path) -> Path:
+    for label, name in enumerate(("cat", "dog")):
+        (place / "photos" / name).mkdir(parents=True)
+        for number in range(12):
+            picture(100 * label + number).save(place / "photos" / name / f"{number}.png")
+    return place / "photos"
+
+
+def rows(file: Path) -> list[dict[str, str]]:
+    with file.open(encoding="utf-8", newline="") as opened:
+        return list(csv.DictReader(opened))
+
+
+def run(*words: str) -> int:
+    return main(["finetune", "recipe.yaml", *words])
+
+
+def test_skip_trains_on_every_good_picture_and_lists_every_bad_one(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good, bad = make_faulty_folder(place / "photos")
+    assert run("data.on_bad=skip", "--out", "run") == 2  # an empty class is no bad picture: somebody has to decide
+    assert "empty class: the class folder is empty" in capsys.readouterr().err
+    assert not (place / "run").exists()
+    (place / "photos" / "empty class").rmdir()
+    assert run("data.on_bad=skip", "--out", "run") == 0
+    output = "".join(capsys.readouterr())
+    assert {row["id"] for row in rows(place / "run" / "split.csv")} == good
+    skipped = rows(place / "run" / "skipped.csv")
+    # A folder and a pipe are no pictures that could be left out.
+    assert {row["id"] for row in skipped} == {name for name in bad if name.startswith(CLASSES[1])}
+    assert all(row["reason"] and row["class"] == CLASSES[1] for row in skipped)
+    assert json.loads((place / "run" / "metrics.json").read_text())["skipped"] == len(skipped)
+    assert f"{len(skipped)} of {len(good) + len(skipped)} pictures can't be read and are left out" in output
+    assert "the first frame or page is taken of 2 files that have several, such as plain/animated.gif" in output
+    assert f"{len(skipped)} pictures that can&#39;t be read" in (place / "run" / "report.html").read_text()
+    assert len(good) == 3 * GOOD + 4
+
+
+def test_error_ends_with_the_picture_and_what_can_be_done(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder_of_two(place) / "cat" / "5.png").write_bytes(b"")
+    assert run("--out", "run") == 2
+    error = capsys.readouterr().err
+    assert "picture cat/5.png: photos/cat/5.png: the file is empty (0 bytes)." in error
+    assert "`tlkit data check RECIPE` names every such picture, and data.on_bad=skip leaves them out of a run." in error
+    assert not (place / "run" / "skipped.csv").exists()
+
+
+def test_nothing_bad_leaves_an_empty_list_and_the_same_model(place: Path) -> None:
+    folder_of_two(place)
+    assert run("--out", "plain") == run("data.on_bad=skip", "--out", "skip") == 0
+    assert (place / "skip" / "skipped.csv").read_text() == "id,class,split,reason\n"
+    plain, skip = (json.loads((place / name / "metrics.json").read_text()) for name in ("plain", "skip"))
+    assert skip["skipped"] == 0
+    assert "skipped" not in plain
+    assert plain["test"]["loss"] == skip["test"]["loss"]
+
+
+def test_a_class_or_a_split_that_would_lose_all_its_pictures_is_an_error(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = folder_of_two(place)
+    for file in (folder / "cat").iterdir():
+        file.write_bytes(b"")
+    assert run("data.on_bad=skip", "--out", "run") == 2
+    assert "class 'cat': none of its 12 pictures can be read." in capsys.readouterr().err
+    folder.rename(place / "train")
+    folder.mkdir()
+    (place / "train").rename(folder / "train")
+    for number, file in enumerate((folder / "train" / "cat").iterdir()):
+        picture(number).save(file)
+    for name in ("cat", "dog"):
+        (folder / "val" / name).mkdir(parents=True)
+        (folder / "val" / name / "1.png").write_bytes(b"")
+    assert run("data.on_bad=skip", "--out", "run") == 2
+    assert "the val split: none of its pictures can be read." in capsys.readouterr().err
+    assert not (place / "run").exists()
+
+
+def test_a_second_run_decodes_nothing_again_to_know_what_is_bad(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tlkit.data import verdicts
+
+    (folder_of_two(place) / "cat" / "5.png").write_bytes(b"")
+    decoded: list[Path] = []
+    decode = verdicts.decode
+    monkeypatch.setattr(verdicts, "decode", lambda image, *rest, **named: (decoded.append(image), decode(image, *rest, **named))[1])
+    assert run("data.on_bad=skip", "--out", "first") == 0
+    assert len(decoded) == 24
+    assert run("data.on_bad=skip", "seed=1", "--out", "second") == 0
+    assert len(decoded) == 24
+
+
+def test_missing_files_of_a_table_are_left_out_and_listed(place: Path) -> None:
+    folder_of_two(place)
+    lines = [f"photos/{name}/{number}.png,{name}" for name in ("cat", "dog") for number in range(13)]
+    (place / "table.csv").write_text("path,label\n" + "\n".join(lines) + "\n")
+    assert run("data.source={csv: table.csv}", "--out", "run") == 2
+    assert run("data.source={csv: table.csv}", "data.on_bad=skip", "--out", "run") == 0
+    assert [(row["id"], row["reason"]) for row in rows(place / "run" / "skipped.csv")] == [
+        (f"photos/{name}/12.png", "there is no such file") for name in ("cat", "dog")
+    ]
+
+
+@pytest.mark.parametrize("settings", [(), ("data.on_bad=skip",), ("data.workers=1",)])
+def test_a_picture_that_goes_while_a_run_goes_on_ends_it_clearly(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], settings: tuple[str, ...]
+) -> None:
+    from tlkit.training import phases
+
+    folder = folder_of_two(place)
+    train_phases = phases.train_phases
+
+    def lose_pictures_first(*arguments: object, **named: object) -> object:
+        for file in (folder / "cat").iterdir():
+            file.unlink()
+        return train_phases(*arguments, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(phases, "train_phases", lose_pictures_first)
+    assert run(*settings, "--out", "run") == 2
+    error = capsys.readouterr().err
+    assert "there is no such file" in error
+    assert "picture cat/" in error
+    assert "Traceback" not in error
+    assert not (place / "run" / "model").exists()
+
+
+def test_the_settings_of_the_decoder_ship_and_old_models_have_the_defaults(place: Path) -> None:
+    from tlkit.data.preprocess import Preprocessing
+    from tlkit.models.checkpoint import read_card
+
+    folder_of_two(place)
+    settings = ["data.background=[0, 0, 0]", "data.range_16bit=[0, 4095]", "data.max_pixels=2000"]
+    out = finetune(load_recipe("recipe.yaml", settings), out=place / "run")
+    shipped = read_card(out / "model").preprocessing
+    read = Preprocessing.from_json(shipped)
+    assert (read.background, read.range_16bit, read.max_pixels) == ((0, 0, 0), (0, 4095), 2000)
+    old = {key: value for key, value in shipped.items() if key not in ("background", "range_16bit", "max_pixels")}
+    assert Preprocessing.from_json(old).range_16bit == (0, 65535)
+    picture(1, (64, 64)).save(place / "large.png")
+    assert main(["predict", str(out), "large.png", "photos/cat/1.png"]) == 2
