@@ -305,13 +305,13 @@ def test_a_table_with_faults_has_its_pictures_looked_at_too(tmp_path: Path, caps
     out = capsys.readouterr().out
     assert out.count(" fault ") == 6
     for words in (
-        "photos/gone.png does not exist",
+        "photos/gone.png",
         "../../etc/passwd leads out of",
-        "and cat in line 3",
+        "and 'cat' in line 3",
         "the path is empty",
         "has 3 cells",
     ):
-        assert words.replace("and cat", "and 'cat'") in out, words
+        assert words in out, words
     assert "photos/cat/0.png" in out
     (tmp_path / "table.csv").write_text("file,label\na,b\n")
     assert main(["data", "check", str(tmp_path / "table.csv")]) == 2

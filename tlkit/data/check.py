@@ -178,7 +178,8 @@ def _split_findings(samples: Samples, bad: set[str], data: Data, seed: int) -> I
 def _print_table(checked: Checked, name: str, out: Path | None) -> None:
     counts = {level: checked.count(level) for level in LEVELS}
     verdict = f"{checked.bad} of them can't be read" if checked.bad else "all of them can be read"
-    print(f"{name}: {checked.pictures} pictures in {checked.classes} classes were decoded, {verdict}.")
+    classes = f" in {checked.classes} classes" if checked.classes else ""
+    print(f"{name}: {checked.pictures} pictures{classes} were decoded, {verdict}.")
     if checked.findings:
         table = Table("", "where", "what is wrong", "what to do", box=None, header_style="bold")
         for finding in checked.findings[:MOST_ROWS]:

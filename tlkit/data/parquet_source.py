@@ -10,7 +10,10 @@ from tlkit.recipe.schema import ParquetSource, Task
 
 
 def read_parquet(source: ParquetSource, task: Task, *, keep_missing: bool = False) -> Samples:
-    """Every picture of a table; keep_missing: see read_source. Raises DataError, with every row (counted from 1), for what can't be used."""
+    """Every picture of a table.
+
+    keep_missing: see read_source. Raises DataError, with every row (counted from 1), for what can't be used.
+    """
     table = open_table(source.parquet, source.root, "data.source.parquet")
     return table_samples(table, _rows(table), task, keep_missing=keep_missing)
 

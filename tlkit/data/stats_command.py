@@ -20,6 +20,7 @@ from tlkit.data.folds import split_by_recipe
 from tlkit.data.preprocess import Read
 from tlkit.data.progress import pictures_progress
 from tlkit.data.samples import LARGEST_FOLD, Samples
+from tlkit.data.on_bad import read_pictures
 from tlkit.data.sources import read_source
 from tlkit.data.survey import Size, Survey, spread, survey
 from tlkit.errors import TlkitError
@@ -73,7 +74,7 @@ def _pictures(asked: Asked) -> tuple[Samples, Read, Size | None]:
         return read_source(FolderSource(folder=asked.place), Path("data")), partial(decode, channels=asked.channels or 3), square
     recipe = load_recipe(asked.place, asked.overrides)
     data = recipe.data
-    samples = split_by_recipe(read_source(data.source, Path(data.root), recipe.task), data, recipe.seed)
+    samples = split_by_recipe(read_pictures(data, recipe.task), data, recipe.seed)
     read = partial(
         decode,
         channels=asked.channels or data.channels,

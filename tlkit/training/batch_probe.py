@@ -18,7 +18,7 @@ from tlkit.allocator import keep_freed_memory
 from tlkit.data.datamodule import PictureData
 from tlkit.data.folds import split_by_recipe
 from tlkit.data.samples import Sample, Samples
-from tlkit.data.sources import read_source
+from tlkit.data.on_bad import read_pictures
 from tlkit.models.weights import Weights
 from tlkit.recipe.load import load_recipe
 from tlkit.recipe.schema import Recipe
@@ -37,7 +37,7 @@ LEFT_TO_OTHERS = 0.05
 def main(recipe_file: str) -> None:
     recipe = load_recipe(recipe_file)
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"normalize": "weights"})})
-    samples = split_by_recipe(read_source(recipe.data.source, Path(recipe.data.root), recipe.task), recipe.data, recipe.seed)
+    samples = split_by_recipe(read_pictures(recipe.data, recipe.task), recipe.data, recipe.seed)
     devices, here = check_devices(recipe.trainer)
     trained = what_trains(recipe, build(recipe, samples, Weights("random"))[0])
     phase = max(recipe.gradient_phases, key=lambda number: len(trained[number]))
