@@ -89,7 +89,7 @@ def test_debug_anywhere_shows_the_traceback_with_the_same_exit_code() -> None:
         done = tlkit(*words)
         assert done.returncode == 2
         assert "Traceback" in done.stderr
-        assert done.stderr.rstrip().endswith("degradation_plain34, degradation_residual34, quickstart.")
+        assert done.stderr.rstrip().endswith("degradation_residual34, fashion_mnist_full, quickstart.")
 
 
 @pytest.mark.parametrize(

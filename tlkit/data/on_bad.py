@@ -43,7 +43,7 @@ def leave_out_bad(samples: Samples, data: Data) -> Samples:
 
 
 def without_bad(samples: Samples, data: Data) -> Samples:
-    """Every picture is decoded, unless it is known from an earlier time. Those that can't be are in `skipped`, and nothing takes their place."""
+    """Every picture is decoded, unless it is known from an earlier time; those that can't be are in `skipped`, and nothing replaces them."""
     with pictures_progress(Console(stderr=True), "pictures checked", len(samples.samples)) as advance:
         verdicts = judge([sample.image for sample in samples.samples], data, advance)
     judged = list(zip(samples.samples, verdicts, strict=True))

@@ -17,10 +17,10 @@ from rich.table import Table
 
 from tlkit.data.decode import decode
 from tlkit.data.folds import split_by_recipe
+from tlkit.data.on_bad import read_pictures
 from tlkit.data.preprocess import Read
 from tlkit.data.progress import pictures_progress
 from tlkit.data.samples import LARGEST_FOLD, Samples
-from tlkit.data.on_bad import read_pictures
 from tlkit.data.sources import read_source
 from tlkit.data.survey import Size, Survey, spread, survey
 from tlkit.errors import TlkitError

@@ -17,8 +17,8 @@ from PIL import Image
 from tlkit.allocator import keep_freed_memory
 from tlkit.data.datamodule import PictureData
 from tlkit.data.folds import split_by_recipe
-from tlkit.data.samples import Sample, Samples
 from tlkit.data.on_bad import read_pictures
+from tlkit.data.samples import Sample, Samples
 from tlkit.models.weights import Weights
 from tlkit.recipe.load import load_recipe
 from tlkit.recipe.schema import Recipe
