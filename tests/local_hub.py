@@ -3,8 +3,10 @@
 CIFAR-10: an archive of pickled batches as Krizhevsky published them. The hub: the headers and paths that huggingface_hub's client reads.
 """
 
+import base64
 import hashlib
 import io
+import json
 import pickle
 import tarfile
 import threading
@@ -45,6 +47,31 @@ def serve(files: dict[str, bytes], status: int = 200) -> Iterator[LocalHub]:
 
         def do_GET(self) -> None:
             self.wfile.write(self.answer())
+
+        def do_POST(self) -> None:
+            """What huggingface_hub sends to make a repository and put files into it; they can be fetched afterwards."""
+            hub.requests.append(self.path)
+            sent = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
+            answer = json.dumps(self.taken(sent.splitlines())).encode()
+            self.send_response(hub.status)
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def taken(self, lines: list[str]) -> dict[str, object]:
+            repository = "/".join(self.path.split("/")[3:5])
+            if self.path == "/api/repos/create":
+                return {"url": f"{hub.address}/me/it", "name": "me/it"}
+            if "/preupload/" in self.path:
+                names = [file["path"] for file in json.loads(lines[0])["files"]]
+                return {"files": [{"path": name, "uploadMode": "regular", "shouldIgnore": False} for name in names]}
+            if "/commit/" in self.path:
+                for entry in (json.loads(line) for line in lines):
+                    if entry["key"] == "file":
+                        place = f"/{repository}/resolve/main/{entry['value']['path']}"
+                        hub.files[place] = base64.b64decode(entry["value"]["content"])
+                return {"commitUrl": f"{hub.address}/{repository}/commit/{COMMIT}", "commitOid": COMMIT}
+            return {"warnings": [], "errors": []}  # of /api/validate-yaml
 
         def answer(self) -> bytes:
             hub.requests.append(self.path)
