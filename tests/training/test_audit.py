@@ -65,7 +65,7 @@ def test_what_was_planted_is_found_and_nothing_of_the_users_is_touched(
         assert truth[kind] <= {row["id"] for row in rows if row["kind"] == kind and row["across_splits"] == "yes"}
     doubted = [row["id"] for row in rows if row["kind"] == "label"]
     assert len(truth["label"] & set(doubted[: 2 * len(truth["label"])])) >= 0.75 * len(truth["label"])
-    assert "held-out pictures that are in another split too: 10 exactly and 10 nearly" in printed
+    assert "20 of 80 held-out pictures are in another split too (10 exactly, 10 nearly)" in printed
     assert hashes_below(folder) == before
 
     kept, removed = rows_of(tmp_path / "out" / "cleaned.csv"), rows_of(tmp_path / "out" / "removed.csv")

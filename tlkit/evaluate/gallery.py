@@ -31,8 +31,17 @@ SECTIONS = {
 
 
 def write_gallery(
-    file: Path, name: str, samples: Samples, findings: Sequence[Finding], *, verdict: Mapping[str, Any], note: str, decoded: Decode
+    file: Path,
+    name: str,
+    samples: Samples,
+    findings: Sequence[Finding],
+    *,
+    verdict: Mapping[str, Any],
+    seen: Sequence[str],
+    note: str,
+    decoded: Decode,
 ) -> None:
+    """verdict: by leak_verdict. seen: kinds beside duplicates that were looked at; note: why others were not."""
     from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
     def shown(row: int, score: float) -> dict[str, Any]:
@@ -47,6 +56,8 @@ def write_gallery(
 
     sections = []
     for kind, (title, meaning) in SECTIONS.items():
+        if kind not in ("exact", "near", *seen):
+            continue
         of_kind = [finding for finding in findings if finding.kind == kind]
         entries = [
             {

@@ -58,9 +58,10 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Seen:
-    """What the backbone has to say. findings: similar pairs and doubted labels. note: what was not looked at, and why."""
+    """What the backbone has to say. kinds: what was looked at. note: what was not, and why."""
 
     findings: list[Finding]
+    kinds: tuple[str, ...]
     note: str = ""
 
 
@@ -105,8 +106,8 @@ def audit_command(recipe: Recipe, *, drawn: bool, out: Path | None, fix: bool, s
     findings = [*found.findings, *seen.findings]
     verdict = leak_verdict(samples, found, unreadable=unreadable)
     write_audit(samples, findings, run / "audit.csv")
-    write_gallery(run / "gallery.html", recipe.name, samples, findings, verdict=verdict, note=seen.note, decoded=decoded)
-    print_audit(samples, findings, verdict, seen.note, run)
+    write_gallery(run / "gallery.html", recipe.name, samples, findings, verdict=verdict, seen=seen.kinds, note=seen.note, decoded=decoded)
+    print_audit(samples, findings, verdict, seen, run)
     if fix:
         check_left(samples, found.dropped)
         print_cleaned(samples, found, write_cleaned(samples, found.dropped, _of_kind(findings, "label"), run), run)
@@ -122,16 +123,16 @@ def look(recipe: Recipe, samples: Samples, rows: NDArray[np.int64], found: Dupli
     """Similar pairs and doubted labels, by the features of the recipe's backbone. rows: of the pictures that can be read."""
     why = _cannot_look(recipe) if len(rows) > 1 else "there are no pictures that can be read"
     if why:
-        return Seen([], f"labels and similar pictures were not looked at: {why}")
+        return Seen([], (), f"labels and similar pictures were not looked at: {why}")
     seen, alike = replace(samples, samples=tuple(samples.samples[row] for row in rows)), found.alike[rows]
     features = _features(recipe, seen, hashes, console)
-    findings, note = closest_pairs(seen.samples, features, alike), ""
+    findings, kinds = closest_pairs(seen.samples, features, alike), ["similar"]
     if samples.task == "multilabel":
         note = "labels were not looked at: confident learning is for one label a picture"
     else:
         doubted, note = _doubted(recipe, seen, features, alike, console)
-        findings = [*doubted, *findings]
-    return Seen([replace(finding, rows=tuple(int(rows[row]) for row in finding.rows)) for finding in findings], note)
+        findings, kinds = [*doubted, *findings], ["label", *kinds]
+    return Seen([replace(finding, rows=tuple(int(rows[row]) for row in finding.rows)) for finding in findings], tuple(kinds), note)
 
 
 def _doubted(
@@ -181,11 +182,14 @@ def _of_kind(findings: Sequence[Finding], kind: str) -> list[Finding]:
     return [finding for finding in findings if finding.kind == kind]
 
 
-def print_audit(samples: Samples, findings: Sequence[Finding], verdict: dict[str, object], note: str, run: Path) -> None:
+def print_audit(samples: Samples, findings: Sequence[Finding], verdict: dict[str, object], seen: Seen, run: Path) -> None:
     """Counts, the gravest examples, and where the rest lies; on stdout."""
     console = Console()
     counts = Table("what", "findings", "pictures", "across splits", "two labels", box=None, header_style="bold")
     for kind, words in KINDS.items():
+        if kind not in ("exact", "near", *seen.kinds):
+            counts.add_row(words, "not looked at", "", "", "")
+            continue
         of_kind = _of_kind(findings, kind)
         across, two = (str(sum(flags) or "") for flags in ([f.across for f in of_kind], [f.two_labels for f in of_kind]))
         counts.add_row(words, str(len(of_kind)), str(len({row for finding in of_kind for row in finding.rows})), across, two)
@@ -197,8 +201,8 @@ def print_audit(samples: Samples, findings: Sequence[Finding], verdict: dict[str
         for finding in of_kind[:WORST]:
             console.print(f"  {_in_words(samples, finding)}", soft_wrap=True, markup=False, highlight=False)
     console.print(f"\n{verdict['verdict']} ({verdict['compared']})", soft_wrap=True, markup=False, highlight=False)
-    if note:
-        console.print(note, style="yellow", soft_wrap=True, markup=False, highlight=False)
+    if seen.note:
+        console.print(seen.note, style="yellow", soft_wrap=True, markup=False, highlight=False)
     console.print(f"all of it in {run / 'audit.csv'}; to look at: {run / 'gallery.html'}", soft_wrap=True, markup=False, highlight=False)
 
 

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger("tlkit")
 
+SMALL_LEAK = 0.005
+"""Share of the held-out pictures up to which a leak is told without a warning: it is within the noise of the figures."""
+
 
 def finetune(recipe: Recipe, *, out: Path | None = None) -> Path:
     """Runs a recipe to its end and returns the run folder; with `data.folds` that holds a run folder for each fold.
@@ -124,7 +127,8 @@ def tell_of_leaks(ready: Ready, console: "Console") -> dict[str, Any]:
 
     with pictures_progress(console, "comparing the splits", len(ready.samples.samples)) as advance:
         verdict = compare_splits(ready.samples, ready.data.hashes, ready.data.preprocessing.decode, advance)
-    leaks = verdict["leaked_exact"] or verdict["leaked_near"]
-    example = " = ".join(f"{picture['split']}: {picture['id']}" for picture in verdict["examples"][0]["pictures"][:2]) if leaks else ""
-    LOG.log(logging.WARNING if leaks else logging.INFO, "%s (%s)", verdict["verdict"], example or verdict["compared"])
+    leaked = verdict["leaked_exact"] + verdict["leaked_near"]
+    grave = leaked > SMALL_LEAK * verdict["held_out"]
+    example = f"; such as {' = '.join(picture['id'] for picture in verdict['examples'][0]['pictures'][:2])}" if leaked else ""
+    LOG.log(logging.WARNING if grave else logging.INFO, "%s%s (%s)", verdict["verdict"], example, verdict["compared"])
     return verdict
