@@ -189,7 +189,7 @@ BAD = {
     "form without files": (b"--x--\r\n", {"Content-Type": "multipart/form-data; boundary=x"}, 400, "no file"),
     "five files": (*form(*[picture_bytes()] * 5), 413, "more than 4 files"),
     "empty file": (*form(b"", picture_bytes()), 422, "picture 1: the file is empty"),
-    "elongated": (picture_bytes((2_000_000, 1), "TIFF")[:2_000_000], PNG, 422, "the picture"),
+    "elongated": (picture_bytes((2_000_000, 1), "TIFF")[:2_000_000], PNG, 422, "The picture"),
 }
 
 

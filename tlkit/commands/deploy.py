@@ -114,7 +114,7 @@ def serve_arguments(parser: ArgumentParser) -> None:
     help = f"pictures that may wait for their answers; others are told to come again (default: {limits.waiting})"
     parser.add_argument("--max-waiting", type=count, default=limits.waiting, metavar="N", help=help)
     help = f"seconds for a request to arrive (default: {limits.read_s:g})"
-    parser.add_argument("--read-timeout", type=_number, default=limits.read_s, metavar="S", help=help)
+    parser.add_argument("--read-timeout", type=_seconds, default=limits.read_s, metavar="S", help=help)
 
 
 def serve(arguments: Namespace) -> int:
@@ -137,6 +137,12 @@ def _port(text: str) -> int:
     if not text.isdigit() or int(text) > 65535:
         raise ArgumentTypeError(f"'{text}' is not a port: expected a whole number from 0 to 65535")
     return int(text)
+
+
+def _seconds(text: str) -> float:
+    if not (value := _number(text)):
+        raise ArgumentTypeError("0 seconds are too few for any request: expected a number above 0")
+    return value
 
 
 def _number(text: str) -> float:

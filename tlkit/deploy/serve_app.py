@@ -67,7 +67,7 @@ class Server:
             files = await read_upload(request, self.service.limits, hold)
             request.state.pictures = len(files)
             with self.room.for_pictures(len(files)):
-                uploads = [Upload(data, f"picture {i + 1}" if len(files) > 1 else "the picture") for i, data in enumerate(files)]
+                uploads = [Upload(data, f"picture {i + 1}" if len(files) > 1 else "The picture") for i, data in enumerate(files)]
                 try:
                     async with asyncio.timeout(self.service.limits.answer_s):
                         found = await asyncio.gather(*map(self._row, uploads), return_exceptions=True)
