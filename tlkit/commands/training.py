@@ -24,6 +24,26 @@ def finetune(arguments: Namespace) -> int:
     return 0
 
 
+def reproduce_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a finished run, such as runs/quickstart/001")
+    help = "changes one key of its recipe, where this machine differs: data.root=/photos, trainer.accelerator=cpu"
+    parser.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help=help)
+    offline_arguments(parser)
+    parser.add_argument("--out", type=Path, metavar="DIR", help="the folder of the new run (default: the next number under runs/NAME)")
+
+
+def reproduce(arguments: Namespace) -> int:
+    from tlkit.training.finished import check_finished
+
+    check_finished(arguments.run)
+    arguments.recipe = str(arguments.run / "recipe.yaml")
+    recipe = recipe_to_run(arguments)
+    from tlkit.training.reproduce import reproduce_run
+
+    keep_freed_memory()
+    return reproduce_run(arguments.run, recipe, out=arguments.out)
+
+
 def plan_arguments(parser: ArgumentParser) -> None:
     recipe_arguments(parser)
     offline_arguments(parser)

@@ -129,12 +129,17 @@ def hash_pictures(samples: Samples) -> dict[str, str]:
         return {sample.id: found for sample, found in zip(samples.samples, hashes, strict=True)}
 
 
-def write_manifest(samples: Samples, hashes: Mapping[str, str], path: Path) -> list[dict[str, str]]:
-    """Writes split.csv, a row a picture with its hash; returns the rows. The file appears whole or not at all."""
-    rows = [
+def manifest_rows(samples: Samples, hashes: Mapping[str, str]) -> list[dict[str, str]]:
+    """A row a picture, as split.csv has them."""
+    return [
         {"id": s.id, "class": samples.label_text(s), "split": s.split, "group": s.group or "", "sha256": hashes[s.id]}
         for s in samples.samples
     ]
+
+
+def write_manifest(samples: Samples, hashes: Mapping[str, str], path: Path) -> list[dict[str, str]]:
+    """Writes split.csv, a row a picture with its hash; returns the rows. The file appears whole or not at all."""
+    rows = manifest_rows(samples, hashes)
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     # Names of files that aren't UTF-8 come from Python with surrogate escapes, and must come back the same.
     with unfinished.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:

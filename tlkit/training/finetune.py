@@ -15,6 +15,7 @@ from tlkit.recipe.load import recipe_yaml
 from tlkit.recipe.schema import CLASSICAL_HEADS, Data, Recipe
 from tlkit.recipe.summary import recipe_notes, recipe_warnings
 from tlkit.training.batch_size import with_batch_size
+from tlkit.training.environment import write_environment
 from tlkit.training.ready import Ready, make_ready
 from tlkit.training.results import choose_thresholds, counts_of, how_judged, measure_shipped, write_results
 from tlkit.training.run_folder import check_out, is_first_process, make_run_folder
@@ -62,6 +63,7 @@ def train_and_measure(recipe: Recipe, ready: Ready, run: Path, *, began: float) 
     data.hashes = hash_pictures(samples)
     if first:
         (run / "recipe.yaml").write_text(recipe_yaml(recipe), encoding="utf-8")
+        write_environment(run, recipe, ready.devices.here)
         LOG.info("%s: %s, %s, into %s", recipe.name, counts_of(samples), recipe.model.backbone, run)
         for note in ready.notes:
             LOG.info("weights: %s", note)

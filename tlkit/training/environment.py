@@ -1,0 +1,136 @@
+"""environment.json: what a run's numbers can depend on beside its recipe and its pictures. No variables of the environment but one, no names
+of users or machines."""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import features
+
+import tlkit
+from tlkit.recipe.schema import Recipe
+
+FILE = "environment.json"
+
+# What computes, decodes, augments, solves and splits. OpenCV is what albumentations computes with.
+PACKAGES = ("torch", "timm", "torchvision", "lightning", "albumentations", "opencv-python-headless", "numpy", "pillow", "scikit-learn")
+
+NO_MATTER = ("git", "platform", "cpu.cores")
+"""Facts that a reader wants to know and that change no number."""
+
+
+def write_environment(run: Path, recipe: Recipe, device: torch.device) -> None:
+    """A run that goes on elsewhere keeps the facts of the places where it was before, under `earlier`."""
+    facts = environment(recipe, device)
+    earlier = read_environment(run)
+    if earlier:
+        before = earlier.pop("earlier", [])
+        facts["earlier"] = before if earlier == facts else [*before, earlier]
+    (run / FILE).write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_environment(run: Path) -> dict[str, Any]:
+    """Empty for a run of a tlkit that wrote none, or where the file is damaged: nothing depends on it but what a reader is told."""
+    try:
+        facts = json.loads((run / FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
+def environment(recipe: Recipe, device: torch.device) -> dict[str, Any]:
+    """Plain JSON values. device: the one of this process; its flags are those of now, after Lightning has set them."""
+    return {
+        "versions": {"tlkit": tlkit.__version__, "python": platform.python_version(), **_versions(), "libjpeg": _libjpeg()},
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "cpu": {
+            "model": _cpu_model(),
+            "instruction_set": torch.backends.cpu.get_cpu_capability(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+        },
+        "device": _device(device),
+        "flags": {
+            "deterministic": torch.are_deterministic_algorithms_enabled(),
+            "cudnn_benchmark": torch.backends.cudnn.benchmark,
+            "float32_matmul_precision": torch.get_float32_matmul_precision(),
+            # cuBLAS is deterministic with this one alone, and Lightning sets it.
+            "cublas_workspace_config": os.environ.get("CUBLAS_WORKSPACE_CONFIG"),
+        },
+        "git": _commit(recipe.place_of("")),
+    }
+
+
+def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """`cpu.threads` -> what it was and is, of all that could change a number."""
+    flat_was, flat_now = (dict(_flat({key: value for key, value in each.items() if key != "earlier"})) for each in (was, now))
+    return {
+        key: (flat_was.get(key), flat_now.get(key))
+        for key in {**flat_was, **flat_now}
+        if flat_was.get(key) != flat_now.get(key) and not key.startswith(NO_MATTER)
+    }
+
+
+def _flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
+
+
+def _versions() -> dict[str, str | None]:
+    found: dict[str, str | None] = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # installed by other means, such as conda's opencv
+            found[package] = None
+    return found
+
+
+def _libjpeg() -> str | None:
+    """Two releases may round a JPEG's pixels differently."""
+    return features.version("libjpeg_turbo") or features.version("jpg")
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # not Linux
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def _device(device: torch.device) -> dict[str, Any]:
+    if device.type != "cuda":
+        return {"type": device.type}
+    return {
+        "type": "cuda",
+        "name": torch.cuda.get_device_name(device),
+        "compute_capability": ".".join(map(str, torch.cuda.get_device_capability(device))),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+    }
+
+
+def _commit(place: str) -> str | None:
+    """The commit of the repository that the recipe lies in. place: `file:line` in the recipe; empty if it was made in Python."""
+    folder, git = Path(place.rpartition(":")[0]).parent, shutil.which("git")
+    if not place or git is None or not folder.is_dir():
+        return None
+    # `rev-parse` runs no hook and no program that a stranger's repository could name.
+    command = [git, "-C", str(folder), "rev-parse", "--verify", "--quiet", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)  # noqa: S603
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
