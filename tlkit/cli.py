@@ -19,7 +19,7 @@ EXAMPLES = """examples:
 # name: (what it does, its arguments, the command)
 COMMANDS: dict[str, tuple[str, Callable[[ArgumentParser], None], Callable[[Namespace], int]]] = {
     "finetune": ("train a recipe's model, measure it, and keep it in a run folder", training.finetune_arguments, training.finetune),
-    "reproduce": ("run a run's recipe again, and compare the two to the last digit", training.reproduce_arguments, training.reproduce),
+    "reproduce": ("run a run's recipe again, and compare the two to the last bit", training.reproduce_arguments, training.reproduce),
     "plan": ("show what a recipe will do, before it does it: what trains, memory, steps, time", training.plan_arguments, training.plan),
     "lr": ("find a learning rate: train a copy at a rate that rises, and look at the loss", training.lr_arguments, training.lr),
     "check": ("find every fault in a recipe without running it", training.check_arguments, training.check),

@@ -1,5 +1,7 @@
-"""environment.json: what a run's numbers can depend on beside its recipe and its pictures. No variables of the environment but one, no names
-of users or machines."""
+"""environment.json: what a run's numbers can depend on beside its recipe and its pictures.
+
+Of the environment's variables it has one, by name: others may hold secrets. No names of users or machines.
+"""
 
 import json
 import os
@@ -118,7 +120,7 @@ def _device(device: torch.device) -> dict[str, Any]:
         "name": torch.cuda.get_device_name(device),
         "compute_capability": ".".join(map(str, torch.cuda.get_device_capability(device))),
         "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version(),
+        "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
     }
 
 

@@ -51,7 +51,7 @@ def run_folders(run: Path) -> list[Path]:
 
 def compare(was: Path, now: Path) -> list[Finding]:
     """Two finished runs, in the order in which things come to differ."""
-    return [_splits(was, now), *_epochs(was, now), *_figures(read_metrics(was), read_metrics(now)), *_weights(was, now)]
+    return [_splits(was, now), _epochs(was, now), *_figures(read_metrics(was), read_metrics(now)), *_weights(was, now)]
 
 
 def read_metrics(run: Path) -> dict[str, Any]:
@@ -87,20 +87,23 @@ def weights_sha256(run: Path) -> dict[str, str]:
 
 def _splits(was: Path, now: Path) -> Finding:
     before, after = ((run / "split.csv").read_bytes() for run in (was, now))
-    pictures = [f"{content.count(bytes([10])) - 1} pictures" for content in (before, after)]
-    return Finding("splits", *pictures, same=before == after, within=before == after)
+    same = before == after
+    return Finding("splits", _pictures(before), _pictures(after), same=same, within=same)
 
 
-def _epochs(was: Path, now: Path) -> Iterator[Finding]:
+def _pictures(manifest: bytes) -> str:
+    return f"{len(manifest.splitlines()) - 1} pictures"
+
+
+def _epochs(was: Path, now: Path) -> Finding:
+    """The rows of metrics.csv, or the first figure in them that differs."""
     before, after = read_epochs(was), read_epochs(now)
-    words = [f"{len(rows)} rows of metrics.csv" for rows in (before, after)]
-    yield Finding("epochs", *words, same=before == after, within=True)
     for first, second in zip(before, after, strict=False):
         for key in first:
             if first[key] != second.get(key):
-                place = f"first difference: phase {first['phase']}, epoch {first['epoch']}, {key}"
-                yield Finding(place, first[key], second.get(key, "nothing"), same=False, within=True)
-                return
+                place = f"metrics.csv, phase {first['phase']}, epoch {first['epoch']}, {key}"
+                return Finding(place, first[key], second.get(key, "nothing"), same=False, within=True)
+    return Finding("metrics.csv", f"{len(before)} rows", f"{len(after)} rows", same=before == after, within=True)
 
 
 def _figures(was: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Finding]:
@@ -110,13 +113,14 @@ def _figures(was: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Finding
         if before is None and after is None:
             continue
         if before is None or after is None:
-            yield Finding(split, *("measured" if each else "not there" for each in (before, after)), same=False, within=False)
+            words = ("measured", "not there") if before else ("not there", "measured")
+            yield Finding(split, words[0], words[1], same=False, within=False)
             continue
         for figure in dict.fromkeys((before["lead"], "accuracy", "loss")):
             first, second = before[figure], after.get(figure)
-            words = (f"{first:.6g}", "not there" if second is None else f"{second:.6g}")
             within = second is not None and abs(first - second) <= _tolerance(figure, first, before["pictures"])
-            yield Finding(f"{split} {figure.replace('_', ' ')}", *words, same=first == second, within=within)
+            now_in_words = "not there" if second is None else f"{second:.6g}"
+            yield Finding(f"{split} {figure.replace('_', ' ')}", f"{first:.6g}", now_in_words, same=first == second, within=within)
         others = sorted(key for key in {**before, **after} if before.get(key) != after.get(key) and key not in ("accuracy", "loss"))
         if others:
             yield Finding(f"{split}: others", "", f"{', '.join(others)} differ", same=False, within=True)
