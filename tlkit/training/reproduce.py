@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from tlkit.cache_folder import cache_folder
 from tlkit.data.folds import split_by_recipe
 from tlkit.data.samples import Samples
 from tlkit.data.splits import hash_pictures, manifest_rows, read_manifest
@@ -17,7 +18,6 @@ from tlkit.errors import RunError
 from tlkit.models.checkpoint import read_card
 from tlkit.models.weights import Weights
 from tlkit.recipe.schema import Recipe
-from tlkit.training.cache_entries import cache_folder
 from tlkit.training.environment import differences, read_environment
 from tlkit.training.finetune import finetune
 from tlkit.training.finished import TOLERANCES, Finding, compare, first_beyond, run_folders
