@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from tlkit import __version__
 from tlkit.commands import data, deploy, evaluate, models, training
-from tlkit.errors import TlkitError, expected_one_of
+from tlkit.errors import Interrupted, TlkitError, expected_one_of
 
 EXAMPLES = """examples:
   tlkit finetune recipes/quickstart.yaml
@@ -42,7 +42,7 @@ OPTIONS = ("--help", "--version", "--debug")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command. Returns 0 if done, 2 if the user can mend it, 1 for a fault of tlkit, 130 if interrupted."""
+    """Runs one command. Returns 0 if done, 2 if the user can mend it, 1 for a fault of tlkit, 130 if interrupted, 75 to go on."""
     # albumentations asks the network for a newer version when it is imported, unless told not to.
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     words = list(sys.argv[1:] if argv is None else argv)
@@ -124,6 +124,8 @@ def _verdict(error: BaseException) -> tuple[int, str]:
     """The exit code, and what to tell the user."""
     if isinstance(error, TlkitError):
         return 2, str(error)
+    if isinstance(error, Interrupted):
+        return error.code, str(error)
     if isinstance(error, KeyboardInterrupt):
         return 130, "Interrupted."
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -72,6 +72,14 @@ class DeviceError(TlkitError):
     """A device, strategy or precision that this machine doesn't have."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """A signal ended what ran. code: the exit code of the command."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 class MissingExtraError(TlkitError):
     """A part of tlkit whose optional packages aren't installed."""
 

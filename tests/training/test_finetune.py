@@ -9,6 +9,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,6 +43,9 @@ phases:
 """
 
 
+EVERY_BATCH = "trainer.checkpoint_every={minutes: 1e-6}"
+
+
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with 20 noisy pictures of each colour, of differing sizes, and the recipe."""
@@ -70,7 +74,7 @@ def test_the_run_folder_holds_what_scripts_rely_on(run: Path) -> None:
     assert (run / "augmentations.png").is_file()  # the recipe has some
     assert "<h2>What training saw</h2>" in (run / "report.html").read_text()
     assert {entry.name for entry in (run / "model").iterdir()} == {"model.safetensors", "config.json", "tlkit.json"}
-    assert {entry.name for entry in (run / "checkpoints").iterdir()} == {"best.safetensors", "last.ckpt"}
+    assert {entry.name for entry in (run / "checkpoints").iterdir()} == {"best.safetensors"}
 
 
 def test_metrics_csv_has_a_row_an_epoch_with_the_columns_of_the_contract(run: Path) -> None:
@@ -185,22 +189,26 @@ def test_an_average_with_no_past_is_the_plain_run(workplace: Path, monkeypatch: 
         torch.testing.assert_close(second[key], tensor, rtol=1e-5, atol=1e-6)
 
 
-def test_a_moving_average_is_in_the_checkpoint_with_its_counter(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_moving_average_is_in_the_checkpoint_with_its_counter(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, saved: list[dict[str, Any]]
+) -> None:
     monkeypatch.chdir(workplace)
-    recipe = load_recipe("recipe.yaml", ["phases=[{train: all, epochs: 2, lr: 1e-2}]", "ema={decay: 0.9}"])
-    run = finetune(recipe, out=workplace / "ema_counter")
-    checkpoint = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+    recipe = load_recipe("recipe.yaml", ["phases=[{train: all, epochs: 2, lr: 1e-2}]", "ema={decay: 0.9}", EVERY_BATCH])
+    finetune(recipe, out=workplace / "ema_counter")
+    checkpoint = [state for state in saved if "loops" in state][-1]
     # 36 pictures in batches of 8 are 5 steps an epoch; the first copies the weights.
     assert int(checkpoint["averaging_state"]["n_averaged"]) == 10
     assert checkpoint["current_model_state"].keys() == checkpoint["state_dict"].keys()
     assert not torch.equal(*(state["classifier.head.1.weight"] for state in (checkpoint["current_model_state"], checkpoint["state_dict"])))
 
 
-def test_what_ships_with_ema_is_the_average_and_not_the_last_weights(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_ships_with_ema_is_the_average_and_not_the_last_weights(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, saved: list[dict[str, Any]]
+) -> None:
     monkeypatch.chdir(workplace)
-    overrides = ["phases=[{train: all, epochs: 2, lr: 1e-2}]", "ema={decay: 0.9}", "mix={mixup: 0.2, cutmix: 1.0}"]
+    overrides = ["phases=[{train: all, epochs: 2, lr: 1e-2}]", "ema={decay: 0.9}", "mix={mixup: 0.2, cutmix: 1.0}", EVERY_BATCH]
     run = finetune(load_recipe("recipe.yaml", overrides), out=workplace / "ema9")
-    last = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+    last = [state for state in saved if "loops" in state][-1]
     average, current = last["state_dict"], last["current_model_state"]
     shipped = load_file(run / "model/model.safetensors")["fc.weight"]
     with (run / "metrics.csv").open() as file:
@@ -256,13 +264,13 @@ def test_ctrl_c_keeps_the_checkpoints_and_exits_with_130(workplace: Path) -> Non
     listens = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     process = subprocess.Popen(command, cwd=workplace, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=listens)
     deadline = time.monotonic() + 120
-    while not (out / "checkpoints/last.ckpt").exists() and time.monotonic() < deadline:
+    while not (out / "checkpoints/0001.json").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
-    assert "interrupted" in errors
+    assert f"go on with the same command, --out {out} and --resume" in errors
     assert (out / "checkpoints/best.safetensors").is_file()
     assert (out / "metrics.csv").read_text().count("\n") >= 2
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from PIL import Image
 
 from tlkit.recipe.load import load_recipe
 from tlkit.recipe.schema import Ema, Recipe
-from tlkit.training.callbacks import LastCheckpoint, moving_average
+from tlkit.training.callbacks import moving_average
 from tlkit.training.phases import build_module
 from tlkit.training.ready import make_ready
 
@@ -46,7 +46,7 @@ def fit(recipe: Recipe, epochs: int, folder: Path, checkpoint: Path | None = Non
     trainer = Trainer(
         accelerator="cpu",
         max_epochs=epochs,
-        callbacks=[average, LastCheckpoint(folder)],
+        callbacks=[average, ModelCheckpoint(folder, filename="last", enable_version_counter=False)],
         logger=False,
         enable_progress_bar=False,
         num_sanity_val_steps=0,

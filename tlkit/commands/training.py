@@ -1,5 +1,6 @@
 """What takes a recipe, or measures how quickly one runs."""
 
+import json
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,20 @@ def finetune_arguments(parser: ArgumentParser) -> None:
     recipe_arguments(parser)
     offline_arguments(parser)
     parser.add_argument("--out", type=Path, metavar="DIR", help="the run folder to make (default: the next number under runs/NAME)")
+    help = "go on with the run in --out where it was interrupted; start it if there is none, do nothing if it is finished"
+    parser.add_argument("--resume", action="store_true", help=help)
+    help = "begin with the weights of an earlier run, and nothing else of it: short for model.weights={run: DIR}"
+    parser.add_argument("--init-from", type=Path, metavar="DIR", help=help)
 
 
 def finetune(arguments: Namespace) -> int:
+    if arguments.init_from is not None:
+        arguments.overrides = [*arguments.overrides, f"model.weights={{run: {json.dumps(str(arguments.init_from))}}}"]
     recipe = recipe_to_run(arguments)
     from tlkit.training.finetune import finetune as finetune_recipe
 
     keep_freed_memory()
-    finetune_recipe(recipe, out=arguments.out)
+    finetune_recipe(recipe, out=arguments.out, resume=arguments.resume)
     return 0
 
 

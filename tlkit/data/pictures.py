@@ -109,6 +109,7 @@ class EpochSampler(Sampler[Key]):
     chances: of each picture, [size]; a training order is then drawn with replacement, as long as before.
     shards: the file that each picture lies in, [size], where many share one; a training order then goes through few files at a time.
     first_epoch: added to what set_epoch sets, because Lightning counts from zero again in every phase.
+    The next pass alone begins after `skip` pictures.
     """
 
     def __init__(
@@ -128,6 +129,7 @@ class EpochSampler(Sampler[Key]):
         self.size, self.shuffle, self.seed, self.first_epoch = size, shuffle, seed, first_epoch
         self.rank, self.ranks = rank, ranks
         self.epoch = first_epoch
+        self.skip = 0
         share = -(-size // ranks) if shuffle else len(range(rank, size, ranks))
         self.length = share - 1 if shuffle and share > batch_size and share % batch_size == 1 else share
 
@@ -141,7 +143,9 @@ class EpochSampler(Sampler[Key]):
         order = self._order()
         epochs = self.epoch + DRAWN_AGAIN * (_times_before(order) if self.chances is not None else np.zeros_like(order))
         mine = slice(self.rank, None, self.ranks)
-        return zip(epochs[mine][: self.length].tolist(), order[mine][: self.length].tolist(), strict=True)
+        left = slice(self.skip, self.length)
+        self.skip = 0
+        return zip(epochs[mine][left].tolist(), order[mine][left].tolist(), strict=True)
 
     def _order(self) -> NDArray[np.int64]:
         """Indices for all ranks together."""
@@ -182,7 +186,12 @@ def balanced_chances(samples: Sequence[Sample]) -> NDArray[np.float64]:
 
 
 class PictureLoader(DataLoader[Any]):
-    """A DataLoader that raises a worker's DataError as it was, without torch's account of the worker's traceback."""
+    """A DataLoader that raises a worker's DataError as it was, without torch's account of the worker's traceback.
+
+    Its state is the number of batches of the pass that were handed out; those that workers have ready don't count.
+    """
+
+    _handed_out = 0
 
     @property
     def pictures(self) -> Pictures:
@@ -190,10 +199,19 @@ class PictureLoader(DataLoader[Any]):
         return caught.pictures
 
     def __iter__(self) -> Any:
+        self._handed_out = self.sampler.skip // (self.batch_size or 1)  # type: ignore[attr-defined]  # ours has one
         for batch in super().__iter__():
             if isinstance(batch, DataError):
                 raise batch
+            self._handed_out += 1
             yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"batches": self._handed_out}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """The next pass begins after so many batches."""
+        self.sampler.skip = state["batches"] * (self.batch_size or 1)  # type: ignore[attr-defined]  # ours has one
 
 
 def make_loader(

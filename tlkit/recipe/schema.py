@@ -401,6 +401,10 @@ class EarlyStopping(Strict):
     min_delta: float = Field(0.0, ge=0, description="what counts as better")
 
 
+class CheckpointEvery(Strict):
+    minutes: float = Field(10.0, gt=0, description="at most this much of an epoch is lost when a run is killed")
+
+
 OnNan = Literal["stop", "skip"]
 
 
@@ -416,6 +420,9 @@ class Trainer(Strict):
     )
     deterministic: bool = Field(True, description="same recipe, same machine kind, same numbers")
     on_nan: OnNan = Field("stop", description="at a loss that is no number: stop, or skip the batch; its pictures are named either way")
+    checkpoint_every: CheckpointEvery = Field(
+        default_factory=CheckpointEvery, description="within an epoch; between two epochs one is written too, at most every 5 seconds"
+    )
 
     @model_validator(mode="after")
     def _has_a_device(self) -> Self:

@@ -79,15 +79,25 @@ class ActivationLoader:
         self._stored = stored
         self._rows = [stored.rows[sample.id] for sample in self._pictures.samples]
         self._labels = torch.from_numpy(np.stack([np.asarray(self._pictures.target(sample)) for sample in self._pictures.samples]))
+        self._handed_out = 0
 
     def __len__(self) -> int:
         return -(-len(self.sampler) // self.batch_size)  # type: ignore[arg-type]  # ours has a length
 
     def __iter__(self) -> Iterator[tuple[Activations, Tensor]]:
+        self._handed_out = self.sampler.skip // self.batch_size  # type: ignore[attr-defined]  # ours has one
         keys = list(self.sampler)
         for first in range(0, len(keys), self.batch_size):
             batch = keys[first : first + self.batch_size]
+            self._handed_out += 1
             yield self._stored.read([self._row(*key) for key in batch]), self._labels[[index for _, index in batch]]
+
+    def state_dict(self) -> dict[str, int]:
+        return {"batches": self._handed_out}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """The next pass begins after so many batches."""
+        self.sampler.skip = state["batches"] * self.batch_size  # type: ignore[attr-defined]  # ours has one
 
     def _row(self, epoch: int, index: int) -> int:
         """Views take turns from epoch to epoch."""

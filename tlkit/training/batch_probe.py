@@ -24,9 +24,10 @@ from tlkit.recipe.load import load_recipe
 from tlkit.recipe.schema import Recipe
 from tlkit.training.auxiliary import build_auxiliary_heads
 from tlkit.training.callbacks import moving_average
+from tlkit.training.fit import fit_unsaved
 from tlkit.training.l2_sp import StartingPoint
 from tlkit.training.out_of_memory import is_out_of_memory
-from tlkit.training.phases import build_module, fit
+from tlkit.training.phases import build_module
 from tlkit.training.ready import build, what_trains
 from tlkit.training.trainer import build_trial_trainer, check_devices
 
@@ -66,7 +67,7 @@ def two_steps(recipe: Recipe, samples: Samples, number: int, trained: frozenset[
     trainer = build_trial_trainer(
         recipe.trainer_of(phase), optimizer=recipe.optimizer, callbacks=[*callbacks], max_epochs=1, limit_val_batches=0
     )
-    fit(trainer, build_module(classifier, data, recipe, phase, auxiliary, start), data)
+    fit_unsaved(trainer, build_module(classifier, data, recipe, phase, auxiliary, start), data)
 
 
 def made_up(samples: Samples, pictures: int, channels: int) -> Samples:

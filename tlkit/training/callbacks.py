@@ -6,11 +6,10 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
+from lightning.pytorch.callbacks import WeightAveraging
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.torch import load_file, save_file
@@ -24,9 +23,6 @@ from tlkit.recipe.schema import Ema
 LOG = logging.getLogger("tlkit")
 
 METRICS_COLUMNS = ("phase", "epoch", "train/loss", "train/accuracy", "val/loss", "val/accuracy", "lr", "seconds")
-
-CHECKPOINT_EVERY_S = 5.0
-"""At most this much work is lost when a process is killed between two epochs."""
 
 
 class BestWeights(Callback):
@@ -62,23 +58,6 @@ def save_state(classifier: Classifier, file: Path) -> None:
     os.replace(writing, file)
 
 
-class LastCheckpoint(ModelCheckpoint):
-    """Lightning's own checkpoint of the last epoch, and of the moment in which a phase was interrupted.
-
-    Epochs of a fraction of a second, as kept activations allow, don't write one each: that took a quarter of such a phase.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(dirpath=folder, filename="last", enable_version_counter=False, save_on_exception=True)
-        self._written = float("-inf")
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        ends = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
-        if ends or time.perf_counter() - self._written > CHECKPOINT_EVERY_S:
-            super().on_train_epoch_end(trainer, pl_module)
-            self._written = time.perf_counter()
-
-
 def moving_average(ema: Ema) -> WeightAveraging:
     """Validates with, and at the end of a phase leaves, the exponential moving average of all weights and batch-norm statistics.
 
@@ -100,14 +79,17 @@ class MetricsTable(Callback):
         self.file = file
         self.rows: list[dict[str, Any]] = []
         self.phase = 0
-        self._began = 0.0
+        self.epoch_began = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.epoch_began = time.perf_counter()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._began = time.perf_counter()
+        self.epoch_began = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         metrics = {name: float(trainer.callback_metrics[name]) for name in METRICS_COLUMNS if "/" in name}
-        seconds = round(time.perf_counter() - self._began, 3)
+        seconds = round(time.perf_counter() - self.epoch_began, 3)
         lr = trainer.optimizers[0].param_groups[0]["lr"]
         self.add({"epoch": trainer.current_epoch, **metrics, "lr": lr, "seconds": seconds}, writes=trainer.is_global_zero)
 
@@ -119,32 +101,13 @@ class MetricsTable(Callback):
 
 
 def write_metrics_table(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
-    with file.open("w", newline="", encoding="utf-8") as opened:
+    """The file appears whole or not at all."""
+    writing = file.with_suffix(".writing")
+    with writing.open("w", newline="", encoding="utf-8") as opened:
         writer = csv.DictWriter(opened, METRICS_COLUMNS)
         writer.writeheader()
         writer.writerows(rows)
-
-
-class StopBetweenBatches(Callback):
-    """After one signal raises KeyboardInterrupt when the batch is done, after a second one at once."""
-
-    def __init__(self) -> None:
-        self._asked = False
-
-    def on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._asked:
-            raise KeyboardInterrupt
-        self._asked = True
-
-    def on_train_batch_end(self, *arguments: Any) -> None:
-        self._stop_if_asked()
-
-    def on_validation_batch_end(self, *arguments: Any, **named: Any) -> None:
-        self._stop_if_asked()
-
-    def _stop_if_asked(self) -> None:
-        if self._asked:
-            raise KeyboardInterrupt
+    os.replace(writing, file)
 
 
 class ShowProgress(Callback):
@@ -157,6 +120,10 @@ class ShowProgress(Callback):
         self._live: Progress | None = None
         self._began = self._last_line = 0.0
         self._images = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.fit_loop.restarted_mid_epoch:  # then the epoch's own start lies in the past
+            self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._began = self._last_line = time.perf_counter()

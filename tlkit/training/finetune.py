@@ -1,6 +1,7 @@
 """The page: recipe -> pictures and weights -> classifier -> phases -> model folder -> measured results."""
 
 import logging
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tlkit.data.audit import compare_splits
 from tlkit.data.on_bad import several_frames, write_skipped
 from tlkit.data.samples import Samples
-from tlkit.data.splits import hash_pictures, split_warnings, write_manifest
+from tlkit.data.splits import hash_pictures, manifest_rows, split_warnings, write_manifest
 from tlkit.models.checkpoint import ModelCard, save_model
 from tlkit.recipe.load import recipe_yaml
 from tlkit.recipe.schema import CLASSICAL_HEADS, Data, Recipe
@@ -18,7 +19,9 @@ from tlkit.training.batch_size import with_batch_size
 from tlkit.training.environment import write_environment
 from tlkit.training.ready import Ready, make_ready
 from tlkit.training.results import choose_thresholds, counts_of, how_judged, measure_shipped, write_results
-from tlkit.training.run_folder import check_out, is_first_process, make_run_folder
+from tlkit.training.resume import check_same_pictures, newest_state, recipe_as_begun
+from tlkit.training.run_folder import FIRST, check_out, is_finished, is_first_process, make_run_folder
+from tlkit.training.signals import Stop, heeding_signals
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,29 +32,37 @@ SMALL_LEAK = 0.005
 """Share of the held-out pictures up to which a leak is told without a warning: it is within the noise of the figures."""
 
 
-def finetune(recipe: Recipe, *, out: Path | None = None) -> Path:
+def finetune(recipe: Recipe, *, out: Path | None = None, resume: bool = False) -> Path:
     """Runs a recipe to its end and returns the run folder; with `data.folds` that holds a run folder for each fold.
 
-    out: the folder to make; None takes the next free number under runs/NAME.
-    Raises TlkitError for what the user can mend, nearly always before the folder is made; KeyboardInterrupt after Ctrl-C.
+    out: the folder to make; None takes the next free number under runs/NAME. resume: `out` may hold an unfinished run, which goes on.
+    Raises TlkitError for what the user can mend, nearly always before the folder is made; Interrupted after Ctrl-C or a scheduler's signal.
     """
     began = time.perf_counter()
-    check_out(out)
+    check_out(out, resume=resume)
+    if resume and out is not None and (out / FIRST).is_file():
+        if is_finished(out):
+            print(f"{out}: this run is finished, and nothing is left to do.", file=sys.stderr)
+            return out
+        recipe = recipe_as_begun(out, recipe)
     recipe = with_batch_size(recipe)
-    if recipe.data.folds:
-        from tlkit.training.folds import finetune_folds
+    with heeding_signals() as stop:
+        if recipe.data.folds:
+            from tlkit.training.folds import finetune_folds
 
-        return finetune_folds(recipe, out)
-    ready = make_ready(recipe)
-    return train_and_measure(recipe, ready, make_run_folder(recipe.name, out), began=began)
+            return finetune_folds(recipe, out, resume=resume, stop=stop)
+        ready = make_ready(recipe)
+        run = make_run_folder(recipe.name, out, resume=resume)
+        return train_and_measure(recipe, ready, run, began=began, resume=resume, stop=stop)
 
 
-def train_and_measure(recipe: Recipe, ready: Ready, run: Path, *, began: float) -> Path:
+def train_and_measure(recipe: Recipe, ready: Ready, run: Path, *, began: float, resume: bool, stop: Stop) -> Path:
     """One run, from the pictures and weights that are there to everything in its folder, which is returned.
 
-    began: by time.perf_counter(), for the seconds of the whole run.
+    began: by time.perf_counter(), for the seconds of the whole run. resume: the folder may hold an unfinished run, which goes on.
     """
     from tlkit.training.callbacks import start_log
+    from tlkit.training.checkpoint_files import remove_others, write_whole
     from tlkit.training.classical import fit_classical_head
     from tlkit.training.phases import BEFORE, train_phases
     from tlkit.training.preview import draw_preview
@@ -59,10 +70,15 @@ def train_and_measure(recipe: Recipe, ready: Ready, run: Path, *, began: float) 
 
     samples, weights, classifier, data = ready.samples, ready.weights, ready.classifier, ready.data
     first = is_first_process()
+    goes_on = resume and (run / FIRST).is_file()
+    stop.hint = stop.hint or f"go on with the same command, --out {run} and --resume"
     console = start_log(run / "log.txt", quiet=not first)
     data.hashes = hash_pictures(samples)
     if first:
-        (run / "recipe.yaml").write_text(recipe_yaml(recipe), encoding="utf-8")
+        if goes_on:
+            check_same_pictures(run / "split.csv", manifest_rows(samples, data.hashes))
+        else:
+            write_whole(run / FIRST, recipe_yaml(recipe).encode())
         write_environment(run, recipe, ready.devices.here)
         LOG.info("%s: %s, %s, into %s", recipe.name, counts_of(samples), recipe.model.backbone, run)
         for note in ready.notes:
@@ -75,20 +91,29 @@ def train_and_measure(recipe: Recipe, ready: Ready, run: Path, *, began: float) 
         write_manifest(samples, data.hashes, run / "split.csv")
         audit = tell_of_leaks(ready, console)
 
-    if first and data.augmentation is not None and recipe.gradient_phases:
+    if first and not goes_on and data.augmentation is not None and recipe.gradient_phases:
         draw_preview(data.train_dataloader().pictures, samples.classes, recipe, run / "augmentations.png")
-    try:
-        result = train_phases(classifier, data, recipe, ready.trained, device=ready.devices.here, run=run, console=console)
-        if first and recipe.model.head.kind in CLASSICAL_HEADS:
-            head, number = recipe.model.head, len(recipe.phases)
-            result = fit_classical_head(classifier, data, head, recipe.cache, result, phase=number, run=run, console=console)
-        if first and recipe.wise_ft:
-            result = replace(result, wise_ft=ship_best_blend(classifier, run / "checkpoints" / BEFORE, data, console=console))
-    except KeyboardInterrupt:
-        LOG.warning("interrupted; what was learned so far lies in %s", run / "checkpoints")
-        raise
+    resumed = newest_state(run) if goes_on else None
+    began -= resumed.seconds if resumed is not None else 0.0
+    result = train_phases(
+        classifier,
+        data,
+        recipe,
+        ready.trained,
+        device=ready.devices.here,
+        run=run,
+        console=console,
+        stop=stop,
+        began=began,
+        resumed=resumed,
+    )
     if not first:
         return run
+    if recipe.model.head.kind in CLASSICAL_HEADS:
+        head, number = recipe.model.head, len(recipe.phases)
+        result = fit_classical_head(classifier, data, head, recipe.cache, result, phase=number, run=run, console=console)
+    if recipe.wise_ft:
+        result = replace(result, wise_ft=ship_best_blend(classifier, run / "checkpoints" / BEFORE, data, console=console))
 
     card = ModelCard(
         backbone=recipe.model.backbone,
@@ -107,6 +132,7 @@ def train_and_measure(recipe: Recipe, ready: Ready, run: Path, *, began: float) 
     metrics["audit"] = audit
     metrics["seconds"] = {**result.seconds, "total": round(time.perf_counter() - began, 3)}
     write_results(run, recipe, samples, weights, result, metrics)
+    remove_others(run / "checkpoints", [])
     return run
 
 

@@ -12,32 +12,37 @@ from tlkit.recipe.load import recipe_yaml
 from tlkit.recipe.schema import Recipe
 from tlkit.training.finetune import train_and_measure
 from tlkit.training.ready import make_ready
-from tlkit.training.run_folder import is_first_process, make_fold_folders, make_run_folder
+from tlkit.training.run_folder import FIRST, is_finished, is_first_process, make_fold_folders, make_run_folder
+from tlkit.training.signals import Stop
 
 LOG = logging.getLogger("tlkit")
 
 Metrics = Mapping[str, Any]
 
 
-def finetune_folds(recipe: Recipe, out: Path | None) -> Path:
+def finetune_folds(recipe: Recipe, out: Path | None, *, resume: bool, stop: Stop) -> Path:
     """A whole run in `fold_1` to `fold_k` of the run folder that is returned, and what they say together in its metrics and report.
 
-    Raises what a run raises, for the first fold before the folder is made. After Ctrl-C the folds that are done stay.
+    Raises what a run raises, for the first fold before the folder is made. With `resume`, folds that are done stay as they are.
     """
     began = time.perf_counter()
     folds = recipe.data.folds or 0
     ready = make_ready(recipe, fold=1)
     from tlkit.training.callbacks import start_log
+    from tlkit.training.checkpoint_files import write_whole
 
-    run = make_run_folder(recipe.name, out)
+    run = make_run_folder(recipe.name, out, resume=resume)
+    stop.hint = f"go on with the same command, --out {run} and --resume"
     if is_first_process():
-        (run / "recipe.yaml").write_text(recipe_yaml(recipe), encoding="utf-8")
-    folders = make_fold_folders(run, folds)
+        write_whole(run / FIRST, recipe_yaml(recipe).encode())
+    folders = make_fold_folders(run, folds, resume=resume)
     for fold, folder in enumerate(folders, 1):
         started = time.perf_counter()
+        if resume and is_finished(folder):
+            continue
         if fold > 1:
             ready = make_ready(recipe, fold=fold)
-        train_and_measure(recipe, ready, folder, began=started)
+        train_and_measure(recipe, ready, folder, began=started, resume=resume, stop=stop)
     if not is_first_process():
         return run
     each = [json.loads((folder / "metrics.json").read_text(encoding="utf-8")) for folder in folders]

@@ -105,6 +105,23 @@ class PhaseModule(LightningModule):
             self.log_dict(figures, on_step=False, on_epoch=True, batch_size=len(labels))
         return loss
 
+    def figures(self) -> dict[str, Any]:
+        """What the unfinished epoch has counted so far, in this process."""
+        return {name: (metric.update_count, metric.metric_state) for name, metric in self._training_figures().items()}
+
+    def go_on(self, figures: dict[str, Any]) -> None:
+        """Goes on within an epoch. To be called when training starts. figures: from `figures`."""
+        for name, metric in self._training_figures().items():
+            # torchmetrics 1.9 has no public way to put a count back; without it, it warns that nothing was counted.
+            metric._update_count, states = figures[name]
+            for state, value in states.items():
+                setattr(metric, state, value.to(self.device))
+        # The batch that would have told Lightning of them is in the past.
+        self.log_dict(self._training_figures(), on_step=False, on_epoch=True, batch_size=1)
+
+    def _training_figures(self) -> dict[str, Metric]:
+        return {"train/loss": self.train_loss, "train/accuracy": self.train_accuracy}
+
     def _logits(self, inputs: Tensor | Activations) -> Tensor:
         for suffix in self._suffix:
             suffix.train(self.training)

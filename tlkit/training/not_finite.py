@@ -37,6 +37,9 @@ class NotFinite(Callback):
         self._buffers: dict[str, Tensor] = {}
         self.skipped = 0
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.on_train_epoch_start(trainer, pl_module)  # which has been, where a run goes on within an epoch
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._first = torch.tensor(-1, device=pl_module.device)
         self._first_loss = torch.tensor(0.0, device=pl_module.device)

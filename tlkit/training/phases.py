@@ -1,10 +1,6 @@
 """The phases, one `trainer.fit` each: own optimizer, own schedule, own wrapping for DDP."""
 
 import logging
-import signal
-import threading
-import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,21 +24,18 @@ from tlkit.models.split import Suffix
 from tlkit.recipe.schema import FromStage, Mix, Phase, Recipe, SolvedPhase, Train
 from tlkit.training.activation_cache import ActivationCache, NotKept
 from tlkit.training.auxiliary import AuxiliaryHeads, build_auxiliary_heads
-from tlkit.training.callbacks import (
-    BestWeights,
-    LastCheckpoint,
-    MetricsTable,
-    ShowProgress,
-    StopBetweenBatches,
-    moving_average,
-    save_state,
-)
+from tlkit.training.cache_entries import cache_folder
+from tlkit.training.callbacks import BestWeights, MetricsTable, ShowProgress, moving_average, save_state
+from tlkit.training.checkpoints import Checkpoints, WholeFiles
+from tlkit.training.fit import fit
 from tlkit.training.l2_sp import StartingPoint
 from tlkit.training.losses import build_criterion
 from tlkit.training.module import PhaseModule
 from tlkit.training.not_finite import NotFinite
 from tlkit.training.out_of_memory import memory_explained
+from tlkit.training.resume import Resumed
 from tlkit.training.run_folder import is_first_process
+from tlkit.training.signals import Stop
 from tlkit.training.solve import solve_head
 from tlkit.training.time_shares import Clock, Setting, TimeShares
 from tlkit.training.trainer import build_trainer
@@ -85,11 +78,15 @@ def train_phases(
     device: torch.device,
     run: Path,
     console: Console,
+    stop: Stop,
+    began: float,
+    resumed: Resumed | None = None,
 ) -> Trained:
     """Trains phase after phase; the classifier is left with the weights of the best epoch of all.
 
     trained: for each phase the backbone's parameters that train beside the head. device: where a phase is solved.
-    Raises KeyboardInterrupt after Ctrl-C, with the best weights and the last checkpoint in `run/checkpoints`.
+    began: when the run did, or would have without a break, by time.perf_counter. resumed: where to go on.
+    Raises KeyboardInterrupt after a signal, with the best weights and a checkpoint in `run/checkpoints`.
     """
     checkpoints = run / "checkpoints"
     checkpoints.mkdir(exist_ok=True)
@@ -100,11 +97,16 @@ def train_phases(
     lead = lead_of(data.samples)
     best = BestWeights(checkpoints / "best.safetensors", classifier)
     table = MetricsTable(run / "metrics.csv")
-    seconds: dict[str, float] = {}
     start = StartingPoint(classifier, recipe.loss.l2_sp) if recipe.loss.l2_sp else None
+    every = recipe.trainer.checkpoint_every
+    saves = Checkpoints(checkpoints, classifier, best, table, auxiliary, every=every, stop=stop, began=began)
+    if resumed is not None:
+        saves.go_on(resumed.checkpoint, resumed.state)
     for number, phase in recipe.run_phases.items():
-        began = time.perf_counter()
-        best.phase_now = table.phase = number
+        if number < saves.phase:
+            continue  # done before
+        saves.begin_phase(number)
+        name = f"phase {number + 1} {phase_name(phase.train)}"
         title = f"phase {number + 1}/{len(recipe.phases)} {phase_name(phase.train)}"
         if isinstance(phase, SolvedPhase):
             # The first process alone: where the next phase wraps the network, DDP gives its weights to all others.
@@ -112,7 +114,7 @@ def train_phases(
                 row, score = solve_head(classifier.to(device), data, recipe, phase, title=title, console=console)
                 table.add(row, writes=True)
                 best.offer(score, epoch=0, keeps=True)
-            seconds[f"phase {number + 1} {phase_name(phase.train)}"] = round(time.perf_counter() - began, 3)
+            saves.end_phase(name)
             continue
         if recipe.wise_ft and phase.train != "head" and not (checkpoints / BEFORE).exists() and is_first_process():
             save_state(classifier, checkpoints / BEFORE)
@@ -123,8 +125,8 @@ def train_phases(
             table,
             ShowProgress(console, phase_title=title, lead=lead),
             NotFinite(recipe.trainer.on_nan, data.samples.of("train"), run / "not_finite.csv", phase=number),
-            LastCheckpoint(checkpoints),
             *_of_recipe(recipe),
+            saves,
         ]
         trainer = build_trainer(
             recipe.trainer_of(phase),
@@ -132,6 +134,7 @@ def train_phases(
             optimizer=recipe.optimizer,
             phase_name=f"phase{number + 1}",
             callbacks=callbacks,
+            files=WholeFiles(saves.write),
             out=run,
             profiler=(clock := Clock()),
         )
@@ -142,13 +145,14 @@ def train_phases(
         setting = setting_of(classifier, data, recipe, phase, trainer, kept=suffix is not None)
         trainer.callbacks.append(TimeShares(clock, title=title, setting=setting))  # type: ignore[attr-defined]
         with compiling_explained(recipe, number), memory_explained(recipe, title):
-            fit(trainer, build_module(classifier, data, recipe, phase, auxiliary, start, suffix), inputs)
+            module = build_module(classifier, data, recipe, phase, auxiliary, start, suffix)
+            fit(trainer, module, inputs, stop, checkpoint=saves.resumed_file)
         if recipe.early_stopping and trainer.current_epoch < phase.epochs:
             LOG.info("%s ended early: no better validation %s for %d epochs", title, in_words(lead), recipe.early_stopping.patience)
-        seconds[f"phase {number + 1} {phase_name(phase.train)}"] = round(time.perf_counter() - began, 3)
+        saves.end_phase(name)
     if is_first_process() and best.file.is_file():
         best.restore()
-    return Trained(table.rows, best.phase, best.epoch, seconds, device)
+    return Trained(table.rows, best.phase, best.epoch, saves.seconds, device)
 
 
 def build_module(
@@ -262,12 +266,6 @@ def compiling_explained(recipe: Recipe, number: int) -> Iterator[None]:
             raise RecipeError([Fault(f"phases[{number}].compile", f"= true can't be done here: {why}", fix)]) from error
 
 
-def fit(trainer: lightning.Trainer, module: PhaseModule, data: lightning.LightningDataModule) -> None:
-    """Raises KeyboardInterrupt after Ctrl-C: at the end of the batch, or at once after a second one."""
-    with _interruptible(trainer), _quiet():
-        trainer.fit(module, datamodule=data)
-
-
 def check_batch_size(classifier: Classifier, a_device: int) -> None:
     """a_device: pictures a step on one device. Raises DataError where batch-norm would have one number to take statistics of."""
     trained_norms = any(isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training for module in classifier.modules())
@@ -279,44 +277,8 @@ def check_batch_size(classifier: Classifier, a_device: int) -> None:
 
 
 def _of_recipe(recipe: Recipe) -> list[Callback]:
-    """The callbacks that a recipe asks for. The average comes last: BestWeights sees it so while it is swapped in."""
+    """The callbacks that a recipe asks for. The average comes after BestWeights, which sees it so while it is swapped in."""
     asked: list[Callback] = []
     if early := recipe.early_stopping:
         asked.append(EarlyStopping("val/score", mode="max", patience=early.patience, min_delta=early.min_delta))
     return [*asked, moving_average(recipe.ema)] if recipe.ema else asked
-
-
-@contextmanager
-def _interruptible(trainer: lightning.Trainer) -> Iterator[None]:
-    """Ctrl-C becomes a KeyboardInterrupt between two batches.
-
-    Raised wherever Python happens to be, it was lost twice in seventeen times: once TensorBoard's writer waited for itself for ever,
-    once training went on. Lightning 2.6 turns it into sys.exit(1) and leaves SIGINT ignored, which is undone here.
-    """
-    if threading.current_thread() is not threading.main_thread():  # only the main thread is told of signals
-        yield
-        return
-    stop = StopBetweenBatches()
-    trainer.callbacks.append(stop)  # type: ignore[attr-defined]
-    before = signal.signal(signal.SIGINT, stop.on_signal)
-    try:
-        yield
-    except SystemExit as error:
-        raise KeyboardInterrupt from error
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Lightning 2.6's advice that doesn't apply: workers and log interval are decided, frozen parts are in eval mode on purpose."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        warnings.filterwarnings("ignore", message=".*module\\(s\\) in eval mode at the start of training.*")
-        warnings.filterwarnings("ignore", message=".*overridden `on_after_batch_transfer` in `LightningModule`.*")
-        warnings.filterwarnings("ignore", message=".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*")
-        warnings.filterwarnings("ignore", message=".*number of training batches.*smaller than the logging interval.*")
-        # Classes without a validation picture were told when the pictures were split.
-        warnings.filterwarnings("ignore", message="No positive samples found in target.*")
-        warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
-        yield

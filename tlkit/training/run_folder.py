@@ -1,4 +1,4 @@
-"""The folder of one run: `runs/NAME/NNN/`, or the one that was asked for. Nothing in it is ever overwritten."""
+"""The folder of one run: `runs/NAME/NNN/`, or the one that was asked for. Nothing of a finished run is ever overwritten."""
 
 import os
 from pathlib import Path
@@ -8,39 +8,59 @@ from tlkit.errors import RunError
 SHARED = "TLKIT_RUN_FOLDER"
 """Tells the processes that Lightning starts for other devices which folder the first one made."""
 
+FIRST, LAST = "recipe.yaml", "report.html"
+"""What a run writes first and last."""
+
 
 def is_first_process() -> bool:
     """False in the processes that Lightning starts for other devices: they run the same command, and leave no files."""
     return SHARED not in os.environ or int(os.environ.get("LOCAL_RANK", "0")) == 0
 
 
-def check_out(out: Path | None) -> None:
-    """Raises RunError if `--out` can't take a new run: found before anything is downloaded."""
-    if out is None or not out.exists() or not is_first_process():
+def is_finished(run: Path) -> bool:
+    return (run / LAST).is_file()
+
+
+def is_unfinished(run: Path) -> bool:
+    return (run / FIRST).is_file() and not is_finished(run)
+
+
+def check_out(out: Path | None, *, resume: bool = False) -> None:
+    """Raises RunError if `--out` can't take a new run or, with `resume`, an unfinished one: found before anything is downloaded."""
+    if not is_first_process():
+        return
+    if resume and out is None:
+        raise RunError("--resume needs the folder of the run that goes on.\n  Add --out DIR, as for the run itself.")
+    if out is None or not out.exists():
         return
     if not out.is_dir():
         raise RunError(f"--out {out} is a file. Expected a folder that is empty or isn't there yet.")
-    if any(out.iterdir()):
-        raise RunError(f"--out {out} is not empty, and a run never overwrites one.\n  Choose another folder, or remove this one yourself.")
+    if not any(out.iterdir()) or (resume and (out / FIRST).is_file()):
+        return
+    if resume:
+        raise RunError(f"--out {out} is not empty and has no {FIRST}, so it is no run that could go on.\n  Choose another folder.")
+    if is_unfinished(out):
+        raise RunError(f"--out {out} holds a run that is not finished.\n  Go on with it by --resume, or choose another folder.")
+    raise RunError(f"--out {out} is not empty, and a run never overwrites one.\n  Choose another folder, or remove this one yourself.")
 
 
-def make_run_folder(name: str, out: Path | None) -> Path:
-    """A new, empty folder: `out`, or the next free number under runs/NAME."""
+def make_run_folder(name: str, out: Path | None, *, resume: bool = False) -> Path:
+    """A new, empty folder: `out`, or the next free number under runs/NAME. With `resume`, `out` as it is."""
     if not is_first_process():
         return Path(os.environ[SHARED])
-    check_out(out)
+    check_out(out, resume=resume)
     folder = _next_number(name) if out is None else out
     folder.mkdir(parents=True, exist_ok=True)
     os.environ[SHARED] = str(folder)
     return folder
 
 
-def make_fold_folders(run: Path, folds: int) -> list[Path]:
+def make_fold_folders(run: Path, folds: int, *, resume: bool = False) -> list[Path]:
     """`run/fold_1` and so on, all at once: processes of other devices may come to a fold before the first process does."""
     folders = [run / f"fold_{fold}" for fold in range(1, folds + 1)]
     if is_first_process():
         for folder in folders:
-            folder.mkdir()
+            folder.mkdir(exist_ok=resume)
     return folders
 
 

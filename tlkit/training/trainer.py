@@ -9,6 +9,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback
 from lightning.pytorch import Trainer as LightningTrainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.profilers import Profiler
 
 from tlkit.errors import DeviceError
@@ -29,14 +30,24 @@ def check_devices(trainer: Trainer) -> Devices:
 
 
 def build_trainer(
-    trainer: Trainer, *, epochs: int, optimizer: Optimizer, phase_name: str, callbacks: list[Callback], out: Path, profiler: Profiler
+    trainer: Trainer,
+    *,
+    epochs: int,
+    optimizer: Optimizer,
+    phase_name: str,
+    callbacks: list[Callback],
+    files: CheckpointIO,
+    out: Path,
+    profiler: Profiler,
 ) -> LightningTrainer:
+    """files: writes what is to be resumed from."""
     return _lightning_trainer(
         trainer,
         max_epochs=epochs,
         gradient_clip_val=optimizer.gradient_clip,
         accumulate_grad_batches=optimizer.accumulate,
         callbacks=callbacks,
+        plugins=[files],
         profiler=profiler,
         logger=TensorBoardLogger(out, name="tensorboard", version=phase_name),
         default_root_dir=out,

@@ -1,12 +1,10 @@
 """A short fit of one phase on a copy: what `tlkit plan` times and `tlkit lr` sweeps. Nothing of it stays."""
 
-import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from hashlib import sha256
 
-import numpy as np
 import torch
 from lightning.pytorch import Callback
 
@@ -15,9 +13,11 @@ from tlkit.errors import RunError
 from tlkit.models.classifier import Classifier
 from tlkit.recipe.schema import Phase, Recipe, Schedule
 from tlkit.training.auxiliary import build_auxiliary_heads
+from tlkit.training.fit import fit_unsaved
+from tlkit.training.generators import generator_states, set_generators
 from tlkit.training.l2_sp import StartingPoint
 from tlkit.training.module import PhaseModule
-from tlkit.training.phases import build_module, fit
+from tlkit.training.phases import build_module
 from tlkit.training.trainer import build_trial_trainer
 
 
@@ -35,7 +35,7 @@ def try_phase(
     phase = phase.model_copy(update={"compile": False})
     module = build_module(copied, data, recipe.model_copy(update={"schedule": Schedule(name="constant")}), phase, auxiliary, start)
     trainer = build_trial_trainer(recipe.trainer_of(phase), optimizer=recipe.optimizer, callbacks=[callback], **limits)
-    fit(trainer, module, data)
+    fit_unsaved(trainer, module, data)
     return module
 
 
@@ -46,16 +46,11 @@ def unchanged(classifier: torch.nn.Module) -> Iterator[None]:
     Raises RunError if something in the `with` changed the classifier's weights, buffers, gradients wanted or modes.
     """
     before = fingerprint(classifier)
-    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    devices = _cuda_states()
+    generators = generator_states()
     try:
         yield
     finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-        torch.set_rng_state(cpu)
-        if devices:
-            torch.cuda.set_rng_state_all(devices)
+        set_generators(generators)
     if (after := fingerprint(classifier)) != before:
         changed = [part for part in before if before[part] != after[part]]
         raise RunError(f"A trial on a copy changed what it must not: {', '.join(changed)}.\n  This is a fault of tlkit: please report it.")
@@ -69,17 +64,12 @@ def fingerprint(classifier: torch.nn.Module) -> dict[str, str]:
         weights.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     trains = [(name, parameter.requires_grad, parameter.grad is None) for name, parameter in classifier.named_parameters()]
     modes = [(name, module.training) for name, module in classifier.named_modules()]
+    states = generator_states()
     generators = {
-        "Python's generator": repr(random.getstate()),
-        "numpy's generator": repr([np.asarray(part).tobytes() for part in np.random.get_state()]),
-        "torch's generator": torch.get_rng_state().numpy().tobytes().hex(),
-        "CUDA's generators": repr(
-            [state.numpy().tobytes() for state in torch.cuda.get_rng_state_all()] if torch.cuda.is_available() else []
-        ),
+        "Python's generator": repr(states["python"]),
+        "numpy's generator": repr(states["numpy"]),
+        "torch's generator": states["torch"].numpy().tobytes().hex(),
+        "CUDA's generators": repr([state.numpy().tobytes() for state in states["cuda"]]),
     }
     texts = {"what trains": repr(trains), "train mode": repr(modes), **generators}
     return {"weights": weights.hexdigest(), **{part: sha256(text.encode()).hexdigest() for part, text in texts.items()}}
-
-
-def _cuda_states() -> list[torch.Tensor]:
-    return torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []

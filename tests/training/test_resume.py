@@ -1,0 +1,253 @@
+"""A run that was cut off ends as if it never had been: same weights, bit for bit, and same figures."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tlkit.cli import main
+from tlkit.errors import RunError
+from tlkit.recipe.load import load_recipe
+from tlkit.training import run_folder
+from tlkit.training.checkpoints import Checkpoints
+from tlkit.training.finetune import finetune
+
+RECIPE = """
+name: shades
+data: {source: {folder: pictures}, image_size: 32, resize: stretch, normalize: dataset, batch_size: 8, validation: 0.2, test: 0.2}
+model: {backbone: test_resnet, weights: random, head: {dropout: 0.2}}
+phases:
+  - {train: head, epochs: 2, lr: 1e-2}
+  - {train: all, epochs: 3, lr: 1e-2}
+trainer: {checkpoint_every: {minutes: 1e-6}}
+"""
+PLAIN: tuple[str, ...] = ()
+EVERYTHING = (
+    "augment=[{HorizontalFlip: {p: 0.5}}, {Rotate: {limit: 15}}]",
+    "optimizer.accumulate=2",
+    "ema={decay: 0.9}",
+    "mix={mixup: 0.2, cutmix: 1.0}",
+    "early_stopping={patience: 2}",
+)
+OTHERS = (
+    "schedule={name: plateau, patience: 0}",
+    "optimizer={name: momentum, accumulate: 3}",
+    "loss={l2_sp: 0.01, label_smoothing: 0.1}",
+    "imbalance=sampler",
+    "wise_ft=true",
+    "data.workers=2",
+)
+SOLVED = ("phases=[{train: head, solver: lbfgs}, {train: all, epochs: 2, lr: 1e-2}]",)
+
+
+class Killed(BaseException):
+    """In place of SIGKILL; nothing in tlkit catches it."""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 noisy pictures in three shades, and the recipe. 36 train, in five batches an epoch."""
+    folder = tmp_path_factory.mktemp("shades")
+    draws = np.random.default_rng(0)
+    for name, shade in (("dark", 60), ("grey", 110), ("light", 150)):
+        (folder / "pictures" / name).mkdir(parents=True)
+        for i in range(20):
+            noisy = np.clip(draws.normal(shade, 60, (32, 32, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(noisy).save(folder / "pictures" / name / f"{i:02d}.png")
+    (folder / "recipe.yaml").write_text(RECIPE)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _here(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    # A new process each: the first one tells others of its folder.
+    monkeypatch.delenv(run_folder.SHARED, raising=False)
+
+
+def start(out: Path, overrides: tuple[str, ...] = PLAIN, *, resume: bool = False, killed_after: tuple[int, int, int] | None = None) -> Path:
+    """killed_after: phase, epoch and batch of the checkpoint that is the last one written."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv(run_folder.SHARED, raising=False)
+        write = Checkpoints.write
+
+        def then_kill(checkpoints: Checkpoints, state: Mapping[str, Any]) -> None:
+            write(checkpoints, state)
+            if tuple(state["run"][key] for key in ("phase", "epoch", "batch")) == killed_after:
+                raise Killed
+
+        patch.setattr(Checkpoints, "write", then_kill)
+        if killed_after is None:
+            return finetune(load_recipe("recipe.yaml", overrides), out=out, resume=resume)
+        with pytest.raises(Killed):
+            finetune(load_recipe("recipe.yaml", overrides), out=out, resume=resume)
+        return out
+
+
+def result(run: Path) -> tuple[bytes, dict[str, Any], list[str]]:
+    """Weights, metrics.json and metrics.csv, without the seconds."""
+    metrics = json.loads((run / "metrics.json").read_text())
+    rows = [line.rpartition(",")[0] for line in (run / "metrics.csv").read_text().splitlines()]
+    return (run / "model/model.safetensors").read_bytes(), {**metrics, "seconds": None}, rows
+
+
+@pytest.fixture(scope="module")
+def whole(place: Path) -> dict[tuple[str, ...], Any]:
+    """What uninterrupted runs end with."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        runs = {overrides: start(place / f"whole{i}", overrides) for i, overrides in enumerate((PLAIN, EVERYTHING, OTHERS, SOLVED))}
+        return {overrides: result(run) for overrides, run in runs.items()}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "where"),
+    [
+        (PLAIN, (0, 0, 2)),  # activations of the frozen part are kept
+        (PLAIN, (0, 0, 5)),  # trained, not validated
+        (PLAIN, (0, 1, 0)),  # between two epochs
+        (PLAIN, (1, 0, 0)),  # between two phases
+        (PLAIN, (2, 0, 0)),  # trained, not measured
+        (EVERYTHING, (0, 1, 3)),  # gradients of half a step
+        (EVERYTHING, (1, 0, 4)),
+        (EVERYTHING, (1, 1, 5)),
+        (EVERYTHING, (1, 2, 0)),
+        (OTHERS, (0, 0, 1)),
+        (OTHERS, (1, 0, 2)),
+        (OTHERS, (1, 1, 0)),
+        (OTHERS, (2, 0, 0)),
+        (SOLVED, (1, 0, 0)),
+        (SOLVED, (1, 1, 1)),
+    ],
+)
+def test_a_resumed_run_ends_as_one_that_was_never_interrupted(
+    place: Path, tmp_path: Path, whole: dict[tuple[str, ...], Any], overrides: tuple[str, ...], where: tuple[int, int, int]
+) -> None:
+    run = start(tmp_path / "run", overrides, killed_after=where)
+    assert result(start(run, overrides, resume=True)) == whole[overrides]
+    log = (run / "log.txt").read_text()
+    position = f"phase {where[0] + 1}, epoch {where[1] + 1}" + (f", after batch {where[2]}" if where[2] else "")
+    assert f"resumed from {run / 'checkpoints'}/" in log
+    assert f".ckpt: {position}\n" in log
+    assert [file.name for file in (run / "checkpoints").iterdir() if file.suffix == ".ckpt"] == []
+
+
+def test_a_run_is_resumed_more_than_once(place: Path, tmp_path: Path, whole: dict[tuple[str, ...], Any]) -> None:
+    run = start(tmp_path / "run", EVERYTHING, killed_after=(0, 0, 3))
+    for where in ((0, 1, 5), (1, 0, 1), (1, 2, 4)):
+        start(run, EVERYTHING, resume=True, killed_after=where)
+    assert result(start(run, EVERYTHING, resume=True)) == whole[EVERYTHING]
+    seconds = json.loads((run / "metrics.json").read_text())["seconds"]
+    assert list(seconds) == ["phase 1 head", "phase 2 all", "total"]
+    assert seconds["total"] > seconds["phase 1 head"] + seconds["phase 2 all"]
+
+
+def test_where_the_newest_checkpoint_is_damaged_the_one_before_is_used_and_that_is_said(
+    place: Path, tmp_path: Path, whole: dict[tuple[str, ...], Any]
+) -> None:
+    run = start(tmp_path / "run", killed_after=(1, 0, 2))
+    older, newest = sorted((run / "checkpoints").glob("*.ckpt"))
+    newest.write_bytes(newest.read_bytes()[:1000])
+    assert result(start(run, resume=True)) == whole[PLAIN]
+    log = (run / "log.txt").read_text()
+    assert f"checkpoint {newest} is damaged and not used: {newest.name} isn't as it was written (1000 bytes)" in log
+    assert f"resumed from {older}: phase 2, epoch 1, after batch 1" in log
+
+
+def test_without_a_whole_checkpoint_the_run_begins_anew(place: Path, tmp_path: Path, whole: dict[tuple[str, ...], Any]) -> None:
+    run = start(tmp_path / "run", killed_after=(0, 1, 1))
+    for file in (run / "checkpoints").glob("*.ckpt"):
+        file.write_bytes(b"")
+    assert result(start(run, resume=True)) == whole[PLAIN]
+    assert "there is no checkpoint" in (run / "log.txt").read_text()
+
+
+def test_resume_starts_a_run_where_there_is_none_and_leaves_a_finished_one_alone(
+    place: Path, tmp_path: Path, whole: dict[tuple[str, ...], Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = str(tmp_path / "run")
+    for _ in range(2):
+        monkeypatch.delenv(run_folder.SHARED, raising=False)
+        assert main(["finetune", "recipe.yaml", "--out", out, "--resume"]) == 0
+    assert f"{out}: this run is finished, and nothing is left to do.\n" in capsys.readouterr().err
+    assert result(Path(out)) == whole[PLAIN]
+
+
+def test_without_resume_an_unfinished_run_is_named_and_left_as_it_is(place: Path, tmp_path: Path) -> None:
+    run = start(tmp_path / "run", killed_after=(0, 0, 1))
+    with pytest.raises(RunError, match=r"holds a run that is not finished\.\n  Go on with it by --resume"):
+        start(run)
+
+
+def test_a_recipe_that_changed_is_refused_with_what_changed(place: Path, tmp_path: Path) -> None:
+    run = start(tmp_path / "run", killed_after=(0, 0, 1))
+    with pytest.raises(RunError) as caught:
+        start(run, ("phases[1].lr=0.02", "optimizer.name=sgd", "augment=[{HorizontalFlip: {p: 0.5}}]", "data.workers=1"), resume=True)
+    told = str(caught.value).splitlines()[1:-1]
+    assert sorted(told) == [
+        "    augment: [] -> (not there)",
+        "    augment[0].arguments.p: (not there) -> 0.5",
+        '    augment[0].name: (not there) -> "HorizontalFlip"',
+        '    optimizer.name: "adamw" -> "sgd"',
+        "    phases[1].lr: 0.01 -> 0.02",
+    ]
+    assert "--init-from" in str(caught.value)
+
+
+def test_pictures_that_changed_are_refused_with_their_number_and_ids(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(place, tmp_path / "copy", ignore=shutil.ignore_patterns("whole*"))
+    monkeypatch.chdir(tmp_path / "copy")
+    run = start(tmp_path / "run", killed_after=(0, 0, 1))
+    Image.new("RGB", (32, 32)).save("pictures/dark/03.png")
+    Path("pictures/light/19.png").unlink()
+    with pytest.raises(RunError) as caught:
+        start(run, resume=True)
+    assert "    1 changed: dark/03.png\n    1 gone: light/19.png\n" in str(caught.value)
+
+
+def test_resume_needs_the_folder(place: Path) -> None:
+    with pytest.raises(RunError, match=r"--resume needs the folder .*\n  Add --out DIR"):
+        finetune(load_recipe("recipe.yaml"), resume=True)
+
+
+def test_a_folder_of_something_else_is_not_resumed(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/1.png").write_bytes(b"")
+    with pytest.raises(RunError, match=r"has no recipe\.yaml, so it is no run that could go on"):
+        start(tmp_path / "photos", resume=True)
+
+
+def test_init_from_takes_the_weights_of_a_run_and_nothing_else(place: Path, tmp_path: Path, whole: object) -> None:
+    out = tmp_path / "run"
+    assert main(["finetune", "recipe.yaml", "phases=[{train: head, epochs: 1, lr: 1e-2}]", "--out", str(out), "--init-from", "whole0"]) == 0
+    assert load_recipe(out / "recipe.yaml").model.weights.run == "whole0"
+    card = json.loads((out / "model/tlkit.json").read_text())
+    assert "whole0" in card["weights"]["origin"]
+
+
+def test_folds_that_are_done_stay_and_the_one_that_was_cut_off_goes_on(place: Path, tmp_path: Path) -> None:
+    folds = ("data={source: {folder: pictures}, image_size: 32, resize: stretch, batch_size: 8, test: 0.2, folds: 2}",)
+    uncut = start(tmp_path / "uncut", folds)
+    run, first = tmp_path / "run", None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv(run_folder.SHARED, raising=False)
+        write = Checkpoints.write
+
+        def kill_in_the_second(checkpoints: Checkpoints, state: Mapping[str, Any]) -> None:
+            write(checkpoints, state)
+            if (run / "fold_1/report.html").exists() and state["run"]["phase"] == 1:
+                raise Killed
+
+        patch.setattr(Checkpoints, "write", kill_in_the_second)
+        with pytest.raises(Killed):
+            finetune(load_recipe("recipe.yaml", folds), out=run)
+    first = (run / "fold_1/report.html").stat().st_mtime_ns
+    start(run, folds, resume=True)
+    assert (run / "fold_1/report.html").stat().st_mtime_ns == first
+    assert [result(run / f"fold_{i}") for i in (1, 2)] == [result(uncut / f"fold_{i}") for i in (1, 2)]
+    assert json.loads((run / "metrics.json").read_text())["folds"] == 2
