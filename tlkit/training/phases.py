@@ -24,7 +24,6 @@ from tlkit.models.split import Suffix
 from tlkit.recipe.schema import FromStage, Mix, Phase, Recipe, SolvedPhase, Train
 from tlkit.training.activation_cache import ActivationCache, NotKept
 from tlkit.training.auxiliary import AuxiliaryHeads, build_auxiliary_heads
-from tlkit.training.cache_entries import cache_folder
 from tlkit.training.callbacks import BestWeights, MetricsTable, ShowProgress, moving_average, save_state
 from tlkit.training.checkpoints import Checkpoints, WholeFiles
 from tlkit.training.fit import fit
