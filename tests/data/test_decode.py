@@ -280,6 +280,28 @@ def test_what_lies_in_place_of_a_picture_is_named(tmp_path: Path, content: bytes
         decode(tmp_path / "a.jpg")
 
 
+def test_damaged_files_are_refused_and_never_crash(tmp_path: Path) -> None:
+    """A few hundred of those that were tried once; `TokenError` of numpy was found so."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 24, 3), dtype=np.uint8))
+    contents = {"a.npy": b"\x93NUMPY\x01\0v\0{'descr': '|u1', 'fortran_order': False, 'shape': (20, 24, 3".ljust(128) + bytes(1440)}
+    for name, options in (("a.jpg", {}), ("a.png", {}), ("a.webp", {}), ("a.gif", {}), ("a.bmp", {}), ("a.tiff", {"compression": "tiff_lzw"})):
+        contents[name] = saved(tmp_path, name, image, **options).read_bytes()
+    draws = np.random.default_rng(1)
+    refused = 0
+    for name, content in contents.items():
+        for _ in range(60):
+            damaged = bytearray(content[: draws.integers(len(content) // 2, len(content))])
+            for place in draws.integers(0, min(len(damaged), 150), 3):
+                damaged[place] = draws.integers(256)
+            (tmp_path / name).write_bytes(damaged)
+            header(tmp_path / name)
+            try:
+                decode(tmp_path / name)
+            except DataError:
+                refused += 1
+    assert refused > 300
+
+
 def test_links_pipes_and_files_without_permission_are_refused_and_never_waited_for(tmp_path: Path) -> None:
     (tmp_path / "gone.png").symlink_to("nowhere.png")
     (tmp_path / "self.png").symlink_to("self.png")

@@ -7,6 +7,7 @@ import warnings
 import zlib
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -23,10 +24,14 @@ WHITE = (255, 255, 255)
 # Pixels that are laid over a background at once: a large picture as a whole would take 40 bytes a pixel on the way.
 _AT_ONCE = 1 << 18
 WHOLE_RANGE = (0, 65535)
-# What Pillow 13 raises for damaged files, over all its formats.
-_DAMAGED = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, struct.error, zlib.error, OverflowError)
+# What Pillow 13 raises for damaged files, over all its formats, and numpy for an .npy (TokenError); found with some 40,000 damaged files.
+_DAMAGED = (
+    OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, ArithmeticError, RuntimeError, struct.error, zlib.error, TokenError
+)  # fmt: skip
 # Pillow warns at half the limit above; the limit itself raises. Once, and not around each picture: the filters are shared by all threads.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# Of tags and EXIF blocks that make no sense, which change no pixel.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 def decode(
@@ -186,7 +191,10 @@ def _from_16_bit_colour(content: bytes, high_bytes: Image.Image, range_16bit: tu
     except ImportError as error:  # an exported model runs without it
         raise DataError("16-bit colour needs OpenCV here.\n  Install it with: pip install opencv-python-headless") from error
 
-    values: NDArray[np.uint16] | None = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)  # type: ignore[assignment]
+    try:
+        values: NDArray[np.uint16] | None = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)  # type: ignore[assignment]
+    except cv2.error:
+        values = None
     if values is None or values.dtype != np.uint16 or values.ndim != 3:
         raise DataError("16-bit colour in a form that can't be read.\n  Save the picture as 8-bit, or as 16-bit RGB PNG.")
     colour = _from_16_bit(values[:, :, 2::-1], range_16bit)  # OpenCV has blue first
