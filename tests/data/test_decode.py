@@ -284,7 +284,14 @@ def test_damaged_files_are_refused_and_never_crash(tmp_path: Path) -> None:
     """A few hundred of those that were tried once; `TokenError` of numpy was found so."""
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 24, 3), dtype=np.uint8))
     contents = {"a.npy": b"\x93NUMPY\x01\0v\0{'descr': '|u1', 'fortran_order': False, 'shape': (20, 24, 3".ljust(128) + bytes(1440)}
-    for name, options in (("a.jpg", {}), ("a.png", {}), ("a.webp", {}), ("a.gif", {}), ("a.bmp", {}), ("a.tiff", {"compression": "tiff_lzw"})):
+    for name, options in (
+        ("a.jpg", {}),
+        ("a.png", {}),
+        ("a.webp", {}),
+        ("a.gif", {}),
+        ("a.bmp", {}),
+        ("a.tiff", {"compression": "tiff_lzw"}),
+    ):
         contents[name] = saved(tmp_path, name, image, **options).read_bytes()
     draws = np.random.default_rng(1)
     refused = 0

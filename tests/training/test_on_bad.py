@@ -125,6 +125,28 @@ def test_missing_files_of_a_table_are_left_out_and_listed(place: Path) -> None:
     ]
 
 
+def test_evaluate_reports_what_can_no_longer_be_read_and_never_replaces_it(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = folder_of_two(place)
+    assert run("data.on_bad=skip", "data.test=0.3", "--out", "skip") == run("data.test=0.3", "--out", "error") == 0
+    damaged, gone, *rest = (row["id"] for row in rows(place / "skip" / "split.csv") if row["split"] == "test")
+    (folder / damaged).write_bytes(b"")
+    (folder / gone).unlink()
+    capsys.readouterr()
+    assert main(["evaluate", "skip", "--format", "json"]) == 0
+    metrics = json.loads(capsys.readouterr().out)
+    assert metrics["skipped"] == {gone: "it is no longer in the data source", damaged: "the file is empty (0 bytes)"}
+    assert metrics["pictures"] == len(rest) == 5
+    assert main(["evaluate", "skip"]) == 0
+    out = capsys.readouterr().out
+    assert "5  (2 left out, since they can't be read)" in out
+    assert f"left out: {damaged}: the file is empty (0 bytes)" in out
+    assert main(["evaluate", "error"]) == 2
+    assert f"no longer in the data source. The first: {gone}" in capsys.readouterr().err
+    picture(1).save(folder / gone)
+    assert main(["evaluate", "error"]) == 2
+    assert f"picture {damaged}: photos/{damaged}: the file is empty" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("settings", [(), ("data.on_bad=skip",), ("data.workers=1",)])
 def test_a_picture_that_goes_while_a_run_goes_on_ends_it_clearly(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], settings: tuple[str, ...]

@@ -42,7 +42,9 @@ def metrics_table(metrics: dict[str, Any]) -> str:
     """The figures of one split, the lead first, then a row a class."""
     multilabel = "exact_match" in metrics
     figures = _figures(metrics)
-    lines = [f"{'pictures':<23}{metrics['pictures']}"]
+    skipped = metrics.get("skipped", {})
+    left_out = f"  ({len(skipped)} left out, since they can't be read)" if skipped else ""
+    lines = [f"{'pictures':<23}{metrics['pictures']}{left_out}"]
     for name, value in figures.items():
         low, high = metrics.get(f"{name}_interval", (None, None))
         interval = f"  (95 % interval {low:.4f} to {high:.4f})" if low is not None else ""
@@ -54,6 +56,7 @@ def metrics_table(metrics: dict[str, Any]) -> str:
     for name, row in rows.items():
         cells = (f"  {'' if row.get(column) is None else f'{row[column]:.4f}':>{max(9, len(column))}}" for column in columns)
         lines.append(f"{name:<{width}}  {row.get('pictures', ''):>8}{''.join(cells)}".rstrip())
+    lines += [""] * bool(skipped) + [f"left out: {id_}: {reason}" for id_, reason in skipped.items()]
     return "\n".join([*lines, *_beside_tta(metrics)])
 
 

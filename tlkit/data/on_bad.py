@@ -43,13 +43,21 @@ def leave_out_bad(samples: Samples, data: Data) -> Samples:
 
 
 def without_bad(samples: Samples, data: Data) -> Samples:
-    """Every picture is decoded, unless it is known from an earlier time; those that can't be are in `skipped`, and nothing replaces them."""
+    """Every picture is decoded, unless known from an earlier time; those that can't be are in `skipped`, and nothing replaces them."""
     with pictures_progress(Console(stderr=True), "pictures checked", len(samples.samples)) as advance:
         verdicts = judge([sample.image for sample in samples.samples], data, advance)
     judged = list(zip(samples.samples, verdicts, strict=True))
     bad = tuple(Skipped(sample, verdict.problem) for sample, verdict in judged if verdict.problem)
     good = tuple(sample for sample, verdict in judged if not verdict.problem)
     return replace(samples, samples=good, skipped=samples.skipped + bad)
+
+
+def without_bad_of(samples: Samples, split: str, data: Data) -> Samples:
+    """Of one split alone; `skipped` has those of this split."""
+    checked = without_bad(replace(samples, samples=samples.of(split)), data)
+    others = tuple(sample for sample in samples.samples if sample.split != split)
+    skipped = tuple(skipped for skipped in checked.skipped if skipped.sample.split == split)
+    return replace(samples, samples=others + checked.samples, skipped=skipped)
 
 
 def lost_classes(samples: Samples) -> Iterator[str]:

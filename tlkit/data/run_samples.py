@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from tlkit.data.samples import LABEL_SEPARATOR, Samples
+from tlkit.data.samples import LABEL_SEPARATOR, Sample, Samples, Skipped
 from tlkit.data.sources import read_source
 from tlkit.data.splits import read_manifest
 from tlkit.errors import DataError, RunError, expected_one_of
@@ -12,13 +12,15 @@ from tlkit.recipe.schema import Task
 
 
 def samples_of_run(run: Path, classes: tuple[str, ...]) -> Samples:
-    """As split.csv has them, from the source that the run's recipe names.
+    """As split.csv has them, from the source that the run's recipe names. With its `on_bad: skip`, pictures that are gone are in `skipped`.
 
     Raises RunError if this is no run folder, DataError if pictures are gone or the classes aren't the model's.
     """
     check_run_folder(run)
     recipe = load_recipe(run / "recipe.yaml")
-    return _as_split(read_source(recipe.data.source, Path(recipe.data.root), recipe.task), run / "split.csv", classes)
+    skips = recipe.data.on_bad == "skip"
+    source = read_source(recipe.data.source, Path(recipe.data.root), recipe.task, keep_missing=skips)
+    return _as_split(source, run / "split.csv", classes, skips=skips)
 
 
 def check_run_folder(run: Path) -> None:
@@ -29,14 +31,14 @@ def check_run_folder(run: Path) -> None:
         raise RunError(f"{run} is not a run folder: it has no split.csv. Expected one such as runs/quickstart/001.")
 
 
-def _as_split(samples: Samples, manifest: Path, classes: tuple[str, ...]) -> Samples:
+def _as_split(samples: Samples, manifest: Path, classes: tuple[str, ...], *, skips: bool) -> Samples:
     """The source's pictures in the splits that the run trained with."""
     by_id = {sample.id: sample for sample in samples.samples}
     rows = read_manifest(manifest)
-    missing = [row["id"] for row in rows if row["id"] not in by_id]
-    if missing:
+    missing = [row for row in rows if row["id"] not in by_id]
+    if missing and not skips:
         raise DataError(
-            f"{len(missing)} pictures of {manifest} are no longer in the data source. The first: {missing[0]}\n"
+            f"{len(missing)} pictures of {manifest} are no longer in the data source. The first: {missing[0]['id']}\n"
             "  Put them back, or evaluate on the machine that has them."
         )
     number = {name: label for label, name in enumerate(classes)}
@@ -46,11 +48,16 @@ def _as_split(samples: Samples, manifest: Path, classes: tuple[str, ...]) -> Sam
             f"{manifest}: the class '{unknown[0]}' is not one of the model's. {expected_one_of(unknown[0], classes)}\n"
             "  Evaluate with the split.csv that the run has written."
         )
-    found = [
-        replace(by_id[row["id"]], labels=tuple(number[name] for name in _names(row["class"], samples.task)), split=row["split"])
+    samples_of_rows = [
+        replace(
+            by_id.get(row["id"], Sample(row["id"], Path(row["id"]), (), "")),
+            labels=tuple(number[name] for name in _names(row["class"], samples.task)),
+            split=row["split"],
+        )
         for row in rows
     ]
-    return Samples(classes, tuple(found), samples.task)
+    gone = tuple(Skipped(sample, "it is no longer in the data source") for sample in samples_of_rows if sample.id not in by_id)
+    return Samples(classes, tuple(sample for sample in samples_of_rows if sample.id in by_id), samples.task, skipped=gone)
 
 
 def _names(cell: str, task: Task) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tlkit.data.on_bad import without_bad_of
 from tlkit.data.pictures import make_loader
 from tlkit.data.preprocess import Preprocessing
 from tlkit.data.run_samples import check_run_folder, samples_of_run
@@ -49,17 +50,22 @@ def measure_logits(logits: Tensor, labels: Tensor, samples: Samples, thresholds:
 def evaluate_run(run: Path, split: str, tta: Tta | None = None) -> dict[str, Any]:
     """Metrics of the run's model on one of its splits, as split.csv has them; and under `tta` those with test-time augmentation.
 
+    With the recipe's `on_bad: skip`, pictures that can't be read any more are left out, and are in `skipped`: id -> reason.
     Raises RunError if this is no run folder, DataError if pictures of the split are gone or the split is empty.
     """
     check_run_folder(run)
     classifier, card = load_model(run)
     recipe = load_recipe(run / "recipe.yaml")
     samples = samples_of_run(run, card.classes)
+    if recipe.data.on_bad == "skip":
+        samples = without_bad_of(samples, split, recipe.data)
     if not samples.of(split):
         raise DataError(f"{run / 'split.csv'} has no pictures in the split '{split}'.\n  Choose another with --split.")
     preprocessing, batch_size = Preprocessing.from_json(card.preprocessing, card.mean_picture), recipe.data.known_batch_size
+    skipped = {"skipped": {skipped.sample.id: skipped.reason for skipped in samples.skipped}} if recipe.data.on_bad == "skip" else {}
     if tta is None:
-        return measure_split(classifier, samples, split, preprocessing, batch_size=batch_size, thresholds=card.thresholds)
+        found = measure_split(classifier, samples, split, preprocessing, batch_size=batch_size, thresholds=card.thresholds)
+        return {**found, **skipped}
     views = views_of(tta, recipe, preprocessing)
     loader = make_loader(samples.of(split), preprocessing, batch_size=batch_size, multi_hot=samples.multi_hot)
     logits, labels = infer(classifier, with_views(loader, views), preprocessing.normalize)
@@ -69,4 +75,4 @@ def evaluate_run(run: Path, split: str, tta: Tta | None = None) -> dict[str, Any
     if samples.task == "multiclass":
         right, right_with = plain.argmax(1) == labels, mean.argmax(1) == labels
         with_tta |= {"gained": int((right_with & ~right).sum()), "lost": int((right & ~right_with).sum())}
-    return {**measure_logits(plain, labels, samples, card.thresholds), "tta": with_tta}
+    return {**measure_logits(plain, labels, samples, card.thresholds), "tta": with_tta, **skipped}
