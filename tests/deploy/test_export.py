@@ -126,6 +126,8 @@ def test_every_format_of_a_run_is_proved_with_its_validation_files(run: Path, tm
         with zipfile.ZipFile(tmp_path / f"{name}.zip") as archive:
             assert set(archive.namelist()) == {"artifact.json", *facts["sha256"]}
     assert [output["name"] for output in facts_of(tmp_path / "onnx")["outputs"]] == ["probabilities", "features"]
+    for name in ("onnx", "openvino", "safetensors"):
+        assert main(["predict", str(tmp_path / name), str(run.parent / "pictures/red"), "--format", "csv"]) == 0
 
 
 def test_a_program_of_torch_takes_any_number_of_pictures(run: Path, tmp_path: Path) -> None:

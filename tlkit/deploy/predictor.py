@@ -37,7 +37,9 @@ def open_predictor(model: Path, threads: int | None = None) -> Predictor:
 
     Raises RunError or ArtifactError if it holds none of these, or is damaged.
     """
-    return _of_artifact(model, threads) if is_artifact(model) else _of_run(model)
+    if is_artifact(model) and not (model / "tlkit.json").is_file():
+        return _of_artifact(model, threads)
+    return _of_run(model)  # which the safetensors format is, too
 
 
 def _of_artifact(path: Path, threads: int | None) -> Predictor:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tlkit.deploy.artifact import Artifact, read_artifact, sha256
+from tlkit.deploy.artifact import MANIFEST, Artifact, read_artifact, sha256
 from tlkit.deploy.compare import compare, generated_pictures
 from tlkit.deploy.runtime import Runtime, load_runtime
 from tlkit.errors import ArtifactError
@@ -35,7 +35,7 @@ def verify_command(path: Path, images: Path | None) -> int:
         return 0
     recorded = read_recorded(artifact)
     runtime = load_runtime(artifact)
-    tolerance = float(artifact.facts["parity"]["tolerance"])
+    tolerance = _tolerance(artifact)
     _check("generated pictures", recorded.generated, answers_to_generated(runtime), artifact, tolerance)
     folders = [folder for folder in (artifact.folder / SAMPLES, images) if folder and (folder == images or folder.is_dir())]
     for folder in folders:
@@ -49,6 +49,13 @@ def verify_command(path: Path, images: Path | None) -> int:
         found = np.concatenate([runtime.probabilities([file for file, _ in batch]) for batch in _batches(files)])
         _check(what, np.array([row for _, row in files]), found, artifact, tolerance)
     return 0
+
+
+def _tolerance(artifact: Artifact) -> float:
+    try:
+        return float(artifact.facts["parity"]["tolerance"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{artifact.folder / MANIFEST} doesn't say how it was proved.\n  Export the run again.") from error
 
 
 def read_recorded(artifact: Artifact) -> Recorded:
