@@ -23,17 +23,17 @@ def pictures_progress(console: Console, what: str, pictures: int) -> Iterator[Ca
         TextColumn(what),
         BarColumn(bar_width=30),
         MofNCompleteColumn(),
-        TextColumn("{task.speed:.0f} images/s"),
+        TextColumn("{task.fields[speed]:.0f} images/s"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as live:
-        task = live.add_task(what, total=pictures)
+        task = live.add_task(what, total=pictures, speed=0.0)  # rich's own speed is None at first
 
         def advance(batch: int) -> None:
             nonlocal done, last_line
             done += batch
-            live.advance(task, batch)
             now = time.perf_counter()
+            live.update(task, advance=batch, speed=done / (now - began))
             if not console.is_terminal and now - last_line > LINE_EVERY_S:
                 last_line = now
                 speed = done / (now - began)

@@ -1,0 +1,15 @@
+import io
+
+from rich.console import Console
+
+from tlkit.data.progress import pictures_progress
+
+
+def test_a_terminal_shows_pictures_and_their_speed_from_the_first_moment_on() -> None:
+    screen = io.StringIO()
+    with pictures_progress(Console(file=screen, force_terminal=True, width=100), "pictures decoded", 40) as advance:
+        advance(0)
+        advance(10)
+        advance(30)
+    assert "pictures decoded" in screen.getvalue()
+    assert "images/s" in screen.getvalue()
