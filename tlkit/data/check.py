@@ -179,7 +179,9 @@ def _print_table(checked: Checked, name: str, out: Path | None) -> None:
     counts = {level: checked.count(level) for level in LEVELS}
     verdict = f"{checked.bad} of them can't be read" if checked.bad else "all of them can be read"
     classes = f" in {checked.classes} classes" if checked.classes else ""
-    print(f"{name}: {checked.pictures} pictures{classes} were decoded, {verdict}." if checked.pictures else f"{name}: no picture was found.")
+    print(
+        f"{name}: {checked.pictures} pictures{classes} were decoded, {verdict}." if checked.pictures else f"{name}: no picture was found."
+    )
     if checked.findings:
         table = Table("", "where", "what is wrong", "what to do", box=None, header_style="bold")
         for finding in checked.findings[:MOST_ROWS]:
