@@ -96,8 +96,10 @@ def test_pictures_that_cannot_be_read_are_counted_and_the_others_audited(planted
     shutil.copytree(planted[0], folder)
     (folder / "train" / "bag" / "broken.png").write_bytes(b"")
     (folder / "test" / "bag" / "broken too.jpg").write_bytes(b"no picture")
+    (folder / "test" / "bag" / "link.png").symlink_to(folder / "nowhere.png")
     assert main(["data", "audit", str(folder), "--out", str(tmp_path / "out")]) == 0
-    assert "2 can&#39;t be read" in (page := (tmp_path / "out" / "gallery.html").read_text()) or "2 can't be read" in page
+    assert "3 can't be read" in (tmp_path / "out" / "gallery.html").read_text(encoding="utf-8")
+    assert [Path(row["id"]).name for row in rows_of(tmp_path / "out" / "skipped.csv")] == ["broken too.jpg", "link.png", "broken.png"]
     assert any(row["kind"] == "label" for row in rows_of(tmp_path / "out" / "audit.csv"))
 
 

@@ -262,6 +262,10 @@ def write_cleaned(samples: Samples, dropped: Mapping[int, str], doubts: Iterable
             removed.append({**entry, "reason": dropped[row]})
         else:
             kept.append({**entry, "doubt": f"{doubted[row]}?" if row in doubted else ""})
+    for skipped in samples.skipped:
+        sample = skipped.sample
+        entry = {"path": sample.id, "label": samples.label_text(sample), "split": sample.split, "group": sample.group or ""}
+        removed.append({**entry, "reason": skipped.reason.partition("\n")[0]})
     for name, entries, last in (("cleaned.csv", kept, "doubt"), ("removed.csv", removed, "reason")):
         with (folder / name).open("w", newline="", encoding="utf-8", errors="surrogateescape") as opened:
             writer = csv.DictWriter(opened, ("path", "label", "split", "group", last), lineterminator="\n")

@@ -31,6 +31,7 @@ from tlkit.data.decode import decode
 from tlkit.data.folds import split_by_recipe
 from tlkit.data.label_doubts import FOLDS, doubt_labels, predict_unseen
 from tlkit.data.near_duplicates import joined, waves_of
+from tlkit.data.on_bad import without_bad, write_skipped
 from tlkit.data.progress import pictures_progress
 from tlkit.data.samples import Sample, Samples
 from tlkit.data.sources import read_source
@@ -84,7 +85,8 @@ def audit_command(recipe: Recipe, *, drawn: bool, out: Path | None, fix: bool, s
     """
     check_out(out)
     with recipe.located():
-        samples = read_source(recipe.data.source, Path(recipe.data.root), recipe.task)
+        samples = read_source(recipe.data.source, Path(recipe.data.root), recipe.task, keep_missing=True)
+        samples = without_bad(samples, recipe.data)
         if drawn:
             samples = split_by_recipe(samples, recipe.data, recipe.seed)
     if fix:
@@ -100,12 +102,13 @@ def audit_command(recipe: Recipe, *, drawn: bool, out: Path | None, fix: bool, s
     with pictures_progress(console, "hashing pictures", 2 * len(pictures)) as advance:
         pixels = pixel_hashes(pictures, decoded, advance)
         waves = waves_of(pictures, decoded, advance)
-    unreadable = int(np.isnan(waves[:, 0]).sum())
     found = find_duplicates(pictures, [pixel or hashes[sample.id] for pixel, sample in zip(pixels, pictures, strict=True)], waves)
-    seen = look(recipe, samples, np.flatnonzero(~np.isnan(waves[:, 0])), found, hashes, console)
+    seen = look(recipe, samples, found, hashes, console)
     findings = [*found.findings, *seen.findings]
-    verdict = leak_verdict(samples, found, unreadable=unreadable)
+    verdict = leak_verdict(samples, found, unreadable=len(samples.skipped))
     write_audit(samples, findings, run / "audit.csv")
+    if samples.skipped:
+        write_skipped(samples, run / "skipped.csv")
     write_gallery(run / "gallery.html", recipe.name, samples, findings, verdict=verdict, seen=seen.kinds, note=seen.note, decoded=decoded)
     print_audit(samples, findings, verdict, seen, run)
     if fix:
@@ -119,20 +122,19 @@ def is_grave(finding: Finding) -> bool:
     return finding.across or finding.two_labels
 
 
-def look(recipe: Recipe, samples: Samples, rows: NDArray[np.int64], found: Duplicates, hashes: dict[str, str], console: Console) -> Seen:
-    """Similar pairs and doubted labels, by the features of the recipe's backbone. rows: of the pictures that can be read."""
-    why = _cannot_look(recipe) if len(rows) > 1 else "there are no pictures that can be read"
+def look(recipe: Recipe, samples: Samples, found: Duplicates, hashes: dict[str, str], console: Console) -> Seen:
+    """Similar pairs and doubted labels, by the features of the recipe's backbone."""
+    why = _cannot_look(recipe)
     if why:
         return Seen([], (), f"labels and similar pictures were not looked at: {why}")
-    seen, alike = replace(samples, samples=tuple(samples.samples[row] for row in rows)), found.alike[rows]
-    features = _features(recipe, seen, hashes, console)
-    findings, kinds = closest_pairs(seen.samples, features, alike), ["similar"]
+    features = _features(recipe, samples, hashes, console)
+    findings, kinds = closest_pairs(samples.samples, features, found.alike), ["similar"]
     if samples.task == "multilabel":
         note = "labels were not looked at: confident learning is for one label a picture"
     else:
-        doubted, note = _doubted(recipe, seen, features, alike, console)
+        doubted, note = _doubted(recipe, samples, features, found.alike, console)
         findings, kinds = [*doubted, *findings], ["label", *kinds]
-    return Seen([replace(finding, rows=tuple(int(rows[row]) for row in finding.rows)) for finding in findings], tuple(kinds), note)
+    return Seen(findings, tuple(kinds), note)
 
 
 def _doubted(
@@ -201,6 +203,9 @@ def print_audit(samples: Samples, findings: Sequence[Finding], verdict: dict[str
         for finding in of_kind[:WORST]:
             console.print(f"  {_in_words(samples, finding)}", soft_wrap=True, markup=False, highlight=False)
     console.print(f"\n{verdict['verdict']} ({verdict['compared']})", soft_wrap=True, markup=False, highlight=False)
+    if samples.skipped:
+        told = f"{len(samples.skipped)} pictures can't be read and were left out: {run / 'skipped.csv'}"
+        console.print(told, style="yellow", soft_wrap=True, markup=False, highlight=False)
     if seen.note:
         console.print(seen.note, style="yellow", soft_wrap=True, markup=False, highlight=False)
     console.print(f"all of it in {run / 'audit.csv'}; to look at: {run / 'gallery.html'}", soft_wrap=True, markup=False, highlight=False)
