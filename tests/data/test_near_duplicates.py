@@ -102,9 +102,15 @@ def test_pictures_that_cannot_be_read_are_near_to_nothing(photographs: list[Samp
     assert len(set(found.group.tolist())) == 43
 
 
+def test_blank_pictures_are_near_to_nothing(photographs: list[Sample], tmp_path: Path) -> None:
+    blank = [saved(Image.new("L", (30 + i, 30), 40 * i), tmp_path / f"{i}.png") for i in range(5)]
+    thin = saved(Image.new("RGB", (1, 500), "red"), tmp_path / "thin.png")
+    assert near([*photographs, *blank, thin]).score.max() == 0
+
+
 def test_equal_pictures_stand_for_each_other_and_are_not_told_again() -> None:
-    waves = np.random.default_rng(0).normal(size=(200, 64)).astype(np.float32)
-    waves[10:200] = waves[10]  # 190 black frames
+    waves = np.random.default_rng(0).normal(0, 100, (200, 64)).astype(np.float32)
+    waves[10:200] = waves[10]  # 190 times the same
     waves[9] = waves[10] * 1.01
     known, ranks = np.array([*range(10), *[10] * 190]), np.array([0] * 100 + [1] * 100)
     found = find_near(waves, known, ranks)
@@ -115,8 +121,8 @@ def test_equal_pictures_stand_for_each_other_and_are_not_told_again() -> None:
 
 
 def test_the_nearest_in_a_later_split_is_found() -> None:
-    waves = np.random.default_rng(1).normal(size=(300, 64)).astype(np.float32)
-    waves[1], waves[2] = waves[0] + 0.05, waves[0] + 0.01
+    waves = np.random.default_rng(1).normal(0, 100, (300, 64)).astype(np.float32)
+    waves[1], waves[2] = waves[0] + 5, waves[0] + 1
     found = find_near(waves, np.arange(300), np.array([0, 1, 2] + [0] * 297))
     assert found.later[:3].tolist() == [2, 2, -1]
     assert found.across[:3].all()
@@ -124,8 +130,8 @@ def test_the_nearest_in_a_later_split_is_found() -> None:
 
 def test_all_pairs_above_the_threshold_are_found(rng: np.random.Generator) -> None:
     """By one product of matrices, without hashes and blocks."""
-    waves = rng.normal(size=(1500, 64)).astype(np.float32)
-    waves[700:] = waves[:800] + rng.normal(size=(800, 64)).astype(np.float32) * rng.uniform(0.02, 0.3, (800, 1)).astype(np.float32)
+    waves = rng.normal(0, 100, (1500, 64)).astype(np.float32)
+    waves[700:] = waves[:800] + rng.normal(0, 100, (800, 64)).astype(np.float32) * rng.uniform(0.02, 0.3, (800, 1)).astype(np.float32)
     vectors = directions(waves)
     cosines = vectors @ vectors.T
     np.fill_diagonal(cosines, 0)
@@ -145,7 +151,7 @@ def rng() -> np.random.Generator:
 def test_a_set_of_look_alikes_takes_memory_for_its_pictures_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two thousand frames of one scene, all near: two million pairs make one group."""
     monkeypatch.setattr("tlkit.data.near_duplicates.PAIRS_AT_ONCE", 100_000)
-    waves: NDArray[np.float32] = np.random.default_rng(0).normal(size=(4000, 64)).astype(np.float32)
+    waves: NDArray[np.float32] = np.random.default_rng(0).normal(0, 100, (4000, 64)).astype(np.float32)
     waves[2000:] = waves[0] + 0.01 * waves[2000:]
     found = find_near(waves, np.arange(4000), np.arange(4000) % 2)
     assert len(set(found.group[2000:].tolist())) == 1

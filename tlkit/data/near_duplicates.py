@@ -23,6 +23,8 @@ HAMMING_RADIUS = 10
 SAME = 0.985
 """Cosine from which on two pictures are called near duplicates. Of pictures resized to 18..56 px and saved as JPEG of quality 50..95,
 99 % lie above it; of all pairs in Fashion-MNIST 159 do, nearly all of which are the same thing photographed once."""
+FLAT = 2.0
+"""Contrast up to which a picture has nothing to be compared by: blank ones are equal or they aren't."""
 PRIOR_PICTURES = 64
 """A small set's own mean and spread count for little, so these many pictures with a photograph's spectrum are mixed in."""
 PAIRS_AT_ONCE = 8_000_000
@@ -113,7 +115,7 @@ def find_near(waves: Waves, known: NDArray[np.int64], ranks: NDArray[np.int64]) 
     group = near.group
     _, first, stands_for = np.unique(np.stack([known, ranks]), axis=1, return_index=True, return_inverse=True)
     representative = first[stands_for.ravel()]
-    first = np.sort(first[~np.isnan(waves[first, 0])])
+    first = np.sort(first[_contrast(waves[first]) > FLAT])
     for rows, columns, cosines in _pairs(directions(waves)[first]):
         one, other = first[rows], first[columns]
         new = known[one] != known[other]
@@ -144,6 +146,11 @@ def _pairs(vectors: NDArray[np.float32]) -> Iterable[tuple[NDArray[np.int64], ND
             cosines = np.einsum("ij,ij->i", vectors[start + rows], vectors[start + columns])
         same = cosines > SAME
         yield start + rows[same], start + columns[same], cosines[same]
+
+
+def _contrast(waves: Waves) -> NDArray[np.float32]:
+    """Standard deviation of brightness, in levels of 0..255; NaN for a picture that can't be read."""
+    return np.asarray(np.linalg.norm(waves[:, 1:], axis=1) / SIDE_PX, np.float32)
 
 
 def joined(group: NDArray[np.int64], one: NDArray[np.int64], other: NDArray[np.int64]) -> NDArray[np.int64]:
