@@ -23,12 +23,15 @@ from tlkit.data.audit import (
 from tlkit.data.decode import decode
 from tlkit.data.folder_source import read_folder
 from tlkit.data.near_duplicates import waves_of
+from tlkit.data.preprocess import Preprocessing
 from tlkit.data.samples import Sample, Samples
 from tlkit.data.sources import read_source
 from tlkit.data.splits import hash_pictures
 from tlkit.errors import DataError
 from tlkit.recipe.schema import CsvSource
 from tlkit.shipped import shipped
+
+PREPROCESSING = Preprocessing(28, "crop", 1.0, "bilinear", (0.5,) * 3, (0.5,) * 3)
 
 CLASSES = ("bag", "coat", "trouser")
 
@@ -121,7 +124,7 @@ def test_a_run_compares_its_splits_by_hash_alone(folder: Path) -> None:
     (folder / "train" / "coat" / "broken.png").write_bytes(b"no picture")
     samples = read_folder(folder)
     seen: list[int] = []
-    verdict = compare_splits(samples, hash_pictures(samples), decode, seen.append)
+    verdict = compare_splits(samples, hash_pictures(samples), PREPROCESSING, seen.append)
     assert (
         verdict["verdict"]
         == "1 of 31 held-out pictures is in another split too (1 exactly): accuracy can look up to 3.2 points better than it is"
@@ -129,6 +132,21 @@ def test_a_run_compares_its_splits_by_hash_alone(folder: Path) -> None:
     assert (verdict["leaked_exact"], verdict["unreadable"], verdict["two_labels"]) == (1, 1, 0)
     assert verdict["examples"][0]["pictures"][0]["id"] == "test/coat/copy.png"
     assert sum(seen) == 122
+
+
+def test_pictures_that_a_run_has_compared_are_not_decoded_by_the_next(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = read_folder(folder)
+    hashes = hash_pictures(samples)
+    first = compare_splits(samples, hashes, PREPROCESSING, lambda pictures: None)
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("decoded again")
+
+    monkeypatch.setattr(Preprocessing, "decode", refuse)
+    assert compare_splits(samples, hashes, PREPROCESSING, lambda pictures: None) == first
+    changed = {**hashes, samples.samples[0].id: "another file"}
+    with pytest.raises(AssertionError, match="decoded again"):
+        compare_splits(samples, changed, PREPROCESSING, lambda pictures: None)
 
 
 def test_the_table_has_a_row_for_each_picture_of_a_finding(folder: Path, tmp_path: Path) -> None:

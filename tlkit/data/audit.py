@@ -13,8 +13,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from tlkit.data.kept_waves import kept_waves
 from tlkit.data.label_doubts import Doubts
-from tlkit.data.near_duplicates import Decode, Waves, find_near, joined, waves_of
+from tlkit.data.near_duplicates import Decode, Waves, find_near, joined
+from tlkit.data.preprocess import Preprocessing
 from tlkit.data.samples import Sample, Samples
 from tlkit.errors import DataError
 
@@ -188,9 +190,11 @@ def _similar(samples: Sequence[Sample], rows: tuple[int, int], cosine: float) ->
     return Finding("similar", rows, (round(cosine, 4),) * 2, suggestion, _across(samples, rows), two_labels)
 
 
-def compare_splits(samples: Samples, hashes: Mapping[str, str], decoded: Decode, on_picture: Callable[[int], None]) -> dict[str, Any]:
+def compare_splits(
+    samples: Samples, hashes: Mapping[str, str], preprocessing: Preprocessing, on_picture: Callable[[int], None]
+) -> dict[str, Any]:
     """The verdict on splits by sha256 and perceptual hash alone: cheap enough for every run. hashes: a picture's id -> the sha256."""
-    waves = waves_of(samples.samples, decoded, on_picture)
+    waves = kept_waves(samples.samples, hashes, preprocessing, on_picture)
     found = find_duplicates(samples.samples, [hashes[sample.id] for sample in samples.samples], waves)
     return leak_verdict(samples, found, unreadable=int(np.isnan(waves[:, 0]).sum()))
 

@@ -154,7 +154,7 @@ def tell_of_leaks(ready: Ready, console: "Console") -> dict[str, Any]:
     from tlkit.data.progress import pictures_progress
 
     with pictures_progress(console, "comparing the splits", len(ready.samples.samples)) as advance:
-        verdict = compare_splits(ready.samples, ready.data.hashes, ready.data.preprocessing.decode, advance)
+        verdict = compare_splits(ready.samples, ready.data.hashes, ready.data.preprocessing, advance)
     leaked = verdict["leaked_exact"] + verdict["leaked_near"]
     grave = leaked > SMALL_LEAK * verdict["held_out"]
     example = f"; such as {' = '.join(picture['id'] for picture in verdict['examples'][0]['pictures'][:2])}" if leaked else ""
