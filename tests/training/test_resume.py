@@ -131,7 +131,8 @@ def test_a_resumed_run_ends_as_one_that_was_never_interrupted(
     run = start(tmp_path / "run", overrides, killed_after=where)
     assert result(start(run, overrides, resume=True)) == whole[overrides]
     log = (run / "log.txt").read_text()
-    position = f"phase {where[0] + 1}, epoch {where[1] + 1}" + (f", after batch {where[2]}" if where[2] else "")
+    phase, epoch, batch = where
+    position = f"phase {phase + 1}, epoch {epoch + 1}{f', after batch {batch}' if batch else ''}" if phase < 2 else "all phases are done"
     assert f"resumed from {run / 'checkpoints'}/" in log
     assert f".ckpt: {position}\n" in log
     assert [file.name for file in (run / "checkpoints").iterdir() if file.suffix == ".ckpt"] == []

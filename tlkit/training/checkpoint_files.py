@@ -22,6 +22,7 @@ from tlkit.errors import RunError
 
 LOG = logging.getLogger("tlkit")
 
+AFTER_FULL = "  Earlier ones are whole: free some space, then go on with the same command and --resume."
 KEPT = 2
 FORMAT = 1
 
@@ -67,7 +68,7 @@ def write_checkpoint(folder: Path, number: int, state: Mapping[str, Any], best: 
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         needed = f"{content.getbuffer().nbytes / 1e6:.1f} MB"
-        raise RunError(f"The disk of {folder} is full: a checkpoint of {needed} can't be written. Earlier ones are whole.") from error
+        raise RunError(f"The disk of {folder} is full: a checkpoint of {needed} can't be written.\n{AFTER_FULL}") from error
     return Checkpoint(checkpoint, linked if "best_sha256" in facts else None, facts)
 
 

@@ -93,7 +93,7 @@ def train_and_measure(recipe: Recipe, ready: Ready, run: Path, *, began: float, 
 
     if first and not goes_on and data.augmentation is not None and recipe.gradient_phases:
         draw_preview(data.train_dataloader().pictures, samples.classes, recipe, run / "augmentations.png")
-    resumed = newest_state(run) if goes_on else None
+    resumed = newest_state(run, len(recipe.phases)) if goes_on else None
     began -= resumed.seconds if resumed is not None else 0.0
     result = train_phases(
         classifier,

@@ -88,8 +88,8 @@ def check_same_pictures(manifest: Path, rows: Sequence[Mapping[str, str]]) -> No
         )
 
 
-def newest_state(run: Path) -> Resumed | None:
-    """The last checkpoint that is whole; None if the run begins anew. The log says which."""
+def newest_state(run: Path, phases: int) -> Resumed | None:
+    """The last checkpoint that is whole; None if the run begins anew. The log says which. phases: of the recipe."""
     from tlkit.training.checkpoint_files import good_checkpoints
 
     good = good_checkpoints(run / "checkpoints")
@@ -98,7 +98,8 @@ def newest_state(run: Path) -> Resumed | None:
         return None
     checkpoint, about = good[-1], good[-1].about
     where = f"epoch {about['epoch'] + 1}" + (f", after batch {about['batch']}" if about["batch"] else "")
-    LOG.info("resumed from %s: phase %d, %s", checkpoint.file, about["phase"] + 1, where)
+    trained = about["phase"] >= phases
+    LOG.info("resumed from %s: %s", checkpoint.file, "all phases are done" if trained else f"phase {about['phase'] + 1}, {where}")
     for name, was in about["versions"].items():
         if (now := version(name)) != was:
             LOG.warning("the run began with %s %s and goes on with %s: the last digits may differ", name, was, now)
