@@ -68,6 +68,13 @@ def test_clean_pictures_have_no_findings(folder: Path) -> None:
     assert leak_verdict(samples, found)["compared"].startswith("90 train, 30 test pictures")
 
 
+def test_where_there_are_no_splits_none_leak(folder: Path) -> None:
+    samples, found = audited(folder / "train")
+    verdict = leak_verdict(samples, found)
+    assert verdict["verdict"] == "there are no splits that could leak"
+    assert verdict["compared"].startswith("90 pictures compared")
+
+
 def test_a_copied_file_across_splits_is_a_leak_and_the_training_copy_goes(folder: Path) -> None:
     original = a_picture(folder, "test", "bag")
     shutil.copy(original, folder / "train" / "bag" / "copy.png")

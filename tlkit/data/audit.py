@@ -202,11 +202,11 @@ def compare_splits(
 def leak_verdict(samples: Samples, found: Duplicates, *, unreadable: int = 0) -> dict[str, Any]:
     """What a run says about its splits: for the log, metrics.json and the report."""
     counts = Counter(sample.split for sample in samples.samples)
-    compared = ", ".join(f"{counts[split]:,} {split}" for split in ("train", "val", "test") if counts[split])
+    compared = ", ".join(f"{counts[split]:,} {split}".rstrip() for split in RANKS if counts[split])
     how = f"{compared} pictures compared with each other: exactly by sha256, nearly by perceptual hash"
     leaks = [f"{number} {what}" for number, what in ((found.leaked_exact, "exactly"), (found.leaked_near, "nearly")) if number]
     leaked, held_out = found.leaked_exact + found.leaked_near, counts["val"] + counts["test"]
-    verdict = "no leak found between splits"
+    verdict = "no leak found between splits" if len(counts) > 1 else "there are no splits that could leak"
     if leaks:
         are = "is" if leaked == 1 else "are"
         verdict = f"{leaked:,} of {held_out:,} held-out pictures {are} in another split too ({', '.join(leaks)}): "
