@@ -42,7 +42,7 @@ MOMENTS: dict[str, Callable[[Path, Path], bool]] = {
     "cache writing": lambda run, cache: any(cache.glob("activations/*.writing")),
     "head phase": lambda run, cache: any(run.glob("checkpoints/*.json")) and not rows(run, 1),
     "full phase": lambda run, cache: rows(run, 1),
-    "checkpoint writing": lambda run, cache: any(run.glob("checkpoints/*.ckpt.writing")),
+    "checkpoint writing": lambda run, cache: rows(run, 0) and any(run.glob("checkpoints/*.ckpt.writing")),
     "test": lambda run, cache: (run / "model").is_dir(),
 }
 DELAY_S = {"cache writing": 0.2, "head phase": 0.4, "full phase": 3.0, "checkpoint writing": 0.002, "test": 0.3}

@@ -72,6 +72,8 @@ class NotFinite(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if self._skip:
+            # Where the step is still to come, with the gradients of later batches.
+            pl_module.zero_grad()
             for name, buffer in pl_module.named_buffers():
                 buffer.copy_(self._buffers[name])
             self._skip = False
