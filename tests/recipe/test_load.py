@@ -337,7 +337,8 @@ def test_a_key_given_twice_is_refused_with_both_lines_and_hides_no_other_fault(t
         ("a: " + "{a: " * 5000, 1, "is nested deeper than 20 levels."),
         (b"a: 1\nb: caf\xe9\n", 2, "is not UTF-8 text."),
         (b"\xff\xfea\x00", 1, "is not UTF-8 text."),
-        (b"# " + b"x" * 1_000_001, None, "is larger than 1 MB."),
+        (b"# " + b"x" * 200_001, None, "is larger than 200 kB."),
+        ("a: [" + "1," * 4000 + "]", 1, "has more than 4,000 keys and values."),
     ],
 )
 def test_a_file_that_is_no_recipe_is_told_in_one_fault(text: str | bytes, line: int | None, problem: str, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from tlkit.recipe.schema import Recipe, nearest_place
 from tlkit.recipe.yaml12 import WHOLE, Document, read_yaml
 from tlkit.shipped import shipped
 
-MAX_BYTES = 1_000_000
+MAX_BYTES = 200_000
 
 _PATH = re.compile(r"[A-Za-z_]\w*(\[\d{1,6}\])*(\.[A-Za-z_]\w*(\[\d{1,6}\])*)*")
 _STEP = re.compile(r"\w+|\[\d+\]")
@@ -115,7 +115,7 @@ def _text_of(file: Path) -> str:
         raise RecipeError([Fault(str(file), f"can't be read: {error.strerror}.", "Check its permissions.")]) from error
     if content is None:
         raise RecipeError(
-            [Fault(str(file), f"is larger than {MAX_BYTES // 1_000_000} MB.", "Is it a recipe? Those are a few dozen lines.")]
+            [Fault(str(file), f"is larger than {MAX_BYTES // 1000} kB.", "Is it a recipe? Those are a few dozen lines.")]
         )
     try:
         return content.decode("utf-8-sig")

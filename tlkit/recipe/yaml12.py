@@ -5,7 +5,7 @@ every key has its line, and a fault doesn't hide the next one.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from math import inf, nan
 from typing import Any
@@ -17,6 +17,8 @@ from ruamel.yaml.events import AliasEvent, DocumentStartEvent, Event, MappingEnd
 from tlkit.errors import Fault, RecipeError
 
 MAX_DEPTH = 20
+MAX_VALUES = 4_000
+"""Keys and values of one text: ten times what the longest recipe has, and read in less than a second."""
 WHOLE = "the recipe"
 
 # The core schema, so that 1e-3 is a number, and off and no are words: https://yaml.org/spec/1.2.2/#1032-tag-resolution
@@ -43,9 +45,9 @@ def read_yaml(text: str, place: Callable[[int], str], *, root: str = "") -> Docu
     """The one document of a text, None if it is empty.
 
     place: line number from 1 -> `file:line`. root: the dotted key of the whole.
-    Raises RecipeError where reading can't go on: broken syntax, nesting deeper than 20.
+    Raises RecipeError where reading can't go on: broken syntax, nesting deeper than 20, more than 4,000 keys and values.
     """
-    reader = _Reader(YAML(typ="safe", pure=True).parse(text), place)
+    reader = _Reader(_limited(YAML(typ="safe", pure=True).parse(text), place, root), place)
     line = 1
     try:
         for event in reader.events:
@@ -61,6 +63,14 @@ def read_yaml(text: str, place: Callable[[int], str], *, root: str = "") -> Docu
         raise RecipeError([_syntax_fault(error, text, place(line), root)]) from error
     reader.document.places.setdefault(root, place(1))
     return reader.document
+
+
+def _limited(events: Iterable[Event], place: Callable[[int], str], root: str) -> Iterator[Event]:
+    for number, event in enumerate(events):
+        if number > MAX_VALUES:
+            fault = Fault(root or WHOLE, f"has more than {MAX_VALUES:,} keys and values.", "Is it a recipe? Those are a few dozen lines.")
+            raise RecipeError([fault.at(place(_line(event)))])
+        yield event
 
 
 def join(key: str, word: str) -> str:
