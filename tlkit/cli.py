@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from tlkit import __version__
 from tlkit.commands import data, deploy, evaluate, models, training
-from tlkit.errors import Interrupted, TlkitError, expected_one_of
+from tlkit.errors import Interrupted, TlkitError, expected_one_of, without_passwords
 
 EXAMPLES = """examples:
   tlkit finetune recipes/quickstart.yaml
@@ -58,9 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except (Exception, KeyboardInterrupt) as error:
         if debug:
-            traceback.print_exc()
+            print(without_passwords(traceback.format_exc()), end="", file=sys.stderr)
         code, message = _verdict(error)
-        print(message, file=sys.stderr)
+        print(without_passwords(message), file=sys.stderr)
         return code
 
 

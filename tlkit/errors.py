@@ -1,5 +1,6 @@
 """What a user can mend: one message with the place, what came, what was expected and the nearest fix."""
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -30,6 +31,11 @@ class Fault:
 
     def at(self, place: str) -> "Fault":
         return replace(self, place=self.place or place)
+
+
+def without_passwords(text: str) -> str:
+    """`https://name:secret@host` -> `https://***@host`: a proxy's or a mirror's address may hold one, and libraries print addresses."""
+    return re.sub(r"(\w://)[^/\s@]+@", r"\1***@", text)
 
 
 class RecipeError(TlkitError):

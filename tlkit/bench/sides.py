@@ -116,7 +116,7 @@ def timed(command: list[str], folder: Path) -> tuple[float, Used]:
     output = folder / "output.txt"
     with output.open("wb") as file:
         began = time.perf_counter()
-        process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT)  # noqa: S603
+        process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT)  # noqa: S603  # our own words
         try:
             used = _wait(process)
         except BaseException:

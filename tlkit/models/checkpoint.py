@@ -93,6 +93,9 @@ def load_model(folder: Path) -> tuple[Classifier, ModelCard]:
     """
     folder = find_model_folder(folder)
     card = read_card(folder)
+    # timm takes `hf-hub:OWNER/NAME` and `local-dir:FOLDER` for names too, and would ask the network or read what a stranger names.
+    if not timm.is_model(card.backbone.partition(".")[0]):
+        raise RunError(f"{folder / 'tlkit.json'} names the backbone '{card.backbone}', which timm {timm.__version__} doesn't have.")
     image_size = int(card.preprocessing["image_size"])
     backbone = create_backbone(card.backbone, image_size, channels=_channels(card), pool=card.head.pool)
     classifier = Classifier(backbone, card.head, len(card.classes), image_size)

@@ -114,9 +114,7 @@ def _text_of(file: Path) -> str:
     except OSError as error:
         raise RecipeError([Fault(str(file), f"can't be read: {error.strerror}.", "Check its permissions.")]) from error
     if content is None:
-        raise RecipeError(
-            [Fault(str(file), f"is larger than {MAX_BYTES // 1000} kB.", "Is it a recipe? Those are a few dozen lines.")]
-        )
+        raise RecipeError([Fault(str(file), f"is larger than {MAX_BYTES // 1000} kB.", "Is it a recipe? Those are a few dozen lines.")])
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

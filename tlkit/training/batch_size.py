@@ -128,7 +128,7 @@ class _Prober:
         errors = Path(self._folder.name, "errors.txt")
         command = [sys.executable, "-m", "tlkit.training.batch_probe", str(Path(self._folder.name, "recipe.yaml"))]
         with errors.open("w", encoding="utf-8") as file:
-            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file, text=True)  # noqa: S603
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file, text=True)  # noqa: S603  # this Python, our own words
         facts = self._read()
         if not facts:
             said = errors.read_text(encoding="utf-8").strip().splitlines()

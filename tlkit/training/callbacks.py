@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tlkit.data.progress import LINE_EVERY_S
+from tlkit.errors import without_passwords
 from tlkit.evaluate.metrics import Lead, in_words
 from tlkit.models.classifier import Classifier
 from tlkit.recipe.schema import Ema
@@ -205,6 +206,7 @@ def start_log(file: Path, *, quiet: bool) -> Console:
     """
     console = Console(stderr=True, highlight=False, quiet=quiet)
     LOG.handlers.clear()
+    LOG.filters = [_hide_passwords]
     LOG.setLevel(logging.INFO)
     LOG.propagate = False
     if not quiet:
@@ -213,6 +215,11 @@ def start_log(file: Path, *, quiet: bool) -> Console:
         LOG.addHandler(to_file)
         LOG.addHandler(_ConsoleHandler(console))
     return console
+
+
+def _hide_passwords(record: logging.LogRecord) -> bool:
+    record.msg, record.args = without_passwords(record.getMessage()), None
+    return True
 
 
 class _ConsoleHandler(logging.Handler):

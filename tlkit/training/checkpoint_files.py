@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import shutil
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import file_digest, sha256
@@ -40,8 +41,16 @@ class Checkpoint:
         return int(self.file.stem)
 
     def load(self) -> dict[str, Any]:
-        """Tensors and plain values; nothing in the file is run."""
-        state: dict[str, Any] = torch.load(self.file, map_location="cpu", weights_only=True)
+        """Tensors and plain values; nothing in the file is run. Raises RunError where it holds more than those."""
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # torch's words on what is refused below
+                state: dict[str, Any] = torch.load(self.file, map_location="cpu", weights_only=True)
+        except Exception as error:  # its checksum is right, so it was made so: an unpickler can raise nearly anything
+            raise RunError(
+                f"{self.file} is no checkpoint that tlkit has written: it holds more than tensors and plain values, and nothing in it"
+                " was run.\n  Remove it, and the run goes on from the one before."
+            ) from error
         return state
 
 

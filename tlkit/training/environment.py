@@ -132,7 +132,7 @@ def _commit(place: str) -> str | None:
     # `rev-parse` runs no hook and no program that a stranger's repository could name.
     command = [git, "-C", str(folder), "rev-parse", "--verify", "--quiet", "HEAD"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)  # noqa: S603
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)  # noqa: S603  # no shell; a folder is the only word from outside
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip() if done.returncode == 0 else None

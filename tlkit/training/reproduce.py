@@ -22,6 +22,7 @@ from tlkit.training.environment import differences, read_environment
 from tlkit.training.finetune import finetune
 from tlkit.training.finished import TOLERANCES, Finding, compare, first_beyond, run_folders
 from tlkit.training.gather import gather
+from tlkit.training.resume import picture_changes
 from tlkit.training.run_folder import check_out, is_first_process
 
 
@@ -44,29 +45,19 @@ def reproduce_run(run: Path, recipe: Recipe, *, out: Path | None = None) -> int:
 
 def check_inputs(run: Path, recipe: Recipe, samples: Samples, weights: Weights) -> None:
     """Raises RunError, with the number and the first ids, if the run had other pictures or weights than there are now."""
+    here = {sample.id for sample in samples.samples}
     for number, folder in enumerate(run_folders(run), 1):
-        was = {row["id"]: row for row in read_manifest(folder / "split.csv")}
-        _tell(folder, {"gone": sorted(set(was) - {sample.id for sample in samples.samples})})
+        was = read_manifest(folder / "split.csv")
+        # Before they are split, which may not be possible any more.
+        _tell(folder, picture_changes([row for row in was if row["id"] not in here], []))
         divided = split_by_recipe(samples, recipe.data, recipe.seed, fold=number)
-        now = {row["id"]: row for row in manifest_rows(divided, hash_pictures(divided))}
-        _tell(
-            folder,
-            {
-                "changed": [name for name in was if name in now and was[name]["sha256"] != now[name]["sha256"]],
-                "not drawn again": [name for name in was if name not in now],
-                "new": [name for name in now if name not in was],
-                "with another label, split or group": [
-                    name for name in was if name in now and {**was[name], "sha256": ""} != {**now[name], "sha256": ""}
-                ],
-            },
-        )
+        _tell(folder, picture_changes(was, manifest_rows(divided, hash_pictures(divided))))
         _check_weights(folder, weights)
 
 
-def _tell(run: Path, kinds: Mapping[str, Sequence[str]]) -> None:
-    told = [f"    {len(names)} {kind}: {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}" for kind, names in kinds.items() if names]
-    if told:
-        lines = "\n".join(told)
+def _tell(run: Path, changes: Sequence[str]) -> None:
+    if changes:
+        lines = "\n".join(changes)
         raise RunError(f"The pictures are not those of the run ({run / 'split.csv'}):\n{lines}\n  Restore them: nothing was trained.")
 
 

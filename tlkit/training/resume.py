@@ -70,22 +70,27 @@ def check_same_pictures(manifest: Path, rows: Sequence[Mapping[str, str]]) -> No
     """
     if not manifest.is_file():
         return
-    was, now = ({row["id"]: dict(row) for row in each} for each in (read_manifest(manifest), rows))
-    kinds = {
-        "changed": [name for name in was if name in now and was[name]["sha256"] != now[name]["sha256"]],
-        "gone": [name for name in was if name not in now],
-        "new": [name for name in now if name not in was],
-        "with another label, split or group": [
-            name for name in was if name in now and {**was[name], "sha256": ""} != {**now[name], "sha256": ""}
-        ],
-    }
-    told = [f"    {len(names)} {kind}: {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}" for kind, names in kinds.items() if names]
+    told = picture_changes(read_manifest(manifest), rows)
     if told:
         raise RunError(
             "The pictures are not those that the run began with ({}):\n{}\n  Restore them, or start anew in another --out.".format(
                 manifest, "\n".join(told)
             )
         )
+
+
+def picture_changes(was: Sequence[Mapping[str, str]], now: Sequence[Mapping[str, str]]) -> list[str]:
+    """A line for each kind of change between two splits, with the number and the first ids; none where they are the same."""
+    before, after = ({row["id"]: dict(row) for row in each} for each in (was, now))
+    kinds = {
+        "changed": [name for name in before if name in after and before[name]["sha256"] != after[name]["sha256"]],
+        "gone": [name for name in before if name not in after],
+        "new": [name for name in after if name not in before],
+        "with another label, split or group": [
+            name for name in before if name in after and {**before[name], "sha256": ""} != {**after[name], "sha256": ""}
+        ],
+    }
+    return [f"    {len(names)} {kind}: {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}" for kind, names in kinds.items() if names]
 
 
 def newest_state(run: Path, phases: int) -> Resumed | None:
