@@ -63,7 +63,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name in names:
             (folder / "pictures" / split / name).mkdir(parents=True)
         for i in range(number):
-            noisy = np.array(COLOURS[names[i % 3]]) * 0.1 + 100 + draws.normal(0, 150, (32, 32, 3))
+            noisy = np.array(COLOURS[names[i % 3]]) * 0.1 + 100 + draws.normal(0, 90, (32, 32, 3))
             Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)).save(folder / "pictures" / split / names[i % 3] / f"{i:04d}.png")
     (folder / "recipe.yaml").write_text(RECIPE)
     (folder / "noted.py").write_text(dedent(NOTED))
@@ -195,6 +195,7 @@ def test_a_killed_process_ends_the_run_with_one_message(place: Path, tmp_path: P
     assert errors.count(told) == 1
     assert errors.count("Go on from the last checkpoint by the same command, with --out and --resume.") == 1
     assert "Traceback" not in errors
+    assert not Path(f"/proc/{other}").exists()
 
 
 def test_an_error_of_the_first_process_ends_the_other_without_a_word(place: Path, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torchmetrics import Metric
 
 from tlkit.evaluate.metrics import Lead
@@ -91,13 +91,6 @@ class PhaseModule(LightningModule):
             return 1.0
         loader: Any = self.trainer.train_dataloader
         return float(pictures * self.trainer.world_size / loader.sampler.pictures_of_step(step))
-
-    def on_validation_start(self) -> None:
-        # Batch-norm's statistics are each process's own while it trains; DDP gives the first one's to all, but not to weights that a moving
-        # average is about to take the place of.
-        if self.trainer.world_size > 1:
-            for buffer in self.classifier.buffers():
-                distributed.broadcast(buffer, src=0)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
         return self._step(batch, batch_idx, "val")
