@@ -406,7 +406,6 @@ class CheckpointEvery(Strict):
 
 
 OnNan = Literal["stop", "skip"]
-ScaleLr = Literal["linear", "sqrt"]
 
 
 class Trainer(Strict):
@@ -421,9 +420,6 @@ class Trainer(Strict):
     )
     deterministic: bool = Field(True, description="same recipe, same machine kind, same numbers")
     on_nan: OnNan = Field("stop", description="at a loss that is no number: stop, or skip the batch; its pictures are named either way")
-    scale_lr: ScaleLr | Literal[False] = Field(
-        False, description="batch_size and lr are one device's: n devices take n times as many pictures, and lr times n or its root"
-    )
     checkpoint_every: CheckpointEvery = Field(
         default_factory=CheckpointEvery, description="within an epoch; between two epochs one is written too, at most every 5 seconds"
     )
@@ -508,13 +504,6 @@ class Recipe(Strict):
             kind = next(iter(type(self.data.source).model_fields))
             problem = f"= 'multilabel', but a {kind} source gives a picture one label."
             raise rule_broken("task", "data.source", problem, "Set data.source to {csv: FILE}, or task to multiclass.")
-        return self
-
-    @model_validator(mode="after")
-    def _batch_size_is_one_devices(self) -> Self:
-        if self.trainer.scale_lr and isinstance(self.data.batch_size, FindBatchSize):
-            problem = "takes batch_size for one device's, and data.batch_size = {find: ..} finds one for all of them."
-            raise rule_broken("trainer.scale_lr", "data.batch_size", problem, "Set it to false, or give batch_size a number.")
         return self
 
     @model_validator(mode="after")

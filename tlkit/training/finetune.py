@@ -22,7 +22,6 @@ from tlkit.training.ready import Ready, make_ready
 from tlkit.training.results import choose_thresholds, counts_of, how_judged, measure_shipped, write_results
 from tlkit.training.resume import check_same_pictures, newest_state, recipe_as_begun
 from tlkit.training.run_folder import FIRST, check_out, is_finished, is_first_process, make_run_folder
-from tlkit.training.scale_lr import with_scaled_lr
 from tlkit.training.signals import Stop, heeding_signals
 
 if TYPE_CHECKING:
@@ -43,7 +42,6 @@ def finetune(recipe: Recipe, *, out: Path | None = None, resume: bool = False) -
     began = time.perf_counter()
     end_with_the_first()
     check_out(out, resume=resume)
-    recipe = with_scaled_lr(recipe)
     if resume and out is not None and (out / FIRST).is_file():
         if is_finished(out):
             if is_first_process():
@@ -89,9 +87,6 @@ def train_and_measure(recipe: Recipe, ready: Ready, run: Path, *, began: float, 
             write_whole(run / FIRST, recipe_yaml(recipe).encode())
         write_environment(run, recipe, ready.devices.here)
         LOG.info("%s: %s, %s, into %s", recipe.name, counts_of(samples), recipe.model.backbone, run)
-        if (devices := ready.devices.total) > 1 and recipe.gradient_phases:
-            batch_size = data.batch_size
-            LOG.info("%d devices: %d pictures a step, %d on each", devices, batch_size, batch_size // devices)
         for note in ready.notes:
             LOG.info("weights: %s", note)
         for line in (*recipe_notes(recipe), *how_judged(recipe, samples).values()):
