@@ -26,7 +26,6 @@ def recipe_to_run(arguments: Namespace) -> "Recipe":
     """The recipe, with what it needs in the folder that the user named; before torch is loaded: a slip in a recipe is told at once."""
     from tlkit.recipe.fetched import MANIFEST, from_folder, go_offline
     from tlkit.recipe.load import find_recipe, load_recipe
-    from tlkit.training.run_folder import is_first_process
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     folder: Path | None = arguments.fetched
@@ -36,8 +35,7 @@ def recipe_to_run(arguments: Namespace) -> "Recipe":
         go_offline(folder)
     if folder is not None:
         recipe = from_folder(recipe, folder)
-    if is_first_process():
-        print(f"{recipe.name}: loading torch, then looking for pictures and weights", file=sys.stderr)
+    print(f"{recipe.name}: loading torch, then looking for pictures and weights", file=sys.stderr)
     return recipe
 
 
