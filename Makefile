@@ -22,7 +22,7 @@ lint: .venv/.installed-dev  ## ruff and mypy
 
 audit: .venv/.installed-dev  ## ask the network whether a pinned package has a known hole (not part of test)
 	$(BIN)/pip install --quiet pip-audit
-	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip
+	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict
 
 clean:  ## remove .venv, builds and caches; runs/ and data/ stay
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache
