@@ -18,8 +18,8 @@ from tlkit.bench.work import KINDS, Work, write_pictures
 from tlkit.errors import RunError
 from tlkit.models.backbones import create_backbone, stages
 from tlkit.models.freeze import trained_parameters
+from tlkit.recipe.fields.phases import FromStage, LastStages
 from tlkit.recipe.load import load_recipe
-from tlkit.recipe.schema import FromStage, LastStages
 
 TINY = "test_efficientnet"  # timm's own, 0.4 M parameters
 

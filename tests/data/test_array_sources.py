@@ -17,7 +17,8 @@ from tlkit.data.samples import Samples
 from tlkit.data.sources import read_source
 from tlkit.data.splits import hash_pictures, split_samples
 from tlkit.errors import DataError
-from tlkit.recipe.schema import IdxSource, NpySource, NpzSource, Source, Task
+from tlkit.recipe.fields.source import IdxSource, NpySource, NpzSource, Source
+from tlkit.recipe.schema import Task
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 6, 5), dtype=np.uint8)
 LABELS = np.arange(12, dtype=np.uint8) % 3

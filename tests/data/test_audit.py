@@ -28,7 +28,7 @@ from tlkit.data.samples import Sample, Samples
 from tlkit.data.sources import read_source
 from tlkit.data.splits import hash_pictures
 from tlkit.errors import DataError
-from tlkit.recipe.schema import CsvSource
+from tlkit.recipe.fields.source import CsvSource
 from tlkit.shipped import shipped
 
 PREPROCESSING = Preprocessing(28, "crop", 1.0, "bilinear", (0.5,) * 3, (0.5,) * 3)

@@ -10,7 +10,7 @@ from torchvision.transforms import v2
 from tlkit.data.augment import Augmentation, build_augmentation
 from tlkit.errors import RecipeError
 from tlkit.recipe.augmentations import NEEDS_MORE_THAN_GREY, NEEDS_RGB, NEEDS_RGB_OR_GREY, PRESETS, read_augment, transforms
-from tlkit.recipe.schema import AUTO_AUGMENT, Transform
+from tlkit.recipe.fields.augment import AUTO_AUGMENT, Transform
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8)
 

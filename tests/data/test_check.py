@@ -19,7 +19,8 @@ from tlkit.data.check import Checked, check_pictures, shown
 from tlkit.data.findings import Finding, faults_of
 from tlkit.data.verdicts import judge
 from tlkit.errors import DataError
-from tlkit.recipe.schema import CsvSource, Data, FolderSource
+from tlkit.recipe.fields.data import Data
+from tlkit.recipe.fields.source import CsvSource, FolderSource
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,8 @@ from PIL import Image
 from tlkit.data.samples import Samples
 from tlkit.data.sources import read_source
 from tlkit.errors import DataError
-from tlkit.recipe.schema import CsvSource, Task
+from tlkit.recipe.fields.source import CsvSource
+from tlkit.recipe.schema import Task
 
 
 def table(folder: Path, text: str, *pictures: str, encoding: str = "utf-8") -> Path:

@@ -12,7 +12,7 @@ from tlkit.data.datamodule import PictureData
 from tlkit.data.preprocess import Preprocessing
 from tlkit.data.samples import Sample, Samples
 from tlkit.errors import DataError
-from tlkit.recipe.schema import Transform
+from tlkit.recipe.fields.augment import Transform
 
 PREPROCESSING = Preprocessing(8, "stretch", 1.0, "bilinear", (0.0,) * 3, (1.0,) * 3)
 

@@ -11,7 +11,8 @@ from PIL import Image
 
 from tlkit.data.decode import MAX_PIXELS, decode, header
 from tlkit.errors import DataError
-from tlkit.recipe.schema import BundledSource, Data
+from tlkit.recipe.fields.data import Data
+from tlkit.recipe.fields.source import BundledSource
 
 # 2 wide, 1 high: red, blue.
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)

@@ -15,7 +15,7 @@ from tlkit.data.datamodule import PictureData
 from tlkit.data.fitted import CannotKeep, FittedPictures
 from tlkit.data.preprocess import Preprocessing
 from tlkit.data.samples import Sample, Samples
-from tlkit.recipe.schema import Transform
+from tlkit.recipe.fields.augment import Transform
 
 PREPROCESSING = Preprocessing(24, "crop", 1.0, "bilinear", (0.5,) * 3, (0.5,) * 3)
 AUGMENT = [Transform(name="Rotate", arguments={"limit": 30}), Transform(name="HorizontalFlip")]

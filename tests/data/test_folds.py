@@ -9,7 +9,7 @@ from tlkit.data.samples import Sample, Samples
 from tlkit.data.splits import split_samples, split_warnings
 from tlkit.data.subset import limit_samples
 from tlkit.errors import DataError
-from tlkit.recipe.schema import Data
+from tlkit.recipe.fields.data import Data
 
 ABC = ("a", "b", "c")
 

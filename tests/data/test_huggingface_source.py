@@ -17,7 +17,8 @@ from tlkit.data.samples import Samples
 from tlkit.data.sources import read_source
 from tlkit.data.splits import hash_pictures
 from tlkit.errors import DataError
-from tlkit.recipe.schema import HuggingFaceSource, Task
+from tlkit.recipe.fields.source import HuggingFaceSource
+from tlkit.recipe.schema import Task
 
 NAMES = ["dog", "cat", "eel"]
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 6, 5, 3), dtype=np.uint8)
@@ -186,7 +187,7 @@ def test_a_set_of_the_hub_comes_from_the_cache_where_there_is_no_network(tmp_pat
     for file in cache.glob("*.arrow"):
         file.rename(cache / file.name.replace("parquet-", "clothes-").replace("set-", "clothes-"))
     code = (
-        "from pathlib import Path; from tlkit.data.sources import read_source; from tlkit.recipe.schema import HuggingFaceSource\n"
+        "from pathlib import Path; from tlkit.data.sources import read_source; from tlkit.recipe.fields.source import HuggingFaceSource\n"
         "print(len(read_source(HuggingFaceSource(huggingface='someone/clothes'), Path('data')).samples))"
     )
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache"), "HF_HOME": str(tmp_path / "home")}
@@ -202,7 +203,7 @@ def test_a_hub_that_does_not_answer_is_asked_once_and_the_cache_looked_into(tmp_
     """No machine listens at the address: a refused connection, as where there is no network."""
     code = (
         "import time; from pathlib import Path; from tlkit.data.sources import read_source\n"
-        "import datasets; from tlkit.recipe.schema import HuggingFaceSource; began = time.monotonic()\n"
+        "import datasets; from tlkit.recipe.fields.source import HuggingFaceSource; began = time.monotonic()\n"
         "try: read_source(HuggingFaceSource(huggingface='someone/nothing'), Path('data'))\n"
         "except Exception as error: print(type(error).__name__, str(error), time.monotonic() - began < 6)"
     )

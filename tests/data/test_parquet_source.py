@@ -11,7 +11,8 @@ from PIL import Image
 from tlkit.data.samples import Samples
 from tlkit.data.sources import read_source
 from tlkit.errors import DataError
-from tlkit.recipe.schema import CsvSource, ParquetSource, Task
+from tlkit.recipe.fields.source import CsvSource, ParquetSource
+from tlkit.recipe.schema import Task
 
 PICTURES = ("deep/a.png", "b.png", "c.png", "d.png")
 ROWS = {

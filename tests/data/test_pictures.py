@@ -12,7 +12,7 @@ from tlkit.data.preprocess import Preprocessing
 from tlkit.data.samples import Sample
 from tlkit.errors import DataError
 from tlkit.recipe.augmentations import preset, read_augment
-from tlkit.recipe.schema import Transform
+from tlkit.recipe.fields.augment import Transform
 
 PREPROCESSING = Preprocessing(24, "crop", 1.0, "bilinear", (0.5,) * 3, (0.5,) * 3)
 AUGMENT = [Transform(name="Rotate", arguments={"limit": 30}), Transform(name="HorizontalFlip"), Transform(name="GaussNoise")]

@@ -11,7 +11,8 @@ from timm.data import create_transform
 from torchvision.transforms import functional
 
 from tlkit.data.preprocess import Pictures, Preprocessing, preprocessing_for
-from tlkit.recipe.schema import BundledSource, Data
+from tlkit.recipe.fields.data import Data
+from tlkit.recipe.fields.source import BundledSource
 from tlkit.shipped import shipped
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

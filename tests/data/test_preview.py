@@ -11,7 +11,7 @@ from tlkit.data.pictures import Pictures, make_loader
 from tlkit.data.preprocess import Preprocessing
 from tlkit.data.preview import draw_sheet, preview_rows, readable
 from tlkit.data.samples import Sample
-from tlkit.recipe.schema import Transform
+from tlkit.recipe.fields.augment import Transform
 
 SIZE = 32
 PREPROCESSING = Preprocessing(SIZE, "crop", 0.9, "bilinear", (0.5,) * 3, (0.5,) * 3)

@@ -12,7 +12,7 @@ from tlkit.data.samples import Samples
 from tlkit.data.sources import read_source
 from tlkit.data.splits import split_warnings
 from tlkit.errors import DataError
-from tlkit.recipe.schema import BundledSource, FolderSource
+from tlkit.recipe.fields.source import BundledSource, FolderSource
 
 
 def put(root: Path, *names: str) -> None:

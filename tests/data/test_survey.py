@@ -13,7 +13,7 @@ from tlkit.cli import main
 from tlkit.data.decode import decode
 from tlkit.data.sources import read_source
 from tlkit.data.survey import survey
-from tlkit.recipe.schema import BundledSource, FolderSource
+from tlkit.recipe.fields.source import BundledSource, FolderSource
 
 SIZES = [(20, 30), (40, 10), (25, 25), (64, 48), (9, 80)]
 

@@ -20,7 +20,7 @@ from tlkit.data.samples import Samples
 from tlkit.data.sources import read_source
 from tlkit.data.torchvision_sets import SETS
 from tlkit.errors import DataError, RecipeError
-from tlkit.recipe.schema import TorchvisionSource
+from tlkit.recipe.fields.source import TorchvisionSource
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 

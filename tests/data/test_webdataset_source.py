@@ -18,7 +18,8 @@ from tlkit.data.samples import Samples
 from tlkit.data.sources import read_source
 from tlkit.data.splits import hash_pictures, split_samples
 from tlkit.errors import DataError
-from tlkit.recipe.schema import Task, WebDatasetSource
+from tlkit.recipe.fields.source import WebDatasetSource
+from tlkit.recipe.schema import Task
 
 SPEC = Preprocessing(8, "stretch", 1.0, "bilinear", (0.5,) * 3, (0.5,) * 3)
 
@@ -234,7 +235,7 @@ def test_a_picture_has_the_hash_of_its_file_and_travels_without_it(tmp_path: Pat
 
 
 def _folder(folder: Path) -> object:
-    from tlkit.recipe.schema import FolderSource
+    from tlkit.recipe.fields.source import FolderSource
 
     return FolderSource(folder=str(folder))
 

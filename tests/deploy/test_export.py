@@ -17,8 +17,8 @@ from tlkit.deploy.runtime import load_runtime
 from tlkit.models.backbones import create_backbone
 from tlkit.models.checkpoint import ModelCard, load_model, save_model
 from tlkit.models.classifier import Classifier
+from tlkit.recipe.fields.model import Head
 from tlkit.recipe.load import load_recipe
-from tlkit.recipe.schema import Head
 from tlkit.training.finetune import finetune
 
 SPEC = {"image_size": 32, "resize": "crop", "crop_pct": 0.9, "interpolation": "bicubic", "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}

@@ -18,7 +18,7 @@ from tlkit.deploy.model_card import model_card
 from tlkit.models.backbones import create_backbone
 from tlkit.models.checkpoint import ModelCard, load_model, save_model
 from tlkit.models.classifier import Classifier
-from tlkit.recipe.schema import Head
+from tlkit.recipe.fields.model import Head
 
 SPEC = {"image_size": 32, "resize": "crop", "crop_pct": 0.9, "interpolation": "bicubic", "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}
 TEST = {"lead": "accuracy", "pictures": 60, "accuracy": 0.9, "accuracy_interval": [0.7985, 0.9534], "macro": {"f1": 0.89}}

@@ -23,7 +23,7 @@ from tlkit.errors import ArtifactError
 from tlkit.models.backbones import create_backbone
 from tlkit.models.checkpoint import ModelCard, load_model, save_model
 from tlkit.models.classifier import Classifier
-from tlkit.recipe.schema import Head
+from tlkit.recipe.fields.model import Head
 
 SPEC = {"image_size": 32, "resize": "crop", "crop_pct": 1.0, "interpolation": "bicubic", "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}
 PARTS = ("decode", "resize", "normalise", "network")

@@ -14,7 +14,7 @@ from tlkit.cli import main
 from tlkit.models.backbones import create_backbone
 from tlkit.models.checkpoint import ModelCard, save_model
 from tlkit.models.classifier import Classifier
-from tlkit.recipe.schema import Head
+from tlkit.recipe.fields.model import Head
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from tlkit.cli import main
 from tlkit.models.backbones import create_backbone
 from tlkit.models.checkpoint import ModelCard, save_model
 from tlkit.models.classifier import Classifier
-from tlkit.recipe.schema import Head
+from tlkit.recipe.fields.model import Head
 
 pytest.importorskip("onnxruntime")
 PREPROCESSING = {"image_size": 32, "resize": "crop", "crop_pct": 0.9, "interpolation": "bicubic", "mean": [0.4] * 3, "std": [0.3] * 3}

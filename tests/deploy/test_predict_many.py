@@ -19,7 +19,7 @@ from tlkit.cli import main
 from tlkit.models.backbones import create_backbone
 from tlkit.models.checkpoint import ModelCard, load_model, save_model
 from tlkit.models.classifier import Classifier
-from tlkit.recipe.schema import Head
+from tlkit.recipe.fields.model import Head
 
 CLASSES = ("cat", "dog", "owl")
 PREPROCESSING = {"image_size": 32, "resize": "stretch", "crop_pct": 1.0, "interpolation": "bicubic", "mean": [0.5] * 3, "std": [0.5] * 3}

@@ -28,7 +28,7 @@ from tlkit.cli import main
 from tlkit.models.backbones import create_backbone
 from tlkit.models.checkpoint import ModelCard, save_model
 from tlkit.models.classifier import Classifier
-from tlkit.recipe.schema import Head
+from tlkit.recipe.fields.model import Head
 
 for package in ("onnxruntime", "fastapi", "uvicorn", "python_multipart", "prometheus_client"):
     pytest.importorskip(package)

@@ -12,7 +12,7 @@ from tlkit.errors import BackboneError, RunError
 from tlkit.models.backbones import create_backbone
 from tlkit.models.checkpoint import ModelCard, check_can_ship, find_model_folder, load_model, save_model
 from tlkit.models.classifier import Classifier
-from tlkit.recipe.schema import Head
+from tlkit.recipe.fields.model import Head
 
 FAMILIES = [
     "resnet18",

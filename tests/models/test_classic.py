@@ -14,8 +14,9 @@ from tlkit.models.checkpoint import ModelCard, check_can_ship, load_model, save_
 from tlkit.models.classifier import Classifier
 from tlkit.models.layers import LocalResponseNorm
 from tlkit.models.weights import find_weights, load_backbone
+from tlkit.recipe.fields.model import Head
 from tlkit.recipe.load import load_recipe
-from tlkit.recipe.schema import Head, Recipe
+from tlkit.recipe.schema import Recipe
 from tlkit.shipped import shipped
 
 SIZES = [("lenet5", 28), ("lenet5", 32), ("simple_cnn", 28), ("alexnet", 64), ("plain18", 32), ("plain34", 32)]

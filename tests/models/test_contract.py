@@ -13,7 +13,8 @@ from tlkit.models.backbones import create_backbone
 from tlkit.models.checkpoint import ModelCard, check_can_ship, load_model, save_model
 from tlkit.models.classifier import Classifier
 from tlkit.models.freeze import trained_parameters
-from tlkit.recipe.schema import BatchNorm, FromStage, Head, LastStages, Train
+from tlkit.recipe.fields.model import Head
+from tlkit.recipe.fields.phases import BatchNorm, FromStage, LastStages, Train
 
 # The smallest of each family, and the smallest pictures it takes, in pixels.
 MODELS = {

@@ -8,7 +8,8 @@ from tlkit.errors import RecipeError
 from tlkit.models.backbones import create_backbone, stages
 from tlkit.models.classifier import Classifier
 from tlkit.models.freeze import frozen_modules, trained_parameters
-from tlkit.recipe.schema import FromStage, Head, LastStages, Train
+from tlkit.recipe.fields.model import Head
+from tlkit.recipe.fields.phases import FromStage, LastStages, Train
 
 NORMS = (nn.BatchNorm2d,)
 

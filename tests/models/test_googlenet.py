@@ -20,7 +20,9 @@ from tlkit.models.freeze import trained_parameters
 from tlkit.models.googlenet import INCEPTIONS
 from tlkit.models.layers import PoolTo
 from tlkit.models.weights import Weights, find_weights, load_backbone
-from tlkit.recipe.schema import Head, Mix, Model, Optimizer, Phase, Schedule, Train
+from tlkit.recipe.fields.learning import Mix, Optimizer, Schedule
+from tlkit.recipe.fields.model import Head, Model
+from tlkit.recipe.fields.phases import Phase, Train
 from tlkit.training.auxiliary import AuxiliaryHeads, build_auxiliary_heads
 from tlkit.training.module import PhaseModule
 

@@ -14,7 +14,7 @@ from tlkit.models.backbones import create_backbone
 from tlkit.models.checkpoint import ModelCard, check_can_ship, load_model, save_model
 from tlkit.models.classifier import Classifier
 from tlkit.models.heads import Cosine, LocallyConnected, NearestNeighbours
-from tlkit.recipe.schema import Head
+from tlkit.recipe.fields.model import Head
 
 PREPROCESSING = {
     "image_size": 64,

@@ -7,7 +7,8 @@ from tlkit.models.backbones import create_backbone
 from tlkit.models.classifier import Classifier
 from tlkit.models.freeze import trained_parameters
 from tlkit.models.split import CannotCut, cut
-from tlkit.recipe.schema import FromStage, Head, Train
+from tlkit.recipe.fields.model import Head
+from tlkit.recipe.fields.phases import FromStage, Train
 
 SIZES = {
     "resnet18": 64,

@@ -18,7 +18,7 @@ from tlkit.models.backbones import create_backbone
 from tlkit.models.checkpoint import ModelCard, load_model, save_model
 from tlkit.models.classifier import Classifier
 from tlkit.models.weights import Weights, find_weights, load_backbone
-from tlkit.recipe.schema import Head, Model
+from tlkit.recipe.fields.model import Head, Model
 
 
 def model(backbone: str, weights: object) -> Model:
@@ -318,7 +318,7 @@ def test_a_model_without_published_weights_says_so() -> None:
 
 def test_the_head_of_a_linear_probe_starts_at_nn_linears_scale() -> None:
     from tlkit.models.heads import build_head, last_linear
-    from tlkit.recipe.schema import Head
+    from tlkit.recipe.fields.model import Head
 
     torch.manual_seed(0)
     weight = last_linear(build_head(Head(), torch.Size([1280]), 10)).weight

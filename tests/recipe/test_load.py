@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from tlkit.errors import Fault, RecipeError
+from tlkit.recipe.fields.model import Model, PackageWeights
+from tlkit.recipe.fields.phases import FromStage, SolvedPhase
 from tlkit.recipe.load import find_recipe, load_recipe, recipe_yaml
-from tlkit.recipe.schema import FromStage, Model, PackageWeights, Recipe, SolvedPhase
+from tlkit.recipe.schema import Recipe
 from tlkit.shipped import shipped
 
 SOUND = """\

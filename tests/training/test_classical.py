@@ -10,7 +10,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
 from tlkit.data.samples import Sample, Samples
-from tlkit.recipe.schema import Head
+from tlkit.recipe.fields.model import Head
 from tlkit.training.classical import best_temperature, fit_head
 
 Split = tuple[torch.Tensor, torch.Tensor]

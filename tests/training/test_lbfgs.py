@@ -21,8 +21,9 @@ from torch.nn.functional import cross_entropy
 from tlkit.data.samples import Sample, Samples
 from tlkit.errors import TlkitError
 from tlkit.evaluate.evaluate import evaluate_run
+from tlkit.recipe.fields.learning import Loss
 from tlkit.recipe.load import load_recipe
-from tlkit.recipe.schema import Imbalance, Loss
+from tlkit.recipe.schema import Imbalance
 from tlkit.training import solve as solving
 from tlkit.training.finetune import finetune
 from tlkit.training.losses import build_criterion

@@ -8,7 +8,8 @@ import torch
 from torch.nn.functional import cross_entropy, one_hot
 
 from tlkit.data.samples import Sample, Samples
-from tlkit.recipe.schema import Imbalance, Loss
+from tlkit.recipe.fields.learning import Loss
+from tlkit.recipe.schema import Imbalance
 from tlkit.training.losses import build_criterion, class_weights, plain_loss, positive_weights
 
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tlkit.recipe.schema import Mix
+from tlkit.recipe.fields.learning import Mix
 from tlkit.training.mix import build_mix
 
 

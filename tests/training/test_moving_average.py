@@ -9,8 +9,9 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from PIL import Image
 
+from tlkit.recipe.fields.learning import Ema
 from tlkit.recipe.load import load_recipe
-from tlkit.recipe.schema import Ema, Recipe
+from tlkit.recipe.schema import Recipe
 from tlkit.training.callbacks import moving_average
 from tlkit.training.phases import build_module
 from tlkit.training.ready import make_ready

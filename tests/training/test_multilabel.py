@@ -15,8 +15,8 @@ from tlkit.data.splits import read_manifest
 from tlkit.deploy.predict import predict
 from tlkit.evaluate.evaluate import evaluate_run
 from tlkit.models.checkpoint import load_model
+from tlkit.recipe.fields.learning import Mix
 from tlkit.recipe.load import load_recipe
-from tlkit.recipe.schema import Mix
 from tlkit.training.finetune import finetune
 from tlkit.training.mix import build_mix
 from tlkit.training.scores import accuracy_of, count

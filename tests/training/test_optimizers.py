@@ -5,7 +5,9 @@ import torch
 from tlkit.errors import RecipeError
 from tlkit.models.backbones import create_backbone
 from tlkit.models.classifier import Classifier
-from tlkit.recipe.schema import Head, Optimizer, Phase, Schedule
+from tlkit.recipe.fields.learning import Optimizer, Schedule
+from tlkit.recipe.fields.model import Head
+from tlkit.recipe.fields.phases import Phase
 from tlkit.training.optimizers import build_optimizer, build_schedule, check_optimizer_name, lr_factor, parameter_groups
 
 

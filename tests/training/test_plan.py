@@ -21,8 +21,9 @@ from tlkit.data.splits import split_samples
 from tlkit.errors import DataError, RecipeError, RunError
 from tlkit.models.backbones import create_backbone
 from tlkit.models.classifier import Classifier
+from tlkit.recipe.fields.model import Head
 from tlkit.recipe.load import load_recipe
-from tlkit.recipe.schema import Head, Recipe
+from tlkit.recipe.schema import Recipe
 from tlkit.training import plan as planning
 from tlkit.training.plan import Plan, StageRow, make_plan, steps_an_epoch
 from tlkit.training.plan_table import _joined, duration, print_plan, size

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tlkit.recipe.fields.trainer import Cache
 from tlkit.recipe.load import load_recipe
-from tlkit.recipe.schema import Cache
 from tlkit.training.finetune import finetune
 from tlkit.training.time_shares import Setting, in_percent, quicker_with, shares_of
 

@@ -5,7 +5,9 @@ import torch
 
 from tlkit.models.backbones import create_backbone
 from tlkit.models.classifier import Classifier
-from tlkit.recipe.schema import Head, Optimizer, Phase
+from tlkit.recipe.fields.learning import Optimizer
+from tlkit.recipe.fields.model import Head
+from tlkit.recipe.fields.phases import Phase
 from tlkit.training.l2_sp import StartingPoint
 from tlkit.training.optimizers import parameter_groups
 from tlkit.training.wise_ft import blend

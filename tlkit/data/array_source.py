@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from tlkit.data.arrays import ArrayPart, PictureArray, array_samples, check_labels, check_pictures
 from tlkit.data.samples import Samples
 from tlkit.errors import DataError, did_you_mean
-from tlkit.recipe.schema import NpySource, NpzSource, Task
+from tlkit.recipe.fields.source import NpySource, NpzSource
+from tlkit.recipe.schema import Task
 
 # Split -> the names of its pictures and labels. Keras' mnist.npz has x_train, MedMNIST train_images.
 NAMES = {

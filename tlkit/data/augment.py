@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tlkit.errors import Fault, RecipeError, did_you_mean, expected_one_of
-from tlkit.recipe.schema import AUTO_AUGMENT, Transform
+from tlkit.recipe.fields.augment import AUTO_AUGMENT, Transform
 
 TRIALS = 3
 SIZED = ("RandomResizedCrop", "RandomSizedCrop")

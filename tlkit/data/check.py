@@ -25,7 +25,9 @@ from tlkit.data.samples import Picture, Samples, Skipped
 from tlkit.data.sources import read_source
 from tlkit.data.verdicts import Verdict, judge
 from tlkit.errors import DataError, RunError, TlkitError
-from tlkit.recipe.schema import CsvSource, Data, FolderSource, ParquetSource, Recipe, Task
+from tlkit.recipe.fields.data import Data
+from tlkit.recipe.fields.source import CsvSource, FolderSource, ParquetSource
+from tlkit.recipe.schema import Recipe, Task
 
 LONG = 3.0
 """Sides: a crop of a picture that is this many times as long as it is wide loses two thirds of it."""

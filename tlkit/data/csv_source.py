@@ -7,7 +7,8 @@ from io import StringIO
 from tlkit.data.samples import Picture, Samples
 from tlkit.data.tables import Table, check_columns, open_table, table_pictures, table_samples
 from tlkit.errors import DataError
-from tlkit.recipe.schema import CsvSource, Task
+from tlkit.recipe.fields.source import CsvSource
+from tlkit.recipe.schema import Task
 
 
 def read_csv(source: CsvSource, task: Task, *, keep_missing: bool = False) -> Samples:

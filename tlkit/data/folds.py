@@ -11,7 +11,7 @@ from tlkit.data.splits import shortened, split_samples
 from tlkit.data.stratify import deal_by_labels
 from tlkit.data.subset import limit_samples
 from tlkit.errors import DataError
-from tlkit.recipe.schema import Data
+from tlkit.recipe.fields.data import Data
 
 
 def split_by_recipe(samples: Samples, data: Data, seed: int, *, fold: int = 1) -> Samples:

@@ -14,7 +14,8 @@ from PIL import Image
 from tlkit.data.classes import Label, number_classes
 from tlkit.data.samples import SPLIT_WORDS, Sample, Samples
 from tlkit.errors import DataError, MissingExtraError, did_you_mean
-from tlkit.recipe.schema import HuggingFaceSource, Task
+from tlkit.recipe.fields.source import HuggingFaceSource
+from tlkit.recipe.schema import Task
 
 _LABEL_NAMES = ("label", "labels", "fine_label")
 HUB_TIMEOUT_S = 4

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tlkit.data.arrays import ArrayPart, PictureArray, array_samples, check_labels, check_pictures
 from tlkit.data.samples import Samples
 from tlkit.errors import DataError, did_you_mean
-from tlkit.recipe.schema import IdxSource
+from tlkit.recipe.fields.source import IdxSource
 
 SPLITS = {"train": "train", "t10k": "test"}
 _UBYTE = 8

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tlkit.data.samples import Samples
 from tlkit.errors import DataError
-from tlkit.recipe.schema import (
+from tlkit.recipe.fields.source import (
     BundledSource,
     CsvSource,
     FolderSource,

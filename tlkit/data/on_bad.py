@@ -15,7 +15,8 @@ from tlkit.data.samples import Sample, Samples, Skipped
 from tlkit.data.sources import read_source
 from tlkit.data.verdicts import judge
 from tlkit.errors import DataError
-from tlkit.recipe.schema import Data, Task
+from tlkit.recipe.fields.data import Data
+from tlkit.recipe.schema import Task
 
 COLUMNS = ("id", "class", "split", "reason")
 _SEVERAL_FRAMES = frozenset({".gif", ".tif", ".tiff", ".webp"})

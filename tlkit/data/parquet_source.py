@@ -6,7 +6,8 @@ from typing import Any
 from tlkit.data.samples import LABEL_SEPARATOR, Picture, Samples
 from tlkit.data.tables import OPTIONAL, REQUIRED, Table, check_columns, open_table, table_pictures, table_samples
 from tlkit.errors import DataError, MissingExtraError
-from tlkit.recipe.schema import ParquetSource, Task
+from tlkit.recipe.fields.source import ParquetSource
+from tlkit.recipe.schema import Task
 
 
 def read_parquet(source: ParquetSource, task: Task, *, keep_missing: bool = False) -> Samples:

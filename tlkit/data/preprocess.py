@@ -20,7 +20,7 @@ from tlkit.data.statistics import PerChannel, channel_statistics, pixel_statisti
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tlkit.recipe.schema import Data
+    from tlkit.recipe.fields.data import Data
 
 Read = Callable[[Picture], NDArray[np.uint8]]
 Pictures = Callable[[Read], Iterable[NDArray[np.uint8]]]

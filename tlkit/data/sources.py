@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from tlkit.data.samples import Samples
-from tlkit.recipe.schema import (
+from tlkit.recipe.fields.source import (
     BundledSource,
     CsvSource,
     FolderSource,
@@ -13,9 +13,9 @@ from tlkit.recipe.schema import (
     NpzSource,
     ParquetSource,
     Source,
-    Task,
     TorchvisionSource,
 )
+from tlkit.recipe.schema import Task
 from tlkit.shipped import shipped
 
 

@@ -24,8 +24,8 @@ from tlkit.data.samples import LARGEST_FOLD, Samples
 from tlkit.data.sources import read_source
 from tlkit.data.survey import Size, Survey, spread, survey
 from tlkit.errors import TlkitError
+from tlkit.recipe.fields.source import FolderSource
 from tlkit.recipe.load import load_recipe
-from tlkit.recipe.schema import FolderSource
 
 LONG = 2.0
 """Times: of a picture that is longer than wide by more, `resize: crop` shows less than half."""

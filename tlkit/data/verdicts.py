@@ -19,7 +19,7 @@ from tlkit.cache_folder import cache_folder
 from tlkit.data.decode import decode, header
 from tlkit.data.samples import Picture
 from tlkit.errors import DataError
-from tlkit.recipe.schema import Data
+from tlkit.recipe.fields.data import Data
 
 FORMAT = 1
 """Part of the key: raised where the decoder takes what it refused, or the other way round."""

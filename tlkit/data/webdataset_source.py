@@ -21,7 +21,8 @@ from tlkit.data.classes import Label, number_classes
 from tlkit.data.samples import Sample, Samples
 from tlkit.data.tar_index import Entry, ShardFault, shard_index
 from tlkit.errors import DataError, MissingExtraError, did_you_mean
-from tlkit.recipe.schema import Task, WebDatasetSource
+from tlkit.recipe.fields.source import WebDatasetSource
+from tlkit.recipe.schema import Task
 
 MOST_SHARDS = 100_000
 MOST_FAULTS = 50

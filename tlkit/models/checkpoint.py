@@ -25,7 +25,8 @@ from tlkit.errors import BackboneError, RunError
 from tlkit.models.backbones import build_options, classifier_names, create_backbone
 from tlkit.models.classifier import Classifier
 from tlkit.models.heads import LINEAR_HEADS, last_linear
-from tlkit.recipe.schema import Head, Task
+from tlkit.recipe.fields.model import Head
+from tlkit.recipe.schema import Task
 
 FORMAT = 1
 """Version of tlkit.json. A reader refuses a newer one."""

@@ -11,7 +11,8 @@ from tlkit.errors import Fault, RecipeError
 from tlkit.models.backbones import Stage, stages
 from tlkit.models.freeze import set_trainable
 from tlkit.models.heads import build_head
-from tlkit.recipe.schema import BatchNorm, Head
+from tlkit.recipe.fields.model import Head
+from tlkit.recipe.fields.phases import BatchNorm
 
 
 class Classifier(nn.Module):

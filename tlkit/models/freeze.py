@@ -5,7 +5,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from tlkit.errors import Fault, RecipeError, expected_one_of
 from tlkit.models.backbones import Stage
-from tlkit.recipe.schema import BatchNorm, FromStage, LastStages, Train
+from tlkit.recipe.fields.phases import BatchNorm, FromStage, LastStages, Train
 
 
 def trained_parameters(train: Train, backbone: nn.Module, stages: tuple[Stage, ...], *, key: str, name: str) -> frozenset[str]:

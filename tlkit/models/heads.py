@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, normalize, unfold
 
-from tlkit.recipe.schema import Head
+from tlkit.recipe.fields.model import Head
 
 LINEAR_HEADS = ("linear", "svm", "logistic")
 """Heads that are one linear layer in the end, whoever found its weights: these ship as timm's own classifier."""

@@ -19,7 +19,7 @@ from tlkit.models.backbones import classifier_names, create_backbone, first_conv
 from tlkit.models.checkpoint import find_model_folder, read_card
 from tlkit.models.state_files import SUFFIXES, read_tensors, under_names
 from tlkit.recipe.fetched import fetched_weights, is_offline
-from tlkit.recipe.schema import FileWeights, Model, PackageWeights, RunWeights
+from tlkit.recipe.fields.model import FileWeights, Model, PackageWeights, RunWeights
 
 LOG = logging.getLogger("tlkit")
 

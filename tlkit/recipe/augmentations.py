@@ -7,7 +7,7 @@ from typing import Any
 
 from tlkit.errors import Fault, did_you_mean, expected_one_of
 from tlkit.recipe.explain import schema_faults, shown
-from tlkit.recipe.schema import AUTO_AUGMENT
+from tlkit.recipe.fields.augment import AUTO_AUGMENT
 
 TABLE = "albumentations_2_0_8.json"
 

@@ -11,7 +11,9 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from tlkit.errors import DataError, WeightsError
-from tlkit.recipe.schema import Model, Recipe, Strict
+from tlkit.recipe.fields.model import Model
+from tlkit.recipe.fields.strict import Strict
+from tlkit.recipe.schema import Recipe
 
 MANIFEST, UNFINISHED = "fetched.json", ".unfinished"
 OFFLINE, FETCHED = "TLKIT_OFFLINE", "TLKIT_FETCHED"

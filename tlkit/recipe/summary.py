@@ -1,6 +1,11 @@
 """A recipe on one screen, for `tlkit check`."""
 
-from tlkit.recipe.schema import CLASSICAL_HEADS, Data, FindBatchSize, Head, Mix, Recipe, SolvedPhase, Strict
+from tlkit.recipe.fields.data import Data, FindBatchSize
+from tlkit.recipe.fields.learning import Mix
+from tlkit.recipe.fields.model import CLASSICAL_HEADS, Head
+from tlkit.recipe.fields.phases import SolvedPhase
+from tlkit.recipe.fields.strict import Strict
+from tlkit.recipe.schema import Recipe
 
 FROZEN_ACCURACY = {"weights": 0.842, "dataset": 0.834, "pixelwise": 0.824, "none": 0.824}
 """Mean over seeds 0 to 2 of `tlkit finetune quickstart data.normalize=... data.image_size=96 augment=[]`, with one phase:

@@ -33,7 +33,7 @@ from tlkit.data.progress import pictures_progress
 from tlkit.data.samples import Sample
 from tlkit.models.classifier import Classifier
 from tlkit.models.split import Activations, CannotCut, Suffix, cut
-from tlkit.recipe.schema import Cache
+from tlkit.recipe.fields.trainer import Cache
 from tlkit.training.cache_entries import make_room
 
 LOG = logging.getLogger("tlkit")

@@ -13,8 +13,9 @@ from types import TracebackType
 from typing import Self
 
 from tlkit.errors import DeviceError, Fault, RecipeError, TrainingError
+from tlkit.recipe.fields.data import FindBatchSize
 from tlkit.recipe.load import recipe_yaml
-from tlkit.recipe.schema import FindBatchSize, Recipe
+from tlkit.recipe.schema import Recipe
 
 LOG = logging.getLogger("tlkit")
 

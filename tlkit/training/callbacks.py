@@ -19,7 +19,7 @@ from tlkit.data.progress import LINE_EVERY_S
 from tlkit.errors import without_passwords
 from tlkit.evaluate.metrics import Lead, in_words
 from tlkit.models.classifier import Classifier
-from tlkit.recipe.schema import Ema
+from tlkit.recipe.fields.learning import Ema
 
 LOG = logging.getLogger("tlkit")
 

@@ -22,7 +22,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import distributed
 
 from tlkit.models.classifier import Classifier
-from tlkit.recipe.schema import CheckpointEvery
+from tlkit.recipe.fields.trainer import CheckpointEvery
 from tlkit.training.auxiliary import AuxiliaryHeads
 from tlkit.training.callbacks import BestWeights, MetricsTable
 from tlkit.training.checkpoint_files import KEPT, Checkpoint, next_number, put_back, remove_others, write_checkpoint

@@ -20,7 +20,8 @@ from tlkit.data.samples import Samples
 from tlkit.evaluate.metrics import in_words, lead_of
 from tlkit.models.classifier import Classifier
 from tlkit.models.heads import NearestNeighbours
-from tlkit.recipe.schema import Cache, Head
+from tlkit.recipe.fields.model import Head
+from tlkit.recipe.fields.trainer import Cache
 from tlkit.training.callbacks import write_metrics_table
 from tlkit.training.features import features_of
 from tlkit.training.phases import Trained

@@ -9,7 +9,7 @@ from tlkit.data.datamodule import PictureData
 from tlkit.data.progress import pictures_progress
 from tlkit.models.classifier import Classifier
 from tlkit.models.inference import infer
-from tlkit.recipe.schema import Cache
+from tlkit.recipe.fields.trainer import Cache
 from tlkit.training.activation_cache import ActivationCache, NotKept
 
 LOG = logging.getLogger("tlkit")

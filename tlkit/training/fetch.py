@@ -28,8 +28,10 @@ from tlkit.recipe.fetched import (
     read_fetched,
     sha256_of,
 )
+from tlkit.recipe.fields.model import FileWeights, RunWeights
+from tlkit.recipe.fields.source import BundledSource, HuggingFaceSource, Source, TorchvisionSource
 from tlkit.recipe.load import recipe_yaml
-from tlkit.recipe.schema import BundledSource, FileWeights, HuggingFaceSource, Recipe, RunWeights, Source, TorchvisionSource
+from tlkit.recipe.schema import Recipe
 
 TOLD_EVERY_S = 5.0
 PIECE = 1 << 20

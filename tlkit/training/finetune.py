@@ -12,8 +12,10 @@ from tlkit.data.on_bad import several_frames, write_skipped
 from tlkit.data.samples import Samples
 from tlkit.data.splits import hash_pictures, manifest_rows, split_warnings, write_manifest
 from tlkit.models.checkpoint import ModelCard, save_model
+from tlkit.recipe.fields.data import Data
+from tlkit.recipe.fields.model import CLASSICAL_HEADS
 from tlkit.recipe.load import recipe_yaml
-from tlkit.recipe.schema import CLASSICAL_HEADS, Data, Recipe
+from tlkit.recipe.schema import Recipe
 from tlkit.recipe.summary import recipe_notes, recipe_warnings
 from tlkit.training.batch_size import with_batch_size
 from tlkit.training.environment import write_environment

@@ -5,7 +5,8 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from tlkit.data.samples import Samples
-from tlkit.recipe.schema import Imbalance, Loss
+from tlkit.recipe.fields.learning import Loss
+from tlkit.recipe.schema import Imbalance
 
 LARGEST_RATIO = 20.0
 """Bound on the weight of a multilabel class's pictures: a class of one picture in a thousand would drown all others."""

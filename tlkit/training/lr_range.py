@@ -24,7 +24,8 @@ from tlkit.data.datamodule import PictureData
 from tlkit.errors import RunError, TlkitError
 from tlkit.evaluate.curves import TRAINING, VALIDATION
 from tlkit.models.classifier import Classifier
-from tlkit.recipe.schema import Recipe, SolvedPhase
+from tlkit.recipe.fields.phases import SolvedPhase
+from tlkit.recipe.schema import Recipe
 from tlkit.training.batch_size import with_batch_size
 from tlkit.training.phases import phase_name
 from tlkit.training.ready import make_ready

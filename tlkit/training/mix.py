@@ -5,7 +5,7 @@ from collections.abc import Callable
 from torch import Tensor
 from torchvision.transforms import v2
 
-from tlkit.recipe.schema import Mix
+from tlkit.recipe.fields.learning import Mix
 
 
 def build_mix(mix: Mix, classes: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:

@@ -11,7 +11,9 @@ from torchmetrics import Metric
 from tlkit.evaluate.metrics import Lead
 from tlkit.models.classifier import Classifier
 from tlkit.models.split import Activations, Suffix
-from tlkit.recipe.schema import Mix, Optimizer, Phase, Schedule, Task
+from tlkit.recipe.fields.learning import Mix, Optimizer, Schedule
+from tlkit.recipe.fields.phases import Phase
+from tlkit.recipe.schema import Task
 from tlkit.training.auxiliary import AuxiliaryHeads
 from tlkit.training.l2_sp import StartingPoint
 from tlkit.training.losses import plain_loss

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tlkit.data.samples import Sample
 from tlkit.errors import TrainingError
-from tlkit.recipe.schema import OnNan
+from tlkit.recipe.fields.trainer import OnNan
 
 LOG = logging.getLogger("tlkit")
 

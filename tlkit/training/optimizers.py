@@ -11,7 +11,8 @@ from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from tlkit.errors import Fault, RecipeError, did_you_mean
 from tlkit.models.classifier import Classifier
-from tlkit.recipe.schema import Optimizer, Phase, Schedule
+from tlkit.recipe.fields.learning import Optimizer, Schedule
+from tlkit.recipe.fields.phases import Phase
 
 OWN_NAMES = ("sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw")
 """Optimizers by torch's own meaning of the word; timm's `sgd` has Nesterov's momentum, for one."""

@@ -21,7 +21,9 @@ from tlkit.errors import DataError, Fault, RecipeError
 from tlkit.evaluate.metrics import in_words, lead_of
 from tlkit.models.classifier import Classifier
 from tlkit.models.split import Suffix
-from tlkit.recipe.schema import FromStage, Mix, Phase, Recipe, SolvedPhase, Train
+from tlkit.recipe.fields.learning import Mix
+from tlkit.recipe.fields.phases import FromStage, Phase, SolvedPhase, Train
+from tlkit.recipe.schema import Recipe
 from tlkit.training.activation_cache import ActivationCache, NotKept
 from tlkit.training.auxiliary import AuxiliaryHeads, build_auxiliary_heads
 from tlkit.training.callbacks import BestWeights, MetricsTable, ShowProgress, moving_average, save_state

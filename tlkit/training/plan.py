@@ -24,7 +24,8 @@ from tlkit.errors import TlkitError
 from tlkit.models.backbones import check_backbone_name, pretrained_cfg
 from tlkit.models.classifier import Classifier
 from tlkit.models.weights import Weights
-from tlkit.recipe.schema import Phase, Recipe
+from tlkit.recipe.fields.phases import Phase
+from tlkit.recipe.schema import Recipe
 from tlkit.training.batch_size import with_batch_size
 from tlkit.training.gather import gather_what_there_is
 from tlkit.training.module import PhaseModule

@@ -4,7 +4,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tlkit.recipe.schema import CLASSICAL_HEADS, Recipe, SolvedPhase
+from tlkit.recipe.fields.model import CLASSICAL_HEADS
+from tlkit.recipe.fields.phases import SolvedPhase
+from tlkit.recipe.schema import Recipe
 from tlkit.training.phases import phase_name
 from tlkit.training.plan import PhasePlan, Plan, StageRow, make_plan
 from tlkit.training.remarks import remarks

@@ -12,7 +12,9 @@ from tlkit.errors import DataError, RunError
 from tlkit.models.backbones import check_backbone_name
 from tlkit.models.weights import Weights, find_weights
 from tlkit.recipe.explain import shown
-from tlkit.recipe.schema import Mix, Recipe, RunWeights
+from tlkit.recipe.fields.learning import Mix
+from tlkit.recipe.fields.model import RunWeights
+from tlkit.recipe.schema import Recipe
 from tlkit.training.ready import preprocessing_of
 
 ROWS, COLUMNS = 8, 6

@@ -18,8 +18,10 @@ from tlkit.models.checkpoint import load_model, update_metrics
 from tlkit.models.classifier import Classifier
 from tlkit.models.inference import infer
 from tlkit.models.weights import Weights
+from tlkit.recipe.fields.model import CLASSICAL_HEADS
+from tlkit.recipe.fields.phases import Phase, SolvedPhase
 from tlkit.recipe.load import recipe_yaml
-from tlkit.recipe.schema import CLASSICAL_HEADS, Phase, Recipe, SolvedPhase
+from tlkit.recipe.schema import Recipe
 from tlkit.training.ready import Ready
 
 if TYPE_CHECKING:

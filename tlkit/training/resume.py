@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from tlkit.data.splits import read_manifest
 from tlkit.errors import RecipeError, RunError
+from tlkit.recipe.fields.data import FindBatchSize
 from tlkit.recipe.load import load_recipe
-from tlkit.recipe.schema import FindBatchSize, Recipe
+from tlkit.recipe.schema import Recipe
 from tlkit.training.run_folder import FIRST
 
 if TYPE_CHECKING:

@@ -21,7 +21,8 @@ from tlkit.data.samples import Samples
 from tlkit.evaluate.metrics import in_words, lead_of
 from tlkit.models.classifier import Classifier
 from tlkit.models.heads import last_linear
-from tlkit.recipe.schema import Recipe, SolvedPhase
+from tlkit.recipe.fields.phases import SolvedPhase
+from tlkit.recipe.schema import Recipe
 from tlkit.training.features import features_of
 from tlkit.training.losses import build_criterion, plain_loss
 from tlkit.training.scores import measured, score

@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.profilers import Profiler
 
 from tlkit.data.pictures import MAX_WORKERS, PictureLoader
-from tlkit.recipe.schema import Cache
+from tlkit.recipe.fields.trainer import Cache
 
 LOG = logging.getLogger("tlkit")
 

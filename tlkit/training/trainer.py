@@ -13,7 +13,8 @@ from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.profilers import Profiler
 
 from tlkit.errors import DeviceError
-from tlkit.recipe.schema import Optimizer, Trainer
+from tlkit.recipe.fields.learning import Optimizer
+from tlkit.recipe.fields.trainer import Trainer
 
 
 class Devices(NamedTuple):

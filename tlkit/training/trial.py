@@ -11,7 +11,9 @@ from lightning.pytorch import Callback
 from tlkit.data.datamodule import PictureData
 from tlkit.errors import RunError
 from tlkit.models.classifier import Classifier
-from tlkit.recipe.schema import Phase, Recipe, Schedule
+from tlkit.recipe.fields.learning import Schedule
+from tlkit.recipe.fields.phases import Phase
+from tlkit.recipe.schema import Recipe
 from tlkit.training.auxiliary import build_auxiliary_heads
 from tlkit.training.fit import fit_unsaved
 from tlkit.training.generators import generator_states, set_generators

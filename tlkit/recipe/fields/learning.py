@@ -1,0 +1,53 @@
+"""optimizer, schedule, loss, mix, ema and early_stopping: how what trains learns, in every phase."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from tlkit.recipe.fields.strict import Strict, rule_broken
+
+
+class Optimizer(Strict):
+    name: str = Field(
+        "adamw", min_length=1, description="sgd | momentum | nesterov | adagrad | rmsprop | adam | adamw | one of timm's: lion, lamb, ..."
+    )
+    weight_decay: float = Field(0.05, ge=0, description="not applied to biases and normalisation layers")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of momentum, nesterov and rmsprop")
+    gradient_clip: float | None = Field(None, gt=0, description="longest gradient, as the norm over all parameters")
+    accumulate: int = Field(1, ge=1, description="batches whose gradients make one step")
+
+
+class Schedule(Strict):
+    name: Literal["cosine", "constant", "linear", "step", "one_cycle", "plateau"] = Field(
+        "cosine", description="how lr moves within a phase"
+    )
+    warmup: float = Field(0.0, ge=0, lt=1, description="share of a phase's steps in which lr rises from zero")
+    factor: float = Field(0.1, gt=0, lt=1, description="of step and plateau: what lr is multiplied with each time")
+    every: float = Field(0.34, gt=0, lt=1, description="of step: share of a phase between two drops")
+    patience: int = Field(2, ge=0, description="of plateau: epochs without a lower validation loss before lr drops")
+
+    @model_validator(mode="after")
+    def _warmup_fits(self) -> Self:
+        if self.warmup and self.name in ("one_cycle", "plateau"):
+            why = "one_cycle rises by itself" if self.name == "one_cycle" else "plateau changes lr between epochs only"
+            raise rule_broken("warmup", "name", f"= {self.warmup} has no place here: {why}.", "Remove it, or choose another schedule.")
+        return self
+
+
+class Loss(Strict):
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target that is spread over all classes")
+    l2_sp: float = Field(0.0, ge=0, description="pull of the backbone towards where it started (L2-SP), instead of its weight decay")
+
+
+class Mix(Strict):
+    mixup: float = Field(0.0, ge=0, description="alpha of mixup: two pictures and their labels blended; 0 is none")
+    cutmix: float = Field(0.0, ge=0, description="alpha of cutmix: a piece of another picture pasted in; 0 is none")
+
+
+class Ema(Strict):
+    decay: float = Field(0.999, gt=0, lt=1, description="weight of the past in the moving average of the weights, after warm-up")
+
+
+class EarlyStopping(Strict):
+    patience: int = Field(ge=1, description="epochs without a better validation score before a phase ends")
+    min_delta: float = Field(0.0, ge=0, description="what counts as better")

@@ -1,0 +1,70 @@
+"""model: the backbone, the weights that it starts from, and the head on it."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from tlkit.recipe.fields.strict import Strict, rule_broken
+
+
+class FileWeights(Strict):
+    file: str = Field(min_length=1, title="FILE", description="a .safetensors or .pth file with the backbone's state dict")
+
+
+class RunWeights(Strict):
+    run: str = Field(min_length=1, title="DIR", description="the run folder, or the model folder, of an earlier run")
+
+
+class PackageWeights(Strict):
+    package: Literal["efficientnet-lite0"] = Field(description="weights from an installed pip package")
+
+
+PACKAGE_BACKBONES = {"efficientnet-lite0": "tf_efficientnet_lite0"}
+
+
+CLASSICAL_HEADS = ("svm", "logistic", "knn")
+"""Heads that scikit-learn fits on the features, after the phases."""
+
+
+class Head(Strict):
+    kind: Literal["linear", "mlp", "cosine", "locally_connected", "svm", "logistic", "knn"] = Field(
+        "linear", description="what turns features into class scores"
+    )
+    pool: Literal["avg", "max", "avgmax"] | None = Field(None, description="how maps become features; by default as the backbone does")
+    dropout: float = Field(0.0, ge=0, lt=1, description="share of features zeroed in training")
+    hidden: int = Field(512, ge=1, description="of mlp: width of the hidden layer")
+    filters: int = Field(32, ge=1, description="of locally_connected: filters at each place of the map")
+    c: float | None = Field(None, gt=0, description="of svm and logistic: scikit-learn's C; by default the best on validation")
+    neighbours: int = Field(5, ge=1, description="of knn: training pictures that vote")
+
+    @model_validator(mode="after")
+    def _has_what_it_names(self) -> Self:
+        for key, kinds in (("hidden", ("mlp",)), ("filters", ("locally_connected",)), ("c", ("svm", "logistic")), ("neighbours", ("knn",))):
+            if key in self.model_fields_set and self.kind not in kinds and getattr(self, key) != Head.model_fields[key].default:
+                problem = f"= {getattr(self, key)} does nothing: it is of {' and '.join(kinds)}, and kind is {self.kind}."
+                raise rule_broken(key, "kind", problem, f"Remove it, or set kind to {' or '.join(kinds)}.")
+        if self.kind == "locally_connected" and self.pool is not None:
+            raise rule_broken("pool", "kind", f"= '{self.pool}', but a locally_connected head sees the map itself.", "Remove it.")
+        if self.kind in CLASSICAL_HEADS and self.dropout:
+            raise rule_broken("dropout", "kind", f"= {self.dropout}, but {self.kind} is fitted without.", "Remove it.")
+        return self
+
+
+class Model(Strict):
+    backbone: str = Field(min_length=1, description="any timm model name")
+    weights: Literal["pretrained", "random"] | FileWeights | PackageWeights | RunWeights = Field(
+        "pretrained", description="where the backbone starts"
+    )
+    head: Head = Field(default_factory=Head, description="what is put on the backbone")
+    drop_path: float = Field(0.0, ge=0, lt=1, description="share of residual branches skipped in training, where the backbone has it")
+    auxiliary_loss: float = Field(0.3, ge=0, description="weight of the loss of each auxiliary head; only googlenet has some")
+
+    @model_validator(mode="after")
+    def _package_fits_backbone(self) -> Self:
+        # A tag, as in tf_efficientnet_lite0.in1k, names the same architecture.
+        if isinstance(self.weights, PackageWeights) and self.backbone.partition(".")[0] != PACKAGE_BACKBONES[self.weights.package]:
+            problem = f"= '{self.weights.package}' holds no weights for backbone '{self.backbone}'."
+            fitting = PACKAGE_BACKBONES[self.weights.package]
+            fix = f"Set model.backbone to {fitting}, or model.weights to pretrained, random or {{file: FILE}}."
+            raise rule_broken("weights.package", "backbone", problem, fix)
+        return self

@@ -1,0 +1,70 @@
+"""phases: what trains, for how long, at what rate."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from tlkit.recipe.fields.strict import Strict, rule_broken
+
+
+class FromStage(Strict):
+    from_: str = Field(alias="from", min_length=1, title="STAGE", description="the first stage that trains; everything after it trains too")
+
+
+class LastStages(Strict):
+    last: int = Field(ge=1, title="N", description="how many stages train, counted from the head")
+
+
+Train = Literal["head", "all", "norm", "bias"] | FromStage | LastStages
+BatchNorm = Literal["frozen", "adapt"]
+MasterPrecision = Literal["32-true", "16-mixed", "bf16-mixed"]
+"""Those that leave the weights in 32 bits, so that one phase can hand them to another."""
+
+
+class Phase(Strict):
+    train: Train = Field(description="what trains; all else is frozen, gradients and modes")
+    epochs: int = Field(ge=1, description="passes over the training split")
+    lr: float = Field(gt=0, description="highest learning rate")
+    batchnorm: BatchNorm = Field("adapt", description="statistics of batch-norm layers that train; of frozen layers they never move")
+    backbone_lr: float | None = Field(None, gt=0, le=1, description="the backbone's lr as a share of the head's")
+    layer_decay: float | None = Field(None, gt=0, le=1, description="factor on lr for every stage further from the head")
+    precision: MasterPrecision | None = Field(None, description="number format; by default trainer.precision")
+    compile: bool = Field(False, description="torch.compile: a minute or so before the first step, and quicker steps after it")
+
+    @model_validator(mode="after")
+    def _rates_have_stages(self) -> Self:
+        for key in ("backbone_lr", "layer_decay"):
+            if self.train == "head" and getattr(self, key) is not None:
+                problem = f"= {getattr(self, key)} does nothing: this phase trains the head alone."
+                raise rule_broken(key, "train", problem, "Remove it, or set train to all or {from: STAGE}.")
+        if self.backbone_lr is not None and self.layer_decay is not None:
+            problem = f"= {self.backbone_lr} and layer_decay = {self.layer_decay} both set the backbone's rates."
+            raise rule_broken("backbone_lr", "layer_decay", problem, "Keep one of them.")
+        return self
+
+
+class SolvedPhase(Strict):
+    """The linear head found by logistic regression on the frozen network's features: no epochs, and no learning rate to guess."""
+
+    train: Train = Field(description="what is solved: head, which alone can be")
+    solver: Literal["lbfgs"] = Field(description="in place of epochs and lr: solves to convergence, on training pictures as they are")
+    weight_decay: float | None = Field(
+        None, gt=0, description="times half the squared weights on standardised features; by default the best on validation"
+    )
+
+    @model_validator(mode="after")
+    def _head_alone_is_solved(self) -> Self:
+        if self.train != "head":
+            problem = "can't be solved: only the head is one linear layer on features that stay as they are."
+            raise rule_broken("train", "solver", problem, "Set it to head, or give epochs and lr in place of solver.")
+        return self
+
+
+def _kind_of_phase(value: Any) -> str:
+    solved = "solver" in value if isinstance(value, Mapping) else isinstance(value, SolvedPhase)
+    return "SolvedPhase" if solved else "Phase"
+
+
+AnyPhase = Annotated[Annotated[Phase, Tag("Phase")] | Annotated[SolvedPhase, Tag("SolvedPhase")], Discriminator(_kind_of_phase)]
+"""Tags are class names: faults are explained by them."""

@@ -1,0 +1,83 @@
+"""data.source: the places that pictures and labels come from."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from tlkit.recipe.fields.strict import Strict
+
+
+class FolderSource(Strict):
+    folder: str = Field(min_length=1, title="FOLDER", description="train/val/test folders of classes, or classes to be split")
+
+
+class TorchvisionSource(Strict):
+    torchvision: str = Field(min_length=1, title="NAME", description="a torchvision data set by its class name: CIFAR10, MNIST, ...")
+
+
+class CsvSource(Strict):
+    csv: str = Field(
+        min_length=1,
+        title="FILE",
+        description="a table with the columns path, label and, if needed, split and group; several labels are parted by |",
+    )
+    root: str | None = Field(None, min_length=1, title="DIR", description="folder that the paths are relative to; by default the table's")
+
+
+class ParquetSource(Strict):
+    parquet: str = Field(min_length=1, title="FILE", description="a table as for csv; a list in the column label is several labels")
+    root: str | None = Field(None, min_length=1, title="DIR", description="folder that the paths are relative to; by default the table's")
+
+
+_CLASSES = "names of the labels 0, 1, 2 ..., in this order"
+
+
+class IdxSource(Strict):
+    idx: str = Field(min_length=1, title="DIR", description="folder with MNIST's files: train-images-idx3-ubyte and so on, .gz or not")
+    classes: tuple[str, ...] = Field((), strict=False, description=_CLASSES)
+
+
+class NpzSource(Strict):
+    npz: str = Field(
+        min_length=1, title="FILE", description="arrays named x_train and y_train, train_images and train_labels, or images and labels"
+    )
+    classes: tuple[str, ...] = Field((), strict=False, description=_CLASSES)
+
+
+class NpySource(Strict):
+    npy: str = Field(min_length=1, title="FILE", description="pictures [N, H, W] or [N, H, W, C], uint8 or uint16")
+    labels: str = Field(min_length=1, title="FILE", description="an .npy file with a label for each picture")
+    classes: tuple[str, ...] = Field((), strict=False, description=_CLASSES)
+
+
+class HuggingFaceSource(Strict):
+    huggingface: str = Field(min_length=1, title="NAME", description="a data set of the hub, or a folder that has one")
+    image: str | None = Field(None, min_length=1, description="the column with pictures; by default the only one that has some")
+    label: str | None = Field(None, min_length=1, description="the column with labels; by default the only one with named classes")
+    config: str | None = Field(None, min_length=1, description="which of the data set's configurations")
+    revision: str | None = Field(None, min_length=1, description="branch, tag or commit on the hub")
+
+
+class WebDatasetSource(Strict):
+    webdataset: str = Field(min_length=1, title="SHARDS", description="tar files: shards/train-{000..009}.tar, or with * and ?")
+    val: str | None = Field(None, min_length=1, description="tar files of the validation split")
+    test: str | None = Field(None, min_length=1, description="tar files of the test split")
+    classes: tuple[str, ...] = Field((), strict=False, description=_CLASSES)
+
+
+class BundledSource(Strict):
+    bundled: Literal["fashion_mnist_mini"] = Field(description="a small real sample that ships with tlkit")
+
+
+Source = (
+    FolderSource
+    | CsvSource
+    | ParquetSource
+    | TorchvisionSource
+    | IdxSource
+    | NpzSource
+    | NpySource
+    | HuggingFaceSource
+    | WebDatasetSource
+    | BundledSource
+)

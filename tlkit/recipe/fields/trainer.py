@@ -1,0 +1,54 @@
+"""trainer and cache: what the run runs on, and what it keeps."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from tlkit.recipe.fields.strict import Strict, rule_broken
+
+
+class Cache(Strict):
+    """Activations of what is frozen, kept between epochs, phases and runs; and within a run, pictures as the network sees them."""
+
+    use: bool = Field(True, description="whether the frozen part runs once, and pictures are decoded once, instead of in every epoch")
+    budget_gb: float = Field(
+        10.0, gt=0, description="most that is kept on disk, over all runs; the longest unused goes first. As much for a run's pictures"
+    )
+    dtype: Literal["float32", "float16", "bfloat16"] = Field("float32", description="number format of what is kept")
+    half_over_budget: bool = Field(False, description="over budget, keep float16 rather than nothing")
+    views: int = Field(0, ge=0, le=1000, description="augmented versions kept of each training picture, taken in turns; 0 is none")
+
+
+class CheckpointEvery(Strict):
+    minutes: float = Field(10.0, gt=0, description="at most this much of an epoch is lost when a run is killed")
+
+
+OnNan = Literal["stop", "skip"]
+
+
+class Trainer(Strict):
+    """Mostly handed to Lightning's Trainer as it is."""
+
+    accelerator: str = Field("auto", description="auto | cpu | gpu | cuda | mps | tpu")
+    devices: Annotated[int, Field(ge=-1)] | list[int] | str = Field("auto", description="auto, how many, or which")
+    num_nodes: int = Field(1, ge=1, description="machines")
+    strategy: str = Field("auto", description="auto | ddp | fsdp | ...")
+    precision: Literal["32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true"] = Field(
+        "32-true", description="number format"
+    )
+    deterministic: bool = Field(True, description="same recipe, same machine kind, same numbers")
+    on_nan: OnNan = Field("stop", description="at a loss that is no number: stop, or skip the batch; its pictures are named either way")
+    checkpoint_every: CheckpointEvery = Field(
+        default_factory=CheckpointEvery, description="within an epoch; between two epochs one is written too, at most every 5 seconds"
+    )
+
+    @model_validator(mode="after")
+    def _has_a_device(self) -> Self:
+        if self.devices in (0, "0", "", []):
+            raise rule_broken(
+                "devices",
+                "devices",
+                f"= {self.devices!r} leaves no device to train on.",
+                "Expected auto, a count such as 1, or a list such as [0, 1].",
+            )
+        return self
