@@ -148,3 +148,13 @@ def test_nothing_is_left_behind_and_an_earlier_export_stays(proof: Proof, tmp_pa
 def test_the_spec_that_is_tampered_with_is_the_one_that_the_runtime_uses(artifact: Path) -> None:
     change_facts(artifact, {"resize": "stretch"})
     assert runtime_of(artifact).preprocessing == replace(Preprocessing.from_json(SPEC), resize="stretch")
+
+
+def test_a_difference_that_may_be_rounding_says_how_to_allow_it(artifact: Path, proof: Proof) -> None:
+    model = onnx.load(artifact / "model.onnx")
+    for weight in (tensor for tensor in model.graph.initializer if len(tensor.dims) == 2):
+        weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * np.float32(1.0003), weight.name))
+    onnx.save(model, artifact / "model.onnx")
+    change_facts(artifact, {})
+    with pytest.raises(ArtifactError, match="If it may: --tolerance 1e-3"):
+        prove(runtime_of(artifact), proof, 1e-6)

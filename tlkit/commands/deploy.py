@@ -52,7 +52,7 @@ def export_arguments(parser: ArgumentParser) -> None:
     help = "it takes normalised pictures, float32 [B, C, H, W]"
     entrance.add_argument("--float", dest="raw", action="store_false", help=help)
     parser.add_argument("--features", action="store_true", help="the network gives what its head sees, too")
-    parser.add_argument("--opset", type=int, default=18, metavar="N", help="of ONNX, 18 to 23; default: 18")
+    parser.add_argument("--opset", type=int, default=20, metavar="N", help="of ONNX, 18 to 23; default: 20")
     parser.add_argument("--out", type=Path, metavar="DIR", help="gets a folder a format; default: RUN/export")
     parser.add_argument("--zip", dest="zipped", action="store_true", help="make a .zip of each folder, too")
     help = "how many pictures prove the export, or all; default: 200 of the validation split"

@@ -20,6 +20,8 @@ TOLERANCE = 1e-4
 """Largest difference of a probability, in float32."""
 # Of normalised pictures, whose values are a few units: float32 rounds to 1e-7 of them.
 NORMALIZED_TOLERANCE = 1e-4
+MAYBE_ROUNDING = 1e-3
+ROUNDING = "\n  So little can come from rounding alone, which adds up in deep networks. If it may: --tolerance 1e-3."
 REVERSED = "the channels are in reverse order, BGR for RGB"
 LOOKED_AT = 8
 """Pictures with the largest differences that are followed step by step."""
@@ -61,6 +63,7 @@ def prove(runtime: Runtime, proof: Proof, tolerance: float) -> dict[str, Any]:
         f"(allowed: {tolerance:.2g}).\n"
         f"  What differs first is: {difference.part} ({difference.how}; picture {difference.sample.id})."
         + (f" Equal before it: {', '.join(equal)}." if equal else "")
+        + (ROUNDING if difference.part == "network" and measured["max_difference"] <= MAYBE_ROUNDING else "")
     )
 
 
