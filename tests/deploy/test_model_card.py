@@ -4,19 +4,21 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-import timm
 import torch
 import yaml
-from PIL import Image
+from PIL import ExifTags, Image
 
 from tests.local_hub import LocalHub, serve
+from tlkit.data.preprocess import Preprocessing
 from tlkit.deploy.model_card import model_card
 from tlkit.models.backbones import create_backbone
-from tlkit.models.checkpoint import ModelCard, load_model, save_model
+from tlkit.models.checkpoint import ModelCard, load_model, read_card, save_model
 from tlkit.models.classifier import Classifier
 from tlkit.recipe.fields.model import Head
 
@@ -130,15 +132,24 @@ def test_nothing_is_sent_where_the_hub_is_switched_off(folder: Path) -> None:
     assert "HF_HUB_OFFLINE is set" in done.stderr
 
 
-def test_timms_own_transforms_see_the_same_pictures(folder: Path) -> None:
-    model = timm.create_model(f"local-dir:{folder / 'model'}", pretrained=True).eval()
-    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
-    classifier, found = load_model(folder)
-    from tlkit.data.preprocess import Preprocessing
-
-    spec = Preprocessing.from_json(found.preprocessing)
+@pytest.mark.parametrize("resize", ["crop", "pad", "stretch"])
+def test_the_cards_own_lines_see_what_tlkit_sees(folder: Path, resize: str, capsys: pytest.CaptureFixture[str]) -> None:
+    classifier, made = load_model(folder)
+    save_model(folder / "model", classifier, replace(made, preprocessing={**SPEC, "resize": resize}))
+    spec = Preprocessing.from_json(read_card(folder / "model").preprocessing)
     for file in sorted((folder / "pictures").iterdir()):
-        ours = spec.normalize(torch.from_numpy(spec.read(file)[None]).permute(0, 3, 1, 2))
-        with torch.inference_mode():
-            theirs = model(transform(Image.open(file).convert("RGB"))[None])
-            torch.testing.assert_close(classifier(ours), theirs, atol=1e-5, rtol=0)
+        sideways = Image.Exif()
+        sideways[ExifTags.Base.Orientation] = 6
+        Image.open(file).save(file.with_suffix(".jpg"), exif=sideways)
+        lines = model_card(read_card(folder / "model")).split("```python\n")[1].split("```")[0]
+        lines = lines.replace("hf_hub:OWNER/NAME", f"local-dir:{folder / 'model'}").replace("picture.jpg", str(file.with_suffix(".jpg")))
+        found: dict[str, Any] = {}
+        exec(lines, found)  # as a reader of the card would
+        ours = classifier(spec.normalize(torch.from_numpy(spec.read(file.with_suffix(".jpg"))[None]).permute(0, 3, 1, 2)))
+        torch.testing.assert_close(ours, found["logits"], atol=1e-5, rtol=0)
+        assert capsys.readouterr().out.strip() == CLASSES[int(ours.argmax())]
+
+
+def test_what_timms_transforms_leave_to_the_reader_is_said() -> None:
+    assert "to lay transparent ones over white, and to make 8 bits of 16" in model_card(card())
+    assert "timm's transforms" not in model_card(card(kind="cosine"))

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,9 +14,10 @@ import torch
 from PIL import Image
 
 from tlkit.data.preprocess import Preprocessing
+from tlkit.deploy import export
 from tlkit.deploy.artifact import MANIFEST, write_manifest
 from tlkit.deploy.export import Wanted, export_run, make_artifact, runtime_of
-from tlkit.deploy.formats import Network, write_onnx_format
+from tlkit.deploy.formats import Network, write_onnx_format, write_openvino_format, write_torch_format
 from tlkit.deploy.parity import prove
 from tlkit.deploy.proof import Proof, proof_of_files
 from tlkit.deploy.runtime import Runtime
@@ -76,6 +78,24 @@ def refusal(artifact: Path, proof: Proof) -> str:
     return str(raised.value)
 
 
+def reverse_channels(file: Path) -> None:
+    """The network takes BGR for RGB."""
+    model = onnx.load(file)
+    reverse = onnx.helper.make_node("Gather", ["pictures", "order"], ["reversed"], axis=3)
+    for node in model.graph.node:
+        node.input[:] = ["reversed" if name == "pictures" else name for name in node.input]
+    model.graph.node.insert(0, reverse)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([2, 1, 0]), "order"))
+    onnx.save(model, file)
+
+
+def multiply_the_last_weights(file: Path, factor: float) -> None:
+    model = onnx.load(file)
+    for weight in (tensor for tensor in model.graph.initializer if len(tensor.dims) == 2):
+        weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * np.float32(factor), weight.name))
+    onnx.save(model, file)
+
+
 def test_the_export_as_it_is_passes(artifact: Path, proof: Proof) -> None:
     measured = prove(runtime_of(artifact), proof, 1e-4)
     assert measured["agreement"] == 1
@@ -103,13 +123,7 @@ def test_a_decoder_with_its_channels_in_reverse_is_named(artifact: Path, proof: 
 
 @pytest.mark.parametrize("artifact", ["raw"], indirect=True)
 def test_a_network_that_takes_its_channels_in_reverse_is_named(artifact: Path, proof: Proof) -> None:
-    model = onnx.load(artifact / "model.onnx")
-    reverse = onnx.helper.make_node("Gather", ["pictures", "order"], ["reversed"], axis=3)
-    for node in model.graph.node:
-        node.input[:] = ["reversed" if name == "pictures" else name for name in node.input]
-    model.graph.node.insert(0, reverse)
-    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([2, 1, 0]), "order"))
-    onnx.save(model, artifact / "model.onnx")
+    reverse_channels(artifact / "model.onnx")
     change_facts(artifact, {})
     assert "What differs first is: normalise (the channels are in reverse order" in (said := refusal(artifact, proof))
     assert "Equal before it: decode, resize." in said
@@ -124,25 +138,61 @@ def test_a_wrong_mean_or_std_is_named(proof: Proof, tmp_path: Path, wrong: dict[
 
 
 def test_wrong_weights_are_named(artifact: Path, proof: Proof) -> None:
-    model = onnx.load(artifact / "model.onnx")
-    for weight in (tensor for tensor in model.graph.initializer if len(tensor.dims) == 2):
-        weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * np.float32(1.5), weight.name))
-    onnx.save(model, artifact / "model.onnx")
+    multiply_the_last_weights(artifact / "model.onnx", 1.5)
     change_facts(artifact, {})
     assert "What differs first is: network (" in (said := refusal(artifact, proof))
     assert "Equal before it: decode, resize, normalise." in said
 
 
-def test_nothing_is_left_behind_and_an_earlier_export_stays(proof: Proof, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def spoil(patch: pytest.MonkeyPatch, what: str) -> None:
+    """One thing goes wrong in an export from now on."""
+
+    def write(folder: Path, network: Network) -> dict[str, object]:
+        if what == "mean":
+            network = replace(network, spec=replace(network.spec, mean=(0.485, 0.456, 0.406)))
+        facts = write_onnx_format(folder, network)
+        if what == "channels":
+            reverse_channels(folder / "model.onnx")
+        if what == "weights":
+            multiply_the_last_weights(folder / "model.onnx", 1.5)
+        return facts
+
+    if what == "decode":
+        patch.setattr(Runtime, "decode", lambda runtime, file: cv2.imread(str(file)))
+    if what == "resize":
+        patch.setattr(export, "_preprocessing", lambda spec: {**spec.to_json(), "resize": "stretch"})
+    patch.setitem(export.FORMATS, "onnx", write)
+
+
+@pytest.mark.parametrize(
+    ("what", "part"),
+    [("decode", "decode"), ("resize", "resize"), ("mean", "normalise"), ("channels", "normalise"), ("weights", "network")],
+)
+def test_nothing_is_left_behind_and_an_earlier_export_stays(
+    proof: Proof, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, part: str
+) -> None:
     save_model(tmp_path / "run/model", proof.classifier, proof.card)
-    wanted = Wanted(images=proof.files[0].parent)
+    wanted = Wanted(images=proof.files[0].parent, zipped=True)
     export_run(tmp_path / "run", wanted)
-    before = (tmp_path / "run/export/onnx" / MANIFEST).read_text()
-    monkeypatch.setattr(Runtime, "decode", lambda runtime, file: cv2.imread(str(file)))
-    with pytest.raises(ArtifactError, match="so nothing was exported"):
+    before = {file: file.read_bytes() for file in (tmp_path / "run/export").rglob("*") if file.is_file()}
+    spoil(monkeypatch, what)
+    with pytest.raises(ArtifactError, match=rf"so nothing was exported(.|\n)*What differs first is: {part} \("):
         export_run(tmp_path / "run", wanted)
-    assert [entry.name for entry in (tmp_path / "run/export").iterdir()] == ["onnx"]
-    assert (tmp_path / "run/export/onnx" / MANIFEST).read_text() == before
+    assert {file: file.read_bytes() for file in (tmp_path / "run/export").rglob("*") if file.is_file()} == before
+    with pytest.raises(ArtifactError):
+        export_run(tmp_path / "run", replace(wanted, out=tmp_path / "new"))
+    assert not list((tmp_path / "new").iterdir())
+
+
+@pytest.mark.parametrize("write", [write_openvino_format, write_torch_format])
+def test_where_a_network_cannot_be_looked_into_both_parts_are_named(
+    proof: Proof, tmp_path: Path, write: Callable[[Path, Network], dict[str, object]]
+) -> None:
+    if write is write_openvino_format:
+        pytest.importorskip("openvino")
+    network = Network(proof.classifier, proof.card, replace(proof.preprocessing, mean=(0.485, 0.456, 0.406)))
+    with pytest.raises(ArtifactError, match=r"What differs first is: normalise or network \(.*Equal before it: decode, resize\."):
+        make_artifact(tmp_path / "it", write, network, proof, Wanted())
 
 
 def test_the_spec_that_is_tampered_with_is_the_one_that_the_runtime_uses(artifact: Path) -> None:
@@ -151,10 +201,7 @@ def test_the_spec_that_is_tampered_with_is_the_one_that_the_runtime_uses(artifac
 
 
 def test_a_difference_that_may_be_rounding_says_how_to_allow_it(artifact: Path, proof: Proof) -> None:
-    model = onnx.load(artifact / "model.onnx")
-    for weight in (tensor for tensor in model.graph.initializer if len(tensor.dims) == 2):
-        weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * np.float32(1.0003), weight.name))
-    onnx.save(model, artifact / "model.onnx")
+    multiply_the_last_weights(artifact / "model.onnx", 1.0003)
     change_facts(artifact, {})
     with pytest.raises(ArtifactError, match="If it may: --tolerance 1e-3"):
         prove(runtime_of(artifact), proof, 1e-6)

@@ -1,6 +1,7 @@
 """`tlkit predict` on folders, globs and lists, into files that are gone on with, and the features of pictures."""
 
 import csv
+import importlib
 import io
 import json
 import os
@@ -16,6 +17,7 @@ import torch
 from PIL import Image
 
 from tlkit.cli import main
+from tlkit.deploy import feature_files
 from tlkit.models.backbones import create_backbone
 from tlkit.models.checkpoint import ModelCard, load_model, save_model
 from tlkit.models.classifier import Classifier
@@ -218,3 +220,65 @@ def test_features_are_what_the_head_sees(tmp_path: Path, capsys: pytest.CaptureF
     assert table["path"] == [answer["path"] for answer in answers] + ["nowhere.png"]
     assert table["features"][-1] is None
     assert np.array(table["features"][:-1], np.float32) == pytest.approx(features)
+
+
+@pytest.mark.parametrize("ending", ["npz", "parquet"])
+def test_features_go_on_after_any_tear(ending: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if ending == "parquet":
+        pytest.importorskip("pyarrow")
+    odd = tmp_path / "a\n\udcff.png"
+    odd.write_bytes(Path("photos/b/001.png").read_bytes())
+    words = ["predict", "model", "photos", str(odd), "nowhere.png", "--features", "--out"]
+    file, parts = tmp_path / f"out.{ending}", tmp_path / f"out.{ending}.parts"
+    assert main([*words, str(tmp_path / f"whole.{ending}")]) == 2
+    names, features = _features(tmp_path / f"whole.{ending}")
+
+    stopped = ["predict", "model", "photos/a", "photos/b/00*", "--features", "--out", str(file)]
+    for features_lost, names_lost in ((0, 0), (1, 0), (0, 1), (4 * 70, 3), (0, 10**6), (10**6, 10**6)):
+        _stop_before_the_end(stopped)
+        for part, lost in (("features", features_lost), ("names", names_lost)):
+            size = (parts / part).stat().st_size
+            os.truncate(parts / part, max(0, size - lost))
+        assert main([*words, str(file), "--resume"]) == 2
+        found_names, found_features = _features(file)
+        assert found_names == names, (features_lost, names_lost)
+        assert found_features == pytest.approx(features, abs=1e-6), (features_lost, names_lost)  # other batches round otherwise
+        assert not parts.exists()
+        file.unlink()
+    assert "1 of 102 files could not be read" in capsys.readouterr().err
+
+
+def _features(file: Path) -> tuple[list[str], np.ndarray]:
+    """Names, those of unreadable files at the end, and the features of the others."""
+    if file.suffix == ".npz":
+        with np.load(file, allow_pickle=False) as found:
+            return [*found["paths"], *found["unreadable"]], found["features"]
+    table = importlib.import_module("pyarrow.parquet").read_table(file).to_pydict()
+    return table["path"], np.array([row for row in table["features"] if row is not None], np.float32)
+
+
+def _stop_before_the_end(words: list[str]) -> None:
+    """What Ctrl-C leaves, just before the parts are put together."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(feature_files, "_writer_of", lambda _: stop)
+        assert main(words) == 130
+
+
+def test_features_of_another_model_are_not_gone_on_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--features", "--out", str(tmp_path / "f.npz")]
+    (tmp_path / "f.npz.parts").mkdir()
+    assert main(["predict", "model", "photos", *words]) == 2
+    assert "an earlier call for it was stopped" in capsys.readouterr().err
+    (tmp_path / "f.npz.parts").rmdir()
+    assert main(["predict", "model", "photos", *words]) == 0
+    assert main(["predict", "model", "photos", *words, "--resume"]) == 2
+    assert "f.npz is whole" in capsys.readouterr().err
+    _stop_before_the_end(["predict", "model", "photos", "--features", "--out", str(tmp_path / "g.npz")])
+    assert main(["predict", "other", "photos", "--features", "--out", str(tmp_path / "g.npz"), "--resume"]) == 2
+    assert "g.npz was begun with another model" in capsys.readouterr().err
+    assert main(["predict", "model", "photos", "--features", "--out", str(tmp_path / "g.npz"), "--resume"]) == 0
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["f.npz", "g.npz"]

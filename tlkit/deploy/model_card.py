@@ -7,6 +7,7 @@ from typing import Any
 from huggingface_hub import EvalResult, HfApi, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
+from tlkit.data.decode import WHITE
 from tlkit.errors import TlkitError
 from tlkit.models.backbones import pretrained_cfg
 from tlkit.models.checkpoint import ModelCard
@@ -20,6 +21,8 @@ _WORDS = {
     "exact_match": "exact match (every label of a picture right)",
     "mean_average_precision": "mean average precision",
 }
+_PILLOW_MODES = {1: "L", 3: "RGB"}
+"""By the number of channels."""
 _TEXT = """---
 {metadata}
 ---
@@ -164,25 +167,29 @@ def _table(metrics: Mapping[str, Any]) -> str:
 
 
 def _usage(card: ModelCard) -> str:
-    lines = ["import timm", ""]
+    lines = ["import timm", "from PIL import Image, ImageOps", ""]
     if card.backbone.startswith("googlenet"):
-        lines[1:1] = ["import tlkit.models.googlenet  # plain timm has no GoogLeNet"]
-    model = "timm.create_model('hf_hub:OWNER/NAME', pretrained=True).eval()  # or 'local-dir:FOLDER'"
-    if card.head.kind in LINEAR_HEADS:
+        lines[2:2] = ["import tlkit.models.googlenet  # plain timm has no GoogLeNet"]
+    if _timm_names_classes(card):
         lines += [
-            f"model = {model}",
+            "model = timm.create_model('hf_hub:OWNER/NAME', pretrained=True).eval()  # or 'local-dir:FOLDER'",
             "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))",
-            "logits = model(transform(picture).unsqueeze(0))  # picture: a PIL image in RGB",
+            f"picture = ImageOps.exif_transpose(Image.open('picture.jpg')).convert('{_PILLOW_MODES[len(card.preprocessing['mean'])]}')",
+            "logits = model(transform(picture).unsqueeze(0))",
             "print(model.pretrained_cfg['label_names'][logits.argmax()])",
         ]
     else:
-        lines += [
-            "# The head is tlkit's own; timm alone would give its features.",
+        lines = [
+            "# timm alone would give what the head sees, not classes.",
             "import tlkit",
             "",
             "tlkit.predict('FOLDER', ['picture.jpg'])",
         ]
     return "\n".join(lines)
+
+
+def _timm_names_classes(card: ModelCard) -> bool:
+    return card.head.kind in LINEAR_HEADS and len(card.preprocessing["mean"]) in _PILLOW_MODES
 
 
 def _limits(card: ModelCard) -> str:
@@ -191,10 +198,21 @@ def _limits(card: ModelCard) -> str:
         lines.append(f"- Its {card.head.kind} head lies in head.safetensors, which timm alone doesn't read.")
     if card.mean_picture is not None:
         lines.append("- timm's transforms don't subtract its mean picture (mean_picture.safetensors): use tlkit, or do that yourself.")
+    if _timm_names_classes(card):
+        lines.append(
+            "- timm's transforms resize, crop and pad as in training, to the pixel. What they leave to you: to turn pictures upright (as "
+            f"above), to lay transparent ones over {_background(card)}, and to make 8 bits of 16. tlkit does all three."
+        )
     small = min(card.metrics.get("pictures", {}).get("test") or 10**9, (card.metrics.get("test") or {}).get("pictures", 10**9))
     if small < 100:
         lines.append(f"- It was measured on {small} pictures only: the interval is wide.")
     return "\n".join(lines) + ("\n" if lines else "")
+
+
+def _background(card: ModelCard) -> str:
+    """Of pictures with transparency: `white`, or its RGB."""
+    colour = tuple(card.preprocessing.get("background", WHITE))
+    return "white" if colour == WHITE else f"RGB {colour}"
 
 
 def _source(card: ModelCard) -> str:

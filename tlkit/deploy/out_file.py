@@ -31,9 +31,9 @@ class Rows:
     def without(self, names: Iterable[str]) -> Iterator[str]:
         """The names that have no row yet."""
         for name in names:
-            digest = np.uint64(_digest(name))
-            place = int(np.searchsorted(self.names, digest))
-            if place == len(self.names) or self.names[place] != digest:
+            wanted = np.uint64(digest(name))
+            place = int(np.searchsorted(self.names, wanted))
+            if place == len(self.names) or self.names[place] != wanted:
                 yield name
 
 
@@ -47,22 +47,29 @@ def open_out(file: Path, layout: Layout, made_by: Mapping[str, Any], *, resume: 
     made_by: what the rows depend on; it is kept beside the file, and another call may only go on with the same.
     Raises DataError if the file exists and resume doesn't, if it was made otherwise, or if another call is writing it.
     """
-    from filelock import FileLock, Timeout
-
     notes = notes_file(file)
     check_out(file)
+    with only_writer(file):
+        if not (resume and file.exists()):
+            _refuse_existing(file)
+            write_notes(notes, made_by)
+            file.write_bytes(layout.begin.encode())
+        check_notes(file, notes, made_by)
+        rows = _read_rows(file, layout)
+        with file.open("ab") as opened:
+            yield opened, rows
+
+
+@contextmanager
+def only_writer(file: Path) -> Iterator[None]:
+    """Raises DataError if another call is writing the file."""
+    from filelock import FileLock, Timeout
+
     lock = file.with_name(f".{file.name}.lock")
     try:
         with FileLock(lock, timeout=0):
             try:
-                if not (resume and file.exists()):
-                    _refuse_existing(file)
-                    notes.write_text(json.dumps(made_by, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-                    file.write_bytes(layout.begin.encode())
-                _check_notes(file, notes, made_by)
-                rows = _read_rows(file, layout)
-                with file.open("ab") as opened:
-                    yield opened, rows
+                yield
             finally:
                 lock.unlink(missing_ok=True)
     except Timeout as error:
@@ -79,12 +86,16 @@ def notes_file(file: Path) -> Path:
     return file.with_name(f"{file.name}.made_by.json")
 
 
+def write_notes(notes: Path, made_by: Mapping[str, Any]) -> None:
+    notes.write_text(json.dumps(made_by, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def _refuse_existing(file: Path) -> None:
     if file.exists():
         raise DataError(f"--out {file}: the file exists.\n  Go on with it by --resume, or remove it, or write to another file.")
 
 
-def _check_notes(file: Path, notes: Path, made_by: Mapping[str, Any]) -> None:
+def check_notes(file: Path, notes: Path, made_by: Mapping[str, Any]) -> None:
     try:
         before = json.loads(notes.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -111,12 +122,16 @@ def _read_rows(file: Path, layout: Layout) -> Rows:
                     raise DataError(f"--resume: {file} does not begin with the header of this call.\n  Write to another file.")
                 continue
             path, failed = _row_of(file, number + 1, record, as_csv=as_csv)
-            digests.append(_digest(path))
+            digests.append(digest(path))
             unreadable += failed
     os.truncate(file, end)
     if as_csv and end == 0:
         file.write_bytes(layout.begin.encode())
-    return Rows(np.sort(np.frombuffer(digests, np.uint64)) if digests else NO_ROWS.names, unreadable)
+    return Rows(sorted_digests(digests), unreadable)
+
+
+def sorted_digests(digests: "array[int]") -> NDArray[np.uint64]:
+    return np.sort(np.frombuffer(digests, np.uint64)) if digests else NO_ROWS.names
 
 
 def _whole_records(opened: BinaryIO, *, as_csv: bool) -> Iterator[bytes]:
@@ -142,5 +157,6 @@ def _row_of(file: Path, number: int, record: bytes, *, as_csv: bool) -> tuple[st
         raise DataError(f"--resume: row {number} of {file} was not written by tlkit: {error}\n  Write to another file.") from error
 
 
-def _digest(name: str) -> int:
+def digest(name: str) -> int:
+    """Of a file name: the key of Rows.names."""
     return int.from_bytes(blake2b(os.fsencode(name), digest_size=8).digest())

@@ -22,6 +22,7 @@ TOLERANCE = 1e-4
 NORMALIZED_TOLERANCE = 1e-4
 MAYBE_ROUNDING = 1e-3
 ROUNDING = "\n  So little can come from rounding alone, which adds up in deep networks. If it may: --tolerance 1e-3."
+PARTS = ("decode", "resize", "normalise", "network")
 REVERSED = "the channels are in reverse order, BGR for RGB"
 LOOKED_AT = 8
 """Pictures with the largest differences that are followed step by step."""
@@ -29,7 +30,7 @@ LOOKED_AT = 8
 
 @dataclass(frozen=True)
 class Difference:
-    """part: decode, resize, normalise or network. how: in words. sample: the picture that shows it."""
+    """part: of PARTS, or the last two where a network can't be looked into. how: in words. sample: the picture that shows it."""
 
     part: str
     how: str
@@ -55,15 +56,14 @@ def prove(runtime: Runtime, proof: Proof, tolerance: float) -> dict[str, Any]:
         return {**measured, "tolerance": tolerance}
     worst = np.argsort(-np.abs(proof.probabilities - found).max(1), kind="stable")[:LOOKED_AT]
     difference = first_difference(runtime, proof, worst.tolist())
-    order = ("decode", "resize", "normalise", "network")
-    equal = order[: order.index(difference.part)]
+    equal = PARTS[: PARTS.index(difference.part.split()[0])]
     raise ArtifactError(
         f"The {runtime.artifact.format} export doesn't answer as the model does, so nothing was exported: of {proof.what}, "
         f"{1 - measured['agreement']:.1%} get another answer, and a probability differs by up to {measured['max_difference']:.2g} "
         f"(allowed: {tolerance:.2g}).\n"
         f"  What differs first is: {difference.part} ({difference.how}; picture {difference.sample.id})."
         + (f" Equal before it: {', '.join(equal)}." if equal else "")
-        + (ROUNDING if difference.part == "network" and measured["max_difference"] <= MAYBE_ROUNDING else "")
+        + (ROUNDING if difference.part.endswith("network") and measured["max_difference"] <= MAYBE_ROUNDING else "")
     )
 
 
@@ -79,6 +79,8 @@ def first_difference(runtime: Runtime, proof: Proof, numbers: list[int]) -> Diff
         if found:
             (commonest, _), *_ = Counter(found.values()).most_common(1)
             return Difference(part, commonest, proof.samples[next(i for i in found if found[i] == commonest)])
+    if normalized_by(runtime, _fitted(runtime, proof, numbers[0])[0][None]) is None:
+        return Difference("normalise or network", "the same resized pictures get other probabilities", proof.samples[numbers[0]])
     return Difference("network", "the same normalised pictures get other probabilities", proof.samples[numbers[0]])
 
 

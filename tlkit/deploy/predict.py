@@ -104,8 +104,8 @@ class Tally:
 def _format_of(asked: Asked) -> Format:
     """Raises DataError where options don't fit each other."""
     if asked.features:
-        if asked.out is None or asked.resume or asked.format:
-            raise DataError("--features takes neither --format nor --resume, and needs --out.\n  Add --out FILE.npz or --out FILE.parquet.")
+        if asked.out is None or asked.format:
+            raise DataError("--features takes no --format, and needs --out.\n  Add --out FILE.npz or --out FILE.parquet.")
         return "table"
     if asked.out is None:
         if asked.resume:
@@ -176,12 +176,17 @@ def _write_features(predictor: Predictor, asked: Asked, file: Path) -> Tally:
     if predictor.features is None:
         raise DataError("--features: this artifact gives probabilities alone.\n  Export the run with --features, or name the run itself.")
     tally = Tally()
-    with open_features(file) as write, progress(_count(asked)) as advance:
-        for batch in batches(predictor.preprocessing, _names(asked)):
-            features = predictor.features(batch.pictures) if batch.pictures is not None else np.empty((0, 0), np.float32)
-            write(batch.readable, features, [batch.names[i] for i in batch.errors])
-            tally.add(len(batch.names), batch.errors.values())
-            advance(len(batch.names))
+    size, channels = predictor.preprocessing.image_size, predictor.preprocessing.channels
+    width = predictor.features(np.zeros((1, size, size, channels), np.uint8)).shape[1]
+    made_by = {"model": predictor.fingerprint, "number of features": width}
+    with open_features(file, width, made_by, resume=asked.resume) as (write, rows):
+        tally.earlier, tally.unreadable = len(rows.names), rows.unreadable
+        with progress(_count(asked, len(rows.names))) as advance:
+            for batch in batches(predictor.preprocessing, rows.without(_names(asked))):
+                features = predictor.features(batch.pictures) if batch.pictures is not None else np.empty((0, width), np.float32)
+                write(batch.readable, features, [batch.names[i] for i in batch.errors])
+                tally.add(len(batch.names), batch.errors.values())
+                advance(len(batch.names))
     return tally
 
 
