@@ -289,13 +289,13 @@ def test_passwords_in_addresses_are_hidden_and_nothing_else() -> None:
 # --- recipes that attack ---
 
 LIMITED = """
-import resource, sys
+import resource, sys, time
 resource.setrlimit(resource.RLIMIT_AS, (400_000_000, 400_000_000))
 from tlkit.cli import main
 code = main(["check", *sys.argv[1:]])
 # Not ru_maxrss, which begins with what the parent process had.
 (peak,) = [line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")]
-print(int(peak) // 1000, file=sys.stderr)
+print(int(peak) // 1000, time.process_time(), file=sys.stderr)
 sys.exit(code)
 """
 LAUGHS = "a: &a [lol, lol, lol]\n" + "".join(
@@ -311,6 +311,11 @@ ATTACKS = {
     "90,000 values": ("phases: [" + "1," * 90_000 + "]", "has more than 4,000 keys and values."),
     "10,000 unknown keys": ("".join(f"key{i}: 1\n" for i in range(10_000)), "has more than 4,000 keys and values."),
     "a number of 190,000 digits": ("seed: " + "9" * 190_000, "seed = "),
+    "3,900 tags": ("augment: [" + ", ".join(["!x y"] * 3_900) + "]", "has more than these 100 faults."),
+    "3,900 aliases": ("seed: &a 1\naugment: [" + ", ".join(["*a"] * 3_900) + "]", "has more than these 100 faults."),
+    "3,900 unknown words": ("augment: [" + ", ".join(f"HorizontalFlp{i}" for i in range(3_900)) + "]", "has more than these 100 faults."),
+    "1,900 unknown keys": ("".join(f"horizontal_{i}: 1\n" for i in range(1_900)), "has more than these 100 faults."),
+    "a name of 190,000 letters": ("name: " + "x" * 190_000, "name = "),
 }
 
 
@@ -325,7 +330,9 @@ def test_an_attacking_recipe_is_refused_soon_and_in_little_memory(attack: str, t
     )
     assert done.returncode == 2, done.stderr[-500:]
     assert words in done.stderr
-    assert int(done.stderr.splitlines()[-1]) < 200  # MB at its peak
+    megabytes, seconds = map(float, done.stderr.splitlines()[-1].split())
+    assert megabytes < 200
+    assert seconds < 1  # of a processor
     assert not (tmp_path / "sprung").exists()
 
 
@@ -339,4 +346,6 @@ def test_an_attacking_override_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
     ):
         assert main(["check", "quickstart", f"augment={value}"]) == 2
         assert words in capsys.readouterr().err
+    assert main(["check", "quickstart", *["seed=1"] * 201]) == 2
+    assert "override comes 201 times; at most 200." in capsys.readouterr().err
     assert not Path("sprung").exists()

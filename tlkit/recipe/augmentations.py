@@ -6,7 +6,7 @@ from importlib.resources import files
 from typing import Any
 
 from tlkit.errors import Fault, did_you_mean, expected_one_of
-from tlkit.recipe.explain import schema_faults, shown
+from tlkit.recipe.explain import MOST_FAULTS, schema_faults, shown
 from tlkit.recipe.fields.augment import AUTO_AUGMENT
 
 TABLE = "albumentations_2_0_8.json"
@@ -111,6 +111,8 @@ def read_augment(value: Any, channels: int = 3) -> tuple[list[dict[str, Any]], l
     for index, item in enumerate(value):
         found = _item_faults(f"augment[{index}]", item, channels)
         faults += found
+        if len(faults) > MOST_FAULTS:
+            break
         if not found:
             ((name, arguments),) = item.items() if isinstance(item, dict) else [(item, {})]
             items.append({"name": name, "arguments": _in_full(name, arguments or {})})
@@ -166,7 +168,9 @@ def _channel_problem(name: str, channels: int) -> str:
 def _argument_faults(key: str, name: str, arguments: dict[str, Any]) -> list[Fault]:
     accepted = transforms()[name]
     unknown = [word for word in arguments if word not in accepted]
-    faults = [Fault(f"{key}.{word}", f"is not an argument of {name}.", expected_one_of(word, accepted)) for word in unknown]
+    faults = [
+        Fault(f"{key}.{word}", f"is not an argument of {name}.", expected_one_of(word, accepted)) for word in unknown[: MOST_FAULTS + 1]
+    ]
     p = arguments.get("p", 0.5)
     if isinstance(p, bool) or not isinstance(p, int | float) or not 0 <= p <= 1:
         faults.append(Fault(f"{key}.p", f"= {shown(p)} is no probability.", "Expected a number from 0 to 1."))

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -11,6 +12,9 @@ from pydantic.fields import FieldInfo
 from tlkit.errors import Fault, did_you_mean, expected_one_of
 from tlkit.recipe.schema import Recipe, nearest_place
 from tlkit.recipe.yaml12 import WHOLE, join, scalar
+
+MOST_FAULTS = 100
+"""Are explained: nobody reads more at once, and to look for the nearest word of thousands takes seconds."""
 
 
 def schema_faults(value: Any, places: Mapping[str, str], *, model: type[BaseModel] = Recipe, key: str = "") -> list[Fault]:
@@ -22,7 +26,7 @@ def schema_faults(value: Any, places: Mapping[str, str], *, model: type[BaseMode
     try:
         model.model_validate(value)
     except ValidationError as error:
-        return list(_explain(error, model, value, key, places))
+        return list(islice(_explain(error, model, value, key, places), MOST_FAULTS + 1))
     return []
 
 

@@ -1,7 +1,7 @@
 """A recipe file and `key=value` overrides -> Recipe, or everything that is wrong with them at once; and back to YAML."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from io import StringIO
 from pathlib import Path
@@ -11,15 +11,18 @@ from ruamel.yaml import YAML
 
 from tlkit.errors import Fault, RecipeError
 from tlkit.recipe.augmentations import read_augment
-from tlkit.recipe.explain import schema_faults, shown
+from tlkit.recipe.explain import MOST_FAULTS, schema_faults, shown
 from tlkit.recipe.schema import Recipe, nearest_place
 from tlkit.recipe.yaml12 import WHOLE, Document, read_yaml
 from tlkit.shipped import shipped
 
 MAX_BYTES = 200_000
+MAX_OVERRIDES = 200
+"""Ten times what fits on a screen; each takes a millisecond."""
 
 _PATH = re.compile(r"[A-Za-z_]\w*(\[\d{1,6}\])*(\.[A-Za-z_]\w*(\[\d{1,6}\])*)*")
 _STEP = re.compile(r"\w+|\[\d+\]")
+_BELOW = re.compile(r"[.\[]")
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -30,6 +33,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     file = find_recipe(path)
     name = _short(file)
     document = read_yaml(_text_of(file), lambda line: f"{name}:{line}")
+    if len(overrides) > MAX_OVERRIDES:
+        raise RecipeError([Fault("override", f"comes {len(overrides):,} times; at most {MAX_OVERRIDES}.", "Write them into the recipe.")])
     for override in overrides:
         _override(document, override)
     return _recipe(document, name)
@@ -77,16 +82,17 @@ def recipe_yaml(recipe: Recipe) -> str:
 def _recipe(document: Document, name: str) -> Recipe:
     if document.value is None and not document.faults:
         raise RecipeError([Fault(name, "is empty.", "A recipe has at least the keys name, data, model and phases.")])
-    values, faults = document.value, list(document.faults)
+    values = document.value
+    faults: list[Fault] = []
     if isinstance(values, dict) and "augment" in values:
         augment, found = read_augment(values["augment"], _channels(values.get("data")))
         values = {**values, "augment": augment}
         faults += found
     faults += schema_faults(values, document.places)
     # What could not be read has been named already, and so has what lies below it.
-    kept = [fault for fault in faults if fault in document.faults or not _within(fault.key, document.broken)]
+    kept = [*document.faults, *(fault for fault in faults if not _within(fault.key, document.broken))]
     if kept:
-        raise RecipeError(sorted((fault.at(nearest_place(document.places, fault.key)) for fault in kept), key=_by_line))
+        raise RecipeError(_told(fault.at(nearest_place(document.places, fault.key)) for fault in kept))
     recipe = Recipe.model_validate(values)
     recipe._places.update(document.places)
     return recipe
@@ -99,7 +105,16 @@ def _channels(data: Any) -> int:
 
 
 def _within(key: str, keys: set[str]) -> bool:
-    return any(key == other or key.startswith((f"{other}.", f"{other}[")) for other in keys)
+    """Whether it is one of the keys or lies below one."""
+    return key in keys or any(key[: below.start()] in keys for below in _BELOW.finditer(key))
+
+
+def _told(faults: Iterable[Fault]) -> list[Fault]:
+    """In order; of very many the first ones, and that there are more."""
+    in_order = sorted(faults, key=_by_line)
+    if len(in_order) <= MOST_FAULTS:
+        return in_order
+    return [*in_order[:MOST_FAULTS], Fault(WHOLE, f"has more than these {MOST_FAULTS} faults.", "Mend them first.")]
 
 
 def _by_line(fault: Fault) -> tuple[bool, int]:
@@ -152,11 +167,15 @@ def _override(document: Document, override: str) -> None:
         document.faults.append(fault.at(place))
         return
     # What was wrong in the file is replaced; what is wrong in an earlier override is still a slip of the user.
-    replaced = [fault for fault in document.faults if _within(fault.key, {key}) and not fault.place.startswith("override ")]
-    document.faults = [fault for fault in document.faults if fault not in replaced] + value.faults
-    document.broken = {broken for broken in document.broken if not _within(broken, {key})} | value.broken
-    kept = {written: where for written, where in document.places.items() if not _within(written, {key})}
-    document.places = {**kept, **value.places}
+    below = (f"{key}.", f"{key}[")
+
+    def replaced(written: str) -> bool:
+        return written == key or written.startswith(below)
+
+    kept_faults = [fault for fault in document.faults if fault.place.startswith("override ") or not replaced(fault.key)]
+    document.faults = kept_faults + value.faults
+    document.broken = {broken for broken in document.broken if not replaced(broken)} | value.broken
+    document.places = {written: where for written, where in document.places.items() if not replaced(written)} | value.places
 
 
 def _set(document: Document, key: str, value: Any, place: str) -> Fault | None:

@@ -25,7 +25,10 @@ Imbalance = Literal["none", "loss_weights", "sampler", "logit_adjust"]
 
 
 class Recipe(Strict):
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="letters, digits and . _ -; names the run folder runs/NAME/NNN")
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
+        description="up to 100 letters, digits and . _ -; names the run folder runs/NAME/NNN",
+    )
     seed: int = Field(0, ge=0, lt=2**32, description="decides splits, initial weights, order and augmentation")
     task: Task = Field("multiclass", description="one label for each picture, or any number of them")
     data: Data = Field(description="where pictures come from and how they reach the network")
