@@ -103,8 +103,8 @@ def test_a_recipes_splits_size_and_limit_are_used(tmp_path: Path, capsys: pytest
 
 
 def test_what_can_not_be_surveyed_is_said(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["data", "stats", str(folder), "data.limit=3"]) == 2
-    assert "is a folder, and data.limit=3 changes a recipe" in capsys.readouterr().err
+    assert main(["data", "stats", str(folder), "data.limt=3"]) == 2
+    assert "data.limt is not a key of data" in capsys.readouterr().err
     assert main(["data", "stats", str(tmp_path / "none")]) == 2
     assert "does not exist" in capsys.readouterr().err
     assert main(["data", "stats", str(folder), "--out", str(folder / "test/cat/00.bmp")]) == 2

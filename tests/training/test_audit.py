@@ -107,7 +107,7 @@ def test_pictures_that_cannot_be_read_are_counted_and_the_others_audited(planted
     ("words", "said"),
     [
         (["nowhere"], "nowhere"),
-        (["{folder}", "model.backbone=resnet18"], "changes a recipe"),
+        (["{folder}", "model.backbon=resnet18"], "Did you mean 'backbone'?"),
         (["{folder}/train/bag"], "no class folders"),
         (["{folder}/train/bag/bag9.png"], "bag9.png"),
     ],

@@ -1,12 +1,19 @@
 """Arguments that several commands take."""
 
+import json
+import re
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tlkit.errors import TlkitError
+
 if TYPE_CHECKING:
     from tlkit.recipe.schema import Recipe
+
+FILES = {".csv": "csv", ".parquet": "parquet", ".npz": "npz", ".tar": "webdataset"}
+"""Ending -> the key of `data.source` that takes such a file."""
 
 
 def recipe_arguments(parser: ArgumentParser) -> None:
@@ -24,19 +31,66 @@ def offline_arguments(parser: ArgumentParser) -> None:
 
 def recipe_to_run(arguments: Namespace) -> "Recipe":
     """The recipe, with what it needs in the folder that the user named; before torch is loaded: a slip in a recipe is told at once."""
+    recipe = _found_offline(arguments, arguments.recipe, arguments.overrides)
+    print(f"{recipe.name}: loading torch, then looking for pictures and weights", file=sys.stderr)
+    return recipe
+
+
+def _found_offline(arguments: Namespace, name: str, overrides: list[str]) -> "Recipe":
     from tlkit.recipe.fetched import MANIFEST, from_folder, go_offline
     from tlkit.recipe.load import find_recipe, load_recipe
 
-    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    recipe = load_recipe(name, overrides)
     folder: Path | None = arguments.fetched
-    if arguments.offline and folder is None and (beside := find_recipe(arguments.recipe).parent / MANIFEST).is_file():
+    if arguments.offline and folder is None and (beside := find_recipe(name).parent / MANIFEST).is_file():
         folder = beside.parent
     if arguments.offline or folder is not None:
         go_offline(folder)
-    if folder is not None:
-        recipe = from_folder(recipe, folder)
-    print(f"{recipe.name}: loading torch, then looking for pictures and weights", file=sys.stderr)
-    return recipe
+    return recipe if folder is None else from_folder(recipe, folder)
+
+
+def pictures_arguments(parser: ArgumentParser) -> None:
+    help = "pictures as they lie (a folder, .csv, .parquet, .npz, 'shards/*.tar'), or a recipe"
+    parser.add_argument("pictures", metavar="DIR|RECIPE", help=help)
+    help = "changes one key of the recipe: data.channels=1, augment=medium, data.seed=1"
+    parser.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help=help)
+    offline_arguments(parser)
+
+
+def pictures_recipe(arguments: Namespace, *, fitted: str = "") -> tuple["Recipe", bool]:
+    """The recipe, or for pictures as they lie the quickstart's with these pictures and no augmentation; and whether it is the latter.
+
+    fitted: keys of `data` for pictures as they lie.
+    """
+    source = source_of(arguments.pictures)
+    if source is None:
+        return _found_offline(arguments, arguments.pictures, arguments.overrides), False
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(arguments.pictures).resolve().stem).strip("-._") or "pictures"
+    data = f"data={{source: {json.dumps(source)}{fitted and f', {fitted}'}}}"
+    return _found_offline(arguments, "quickstart", [f"name={json.dumps(name)}", data, "augment=[]", *arguments.overrides]), True
+
+
+def source_of(pictures: str) -> dict[str, str] | None:
+    """`data.source` for pictures as they lie, known by their files' names; None for a recipe.
+
+    Raises TlkitError for an .npy, which has no labels.
+    """
+    place = Path(pictures).expanduser()
+    if place.is_dir():
+        names = {entry.name for entry in place.iterdir()}
+        if names & {"train-images-idx3-ubyte", "train-images-idx3-ubyte.gz"}:
+            return {"idx": pictures}
+        if names & {"dataset_dict.json", "dataset_info.json"}:
+            return {"huggingface": pictures}
+        if any(name.endswith(".tar") for name in names) and not any(entry.is_dir() for entry in place.iterdir()):
+            return {"webdataset": str(place / "*.tar")}
+        return {"folder": pictures}
+    ending = place.suffix.lower()
+    if ending == ".npy":
+        raise TlkitError(
+            f"{pictures}: an .npy file has no labels.\n  Name a recipe with data.source={{npy: {pictures}, labels: LABELS.npy}}."
+        )
+    return {FILES[ending]: pictures} if ending in FILES else None
 
 
 def count(text: str) -> int:

@@ -4,7 +4,6 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,11 @@ from rich.table import Table
 from tlkit.data.decode import decode
 from tlkit.data.folds import split_by_recipe
 from tlkit.data.on_bad import read_pictures
-from tlkit.data.preprocess import Read
 from tlkit.data.progress import pictures_progress
 from tlkit.data.samples import LARGEST_FOLD, Samples
-from tlkit.data.sources import read_source
 from tlkit.data.survey import Size, Survey, spread, survey
 from tlkit.errors import TlkitError
-from tlkit.recipe.fields.source import FolderSource
-from tlkit.recipe.load import load_recipe
+from tlkit.recipe.schema import Recipe
 
 LONG = 2.0
 """Times: of a picture that is longer than wide by more, `resize: crop` shows less than half."""
@@ -33,56 +29,32 @@ MANY_CLASSES = 40
 SPLITS = {"train": "training", "val": "validation", "test": "test", "": "not split"}
 
 
-@dataclass(frozen=True)
-class Asked:
-    """place: a folder, or a recipe. out: folder for the mean picture and statistics.json."""
+def stats_command(recipe: Recipe, *, drawn: bool, mean_px: int | None, out: Path | None, as_json: bool) -> int:
+    """Prints the statistics. Exit code 2 if pictures can't be read, after all others have been counted.
 
-    place: str
-    overrides: tuple[str, ...] = ()
-    channels: int | None = None
-    image_size: int | None = None
-    out: Path | None = None
-
-
-def stats_command(asked: Asked, *, as_json: bool) -> int:
-    """Prints the statistics. Exit code 2 if pictures can't be read, after all others have been counted."""
-    samples, read, size = _pictures(asked)
-    if asked.out is not None:
-        _make(asked.out)
+    drawn: whether splits that the source lacks are drawn as the recipe's run would. mean_px: side of the mean picture; by default it has
+    the size of the first picture.
+    """
+    data = recipe.data
+    with recipe.located():
+        samples = read_pictures(data, recipe.task)
+        if drawn:
+            samples = split_by_recipe(samples, data, recipe.seed)
+    if out is not None:
+        _make(out)
     console = Console(stderr=True)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    read = partial(decode, channels=data.channels, max_pixels=data.max_pixels, background=data.background, range_16bit=data.range_16bit)
     with pictures_progress(console, "looking at", len(samples.samples)) as advance:
-        found = survey(samples, read=read, mean_size=size, on_picture=advance)
+        found = survey(samples, read=read, mean_size=(mean_px, mean_px) if mean_px else None, on_picture=advance)
     facts = statistics(samples, found)
-    if asked.out is not None:
-        _write(asked.out, found, facts)
+    if out is not None:
+        _write(out, found, facts)
     if as_json:
         print(json.dumps(facts, indent=2, ensure_ascii=False))
     else:
         print_statistics(facts, Console())
     return 2 if found.failed else 0
-
-
-def _pictures(asked: Asked) -> tuple[Samples, Read, Size | None]:
-    """The pictures, their decoder, and the size of their mean picture where the recipe or the user names one."""
-    square = (asked.image_size, asked.image_size) if asked.image_size else None
-    if Path(asked.place).is_dir():
-        if asked.overrides:
-            raise TlkitError(
-                f"{asked.place} is a folder, and {asked.overrides[0]} changes a recipe.\n  Name a recipe, or leave it out; see --channels."
-            )
-        return read_source(FolderSource(folder=asked.place), Path("data")), partial(decode, channels=asked.channels or 3), square
-    recipe = load_recipe(asked.place, asked.overrides)
-    data = recipe.data
-    samples = split_by_recipe(read_pictures(data, recipe.task), data, recipe.seed)
-    read = partial(
-        decode,
-        channels=asked.channels or data.channels,
-        max_pixels=data.max_pixels,
-        background=data.background,
-        range_16bit=data.range_16bit,
-    )
-    return samples, read, square or (data.image_size, data.image_size)
 
 
 def statistics(samples: Samples, found: Survey) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """`tlkit data audit`: the same picture twice, leaks between splits, labels that the others contradict; a table, a CSV and a gallery."""
 
 import logging
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -64,18 +63,6 @@ class Seen:
     findings: list[Finding]
     kinds: tuple[str, ...]
     note: str = ""
-
-
-def recipe_for(source: dict[str, str], name: str) -> Recipe:
-    """For pictures without a recipe: the backbone whose weights can be installed, or none."""
-    return Recipe.model_validate(
-        {
-            "name": re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._") or "pictures",
-            "data": {"source": source, "image_size": 128, "resize": "pad"},
-            "model": {"backbone": "tf_efficientnet_lite0", "weights": {"package": "efficientnet-lite0"}},
-            "phases": [{"train": "head", "epochs": 1, "lr": 1e-3}],
-        }
-    )
 
 
 def audit_command(recipe: Recipe, *, drawn: bool, out: Path | None, fix: bool, strict: bool) -> int:
