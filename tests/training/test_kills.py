@@ -1,6 +1,7 @@
 """Runs that are killed with SIGKILL wherever they happen to be, and resumed, end with the uninterrupted run's weights.
 
-`TLKIT_KILLS=20 pytest -s tests/training/test_kills.py -m slow` prints a table: the moment, what was left, and the outcome.
+`TLKIT_KILLS=20 pytest -s tests/training/test_kills.py -m slow` prints a table: the moments, files left half written, where it
+went on, the outcome.
 """
 
 import json
@@ -38,14 +39,31 @@ def rows(run: Path, phase: int) -> bool:
     return file.is_file() and f"\n{phase}," in file.read_text()
 
 
+def writing(run: Path, first: int) -> bool:
+    """Whether a checkpoint is being written, this number or a later one."""
+    return any(int(file.name[:4]) >= first for file in run.glob("checkpoints/[0-9]*.writing"))
+
+
 MOMENTS: dict[str, Callable[[Path, Path], bool]] = {
     "cache writing": lambda run, cache: any(cache.glob("activations/*.writing")),
     "head phase": lambda run, cache: any(run.glob("checkpoints/*.json")) and not rows(run, 1),
     "full phase": lambda run, cache: rows(run, 1),
-    "checkpoint writing": lambda run, cache: rows(run, 0) and any(run.glob("checkpoints/*.ckpt.writing")),
+    "checkpoint writing": lambda run, cache: writing(run, 4) and not rows(run, 1),
+    "checkpoint writing, full phase": lambda run, cache: rows(run, 2) and writing(run, 12),
+    "best writing": lambda run, cache: rows(run, 1) and (run / "checkpoints/best.writing").exists(),
+    "model writing": lambda run, cache: any(run.glob(".model-*")),
     "test": lambda run, cache: (run / "model").is_dir(),
 }
-DELAY_S = {"cache writing": 0.2, "head phase": 0.4, "full phase": 3.0, "checkpoint writing": 0.002, "test": 0.3}
+DELAY_S = {
+    "cache writing": 0.2,
+    "head phase": 0.4,
+    "full phase": 3.0,
+    "checkpoint writing": 0.002,
+    "checkpoint writing, full phase": 0.004,
+    "best writing": 0.001,
+    "model writing": 0.003,
+    "test": 0.3,
+}
 """Killed so long after the moment has come, at most."""
 
 
@@ -87,13 +105,14 @@ def test_runs_killed_at_any_moment_end_with_the_same_weights_and_figures(tmp_pat
         first = list(MOMENTS)[number % len(MOMENTS)]
         moments = [first, *(["full phase"] if number % 2 and first in ("cache writing", "head phase") else [])]
         run, cache = tmp_path / f"run{number}", tmp_path / f"cache{number}"
+        left = []
         for moment in moments:
             killed(tmp_path, run, cache, moment, draws.uniform(0, DELAY_S[moment]))
+            left += sorted(str(file.relative_to(run)) for file in (*run.glob("checkpoints/*.writing"), *run.glob(".model-*")))
         outcomes.append(finished(tmp_path, run, cache))
+        assert not [*run.glob("checkpoints/*.writing"), *run.glob(".model-*")]
         resumed = [line.partition("resumed")[2] for line in (run / "log.txt").read_text().splitlines() if " resumed" in line]
-        print(
-            f"| {number + 1} | {', '.join(moments)} | {'; '.join(line.rpartition('ckpt: ')[2].lstrip(': ') for line in resumed)} "
-            f"| {outcomes[-1]} {'equal' if outcomes[-1] == whole else 'DIFFERS'} |",
-            flush=True,
-        )
+        places = "; ".join(line.rpartition("ckpt: ")[2].lstrip(": ") for line in resumed)
+        outcome = f"{outcomes[-1]} {'equal' if outcomes[-1] == whole else 'DIFFERS'}"
+        print(f"| {number + 1} | {', '.join(moments)} | {', '.join(left)} | {places} | {outcome} |", flush=True)
     assert outcomes == [whole] * len(outcomes)

@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from PIL import Image
 
 from tlkit.recipe.fields.learning import Ema
+from tlkit.recipe.fields.phases import LastStages
 from tlkit.recipe.load import load_recipe
 from tlkit.recipe.schema import Recipe
 from tlkit.training.callbacks import moving_average
@@ -57,6 +58,16 @@ def fit(recipe: Recipe, epochs: int, folder: Path, checkpoint: Path | None = Non
     trainer.fit(module, datamodule=ready.data, ckpt_path=checkpoint)
     saved = torch.load(folder / "last.ckpt", weights_only=True)
     return int(saved["averaging_state"]["n_averaged"]), saved["state_dict"]
+
+
+def test_what_is_frozen_is_not_moved_by_the_average(recipe: Recipe, tmp_path: Path) -> None:
+    recipe = recipe.model_copy(update={"phases": (recipe.phases[0].model_copy(update={"train": LastStages(last=1)}),)})
+    before = make_ready(recipe).classifier.state_dict()
+    after = fit(recipe, 2, tmp_path / "run")[1]
+    frozen = [name for name in before if name.startswith(("backbone.conv1", "backbone.bn1", "backbone.layer1"))]
+    assert len(frozen) > 10
+    assert all(torch.equal(before[name], after[f"classifier.{name}"]) for name in frozen)
+    assert not torch.equal(before["head.1.weight"], after["classifier.head.1.weight"])
 
 
 def test_counter_and_average_of_a_resumed_phase_are_those_of_one_that_was_not_interrupted(recipe: Recipe, tmp_path: Path) -> None:

@@ -125,7 +125,6 @@ def test_compiled_phases_give_the_same_losses_and_the_same_names(
     for file in ("checkpoints/best.safetensors", "model/model.safetensors"):
         assert set(load_file(fast / file)) == set(load_file(plain / file))
     assert names == {frozenset(state["state_dict"]) for state in saved}
-    assert len(names) == 1
 
 
 @pytest.mark.slow

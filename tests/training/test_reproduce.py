@@ -1,7 +1,11 @@
 """A run that is run again gives the same bits; what differs is told, what is missing is told before any training."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +66,21 @@ def test_a_run_is_reproduced_to_the_last_bit(workplace: Path, capsys: pytest.Cap
     assert "DIFFERS" not in told
     for name in ("model/model.safetensors", "split.csv", "recipe.yaml"):
         assert (workplace / "again" / name).read_bytes() == (workplace / "run" / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_other_processes_and_other_numbers_of_workers_give_the_same_bits(workplace: Path) -> None:
+    """With everything that is drawn at random: dropout, drop path, augmentation and mixup; and a moving average."""
+    changes = ["phases=[{train: all, epochs: 2, lr: 1e-2}]", "model.drop_path=0.1", "mix={mixup: 0.2}", "ema={decay: 0.9}"]
+    found = set()
+    for number, workers in enumerate((0, 0, 2)):
+        words = ["finetune", "recipe.yaml", *changes, f"data.workers={workers}", "--out", f"run_{number}"]
+        command = [sys.executable, "-m", "tlkit", *words]
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "TLKIT_CACHE": str(workplace / f"cache_{number}")}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr
+        found.add(sha256((workplace / f"run_{number}" / "model" / "model.safetensors").read_bytes()).hexdigest())
+    assert len(found) == 1
 
 
 def test_a_cross_validation_is_reproduced_fold_by_fold(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,10 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from tlkit.cli import main
 from tlkit.errors import RunError
+from tlkit.models.classifier import Classifier
 from tlkit.recipe.load import load_recipe
 from tlkit.training import run_folder
 from tlkit.training.checkpoints import Checkpoints
@@ -136,6 +139,39 @@ def test_a_resumed_run_ends_as_one_that_was_never_interrupted(
     assert f"resumed from {run / 'checkpoints'}/" in log
     assert f".ckpt: {position}\n" in log
     assert [file.name for file in (run / "checkpoints").iterdir() if file.suffix == ".ckpt"] == []
+
+
+def test_what_no_phase_has_changed_is_in_no_checkpoint_and_has_to_be_what_it_was(place: Path, tmp_path: Path) -> None:
+    run = start(tmp_path / "run", EVERYTHING, killed_after=(0, 1, 3))
+    (*_, newest) = sorted((run / "checkpoints").glob("*.ckpt"))
+    state = torch.load(newest, weights_only=True)
+    for part in ("state_dict", "current_model_state"):
+        names = {name for name in state[part] if name.startswith("classifier.")}
+        assert names == {"classifier.head.1.weight", "classifier.head.1.bias"}
+    assert set(load_file(run / "checkpoints/best.safetensors")) == {"head.1.weight", "head.1.bias"}
+
+    def other_weights(*arguments: Any, **named: Any) -> Classifier:
+        classifier = Classifier(*arguments, **named)
+        with torch.no_grad():
+            next(classifier.backbone.parameters()).add_(1)
+        return classifier
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tlkit.training.ready.Classifier", other_weights)
+        with pytest.raises(RunError, match=r"The weights that the run began with are not those of now"):
+            start(run, EVERYTHING, resume=True)
+
+
+def test_best_weights_of_a_head_phase_are_whole_again_after_all_layers_have_trained(place: Path, tmp_path: Path) -> None:
+    """The later phase's rate spoils everything, so that the head's weights ship, on the backbone as it was."""
+    phases = "phases=[{train: head, epochs: 2, lr: 1e-2}, {train: {last: 1}, epochs: 1, lr: 10.0}, {train: all, epochs: 1, lr: 10.0}]"
+    both = [phases, "optimizer={name: sgd}", "schedule={name: constant}"]
+    shipped = [load_file(start(tmp_path / "all", tuple(both)) / "model/model.safetensors")]
+    both[0] = "phases=[{train: head, epochs: 2, lr: 1e-2}]"
+    shipped.append(load_file(start(tmp_path / "head", tuple(both)) / "model/model.safetensors"))
+    assert json.loads((tmp_path / "all/metrics.json").read_text())["best"]["phase"] == 0
+    assert shipped[0].keys() == shipped[1].keys()
+    assert all(torch.equal(tensor, shipped[1][name]) for name, tensor in shipped[0].items())
 
 
 def test_a_run_is_resumed_more_than_once(place: Path, tmp_path: Path, whole: dict[tuple[str, ...], Any]) -> None:

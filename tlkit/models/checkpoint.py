@@ -16,7 +16,7 @@ import timm
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from timm.models._hub import save_config_for_hf  # what timm's own push_to_hf_hub writes config.json with
 from torch import Tensor, nn
 
@@ -25,6 +25,7 @@ from tlkit.errors import BackboneError, RunError
 from tlkit.models.backbones import build_options, classifier_names, create_backbone
 from tlkit.models.classifier import Classifier
 from tlkit.models.heads import LINEAR_HEADS, last_linear
+from tlkit.models.state_files import write_tensors
 from tlkit.recipe.fields.model import Head
 from tlkit.recipe.schema import Task
 
@@ -67,10 +68,10 @@ def save_model(folder: Path, classifier: Classifier, card: ModelCard) -> None:
             state = {**backbone_state, **_as_timm_classifier(classifier, card)}
         else:
             state = backbone_state
-            save_file(_on_cpu(classifier.head), writing / "head.safetensors")
-        save_file(state, writing / "model.safetensors")
+            write_tensors(_on_cpu(classifier.head), writing / "head.safetensors")
+        write_tensors(state, writing / "model.safetensors")
         if card.mean_picture is not None:
-            save_file({MEAN_PICTURE: torch.from_numpy(card.mean_picture)}, writing / card.preprocessing[MEAN_PICTURE]["file"])
+            write_tensors({MEAN_PICTURE: torch.from_numpy(card.mean_picture)}, writing / card.preprocessing[MEAN_PICTURE]["file"])
         _write_timm_config(writing / "config.json", card)
         _write_json(writing / "tlkit.json", _facts(card, writing))
         if folder.exists():

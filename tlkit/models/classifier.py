@@ -57,6 +57,15 @@ class Classifier(nn.Module):
     def trains_whole_backbone(self) -> bool:
         return all(parameter.requires_grad for parameter in self.backbone.parameters())
 
+    @property
+    def changing(self) -> frozenset[str]:
+        """Names in `state_dict` of all that training may change: what has gradients, and statistics of what is in train mode."""
+        trained = {name for name, parameter in self.named_parameters(remove_duplicate=False) if parameter.requires_grad}
+        moving = (
+            f"{path}.{name}" for path, module in self.named_modules() if module.training for name, _ in module.named_buffers(recurse=False)
+        )
+        return frozenset(trained).union(moving)
+
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
         for name in self._frozen:

@@ -1,5 +1,6 @@
 """A file of weights -> its tensors, under a backbone's own names. Nothing in a file is ever run."""
 
+import os
 import re
 import warnings
 from collections.abc import Collection, Mapping
@@ -8,7 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tlkit.errors import WeightsError
@@ -36,6 +37,16 @@ def read_tensors(file: Path) -> tuple[dict[str, Tensor], str]:
         )
         raise WeightsError(f"{file} holds no state dict but {what}.\n  Save the network's state_dict() into it, or in it as 'state_dict'.")
     return tensors, container
+
+
+def write_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
+    """As safetensors. Raises OSError, with the file's name, for what the system says: safetensors 0.8 has an error of its own for it."""
+    try:
+        save_file(dict(tensors), file)
+    except SafetensorError as error:
+        if number := re.search(r"os error (\d+)", str(error)):
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(file)) from error
+        raise
 
 
 def under_names(tensors: Mapping[str, Tensor], expected: Collection[str]) -> tuple[dict[str, Tensor], str]:

@@ -126,6 +126,7 @@ def put_back(best: Path, where: Path) -> None:
     writing.unlink(missing_ok=True)
     _link(best, writing)
     os.replace(writing, where)
+    writing.unlink(missing_ok=True)  # POSIX leaves it where both are names of the same content
 
 
 class _Damaged(Exception):

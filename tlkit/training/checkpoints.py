@@ -9,7 +9,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,10 @@ from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import distributed
 
+from tlkit.errors import RunError
 from tlkit.models.classifier import Classifier
 from tlkit.recipe.fields.trainer import CheckpointEvery
+from tlkit.training.activation_cache import digest
 from tlkit.training.auxiliary import AuxiliaryHeads
 from tlkit.training.callbacks import BestWeights, MetricsTable
 from tlkit.training.checkpoint_files import KEPT, Checkpoint, next_number, put_back, remove_others, write_checkpoint
@@ -35,6 +37,11 @@ LOG = logging.getLogger("tlkit")
 BETWEEN_EPOCHS_S = 5.0
 """At most this much work is lost when a process is killed between two epochs. Epochs of a fraction of a second, as kept activations
 allow, don't write a checkpoint each: that took a quarter of such a phase."""
+SHARE = 0.05
+"""Of the time, at most, goes into checkpoints between epochs: those of large networks take seconds."""
+
+WEIGHTS = ("state_dict", "current_model_state")
+"""Where Lightning has them: with a moving average that one, and beside it those that train."""
 
 
 class Checkpoints(CheckpointCallback):
@@ -61,7 +68,7 @@ class Checkpoints(CheckpointCallback):
         self.resumed_file: Path | None = None
         """Of a phase that goes on in its midst: what Lightning reads its part from."""
         self._folder, self._classifier, self._best, self._table, self._auxiliary = folder, classifier, best, table, auxiliary
-        self._within_s, self._between_s = 60 * every.minutes, min(60 * every.minutes, BETWEEN_EPOCHS_S)
+        self._within_s = 60 * every.minutes
         self._stop = stop
         self._run_began = began
         self._phase_began = self._saved_at = time.perf_counter()
@@ -69,6 +76,9 @@ class Checkpoints(CheckpointCallback):
         self._resumed: Mapping[str, Any] | None = None
         self._kept: list[Checkpoint] = []
         self._at = (0, 0)
+        self._changing: frozenset[str] = frozenset()
+        self._frozen: tuple[frozenset[str], str] = (frozenset(), "")
+        self._took_s = 0.0
 
     # --- going on ---
 
@@ -81,7 +91,14 @@ class Checkpoints(CheckpointCallback):
             self.resumed_file, self._resumed = checkpoint.file, run
         else:
             weights = state["state_dict"]
-        self._classifier.load_state_dict(_part(weights, "classifier."))
+        changed = _part(weights, "classifier.")
+        self._changing = frozenset(changed)
+        if self._frozen_digest() != run["frozen"]:
+            raise RunError(
+                "The weights that the run began with are not those of now: what hasn't trained yet differs.\n"
+                "  Restore the weights that its recipe names; or start anew in another --out."
+            )
+        self._classifier.load_state_dict(changed, strict=False)
         if self._auxiliary is not None:
             self._auxiliary.load_state_dict(_part(weights, "auxiliary."))
         self.phase, self.seconds, self._seconds_before = run["phase"], dict(run["seconds"]), run["phase_seconds"]
@@ -95,7 +112,16 @@ class Checkpoints(CheckpointCallback):
         self._kept = [checkpoint]
         set_generators(_mine(run["ranks"])["generators"])
 
+    @property
+    def _between_s(self) -> float:
+        return min(self._within_s, max(BETWEEN_EPOCHS_S, self._took_s / SHARE))
+
     # --- phases ---
+
+    def may_change(self, names: frozenset[str]) -> None:
+        """names: of the classifier's tensors, all that the phase may change. What none has changed yet is in no checkpoint."""
+        self._changing |= names
+        self._best.may_change(names, keeps=is_first_process())
 
     def begin_phase(self, number: int) -> None:
         self._phase_began = time.perf_counter() - (self._seconds_before if number == self.phase else 0.0)
@@ -210,29 +236,50 @@ class Checkpoints(CheckpointCallback):
             "phase_seconds": now - self._phase_began,
             "epoch_seconds": now - self._table.epoch_began,
             "run_seconds": now - self._run_began,
+            "frozen": self._frozen_digest(),
             "ranks": ranks,
         }
+
+    def _frozen_digest(self) -> str:
+        """Of all that no phase has changed yet: a checkpoint leaves it out, since the run begins with it each time."""
+        if self._frozen[0] != self._changing:
+            frozen = {name: tensor for name, tensor in self._classifier.state_dict().items() if name not in self._changing}
+            self._frozen = self._changing, digest(frozen)
+        return self._frozen[1]
+
+    def without_frozen(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        frozen = {f"classifier.{name}" for name in self._classifier.state_dict().keys() - self._changing}
+        kept = {part: {name: tensor for name, tensor in state[part].items() if name not in frozen} for part in WEIGHTS if part in state}
+        return {**state, **kept}
+
+    def with_frozen(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        whole = {f"classifier.{name}": tensor for name, tensor in self._classifier.state_dict().items()}
+        return {**state, **{part: {**whole, **state[part]} for part in WEIGHTS if part in state}}
 
     def write(self, state: Mapping[str, Any]) -> None:
         began = time.perf_counter()
         epoch, batch = self._at
         versions = {name: version(name) for name in ("torch", "lightning", "timm")}
         about = {"phase": self.phase, "epoch": epoch, "batch": batch, "versions": versions}
-        written = write_checkpoint(self._folder, next_number(self._folder), state, self._best.file, about)
+        written = write_checkpoint(self._folder, next_number(self._folder), self.without_frozen(state), self._best.file, about)
         self._kept = [*self._kept, written][-KEPT:]
         remove_others(self._folder, self._kept)
         self._saved_at = time.perf_counter()
-        LOG.debug("checkpoint %s in %.2f s", written.file, self._saved_at - began)
+        self._took_s = self._saved_at - began
+        LOG.debug("checkpoint %s in %.2f s", written.file, self._took_s)
 
 
 class WholeFiles(TorchCheckpointIO):
     """Lightning writes through it. Where to is decided here, not by Lightning."""
 
-    def __init__(self, write: Callable[[Mapping[str, Any]], None]) -> None:
-        self._write = write
+    def __init__(self, saves: Checkpoints) -> None:
+        self._saves = saves
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        self._write(checkpoint)
+        self._saves.write(checkpoint)
+
+    def load_checkpoint(self, *arguments: Any, **named: Any) -> dict[str, Any]:
+        return self._saves.with_frozen(super().load_checkpoint(*arguments, **named))
 
 
 def _rewind(fit_loop: dict[str, Any], *, epoch: int, batch: int, batches: int) -> None:

@@ -22,7 +22,7 @@ from tlkit.training.environment import write_environment
 from tlkit.training.ready import Ready, make_ready
 from tlkit.training.results import choose_thresholds, counts_of, how_judged, measure_shipped, write_results
 from tlkit.training.resume import check_same_pictures, newest_state, recipe_as_begun
-from tlkit.training.run_folder import FIRST, check_out, is_finished, is_first_process, make_run_folder
+from tlkit.training.run_folder import FIRST, check_out, is_finished, is_first_process, make_run_folder, remove_unfinished_files
 from tlkit.training.signals import Stop, heeding_signals
 
 if TYPE_CHECKING:
@@ -78,6 +78,7 @@ def train_and_measure(recipe: Recipe, ready: Ready, run: Path, *, began: float, 
     data.hashes = hash_pictures(samples)
     if first:
         if goes_on:
+            remove_unfinished_files(run)
             check_same_pictures(run / "split.csv", manifest_rows(samples, data.hashes))
         else:
             write_whole(run / FIRST, recipe_yaml(recipe).encode())

@@ -110,6 +110,7 @@ def train_phases(
         name = f"phase {number + 1} {phase_name(phase.train)}"
         title = f"phase {number + 1}/{len(recipe.phases)} {phase_name(phase.train)}"
         if isinstance(phase, SolvedPhase):
+            saves.may_change(frozenset(f"head.{name}" for name in classifier.head.state_dict()))
             # The first process alone: where the next phase wraps the network, DDP gives its weights to all others.
             if is_first_process():
                 row, score = solve_head(classifier.to(device), data, recipe, phase, title=title, console=console)
@@ -120,6 +121,7 @@ def train_phases(
         if recipe.wise_ft and phase.train != "head" and not (checkpoints / BEFORE).exists() and is_first_process():
             save_state(classifier, checkpoints / BEFORE)
         classifier.train_only(trained[number], phase.batchnorm)
+        saves.may_change(classifier.changing)
         data.first_epoch = sum(earlier.epochs for i, earlier in recipe.gradient_phases.items() if i < number)
         callbacks = [
             best,
@@ -135,7 +137,7 @@ def train_phases(
             optimizer=recipe.optimizer,
             phase_name=f"phase{number + 1}",
             callbacks=callbacks,
-            files=WholeFiles(saves.write),
+            files=WholeFiles(saves),
             out=run,
             profiler=(clock := Clock()),
         )

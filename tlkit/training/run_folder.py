@@ -1,6 +1,7 @@
 """The folder of one run: `runs/NAME/NNN/`, or the one that was asked for. Nothing of a finished run is ever overwritten."""
 
 import os
+import shutil
 from pathlib import Path
 
 from tlkit.errors import RunError
@@ -62,6 +63,14 @@ def make_fold_folders(run: Path, folds: int, *, resume: bool = False) -> list[Pa
         for folder in folders:
             folder.mkdir(exist_ok=resume)
     return folders
+
+
+def remove_unfinished_files(run: Path) -> None:
+    """What a killed process was writing: never whole, and as large as the network."""
+    for file in (*run.glob("*.writing"), *run.glob("checkpoints/*.writing")):
+        file.unlink()
+    for folder in run.glob(".model-*"):
+        shutil.rmtree(folder)
 
 
 def _next_number(name: str) -> Path:
