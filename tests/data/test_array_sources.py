@@ -120,7 +120,7 @@ def test_a_cut_off_gzip_and_a_wrong_ending_are_told(tmp_path: Path) -> None:
     file.write_bytes(whole[:200] + b"\xff\xff" + whole[202:])
     assert f"{file}: is cut off or damaged" in fault(IdxSource(idx=str(tmp_path)))
     file.write_bytes(b"no gzip")
-    assert f"{file}: is cut off or damaged" in fault(IdxSource(idx=str(tmp_path)))
+    assert f"{file}: is not packed with gzip. Take .gz off its name" in fault(IdxSource(idx=str(tmp_path)))
     file.unlink()
     file.with_suffix("").write_bytes(whole)
     assert "packed with gzip: give its name the ending .gz" in fault(IdxSource(idx=str(tmp_path)))
@@ -241,6 +241,12 @@ def test_columns_of_0_and_1_are_label_sets(tmp_path: Path) -> None:
         ({"images": PIXELS / 255, "labels": LABELS}, "images: holds float64, which has no known range"),
         ({"images": PIXELS[0], "labels": LABELS}, "images: its shape, 6 x 5, is not that of pictures"),
         ({"images": np.zeros((12, 3, 300, 300), np.uint8), "labels": LABELS}, "pictures of 300 channels. Expected N x H x W x C"),
+        (
+            {"images": np.zeros((12, 3, 8, 9), np.uint8), "labels": LABELS},
+            "the channels last: pictures.transpose(0, 2, 3, 1)",
+        ),
+        ({"images": np.empty((12, 5, 5), object), "labels": LABELS}, "images: holds Python objects, which are not read"),
+        ({"images": PIXELS, "labels": np.array(["a\x07", "b"] * 6)}, "the label 'a\\x07' has signs that can't be printed"),
         ({"images": PIXELS, "labels": LABELS[:5]}, "labels: has 5 labels for 12 pictures"),
         ({"images": PIXELS, "labels": LABELS / 2}, "the labels are float64. Expected whole numbers or words."),
         ({"images": PIXELS, "labels": np.array([object()] * 12)}, "the array labels: holds Python objects, which are not read"),

@@ -157,8 +157,6 @@ NOT_BY_DEFAULT = {
     "LongestMaxSize": "either max_size or max_size_hw must be specified",
     "PadIfNeeded": "changes the picture from 64 x 64 x 3 to 1024 x 1024 x 3",
     "RandomCrop": "height: field required",
-    "RandomCropFromBorders": "changes the picture from 64 x 64 x 3",
-    "RandomScale": "changes the picture from 64 x 64 x 3",
     "RandomSizedCrop": "min_max_height: field required",
     "Resize": "height: field required",
     "SmallestMaxSize": "either max_size or max_size_hw must be specified",

@@ -1,9 +1,11 @@
 import csv
+import io
 import json
 import os
 import sqlite3
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.data.faulty_folder import CLASSES, GOOD, make_faulty_folder, picture
+from tests.data.faulty_folder import CLASSES, GOOD, encoded, make_faulty_folder, picture
 from tlkit.cache_folder import cache_folder
 from tlkit.cli import main
 from tlkit.data import verdicts
@@ -20,7 +22,7 @@ from tlkit.data.findings import Finding, faults_of
 from tlkit.data.verdicts import judge
 from tlkit.errors import DataError
 from tlkit.recipe.fields.data import Data
-from tlkit.recipe.fields.source import CsvSource, FolderSource
+from tlkit.recipe.fields.source import CsvSource, FolderSource, NpzSource, WebDatasetSource
 
 
 @pytest.fixture(autouse=True)
@@ -227,6 +229,65 @@ def test_settings_of_the_recipe_decide(tmp_path: Path) -> None:
     faults = rows(checked(folder, channels=4), "fault")
     assert all("data.channels is 4" in problem for where, problem in faults.items() if where.endswith(".png"))
     assert len(faults) == 25 + 2  # pictures, and classes that have none left
+
+
+# --- shards, classes ---
+
+
+def shard(file: Path, members: dict[str, bytes]) -> Path:
+    with tarfile.open(file, "w") as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return file
+
+
+def of_shard(file: Path, **settings: object) -> Checked:
+    source = WebDatasetSource(webdataset=str(file))
+    return check_pictures(Data(source=source, root=str(file.parent / "data"), **settings), "multiclass", 0)
+
+
+def good_members() -> dict[str, bytes]:
+    pictures = {f"{number}.png": encoded(picture(number), "PNG") for number in range(12)}
+    return pictures | {f"{number}.cls": str(number % 2).encode() for number in range(12)}
+
+
+def test_a_shard_with_a_path_that_leads_out_has_its_other_pictures_decoded(tmp_path: Path) -> None:
+    members = dict(sorted((good_members() | {"broken.png": b"no picture", "broken.cls": b"0"}).items()))
+    found = of_shard(shard(tmp_path / "a.tar", members | {"../../x.png": b"x", "/y.png": b"y"}))
+    assert (found.pictures, found.bad) == (13, 1)
+    problems = sorted((finding.where, finding.problem) for finding in found.findings)
+    assert problems == [
+        (str(tmp_path / "a.tar"), "the member ../../x.png leads out of the shard; nothing was written"),
+        (str(tmp_path / "a.tar"), "the member /y.png leads out of the shard; nothing was written"),
+        ("a.tar:broken", "this is not a picture in a format that can be read (JPEG, PNG, WebP, BMP, TIFF, GIF)"),
+    ]
+
+
+def test_a_picture_of_a_shard_is_decoded_again_only_when_the_shard_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = shard(tmp_path / "a.tar", dict(sorted(good_members().items())))
+    decoded: list[str] = []
+    decode = verdicts.decode
+    monkeypatch.setattr(verdicts, "decode", lambda image, *rest, **named: (decoded.append(str(image)), decode(image, *rest, **named))[1])
+    first = of_shard(file)
+    assert (len(decoded), len(set(decoded))) == (12, 12)
+    assert of_shard(file) == first
+    assert len(decoded) == 12
+    os.utime(file, ns=(1, 1))
+    of_shard(file)
+    assert len(decoded) == 24
+
+
+def test_classes_in_two_spellings_and_cells_without_a_value_are_told_of_any_source(tmp_path: Path) -> None:
+    classes = ["Cat", "cat", "NaN", "1", "-1", "sea gull", "Sea-Gull"] * 4
+    np.savez(tmp_path / "a.npz", images=np.zeros((28, 8, 8), np.uint8), labels=np.array(classes))
+    found = check_pictures(Data(source=NpzSource(npz=str(tmp_path / "a.npz"))), "multiclass", 0)
+    assert rows(found, "warning") == {
+        "class 'NaN'": "'NaN' is a class like others",
+        "class 'cat'": "'cat' and 'Cat' count as two classes",
+        "class 'sea gull'": "'sea gull' and 'Sea-Gull' count as two classes",
+    }
 
 
 # --- what is kept ---

@@ -146,6 +146,23 @@ def test_a_limit_that_is_too_small_to_be_split_says_what_would_do() -> None:
     assert len(split_by_recipe(made(50, 50, 50), data(limit=18, folds=5), 0).samples) == 18
 
 
+def test_a_limit_takes_large_and_small_groups_alike() -> None:
+    samples = [
+        Sample(f"{kind}/{group}/{number}", Path("x"), (group % 2,), "", f"{kind}{group}")
+        for kind, groups, size in (("large", 10, 40), ("small", 100, 4))
+        for group in range(groups)
+        for number in range(size)
+    ]
+    whole = Samples(ABC[:2], tuple(samples))
+    kept = [limit_samples(whole, 200, seed).samples for seed in range(100)]
+    assert all(180 <= len(pictures) <= 220 for pictures in kept)
+    shares = [sum(sample.id.startswith("large") for sample in pictures) / len(pictures) for pictures in kept]
+    assert 0.35 < sum(shares) / len(shares) < 0.65  # half of all pictures are in large groups
+    assert min(shares) < 0.3
+    assert max(shares) > 0.6
+    assert all(abs(sum(sample.label for sample in pictures) - len(pictures) / 2) <= 10 for pictures in kept)
+
+
 def test_limits_of_one_seed_are_the_same_and_of_another_differ() -> None:
     whole = made(100, 100)
     assert limit_samples(whole, 20, 0) == limit_samples(Samples(whole.classes, whole.samples[::-1]), 20, 0)

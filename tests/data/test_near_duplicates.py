@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 from scipy.fft import dctn
 
-from tlkit.data.near_duplicates import HAMMING_RADIUS, SAME, directions, find_near, waves_of
+from tlkit.data.near_duplicates import HAMMING_RADIUS, SAME, directions, find_near, mirrored, waves_of
 from tlkit.data.samples import Sample
 from tlkit.shipped import shipped
 
@@ -48,6 +48,11 @@ def test_the_waves_of_a_picture_of_32_pixels_are_scipys_cosine_transform(tmp_pat
     np.testing.assert_allclose(waves_of([saved(Image.fromarray(grey), tmp_path / "a.png")])[0].reshape(8, 8), expected, atol=0.01)
 
 
+def test_the_waves_of_a_mirrored_picture_are_known_without_it(photographs: list[Sample], tmp_path: Path) -> None:
+    turned = saved(ImageOps.mirror(Image.open(photographs[3].image)), tmp_path / "a.png")
+    np.testing.assert_allclose(mirrored(waves_of([photographs[3]])), waves_of([turned]), atol=0.05)
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -56,8 +61,10 @@ def test_the_waves_of_a_picture_of_32_pixels_are_scipys_cosine_transform(tmp_pat
         lambda picture: Image.open(BytesIO(_as_jpeg(picture, 40))),
         lambda picture: picture.convert("L"),
         lambda picture: picture.point(lambda value: min(255, int(0.9 * value + 20))),
+        lambda picture: ImageOps.mirror(picture),
+        lambda picture: ImageOps.mirror(picture).resize((61, 61), Image.Resampling.BICUBIC),
     ],
-    ids=["smaller", "larger", "jpeg", "grey", "brighter"],
+    ids=["smaller", "larger", "jpeg", "grey", "brighter", "mirrored", "mirrored and smaller"],
 )
 def test_an_altered_copy_is_near_its_original_and_to_nothing_else(photographs: list[Sample], tmp_path: Path, change) -> None:  # type: ignore[no-untyped-def]
     copy = saved(change(Image.open(photographs[7].image)), tmp_path / "copy.png")

@@ -12,4 +12,4 @@ def test_a_terminal_shows_pictures_and_their_speed_from_the_first_moment_on() ->
         advance(10)
         advance(30)
     assert "pictures decoded" in screen.getvalue()
-    assert "images/s" in screen.getvalue()
+    assert "pictures/s" in screen.getvalue()

@@ -152,6 +152,19 @@ def test_a_failed_download_names_host_file_place_and_fix(archive: Path, tmp_path
     assert f"Put cifar-10-python.tar.gz into {tmp_path / 'data'}, set data.root" in message
 
 
+def test_an_archive_with_another_checksum_is_named_and_not_asked_for_again(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nobody(monkeypatch)
+    root = tmp_path / "data"
+    root.mkdir()
+    (root / archive.name).write_bytes(archive.read_bytes()[:-9])
+    with pytest.raises(DataError) as raised:
+        read("CIFAR10", root)
+    assert f"{root / archive.name} is damaged, or packed by somebody else: its checksum is not torchvision's" in str(raised.value)
+    assert "Put cifar" not in str(raised.value)
+
+
 def test_a_damaged_download_leaves_nothing_behind(server: ThreadingHTTPServer, archive: Path, tmp_path: Path) -> None:
     whole = archive.read_bytes()
     archive.write_bytes(whole[: len(whole) // 2])

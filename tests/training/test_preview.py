@@ -44,7 +44,7 @@ def test_the_sheet_needs_no_weights_and_says_what_it_shows(
         (("--out", "sheet.jpg"), "--out sheet.jpg is not a .png file."),
         (("--out", "nowhere/sheet.png"), "--out nowhere/sheet.png: the folder nowhere does not exist."),
         (("--rows", "5000"), "5000 rows of 6 columns are more than 2000 pictures."),
-        (("augment=[RandomCrop]",), "augment[0].RandomCrop can't be made: height: field required."),
+        (("augment=[RandomCrop]",), "augment[0].RandomCrop lacks height and width."),
     ],
 )
 def test_a_sheet_that_cannot_be_is_told_with_the_fix(

@@ -78,7 +78,7 @@ def source_of(pictures: str) -> dict[str, str] | None:
     place = Path(pictures).expanduser()
     if place.is_dir():
         names = {entry.name for entry in place.iterdir()}
-        if names & {"train-images-idx3-ubyte", "train-images-idx3-ubyte.gz"}:
+        if any(re.fullmatch(r"train-images[-.]idx3-ubyte(\.gz)?", name) for name in names):
             return {"idx": pictures}
         if names & {"dataset_dict.json", "dataset_info.json"}:
             return {"huggingface": pictures}

@@ -69,9 +69,14 @@ def check_pictures(name: str, shape: Sequence[int], dtype: np.dtype[Any]) -> Non
     words = " x ".join(map(str, shape)) or "one number"
     if len(shape) not in (3, 4) or 0 in shape:
         raise DataError(f"{name}: its shape, {words}, is not that of pictures.\n  Expected N x H x W, or N x H x W x C.")
-    if len(shape) == 4 and shape[3] > 256:
+    if len(shape) == 4 and (shape[3] > 256 or (shape[1] in (1, 3, 4) and shape[3] > 4)):
         raise DataError(
-            f"{name}: its shape, {words}, would be pictures of {shape[3]} channels.\n  Expected N x H x W x C: the channels last."
+            f"{name}: its shape, {words}, would be pictures of {shape[3]} channels.\n"
+            "  Expected N x H x W x C, the channels last: pictures.transpose(0, 2, 3, 1)."
+        )
+    if dtype.hasobject:
+        raise DataError(
+            f"{name}: holds Python objects, which are not read, since they can run code.\n  Save pictures of one size, as uint8."
         )
     if dtype not in (np.dtype(np.uint8), np.dtype(np.uint16)):
         raise DataError(

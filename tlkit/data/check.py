@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tlkit.data.classes import odd_classes
 from tlkit.data.csv_source import csv_pictures
-from tlkit.data.findings import LEVELS, Finding, faults_of
+from tlkit.data.findings import LEVELS, Finding, faults_of, odd_class
 from tlkit.data.folder_faults import look_through
 from tlkit.data.folds import split_by_recipe
 from tlkit.data.on_bad import lost_classes
@@ -24,9 +25,10 @@ from tlkit.data.progress import pictures_progress
 from tlkit.data.samples import Picture, Samples, Skipped
 from tlkit.data.sources import read_source
 from tlkit.data.verdicts import Verdict, judge
+from tlkit.data.webdataset_source import webdataset_pictures
 from tlkit.errors import DataError, RunError, TlkitError
 from tlkit.recipe.fields.data import Data
-from tlkit.recipe.fields.source import CsvSource, FolderSource, ParquetSource
+from tlkit.recipe.fields.source import CsvSource, FolderSource, ParquetSource, WebDatasetSource
 from tlkit.recipe.schema import Recipe, Task
 
 LONG = 3.0
@@ -74,7 +76,7 @@ def check_pictures(data: Data, task: Task, seed: int) -> Checked:
             samples = read_source(data.source, Path(data.root), task, keep_missing=True)
         except TlkitError as error:
             findings += faults_of(error)
-    pictures: dict[str, Picture] = {sample.id: sample.image for sample in samples.samples} if samples else _of_table(data)
+    pictures: dict[str, Picture] = {sample.id: sample.image for sample in samples.samples} if samples else _whatever_is_wrong(data, task)
     classes = len(samples.classes) if samples else 0
     if isinstance(data.source, FolderSource) and (root := Path(data.source.folder).expanduser()).is_dir():
         looked = look_through(root)
@@ -87,19 +89,23 @@ def check_pictures(data: Data, task: Task, seed: int) -> Checked:
         verdicts = dict(zip(pictures, judge(list(pictures.values()), data, advance), strict=True))
     bad = {id_ for id_, verdict in verdicts.items() if verdict.problem}
     findings += _picture_findings(verdicts, data)
+    if samples and not isinstance(data.source, FolderSource):
+        findings += (odd_class(name, other) for name, other in odd_classes(samples.classes))
     if samples:
         findings += _split_findings(samples, bad, data, seed)
     return Checked(len(verdicts), len(bad), classes, tuple(sorted(findings, key=lambda found: (LEVELS.index(found.level), found.where))))
 
 
-def _of_table(data: Data) -> dict[str, Picture]:
-    """The pictures of a table that has faults: they are looked at all the same."""
+def _whatever_is_wrong(data: Data, task: Task) -> dict[str, Picture]:
+    """The pictures of a table or of shards that have faults: they are looked at all the same."""
     try:
         with _warnings_as([]):
             if isinstance(data.source, CsvSource):
                 return csv_pictures(data.source)
             if isinstance(data.source, ParquetSource):
                 return parquet_pictures(data.source)
+            if isinstance(data.source, WebDatasetSource):
+                return webdataset_pictures(data.source, Path(data.root), task)
     except TlkitError:  # which is a row already
         pass
     return {}
@@ -181,9 +187,8 @@ def _print_table(checked: Checked, name: str, out: Path | None) -> None:
     counts = {level: checked.count(level) for level in LEVELS}
     verdict = f"{checked.bad} of them can't be read" if checked.bad else "all of them can be read"
     classes = f" in {checked.classes} classes" if checked.classes else ""
-    print(
-        f"{name}: {checked.pictures} pictures{classes} were decoded, {verdict}." if checked.pictures else f"{name}: no picture was found."
-    )
+    decoded = f"{checked.pictures} pictures{classes} were" if checked.pictures != 1 else f"one picture{classes} was"
+    print(f"{name}: {decoded} decoded, {verdict}." if checked.pictures else f"{name}: no picture was found.")
     if checked.findings:
         table = Table("", "where", "what is wrong", "what to do", box=None, header_style="bold")
         for finding in checked.findings[:MOST_ROWS]:
@@ -198,7 +203,8 @@ def _print_table(checked: Checked, name: str, out: Path | None) -> None:
             print(f"... and {len(checked.findings) - MOST_ROWS} more: --out FILE.csv writes all.")
         print()
     print(", ".join(f"{number} {level}{'' if number == 1 else 's'}" for level, number in counts.items()) + ".", end="")
-    print(" data.on_bad=skip trains without the pictures that can't be read." if checked.bad else "", end="")
+    others = ", and mends nothing else" if counts["fault"] > checked.bad else ""
+    print(f" data.on_bad=skip trains without the pictures that can't be read{others}." if checked.bad else "", end="")
     print(f" All rows: {out}" if out else "")
 
 

@@ -1,12 +1,31 @@
 """Labels as a source has them, numbers or words -> classes, the same for every split."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from tlkit.data.samples import composed
 from tlkit.errors import DataError, did_you_mean
 from tlkit.recipe.schema import Task
 
 Label = int | str
+NO_VALUE = frozenset({"nan", "null", "none", "n/a", "<na>", "nat"})
+"""What programs write into a cell that has no value."""
+
+
+def odd_classes(classes: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """(class, another that differs from it by case, blanks or hyphens alone), or (class, "") where it is called as nothing is.
+
+    Numbers differ by their signs: -1 and 1, 1.5 and 15.
+    """
+    seen: dict[str, str] = {}
+    for name in classes:
+        if not any(sign.isalpha() for sign in name):
+            continue
+        plain = "".join(sign for sign in name.casefold() if sign not in " _-.")
+        if plain in seen:
+            yield name, seen[plain]
+        elif name.casefold() in NO_VALUE:
+            yield name, ""
+        seen.setdefault(plain, name)
 
 
 def number_classes(
@@ -23,6 +42,8 @@ def number_classes(
     _check_names(place, known, names)
     training = there.get("train", set()) | there.get("", set())
     word = {label: names[label] if names and isinstance(label, int) else composed(str(label)) for label in known}
+    if odd := sorted(name for name in word.values() if not name.isprintable()):
+        raise DataError(f"{place}: the label {odd[0]!r} has signs that can't be printed.\n  Write it anew.")
     for split, found in there.items():
         if unknown := [word[label] for label in _in_order(found - training, word)]:
             hint = did_you_mean(unknown[0], [word[label] for label in training])

@@ -32,10 +32,13 @@ def _lines(table: Table) -> Iterator[tuple[int, dict[str, str]]]:
     first = text.readline()
     text.seek(0)
     reader = csv.reader(text, delimiter=next((sign for sign in ",;\t" if sign in first), ","), strict=True)
+    whole = 0  # the line that ends the last row that could be read: a quote without its partner swallows all lines after it
     try:
         header = [name.strip() for name in next(reader, [])]
         check_columns(table, header, f"{table.file}:1")
+        whole = reader.line_num
         for cells in reader:
+            whole = reader.line_num
             if not any(cell.strip() for cell in cells):
                 continue
             if len(cells) == len(header):
@@ -44,7 +47,7 @@ def _lines(table: Table) -> Iterator[tuple[int, dict[str, str]]]:
             problem = f"has {len(cells)} cells, and the header has {len(header)}."
             table.faults.append((f"{table.place(reader.line_num)}: {problem}", "Put a cell with the separator in it into double quotes."))
     except csv.Error as error:  # Nothing after it can be told apart.
-        table.faults.append((f"{table.place(reader.line_num)}: can't be read ({error}).", "Check the double quotes around this row."))
+        table.faults.append((f"{table.place(whole + 1)}: the row that begins here can't be read ({error}).", "Check its double quotes."))
 
 
 def _text(table: Table) -> StringIO:

@@ -252,6 +252,8 @@ def _reason(image: Picture, error: Exception, max_pixels: int) -> str:
     if isinstance(error, FileNotFoundError):
         if isinstance(image, Path) and image.is_symlink():
             return f"this is a link to {os.readlink(image)}, where there is no file.\n  Restore that file, or remove the link."
+        if "\\" in str(image):
+            return "there is no such file.\n  Write its path with forward slashes."
         return "there is no such file.\n  Check the path, or whether the folder changed while tlkit was running."
     if isinstance(error, PermissionError):
         return "the file may not be read.\n  Give yourself the right to read it."

@@ -19,6 +19,14 @@ class Finding:
     fix: str = ""
 
 
+def odd_class(name: str, other: str, where: str = "") -> Finding:
+    """Of odd_classes."""
+    where = where or f"class '{name}'"
+    if other:
+        return Finding("warning", where, f"'{name}' and '{other}' count as two classes", "Join them if they are the same.")
+    return Finding("warning", where, f"'{name}' is a class like others", "If it means that there is no label, remove these pictures.")
+
+
 def faults_of(error: TlkitError) -> Iterator[Finding]:
     """The rows of a message, which has a line for each problem, and then what mends them all, indented."""
     problems: list[str] = []

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from tlkit.data.decode import EXTENSIONS
-from tlkit.data.findings import Finding
-from tlkit.data.folder_source import SYSTEM_FOLDERS
+from tlkit.data.classes import odd_classes
+from tlkit.data.findings import Finding, odd_class
+from tlkit.data.folder_source import SYSTEM_FOLDERS, has_picture_ending, is_folder
 from tlkit.data.samples import SPLIT_WORDS, composed
 from tlkit.errors import did_you_mean
 
@@ -86,7 +86,7 @@ def _class_folders(root: Path, place: Path, looked: Looked) -> dict[str, Path]:
 
 def _loose(root: Path, place: Path, looked: Looked) -> None:
     for name in _entries(root, place, Looked())[1]:
-        if _is_picture(name):
+        if has_picture_ending(name):
             fix = f"Move it into {_id(root, place / 'CLASS')}/, or away."
             looked.add("warning", _id(root, place / name), "lies beside the class folders: it has no class and is not read", fix)
 
@@ -105,7 +105,7 @@ def _files(root: Path, folder: Path, seen: set[tuple[int, int]], looked: Looked)
             continue
         seen.add(identity)
         for name in files:
-            if _is_picture(name):
+            if has_picture_ending(name):
                 id_ = composed(_id(root, place / name))
                 if id_ in looked.pictures:
                     looked.add("fault", id_, "two files have this name in two Unicode spellings", "Rename one of them.")
@@ -113,7 +113,7 @@ def _files(root: Path, folder: Path, seen: set[tuple[int, int]], looked: Looked)
             else:
                 _other(root, place / name, looked)
         for name, path in sorted(folders.items(), reverse=True):
-            if _is_picture(name):
+            if has_picture_ending(name):
                 looked.add("fault", f"{_id(root, path)}/", "this is a folder, not a picture", "Rename it, or put the picture itself there.")
             waiting.append(path)
 
@@ -124,18 +124,18 @@ def _entries(root: Path, place: Path, looked: Looked) -> tuple[dict[str, Path], 
     files: list[str] = []
     try:
         with os.scandir(place) as entries:
-            names = sorted((entry.name, _is_folder(entry)) for entry in entries)
+            names = sorted((entry.name, is_folder(entry)) for entry in entries)
     except OSError as error:
         looked.add(
             "fault", f"{_id(root, place)}/", f"the folder can't be read ({error.strerror})", "Give yourself the right to read and enter it."
         )
         return {}, []
-    for name, is_folder in names:
+    for name, enters in names:
         if name == ".DS_Store" or name.startswith("._") or name.lower() in SYSTEM_FILES or name in SYSTEM_FOLDERS:
             looked.system.add(_id(root, place / name))
         elif name.startswith("."):
             looked.hidden.add(_id(root, place / name))
-        elif is_folder:
+        elif enters:
             folders[name] = place / name
         else:
             files.append(name)
@@ -147,6 +147,9 @@ def _other(root: Path, file: Path, looked: Looked) -> None:
     where, ending = _id(root, file), file.suffix.lower()
     if ending in PHOTOGRAPHS:
         looked.add("warning", where, f"pictures in {ending[1:].upper()} form are not read", "Save it as JPEG or PNG.")
+        return
+    if file.is_symlink() and not file.exists():
+        looked.add("warning", where, "is a link that leads nowhere, or in a circle", "Restore what it led to, or remove it.")
         return
     try:
         kind = None
@@ -172,7 +175,10 @@ def _class_findings(root: Path, splits: Mapping[str, Path], looked: Looked) -> I
     for name in classes:
         if not looked.counts[training, name]:
             yield Finding("fault", f"{place}{name}/", "the class folder holds no picture", "Put pictures into it, or remove the folder.")
-        yield from _odd_name(f"{place}{name}/", name, classes)
+        if not name.isprintable():
+            problem = "the name of the class is not UTF-8 or has signs that can't be printed"
+            yield Finding("fault", f"{place}{name}/", problem, "Rename the folder.")
+    yield from (odd_class(name, other, f"{place}{name}/") for name, other in odd_classes([name for name in classes if name.isprintable()]))
     quoted = [name for name in classes if name.isprintable() and not all(sign.isalnum() or sign in "-_." for sign in name)]
     if quoted:
         more = f", as are {len(quoted) - 1} more with spaces or signs" if len(quoted) > 1 else ""
@@ -191,20 +197,6 @@ def _class_findings(root: Path, splits: Mapping[str, Path], looked: Looked) -> I
             yield Finding("warning", f"{splits[split].name}/", problem, "Move some pictures of each class there.")
 
 
-def _odd_name(where: str, name: str, classes: list[str]) -> Iterator[Finding]:
-    if not name.isprintable():
-        yield Finding("fault", where, "the name of the class is not UTF-8 or has signs that can't be printed", "Rename the folder.")
-        return
-    alike = [other for other in classes if other < name and _plain(other) == _plain(name)]
-    if alike:
-        yield Finding("warning", where, f"'{name}' and '{alike[0]}' count as two classes", "Join them in one folder if they are the same.")
-
-
-def _plain(name: str) -> str:
-    """Without what people don't mean by a difference: case, blanks and hyphens."""
-    return "".join(sign for sign in name.casefold() if sign not in " _-.")
-
-
 def _left_aside(looked: Looked) -> Iterator[Finding]:
     """One note for each kind of what is not read and was never meant to be."""
     kinds = {"left by the system": looked.system, "hidden": looked.hidden}
@@ -212,18 +204,6 @@ def _left_aside(looked: Looked) -> Iterator[Finding]:
     for kind, names in sorted(kinds.items()):
         if names:
             yield Finding("note", min(names), f"{kind}: not read{f', nor are {len(names) - 1} more like it' if len(names) > 1 else ''}")
-
-
-def _is_picture(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in EXTENSIONS
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    """A link that runs in a circle, or to where one may not look, is none."""
-    try:
-        return entry.is_dir()
-    except OSError:
-        return False
 
 
 def _identity(folder: Path) -> tuple[int, int]:

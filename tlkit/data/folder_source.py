@@ -146,9 +146,9 @@ def _listed(place: Path, notes: _Notes) -> tuple[list[str], list[str]]:
         for entry in entries:
             if _is_hidden(entry.name):
                 continue
-            if _is_folder(entry):
+            if is_folder(entry):
                 folders.append(entry.name)
-            elif _is_picture(entry.name):
+            elif has_picture_ending(entry.name):
                 if entry.is_symlink() or entry.is_file():
                     files.append(entry.name)
                 else:
@@ -160,11 +160,11 @@ def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name in SYSTEM_FOLDERS
 
 
-def _is_picture(name: str) -> bool:
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
+def has_picture_ending(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in EXTENSIONS
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
+def is_folder(entry: os.DirEntry[str]) -> bool:
     """A link that runs in a circle, or to where one may not look, is none."""
     try:
         return entry.is_dir()
@@ -180,7 +180,7 @@ def _identity(folder: Path) -> tuple[int, int]:
 def _subfolders(folder: Path) -> list[Path]:
     try:
         with os.scandir(folder) as entries:
-            return sorted(folder / entry.name for entry in entries if not _is_hidden(entry.name) and _is_folder(entry))
+            return sorted(folder / entry.name for entry in entries if not _is_hidden(entry.name) and is_folder(entry))
     except OSError as error:
         raise DataError(
             f"{folder}: the folder can't be read ({error.strerror}).\n  Give yourself the right to read and enter it."
@@ -189,7 +189,8 @@ def _subfolders(folder: Path) -> list[Path]:
 
 def _loose_pictures(folder: Path) -> list[str]:
     with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if _is_picture(entry.name) and not _is_folder(entry))
+        shown = [entry for entry in entries if not _is_hidden(entry.name)]
+        return sorted(entry.name for entry in shown if has_picture_ending(entry.name) and not is_folder(entry))
 
 
 def _check(root: Path, classes: tuple[str, ...], samples: list[Sample], splits: Iterable[str]) -> None:

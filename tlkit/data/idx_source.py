@@ -65,6 +65,8 @@ def read_idx_file(file: Path, *, dimensions: int) -> NDArray[np.uint8]:
                 raise DataError(f"{file}: its header promises {count:,} values, more than {size:,} packed bytes can hold.\n  {_FETCH}")
             return _unpacked(file, content, count).reshape(shape)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        if str(error).startswith("Not a gzipped file"):
+            raise DataError(f"{file}: is not packed with gzip.\n  Take .gz off its name, or fetch it anew.") from error
         raise DataError(f"{file}: is cut off or damaged ({error}).\n  {_FETCH}") from error
     except OSError as error:
         raise DataError(f"{file}: can't be read ({error.strerror or error}).\n  Check its permissions.") from error

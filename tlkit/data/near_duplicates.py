@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import cv2
@@ -74,20 +75,27 @@ def _shrunk(image: Picture) -> Picture:
     return opened
 
 
-def directions(waves: Waves) -> NDArray[np.float32]:
+def directions(waves: Waves, of: Waves | None = None) -> NDArray[np.float32]:
     """[N, 64] of length 1: how each picture differs from the set's mean, each wave in units of its own spread.
 
     So what all pictures share (a white ground, the shape of a shirt) doesn't make them alike, and what tells them apart counts.
+    of: the set, if it is another than these pictures.
     """
+    of = waves if of is None else of
     down, across = np.mgrid[:WAVES, :WAVES]
     spectrum = (1 / (1 + np.hypot(down, across)) ** 2).ravel()  # variance of photographs falls with the square of the frequency
-    number = len(waves)
-    readable = waves[~np.isnan(waves[:, 0])]
+    number = len(of)
+    readable = of[~np.isnan(of[:, 0])]
     mean, variance = (readable.mean(0), readable.var(0)) if len(readable) else (np.zeros(64), np.ones(64))
     prior = spectrum * max(1.0, float(variance.sum())) / spectrum.sum()
     spread = np.sqrt((number * variance + PRIOR_PICTURES * prior) / (number + PRIOR_PICTURES))
     away = (waves - mean * number / (number + PRIOR_PICTURES)) / spread
     return np.asarray(away / np.maximum(np.linalg.norm(away, axis=1, keepdims=True), 1e-6), np.float32)
+
+
+def mirrored(waves: Waves) -> Waves:
+    """Of the pictures left to right: a cosine wave with an odd number of half periods across changes its sign, and no other changes."""
+    return waves * np.where(np.arange(WAVES * WAVES) % WAVES % 2, -1, 1).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -116,7 +124,8 @@ def find_near(waves: Waves, known: NDArray[np.int64], ranks: NDArray[np.int64]) 
     _, first, stands_for = np.unique(np.stack([known, ranks]), axis=1, return_index=True, return_inverse=True)
     representative = first[stands_for.ravel()]
     first = np.sort(first[_contrast(waves[first]) > FLAT])
-    for rows, columns, cosines in _pairs(directions(waves)[first]):
+    vectors, turned = directions(waves)[first], directions(mirrored(waves), of=waves)[first]
+    for rows, columns, cosines in chain(_pairs(vectors, vectors), _pairs(vectors, turned)):
         one, other = first[rows], first[columns]
         new = known[one] != known[other]
         one, other, cosines = one[new], other[new], cosines[new]
@@ -131,19 +140,21 @@ def find_near(waves: Waves, known: NDArray[np.int64], ranks: NDArray[np.int64]) 
     return Near(group[representative], near.score[representative], near.later[representative], near.across[representative])
 
 
-def _pairs(vectors: NDArray[np.float32]) -> Iterable[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]]:
-    """Rows, larger rows and cosines of all pairs of vectors above SAME, a block at a time."""
-    bits = np.packbits(vectors > 0, axis=1).view(np.uint64).ravel()
+def _pairs(
+    vectors: NDArray[np.float32], others: NDArray[np.float32]
+) -> Iterable[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]]:
+    """Rows, larger rows of the others, and cosines of all pairs above SAME, a block at a time."""
+    bits, other_bits = (np.packbits(of > 0, axis=1).view(np.uint64).ravel() for of in (vectors, others))
     block = max(1, PAIRS_AT_ONCE // max(1, len(bits)))
     for start in range(0, len(bits), block):
-        distances = np.bitwise_count(bits[start : start + block, None] ^ bits[None, start:])
+        distances = np.bitwise_count(bits[start : start + block, None] ^ other_bits[None, start:])
         rows, columns = np.nonzero(distances <= HAMMING_RADIUS)
         after = columns > rows
         rows, columns = rows[after], columns[after]
         if len(rows) > distances.size // 50:  # a set of look-alikes: one product of matrices is quicker than many of rows
-            cosines = (vectors[start : start + block] @ vectors[start:].T)[rows, columns]
+            cosines = (vectors[start : start + block] @ others[start:].T)[rows, columns]
         else:
-            cosines = np.einsum("ij,ij->i", vectors[start + rows], vectors[start + columns])
+            cosines = np.einsum("ij,ij->i", vectors[start + rows], others[start + columns])
         same = cosines > SAME
         yield start + rows[same], start + columns[same], cosines[same]
 

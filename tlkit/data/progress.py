@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 
 LOG = logging.getLogger("tlkit")
 
@@ -14,19 +14,18 @@ LINE_EVERY_S = 30
 """Without a terminal, a line at most this often."""
 
 
+def bar_columns(what: str) -> tuple[ProgressColumn, ...]:
+    """Pictures so far, pictures a second (the task's field `speed`) and the time left."""
+    speed = TextColumn("{task.fields[speed]:.0f} pictures/s")
+    return TextColumn(what), BarColumn(bar_width=30), MofNCompleteColumn(), speed, TimeRemainingColumn()
+
+
 @contextmanager
 def pictures_progress(console: Console, what: str, pictures: int) -> Iterator[Callable[[int], None]]:
     """Shows a pass over pictures outside of the phases. Gives what is to be called with the number of pictures after each batch."""
     began = last_line = time.perf_counter()
     done = 0
-    columns = (
-        TextColumn(what),
-        BarColumn(bar_width=30),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[speed]:.0f} images/s"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as live:
+    with Progress(*bar_columns(what), console=console, transient=True, disable=not console.is_terminal) as live:
         task = live.add_task(what, total=pictures, speed=0.0)  # rich's own speed is None at first
 
         def advance(batch: int) -> None:
@@ -37,6 +36,6 @@ def pictures_progress(console: Console, what: str, pictures: int) -> Iterator[Ca
             if not console.is_terminal and now - last_line > LINE_EVERY_S:
                 last_line = now
                 speed = done / (now - began)
-                LOG.info("%s  %d/%d  %.0f images/s, %.0f s left", what, done, pictures, speed, (pictures - done) / speed)
+                LOG.info("%s  %d/%d  %.0f pictures/s, %.0f s left", what, done, pictures, speed, (pictures - done) / speed)
 
         yield advance

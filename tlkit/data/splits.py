@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tlkit.data.classes import odd_classes
 from tlkit.data.samples import Sample, Samples
 from tlkit.data.stratify import counts_of_share, deal_by_labels, hold_out
 from tlkit.errors import HOW_TO_GO_ON, DataError
@@ -100,8 +101,9 @@ def _check_every_class(samples: Samples, wanted: Mapping[str, float]) -> None:
 
 
 def split_warnings(samples: Samples) -> list[str]:
-    """What makes the figures of a held-out split say less than they seem to: classes that it lacks, groups that training has too."""
-    found = []
+    """What makes figures say less than they seem to: one class in two spellings, classes that a held-out split lacks, groups in two."""
+    alike = [f"'{other}' and '{name}'" for name, other in odd_classes(samples.classes) if other]
+    found = [f"the names of these classes differ by case, blanks or hyphens alone: {shortened(alike)}."] if alike else []
     for split, words in (("val", "validation"), ("test", "test")):
         held_out = samples.of(split)
         have = {label for sample in held_out for label in sample.labels}

@@ -1,13 +1,13 @@
 """`data.limit`: a part of the pictures for a quick trial, with the classes, the splits and the groups of the whole."""
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from tlkit.data.samples import Sample, Samples
-from tlkit.data.stratify import counts_of_share, deal_by_labels, hold_out
+from tlkit.data.stratify import counts_of_share, deal_by_labels
 from tlkit.errors import DataError
 
 
@@ -55,8 +55,26 @@ def _kept(part: Sequence[Sample], share: float, least: int, draws: np.random.Gen
     while counts.total() > max(round(share * len(part)), least * len(sizes)):
         label, _ = max(counts.items(), key=lambda item: (item[1], -item[0]))
         counts[label] -= 1
-    kept = hold_out(part, counts, 0, draws)
+    kept = _drawn(part, counts, draws)
     return kept | _missing_groups(part, kept, least)
+
+
+def _drawn(part: Sequence[Sample], counts: Mapping[int, int], draws: np.random.Generator) -> set[str]:
+    """Ids of whole groups in a random order, so that a part of large and small ones is kept: first those that fit, then those that bring
+    the counts nearer."""
+    members: dict[str, list[Sample]] = defaultdict(list)
+    for sample in part:
+        members[sample.unit].append(sample)
+    names = sorted(members)
+    has = {name: Counter(sample.label for sample in group) for name, group in members.items()}
+    open_, kept = Counter(counts), dict.fromkeys(names, False)
+    for fitting in (True, False):
+        for name in (names[position] for position in draws.permutation(len(names))):
+            gain = sum(abs(open_[label]) - abs(open_[label] - number) for label, number in has[name].items())
+            if not kept[name] and gain > 0 and (not fitting or all(open_[label] >= number for label, number in has[name].items())):
+                kept[name] = True
+                open_.subtract(has[name])
+    return {sample.id for name in names if kept[name] for sample in members[name]}
 
 
 def _missing_groups(part: Sequence[Sample], kept: set[str], least: int) -> set[str]:

@@ -1,6 +1,5 @@
 """What pictures there are: counts, sizes, formats, mean and std, in one pass that holds one picture a thread. No torch."""
 
-import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from tlkit.data.preprocess import Read, resized
 from tlkit.data.samples import Sample, Samples
 from tlkit.data.statistics import PerChannel, of_counts, value_counts
 from tlkit.errors import DataError
+from tlkit.processors import processors
 
 LARGEST_MEAN = 256
 """Longer side of the mean picture in pixels, where nobody asks for another size."""
@@ -83,7 +83,7 @@ def survey(
     A picture that can't be read is counted, named and left out.
     """
     size = mean_size or _first_size(samples.samples, read)
-    threads = min(MAX_THREADS, _processors())
+    threads = min(MAX_THREADS, processors())
     found = Survey()
 
     def share(number: int) -> Survey:
@@ -159,7 +159,3 @@ def spread(counts: Mapping[float, int]) -> dict[str, float]:
         if 2 * seen >= number:
             return {"min": min(counts), "median": value, "max": max(counts)}
     return {}
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

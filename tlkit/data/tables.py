@@ -74,6 +74,9 @@ def open_table(file: str, root: str | None, key: str) -> Table:
 def check_columns(table: Table, columns: Sequence[str], place: str) -> None:
     """Raises DataError where a column is missing or stands twice; warns where one of the optional ones looks misspelt."""
     came = f"it has {', '.join(filter(None, columns))}" if any(columns) else "the file is empty"
+    if len(columns) == 1 and (found := next((sign for sign in "|: " if sign in columns[0]), "")):
+        problem = f"{place}: the header is one cell, '{columns[0]}'; its words are parted by '{found}'."
+        raise DataError(f"{problem}\n  Part cells by comma, semicolon or tab.")
     for column in REQUIRED:
         if column not in columns:
             table.faults.append(
@@ -115,7 +118,7 @@ def table_samples(table: Table, cells: Iterable[tuple[int, Mapping[str, str]]], 
 def table_pictures(table: Table, cells: Iterable[tuple[int, Mapping[str, str]]]) -> dict[str, Picture]:
     """Id -> file of the pictures of a table, there or not, whatever is wrong with its rows."""
     place = _Places(table)
-    ids = (place.id(number, found["path"]) for number, found in cells if found["path"])
+    ids = (place.id(number, found["path"]) for number, found in cells if found["path"] and "://" not in found["path"])
     return {composed(id_): table.root / id_ for id_ in ids if id_ is not None}
 
 
@@ -157,6 +160,11 @@ def _row(table: Table, number: int, cells: Mapping[str, str], task: Task, places
     labels = tuple(dict.fromkeys(composed(label.strip()) for label in cells["label"].split(LABEL_SEPARATOR) if label.strip()))
     if not cells["path"]:
         table.faults.append((f"{place}: the path is empty.", f"Write the picture's path, relative to {table.root}, or remove the row."))
+    if "://" in cells["path"]:
+        fix = f"Download the picture into {table.root}, and write its path: nothing is fetched by a table."
+        table.faults.append((f"{place}: {cells['path']} is an address, not a path.", fix))
+    if odd := next((label for label in labels if not label.isprintable()), ""):
+        table.faults.append((f"{place}: the label {odd!r} has signs that can't be printed.", "Write it anew."))
     if task == "multiclass" and LABEL_SEPARATOR in cells["label"]:
         fix = "Set task to multilabel in the recipe, or leave one label in every row."
         table.faults.append((f"{place}: label = '{cells['label']}' holds more than one label.", fix))

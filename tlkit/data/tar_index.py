@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import tarfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -27,10 +28,10 @@ log = logging.getLogger("tlkit")
 
 
 class ShardFault(Exception):
-    """lines: everything that is wrong with one shard, each with its place."""
+    """lines: everything that is wrong with one shard, each with its place. entries: what there is all the same."""
 
-    def __init__(self, lines: Sequence[str]) -> None:
-        self.lines = tuple(lines)
+    def __init__(self, lines: Sequence[str], entries: Sequence["Entry"] = ()) -> None:
+        self.lines, self.entries = tuple(lines), tuple(entries)
         super().__init__("\n".join(lines))
 
 
@@ -105,13 +106,14 @@ class _Scan:
             for member in self._grouped(file):
                 if (entry := self._entry(member, file)) is not None:
                     entries.append(entry)
-        keys = {entry.key for entry in entries}
-        if len(keys) < len(entries):
-            self.faults.append(f"{self.shard}: {len(entries) - len(keys)} keys come more than once.")
+        twice = [key for key, times in Counter(entry.key for entry in entries).items() if times > 1]
+        if twice:
+            more = f", and so do {len(twice) - 1} more" if len(twice) > 1 else ""
+            self.faults.append(f"{self.shard}: the key {twice[0]} comes more than once{more}.")
         if not entries and not self.faults:
             self.faults.append(f"{self.shard}: has no pictures.")
         if self.faults:
-            raise ShardFault(self.faults)
+            raise ShardFault(self.faults, entries)
         if self.links:
             log.warning("%s: %d links are not followed", self.shard, self.links)
         return entries
@@ -165,7 +167,10 @@ class _Scan:
 
     def _tell_end(self, offset: int) -> None:
         size = self.shard.stat().st_size
-        self.faults.append(f"{self.shard}: is cut off or damaged at byte {offset:,}; the file has {size:,}.")
+        end = f"is cut off or damaged at byte {offset:,}; the file has"
+        if offset > size:
+            end = f"is cut off: it goes on to byte {offset:,}, and has"
+        self.faults.append(f"{self.shard}: {end} {size:,}.")
 
     def _entry(self, member: _Member, file: IO[bytes]) -> Entry | None:
         if not member.pictures and not member.labels:

@@ -218,10 +218,17 @@ def _no_set(name: str, root: Path, attempt: "_Attempt", error: Exception, *, pla
             "  Mend or remove what lies there, set data.root to another folder, or use data.source.folder."
         )
     url = attempt.urls[-1]
+    archive = place / Path(urlsplit(url).path).name
+    if archive.is_file():
+        use = f"use data.source={{idx: {place}}}, which reads it as it is" if "ubyte" in archive.name else "use data.source.folder"
+        return (
+            f"data.source.torchvision: {archive} is damaged, or packed by somebody else: its checksum is not torchvision's.\n"
+            f"  Fetch it anew from {url}, or {use}."
+        )
     return (
         f"data.source.torchvision: {name} is not in {root.resolve()}, and {urlsplit(url).hostname} did not give it ({url}): "
         f"{_one_line(attempt.failure or error)}.\n"
-        f"  Put {Path(urlsplit(url).path).name} into {place}, set data.root to the folder that has {name}, or use data.source.folder."
+        f"  Put {archive.name} into {place}, set data.root to the folder that has {name}, or use data.source.folder."
     )
 
 

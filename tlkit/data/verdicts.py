@@ -18,7 +18,9 @@ import PIL
 from tlkit.cache_folder import cache_folder
 from tlkit.data.decode import decode, header
 from tlkit.data.samples import Picture
+from tlkit.data.webdataset_source import TarPicture
 from tlkit.errors import DataError
+from tlkit.processors import processors
 from tlkit.recipe.fields.data import Data
 
 FORMAT = 1
@@ -67,7 +69,7 @@ def judge(images: Sequence[Picture], data: Data, advance: Callable[[int], None])
 def _decoded(rest: Sequence[int], images: Sequence[Picture], data: Data) -> Iterator[tuple[int, Verdict]]:
     """Threads, not processes: Pillow lets go of Python's lock while it decodes, and functions that give pictures need not travel."""
     tasks = [rest[i : i + _A_TASK] for i in range(0, len(rest), _A_TASK)]
-    pool = ThreadPoolExecutor(_threads())
+    pool = ThreadPoolExecutor(processors())
     try:
         for task, verdicts in zip(tasks, pool.map(lambda task: [_verdict(images[i], data) for i in task], tasks), strict=True):
             yield from zip(task, verdicts, strict=True)
@@ -100,18 +102,15 @@ def _shape(image: Picture, data: Data) -> tuple[int, int]:
 
 
 def _key(image: Picture) -> Key | None:
-    """None for what is no file, and is decoded each time."""
-    if not isinstance(image, Path):
+    """None for what is no file or member of a tar, and is decoded each time: pictures in arrays are quicker to decode than to look up."""
+    file, member = (image.shard, b"\0%d" % image.offset) if isinstance(image, TarPicture) else (image, b"")
+    if not isinstance(file, Path):
         return None
     try:
-        state = image.stat()
+        state = file.stat()
     except OSError:
         return None
-    return (os.fsencode(os.path.abspath(image)), state.st_size, state.st_mtime_ns) if S_ISREG(state.st_mode) else None
-
-
-def _threads() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return (os.fsencode(os.path.abspath(file)) + member, state.st_size, state.st_mtime_ns) if S_ISREG(state.st_mode) else None
 
 
 class _Kept:

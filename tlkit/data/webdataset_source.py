@@ -18,7 +18,7 @@ from pathlib import Path
 from PIL import Image
 
 from tlkit.data.classes import Label, number_classes
-from tlkit.data.samples import Sample, Samples
+from tlkit.data.samples import Picture, Sample, Samples
 from tlkit.data.tar_index import Entry, ShardFault, shard_index
 from tlkit.errors import DataError, MissingExtraError, did_you_mean
 from tlkit.recipe.fields.source import WebDatasetSource
@@ -30,6 +30,9 @@ MOST_FAULTS = 50
 _TOLD_EVERY_S = 10.0
 
 log = logging.getLogger("tlkit")
+
+Entries = Mapping[str, Mapping[Path, Sequence[Entry]]]
+"""Split -> shard -> its pictures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,30 +60,52 @@ def read_webdataset(source: WebDatasetSource, root: Path, task: Task) -> Samples
 
     Raises DataError with everything that is wrong with the shards: missing, cut off, packed, members without picture or label.
     """
+    entries, faults = _entries(_shards(source), root, task)
+    if faults:
+        more = f"\n... and {len(faults) - MOST_FAULTS:,} more." if len(faults) > MOST_FAULTS else ""
+        fix = "  Write these shards anew: for each picture KEY.jpg with KEY.cls, KEY.json (its key label) or KEY.txt beside it."
+        raise DataError("\n".join(faults[:MOST_FAULTS]) + f"{more}\n{fix}")
+    labels = {split: [entry.labels for found in shards.values() for entry in found] for split, shards in entries.items()}
+    classes, numbers = number_classes(f"data.source.webdataset: {source.webdataset}", labels, source.classes, task)
+    return Samples(classes, tuple(_samples(entries, numbers)), task)
+
+
+def webdataset_pictures(source: WebDatasetSource, root: Path, task: Task) -> dict[str, Picture]:
+    """Id -> picture of what can be found in shards, whatever else is wrong with them."""
+    entries, _ = _entries(_shards(source), root, task)
+    return {id_: picture for id_, picture, _, _ in _pictures(entries)}
+
+
+def _shards(source: WebDatasetSource) -> dict[str, list[Path]]:
+    """Split -> its shards; the empty split where there is one pattern alone."""
     patterns = {"train": source.webdataset, "val": source.val, "test": source.test}
     shards = {split: find_shards(pattern, split) for split, pattern in patterns.items() if pattern is not None}
     if len(shards) == 1:
-        shards = {"": shards["train"]}
+        return {"": shards["train"]}
     _check_apart(shards)
-    above = Path(os.path.commonpath([shard.absolute().parent for found in shards.values() for shard in found]))
-    entries = _entries(shards, root.expanduser() / "webdataset_index", task)
-    labels = {split: [entry.labels for found in entries[split].values() for entry in found] for split in shards}
-    classes, numbers = number_classes(f"data.source.webdataset: {source.webdataset}", labels, source.classes, task)
-    return Samples(classes, tuple(_samples(entries, above, numbers)), task)
+    return shards
 
 
-def _samples(entries: Mapping[str, Mapping[Path, Sequence[Entry]]], above: Path, numbers: Mapping[Label, int]) -> Iterator[Sample]:
+def _samples(entries: Entries, numbers: Mapping[Label, int]) -> Iterator[Sample]:
     same: dict[tuple[int, ...], tuple[int, ...]] = {}  # one tuple for all pictures of a class
+    for id_, picture, written, split in _pictures(entries):
+        labels = tuple(sorted({numbers[label] for label in written}))
+        yield Sample(id_, picture, same.setdefault(labels, labels), split)
+
+
+def _pictures(entries: Entries) -> Iterator[tuple[str, TarPicture, tuple[Label, ...], str]]:
+    """(id, picture, labels as written, split)."""
+    above = Path(os.path.commonpath([shard.absolute().parent for shards in entries.values() for shard in shards]))
     for split, shards in entries.items():
         for shard, found in shards.items():
             name = shard.absolute().relative_to(above).as_posix()
             for entry in found:
-                labels = tuple(sorted({numbers[label] for label in entry.labels}))
-                yield Sample(f"{name}:{entry.key}", TarPicture(shard, entry.offset, entry.size), same.setdefault(labels, labels), split)
+                yield f"{name}:{entry.key}", TarPicture(shard, entry.offset, entry.size), entry.labels, split
 
 
-def _entries(shards: Mapping[str, Sequence[Path]], folder: Path, task: Task) -> dict[str, dict[Path, Sequence[Entry]]]:
-    """Split -> shard -> its pictures. Says how far it is where that takes long."""
+def _entries(shards: Mapping[str, Sequence[Path]], root: Path, task: Task) -> tuple[Entries, list[str]]:
+    """And everything that is wrong with the shards. Says how far it is where that takes long. root: what the index is kept below."""
+    folder = root.expanduser() / "webdataset_index"
     faults: list[str] = []
     found: dict[str, dict[Path, Sequence[Entry]]] = {split: {} for split in shards}
     total, done, told = sum(map(len, shards.values())), 0, time.monotonic()
@@ -90,15 +115,12 @@ def _entries(shards: Mapping[str, Sequence[Path]], folder: Path, task: Task) -> 
                 found[split][shard] = shard_index(shard, folder, task)
             except ShardFault as fault:
                 faults += fault.lines
+                found[split][shard] = fault.entries
             done += 1
             if time.monotonic() - told > _TOLD_EVERY_S:
                 log.info("indexed %d of %d shards", done, total)
                 told = time.monotonic()
-    if faults:
-        more = f"\n... and {len(faults) - MOST_FAULTS:,} more." if len(faults) > MOST_FAULTS else ""
-        fix = "  Write these shards anew: for each picture KEY.jpg with KEY.cls, KEY.json (its key label) or KEY.txt beside it."
-        raise DataError("\n".join(faults[:MOST_FAULTS]) + f"{more}\n{fix}")
-    return found
+    return found, faults
 
 
 def _check_apart(shards: Mapping[str, Sequence[Path]]) -> None:

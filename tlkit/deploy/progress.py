@@ -17,22 +17,19 @@ def progress(count: Callable[[], int] | None, *, rows: bool = False) -> Iterator
     rows: answers are printed as they come; on a terminal these are progress enough.
     """
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress
+
+    from tlkit.data.progress import bar_columns
 
     console = Console(stderr=True)
-    columns = (
-        TextColumn("predict"),
-        BarColumn(bar_width=30),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]:.0f} pictures/s"),
-        TimeRemainingColumn(),
-    )
     began = last_line = time.perf_counter()
     # Taken over, what goes to stdout comes out above the bar; but then on stderr, and so never when stdout is a file.
     over = sys.stdout.isatty()
     bar = console.is_terminal and not (rows and over)
-    with Progress(*columns, console=console, transient=True, disable=not bar, redirect_stdout=over, redirect_stderr=over) as live:
-        task = live.add_task("predict", total=None, rate=0.0)
+    with Progress(
+        *bar_columns("predict"), console=console, transient=True, disable=not bar, redirect_stdout=over, redirect_stderr=over
+    ) as live:
+        task = live.add_task("predict", total=None, speed=0.0)
         if count is not None:
             Thread(target=lambda: live.update(task, total=count()), daemon=True).start()
 
@@ -41,7 +38,7 @@ def progress(count: Callable[[], int] | None, *, rows: bool = False) -> Iterator
             now = time.perf_counter()
             shown = live.tasks[task]
             rate = (shown.completed + pictures) / (now - began)
-            live.update(task, advance=pictures, rate=rate)
+            live.update(task, advance=pictures, speed=rate)
             if not console.is_terminal and now - last_line > LINE_EVERY_S:
                 last_line = now
                 print(_line(int(shown.completed), shown.total, rate), file=sys.stderr)

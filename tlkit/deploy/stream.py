@@ -1,6 +1,5 @@
 """Pictures through a model in a stream: threads decode while the network runs, and no more is held than a few batches."""
 
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +15,7 @@ from tlkit.data.preprocess import Preprocessing
 from tlkit.deploy.prediction import Prediction
 from tlkit.deploy.predictor import Predictor
 from tlkit.errors import DataError
+from tlkit.processors import processors
 
 BATCH_SIZE = 32
 # Batches that are being decoded while one is in the network.
@@ -93,4 +93,4 @@ def _read(name: str, preprocessing: Preprocessing) -> Fitted:
 
 def _decoders() -> int:
     """Threads: one a processor, because the network leaves them idle between two batches, and not so many that big pictures fill memory."""
-    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    return min(8, processors())

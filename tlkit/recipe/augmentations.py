@@ -13,11 +13,14 @@ TABLE = "albumentations_2_0_8.json"
 
 _NORMALISES = "tlkit normalises after augmentation, with the same mean and std in training, evaluation and prediction"
 _NEEDS_MORE = "it needs masks, boxes or other pictures, and a classifier's sample is one picture"
+_ONE_SIZE = "and those of a batch must have one"
 REFUSED = {
     **dict.fromkeys(("Normalize", "ToFloat", "FromFloat"), (_NORMALISES, "Remove it, and set data.normalize.")),
     **dict.fromkeys(("ToTensorV2", "ToTensor3D"), ("tlkit makes tensors itself, after augmentation", "Remove it.")),
     "ToRGB": ("every picture has as many channels as data.channels says already", "Remove it, or set data.channels."),
     "NoOp": ("it changes nothing", "Remove it."),
+    "RandomScale": (f"it changes the size of pictures, {_ONE_SIZE}", "Use Affine: {scale: [0.9, 1.1]}, which zooms and keeps the size."),
+    "RandomCropFromBorders": (f"it changes the size of pictures, {_ONE_SIZE}", "Use RandomResizedCrop: {scale: [0.8, 1.0]}."),
     "Lambda": ("it takes Python functions, which a recipe can't hold", "Use another transform."),
     **dict.fromkeys(
         (
@@ -61,6 +64,11 @@ NEEDS_RGB = frozenset(
 NEEDS_MORE_THAN_GREY = frozenset({"ChannelDropout", "ChannelShuffle"})
 NEEDS_RGB_OR_GREY = frozenset({"CLAHE", "ColorJitter", "Equalize", "RGBShift", *AUTO_AUGMENT})
 
+
+ONE_OF = {"CropAndPad": ("px", "percent"), **dict.fromkeys(("LongestMaxSize", "SmallestMaxSize"), ("max_size", "max_size_hw"))}
+"""Transforms of which one argument of several must be given."""
+GIVEN = frozenset({"size"})
+"""Arguments that tlkit gives: see RandomResizedCrop in docs/augmentation.md."""
 
 PRESETS = ("light", "medium", "heavy")
 
@@ -124,9 +132,9 @@ def _in_full(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 @cache
-def transforms() -> dict[str, list[str]]:
-    """Name -> names of its arguments, for every transform that a recipe can use."""
-    table: dict[str, list[str]] = json.loads(files("tlkit.recipe").joinpath(TABLE).read_text())
+def transforms() -> dict[str, dict[str, bool]]:
+    """Name -> its arguments -> whether they must be given, for every transform that a recipe can use."""
+    table: dict[str, dict[str, bool]] = json.loads(files("tlkit.recipe").joinpath(TABLE).read_text())
     return table
 
 
@@ -167,17 +175,20 @@ def _channel_problem(name: str, channels: int) -> str:
 
 def _argument_faults(key: str, name: str, arguments: dict[str, Any]) -> list[Fault]:
     accepted = transforms()[name]
+    names = list(accepted)
     unknown = [word for word in arguments if word not in accepted]
-    faults = [
-        Fault(f"{key}.{word}", f"is not an argument of {name}.", expected_one_of(word, accepted)) for word in unknown[: MOST_FAULTS + 1]
-    ]
+    faults = [Fault(f"{key}.{word}", f"is not an argument of {name}.", expected_one_of(word, names)) for word in unknown[: MOST_FAULTS + 1]]
+    if missing := [word for word, needed in accepted.items() if needed and word not in (*arguments, *GIVEN)]:
+        faults.append(Fault(key, f"lacks {' and '.join(missing)}.", f"Write `{name}: {{{', '.join(f'{word}: ..' for word in missing)}}}`."))
+    if name in ONE_OF and not set(ONE_OF[name]) & set(arguments):
+        faults.append(Fault(key, f"lacks {' or '.join(ONE_OF[name])}.", f"Write `{name}: {{{ONE_OF[name][0]}: ..}}`."))
     p = arguments.get("p", 0.5)
     if isinstance(p, bool) or not isinstance(p, int | float) or not 0 <= p <= 1:
         faults.append(Fault(f"{key}.p", f"= {shown(p)} is no probability.", "Expected a number from 0 to 1."))
     return faults
 
 
-def table_of_installed() -> dict[str, list[str]]:
+def table_of_installed() -> dict[str, dict[str, bool]]:
     """The table as the installed albumentations gives it. It writes the file: python -m tlkit.recipe.augmentations"""
     from inspect import signature
 
@@ -185,7 +196,7 @@ def table_of_installed() -> dict[str, list[str]]:
 
     kinds = (albumentations.ImageOnlyTransform, albumentations.DualTransform)
     return {
-        name: [argument for argument in signature(item).parameters if argument != "strict"]
+        name: {word: found.default is found.empty for word, found in signature(item).parameters.items() if word != "strict"}
         for name, item in sorted(vars(albumentations).items())
         if isinstance(item, type)
         and issubclass(item, kinds)

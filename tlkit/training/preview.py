@@ -85,7 +85,7 @@ def _notes(recipe: Recipe, epochs_shown: int) -> list[str]:
     if items and not epochs:
         notes.append("No phase of this recipe trains by gradients, so none of this happens: pictures are taken as they are.")
     elif items and epochs_shown > epochs:
-        notes.append(f"The recipe has {epochs} epochs; later columns show what more of them would look like.")
+        notes.append(f"The recipe has {epochs} epoch{'s' if epochs > 1 else ''}; later columns show what more of them would look like.")
     if recipe.mix != Mix():
         notes.append("mix blends pictures of a batch after this, which isn't shown.")
     return notes
