@@ -77,20 +77,29 @@ def source_of(pictures: str) -> dict[str, str] | None:
     """
     place = Path(pictures).expanduser()
     if place.is_dir():
-        names = {entry.name for entry in place.iterdir()}
-        if any(re.fullmatch(r"train-images[-.]idx3-ubyte(\.gz)?", name) for name in names):
-            return {"idx": pictures}
-        if names & {"dataset_dict.json", "dataset_info.json"}:
-            return {"huggingface": pictures}
-        if any(name.endswith(".tar") for name in names) and not any(entry.is_dir() for entry in place.iterdir()):
-            return {"webdataset": str(place / "*.tar")}
-        return {"folder": pictures}
+        kind = _kind_of_folder(place)
+        return {kind: f"{pictures}/*.tar" if kind == "webdataset" else pictures}
     ending = place.suffix.lower()
     if ending == ".npy":
         raise TlkitError(
             f"{pictures}: an .npy file has no labels.\n  Name a recipe with data.source={{npy: {pictures}, labels: LABELS.npy}}."
         )
     return {FILES[ending]: pictures} if ending in FILES else None
+
+
+def _kind_of_folder(place: Path) -> str:
+    """The key of `data.source`. A folder that can't be read is for its reader to tell."""
+    try:
+        names = {entry.name for entry in place.iterdir()}
+        tars = {name for name in names if name.endswith(".tar")}
+        only_tars = bool(tars) and not any((place / name).is_dir() for name in names)
+    except OSError:
+        return "folder"
+    if any(re.fullmatch(r"train-images[-.]idx3-ubyte(\.gz)?", name) for name in names):
+        return "idx"
+    if names & {"dataset_dict.json", "dataset_info.json"}:
+        return "huggingface"
+    return "webdataset" if only_tars else "folder"
 
 
 def count(text: str) -> int:

@@ -80,7 +80,7 @@ def _notes(recipe: Recipe, epochs_shown: int) -> list[str]:
         f"{item.name}: {', '.join(f'{name} {shown(value)}' for name, value in item.arguments.items())}".removesuffix(": ")
         for item in recipe.augment
     ]
-    notes = [f"augment  {items[0]}", *(f"         {item}" for item in items[1:])] if items else ["augment is empty: nothing changes."]
+    notes = [f"augment[{number}]  {item}" for number, item in enumerate(items)] or ["augment is empty: nothing changes."]
     epochs = sum(phase.epochs for phase in recipe.gradient_phases.values())
     if items and not epochs:
         notes.append("No phase of this recipe trains by gradients, so none of this happens: pictures are taken as they are.")
