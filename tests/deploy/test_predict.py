@@ -87,3 +87,23 @@ def test_the_table_shows_class_names_as_they_are(workplace: Path, capsys: pytest
 def test_a_folder_without_a_model_exits_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["predict", str(tmp_path), "x.png"]) == 2
     assert "holds no model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("model.pkl", "model.pkl is a pickle by its name"),
+        ("model.onnx", "model.onnx is a file that tlkit can't use by itself.\n  Expected"),
+    ],
+)
+def test_a_file_that_is_no_artifact_exits_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, said: str) -> None:
+    (tmp_path / name).touch()
+    assert main(["predict", str(tmp_path / name), "x.png"]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_network_of_an_artifact_points_to_its_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("model.onnx", "artifact.json"):
+        (tmp_path / name).touch()
+    assert main(["predict", str(tmp_path / "model.onnx"), "x.png"]) == 2
+    assert f"Expected {tmp_path}." in capsys.readouterr().err

@@ -181,7 +181,7 @@ BAD = {
     "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", PNG, 422, "not a picture"),
     "json": (b"{}", {"Content-Type": "application/json"}, 415, "application/json"),
     "curl's own type": (b"x", {"Content-Type": "application/x-www-form-urlencoded"}, 415, "With curl: -H"),
-    "bomb": (bomb(), PNG, 413, "the limit is 5"),
+    "bomb": (bomb(), PNG, 413, "more than 179 million pixels; the limit is 5"),
     "pixels": (picture_bytes((3000, 2000)), PNG, 413, "6 million pixels"),
     "large": (bytes(3_000_000), PNG, 413, "larger than 2 MB"),
     "no boundary": (b"x", {"Content-Type": "multipart/form-data"}, 400, "boundary"),

@@ -136,7 +136,7 @@ def _writer_of(file: Path) -> Callable[[Parts, Path], None]:
     try:
         import pyarrow  # noqa: F401
     except ImportError as error:
-        raise MissingExtraError("pyarrow", "parquet", "To write features to .parquet") from error
+        raise MissingExtraError("pyarrow", "parquet", "Writing features to .parquet") from error
     return _write_parquet
 
 

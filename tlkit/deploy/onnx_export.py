@@ -32,7 +32,7 @@ def check_onnx_is_installed() -> None:
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise MissingExtraError(str(error.name), "export", "To export to ONNX") from error
+        raise MissingExtraError(str(error.name), "export", "Exporting to ONNX") from error
 
 
 def onnx_model(program: torch.export.ExportedProgram, outputs: Sequence[str], opset: int) -> Any:

@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tlkit.data.preprocess import Preprocessing
-from tlkit.deploy.artifact import is_artifact, read_artifact
+from tlkit.deploy.artifact import is_artifact, read_artifact, refuse_pickle
 from tlkit.deploy.runtime import load_runtime
+from tlkit.errors import ArtifactError
 
 Pixels = NDArray[np.uint8]
 Numbers = NDArray[np.float64]
@@ -37,6 +38,10 @@ def open_predictor(model: Path, threads: int | None = None) -> Predictor:
 
     Raises RunError or ArtifactError if it holds none of these, or is damaged.
     """
+    refuse_pickle(model)
+    if model.is_file() and not is_artifact(model):
+        nearest = model.parent if is_artifact(model.parent) else "a run folder, or the folder or .zip that `tlkit export` made"
+        raise ArtifactError(f"{model} is a file that tlkit can't use by itself.\n  Expected {nearest}.")
     if is_artifact(model) and not (model / "tlkit.json").is_file():
         return _of_artifact(model, threads)
     return _of_run(model)  # which the safetensors format is, too

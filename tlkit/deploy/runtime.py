@@ -95,7 +95,7 @@ def import_openvino() -> Any:
     try:
         import openvino
     except ImportError as error:
-        raise MissingExtraError("openvino", "openvino", "An artifact for OpenVINO") from error
+        raise MissingExtraError("openvino", "openvino", "OpenVINO's format") from error
     finally:
         if missing:
             del sys.modules["openvino_telemetry"]
@@ -107,7 +107,7 @@ def onnx_session(network: Path | bytes, threads: int | None = None) -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        raise MissingExtraError("onnxruntime", "export", "To run an ONNX network") from error
+        raise MissingExtraError("onnxruntime", "export", "Running an ONNX network") from error
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors only
     if threads is not None:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from tlkit.data.decode import MAX_PIXELS
 from tlkit.data.preprocess import Preprocessing
 from tlkit.deploy.serve_limits import Limits, Refusal, too_large
 from tlkit.errors import DataError
@@ -89,7 +90,8 @@ def picture(upload: Upload, preprocessing: Preprocessing, limits: Limits) -> NDA
     pixels = _pixels(upload)
     most = min(limits.pixels, preprocessing.max_pixels)
     if pixels > most:
-        raise Refusal(413, f"{upload}: has {pixels / 1e6:.0f} million pixels; the limit is {most / 1e6:g}. Scale it down.")
+        number = f"more than {MAX_PIXELS / 1e6:.0f}" if pixels > MAX_PIXELS else f"{pixels / 1e6:.0f}"
+        raise Refusal(413, f"{upload}: has {number} million pixels; the limit is {most / 1e6:g}. Scale it down.")
     try:
         if pixels <= LARGE_PIXELS:
             return preprocessing.read(upload)
@@ -100,11 +102,14 @@ def picture(upload: Upload, preprocessing: Preprocessing, limits: Limits) -> NDA
 
 
 def _pixels(upload: Upload) -> int:
-    """Width times height as the header says; 0 where there is none that can be read, which decoding will tell."""
+    """Width times height as the header says; of a bomb, whose size Pillow doesn't give, one more than it takes.
+
+    0 where there is no header that can be read, which decoding will tell.
+    """
     try:
         with upload() as opened:
             return opened.width * opened.height
     except Image.DecompressionBombError:
-        return 2**40
+        return MAX_PIXELS + 1
     except Exception:  # Pillow raises what its decoders happen to
         return 0
