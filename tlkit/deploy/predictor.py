@@ -38,8 +38,8 @@ def open_predictor(model: Path, threads: int | None = None) -> Predictor:
 
     Raises RunError or ArtifactError if it holds none of these, or is damaged.
     """
-    refuse_pickle(model)
     if model.is_file() and not is_artifact(model):
+        refuse_pickle(model)
         nearest = model.parent if is_artifact(model.parent) else "a run folder, or the folder or .zip that `tlkit export` made"
         raise ArtifactError(f"{model} is a file that tlkit can't use by itself.\n  Expected {nearest}.")
     if is_artifact(model) and not (model / "tlkit.json").is_file():
