@@ -13,7 +13,7 @@ quickstart: .venv/.installed  ## set up .venv and fine-tune on the bundled pictu
 
 test: export HF_HUB_OFFLINE := 1
 test: lint  ## set up .venv, then lint, types and tests
-	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/.installed-dev  ## ruff and mypy
 	$(BIN)/ruff check

@@ -3,6 +3,8 @@
 import os
 from tempfile import TemporaryDirectory
 
+import pytest
+
 # Read by albumentations, huggingface_hub and matplotlib when they are first imported, so set before any test module is.
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -12,3 +14,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Activations that tests keep are their own, and gone when they end.
 _CACHE = TemporaryDirectory(prefix="tlkit-tests-")
 os.environ["TLKIT_CACHE"] = _CACHE.name
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first: no worker begins one of them when the others are about to end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)

@@ -147,6 +147,13 @@ def point_torchvision_here(folder: Path, address: str, cifar10: Cifar10) -> Path
     text = f"""
 import importlib.abc, sys
 
+def change(module):
+    module.CIFAR10.url = {address + ARCHIVE!r}
+    module.CIFAR10.tgz_md5 = {cifar10.archive_md5!r}
+    module.CIFAR10.train_list = {train!r}
+    module.CIFAR10.test_list = [["test_batch", {cifar10.md5["test_batch"]!r}]]
+    module.CIFAR10.meta = {{"filename": "batches.meta", "key": "label_names", "md5": {cifar10.md5["batches.meta"]!r}}}
+
 class AfterCifar(importlib.abc.MetaPathFinder):
     # Waits for torchvision's own module, so that nothing is imported that the command wouldn't import.
     def find_spec(self, name, path, target=None):
@@ -158,15 +165,14 @@ class AfterCifar(importlib.abc.MetaPathFinder):
         run = spec.loader.exec_module
         def exec_module(module):
             run(module)
-            module.CIFAR10.url = {address + ARCHIVE!r}
-            module.CIFAR10.tgz_md5 = {cifar10.archive_md5!r}
-            module.CIFAR10.train_list = {train!r}
-            module.CIFAR10.test_list = [["test_batch", {cifar10.md5["test_batch"]!r}]]
-            module.CIFAR10.meta = {{"filename": "batches.meta", "key": "label_names", "md5": {cifar10.md5["batches.meta"]!r}}}
+            change(module)
         spec.loader.exec_module = exec_module
         return spec
 
-sys.meta_path.insert(0, AfterCifar())
+if "torchvision.datasets.cifar" in sys.modules:
+    change(sys.modules["torchvision.datasets.cifar"])
+else:
+    sys.meta_path.insert(0, AfterCifar())
 """
     (folder / "sitecustomize.py").write_text(text)
     return folder

@@ -5,7 +5,6 @@ import json
 import os
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load, load_file
 
+from tests import warm
 from tests.local_hub import ARCHIVE, WEIGHTS, LocalHub, point_torchvision_here, resnet18_weights, serve, small_cifar10
 
 SMALLER = ["data.image_size=64", "data.batch_size=32", "phases[0].epochs=1", "phases[1].epochs=1"]
@@ -23,7 +23,7 @@ CIFAR10 = small_cifar10()
 def tlkit(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     env = {**inherited, "HF_HOME": str(cwd / "hf"), **environment}
-    return subprocess.run([sys.executable, "-m", "tlkit", *arguments], cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+    return warm.run(*arguments, cwd=cwd, env=env)
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +146,9 @@ def test_a_hub_that_never_answers_is_given_up(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
         hub = LocalHub({}, address=address)
-        finished = tlkit(*COMMAND, cwd=tmp_path, **environment(hub, tmp_path))
+        variables = environment(hub, tmp_path)
+        with (tmp_path / "start/sitecustomize.py").open("a") as file:
+            file.write("from tlkit.data import torchvision_sets\ntorchvision_sets.STALLED_S = 1.0  # in place of 30\n")
+        finished = tlkit(*COMMAND, cwd=tmp_path, **variables)
     assert finished.returncode == 2
     assert "timm/resnet18.a1_in1k are not on this machine" in finished.stderr

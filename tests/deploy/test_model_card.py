@@ -14,6 +14,7 @@ import torch
 import yaml
 from PIL import ExifTags, Image
 
+from tests import warm
 from tests.local_hub import LocalHub, serve
 from tlkit.data.preprocess import Preprocessing
 from tlkit.deploy.model_card import model_card
@@ -93,8 +94,7 @@ def folder(tmp_path: Path) -> Path:
 def export(folder: Path, hub: LocalHub, **environment: str) -> subprocess.CompletedProcess[str]:
     words = ["export", str(folder), "--format", "safetensors", "--images", str(folder / "pictures"), "--push-to-hub", "me/it"]
     own = {"HF_ENDPOINT": hub.address, "HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_x", "HF_HOME": str(folder / "hf"), **environment}
-    command = [sys.executable, "-m", "tlkit", *words]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **own}, cwd=Path(__file__).parents[2])
+    return warm.run(*words, cwd=Path(__file__).parents[2], env={**os.environ, **own})
 
 
 def test_an_uploaded_folder_is_loaded_by_timm_from_the_hub(folder: Path) -> None:

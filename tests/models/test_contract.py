@@ -16,6 +16,8 @@ from tlkit.models.freeze import trained_parameters
 from tlkit.recipe.fields.model import Head
 from tlkit.recipe.fields.phases import BatchNorm, FromStage, LastStages, Train
 
+pytestmark = pytest.mark.usefixtures("thin_vgg")
+
 # The smallest of each family, and the smallest pictures it takes, in pixels.
 MODELS = {
     "lenet5": 28,

@@ -10,6 +10,8 @@ from tlkit.models.split import CannotCut, cut
 from tlkit.recipe.fields.model import Head
 from tlkit.recipe.fields.phases import FromStage, Train
 
+pytestmark = pytest.mark.usefixtures("thin_vgg")
+
 SIZES = {
     "resnet18": 64,
     "vgg11_bn": 64,

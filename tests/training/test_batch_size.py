@@ -60,7 +60,7 @@ OUT_OF_MEMORY = """
 import resource, sys
 from tlkit.cli import main
 resource.setrlimit(resource.RLIMIT_AS, (5_000_000_000, 5_000_000_000))
-sys.exit(main(["finetune", "quickstart", "data.batch_size=1024", "data.image_size=128", "model={backbone: resnet18, weights: random}",
+sys.exit(main(["finetune", "quickstart", "data.batch_size=1024", "data.image_size=64", "model={backbone: resnet18, weights: random}",
                "augment=[]", "phases=[{train: all, epochs: 1, lr: 1e-3}]", "cache.use=false", "--out", sys.argv[1]]))
 """
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests import warm
 from tests.local_hub import ARCHIVE, WEIGHTS, point_torchvision_here, resnet18_weights, serve, small_cifar10
 from tlkit.cli import main
 from tlkit.data.decode import decode
@@ -86,7 +87,7 @@ def test_what_was_fetched_runs_without_any_network_call_to_the_same_bits(tmp_pat
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
         paths = os.pathsep.join([str(start), str(CHECKOUT)])
         env = {**inherited, "HF_HOME": str(tmp_path / home), "HF_ENDPOINT": address, "PYTHONPATH": paths}
-        return subprocess.run([sys.executable, "-m", "tlkit", *words], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+        return warm.run(*words, cwd=tmp_path, env=env)
 
     with serve({WEIGHTS: resnet18_weights(), ARCHIVE: cifar10.archive}) as hub:
         fetched = tlkit("data", "fetch", "cifar_resnet", *SMALLER, "--to", "stick", home="hf", offline=False, address=hub.address)

@@ -1,11 +1,9 @@
 """The plan says what training does: counts from torchvision, rates and bytes by hand, steps from Lightning."""
 
-import subprocess
-import sys
+import os
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +13,7 @@ from rich.console import Console
 from torch import nn
 from torchvision.models import resnet18
 
+from tests import warm
 from tlkit.data.datamodule import PictureData
 from tlkit.data.preprocess import Preprocessing
 from tlkit.data.splits import split_samples
@@ -314,7 +313,6 @@ def test_sizes_are_in_the_unit_that_people_use(number: int, said: str) -> None:
 
 
 def test_the_command_prints_a_plan_and_exits_0(there: Path) -> None:
-    words: list[Any] = [sys.executable, "-m", "tlkit", "plan", "recipe.yaml", *SMALL]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    done = warm.run("plan", "recipe.yaml", *SMALL, cwd=Path.cwd(), env=os.environ)
     assert done.returncode == 0, done.stderr
     assert "phase 1/1: all, 1 epoch of 5 steps, about " in done.stdout

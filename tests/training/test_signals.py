@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests import warm
 from tlkit.errors import Interrupted
 from tlkit.training.checkpoint_files import good_checkpoints
 from tlkit.training.signals import heeding_signals
@@ -57,16 +56,17 @@ def test_a_schedulers_signal_saves_within_ten_seconds_and_exits_with_75(tmp_path
             Image.fromarray(draws.integers(0, 255, (32, 32, 3)).astype(np.uint8)).save(tmp_path / "pictures" / name / f"{i}.png")
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     out = tmp_path / "run"
-    command = [sys.executable, "-m", "tlkit", "finetune", "recipe.yaml", "--out", str(out), "--resume"]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    while process.poll() is None and not (out / "metrics.csv").exists():
+    words = ("finetune", "recipe.yaml", "--out", str(out), "--resume")
+    started = warm.start(*words, cwd=tmp_path, env=os.environ, folder=tmp_path / "said")
+    while started.process.is_alive() and not (out / "metrics.csv").exists():
         time.sleep(0.05)
     rows = (out / "metrics.csv").read_text().count("\n")
     asked = time.time()
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 75, errors
-    assert f"stopped by {number.name}; go on with the same command, --out {out} and --resume" in errors
+    assert started.process.pid is not None
+    os.kill(started.process.pid, number)
+    done = started.finished(60)
+    assert done.returncode == 75, done.stderr
+    assert f"stopped by {number.name}; go on with the same command, --out {out} and --resume" in done.stderr
     newest = good_checkpoints(out / "checkpoints")[-1]
     assert newest.file.stat().st_mtime - asked < 10
     assert newest.about["epoch"] >= rows - 1
