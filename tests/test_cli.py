@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import subprocess
 import sys
 from argparse import Namespace
@@ -38,6 +39,12 @@ def test_help_lists_every_command_and_two_examples(capsys: pytest.CaptureFixture
     assert all(f"\n  {name} " in printed for name in cli.COMMANDS)
     assert printed.count("\n  tlkit ") == 2
     assert max(map(len, printed.splitlines())) <= 110
+
+
+def test_the_readme_has_every_command_in_the_same_order() -> None:
+    table = [line for line in (REPOSITORY / "README.md").read_text(encoding="utf-8").splitlines() if line.startswith("| `tlkit ")]
+    named = [name for line in table for name in re.findall(r"`tlkit ((?:data )?\w+)", line.split(" | ")[0])]
+    assert list(dict.fromkeys(named)) == list(cli.COMMANDS)
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)

@@ -19,24 +19,25 @@ EXAMPLES = """examples:
 # name: (what it does, its arguments, the command)
 COMMANDS: dict[str, tuple[str, Callable[[ArgumentParser], None], Callable[[Namespace], int]]] = {
     "finetune": ("train a recipe's model, measure it, and keep it in a run folder", training.finetune_arguments, training.finetune),
-    "reproduce": ("run a run's recipe again, and compare the two to the last bit", training.reproduce_arguments, training.reproduce),
-    "plan": ("show what a recipe will do, before it does it: what trains, memory, steps, time", training.plan_arguments, training.plan),
-    "lr": ("find a learning rate: train a copy at a rate that rises, and look at the loss", training.lr_arguments, training.lr),
     "check": ("find every fault in a recipe without running it", training.check_arguments, training.check),
+    "models": ("list the backbones that a recipe can name", models.models_arguments, models.models),
     "data check": ("decode every picture and name all that is wrong with them, in one table", data.check_arguments, data.check),
     "data stats": ("count and measure pictures: classes, sizes, formats, mean and std, the mean picture", data.stats_arguments, data.stats),
+    "data audit": ("find pictures that are there twice, leaks between splits, and wrong labels", data.audit_arguments, data.audit),
     "data preview": ("draw a sheet of training pictures as each epoch will see them", data.preview_arguments, data.preview),
     "data fetch": ("bring everything that a recipe needs into one folder, for a machine without network", data.fetch_arguments, data.fetch),
+    "plan": ("show what a recipe will do, before it does it: what trains, memory, steps, time", training.plan_arguments, training.plan),
+    "lr": ("find a learning rate: train a copy at a rate that rises, and look at the loss", training.lr_arguments, training.lr),
     "evaluate": ("measure the model of a run again", evaluate.evaluate_arguments, evaluate.evaluate),
+    "reproduce": ("run a run's recipe again, and compare the two to the last bit", training.reproduce_arguments, training.reproduce),
     "predict": ("name the classes of pictures", deploy.predict_arguments, deploy.predict),
-    "serve": ("answer over HTTP from an artifact, with a page to drop pictures on", deploy.serve_arguments, deploy.serve),
     "export": ("make a model ready to ship: ONNX and more, proved to answer as it does", deploy.export_arguments, deploy.export),
     "verify": ("check an exported model, and that it still answers as it should", deploy.verify_arguments, deploy.verify),
-    "models": ("list the backbones that a recipe can name", models.models_arguments, models.models),
-    "data audit": ("find pictures that are there twice, leaks between splits, and wrong labels", data.audit_arguments, data.audit),
-    "bench": ("measure tlkit here, beside a bare loop and a textbook Lightning script", training.bench_arguments, training.bench),
+    "serve": ("answer over HTTP from an artifact, with a page to drop pictures on", deploy.serve_arguments, deploy.serve),
     "cache": ("list or remove the activations that runs have kept", training.cache_arguments, training.cache),
+    "bench": ("measure tlkit here, beside a bare loop and a textbook Lightning script", training.bench_arguments, training.bench),
 }
+"""In the order in which a user meets them: the run, what comes before it, what comes after it."""
 
 OPTIONS = ("--help", "--version", "--debug")
 
