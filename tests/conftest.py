@@ -1,5 +1,6 @@
 """What holds for every test: no updates looked for, no model hub, and a fixed plotting backend."""
 
+import logging
 import os
 from tempfile import TemporaryDirectory
 
@@ -14,6 +15,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Activations that tests keep are their own, and gone when they end.
 _CACHE = TemporaryDirectory(prefix="tlkit-tests-")
 os.environ["TLKIT_CACHE"] = _CACHE.name
+
+
+@pytest.fixture(autouse=True)
+def _log_as_at_the_start() -> None:
+    """An earlier test's run leaves its handlers on the logger, as it may: a process has one run."""
+    log = logging.getLogger("tlkit")
+    log.handlers.clear()
+    log.filters.clear()
+    log.setLevel(logging.NOTSET)
+    log.propagate = True
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

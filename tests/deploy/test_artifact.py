@@ -125,7 +125,7 @@ def test_a_pickle_is_refused_by_name(artifact: Path, tmp_path: Path, name: str) 
         ({"sha256": {}}, "has no sha256 of its network"),
         ({"thresholds": [0.5]}, "has 1 thresholds for 2 classes"),
         ({"classes": 3}, "can't be used: 'int' object is not iterable"),
-        ({"preprocessing": {}}, "can't be used: it has no 'std'"),
+        ({"preprocessing": {}}, "can't be used: it has no 'mean'"),
     ],
 )
 def test_a_manifest_that_makes_no_sense_is_refused(artifact: Path, change: dict[str, object], message: str) -> None:

@@ -137,7 +137,7 @@ class Preprocessing:
 
         mean_picture: of a model that has one. Without it pictures can be fitted, but not normalised: that raises ValueError.
         """
-        lists = {"mean", "std", *({"background", "range_16bit"} & values.keys())}
+        lists = ["mean", "std", *(key for key in ("background", "range_16bit") if key in values)]
         named = {**values, **{key: tuple(values[key]) for key in lists}}
         digest = named.pop("mean_picture", {}).get("values_sha256", "")
         return cls(**named, mean_picture_sha256=digest, mean_picture=mean_picture if digest else None)
