@@ -13,6 +13,7 @@ from tlkit import cli
 from tlkit.bench.command import Bench, Spread, in_words, print_bench
 from tlkit.bench.curve import Curve, print_curve, shares_of_compute
 from tlkit.bench.floor import cut
+from tlkit.bench.processes import Decoding, Processes, parameters_that_train, print_processes
 from tlkit.bench.sides import Run, Used, run_side
 from tlkit.bench.work import KINDS, Work, write_pictures
 from tlkit.errors import RunError
@@ -139,6 +140,23 @@ def test_a_curve_compares_an_epoch_with_its_share_of_the_whole_networks(capsys: 
     assert ["from", "layer4", "25.0%", "9", "7", "1.29"] in map(str.split, capsys.readouterr().out.splitlines())
 
 
+def test_two_processes_are_compared_with_one_of_the_same_repeat(capsys: pytest.CaptureFixture[str]) -> None:
+    runs = {("all", 1): [run(9, 8), run(9, 10)], ("all", 2): [run(9, 5), run(9, 4)]}
+    found = Processes(Work("all"), 128, 64, {"all": 1_000_000}, Decoding(Spread(200, 190, 210), 100_000), runs)
+    assert found.speedup("all", 2) == Spread((8 / 5 + 10 / 4) / 2, 8 / 5, 10 / 4)
+    assert found.bytes_a_step("all", 1) == 0
+    assert found.bytes_a_step("all", 2) == 4_000_000  # 2 x 1/2 of 4 bytes for each
+    print_processes(found, Console(width=100))
+    shown = capsys.readouterr().out
+    assert ["all", "2", "4.5", "(4-5)", "2250.0", "4.00", "2.05", "(1.60-2.50)"] in map(str.split, shown.splitlines())
+    assert "one core decodes and resizes 200 (190-210) JPEG pictures" in shown
+
+
+def test_parameters_that_train_are_counted() -> None:
+    """resnet18 has 11,176,512 without its classifier, and 512 features (torchvision's 11,689,512 less 513 x 1000)."""
+    assert parameters_that_train("resnet18", classes=10) == {"head": 5130, "all": 11_176_512 + 5130}
+
+
 def test_shares_of_compute_fall_from_one_towards_the_head() -> None:
     shares = shares_of_compute("vgg11", 64)
     assert list(shares) == ["conv1", "conv2", "conv3", "conv4", "conv5", "dense"]
@@ -169,6 +187,9 @@ def test_the_command_prints_json_and_writes_it(tmp_path: Path, capsys: pytest.Ca
         ("bench head --out nowhere/bench.json", "there is no folder nowhere"),
         ("bench curve --stage block6", "Leave out --stage"),
         ("bench curve --backbone resnet19", "Did you mean 'resnet18'?"),
+        ("bench processes --warm-cache", "tlkit bench processes trains the head and all layers"),
+        ("bench processes --backbone resnet19", "Did you mean 'resnet18'?"),
+        ("bench processes --size 100+40", "counts whole steps of 64 pictures"),
         ("bench tail", "invalid choice: 'tail'"),
     ],
 )

@@ -35,7 +35,7 @@ class Work:
     """The same for all sides. pictures: a folder with train/CLASS/*.png and val/CLASS/*.png, filled in when they are written.
 
     stage: of `from`, by tlkit's name; None is the last. weights: a file for tf_efficientnet_lite0, None for random ones.
-    image_size: in pixels; pictures are stretched to this square.
+    image_size: in pixels; pictures are stretched to this square. processes: of tlkit, on the CPU; None leaves devices to it.
     """
 
     kind: Kind
@@ -47,6 +47,7 @@ class Work:
     batch_size: int = 64
     epochs: int = 5
     seed: int = 0
+    processes: int | None = None
 
     def write(self, file: Path) -> None:
         file.write_text(json.dumps(asdict(self)), encoding="utf-8")
@@ -81,6 +82,7 @@ class Work:
             "phases": [{"train": train[self.kind], "epochs": self.epochs, "lr": self.lr}],
             "optimizer": {"name": "adamw", "weight_decay": WEIGHT_DECAY},
             "schedule": {"name": "cosine"},
+            "trainer": {"accelerator": "cpu", "devices": self.processes} if self.processes else {},
         }
 
 

@@ -108,7 +108,8 @@ def bench_arguments(parser: ArgumentParser) -> None:
 
     help = "what to measure. " + ". ".join(f"{kind}: {WORDS[kind]}" for kind in KINDS)
     help += ". curve: tlkit alone, from every stage on: seconds an epoch against the share that trains"
-    parser.add_argument("work", choices=(*KINDS, "curve"), metavar="WORK", help=help)
+    help += ". processes: tlkit alone, on one process and on two"
+    parser.add_argument("work", choices=(*KINDS, "curve", "processes"), metavar="WORK", help=help)
     sizes = " and ".join(f"{name} is {training}+{validation}" for name, (training, validation) in SIZES.items())
     help = f"training and validation pictures, such as 800+200; {sizes} (default: small)"
     parser.add_argument("--size", type=_bench_size, default=SIZES["small"], metavar="SIZE", help=help)
@@ -137,15 +138,20 @@ def _bench_size(text: str) -> tuple[int, int]:
 def bench(arguments: Namespace) -> int:
     from tlkit.bench.command import bench_command
     from tlkit.bench.curve import curve_command
+    from tlkit.bench.processes import processes_command
     from tlkit.bench.sides import SIDES
     from tlkit.bench.work import Work
 
     output: dict[str, Any] = {"as_json": arguments.format == "json", "out": arguments.out}
-    if arguments.work == "curve":
+    if arguments.work in ("curve", "processes"):
         if arguments.stage or arguments.warm_cache or len(arguments.sides) < len(SIDES):
-            raise TlkitError("tlkit bench curve trains from every stage, with tlkit alone.\n  Leave out --stage, --sides and --warm-cache.")
+            what = "from every stage" if arguments.work == "curve" else "the head and all layers"
+            raise TlkitError(
+                f"tlkit bench {arguments.work} trains {what}, with tlkit alone.\n  Leave out --stage, --sides and --warm-cache."
+            )
         work = Work("from", backbone=arguments.backbone, epochs=arguments.epochs)
-        return curve_command(work, arguments.size, repeats=arguments.repeats, **output)
+        command = curve_command if arguments.work == "curve" else processes_command
+        return command(work, arguments.size, repeats=arguments.repeats, **output)
     work = Work(arguments.work, backbone=arguments.backbone, epochs=arguments.epochs, stage=arguments.stage)
     sides, repeats, warm_cache = arguments.sides, arguments.repeats, arguments.warm_cache
     return bench_command(work, arguments.size, sides=sides, repeats=repeats, warm_cache=warm_cache, **output)
