@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import pytest
 from PIL import Image
 
 from tlkit.cli import main
+from tlkit.recipe.fields.source import CsvSource
+from tlkit.recipe.load import load_recipe
 from tlkit.shipped import shipped
 
 CLASSES = ("ankle-boot", "bag", "dress", "trouser")
@@ -67,6 +70,11 @@ def test_what_was_planted_is_found_and_nothing_of_the_users_is_touched(
     assert len(truth["label"] & set(doubted[: 2 * len(truth["label"])])) >= 0.75 * len(truth["label"])
     assert "20 of 80 held-out pictures are in another split too (10 exactly, 10 nearly)" in printed
     assert hashes_below(folder) == before
+
+    override = shlex.split(printed.split("Train on it with: ")[1])[0]
+    source = load_recipe("quickstart", [override]).data.source
+    assert isinstance(source, CsvSource)
+    assert source.csv == str(tmp_path / "out" / "cleaned.csv")
 
     kept, removed = rows_of(tmp_path / "out" / "cleaned.csv"), rows_of(tmp_path / "out" / "removed.csv")
     assert {Path(row["path"]).parts[0] for row in removed} == {"train"}

@@ -1,6 +1,8 @@
 """`tlkit data audit`: the same picture twice, leaks between splits, labels that the others contradict; a table, a CSV and a gallery."""
 
+import json
 import logging
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -214,5 +216,5 @@ def print_cleaned(samples: Samples, found: Duplicates, source: dict[str, str], r
     console = Console()
     marked = "labels that are doubted are marked in it, not removed"
     removed = f"{len(found.dropped)} of {len(samples.samples)} pictures left out, listed in {run / 'removed.csv'}; {marked}"
-    use = "data.source={" + ", ".join(f"{key}: {value}" for key, value in source.items()) + "}"
-    console.print(f"{source['csv']}: {removed}.\nTrain on it with: '{use}'", soft_wrap=True, markup=False, highlight=False)
+    use = shlex.quote(f"data.source={json.dumps(source, ensure_ascii=False)}")
+    console.print(f"{source['csv']}: {removed}.\nTrain on it with: {use}", soft_wrap=True, markup=False, highlight=False)

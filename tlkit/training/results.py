@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -182,26 +183,24 @@ def how_trained(phase: Phase | SolvedPhase) -> str:
 def print_panel(run: Path, samples: Samples, metrics: Mapping[str, Any]) -> None:
     """The end of a run on one screen: how good, where things lie, what to try next."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.panel import Panel
     from rich.table import Table
 
     split = "test" if "test" in metrics else "val"
     measured = metrics[split]
     picture = next((os.path.relpath(sample.image) for sample in samples.of(split) if isinstance(sample.image, Path)), "IMAGE.jpg")
+    following = shlex.join(["tlkit", "predict", str(run), picture])
+    places: dict[str, object] = {"model": run / "model", "curves": run / "curves.png", "report": run / "report.html", "next": following}
+    if samples.skipped:
+        places = {"left out": f"{len(samples.skipped)} pictures that can't be read: {run / 'skipped.csv'}", **places}
     table = Table.grid(padding=(0, 2))
-    for label, text in (
-        *_panel_figures(split, measured),
-        *([("left out", f"{len(samples.skipped)} pictures that can't be read: {run / 'skipped.csv'}")] if samples.skipped else []),
-        ("model", str(run / "model")),
-        ("curves", str(run / "curves.png")),
-        ("report", str(run / "report.html")),
-        ("next", f"tlkit predict {run} {picture}"),
-    ):
+    for label, text in (*_panel_figures(split, measured), *((label, escape(str(text))) for label, text in places.items())):
         table.add_row(f"[dim]{label}[/dim]", text)
     console = Console()
     # Wider than a narrow terminal rather than folded: a folded command can't be copied.
-    console.width = max(console.width, 40 + len(str(run)) + len(picture))
-    console.print(Panel(table, title=str(run), title_align="left", expand=False))
+    console.width = max(console.width, 25 + len(following))
+    console.print(Panel(table, title=escape(str(run)), title_align="left", expand=False))
 
 
 def _panel_figures(split: str, measured: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
