@@ -141,12 +141,12 @@ from tlkit.training import activation_cache
 from tlkit.training.finetune import finetune
 from tlkit.data.decode import decode
 from tlkit.recipe.load import load_recipe
-whole = activation_cache._as_bytes
+whole = activation_cache.as_bytes
 def killed(tensor):
     if tensor.ndim == 2:  # activations, not weights
         os.kill(os.getpid(), signal.SIGKILL)
     return whole(tensor)
-activation_cache._as_bytes = killed
+activation_cache.as_bytes = killed
 finetune(load_recipe("recipe.yaml"), out=None)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=workplace, env=os.environ, capture_output=True, check=False)

@@ -12,17 +12,14 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import lightning
 import numpy as np
 import timm
 import torch
 from filelock import FileLock
-from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor
 
@@ -35,6 +32,7 @@ from tlkit.models.classifier import Classifier
 from tlkit.models.split import Activations, CannotCut, Suffix, cut
 from tlkit.recipe.fields.trainer import Cache
 from tlkit.training.cache_entries import make_room
+from tlkit.training.stored_activations import ActivationData, ActivationLoader, Stored, as_bytes, as_kept, open_stored
 
 LOG = logging.getLogger("tlkit")
 
@@ -52,71 +50,6 @@ than read (resnet18 at 128 px: 21 times after the first convolution, 5 times at 
 
 class NotKept(Exception):
     """Says why the frozen part runs in every epoch instead."""
-
-
-@dataclass(frozen=True)
-class Stored:
-    """Activations of some pictures. rows: a picture's id -> its row; views: augmented versions of each, 0 for the picture as it is."""
-
-    arrays: tuple[NDArray[Any], ...]
-    dtype: torch.dtype
-    rows: Mapping[str, int]
-    views: int
-
-    def read(self, rows: Sequence[int]) -> Activations:
-        """float32, [B, ...]; maps in channels_last memory, as they are kept."""
-        return tuple(_as_activation(torch.from_numpy(array[rows]), self.dtype) for array in self.arrays)
-
-
-class ActivationLoader:
-    """The batches of a picture loader, in its order, as (activations, labels)."""
-
-    batch_sampler = None  # Lightning looks for it, finds this, and tells `sampler` of each epoch
-
-    def __init__(self, loader: PictureLoader, stored: Stored) -> None:
-        self.sampler, self.batch_size = loader.sampler, int(loader.batch_size or 1)
-        self._pictures = loader.pictures
-        self._stored = stored
-        self._rows = [stored.rows[sample.id] for sample in self._pictures.samples]
-        self._labels = torch.from_numpy(np.stack([np.asarray(self._pictures.target(sample)) for sample in self._pictures.samples]))
-        self._handed_out = 0
-
-    def __len__(self) -> int:
-        return -(-len(self.sampler) // self.batch_size)  # type: ignore[arg-type]  # ours has a length
-
-    def __iter__(self) -> Iterator[tuple[Activations, Tensor]]:
-        self._handed_out = self.sampler.skip // self.batch_size  # type: ignore[attr-defined]  # ours has one
-        keys = list(self.sampler)
-        for first in range(0, len(keys), self.batch_size):
-            batch = keys[first : first + self.batch_size]
-            self._handed_out += 1
-            yield self._stored.read([self._row(*key) for key in batch]), self._labels[[index for _, index in batch]]
-
-    def state_dict(self) -> dict[str, int]:
-        return {"batches": self._handed_out}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """The next pass begins after so many batches."""
-        self.sampler.skip = state["batches"] * self.batch_size  # type: ignore[attr-defined]  # ours has one
-
-    def _row(self, epoch: int, index: int) -> int:
-        """Views take turns from epoch to epoch."""
-        views = max(1, self._stored.views)
-        return self._rows[index] * views + epoch % views
-
-
-class ActivationData(lightning.LightningDataModule):
-    """What PictureData gives, with pictures replaced by their activations."""
-
-    def __init__(self, data: PictureData, train: Stored, val: Stored) -> None:
-        super().__init__()
-        self._data, self._train, self._val = data, train, val
-
-    def train_dataloader(self) -> ActivationLoader:
-        return ActivationLoader(self._data.train_dataloader(), self._train)
-
-    def val_dataloader(self) -> ActivationLoader:
-        return ActivationLoader(self._data.val_dataloader(), self._val)
 
 
 class ActivationCache:
@@ -195,7 +128,7 @@ class ActivationCache:
         entry = cache_folder() / "activations" / self._key(samples, dtype, views)
         entry.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{entry}.lock"):
-            stored = _open(entry, shapes, DTYPES[dtype], rows, views)
+            stored = open_stored(entry, shapes, DTYPES[dtype], rows, views)
             if stored is not None and not self._agrees(stored, samples):
                 LOG.warning("kept activations in %s differ from the network's: made anew", entry)
                 stored = None
@@ -203,7 +136,7 @@ class ActivationCache:
                 raise NotKept("nothing is kept of these pictures")
             if stored is None:
                 self._make(entry, samples, shapes, dtype, views)
-                stored = _open(entry, shapes, DTYPES[dtype], rows, views)
+                stored = open_stored(entry, shapes, DTYPES[dtype], rows, views)
             elif make:
                 LOG.info("activations of %d pictures found in %s", len(samples), entry)
         if stored is None:
@@ -215,7 +148,7 @@ class ActivationCache:
         """Of one picture's activations, in the order in which they are kept: maps [H, W, C]."""
         size, channels = self._data.preprocessing.image_size, self._data.preprocessing.channels
         black = torch.zeros(1, channels, size, size, dtype=torch.uint8)
-        return [tuple(_as_kept(activation).shape[1:]) for activation in self._activations(black)]
+        return [tuple(as_kept(activation).shape[1:]) for activation in self._activations(black)]
 
     @torch.inference_mode()
     def _activations(self, images: Tensor) -> Activations:
@@ -306,11 +239,11 @@ class ActivationCache:
             loaders = [iter(self._loader(samples, view=view, augmented=views > 0)) for view in range(max(1, views))]
             for batches in zip(*loaders, strict=True):
                 found = [self._activations(images) for images, _ in batches]  # a view each
-                kept = [torch.stack([_as_kept(a) for a in views_of_one], dim=1).flatten(0, 1) for views_of_one in zip(*found, strict=True)]
+                kept = [torch.stack([as_kept(a) for a in views_of_one], dim=1).flatten(0, 1) for views_of_one in zip(*found, strict=True)]
                 if not arrays:
                     arrays = [(folder / f"{i}.bin").open("wb") for i in range(len(kept))]
                 for array, activation in zip(arrays, kept, strict=True):
-                    array.write(_as_bytes(activation.to(dtype).cpu()))
+                    array.write(as_bytes(activation.to(dtype).cpu()))
                 advance(sum(len(labels) for _, labels in batches))
         for array in arrays:
             array.flush()
@@ -335,7 +268,7 @@ def digest(state: Mapping[str, Tensor]) -> str:
     found = sha256()
     for name in sorted(state):
         found.update(name.encode())
-        found.update(_as_bytes(state[name].detach().cpu()))
+        found.update(as_bytes(state[name].detach().cpu()))
     return found.hexdigest()
 
 
@@ -344,32 +277,3 @@ def digest_texts(texts: Iterator[str]) -> str:
     for text in texts:
         found.update(text.encode("utf-8", "surrogateescape") + b"\n")
     return found.hexdigest()
-
-
-def _open(entry: Path, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, rows: Mapping[str, int], views: int) -> Stored | None:
-    """None if there is none, or if its files don't have the sizes that they should have."""
-    if not (entry / "entry.json").is_file():
-        return None
-    number = len(rows) * max(1, views)
-    files = [entry / f"{i}.bin" for i in range(len(shapes))]
-    sizes = [number * int(np.prod(shape)) * dtype.itemsize for shape in shapes]
-    if any(not file.is_file() or file.stat().st_size != size for file, size in zip(files, sizes, strict=True)):
-        LOG.warning("%s is damaged: made anew", entry)
-        return None
-    kind = np.int16 if dtype == torch.bfloat16 else torch.empty(0, dtype=dtype).numpy().dtype
-    arrays = tuple(np.memmap(file, kind, "r", shape=(number, *shape)) for file, shape in zip(files, shapes, strict=True))
-    return Stored(arrays, dtype, rows, views)
-
-
-def _as_kept(activation: Tensor) -> Tensor:
-    """Maps as [B, H, W, C], which is how channels_last memory lies."""
-    return activation.permute(0, 2, 3, 1).contiguous() if activation.ndim == 4 else activation.contiguous()
-
-
-def _as_activation(kept: Tensor, dtype: torch.dtype) -> Tensor:
-    values = (kept.view(torch.bfloat16) if dtype == torch.bfloat16 else kept).float()
-    return values.permute(0, 3, 1, 2) if values.ndim == 4 else values
-
-
-def _as_bytes(tensor: Tensor) -> bytes:
-    return tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
