@@ -1,12 +1,13 @@
 """Runs that are killed with SIGKILL wherever they happen to be, and resumed, end with the uninterrupted run's weights.
 
-`TLKIT_KILLS=20 pytest -s tests/training/test_kills.py -m slow` prints a table: the moments, files left half written, where it
-went on, the outcome.
+`TLKIT_KILLS=20 pytest -s tests/training/test_kills.py -m slow` kills 20 runs and prints a table: the moments, files left half
+written, where it went on, the outcome. By default one run is killed at every moment in turn.
 """
 
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,9 +18,12 @@ from pathlib import Path
 
 import pytest
 
+from tests import warm
+
+BUNDLED = Path(__file__).parents[2] / "data/fashion_mnist_mini"
 RECIPE = """
 name: killed
-data: {source: {bundled: fashion_mnist_mini}, image_size: 32, resize: stretch, batch_size: 64}
+data: {source: {folder: pictures}, image_size: 32, resize: stretch, batch_size: 16, validation: 0.2, test: 0.2}
 augment: [{HorizontalFlip: {p: 0.5}}, {Rotate: {limit: 10}}]
 model: {backbone: test_resnet, weights: random, head: {dropout: 0.2}}
 phases:
@@ -46,48 +50,59 @@ def writing(run: Path, first: int) -> bool:
 
 MOMENTS: dict[str, Callable[[Path, Path], bool]] = {
     "cache writing": lambda run, cache: any(cache.glob("activations/*.writing")),
-    "head phase": lambda run, cache: any(run.glob("checkpoints/*.json")) and not rows(run, 1),
-    "full phase": lambda run, cache: rows(run, 1),
-    "checkpoint writing": lambda run, cache: writing(run, 4) and not rows(run, 1),
-    "checkpoint writing, full phase": lambda run, cache: rows(run, 2) and writing(run, 12),
+    "head phase": lambda run, cache: any(run.glob("checkpoints/*.json")),
+    "checkpoint writing": lambda run, cache: writing(run, 4),
+    "second phase": lambda run, cache: rows(run, 1),
     "best writing": lambda run, cache: rows(run, 1) and (run / "checkpoints/best.writing").exists(),
+    "checkpoint writing, full phase": lambda run, cache: rows(run, 2) and writing(run, 12),
     "model writing": lambda run, cache: any(run.glob(".model-*")),
     "test": lambda run, cache: (run / "model").is_dir(),
 }
+"""In the order in which a run comes to them."""
 DELAY_S = {
     "cache writing": 0.2,
-    "head phase": 0.4,
-    "full phase": 3.0,
+    "head phase": 0.2,
     "checkpoint writing": 0.002,
-    "checkpoint writing, full phase": 0.004,
+    "second phase": 0.5,
     "best writing": 0.001,
+    "checkpoint writing, full phase": 0.004,
     "model writing": 0.003,
-    "test": 0.3,
+    "test": 0.1,
 }
 """Killed so long after the moment has come, at most."""
 
 
-def started(place: Path, run: Path, cache: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "tlkit", "finetune", "recipe.yaml", "--out", str(run), "--resume"]
-    environment = {**os.environ, "TLKIT_CACHE": str(cache)}
-    environment.pop("TLKIT_RUN_FOLDER", None)
-    return subprocess.Popen(command, cwd=place, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+def words(run: Path) -> list[str]:
+    return ["finetune", "recipe.yaml", "--out", str(run), "--resume"]
+
+
+def environment(cache: Path) -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name != "TLKIT_RUN_FOLDER"} | {"TLKIT_CACHE": str(cache)}
+
+
+def log_bytes(run: Path) -> int:
+    return (run / "log.txt").stat().st_size if (run / "log.txt").exists() else 0
 
 
 def killed(place: Path, run: Path, cache: Path, moment: str, delay_s: float) -> None:
-    process = started(place, run, cache)
-    while process.poll() is None and not MOMENTS[moment](run, cache):
-        time.sleep(0.0005)
+    """At this moment, or where that is over too soon to be seen, at a later one."""
+    logged = log_bytes(run)
+    process = warm.start(*words(run), cwd=place, env=environment(cache), folder=place / f"{run.name}, {moment}").process
+    awaited = list(MOMENTS.values())[list(MOMENTS).index(moment) :]
+    # What an earlier process left may look like the moment: only from its own first line on is it this one's.
+    while process.is_alive() and not (log_bytes(run) > logged and any(came(run, cache) for came in awaited)):
+        time.sleep(0.001)
     time.sleep(delay_s)
     process.kill()
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL, f"{moment} was over before the run could be killed"
+    process.join()
+    assert process.exitcode == -signal.SIGKILL, f"{moment} was over before the run could be killed"
 
 
-def finished(place: Path, run: Path, cache: Path) -> str:
-    process = started(place, run, cache)
-    _, errors = process.communicate(timeout=240)
-    assert process.returncode == 0, errors
+def left_in(run: Path) -> list[str]:
+    return sorted(str(file.relative_to(run)) for file in (*run.glob("checkpoints/*.writing"), *run.glob(".model-*")))
+
+
+def result(run: Path) -> str:
     metrics = {**json.loads((run / "metrics.json").read_text()), "seconds": None}
     table = [line.rpartition(",")[0] for line in (run / "metrics.csv").read_text().splitlines()]
     weights = (run / "model/model.safetensors").read_bytes()
@@ -97,20 +112,29 @@ def finished(place: Path, run: Path, cache: Path) -> str:
 @pytest.mark.slow
 def test_runs_killed_at_any_moment_end_with_the_same_weights_and_figures(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(RECIPE)
-    whole = finished(tmp_path, tmp_path / "whole", tmp_path / "cache")
+    for folder in BUNDLED.glob("train/*"):
+        (tmp_path / "pictures" / folder.name).mkdir(parents=True)
+        for file in sorted(folder.iterdir())[:60]:  # 36 of them train
+            shutil.copy(file, tmp_path / "pictures" / folder.name)
+    # A fresh process: another hash seed than all those that are forked.
+    command = [sys.executable, "-m", "tlkit", *words(tmp_path / "whole")]
+    ended = subprocess.run(command, cwd=tmp_path, env=environment(tmp_path / "cache"), capture_output=True, text=True, timeout=240)
+    assert ended.returncode == 0, ended.stderr
+    whole = result(tmp_path / "whole")
     draws = random.Random(0)
     outcomes = []
-    for number in range(int(os.environ.get("TLKIT_KILLS", "4"))):
-        # Each second one is killed once more, at a moment that comes later.
-        first = list(MOMENTS)[number % len(MOMENTS)]
-        moments = [first, *(["full phase"] if number % 2 and first in ("cache writing", "head phase") else [])]
+    for number in range(int(os.environ.get("TLKIT_KILLS", "1"))):
+        # The first one at every moment, others at two.
+        moments = sorted(draws.sample(list(MOMENTS), 2 if number else len(MOMENTS)), key=list(MOMENTS).index)
         run, cache = tmp_path / f"run{number}", tmp_path / f"cache{number}"
         left = []
         for moment in moments:
             killed(tmp_path, run, cache, moment, draws.uniform(0, DELAY_S[moment]))
-            left += sorted(str(file.relative_to(run)) for file in (*run.glob("checkpoints/*.writing"), *run.glob(".model-*")))
-        outcomes.append(finished(tmp_path, run, cache))
-        assert not [*run.glob("checkpoints/*.writing"), *run.glob(".model-*")]
+            left += left_in(run)
+        ended = warm.run(*words(run), cwd=tmp_path, env=environment(cache), timeout_s=240)
+        assert ended.returncode == 0, ended.stderr
+        outcomes.append(result(run))
+        assert left_in(run) == []
         resumed = [line.partition("resumed")[2] for line in (run / "log.txt").read_text().splitlines() if " resumed" in line]
         places = "; ".join(line.rpartition("ckpt: ")[2].lstrip(": ") for line in resumed)
         outcome = f"{outcomes[-1]} {'equal' if outcomes[-1] == whole else 'DIFFERS'}"
