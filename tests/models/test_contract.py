@@ -53,6 +53,12 @@ MODELS = {
 NORMALISED = [name for name in MODELS if name not in ("lenet5", "simple_cnn", "alexnet", "vgg11", "nf_regnet_b0")]
 
 
+@pytest.fixture(scope="module", params=MODELS)
+def name(request: pytest.FixtureRequest) -> str:
+    """A module's fixture, so that all tests of one model follow each other and it is built once."""
+    return str(request.param)
+
+
 @lru_cache(maxsize=1)
 def built(name: str) -> tuple[Classifier, dict[str, Tensor]]:
     """A classifier with drop path where the family has it, and its state, with batch-norm statistics as after training.
@@ -111,9 +117,8 @@ def step(model: Classifier, name: str) -> set[str]:
     return {key for key, tensor in model.state_dict().items() if not torch.equal(before[key], tensor)}
 
 
-@pytest.mark.parametrize("name", MODELS)
 def test_stages_hold_every_parameter_once_and_run_in_their_order(name: str) -> None:
-    model, _ = built(name)
+    model = classifier(name)
     parameters = [parameter for stage in model.stages for parameter in stage.parameters]
     assert sorted(parameters) == sorted(name for name, _ in model.backbone.named_parameters())
     assert len(model.stages) >= 3
@@ -131,7 +136,6 @@ def test_stages_hold_every_parameter_once_and_run_in_their_order(name: str) -> N
 
 
 @pytest.mark.parametrize("way", ["head", "all", "from", "last", "norm", "bias"])
-@pytest.mark.parametrize("name", MODELS)
 def test_a_step_moves_what_trains_and_nothing_else(name: str, way: str) -> None:
     model = classifier(name)
     if way == "norm" and name not in NORMALISED:
@@ -149,7 +153,6 @@ def test_a_step_moves_what_trains_and_nothing_else(name: str, way: str) -> None:
     assert {buffer.rpartition(".")[0] for buffer in changed - parameters} <= trained_modules
 
 
-@pytest.mark.parametrize("name", MODELS)
 def test_frozen_batchnorm_keeps_every_buffer_while_all_trains(name: str) -> None:
     model = classifier(name)
     freeze(model, "all", "frozen")
@@ -157,10 +160,9 @@ def test_frozen_batchnorm_keeps_every_buffer_while_all_trains(name: str) -> None
 
 
 @pytest.mark.parametrize("way", ["head", "from", "last"])
-@pytest.mark.parametrize("name", MODELS)
 def test_what_comes_before_the_trained_part_is_the_same_in_train_and_eval_mode(name: str, way: str) -> None:
     """No dropout, no drop path, no statistics of the batch: before the first trained stage, or before the head."""
-    model, _ = built(name)
+    model = classifier(name)
     first = {"head": model.head, "from": entrance(model, 2), "last": entrance(model, 1)}[way]
     freeze(model, ways(model)[way])
     seen: list[Tensor] = []
@@ -180,9 +182,8 @@ def entrance(model: Classifier, last: int) -> nn.Module:
     return next(module for path, module in model.backbone.named_modules() if path in names)
 
 
-@pytest.mark.parametrize("name", MODELS)
 def test_train_and_eval_round_trips_keep_what_is_frozen(name: str) -> None:
-    model, _ = built(name)
+    model = classifier(name)
     freeze(model, LastStages(last=1))
     modes = {path: module.training for path, module in model.named_modules()}
     for _ in range(2):
@@ -193,9 +194,8 @@ def test_train_and_eval_round_trips_keep_what_is_frozen(name: str) -> None:
     assert all(module.training for module in model.modules())
 
 
-@pytest.mark.parametrize("name", MODELS)
 def test_a_new_head_ships_in_a_model_folder_with_equal_logits(tmp_path: Path, name: str) -> None:
-    model, size = built(name)[0].eval(), MODELS[name]
+    model, size = classifier(name).eval(), MODELS[name]
     check_can_ship(name, Head(dropout=0.5), model, 3, size)
     preprocessing = {"image_size": size, "resize": "crop", "crop_pct": 1.0, "interpolation": "bicubic", "mean": [0.5] * 3, "std": [0.5] * 3}
     save_model(tmp_path / "model", model, ModelCard(name, Head(dropout=0.5), ("a", "b", "c"), preprocessing, {}, {}, {}))
