@@ -1,6 +1,7 @@
 """A run that was cut off ends as if it never had been: same weights, bit for bit, and same figures."""
 
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -109,36 +110,40 @@ def whole(place: Path) -> dict[tuple[str, ...], Any]:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "where"),
+    ("overrides", "places"),
     [
-        (PLAIN, (0, 0, 2)),  # activations of the frozen part are kept
-        (PLAIN, (0, 0, 5)),  # trained, not validated
-        (PLAIN, (0, 1, 0)),  # between two epochs
-        (PLAIN, (1, 0, 0)),  # between two phases
-        (PLAIN, (2, 0, 0)),  # trained, not measured
-        (EVERYTHING, (0, 1, 3)),  # gradients of half a step
-        (EVERYTHING, (1, 0, 4)),
-        (EVERYTHING, (1, 1, 5)),
-        (EVERYTHING, (1, 2, 0)),
-        (OTHERS, (0, 0, 1)),
-        (OTHERS, (1, 0, 2)),
-        (OTHERS, (1, 1, 0)),
-        (OTHERS, (2, 0, 0)),
-        (SOLVED, (1, 0, 0)),
-        (SOLVED, (1, 1, 1)),
+        (
+            PLAIN,
+            [
+                (0, 0, 2),  # activations of the frozen part are kept
+                (0, 0, 5),  # trained, not validated
+                (0, 1, 0),  # between two epochs
+                (1, 0, 0),  # between two phases
+                (2, 0, 0),  # trained, not measured
+            ],
+        ),
+        (EVERYTHING, [(0, 1, 3), (1, 0, 4), (1, 1, 5), (1, 2, 0)]),  # the first one with gradients of half a step
+        (OTHERS, [(0, 0, 1), (1, 0, 2), (1, 1, 0), (2, 0, 0)]),
+        (SOLVED, [(1, 0, 0), (1, 1, 1)]),
     ],
 )
-def test_a_resumed_run_ends_as_one_that_was_never_interrupted(
-    place: Path, tmp_path: Path, whole: dict[tuple[str, ...], Any], overrides: tuple[str, ...], where: tuple[int, int, int]
+def test_a_run_that_is_cut_off_again_and_again_ends_as_one_that_was_never_interrupted(
+    place: Path, tmp_path: Path, whole: dict[tuple[str, ...], Any], overrides: tuple[str, ...], places: list[tuple[int, int, int]]
 ) -> None:
-    run = start(tmp_path / "run", overrides, killed_after=where)
+    run = tmp_path / "run"
+    for where in places:
+        start(run, overrides, resume=True, killed_after=where)
     assert result(start(run, overrides, resume=True)) == whole[overrides]
-    log = (run / "log.txt").read_text()
-    phase, epoch, batch = where
-    position = f"phase {phase + 1}, epoch {epoch + 1}{f', after batch {batch}' if batch else ''}" if phase < 2 else "all phases are done"
-    assert f"resumed from {run / 'checkpoints'}/" in log
-    assert f".ckpt: {position}\n" in log
+    resumed = re.findall(rf"resumed from {re.escape(str(run))}/checkpoints/\d+\.ckpt: (.*)\n", (run / "log.txt").read_text())
+    assert resumed == [position(*where) for where in places]
     assert [file.name for file in (run / "checkpoints").iterdir() if file.suffix == ".ckpt"] == []
+
+
+def position(phase: int, epoch: int, batch: int) -> str:
+    """As the log says it."""
+    if phase == 2:
+        return "all phases are done"
+    return f"phase {phase + 1}, epoch {epoch + 1}{f', after batch {batch}' if batch else ''}"
 
 
 def test_what_no_phase_has_changed_is_in_no_checkpoint_and_has_to_be_what_it_was(place: Path, tmp_path: Path) -> None:
