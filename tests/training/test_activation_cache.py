@@ -4,8 +4,6 @@ import csv
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests import warm
 from tlkit.cache_folder import cache_folder
 from tlkit.data.decode import decode
 from tlkit.recipe.load import load_recipe
@@ -134,22 +133,22 @@ def test_a_damaged_entry_is_made_anew(place: Path) -> None:
         assert (entry.folder / "0.bin").read_bytes() == kept
 
 
-def test_a_run_killed_while_it_writes_leaves_nothing_that_is_taken_for_whole(place: Path, workplace: Path) -> None:
-    code = """
-import os, sys, signal
+KILLED_WHILE_IT_WRITES = """
+import os, signal
 from tlkit.training import activation_cache
-from tlkit.training.finetune import finetune
-from tlkit.data.decode import decode
-from tlkit.recipe.load import load_recipe
 whole = activation_cache.as_bytes
 def killed(tensor):
     if tensor.ndim == 2:  # activations, not weights
         os.kill(os.getpid(), signal.SIGKILL)
     return whole(tensor)
 activation_cache.as_bytes = killed
-finetune(load_recipe("recipe.yaml"), out=None)
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=workplace, env=os.environ, capture_output=True, check=False)
+
+
+def test_a_run_killed_while_it_writes_leaves_nothing_that_is_taken_for_whole(place: Path, workplace: Path) -> None:
+    (place / "sitecustomize.py").write_text(KILLED_WHILE_IT_WRITES)
+    paths = os.pathsep.join([str(place), os.environ.get("PYTHONPATH", "")])
+    done = warm.run("finetune", "recipe.yaml", "--out", str(place / "killed"), cwd=workplace, env={**os.environ, "PYTHONPATH": paths})
     assert done.returncode == -signal.SIGKILL
     assert [path.suffix for path in (cache_folder() / "activations").iterdir() if path.is_dir()] == [".writing"]
     assert entries() == []
