@@ -52,19 +52,19 @@ def proof(tmp_path_factory: pytest.TempPathFactory) -> Proof:
 
 
 @pytest.fixture(scope="module")
-def exported(proof: Proof, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with an artifact that takes raw pictures, and one that takes normalised ones."""
-    folder = tmp_path_factory.mktemp("exported")
-    for name in ("raw", "float"):
-        network = Network(proof.classifier, proof.card, proof.preprocessing, raw=name == "raw")
-        make_artifact(folder / name, write_onnx_format, network, proof, Wanted())
+def run(proof: Proof, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose model has been exported: with raw pictures as its input, and with normalised ones into float/."""
+    folder = tmp_path_factory.mktemp("run")
+    save_model(folder / "model", proof.classifier, proof.card)
+    export_run(folder, Wanted(images=proof.files[0].parent, zipped=True))
+    export_run(folder, Wanted(images=proof.files[0].parent, raw=False, out=folder / "float"))
     return folder
 
 
 @pytest.fixture(params=["raw", "float"])
-def artifact(request: pytest.FixtureRequest, exported: Path, tmp_path: Path) -> Path:
+def artifact(request: pytest.FixtureRequest, run: Path, tmp_path: Path) -> Path:
     """A copy that a test may spoil."""
-    return Path(shutil.copytree(exported / request.param, tmp_path / "onnx"))
+    return Path(shutil.copytree(run / {"raw": "export", "float": "float"}[request.param] / "onnx", tmp_path / "onnx"))
 
 
 def change_facts(artifact: Path, preprocessing: dict[str, object]) -> None:
@@ -144,18 +144,19 @@ def test_wrong_weights_are_named(artifact: Path, proof: Proof) -> None:
     assert "Equal before it: decode, resize, normalise." in said
 
 
-def spoil(patch: pytest.MonkeyPatch, what: str) -> None:
-    """One thing goes wrong in an export from now on."""
+def spoil(patch: pytest.MonkeyPatch, what: str, right: Path) -> None:
+    """One thing goes wrong in an export from now on. right: an artifact that is as it should be."""
 
     def write(folder: Path, network: Network) -> dict[str, object]:
         if what == "mean":
-            network = replace(network, spec=replace(network.spec, mean=(0.485, 0.456, 0.406)))
-        facts = write_onnx_format(folder, network)
+            return write_onnx_format(folder, replace(network, spec=replace(network.spec, mean=(0.485, 0.456, 0.406))))
+        shutil.copy(right / "model.onnx", folder)
+        facts = json.loads((right / MANIFEST).read_text())
         if what == "channels":
             reverse_channels(folder / "model.onnx")
         if what == "weights":
             multiply_the_last_weights(folder / "model.onnx", 1.5)
-        return facts
+        return {name: facts[name] for name in ("format", "network", "opset", "input", "outputs")}
 
     if what == "decode":
         patch.setattr(Runtime, "decode", lambda runtime, file: cv2.imread(str(file)))
@@ -169,18 +170,16 @@ def spoil(patch: pytest.MonkeyPatch, what: str) -> None:
     [("decode", "decode"), ("resize", "resize"), ("mean", "normalise"), ("channels", "normalise"), ("weights", "network")],
 )
 def test_nothing_is_left_behind_and_an_earlier_export_stays(
-    proof: Proof, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, part: str
+    proof: Proof, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, part: str
 ) -> None:
-    save_model(tmp_path / "run/model", proof.classifier, proof.card)
     wanted = Wanted(images=proof.files[0].parent, zipped=True)
-    export_run(tmp_path / "run", wanted)
-    before = {file: file.read_bytes() for file in (tmp_path / "run/export").rglob("*") if file.is_file()}
-    spoil(monkeypatch, what)
+    before = {file: file.read_bytes() for file in (run / "export").rglob("*") if file.is_file()}
+    spoil(monkeypatch, what, run / "export/onnx")
     with pytest.raises(ArtifactError, match=rf"so nothing was exported(.|\n)*What differs first is: {part} \("):
-        export_run(tmp_path / "run", wanted)
-    assert {file: file.read_bytes() for file in (tmp_path / "run/export").rglob("*") if file.is_file()} == before
+        export_run(run, wanted)
+    assert {file: file.read_bytes() for file in (run / "export").rglob("*") if file.is_file()} == before
     with pytest.raises(ArtifactError):
-        export_run(tmp_path / "run", replace(wanted, out=tmp_path / "new"))
+        export_run(run, replace(wanted, out=tmp_path / "new"))
     assert not list((tmp_path / "new").iterdir())
 
 
