@@ -115,14 +115,24 @@ def test_a_bad_picture_is_named_without_a_workers_traceback(samples: list[Sample
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_ranks_share_the_pictures_out(ranks: int) -> None:
     training = [EpochSampler(20, batch_size=4, shuffle=True, seed=1, rank=rank, ranks=ranks) for rank in range(ranks)]
-    assert len({len(list(sampler)) for sampler in training}) == 1
-    assert {index for sampler in training for _, index in sampler} == set(range(20))
+    assert sorted(index for sampler in training for _, index in sampler) == list(range(20))
     evaluation = [EpochSampler(20, batch_size=4, shuffle=False, rank=rank, ranks=ranks) for rank in range(ranks)]
     assert sorted(index for sampler in evaluation for _, index in sampler) == list(range(20))
 
 
-def test_more_ranks_than_pictures_still_give_each_rank_one() -> None:
-    assert [len(list(EpochSampler(2, batch_size=4, shuffle=True, rank=rank, ranks=5))) for rank in range(5)] == [1] * 5
+@pytest.mark.parametrize("size", [1003, 1002, 1001, 1000, 999])
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_a_step_sees_the_same_pictures_whatever_the_number_of_ranks(size: int, ranks: int) -> None:
+    alone = EpochSampler(size, batch_size=40, shuffle=True, seed=1)
+    samplers = [EpochSampler(size, batch_size=40 // ranks, shuffle=True, seed=1, rank=rank, ranks=ranks) for rank in range(ranks)]
+    whole, parts = list(alone), [list(sampler) for sampler in samplers]
+    steps = -(-len(parts[0]) // (40 // ranks))
+    assert {-(-len(part) // (40 // ranks)) for part in parts} == {steps}  # else they would wait for each other
+    for step in range(steps):
+        dealt = [part[step * 40 // ranks : (step + 1) * 40 // ranks] for part in parts]
+        assert sorted(key for part in dealt for key in part) == sorted(whole[step * 40 : (step + 1) * 40])
+        assert {sampler.pictures_of_step(step) for sampler in samplers} == {sum(map(len, dealt))}
+        assert min(map(len, dealt)) >= 2
 
 
 def test_auto_starts_workers_only_where_they_help(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,6 @@ from tlkit.cli import main
 from tlkit.errors import RunError
 from tlkit.models.classifier import Classifier
 from tlkit.recipe.load import load_recipe
-from tlkit.training import run_folder
 from tlkit.training.checkpoints import Checkpoints
 from tlkit.training.finetune import finetune
 
@@ -70,14 +69,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _here(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
-    # A new process each: the first one tells others of its folder.
-    monkeypatch.delenv(run_folder.SHARED, raising=False)
 
 
 def start(out: Path, overrides: tuple[str, ...] = PLAIN, *, resume: bool = False, killed_after: tuple[int, int, int] | None = None) -> Path:
     """killed_after: phase, epoch and batch of the checkpoint that is the last one written."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.delenv(run_folder.SHARED, raising=False)
         write = Checkpoints.write
 
         def then_kill(checkpoints: Checkpoints, state: Mapping[str, Any]) -> None:
@@ -209,7 +205,6 @@ def test_resume_starts_a_run_where_there_is_none_and_leaves_a_finished_one_alone
 ) -> None:
     out = str(tmp_path / "run")
     for _ in range(2):
-        monkeypatch.delenv(run_folder.SHARED, raising=False)
         assert main(["finetune", "recipe.yaml", "--out", out, "--resume"]) == 0
     assert f"{out}: this run is finished, and nothing is left to do.\n" in capsys.readouterr().err
     assert result(Path(out)) == whole[PLAIN]
@@ -272,7 +267,6 @@ def test_folds_that_are_done_stay_and_the_one_that_was_cut_off_goes_on(place: Pa
     uncut = start(tmp_path / "uncut", folds)
     run, first = tmp_path / "run", None
     with pytest.MonkeyPatch.context() as patch:
-        patch.delenv(run_folder.SHARED, raising=False)
         write = Checkpoints.write
 
         def kill_in_the_second(checkpoints: Checkpoints, state: Mapping[str, Any]) -> None:

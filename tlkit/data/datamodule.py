@@ -88,8 +88,14 @@ class PictureData(lightning.LightningDataModule):
                 f"data.batch_size = {self.batch_size} can't be dealt out evenly to {ranks} devices.\n"
                 f"  It is the size over all devices: use a multiple of {ranks}."
             )
+        samples = self.samples.of(split)
+        if len(samples) < ranks:
+            raise DataError(
+                f"{len(samples)} pictures of the {split} split can't be dealt out to {ranks} devices.\n"
+                "  Each needs one at least: use fewer devices, or more pictures."
+            )
         return make_loader(
-            self.samples.of(split),
+            samples,
             self.preprocessing,
             batch_size=self.batch_size // ranks,
             train=train,

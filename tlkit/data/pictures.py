@@ -104,8 +104,10 @@ class Pictures(Dataset[tuple[NDArray[np.uint8], Target]]):
 class EpochSampler(Sampler[Key]):
     """(epoch, index) of the pictures that this rank sees, in the order of (seed, epoch).
 
-    shuffle: a training order, of the same length on all ranks (filled up from its beginning), without a last batch of one
-    picture, for which batch-norm has no statistics. Otherwise every picture once, in order, dealt out to the ranks.
+    shuffle: a training order, otherwise every picture once and in order. Either is one order for all ranks, dealt out like cards: a step
+    of all ranks together sees the same pictures whatever their number. A last training step that leaves a rank less than two, of which
+    batch-norm could take statistics, is left out, unless it is the only one.
+    batch_size: pictures a step on this rank.
     chances: of each picture, [size]; a training order is then drawn with replacement, as long as before.
     shards: the file that each picture lies in, [size], where many share one; a training order then goes through few files at a time.
     first_epoch: added to what set_epoch sets, because Lightning counts from zero again in every phase.
@@ -130,8 +132,10 @@ class EpochSampler(Sampler[Key]):
         self.rank, self.ranks = rank, ranks
         self.epoch = first_epoch
         self.skip = 0
-        share = -(-size // ranks) if shuffle else len(range(rank, size, ranks))
-        self.length = share - 1 if shuffle and share > batch_size and share % batch_size == 1 else share
+        self._a_step = batch_size * ranks
+        last = size % self._a_step
+        self._total = size - last if shuffle and size > self._a_step and last < 2 * ranks else size
+        self.length = len(range(rank, self._total, ranks))
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = self.first_epoch + epoch
@@ -139,11 +143,15 @@ class EpochSampler(Sampler[Key]):
     def __len__(self) -> int:
         return self.length
 
+    def pictures_of_step(self, step: int) -> int:
+        """How many all ranks together see in it; the last of an epoch may have fewer."""
+        return min(self._a_step, self._total - step * self._a_step)
+
     def __iter__(self) -> Iterator[Key]:
-        order = self._order()
+        order = self._order()[: self._total]
         epochs = self.epoch + DRAWN_AGAIN * (_times_before(order) if self.chances is not None else np.zeros_like(order))
         mine = slice(self.rank, None, self.ranks)
-        left = slice(self.skip, self.length)
+        left = slice(self.skip, None)
         self.skip = 0
         return zip(epochs[mine][left].tolist(), order[mine][left].tolist(), strict=True)
 
@@ -152,14 +160,13 @@ class EpochSampler(Sampler[Key]):
         if not self.shuffle:
             return np.arange(self.size)
         draws = np.random.default_rng((self.seed, self.epoch))
-        length = -(-self.size // self.ranks) * self.ranks
         if self.chances is not None:
-            return draws.choice(self.size, length, p=self.chances)
+            return draws.choice(self.size, self.size, p=self.chances)
         order = draws.permutation(self.size)
         if self.shards is not None:
             mixture = draws.permutation(self.shards.max() + 1) // SHARDS_MIXED
             order = order[np.argsort(mixture[self.shards[order]], kind="stable")]
-        return np.resize(order, length)
+        return order
 
 
 def _times_before(order: NDArray[np.int64]) -> NDArray[np.int64]:

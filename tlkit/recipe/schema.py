@@ -12,7 +12,7 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from tlkit.errors import RecipeError
 from tlkit.recipe.fields.augment import Transform
-from tlkit.recipe.fields.data import Data
+from tlkit.recipe.fields.data import Data, FindBatchSize
 from tlkit.recipe.fields.learning import EarlyStopping, Ema, Loss, Mix, Optimizer, Schedule
 from tlkit.recipe.fields.model import CLASSICAL_HEADS, Model
 from tlkit.recipe.fields.phases import AnyPhase, MasterPrecision, Phase, SolvedPhase
@@ -91,6 +91,13 @@ class Recipe(Strict):
             kind = next(iter(type(self.data.source).model_fields))
             problem = f"= 'multilabel', but a {kind} source gives a picture one label."
             raise rule_broken("task", "data.source", problem, "Set data.source to {csv: FILE}, or task to multiclass.")
+        return self
+
+    @model_validator(mode="after")
+    def _batch_size_is_one_devices(self) -> Self:
+        if self.trainer.scale_lr and isinstance(self.data.batch_size, FindBatchSize):
+            problem = "takes batch_size for one device's, and data.batch_size = {find: ..} finds one for all of them."
+            raise rule_broken("trainer.scale_lr", "data.batch_size", problem, "Set it to false, or give batch_size a number.")
         return self
 
     @model_validator(mode="after")

@@ -64,6 +64,9 @@ def recipe_notes(recipe: Recipe) -> list[str]:
     """What is no fault, but not what everybody would expect."""
     kind = recipe.model.head.kind
     notes = _notes_on_augment(recipe)
+    if (scale := recipe.trainer.scale_lr) and recipe.gradient_phases:
+        factor = "n" if scale == "linear" else "the square root of n"
+        notes.append(f"trainer.scale_lr: n devices take n x {recipe.data.known_batch_size} pictures a step, at lr times {factor}.")
     if recipe.data.normalize == "pixelwise":
         notes.append(
             "the mean picture is measured on training pictures as they are, and subtracted after augmentation. The model folder has it; "

@@ -238,6 +238,8 @@ def start_log(file: Path, *, quiet: bool) -> Console:
         to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         LOG.addHandler(to_file)
         LOG.addHandler(_ConsoleHandler(console))
+    else:
+        LOG.addHandler(logging.NullHandler())  # without any, Python would print warnings
     return console
 
 

@@ -19,10 +19,12 @@ from tlkit.recipe.schema import Recipe
 from tlkit.recipe.summary import recipe_notes, recipe_warnings
 from tlkit.training.batch_size import with_batch_size
 from tlkit.training.environment import write_environment
+from tlkit.training.processes import check_same, end_with_the_first, ending_together, from_first, start_processes
 from tlkit.training.ready import Ready, make_ready
 from tlkit.training.results import choose_thresholds, counts_of, how_judged, measure_shipped, write_results
 from tlkit.training.resume import check_same_pictures, newest_state, recipe_as_begun
 from tlkit.training.run_folder import FIRST, check_out, is_finished, is_first_process, make_run_folder, remove_unfinished_files
+from tlkit.training.scale_lr import with_scaled_lr
 from tlkit.training.signals import Stop, heeding_signals
 
 if TYPE_CHECKING:
@@ -41,20 +43,24 @@ def finetune(recipe: Recipe, *, out: Path | None = None, resume: bool = False) -
     Raises TlkitError for what the user can mend, nearly always before the folder is made; Interrupted after Ctrl-C or a scheduler's signal.
     """
     began = time.perf_counter()
+    end_with_the_first()
     check_out(out, resume=resume)
+    recipe = with_scaled_lr(recipe)
     if resume and out is not None and (out / FIRST).is_file():
         if is_finished(out):
-            print(f"{out}: this run is finished, and nothing is left to do.", file=sys.stderr)
+            if is_first_process():
+                print(f"{out}: this run is finished, and nothing is left to do.", file=sys.stderr)
             return out
         recipe = recipe_as_begun(out, recipe)
     recipe = with_batch_size(recipe)
-    with heeding_signals() as stop:
+    with heeding_signals() as stop, ending_together():
         if recipe.data.folds:
             from tlkit.training.folds import finetune_folds
 
             return finetune_folds(recipe, out, resume=resume, stop=stop)
         ready = make_ready(recipe)
-        run = make_run_folder(recipe.name, out, resume=resume)
+        start_processes(recipe)
+        run = from_first(lambda: make_run_folder(recipe.name, out, resume=resume))
         return train_and_measure(recipe, ready, run, began=began, resume=resume, stop=stop)
 
 
@@ -76,14 +82,19 @@ def train_and_measure(recipe: Recipe, ready: Ready, run: Path, *, began: float, 
     stop.hint = stop.hint or f"go on with the same command, --out {run} and --resume"
     console = start_log(run / "log.txt", quiet=not first)
     data.hashes = hash_pictures(samples)
+    rows = manifest_rows(samples, data.hashes)
+    check_same("The pictures are", [", ".join(f"{key} {value}" for key, value in row.items()) for row in rows])
     if first:
         if goes_on:
             remove_unfinished_files(run)
-            check_same_pictures(run / "split.csv", manifest_rows(samples, data.hashes))
+            check_same_pictures(run / "split.csv", rows)
         else:
             write_whole(run / FIRST, recipe_yaml(recipe).encode())
         write_environment(run, recipe, ready.devices.here)
         LOG.info("%s: %s, %s, into %s", recipe.name, counts_of(samples), recipe.model.backbone, run)
+        if (devices := ready.devices.total) > 1 and recipe.gradient_phases:
+            batch_size = data.batch_size
+            LOG.info("%d devices: %d pictures a step, %d on each", devices, batch_size, batch_size // devices)
         for note in ready.notes:
             LOG.info("weights: %s", note)
         for line in (*recipe_notes(recipe), *how_judged(recipe, samples).values()):
@@ -97,6 +108,7 @@ def train_and_measure(recipe: Recipe, ready: Ready, run: Path, *, began: float, 
     if first and not goes_on and data.augmentation is not None and recipe.gradient_phases:
         draw_preview(data.train_dataloader().pictures, samples.classes, recipe, run / "augmentations.png")
     resumed = newest_state(run, len(recipe.phases)) if goes_on else None
+    check_same("The checkpoint to go on from is", [resumed.checkpoint.file.name if resumed is not None else "none"])
     began -= resumed.seconds if resumed is not None else 0.0
     result = train_phases(
         classifier,

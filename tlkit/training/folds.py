@@ -11,6 +11,7 @@ from tlkit.evaluate.report import write_folds_report
 from tlkit.recipe.load import recipe_yaml
 from tlkit.recipe.schema import Recipe
 from tlkit.training.finetune import train_and_measure
+from tlkit.training.processes import from_first, start_processes
 from tlkit.training.ready import make_ready
 from tlkit.training.run_folder import FIRST, is_finished, is_first_process, make_fold_folders, make_run_folder
 from tlkit.training.signals import Stop
@@ -31,7 +32,8 @@ def finetune_folds(recipe: Recipe, out: Path | None, *, resume: bool, stop: Stop
     from tlkit.training.callbacks import start_log
     from tlkit.training.checkpoint_files import write_whole
 
-    run = make_run_folder(recipe.name, out, resume=resume)
+    start_processes(recipe)
+    run = from_first(lambda: make_run_folder(recipe.name, out, resume=resume))
     stop.hint = f"go on with the same command, --out {run} and --resume"
     if is_first_process():
         write_whole(run / FIRST, recipe_yaml(recipe).encode())

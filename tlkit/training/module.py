@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torchmetrics import Metric
 
 from tlkit.evaluate.metrics import Lead
@@ -83,7 +83,23 @@ class PhaseModule(LightningModule):
                 loss = self._step(batch, batch_idx, "train")
             for logits in auxiliary_logits:
                 loss = loss + self.auxiliary.weight * self.criterion(logits, batch[1])
-        return loss if self._start is None else loss + self._start.penalty(self.classifier.backbone)
+        if self._start is not None:
+            loss = loss + self._start.penalty(self.classifier.backbone)
+        return loss * self._weight(len(batch[1]), batch_idx)
+
+    def _weight(self, pictures: int, step: int) -> float:
+        """Gradients are averaged over processes: one counts by its pictures, of which the last step may have dealt it one less."""
+        if self.trainer.world_size == 1:
+            return 1.0
+        loader: Any = self.trainer.train_dataloader
+        return float(pictures * self.trainer.world_size / loader.sampler.pictures_of_step(step))
+
+    def on_validation_start(self) -> None:
+        # Batch-norm's statistics are each process's own while it trains; DDP gives the first one's to all, but not to weights that a moving
+        # average is about to take the place of.
+        if self.trainer.world_size > 1:
+            for buffer in self.classifier.buffers():
+                distributed.broadcast(buffer, src=0)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
         return self._step(batch, batch_idx, "val")

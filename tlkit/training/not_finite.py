@@ -98,6 +98,7 @@ class NotFinite(Callback):
         loader: Any = trainer.train_dataloader
         size = loader.batch_size
         keys = list(loader.sampler)[batch * size : (batch + 1) * size]
+        self._file.parent.mkdir(parents=True, exist_ok=True)  # other machines may not have it
         is_new = not self._file.exists()
         with self._file.open("a", encoding="utf-8", errors="surrogateescape", newline="") as opened:
             writer = csv.writer(opened)

@@ -90,7 +90,8 @@ def train_phases(
     Raises KeyboardInterrupt after a signal, with the best weights and a checkpoint in `run/checkpoints`.
     """
     checkpoints = run / "checkpoints"
-    checkpoints.mkdir(exist_ok=True)
+    if is_first_process():
+        checkpoints.mkdir(exist_ok=True)
     # Made once, so that they go on from one phase to the next.
     auxiliary = build_auxiliary_heads(classifier.backbone, len(data.samples.classes), recipe.model.auxiliary_loss)
     if auxiliary is not None:

@@ -33,6 +33,7 @@ from tlkit.training.optimizers import check_optimizer_name
 from tlkit.training.phases import check_batch_size, seed_everything
 from tlkit.training.probe import Memory, MemoryProbe, Stopwatch
 from tlkit.training.ready import build, what_trains
+from tlkit.training.scale_lr import with_scaled_lr
 from tlkit.training.trainer import check_devices
 from tlkit.training.trial import try_phase
 
@@ -119,7 +120,7 @@ def make_plan(recipe: Recipe) -> Plan:
     Raises TlkitError for what else would stop the training.
     """
     with TemporaryDirectory(prefix="tlkit-plan-") as folder:
-        return _make_plan(with_batch_size(recipe), Path(folder))
+        return _make_plan(with_batch_size(with_scaled_lr(recipe)), Path(folder))
 
 
 def _make_plan(recipe: Recipe, folder: Path) -> Plan:

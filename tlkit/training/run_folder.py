@@ -6,16 +6,17 @@ from pathlib import Path
 
 from tlkit.errors import RunError
 
-SHARED = "TLKIT_RUN_FOLDER"
-"""Tells the processes that Lightning starts for other devices which folder the first one made."""
-
 FIRST, LAST = "recipe.yaml", "report.html"
 """What a run writes first and last."""
 
 
 def is_first_process() -> bool:
-    """False in the processes that Lightning starts for other devices: they run the same command, and leave no files."""
-    return SHARED not in os.environ or int(os.environ.get("LOCAL_RANK", "0")) == 0
+    """False in the processes for other devices, of this machine and of others: they run the same command, and leave no files.
+
+    torchrun numbers them in RANK. SLURM and Lightning, which starts those of one machine itself, number machines and processes apart.
+    """
+    keys = ("RANK",) if "RANK" in os.environ else ("SLURM_PROCID", "NODE_RANK", "LOCAL_RANK")
+    return all(int(os.environ.get(key, "0")) == 0 for key in keys)
 
 
 def is_finished(run: Path) -> bool:
@@ -46,13 +47,10 @@ def check_out(out: Path | None, *, resume: bool = False) -> None:
 
 
 def make_run_folder(name: str, out: Path | None, *, resume: bool = False) -> Path:
-    """A new, empty folder: `out`, or the next free number under runs/NAME. With `resume`, `out` as it is."""
-    if not is_first_process():
-        return Path(os.environ[SHARED])
+    """A new, empty folder: `out`, or the next free number under runs/NAME. With `resume`, `out` as it is. For the first process."""
     check_out(out, resume=resume)
     folder = _next_number(name) if out is None else out
     folder.mkdir(parents=True, exist_ok=True)
-    os.environ[SHARED] = str(folder)
     return folder
 
 

@@ -26,7 +26,7 @@ class Devices(NamedTuple):
 
 def check_devices(trainer: Trainer) -> Devices:
     """Raises DeviceError if this machine doesn't have what the recipe asks for: found before anything is written."""
-    built = _lightning_trainer(trainer, logger=False, enable_checkpointing=False)
+    built = lightning_trainer(trainer, logger=False, enable_checkpointing=False)
     return Devices(int(built.world_size), built.strategy.root_device)
 
 
@@ -42,7 +42,7 @@ def build_trainer(
     profiler: Profiler,
 ) -> LightningTrainer:
     """files: writes what is to be resumed from."""
-    return _lightning_trainer(
+    return lightning_trainer(
         trainer,
         max_epochs=epochs,
         gradient_clip_val=optimizer.gradient_clip,
@@ -62,7 +62,7 @@ def build_trainer(
 def build_trial_trainer(trainer: Trainer, *, optimizer: Optimizer, callbacks: list[Callback], **limits: int) -> LightningTrainer:
     """One device, and nothing is written. limits: Lightning's own `max_steps`, `limit_train_batches` and the like."""
     devices = trainer.devices[:1] if isinstance(trainer.devices, list) else 1
-    return _lightning_trainer(
+    return lightning_trainer(
         trainer.model_copy(update={"devices": devices, "num_nodes": 1, "strategy": "auto"}),
         gradient_clip_val=optimizer.gradient_clip,
         accumulate_grad_batches=optimizer.accumulate,
@@ -75,7 +75,8 @@ def build_trial_trainer(trainer: Trainer, *, optimizer: Optimizer, callbacks: li
     )
 
 
-def _lightning_trainer(trainer: Trainer, **settings: Any) -> LightningTrainer:
+def lightning_trainer(trainer: Trainer, **settings: Any) -> LightningTrainer:
+    """settings: Lightning's own. Raises DeviceError if this machine doesn't have what the recipe asks for."""
     # Lightning tells which devices it doesn't use and advertises; what matters reaches the user by tlkit's own log.
     for noisy in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(noisy).setLevel(logging.ERROR)

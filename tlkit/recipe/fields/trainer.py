@@ -24,6 +24,7 @@ class CheckpointEvery(Strict):
 
 
 OnNan = Literal["stop", "skip"]
+ScaleLr = Literal["linear", "sqrt"]
 
 
 class Trainer(Strict):
@@ -38,6 +39,9 @@ class Trainer(Strict):
     )
     deterministic: bool = Field(True, description="same recipe, same machine kind, same numbers")
     on_nan: OnNan = Field("stop", description="at a loss that is no number: stop, or skip the batch; its pictures are named either way")
+    scale_lr: ScaleLr | Literal[False] = Field(
+        False, description="batch_size and lr are one device's: n devices take n times as many pictures, and lr times n or its root"
+    )
     checkpoint_every: CheckpointEvery = Field(
         default_factory=CheckpointEvery, description="within an epoch; between two epochs one is written too, at most every 5 seconds"
     )

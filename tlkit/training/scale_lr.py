@@ -1,0 +1,33 @@
+"""`trainer.scale_lr`: what a recipe says for one device, said for all that are there."""
+
+import sys
+from math import sqrt
+
+from tlkit.recipe.fields.phases import Phase
+from tlkit.recipe.schema import Recipe
+from tlkit.training.run_folder import is_first_process
+
+
+def with_scaled_lr(recipe: Recipe) -> Recipe:
+    """The recipe for all devices together, told on stderr, without `scale_lr`; as it is where it doesn't ask for that.
+
+    n devices take n times batch_size pictures a step; lr is multiplied with n (`linear`: n small steps become one large one) or with its
+    square root (`sqrt`: the noise of a step stays the same, as is said of Adam's family).
+    Raises DeviceError if this machine doesn't have the devices.
+    Source of linear: Goyal et al. 2017, section 2.1, https://arxiv.org/abs/1706.02677; of sqrt: Krizhevsky 2014, section 5,
+    https://arxiv.org/abs/1404.5997
+    """
+    scale = recipe.trainer.scale_lr
+    if not scale:
+        return recipe
+    from tlkit.training.trainer import check_devices
+
+    devices = check_devices(recipe.trainer).total
+    factor = devices if scale == "linear" else sqrt(devices)
+    size = recipe.data.known_batch_size
+    phases = tuple(phase.model_copy(update={"lr": phase.lr * factor}) if isinstance(phase, Phase) else phase for phase in recipe.phases)
+    if is_first_process() and devices > 1:
+        print(f"trainer.scale_lr: {devices} devices take {devices} x {size} pictures a step, at lr x {factor:.3g}", file=sys.stderr)
+    data = recipe.data.model_copy(update={"batch_size": size * devices})
+    trainer = recipe.trainer.model_copy(update={"scale_lr": False})
+    return recipe.model_copy(update={"data": data, "phases": phases, "trainer": trainer}).at_places_of(recipe)
