@@ -61,7 +61,7 @@ def score_of(lead: Lead, classes: int) -> Metric:
 
 def score(samples: Samples, logits: Tensor, labels: Tensor) -> float:
     """The lead figure of a whole split's logits [N, K] and labels."""
-    metric = score_of(lead_of(samples), len(samples.classes))
+    metric = _of_this_process(score_of(lead_of(samples), len(samples.classes)))
     count(metric, samples.task, logits, labels)
     return float(metric.compute())
 
@@ -71,9 +71,15 @@ def measured(
     split: str, samples: Samples, logits: Tensor, labels: Tensor, loss: Callable[[Tensor, Tensor], Tensor] = plain_loss
 ) -> dict[str, float]:
     """`SPLIT/loss` and `SPLIT/accuracy`, as metrics.csv has them, of a whole split's logits and labels."""
-    accuracy = accuracy_of(samples.task, len(samples.classes))
+    accuracy = _of_this_process(accuracy_of(samples.task, len(samples.classes)))
     count(accuracy, samples.task, logits, labels)
     return {f"{split}/loss": float(loss(logits, labels)), f"{split}/accuracy": float(accuracy.compute())}
+
+
+def _of_this_process(metric: Metric) -> Metric:
+    """A whole split is measured by the first process alone: it would wait for the counts of others."""
+    metric.sync_on_compute = False
+    return metric
 
 
 def count(metric: Metric, task: Task, logits: Tensor, labels: Tensor) -> None:
