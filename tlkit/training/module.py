@@ -65,6 +65,7 @@ class PhaseModule(LightningModule):
         self._task = task
         self._mix = build_mix(mix, classes)
         self._phase, self._optimizer, self._schedule = phase, optimizer, schedule
+        self._processes = 1
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         images, labels = batch
@@ -85,19 +86,20 @@ class PhaseModule(LightningModule):
                 loss = loss + self.auxiliary.weight * self.criterion(logits, batch[1])
         if self._start is not None:
             loss = loss + self._start.penalty(self.classifier.backbone)
-        return loss * self._weight(len(batch[1]), batch_idx)
+        return loss if self._processes == 1 else loss * self._weight(len(batch[1]), batch_idx)
 
     def _weight(self, pictures: int, step: int) -> float:
         """Gradients are averaged over processes: one counts by its pictures, of which the last step may have dealt it one less."""
-        if self.trainer.world_size == 1:
-            return 1.0
         loader: Any = self.trainer.train_dataloader
-        return float(pictures * self.trainer.world_size / loader.sampler.pictures_of_step(step))
+        return float(pictures * self._processes / loader.sampler.pictures_of_step(step))
+
+    def on_fit_start(self) -> None:
+        self._processes = self.trainer.world_size
 
     def on_validation_start(self) -> None:
         # Batch-norm's statistics are each process's own while it trains; DDP gives the first one's to all, but not to weights that a moving
         # average is about to take the place of.
-        if self.trainer.world_size > 1:
+        if self._processes > 1:
             for buffer in self.classifier.buffers():
                 distributed.broadcast(buffer, src=0)
 

@@ -43,25 +43,29 @@ class MeanLoss(Metric):
         return self.total / self.pictures
 
 
-def accuracy_of(task: Task, classes: int) -> Metric:
-    """Share of pictures classified right; for multilabel the share of right answers, over pictures and classes, at probability 0.5."""
-    if task == "multilabel":
-        return MultilabelAccuracy(classes, average="micro", **UNCHECKED)
-    return MulticlassAccuracy(classes, average="micro", **UNCHECKED)
+def accuracy_of(task: Task, classes: int, *, alone: bool = False) -> Metric:
+    """Share of pictures classified right; for multilabel the share of right answers, over pictures and classes, at probability 0.5.
+
+    alone: this process has seen all pictures, so that the counts of others aren't added, for which it would wait.
+    """
+    kind = MultilabelAccuracy if task == "multilabel" else MulticlassAccuracy
+    metric: Metric = kind(classes, average="micro", sync_on_compute=not alone, **UNCHECKED)
+    return metric
 
 
-def score_of(lead: Lead, classes: int) -> Metric:
-    """The lead figure as a metric: from 0 to 1, higher is better."""
+def score_of(lead: Lead, classes: int, *, alone: bool = False) -> Metric:
+    """The lead figure as a metric: from 0 to 1, higher is better. alone: as for accuracy_of."""
+    settings = {**UNCHECKED, "sync_on_compute": not alone}
     if lead == "mean_average_precision":
-        return MultilabelAveragePrecision(classes, average="macro", thresholds=None, **UNCHECKED)
+        return MultilabelAveragePrecision(classes, average="macro", thresholds=None, **settings)
     if lead == "balanced_accuracy":
-        return MulticlassRecall(classes, average="macro", **UNCHECKED)
-    return MulticlassAccuracy(classes, average="micro", **UNCHECKED)
+        return MulticlassRecall(classes, average="macro", **settings)
+    return MulticlassAccuracy(classes, average="micro", **settings)
 
 
 def score(samples: Samples, logits: Tensor, labels: Tensor) -> float:
     """The lead figure of a whole split's logits [N, K] and labels."""
-    metric = _of_this_process(score_of(lead_of(samples), len(samples.classes)))
+    metric = score_of(lead_of(samples), len(samples.classes), alone=True)
     count(metric, samples.task, logits, labels)
     return float(metric.compute())
 
@@ -71,15 +75,9 @@ def measured(
     split: str, samples: Samples, logits: Tensor, labels: Tensor, loss: Callable[[Tensor, Tensor], Tensor] = plain_loss
 ) -> dict[str, float]:
     """`SPLIT/loss` and `SPLIT/accuracy`, as metrics.csv has them, of a whole split's logits and labels."""
-    accuracy = _of_this_process(accuracy_of(samples.task, len(samples.classes)))
+    accuracy = accuracy_of(samples.task, len(samples.classes), alone=True)
     count(accuracy, samples.task, logits, labels)
     return {f"{split}/loss": float(loss(logits, labels)), f"{split}/accuracy": float(accuracy.compute())}
-
-
-def _of_this_process(metric: Metric) -> Metric:
-    """A whole split is measured by the first process alone: it would wait for the counts of others."""
-    metric.sync_on_compute = False
-    return metric
 
 
 def count(metric: Metric, task: Task, logits: Tensor, labels: Tensor) -> None:
