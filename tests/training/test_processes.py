@@ -191,7 +191,7 @@ def test_a_killed_process_ends_the_run_with_one_message(place: Path, tmp_path: P
     _, errors = process.communicate(timeout=60)  # ends when the last process that holds the pipe has ended
     assert time.monotonic() - began < 30
     assert process.returncode == (2 if victim == "the second" else -signal.SIGKILL)
-    told = f"Process 1 of this run (number {other}) was ended by signal 9" if victim == "the second" else "The first process of this run"
+    told = f"The process of device 1 (number {other}) was ended by signal 9" if victim == "the second" else "The first process of this run"
     assert errors.count(told) == 1
     assert errors.count("Go on from the last checkpoint by the same command, with --out and --resume.") == 1
     assert "Traceback" not in errors

@@ -31,9 +31,11 @@ def offline_arguments(parser: ArgumentParser) -> None:
 
 def recipe_to_run(arguments: Namespace) -> "Recipe":
     """The recipe, with what it needs in the folder that the user named; before torch is loaded: a slip in a recipe is told at once."""
+    from tlkit.training.processes import told_once_a_machine
     from tlkit.training.run_folder import is_first_process
 
-    recipe = _found_offline(arguments, arguments.recipe, arguments.overrides)
+    with told_once_a_machine():
+        recipe = _found_offline(arguments, arguments.recipe, arguments.overrides)
     if is_first_process():
         print(f"{recipe.name}: loading torch, then looking for pictures and weights", file=sys.stderr)
     return recipe

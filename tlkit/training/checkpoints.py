@@ -29,6 +29,7 @@ from tlkit.training.auxiliary import AuxiliaryHeads
 from tlkit.training.callbacks import BestWeights, MetricsTable
 from tlkit.training.checkpoint_files import KEPT, Checkpoint, next_number, put_back, remove_others, write_checkpoint
 from tlkit.training.generators import generator_states, set_generators
+from tlkit.training.processes import of_all
 from tlkit.training.run_folder import is_first_process
 from tlkit.training.signals import Stop
 
@@ -110,6 +111,10 @@ class Checkpoints(CheckpointCallback):
             else:
                 self._best.file.unlink(missing_ok=True)
         self._kept = [checkpoint]
+        if len(run["ranks"]) != (processes := len(of_all(None))):
+            LOG.warning(
+                "the run began on %d processes and goes on with %d: what is drawn at random will differ", len(run["ranks"]), processes
+            )
         set_generators(_mine(run["ranks"])["generators"])
 
     @property
@@ -134,9 +139,11 @@ class Checkpoints(CheckpointCallback):
         self._phase_began = time.perf_counter()
         self.phase += 1
         self.resumed_file = self._resumed = None
+        ranks = of_all(self._of_this_process())
+        self._stop.heed(max(rank["asked"] for rank in ranks))
         if is_first_process() and (self._stop.asked or time.perf_counter() - self._saved_at > self._between_s):
             self._at = (0, 0)
-            self.write({"state_dict": self._weights(), "run": self._run([self._of_this_process()])})
+            self.write({"state_dict": self._weights(), "run": self._run(ranks)})
         self._stop.obey()
 
     def _weights(self) -> dict[str, torch.Tensor]:
@@ -190,9 +197,12 @@ class Checkpoints(CheckpointCallback):
         """All ranks save and stop together."""
         due, stops = time.perf_counter() - self._saved_at > every_s, self._stop.asked is not None
         if trainer.world_size > 1:
-            asked = torch.tensor([due and trainer.is_global_zero, stops], dtype=torch.int32, device=trainer.strategy.root_device)
+            flags = [due and trainer.is_global_zero, int(self._stop.asked or 0)]
+            asked = torch.tensor(flags, dtype=torch.int32, device=trainer.strategy.root_device)
             distributed.all_reduce(asked, distributed.ReduceOp.MAX)
-            due, stops = (bool(flag) for flag in asked.tolist())
+            due, number = asked.tolist()
+            self._stop.heed(number)
+            stops = number > 0
             # Gradients that aren't averaged yet are each rank's own, and as large as the network.
             if batch and trainer.fit_loop._should_accumulate():
                 return
@@ -213,14 +223,10 @@ class Checkpoints(CheckpointCallback):
             mine["figures"] = pl_module.figures()  # type: ignore[operator]
             if trainer.fit_loop._should_accumulate():
                 mine["gradients"] = [parameter.grad for parameter in pl_module.parameters()]
-        ranks: list[Any] = [mine]
-        if trainer.world_size > 1:
-            ranks = [None] * trainer.world_size
-            distributed.all_gather_object(ranks, mine)
-        checkpoint["run"] = self._run(ranks)
+        checkpoint["run"] = self._run(of_all(mine))
 
     def _of_this_process(self) -> dict[str, Any]:
-        return {"generators": generator_states(), "gradients": [], "figures": {}}
+        return {"generators": generator_states(), "gradients": [], "figures": {}, "asked": int(self._stop.asked or 0)}
 
     def _run(self, ranks: list[Any]) -> dict[str, Any]:
         """What is known beyond weights and optimizer. ranks: of each process what is its own."""

@@ -19,7 +19,15 @@ from tlkit.recipe.schema import Recipe
 from tlkit.recipe.summary import recipe_notes, recipe_warnings
 from tlkit.training.batch_size import with_batch_size
 from tlkit.training.environment import write_environment
-from tlkit.training.processes import check_same, end_with_the_first, ending_together, from_first, start_processes
+from tlkit.training.processes import (
+    check_same,
+    end_with_the_first,
+    ending_together,
+    from_first,
+    join_processes,
+    one_a_machine_first,
+    start_processes,
+)
 from tlkit.training.ready import Ready, make_ready
 from tlkit.training.results import choose_thresholds, counts_of, how_judged, measure_shipped, write_results
 from tlkit.training.resume import check_same_pictures, newest_state, recipe_as_begun
@@ -44,21 +52,23 @@ def finetune(recipe: Recipe, *, out: Path | None = None, resume: bool = False) -
     """
     began = time.perf_counter()
     end_with_the_first()
-    check_out(out, resume=resume)
-    recipe = with_scaled_lr(recipe)
-    if resume and out is not None and (out / FIRST).is_file():
-        if is_finished(out):
-            if is_first_process():
-                print(f"{out}: this run is finished, and nothing is left to do.", file=sys.stderr)
-            return out
-        recipe = recipe_as_begun(out, recipe)
-    recipe = with_batch_size(recipe)
-    with heeding_signals() as stop, ending_together():
+    with ending_together(), heeding_signals() as stop:
+        join_processes(recipe)
+        check_out(out, resume=resume)
+        recipe = with_scaled_lr(recipe)
+        if resume and out is not None and from_first((out / FIRST).is_file):
+            if from_first(lambda: is_finished(out)):
+                if is_first_process():
+                    print(f"{out}: this run is finished, and nothing is left to do.", file=sys.stderr)
+                return out
+            recipe = recipe_as_begun(out, recipe)
+        recipe = with_batch_size(recipe)
         if recipe.data.folds:
             from tlkit.training.folds import finetune_folds
 
             return finetune_folds(recipe, out, resume=resume, stop=stop)
-        ready = make_ready(recipe)
+        with one_a_machine_first():
+            ready = make_ready(recipe)
         start_processes(recipe)
         run = from_first(lambda: make_run_folder(recipe.name, out, resume=resume))
         return train_and_measure(recipe, ready, run, began=began, resume=resume, stop=stop)

@@ -11,7 +11,7 @@ from tlkit.evaluate.report import write_folds_report
 from tlkit.recipe.load import recipe_yaml
 from tlkit.recipe.schema import Recipe
 from tlkit.training.finetune import train_and_measure
-from tlkit.training.processes import from_first, start_processes
+from tlkit.training.processes import from_first, one_a_machine_first, start_processes
 from tlkit.training.ready import make_ready
 from tlkit.training.run_folder import FIRST, is_finished, is_first_process, make_fold_folders, make_run_folder
 from tlkit.training.signals import Stop
@@ -28,7 +28,8 @@ def finetune_folds(recipe: Recipe, out: Path | None, *, resume: bool, stop: Stop
     """
     began = time.perf_counter()
     folds = recipe.data.folds or 0
-    ready = make_ready(recipe, fold=1)
+    with one_a_machine_first():
+        ready = make_ready(recipe, fold=1)
     from tlkit.training.callbacks import start_log
     from tlkit.training.checkpoint_files import write_whole
 

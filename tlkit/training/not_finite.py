@@ -3,6 +3,7 @@
 import csv
 import logging
 from collections.abc import Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from tlkit.data.samples import Sample
 from tlkit.errors import TrainingError
 from tlkit.recipe.fields.trainer import OnNan
+from tlkit.training.processes import of_all
 
 LOG = logging.getLogger("tlkit")
 
@@ -54,10 +56,14 @@ class NotFinite(Callback):
         if self._on_nan == "skip":
             self._skip = bool(_on_any_rank(trainer, bad))
             if self._skip:
-                self._write(trainer, batch, float(loss))
+                parts = of_all((float(loss), self._pictures(trainer, batch)))
+                if trainer.is_global_zero:
+                    for part_loss, ids in parts:
+                        self._write(trainer, batch, part_loss, ids)
                 self.skipped += 1
                 where = f"batch {batch} of epoch {trainer.current_epoch}"
-                LOG.warning("%s left out: its loss is %s; its pictures are in %s", where, float(loss), self._file)
+                told = next(part_loss for part_loss, _ in parts if not isfinite(part_loss))
+                LOG.warning("%s left out: its loss is %s; its pictures are in %s", where, told, self._file)
             return
         is_first = bad & (self._first < 0)
         self._first = torch.where(is_first, batch, self._first)
@@ -85,7 +91,7 @@ class NotFinite(Callback):
         batch = int(self._first)
         if batch < 0:
             return
-        self._write(trainer, batch, float(self._first_loss))
+        self._write(trainer, batch, float(self._first_loss), self._pictures(trainer, batch))
         raise TrainingError(
             f"The loss became {float(self._first_loss)} in batch {batch} of epoch {trainer.current_epoch}, phase {self._phase + 1}. "
             f"Its pictures are in {self._file}.\n"
@@ -93,18 +99,20 @@ class NotFinite(Callback):
             "  trainer.on_nan=skip goes on without such batches."
         )
 
-    def _write(self, trainer: Trainer, batch: int, loss: float) -> None:
-        """The pictures that this process had in the batch."""
+    def _pictures(self, trainer: Trainer, batch: int) -> list[str]:
+        """Ids of those that this process had in the batch."""
         loader: Any = trainer.train_dataloader
         size = loader.batch_size
-        keys = list(loader.sampler)[batch * size : (batch + 1) * size]
+        return [self._samples[index].id for _, index in list(loader.sampler)[batch * size : (batch + 1) * size]]
+
+    def _write(self, trainer: Trainer, batch: int, loss: float, ids: Sequence[str]) -> None:
         self._file.parent.mkdir(parents=True, exist_ok=True)  # other machines may not have it
         is_new = not self._file.exists()
         with self._file.open("a", encoding="utf-8", errors="surrogateescape", newline="") as opened:
             writer = csv.writer(opened)
             if is_new:
                 writer.writerow(COLUMNS)
-            writer.writerows((self._phase, trainer.current_epoch, batch, loss, self._samples[index].id) for _, index in keys)
+            writer.writerows((self._phase, trainer.current_epoch, batch, loss, id_) for id_ in ids)
 
 
 def _on_any_rank(trainer: Trainer, bad: Tensor) -> Tensor:

@@ -8,99 +8,144 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from hashlib import sha256
 from typing import Any, TypeVar
 
-from tlkit.errors import DataError, DeviceError, RunError
+from tlkit.errors import DataError, DeviceError, Interrupted, RunError, TlkitError
 from tlkit.recipe.load import recipe_yaml
 from tlkit.recipe.schema import Recipe
-from tlkit.training.run_folder import is_first_process
+from tlkit.training.run_folder import is_first_here, is_first_process
 
 T = TypeVar("T")
 
 STARTED_BY = "TLKIT_STARTED_BY"
 """Tells the processes that tlkit starts for other devices of this machine the number of the one that did."""
+PATIENCE = timedelta(hours=2)
+"""How long processes wait for one that works alone: it downloads, checks pictures, solves a head, or measures a fold."""
 LOOK_EVERY_S = 0.5
 GRACE_S = 3.0
 """What a process may say itself, after another one has ended, before it is ended for it."""
 SAVING_S = 60.0
 """The same where a signal stops all of them: a checkpoint may be large."""
-STOPPED = (75, 130)
-"""Exit codes after a signal."""
+FAILED, STOPPED = (1, 2), (75, 130)
+"""Exit codes of a process that has told its error, and after a signal."""
+LOST = 3
+"""That of a process which has lost the connection to another one, and leaves it to the first to say so."""
 HOW_TO_GO_ON = "Go on from the last checkpoint by the same command, with --out and --resume."
 
 
-def start_processes(recipe: Recipe) -> None:
-    """Starts a process for each further device of this machine, unless torchrun or SLURM did, and connects all of them.
+def join_processes(recipe: Recipe) -> None:
+    """Connects this process with the others where torchrun or SLURM have started all of them.
 
-    Returns when all have come here. Without a second device, or without a phase that would use it, it does nothing.
-    Raises DeviceError for strategies whose processes are copies of this one, and DataError where the others read another recipe.
+    Raises DeviceError where the recipe asks for another number, and DataError where the others read another recipe.
     """
-    if not recipe.gradient_phases:
-        return
-    from tlkit.training.trainer import lightning_trainer
+    if STARTED_BY not in os.environ and ("TORCHELASTIC_RUN_ID" in os.environ or "SLURM_PROCID" in os.environ):
+        _connect(recipe)
 
-    built = lightning_trainer(recipe.trainer, logger=False, enable_checkpointing=False)
-    launcher, strategy = built.strategy.launcher, built.strategy
-    if built.world_size == 1:
+
+def start_processes(recipe: Recipe) -> None:
+    """Starts a process for each further device of this machine, and connects them; nothing where they are there, or nothing trains on them.
+
+    Each of them runs the same command up to here.
+    """
+    if recipe.gradient_phases:
+        _connect(recipe)
+
+
+def _connect(recipe: Recipe) -> None:
+    if _together():
         return
     from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
+    from tlkit.training.trainer import lightning_trainer
+
+    built = lightning_trainer(recipe.trainer, logger=False, enable_checkpointing=False)
+    strategy: Any = built.strategy
+    _check_number(built.num_devices, built.num_nodes)
+    if built.world_size == 1:
+        return
+    launcher = strategy.launcher
     if not isinstance(launcher, _SubprocessScriptLauncher):
-        raise DeviceError(
-            f"trainer.strategy = {recipe.trainer.strategy!r} starts copies of this process.\n  Use ddp, which starts new ones."
-        )
-    environment = launcher.cluster_environment
-    environment.validate_settings(num_devices=launcher.num_processes, num_nodes=launcher.num_nodes)
-    if not environment.creates_processes_externally:
+        raise DeviceError(f"trainer.strategy = '{recipe.trainer.strategy}' copies this process.\n  Use ddp, which starts new ones.")
+    if not strategy.cluster_environment.creates_processes_externally:
         os.environ[STARTED_BY] = str(os.getpid())
         # Not launch(): the observer that this would start kills all processes, the first one too, and says nothing.
         launcher._call_children_scripts()
         _watch(launcher.procs)
+    strategy._timeout = PATIENCE  # an argument of DDPStrategy, which Lightning has made by its name
     strategy.setup_environment()
     check_same("The recipe is", recipe_yaml(recipe).splitlines())
+
+
+def _check_number(devices: int, machines: int) -> None:
+    """Raises DeviceError where torchrun or SLURM have started more or fewer processes than there are devices: each would train alone."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        there = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["GROUP_WORLD_SIZE"])
+    elif int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        there = int(os.environ["SLURM_STEP_NUM_TASKS"]) // int(os.environ["SLURM_STEP_NUM_NODES"]), int(os.environ["SLURM_STEP_NUM_NODES"])
+    else:
+        return
+    if there != (devices, machines):
+        raise DeviceError(
+            f"Processes were started from outside, on {there[1]} machines {there[0]} each; the recipe is for {machines} machines with "
+            f"{devices} devices each.\n  Set trainer.devices={there[0]} trainer.num_nodes={there[1]}, or start others."
+        )
 
 
 def end_with_the_first() -> None:
     """In a process that tlkit started: ends it when the one that started it has gone, however it went."""
     starter = os.environ.get(STARTED_BY)
-    if not starter or int(starter) == os.getpid():
+    if not starter or int(starter) == os.getpid() or not hasattr(os, "getppid"):
         return
 
     def look() -> None:
         while os.getppid() == int(starter):
             time.sleep(LOOK_EVERY_S)
-        _end(f"The first process of this run (number {starter}) has gone, so the others end too.\n  {HOW_TO_GO_ON}")
+        told = f"The first process of this run (number {starter}) has gone, so the others end too.\n  {HOW_TO_GO_ON}"
+        _end(told if os.environ["LOCAL_RANK"] == "1" else "", code=2)
 
-    if hasattr(os, "getppid"):
-        threading.Thread(target=look, name="tlkit-first-process", daemon=True).start()
+    threading.Thread(target=look, name="tlkit-first-process", daemon=True).start()
+
+
+@contextmanager
+def one_a_machine_first() -> Iterator[None]:
+    """The first process of each machine downloads and checks; the others do the same after it, and find what it has kept."""
+    from torch import distributed
+
+    waits = _together()
+    if waits and not is_first_here():
+        distributed.barrier()
+    yield
+    if waits and is_first_here():
+        distributed.barrier()
 
 
 def from_first(make: Callable[[], T]) -> T:
-    """What `make` returns in the first process, in all of them. Where it raises TlkitError there, the others end in silence."""
+    """What `make` returns in the first process, in all of them."""
     if not _together():
         return make()
-    said: list[Any] = [None, False]
-    try:
-        if is_first_process():
-            said = [make(), True]
-    finally:
-        _broadcast(said, source=0)
-    if not said[1]:
-        raise SystemExit(2)
-    value: T = said[0]
+    made: list[Any] = [make() if is_first_process() else None]
+    _broadcast(made, source=0)
+    value: T = made[0]
     return value
+
+
+def of_all(mine: T) -> list[T]:
+    """What each process has given, by rank."""
+    if not _together():
+        return [mine]
+    from torch import distributed
+
+    found: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(found, mine)
+    return found
 
 
 def check_same(what: str, lines: Sequence[str]) -> None:
     """Raises DataError in the first process where another one has other lines, with the first difference; the others end in silence."""
-    if not _together():
-        return
-    from torch import distributed
-
     mine = (socket.gethostname(), sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest())
-    found: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(found, mine)
+    found = of_all(mine)
     other = next((rank for rank, (_, digest) in enumerate(found) if digest != found[0][1]), None)
     if other is None:
         return
@@ -124,42 +169,72 @@ def first_difference(here: Sequence[str], there: Sequence[str]) -> tuple[str, st
 
 @contextmanager
 def ending_together() -> Iterator[None]:
-    """Ends the processes that this one has started, where it ends itself by an error.
+    """All processes of a run end where one does by an error or a signal. One of them raises what is to be told, the others SystemExit.
 
     Raises RunError in place of the account that torch gives of a connection to a process that has ended.
     """
     try:
         yield
-    except KeyboardInterrupt:
-        _dead(wait_s=GRACE_S)  # the others were asked to stop as well
-        _end_others()
-        raise
-    except Exception as error:
-        told = _explained(error)
-        _end_others()
-        raise told from error
+    except (Exception, Interrupted) as error:
+        _ENDING.set()
+        told: BaseException = error
+        if _together() and is_lost_connection(error):
+            if STARTED_BY in os.environ and not _STARTED:
+                raise SystemExit(LOST) from error  # the process that has started this one knows more
+            told = RunError(_account(_dead(wait_s=GRACE_S)))
+        tells = _is_first_to_tell()
+        if not tells or isinstance(error, Interrupted):
+            _all_end(within_s=GRACE_S)  # the one that tells may not be done with it; or all were asked to stop
+        for process in _STARTED:
+            process.kill()
+        raise (told if tells else SystemExit(_exit_code(told))) from error
 
 
-def _explained(error: Exception) -> BaseException:
-    if not (_together() and isinstance(error, RuntimeError) and is_lost_connection(error)):
-        return error
-    if not is_first_process() and STARTED_BY in os.environ:
-        time.sleep(GRACE_S)  # the first process says it, and if it is the one that has gone, the watch does
-        return SystemExit(2)
-    return RunError(_account(_dead(wait_s=GRACE_S / 2)))
+def _exit_code(error: BaseException) -> int:
+    if isinstance(error, Interrupted):
+        return error.code
+    return 2 if isinstance(error, TlkitError) else 1
+
+
+def _is_first_to_tell() -> bool:
+    """What fails after the first error of a run, in whatever process, fails because of it, or alike."""
+    if not _together():
+        return is_first_here() or STARTED_BY in os.environ
+    from torch import distributed
+
+    try:
+        return int(distributed.distributed_c10d._get_default_store().add("tlkit/told", 1)) == 1
+    except RuntimeError:  # the process that keeps it has gone
+        return is_first_here()
+
+
+@contextmanager
+def told_once_a_machine() -> Iterator[None]:
+    """For errors before processes can know of each other."""
+    try:
+        yield
+    except TlkitError as error:
+        if is_first_here():
+            raise
+        raise SystemExit(2) from error
 
 
 def is_lost_connection(error: BaseException) -> bool:
     from torch import distributed
 
+    if not isinstance(error, RuntimeError):
+        return False
     words = ("connection closed by peer", "connection reset by peer", "gloo/transport", "broken pipe", "remote process exited")
     return isinstance(error, distributed.DistError) or any(word in str(error).lower() for word in words)
 
 
 _STARTED: list[subprocess.Popen[bytes]] = []
+_ENDING = threading.Event()
+"""The main thread has found out."""
 
 
 def _watch(started: list[subprocess.Popen[bytes]]) -> None:
+    """Ends this process where another one has ended, even if the main thread waits for that one for ever."""
     _STARTED[:] = started
 
     def look() -> None:
@@ -168,8 +243,11 @@ def _watch(started: list[subprocess.Popen[bytes]]) -> None:
                 return
             time.sleep(LOOK_EVERY_S)
         # By then this process has mostly found out by itself: it has more to say, or a checkpoint to save.
-        time.sleep(SAVING_S if all(process.returncode in STOPPED for process in dead) else GRACE_S)
-        _end(_account(dead))
+        codes = {process.returncode for process in dead}
+        if _ENDING.wait(SAVING_S if codes <= set(STOPPED) else GRACE_S):
+            time.sleep(5 * GRACE_S)
+        told = codes & {*FAILED, *STOPPED}
+        _end("" if told or _ENDING.is_set() else _account(dead), code=max(told, default=2))
 
     threading.Thread(target=look, name="tlkit-processes", daemon=True).start()
 
@@ -178,32 +256,35 @@ def _dead(*, wait_s: float = 0.0) -> list[subprocess.Popen[bytes]]:
     """Processes that this one started and that have ended badly. wait_s: a closed connection may be noticed before a process has ended."""
     until = time.monotonic() + wait_s
     while True:
-        dead = [process for process in _STARTED if process.poll() not in (None, 0)]
-        if dead or time.monotonic() >= until:
+        dead = [process for process in _STARTED if process.poll() not in (None, 0, LOST)]
+        if dead or not _STARTED or time.monotonic() >= until:
             return dead
+        time.sleep(0.05)
+
+
+def _all_end(*, within_s: float) -> None:
+    until = time.monotonic() + within_s
+    while any(process.poll() is None for process in _STARTED) and time.monotonic() < until:
         time.sleep(0.05)
 
 
 def _account(dead: Sequence[subprocess.Popen[bytes]]) -> str:
     if not dead:
         return f"A process of this run has ended, or its machine can't be reached, so the run ends.\n  {HOW_TO_GO_ON}"
-    rank, process = _STARTED.index(dead[0]) + 1, dead[0]
+    device, process = _STARTED.index(dead[0]) + 1, dead[0]
     code = process.returncode
     how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
     why = " (signal 9 is often the system's, out of memory)" if code == -9 else ""
-    return f"Process {rank} of this run (number {process.pid}) {how}{why}, so the run ends.\n  {HOW_TO_GO_ON}"
+    return f"The process of device {device} (number {process.pid}) {how}{why}, so the run ends.\n  {HOW_TO_GO_ON}"
 
 
-def _end(message: str) -> None:
+def _end(message: str, *, code: int) -> None:
     """From a thread, while the main one may wait for ever."""
-    print(message, file=sys.stderr, flush=True)
-    _end_others()
-    os._exit(2)
-
-
-def _end_others() -> None:
+    if message:
+        print(message, file=sys.stderr, flush=True)
     for process in _STARTED:
         process.kill()
+    os._exit(code)
 
 
 def _together() -> bool:

@@ -19,6 +19,11 @@ def is_first_process() -> bool:
     return all(int(os.environ.get(key, "0")) == 0 for key in keys)
 
 
+def is_first_here() -> bool:
+    """Of the processes of this machine."""
+    return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))) == 0
+
+
 def is_finished(run: Path) -> bool:
     return (run / LAST).is_file()
 

@@ -34,6 +34,11 @@ class Stop:
         if not self._waits or (again and number == signal.SIGINT):
             raise KeyboardInterrupt
 
+    def heed(self, number: int) -> None:
+        """A signal that another process of the run was sent; 0 is none."""
+        if number:
+            self.asked = self.asked or signal.Signals(number)
+
     def obey(self) -> None:
         """Raises KeyboardInterrupt if a signal came."""
         if self.asked is not None:
