@@ -243,18 +243,6 @@ def test_one_picture_a_step_is_refused_where_batchnorm_would_train_on_it(workpla
         finetune(load_recipe("recipe.yaml", overrides), out=workplace / "one")
 
 
-def test_two_processes_train_every_phase_and_leave_one_run_folder(workplace: Path) -> None:
-    """An odd number of validation pictures: the ranks have different numbers of batches."""
-    overrides = ["trainer.devices=2", "trainer.accelerator=cpu", "trainer.strategy=ddp", "data.validation=0.28", "data.batch_size=4"]
-    command = [sys.executable, "-m", "tlkit", "finetune", "recipe.yaml", "--out", "two", *overrides]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    finished = subprocess.run(command, cwd=workplace, env=environment, capture_output=True, text=True, timeout=240)
-    assert finished.returncode == 0, finished.stderr
-    metrics = json.loads((workplace / "two/metrics.json").read_text())
-    assert metrics["pictures"] == {"train": 31, "val": 17, "test": 12}
-    assert finished.stderr.count("phase 3/3 all  epoch 2/2") == 1  # said by the first process alone
-
-
 @pytest.mark.slow
 def test_ctrl_c_keeps_the_checkpoints_and_exits_with_130(workplace: Path) -> None:
     out = workplace / "interrupted"

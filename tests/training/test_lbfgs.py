@@ -210,7 +210,7 @@ def test_fine_tuning_may_come_before_and_after(there: None) -> None:
 
 def test_with_two_processes_the_second_gets_the_solution_too(workplace: Path) -> None:
     """Its validation loss is half of the mean, and a head that never learned would spoil it."""
-    devices = ["trainer.devices=2", "trainer.accelerator=cpu", "trainer.strategy=ddp", "data.batch_size=4"]
+    devices = ["trainer.devices=2", "trainer.accelerator=cpu", "data.batch_size=4"]
     command = [sys.executable, "-m", "tlkit", "finetune", "recipe.yaml", "--out", "two", THEN_HEAD, *devices]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     finished = subprocess.run(command, cwd=workplace, env=environment, capture_output=True, text=True, timeout=240)

@@ -21,7 +21,8 @@ from tlkit.training.processes import first_difference
 from tlkit.training.run_folder import is_first_process
 
 COLOURS = {"blue": (40, 60, 200), "green": (30, 180, 60), "red": (210, 40, 50)}
-ON_TWO = ["trainer.devices=2", "trainer.strategy=ddp"]
+ON_TWO = ["trainer.devices=2"]
+LONG = "phases=[{train: all, epochs: 500, lr: 1e-4}]"
 
 RECIPE = """
 name: odd
@@ -31,6 +32,20 @@ phases:
   - {train: head, epochs: 1, lr: 1e-2}
   - {train: all, epochs: 2, lr: 1e-3}
 trainer: {accelerator: cpu, devices: 1}
+"""
+
+STOPPED = """
+    import os, signal
+
+    from tlkit.cli import run
+    from tlkit.training.callbacks import MetricsTable
+
+    def stop(table, trainer, module, outputs, batch, number):
+        if (table.phase, trainer.current_epoch, number, trainer.global_rank) == (1, 0, 2, 1):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    MetricsTable.on_train_batch_end = stop
+    run()
 """
 
 NOTED = """
@@ -67,6 +82,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)).save(folder / "pictures" / split / names[i % 3] / f"{i:04d}.png")
     (folder / "recipe.yaml").write_text(RECIPE)
     (folder / "noted.py").write_text(dedent(NOTED))
+    (folder / "stopped.py").write_text(dedent(STOPPED))
     return folder
 
 
@@ -128,10 +144,14 @@ def test_two_processes_learn_and_measure_what_one_does(place: Path, two: Path) -
     assert max(float((weights[0][name] - weights[1][name]).abs().max()) for name in weights[0]) < 1e-5
 
 
-def test_torchrun_learns_the_same_and_all_processes_hold_the_same_weights_after_every_epoch(place: Path, two: Path) -> None:
+def test_two_machines_learn_what_one_does_and_hold_the_same_weights_after_every_epoch(place: Path, two: Path) -> None:
     """Without --out: the first process takes the next number, and tells the other. The script notes each one's weights."""
-    words = ["noted.py", "finetune", "recipe.yaml", *ON_TWO]
-    finished(torchrun(29731, "--nproc-per-node", "2", *words), place)
+    words = ["noted.py", "finetune", "recipe.yaml", "trainer.num_nodes=2"]
+    machines = [start(torchrun(29731, "--nnodes", "2", "--node-rank", str(rank), *words), place) for rank in (0, 1)]
+    errors = [machine.communicate(timeout=300)[1] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], errors
+    assert errors[0].count("phase 2/2 all  epoch 2/2") == 1
+    assert "epoch" not in errors[1]
     assert [run.name for run in (place / "runs/odd").iterdir()] == ["001"]
     assert (place / "runs/odd/001/model/model.safetensors").read_bytes() == (two / "model/model.safetensors").read_bytes()
     first, second = ((place / f"weights_{rank}.txt").read_text().splitlines() for rank in (0, 1))
@@ -152,24 +172,13 @@ def test_batchnorm_and_a_moving_average_are_the_same_on_both_processes(place: Pa
     assert len({line.split()[2] for line in second}) == 5
 
 
-@pytest.mark.slow
-def test_two_machines_with_one_process_each_learn_what_one_machine_with_two_does(place: Path, two: Path) -> None:
-    words = command("machines", "trainer.num_nodes=2", "trainer.strategy=ddp")
-    machines = [start(torchrun(29733, "--nnodes", "2", "--node-rank", str(rank), *words), place) for rank in (0, 1)]
-    errors = [machine.communicate(timeout=300)[1] for machine in machines]
-    assert [machine.returncode for machine in machines] == [0, 0], errors
-    assert errors[0].count("phase 2/2 all  epoch 2/2") == 1
-    assert "epoch" not in errors[1]
-    assert (place / "machines/model/model.safetensors").read_bytes() == (two / "model/model.safetensors").read_bytes()
-
-
 def test_machines_with_other_pictures_end_with_the_first_difference(place: Path, tmp_path: Path) -> None:
     there = tmp_path / "there"
     shutil.copytree(place / "pictures", there / "pictures")
     shutil.copy(place / "recipe.yaml", there)
     changed = there / "pictures/train/green/0004.png"
     Image.fromarray(255 - np.asarray(Image.open(changed))).save(changed)
-    words = [*command(str(tmp_path / "run"), "trainer.num_nodes=2", "trainer.strategy=ddp", "data.normalize=none")]
+    words = [*command(str(tmp_path / "run"), "trainer.num_nodes=2", "data.normalize=none")]
     machines = [
         start(torchrun(29734, "--nnodes", "2", "--node-rank", str(rank), *words), folder) for rank, folder in enumerate((place, there))
     ]
@@ -180,31 +189,57 @@ def test_machines_with_other_pictures_end_with_the_first_difference(place: Path,
     assert "not the same" not in second
 
 
-@pytest.mark.parametrize("victim", ["the second", "the first"])
-def test_a_killed_process_ends_the_run_with_one_message(place: Path, tmp_path: Path, victim: str) -> None:
+@pytest.mark.parametrize(("victim", "told"), [(1, "The process of device 1 "), (0, "The first process of this run ")])
+def test_a_killed_process_ends_the_run_with_one_message(place: Path, tmp_path: Path, victim: int, told: str) -> None:
     out = tmp_path / "run"
-    process = start(command(str(out), *ON_TWO, "phases=[{train: all, epochs: 500, lr: 1e-4}]"), place)
+    process = start(command(str(out), *ON_TWO, LONG), place)
     wait_until((out / "metrics.csv").exists)
-    (other,) = children_of(process.pid)
-    os.kill(other if victim == "the second" else process.pid, signal.SIGKILL)
+    processes = [process.pid, *children_of(process.pid)]
+    os.kill(processes[victim], signal.SIGKILL)
     began = time.monotonic()
     _, errors = process.communicate(timeout=60)  # ends when the last process that holds the pipe has ended
     assert time.monotonic() - began < 30
-    assert process.returncode == (2 if victim == "the second" else -signal.SIGKILL)
-    told = f"The process of device 1 (number {other}) was ended by signal 9" if victim == "the second" else "The first process of this run"
-    assert errors.count(told) == 1
+    assert process.returncode == (2 if victim else -signal.SIGKILL)
+    assert errors.count(f"{told}(number {processes[victim]})") == 1
     assert errors.count("Go on from the last checkpoint by the same command, with --out and --resume.") == 1
     assert "Traceback" not in errors
 
 
-def test_an_error_of_the_first_process_ends_the_other_without_a_word(place: Path, tmp_path: Path) -> None:
-    (tmp_path / "pictures").symlink_to(place / "pictures")
-    (tmp_path / "recipe.yaml").symlink_to(place / "recipe.yaml")
-    (tmp_path / "runs").write_text("a file where the run folder would be made")
-    process = start(["-m", "tlkit", "finetune", "recipe.yaml", *ON_TWO], tmp_path)
+@pytest.mark.slow
+def test_a_process_killed_under_torchrun_ends_the_run_on_both_machines(place: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    words = command(str(out), "trainer.num_nodes=2", LONG)
+    machines = [start(torchrun(29733, "--nnodes", "2", "--node-rank", str(rank), *words), place) for rank in (0, 1)]
+    wait_until((out / "metrics.csv").exists)
+    (victim,) = children_of(machines[1].pid)
+    os.kill(victim, signal.SIGKILL)
+    began = time.monotonic()
+    first, second = (machine.communicate(timeout=60)[1] for machine in machines)
+    assert time.monotonic() - began < 60
+    assert all(machine.returncode for machine in machines)
+    assert first.count("A process of this run has ended") == 1
+    assert "Signal 9 (SIGKILL)" in second  # torchrun's own account, on the machine where it happened
+
+
+def test_a_signal_to_one_process_saves_and_stops_both_and_the_run_goes_on_to_the_same_weights(place: Path, two: Path) -> None:
+    words = ["stopped.py", "finetune", "recipe.yaml", "--out", "stopped", *ON_TWO]
+    process = start(words, place)
     _, errors = process.communicate(timeout=120)
-    assert process.returncode in (1, 2)
-    assert len(errors.strip().splitlines()) == 2, errors  # "loading torch", and what is wrong
+    assert process.returncode == 75, errors
+    assert errors.count("Stopped by SIGTERM.") == 1
+    assert errors.count("go on with the same command") == 1
+    said = finished(command("stopped", *ON_TWO, "--resume"), place)
+    assert said.count("phase 2, epoch 1, after batch 3") == 1
+    assert (place / "stopped/model/model.safetensors").read_bytes() == (two / "model/model.safetensors").read_bytes()
+
+
+def test_processes_that_torchrun_has_started_but_the_recipe_does_not_ask_for_are_refused_once(place: Path, tmp_path: Path) -> None:
+    """Each would train alone, into the same folder."""
+    process = start(torchrun(29735, "--nproc-per-node", "2", *command(str(tmp_path / "run"))), place)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode
+    assert errors.count("Set trainer.devices=2 trainer.num_nodes=1, or start others.") == 1
+    assert not (tmp_path / "run").exists()
 
 
 def wait_until(is_so: Any) -> None:

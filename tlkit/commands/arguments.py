@@ -31,7 +31,7 @@ def offline_arguments(parser: ArgumentParser) -> None:
 
 def recipe_to_run(arguments: Namespace) -> "Recipe":
     """The recipe, with what it needs in the folder that the user named; before torch is loaded: a slip in a recipe is told at once."""
-    from tlkit.training.processes import told_once_a_machine
+    from tlkit.training.ending import told_once_a_machine
     from tlkit.training.run_folder import is_first_process
 
     with told_once_a_machine():

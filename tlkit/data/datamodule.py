@@ -67,6 +67,20 @@ class PictureData(lightning.LightningDataModule):
             raise CannotKeep(f"{needed:.2f} GB would be needed and cache.budget_gb is {budget_gb:g}")
         self._kept = {split: FittedPictures(number, shape, folder) for split, number in pictures.items()}
 
+    def check_shares(self, devices: int) -> None:
+        """Raises DataError where a step, or a split, can't be dealt out to so many."""
+        if self.batch_size % devices:
+            raise DataError(
+                f"data.batch_size = {self.batch_size} can't be dealt out evenly to {devices} devices.\n"
+                f"  It is the size over all devices: use a multiple of {devices}."
+            )
+        for split in ("train", "val"):
+            if (pictures := len(self.samples.of(split))) < devices:
+                raise DataError(
+                    f"{pictures} pictures of the {split} split can't be dealt out to {devices} devices.\n"
+                    "  Each needs one at least: use fewer devices, or more pictures."
+                )
+
     def train_dataloader(self) -> PictureLoader:
         return self._loader("train", train=True)
 
@@ -83,19 +97,9 @@ class PictureData(lightning.LightningDataModule):
 
     def _loader(self, split: str, *, train: bool = False) -> PictureLoader:
         rank, ranks = (distributed.get_rank(), distributed.get_world_size()) if _is_distributed() else (0, 1)
-        if self.batch_size % ranks:
-            raise DataError(
-                f"data.batch_size = {self.batch_size} can't be dealt out evenly to {ranks} devices.\n"
-                f"  It is the size over all devices: use a multiple of {ranks}."
-            )
-        samples = self.samples.of(split)
-        if len(samples) < ranks:
-            raise DataError(
-                f"{len(samples)} pictures of the {split} split can't be dealt out to {ranks} devices.\n"
-                "  Each needs one at least: use fewer devices, or more pictures."
-            )
+        self.check_shares(ranks)
         return make_loader(
-            samples,
+            self.samples.of(split),
             self.preprocessing,
             batch_size=self.batch_size // ranks,
             train=train,

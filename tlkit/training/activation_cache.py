@@ -258,6 +258,7 @@ class ActivationCache:
             augmentation=self._data.augmentation if augmented else None,
             workers=self._data.workers,
             seed=self._data.seed,
+            multi_hot=self._data.samples.multi_hot,
         )
         loader.sampler.set_epoch(view)  # type: ignore[attr-defined]  # ours: a view is drawn as an epoch is
         return loader

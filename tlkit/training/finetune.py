@@ -18,16 +18,9 @@ from tlkit.recipe.load import recipe_yaml
 from tlkit.recipe.schema import Recipe
 from tlkit.recipe.summary import recipe_notes, recipe_warnings
 from tlkit.training.batch_size import with_batch_size
+from tlkit.training.ending import end_with_the_first, ending_together
 from tlkit.training.environment import write_environment
-from tlkit.training.processes import (
-    check_same,
-    end_with_the_first,
-    ending_together,
-    from_first,
-    join_processes,
-    one_a_machine_first,
-    start_processes,
-)
+from tlkit.training.processes import check_same, from_first, join_processes, one_a_machine_first, start_processes
 from tlkit.training.ready import Ready, make_ready
 from tlkit.training.results import choose_thresholds, counts_of, how_judged, measure_shipped, write_results
 from tlkit.training.resume import check_same_pictures, newest_state, recipe_as_begun
@@ -93,7 +86,7 @@ def train_and_measure(recipe: Recipe, ready: Ready, run: Path, *, began: float, 
     console = start_log(run / "log.txt", quiet=not first)
     data.hashes = hash_pictures(samples)
     rows = manifest_rows(samples, data.hashes)
-    check_same("The pictures are", [", ".join(f"{key} {value}" for key, value in row.items()) for row in rows])
+    check_same("The pictures are", (", ".join(f"{key} {value}" for key, value in row.items()) for row in rows))
     if first:
         if goes_on:
             remove_unfinished_files(run)

@@ -71,6 +71,8 @@ def make_ready(recipe: Recipe, *, fold: int = 1) -> Ready:
         seed=recipe.seed,
         balanced=recipe.imbalance == "sampler",
     )
+    if recipe.gradient_phases:
+        data.check_shares(devices.total)
     return Ready(samples, weights, classifier, data, trained, devices, notes)
 
 
