@@ -40,7 +40,8 @@ def ending_together() -> Iterator[None]:
         told: BaseException = error
         if are_connected() and is_lost_connection(error):
             if was_started():
-                raise SystemExit(LOST) from error  # the process that has started this one knows more
+                time.sleep(GRACE_S)  # the process that has started this one knows more; where that has gone, end_with_the_first says so
+                raise SystemExit(LOST) from error
             told = RunError(_account(_dead(wait_s=GRACE_S)))
         tells = _is_first_to_tell(run)
         if not tells or isinstance(error, Interrupted):
