@@ -43,7 +43,7 @@ def start_processes(recipe: Recipe) -> None:
 def _connect(recipe: Recipe) -> None:
     if are_connected():
         return
-    from lightning.pytorch.plugins.environments import SLURMEnvironment
+    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
     from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
     from tlkit.training.trainer import lightning_trainer
