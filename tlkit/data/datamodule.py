@@ -97,7 +97,6 @@ class PictureData(lightning.LightningDataModule):
 
     def _loader(self, split: str, *, train: bool = False) -> PictureLoader:
         rank, ranks = (distributed.get_rank(), distributed.get_world_size()) if _is_distributed() else (0, 1)
-        self.check_shares(ranks)
         return make_loader(
             self.samples.of(split),
             self.preprocessing,

@@ -71,7 +71,7 @@ def make_ready(recipe: Recipe, *, fold: int = 1) -> Ready:
         seed=recipe.seed,
         balanced=recipe.imbalance == "sampler",
     )
-    if recipe.gradient_phases:
+    if recipe.gradient_phases and devices.total > 1:
         data.check_shares(devices.total)
     return Ready(samples, weights, classifier, data, trained, devices, notes)
 
