@@ -17,6 +17,9 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
+from tlkit.errors import DataError
+from tlkit.recipe.load import load_recipe
+from tlkit.training.finetune import finetune
 from tlkit.training.processes import first_difference
 from tlkit.training.run_folder import is_first_process
 
@@ -239,6 +242,13 @@ def test_processes_that_torchrun_has_started_but_the_recipe_does_not_ask_for_are
     _, errors = process.communicate(timeout=120)
     assert process.returncode
     assert errors.count("Set trainer.devices=2 trainer.num_nodes=1, or start others.") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_that_cannot_be_dealt_out_is_refused_before_anything_starts(place: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(place / "recipe.yaml", [f"data.source={{folder: '{place / 'pictures'}'}}", *ON_TWO, "data.batch_size=15"])
+    with pytest.raises(DataError, match="15 can't be dealt out evenly to 2 devices"):
+        finetune(recipe, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
