@@ -18,7 +18,7 @@ from tlkit.recipe.fields.model import CLASSICAL_HEADS, Model
 from tlkit.recipe.fields.phases import AnyPhase, MasterPrecision, Phase, SolvedPhase
 from tlkit.recipe.fields.source import BundledSource, FolderSource, IdxSource, TorchvisionSource
 from tlkit.recipe.fields.strict import Strict, rule_broken
-from tlkit.recipe.fields.trainer import Cache, Trainer
+from tlkit.recipe.fields.trainer import SPLIT_OPTIMIZERS, SPLIT_PRECISIONS, Cache, Trainer
 
 Task = Literal["multiclass", "multilabel"]
 Imbalance = Literal["none", "loss_weights", "sampler", "logit_adjust"]
@@ -110,9 +110,38 @@ class Recipe(Strict):
                 raise rule_broken(f"phases[{i}].precision", "trainer.precision", problem, fix)
         return self
 
+    @model_validator(mode="after")
+    def _can_be_split(self) -> Self:
+        if self.trainer.strategy != "fsdp":
+            return self
+        if self.trainer.devices in (1, "1") or (isinstance(self.trainer.devices, list) and len(self.trainer.devices) == 1):
+            problem = f"= 'fsdp' splits a network over the devices of a machine, and trainer.devices = {self.trainer.devices!r}."
+            raise rule_broken("trainer.strategy", "trainer.devices", problem, "Set it to auto, or trainer.devices to 2 or more.")
+        formats = {"trainer.precision": self.trainer.precision}
+        formats |= {f"phases[{i}].precision": phase.precision for i, phase in self.gradient_phases.items() if phase.precision}
+        clashes = {f"phases[{i}].compile": "Remove it" for i, phase in self.gradient_phases.items() if phase.compile}
+        clashes |= {key: f"Use {' or '.join(SPLIT_PRECISIONS)}" for key, name in formats.items() if name not in SPLIT_PRECISIONS}
+        if self.optimizer.name not in SPLIT_OPTIMIZERS:
+            clashes["optimizer.name"] = f"Use one of {', '.join(SPLIT_OPTIMIZERS)}"
+        if isinstance(self.data.batch_size, FindBatchSize):
+            clashes["data.batch_size"] = "Give it a number"
+        if self.ema is not None:
+            clashes["ema"] = "Remove it"
+        if self.loss.l2_sp:
+            clashes["loss.l2_sp"] = "Set it to 0"
+        if self.model.auxiliary_loss and self.model.backbone.partition(".")[0] == "googlenet":
+            clashes["model.auxiliary_loss"] = "Set it to 0"
+        for key, fix in clashes.items():
+            problem = "can't be had with trainer.strategy = 'fsdp', which splits the weights over devices."
+            raise rule_broken(key, "trainer.strategy", problem, f"{fix}, or set trainer.strategy to ddp.")
+        return self
+
     def trainer_of(self, phase: Phase) -> Trainer:
-        """The trainer with the phase's own precision."""
-        return self.trainer.model_copy(update={"precision": phase.precision}) if phase.precision else self.trainer
+        """The trainer with the phase's own precision; with ddp for a head, which has nothing that is worth splitting."""
+        changes: dict[str, str] = {"precision": phase.precision} if phase.precision else {}
+        if self.trainer.strategy == "fsdp" and phase.train == "head":
+            changes["strategy"] = "ddp"
+        return self.trainer.model_copy(update=changes)
 
     @property
     def fine_tunes(self) -> bool:

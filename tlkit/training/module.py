@@ -20,6 +20,7 @@ from tlkit.training.losses import plain_loss
 from tlkit.training.mix import build_mix
 from tlkit.training.optimizers import build_optimizer, build_schedule, can_fuse, parameter_groups
 from tlkit.training.scores import MeanLoss, accuracy_of, count, score_of
+from tlkit.training.sharding import sharded
 
 Batch = tuple[Tensor | Activations, Tensor]
 
@@ -66,6 +67,13 @@ class PhaseModule(LightningModule):
         self._mix = build_mix(mix, classes)
         self._phase, self._optimizer, self._schedule = phase, optimizer, schedule
         self._processes = 1
+
+    def configure_model(self) -> None:
+        # Lightning 2.6 calls it once the processes know each other; a mesh of them is there with `strategy: fsdp` alone.
+        if self.device_mesh is not None:
+            self.classifier = sharded(self.classifier, self.device_mesh, self.trainer.strategy.root_device)
+            # Lightning reads a checkpoint itself then, in which nothing is that hasn't changed yet: that is in place already.
+            self.strict_loading = False
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         images, labels = batch
@@ -166,7 +174,7 @@ class PhaseModule(LightningModule):
         groups = parameter_groups(self.classifier, self._phase, self._optimizer, decay_backbone=self._start is None)
         if self.auxiliary is not None:
             groups += self.auxiliary.parameter_groups(self._phase.lr, self._optimizer.weight_decay)
-        fused = can_fuse(self.device.type, str(self.trainer.precision))
+        fused = self.device_mesh is None and can_fuse(self.device.type, str(self.trainer.precision))
         optimizer = build_optimizer(groups, self._optimizer, fused=fused)
         steps = int(self.trainer.estimated_stepping_batches)
         scheduler = build_schedule(optimizer, self._schedule, steps)

@@ -10,6 +10,7 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping
+from lightning.pytorch.strategies import ModelParallelStrategy
 from rich.console import Console
 from torch import nn
 
@@ -36,6 +37,7 @@ from tlkit.training.not_finite import NotFinite
 from tlkit.training.out_of_memory import memory_explained
 from tlkit.training.resume import Resumed
 from tlkit.training.run_folder import is_first_process
+from tlkit.training.sharding import Gathered
 from tlkit.training.signals import Stop
 from tlkit.training.solve import solve_head
 from tlkit.training.time_shares import Clock, Setting, TimeShares
@@ -125,6 +127,7 @@ def train_phases(
         saves.may_change(classifier.changing)
         data.first_epoch = sum(earlier.epochs for i, earlier in recipe.gradient_phases.items() if i < number)
         callbacks = [
+            *([Gathered(classifier)] if recipe.trainer_of(phase).strategy == "fsdp" else []),
             best,
             table,
             ShowProgress(console, phase_title=title, lead=lead),
@@ -205,6 +208,8 @@ def inputs_of_phase(
     try:
         if recipe.mix != Mix():
             raise NotKept("mix blends pictures in every epoch")
+        if isinstance(trainer.strategy, ModelParallelStrategy):
+            raise NotKept("with trainer.strategy = fsdp a block is put together when the whole network runs")
         if auxiliary is not None and auxiliary.follow(classifier):
             raise NotKept("an auxiliary head looks at layers before what trains")
         # The trainer's word, not the recipe's: on a CPU Lightning takes bf16-mixed for 16-mixed.

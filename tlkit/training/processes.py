@@ -48,7 +48,9 @@ def _connect(recipe: Recipe) -> None:
 
     from tlkit.training.trainer import lightning_trainer
 
-    built = lightning_trainer(recipe.trainer, logger=False, enable_checkpointing=False)
+    # The processes are the same with fsdp, which Lightning can't set up before there is a model.
+    trainer = recipe.trainer.model_copy(update={"strategy": "ddp"}) if recipe.trainer.strategy == "fsdp" else recipe.trainer
+    built = lightning_trainer(trainer, logger=False, enable_checkpointing=False)
     strategy: Any = built.strategy
     _check_number(built.num_devices, built.num_nodes)
     if built.world_size == 1:

@@ -11,6 +11,7 @@ from lightning.pytorch import Trainer as LightningTrainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.profilers import Profiler
+from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 
 from tlkit.errors import DeviceError
 from tlkit.recipe.fields.learning import Optimizer
@@ -27,6 +28,11 @@ class Devices(NamedTuple):
 def check_devices(trainer: Trainer) -> Devices:
     """Raises DeviceError if this machine doesn't have what the recipe asks for: found before anything is written."""
     built = lightning_trainer(trainer, logger=False, enable_checkpointing=False)
+    if trainer.strategy == "fsdp" and built.num_devices < 2:
+        raise DeviceError(
+            "trainer.strategy = 'fsdp' splits a network over the devices of a machine, and there is one.\n"
+            "  Set it to auto, or use more devices."
+        )
     return Devices(int(built.world_size), built.strategy.root_device)
 
 
@@ -85,7 +91,7 @@ def lightning_trainer(trainer: Trainer, **settings: Any) -> LightningTrainer:
             accelerator=trainer.accelerator,
             devices=trainer.devices,
             num_nodes=trainer.num_nodes,
-            strategy=trainer.strategy,
+            strategy=_strategy(trainer.strategy),
             precision=trainer.precision,
             # "warn": where a GPU has no deterministic way, the run goes on and says so.
             deterministic="warn" if trainer.deterministic else False,
@@ -100,3 +106,8 @@ def lightning_trainer(trainer: Trainer, **settings: Any) -> LightningTrainer:
         raise DeviceError(
             f"trainer = {{{asked}}} can't be had on this machine.\n  Lightning says: {error}\n  `auto` takes what is there."
         ) from error
+
+
+def _strategy(name: str) -> str | Strategy:
+    """Lightning 2.6's own "fsdp" takes nothing but CUDA, and could be tested nowhere else; torch's newer one works on gloo too."""
+    return ModelParallelStrategy(save_distributed_checkpoint=False) if name == "fsdp" else name

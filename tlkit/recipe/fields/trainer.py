@@ -25,6 +25,9 @@ class CheckpointEvery(Strict):
 
 OnNan = Literal["stop", "skip"]
 ScaleLr = Literal["linear", "sqrt"]
+SPLIT_PRECISIONS = ("32-true", "bf16-mixed")
+SPLIT_OPTIMIZERS = ("sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw")
+"""For `strategy: fsdp`: their steps go by each weight alone, and can be done in pieces; some of timm's take the norm of a layer."""
 
 
 class Trainer(Strict):
@@ -33,7 +36,7 @@ class Trainer(Strict):
     accelerator: str = Field("auto", description="auto | cpu | gpu | cuda | mps | tpu")
     devices: Annotated[int, Field(ge=-1)] | list[int] | str = Field("auto", description="auto, how many, or which")
     num_nodes: int = Field(1, ge=1, description="machines")
-    strategy: str = Field("auto", description="auto | ddp | fsdp | ...")
+    strategy: str = Field("auto", description="auto | ddp: the network on every device | fsdp: split over a machine's devices | ...")
     precision: Literal["32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true"] = Field(
         "32-true", description="number format"
     )
