@@ -11,7 +11,7 @@ MODULES = {path.relative_to(PACKAGE).as_posix(): path for path in sorted(PACKAGE
 
 # A part may import itself and everything in the rows above its own; parts in one row don't import each other.
 ROWS = (
-    ("allocator", "cache_folder", "errors", "processors", "shipped"),
+    ("allocator", "byte_sizes", "cache_folder", "errors", "processors", "shipped"),
     ("recipe",),
     ("data", "models"),
     ("evaluate", "explain", "deploy"),

@@ -1,6 +1,7 @@
 """The plan says what training does: counts from torchvision, rates and bytes by hand, steps from Lightning."""
 
 import os
+import re
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -25,7 +26,7 @@ from tlkit.recipe.load import load_recipe
 from tlkit.recipe.schema import Recipe
 from tlkit.training import plan as planning
 from tlkit.training.plan import Plan, StageRow, make_plan, steps_an_epoch
-from tlkit.training.plan_table import _joined, duration, print_plan, size
+from tlkit.training.plan_table import _joined, duration, print_plan
 from tlkit.training.remarks import remarks
 from tlkit.training.trial import try_phase, unchanged
 
@@ -257,7 +258,7 @@ def test_what_looks_like_a_slip_is_said(there: Path, overrides: list[str], said:
 
 def test_what_does_not_fit_into_memory_is_said(there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planning, "_device_memory", lambda device: 10_000)
-    assert "warning: phases[0] needs about 0.0 GB on each device, which has 0.0 GB." in texts(planned())
+    assert re.search(r"warning: phases\[0\] needs about [\d.]+ MB on each device, which has 10 kB\.", texts(planned()))
 
 
 def test_a_head_of_scikit_learn_is_one_line(there: Path) -> None:
@@ -305,11 +306,6 @@ def test_neighbours_to_which_the_same_happens_share_a_row() -> None:
 @pytest.mark.parametrize(("seconds", "said"), [(0.2, "1 s"), (9.6, "10 s"), (99, "99 s"), (600, "10 min"), (7500, "2 h 5 min")])
 def test_durations_are_in_the_unit_that_people_use(seconds: float, said: str) -> None:
     assert duration(seconds) == said
-
-
-@pytest.mark.parametrize(("number", "said"), [(20_520, "20.5 kB"), (44_765_128, "44.8 MB"), (1_598_627_388, "1.6 GB")])
-def test_sizes_are_in_the_unit_that_people_use(number: int, said: str) -> None:
-    assert size(number) == said
 
 
 def test_the_command_prints_a_plan_and_exits_0(there: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Literal
 import lightning
 from torch import distributed
 
+from tlkit.byte_sizes import bytes_in_words
 from tlkit.data.augment import Augmentation
 from tlkit.data.fitted import CannotKeep, FittedPictures
 from tlkit.data.pictures import PictureLoader, make_loader
@@ -62,9 +63,9 @@ class PictureData(lightning.LightningDataModule):
             return
         shape = (self.preprocessing.image_size, self.preprocessing.image_size, self.preprocessing.channels)
         pictures = {split: len(self.samples.of(split)) for split in ("train", "val")}
-        needed = processes * sum(pictures.values()) * prod(shape) / 1e9
-        if needed > budget_gb:
-            raise CannotKeep(f"{needed:.2f} GB would be needed and cache.budget_gb is {budget_gb:g}")
+        needed = processes * sum(pictures.values()) * prod(shape)
+        if needed > budget_gb * 1e9:
+            raise CannotKeep(f"{bytes_in_words(needed)} would be needed and cache.budget_gb is {budget_gb:g}")
         self._kept = {split: FittedPictures(number, shape, folder) for split, number in pictures.items()}
 
     def check_shares(self, devices: int) -> None:

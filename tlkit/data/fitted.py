@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tlkit.byte_sizes import bytes_in_words
+
 
 class CannotKeep(Exception):
     """Says why: the pictures are decoded in every epoch then."""
@@ -34,7 +36,7 @@ class FittedPictures:
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(self._file.fileno(), 0, max(1, rows * self._a_row))
         except OSError as error:
-            raise CannotKeep(f"{folder} has no room for {rows * self._a_row / 1e9:.2f} GB: {error.strerror}") from error
+            raise CannotKeep(f"{folder} has no room for {bytes_in_words(rows * self._a_row)}: {error.strerror}") from error
         self._there = mmap.mmap(-1, max(1, rows))  # shared with forked processes: a byte a row
 
     def get(self, row: int) -> NDArray[np.uint8] | None:

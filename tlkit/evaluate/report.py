@@ -1,6 +1,7 @@
 """report.html: one page on a run, without outside resources, that can be sent by mail."""
 
 import base64
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ def write_report(
         augmentations=base64.b64encode(augmentations.read_bytes()).decode() if augmentations.is_file() else "",
         mistakes=_commonest_mistakes(measured) if "confusion" in measured else [],
     )
-    file.write_text(page, encoding="utf-8")
+    _write_whole(file, page)
 
 
 def write_folds_report(file: Path, *, name: str, summary: Mapping[str, Any], recipe_yaml: str) -> None:
@@ -41,7 +42,14 @@ def write_folds_report(file: Path, *, name: str, summary: Mapping[str, Any], rec
 
     environment = Environment(loader=PackageLoader("tlkit", "evaluate"), autoescape=select_autoescape(), undefined=StrictUndefined)
     page = environment.get_template("folds.html").render(name=name, summary=summary, recipe_yaml=recipe_yaml)
-    file.write_text(page, encoding="utf-8")
+    _write_whole(file, page)
+
+
+def _write_whole(file: Path, page: str) -> None:
+    """A run with a report.html is taken for finished: half of one, on a full disk, must not lie there."""
+    writing = file.with_suffix(".writing")
+    writing.write_text(page, encoding="utf-8")
+    os.replace(writing, file)
 
 
 def _commonest_mistakes(measured: Mapping[str, Any]) -> list[tuple[str, str, int]]:

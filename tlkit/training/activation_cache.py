@@ -23,6 +23,7 @@ from filelock import FileLock
 from rich.console import Console
 from torch import Tensor
 
+from tlkit.byte_sizes import bytes_in_words
 from tlkit.cache_folder import cache_folder
 from tlkit.data.datamodule import PictureData
 from tlkit.data.pictures import PictureLoader, make_loader
@@ -167,9 +168,9 @@ class ActivationCache:
             a_picture = values * DTYPES[dtype].itemsize
             needed = pictures * a_picture
             if a_picture > LARGEST_SHARE * preprocessing.image_size**2 * preprocessing.channels:
-                reason = f"a picture's activations at {self._cut.boundary} are {a_picture / 1e6:.1f} MB: running so few layers is quicker"
+                reason = f"a picture's activations at {self._cut.boundary} are {bytes_in_words(a_picture)}: so few layers run quicker"
             elif needed > self._cache.budget_gb * 1e9:
-                reason = f"{needed / 1e9:.2f} GB would be needed and cache.budget_gb is {self._cache.budget_gb:g}"
+                reason = f"{bytes_in_words(needed)} would be needed and cache.budget_gb is {self._cache.budget_gb:g}"
             else:
                 return dtype
         raise NotKept(reason)
@@ -219,15 +220,15 @@ class ActivationCache:
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            raise NotKept(f"the disk of {entry.parent} is full: {needed / 1e9:.2f} GB are needed") from error
+            raise NotKept(f"the disk of {entry.parent} is full: {bytes_in_words(needed)} are needed") from error
         finally:
             shutil.rmtree(writing, ignore_errors=True)
         LOG.info(
-            "frozen part run once, up to %s: %d pictures%s, %.0f MB in %.1f s",
+            "frozen part run once, up to %s: %d pictures%s, %s in %.1f s",
             self._cut.boundary,
             len(samples),
             f" in {views} views" if views else "",
-            needed / 1e6,
+            bytes_in_words(needed),
             time.perf_counter() - began,
         )
 

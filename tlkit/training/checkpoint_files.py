@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from tlkit.byte_sizes import bytes_in_words
 from tlkit.errors import RunError
 
 LOG = logging.getLogger("tlkit")
@@ -76,7 +77,7 @@ def write_checkpoint(folder: Path, number: int, state: Mapping[str, Any], best: 
             unfinished.unlink(missing_ok=True)
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        needed = f"{content.getbuffer().nbytes / 1e6:.1f} MB"
+        needed = bytes_in_words(content.getbuffer().nbytes)
         raise RunError(f"The disk of {folder} is full: a checkpoint of {needed} can't be written.\n{AFTER_FULL}") from error
     return Checkpoint(checkpoint, linked if "best_sha256" in facts else None, facts)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tlkit import __version__
+from tlkit.byte_sizes import bytes_in_words
 from tlkit.data.local_files import is_local, local_files
 from tlkit.data.samples import Samples
 from tlkit.data.sources import read_source
@@ -48,7 +49,7 @@ def fetch_command(recipe: Recipe, to: Path, *, leave_local: bool) -> int:
     file.write_text(recipe_yaml(recipe), encoding="utf-8")
     bring.end()
     size = sum(one.size for one in bring.files.values())
-    print(f"{to}: {len(bring.files)} files, {_bytes_in_words(size)}, each with its sha256 in {MANIFEST}")
+    print(f"{to}: {len(bring.files)} files, {bytes_in_words(size)}, each with its sha256 in {MANIFEST}")
     for what in local:
         print(f"  not copied: {what}. It has to be at the same place on the other machine.")
     print(f"  Copy the folder to the other machine, and run there: tlkit finetune {file} --offline")
@@ -124,7 +125,7 @@ class _Folder:
         self.files[name] = FetchedFile(size=file.stat().st_size, sha256=sha256_of(file))
         if time.monotonic() - self._told > TOLD_EVERY_S:
             self._told = time.monotonic()
-            print(f"{len(self.files)} files, {_bytes_in_words(sum(one.size for one in self.files.values()))}", flush=True)
+            print(f"{len(self.files)} files, {bytes_in_words(sum(one.size for one in self.files.values()))}", flush=True)
         return name
 
 
@@ -226,7 +227,3 @@ def _own_name(path: Path) -> str:
 
 def _safe(text: str) -> str:
     return "".join(sign if sign.isalnum() or sign in "._-" else "-" for sign in text)
-
-
-def _bytes_in_words(size: int) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

@@ -24,7 +24,15 @@ from tlkit.training.processes import check_same, from_first, join_processes, one
 from tlkit.training.ready import Ready, make_ready
 from tlkit.training.results import choose_thresholds, counts_of, how_judged, measure_shipped, write_results
 from tlkit.training.resume import check_same_pictures, newest_state, recipe_as_begun
-from tlkit.training.run_folder import FIRST, check_out, is_finished, is_first_process, make_run_folder, remove_unfinished_files
+from tlkit.training.run_folder import (
+    FIRST,
+    check_out,
+    is_finished,
+    is_first_process,
+    make_run_folder,
+    remove_unfinished_files,
+    telling_of_a_full_disk,
+)
 from tlkit.training.scale_lr import with_scaled_lr
 from tlkit.training.signals import Stop, heeding_signals
 
@@ -45,7 +53,7 @@ def finetune(recipe: Recipe, *, out: Path | None = None, resume: bool = False) -
     """
     began = time.perf_counter()
     end_with_the_first()
-    with ending_together(), heeding_signals() as stop:
+    with ending_together(), heeding_signals() as stop, telling_of_a_full_disk(stop):
         join_processes(recipe)
         check_out(out, resume=resume)
         recipe = with_scaled_lr(recipe)
@@ -82,7 +90,6 @@ def train_and_measure(recipe: Recipe, ready: Ready, run: Path, *, began: float, 
     samples, weights, classifier, data = ready.samples, ready.weights, ready.classifier, ready.data
     first = is_first_process()
     goes_on = resume and (run / FIRST).is_file()
-    stop.hint = stop.hint or f"go on with the same command, --out {run} and --resume"
     console = start_log(run / "log.txt", quiet=not first)
     data.hashes = hash_pictures(samples)
     rows = manifest_rows(samples, data.hashes)
@@ -93,6 +100,7 @@ def train_and_measure(recipe: Recipe, ready: Ready, run: Path, *, began: float, 
             check_same_pictures(run / "split.csv", rows)
         else:
             write_whole(run / FIRST, recipe_yaml(recipe).encode())
+        stop.hint = stop.hint or f"go on with the same command, --out {run} and --resume"
         write_environment(run, recipe, ready.devices.here)
         LOG.info("%s: %s, %s, into %s", recipe.name, counts_of(samples), recipe.model.backbone, run)
         if (devices := ready.devices.total) > 1 and recipe.gradient_phases:

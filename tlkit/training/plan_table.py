@@ -4,6 +4,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from tlkit.byte_sizes import bytes_in_words
 from tlkit.recipe.fields.model import CLASSICAL_HEADS
 from tlkit.recipe.fields.phases import SolvedPhase
 from tlkit.recipe.schema import Recipe
@@ -158,9 +159,11 @@ def _costs(plan: Plan) -> Table:
         memory = plan.largest.memory
         parts = [("weights", memory.weights), ("gradients", memory.gradients), (plan.recipe.optimizer.name, memory.optimizer)]
         parts += [("copies", memory.copies)] * bool(memory.copies) + [("activations", memory.activations)]
-        of = f" of {size(plan.device_memory)}" if plan.device_memory else ""
-        table.add_row("[dim]memory[/dim]", f"[bold]{size(memory.total)}[/bold]{of} on a device, in phase {plan.largest.number + 1}")
-        table.add_row("", ", ".join(f"{name} {size(number)}" for name, number in parts))
+        of = f" of {bytes_in_words(plan.device_memory)}" if plan.device_memory else ""
+        table.add_row(
+            "[dim]memory[/dim]", f"[bold]{bytes_in_words(memory.total)}[/bold]{of} on a device, in phase {plan.largest.number + 1}"
+        )
+        table.add_row("", ", ".join(f"{name} {bytes_in_words(number)}" for name, number in parts))
         table.add_row("", "[dim]counted on batches of 2 and 4; what kernels and CUDA need for themselves comes on top[/dim]")
     if plan.steps is not None:
         epochs = sum(phase.phase.epochs for phase in plan.phases)
@@ -174,14 +177,6 @@ def _costs(plan: Plan) -> Table:
 
 def counted(number: int, word: str) -> str:
     return f"{number:,} {word}{'' if number == 1 else 's'}"
-
-
-def size(number: int) -> str:
-    """Bytes, in the unit that people would use."""
-    for unit, bytes_ in (("GB", 1e9), ("MB", 1e6)):
-        if number >= bytes_:
-            return f"{number / bytes_:.3g} {unit}"
-    return f"{number / 1e3:.3g} kB"
 
 
 def duration(seconds: float) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from tlkit.byte_sizes import bytes_in_words
 from tlkit.data.samples import LARGEST_FOLD
 from tlkit.data.splits import split_warnings
 from tlkit.models.backbones import pretrained_cfg
@@ -44,9 +45,9 @@ def _missing(plan: Plan) -> Iterator[str]:
 
 def _memory(plan: Plan) -> Iterator[str]:
     if plan.largest and plan.device_memory and plan.largest.memory.total > plan.device_memory:
-        needs, has = plan.largest.memory.total / 1e9, plan.device_memory / 1e9
+        needs, has = bytes_in_words(plan.largest.memory.total), bytes_in_words(plan.device_memory)
         fix = "Use a smaller data.batch_size with optimizer.accumulate, or train fewer stages."
-        yield f"phases[{plan.largest.number}] needs about {needs:.1f} GB on each device, which has {has:.1f} GB. {fix}"
+        yield f"phases[{plan.largest.number}] needs about {needs} on each device, which has {has}. {fix}"
 
 
 def _normalize(plan: Plan) -> Iterator[str]:

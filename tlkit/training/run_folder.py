@@ -1,10 +1,14 @@
 """The folder of one run: `runs/NAME/NNN/`, or the one that was asked for. Nothing of a finished run is ever overwritten."""
 
+import errno
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tlkit.errors import RunError
+from tlkit.training.signals import Stop
 
 FIRST, LAST = "recipe.yaml", "report.html"
 """What a run writes first and last."""
@@ -74,6 +78,18 @@ def remove_unfinished_files(run: Path) -> None:
         file.unlink()
     for folder in run.glob(".model-*"):
         shutil.rmtree(folder)
+
+
+@contextmanager
+def telling_of_a_full_disk(stop: Stop) -> Iterator[None]:
+    """Makes what the system says of it a RunError that tells how the run goes on. Before a run has begun there is nothing to tell."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not stop.hint:
+            raise
+        what = f": {error.filename} can't be written" if error.filename else ""  # closing a file doesn't say which
+        raise RunError(f"The disk is full{what}.\n  What was written before is whole: free some space, then {stop.hint}.") from error
 
 
 def _next_number(name: str) -> Path:

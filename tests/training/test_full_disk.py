@@ -1,0 +1,73 @@
+"""A disk that becomes full ends a run with a message, and the run goes on once there is room."""
+
+import errno
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tlkit.errors import RunError
+from tlkit.evaluate.curves import draw_curves
+from tlkit.recipe.load import load_recipe
+from tlkit.training.finetune import finetune
+from tlkit.training.run_folder import is_finished, telling_of_a_full_disk
+from tlkit.training.signals import Stop
+
+FULL = Path("/dev/full")
+"""Linux: whatever is written there finds no space left."""
+
+RECIPE = """
+name: full
+data: {source: {bundled: fashion_mnist_mini}, image_size: 32, resize: stretch, batch_size: 16, limit: 80, workers: 0}
+model: {backbone: test_resnet, weights: random}
+phases: [{train: head, epochs: 1, lr: 1e-2}]
+"""
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="Linux has /dev/full")
+def test_a_run_whose_report_has_no_room_is_not_finished_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    recipe, run = load_recipe(tmp_path / "recipe.yaml"), tmp_path / "run"
+    monkeypatch.setenv("TLKIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("TLKIT_RUN_FOLDER", raising=False)
+
+    def draw_and_fill(rows: Sequence[Mapping[str, Any]], names: Sequence[str], file: Path) -> None:
+        draw_curves(rows, names, file)
+        (run / "report.writing").symlink_to(FULL)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tlkit.training.results.draw_curves", draw_and_fill)
+        with pytest.raises(RunError) as caught:
+            finetune(recipe, out=run)
+    assert str(caught.value) == (
+        "The disk is full.\n  What was written before is whole: free some space, then "
+        f"go on with the same command, --out {run} and --resume."
+    )
+    assert not is_finished(run)
+    weights = (run / "model" / "model.safetensors").read_bytes()
+    finetune(recipe, out=run, resume=True)
+    assert is_finished(run)
+    assert "</html>" in (run / "report.html").read_text()
+    assert (run / "model" / "model.safetensors").read_bytes() == weights
+
+
+def test_the_file_that_the_system_names_is_told() -> None:
+    stop = Stop()
+    stop.hint = "go on"
+    with (
+        pytest.raises(RunError, match=r"^The disk is full: curves\.png can't be written\.\n.* then go on"),
+        telling_of_a_full_disk(stop),
+    ):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "curves.png")
+
+
+def test_other_errors_and_those_before_a_run_has_begun_are_left_alone() -> None:
+    for number, hint in ((errno.EIO, "go on"), (errno.ENOSPC, "")):
+        stop = Stop()
+        stop.hint = hint
+        with pytest.raises(OSError, match=os.strerror(number)), telling_of_a_full_disk(stop):
+            raise OSError(number, os.strerror(number))
