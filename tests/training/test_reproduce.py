@@ -14,6 +14,7 @@ from PIL import Image
 
 from tlkit.cli import main
 from tlkit.recipe.load import load_recipe
+from tlkit.training import finished
 from tlkit.training.finetune import finetune
 
 RECIPE = """
@@ -111,11 +112,17 @@ def test_on_another_machine_tolerances_hold_and_what_differs_is_listed(workplace
     told = capsys.readouterr().out
     assert "This is another kind of machine: cpu.instruction_set was AVX2, is" in told
     assert "cores" not in told  # they change no number
-    assert "Reproduced within the tolerances: a share of right answers within 2% or 2 pictures, a loss within 5% + 0.01" in told
+    assert "Reproduced within the tolerances: a share of right answers within 2%, 2 pictures or 0.7 / sqrt(pictures)" in told
     metrics["test"]["loss"] *= 1.2
     (workplace / "run" / "metrics.json").write_text(json.dumps(metrics))
     assert main(["reproduce", "run", "--out", "once_more"]) == 2
     assert "NOT reproduced: test loss was" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("pictures", "within", "beyond"), [(10, 2, 3), (200, 9, 10), (1000, 22, 23), (10_000, 200, 201)])
+def test_a_share_may_differ_by_more_where_fewer_pictures_tell_it(pictures: int, within: int, beyond: int) -> None:
+    tolerance = finished._tolerance("accuracy", 0.8, pictures)
+    assert within / pictures <= tolerance < beyond / pictures
 
 
 def test_pictures_that_are_gone_changed_or_new_are_named_before_any_training(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
