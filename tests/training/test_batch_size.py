@@ -38,22 +38,37 @@ def test_a_number_stays_as_it_is() -> None:
 
 UNDER_A_LIMIT = """
 import resource, sys
-from tlkit.recipe.load import load_recipe
-from tlkit.training.batch_size import with_batch_size
-resource.setrlimit(resource.RLIMIT_AS, (MOST_BYTES, MOST_BYTES))
-recipe = load_recipe("quickstart", ["data.batch_size={find: 0.8}", "data.image_size=96", "model.backbone=resnet18",
-                                    "model.weights=random", "ema={decay: 0.9}", "phases[0].epochs=1"])
-print(with_batch_size(recipe).data.batch_size)
+from tlkit.cli import main
+resource.setrlimit(resource.RLIMIT_AS, (5_120_000_000, 5_120_000_000))
+sys.exit(main(["finetune", "quickstart", "data.batch_size={find: 0.8}", "data.image_size=128", "data.limit=800", "augment=[]",
+               "model={backbone: tf_efficientnet_lite0, weights: random}", "phases=[{train: all, epochs: 1, lr: 1e-3}]",
+               "ema={decay: 0.99}", "mix={mixup: 0.2}", "--out", sys.argv[1]]))
 """
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits a process's address space reliably")
-def test_memory_bounds_the_batch() -> None:
-    code = UNDER_A_LIMIT.replace("MOST_BYTES", "4_500_000_000")
-    found = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
-    # 1,800 training pictures would allow 225; at 96 px resnet18 keeps some 15 MB of each picture.
-    assert 2 <= found <= 100
+def test_a_batch_that_memory_bounds_trains_a_whole_epoch(tmp_path: Path) -> None:
+    ended = subprocess.run([sys.executable, "-c", UNDER_A_LIMIT, str(tmp_path / "run")], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    said = re.search(r"data\.batch_size: (\d+)\. (\d+) pictures fit on a device", ended.stderr)
+    assert said is not None, ended.stderr
+    assert 2 <= int(said[1]) < int(said[2])
+
+
+LIMITED = """
+import resource
+from tlkit.training.batch_probe import limit_memory
+resource.setrlimit(resource.RLIMIT_AS, (8_000_000_000, resource.RLIM_INFINITY))
+limit_memory()
+print(resource.getrlimit(resource.RLIMIT_AS)[0])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits a process's address space reliably")
+def test_a_trial_leaves_the_address_space_that_a_run_reserves() -> None:
+    limit = int(subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True, check=True).stdout)
+    assert 0 < limit <= 8_000_000_000 - 512 * 1024**2
 
 
 OUT_OF_MEMORY = """

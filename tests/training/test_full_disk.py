@@ -11,6 +11,7 @@ import pytest
 from tlkit.errors import RunError
 from tlkit.evaluate.curves import draw_curves
 from tlkit.recipe.load import load_recipe
+from tlkit.training.callbacks import LOG, start_log
 from tlkit.training.finetune import finetune
 from tlkit.training.run_folder import is_finished, telling_of_a_full_disk
 from tlkit.training.signals import Stop
@@ -53,6 +54,15 @@ def test_a_run_whose_report_has_no_room_is_not_finished_and_goes_on(
     assert is_finished(run)
     assert "</html>" in (run / "report.html").read_text()
     assert (run / "model" / "model.safetensors").read_bytes() == weights
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="Linux has /dev/full")
+def test_a_line_that_the_log_has_no_room_for_is_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    start_log(FULL, quiet=False)
+    LOG.info("one line")
+    told = capsys.readouterr().err
+    assert "one line" in told
+    assert "Traceback" not in told
 
 
 def test_the_file_that_the_system_names_is_told() -> None:

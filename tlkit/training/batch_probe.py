@@ -33,6 +33,9 @@ from tlkit.training.trainer import build_trial_trainer, check_devices
 
 LEFT_TO_OTHERS = 0.05
 """Share of the free memory of a machine without a GPU."""
+RESERVED = 512 << 20
+"""Bytes of address space (`ulimit -v`) that a run takes and a trial doesn't, and mostly never uses: 64 MB for each thread that decodes or
+writes logs, and libraries. 354 MB were measured beside 73 MB less of memory (tf_efficientnet_lite0, 128 px, EMA, mixup)."""
 
 
 def main(recipe_file: str) -> None:
@@ -88,8 +91,8 @@ def limit_memory() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     if free and mapped:
         wanted = mapped + int((1 - LEFT_TO_OTHERS) * free)
-        limits = [limit for limit in (wanted, soft) if limit != resource.RLIM_INFINITY]
-        resource.setrlimit(resource.RLIMIT_AS, (min(limits), hard))
+        left = wanted if soft == resource.RLIM_INFINITY else min(wanted, soft - RESERVED)
+        resource.setrlimit(resource.RLIMIT_AS, (max(0, left), hard))
 
 
 def free_memory() -> int:

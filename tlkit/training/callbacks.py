@@ -234,13 +234,18 @@ def start_log(file: Path, *, quiet: bool) -> Console:
     LOG.setLevel(logging.INFO)
     LOG.propagate = False
     if not quiet:
-        to_file = logging.FileHandler(file, encoding="utf-8")
+        to_file = _LogFile(file, encoding="utf-8")
         to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         LOG.addHandler(to_file)
         LOG.addHandler(_ConsoleHandler(console))
     else:
         LOG.addHandler(logging.NullHandler())  # without any, Python would print warnings
     return console
+
+
+class _LogFile(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:
+        """A line that a full disk has no room for is lost, and no traceback is printed: what has to be written says so itself."""
 
 
 def _hide_passwords(record: logging.LogRecord) -> bool:
