@@ -14,6 +14,7 @@ from tlkit.recipe.fields.phases import LastStages
 from tlkit.recipe.load import load_recipe
 from tlkit.recipe.schema import Recipe
 from tlkit.training.callbacks import moving_average
+from tlkit.training.finetune import finetune
 from tlkit.training.phases import build_module
 from tlkit.training.ready import make_ready
 
@@ -79,3 +80,8 @@ def test_counter_and_average_of_a_resumed_phase_are_those_of_one_that_was_not_in
     assert counter == whole_counter == 6
     for name, tensor in whole.items():
         torch.testing.assert_close(resumed[name], tensor, rtol=1e-6, atol=1e-7)
+
+
+def test_a_run_with_an_average_brings_no_advice_of_lightnings(recipe: Recipe, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    finetune(recipe, out=tmp_path / "run")
+    assert [str(warning.message) for warning in recwarn if "lightning" in warning.filename] == []

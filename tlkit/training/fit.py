@@ -57,6 +57,8 @@ def _quiet() -> Iterator[None]:
         warnings.filterwarnings("ignore", message=".*overridden `on_after_batch_transfer` in `LightningModule`.*")
         warnings.filterwarnings("ignore", message=".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*")
         warnings.filterwarnings("ignore", message=".*number of training batches.*smaller than the logging interval.*")
+        # A moving average isn't had with weights that are split: the recipe is refused.
+        warnings.filterwarnings("ignore", message=".*WeightAveraging callback with a model that overrides.*")
         # Classes without a validation picture were told when the pictures were split.
         warnings.filterwarnings("ignore", message="No positive samples found in target.*")
         yield
