@@ -95,4 +95,4 @@ def test_the_batch_size_is_over_all_devices(data: PictureData, monkeypatch: pyte
     assert torch.cat([images for images, _ in data.val_dataloader()])[:, 0, 0, 0].tolist() == [10, 30]
     data.batch_size = 3
     with pytest.raises(DataError, match="use a multiple of 2"):
-        data.train_dataloader()
+        data.check_shares(2)

@@ -39,7 +39,7 @@ def test_a_number_stays_as_it_is() -> None:
 UNDER_A_LIMIT = """
 import resource, sys
 from tlkit.cli import main
-resource.setrlimit(resource.RLIMIT_AS, (5_120_000_000, 5_120_000_000))
+resource.setrlimit(resource.RLIMIT_AS, (6_000_000_000, 6_000_000_000))
 sys.exit(main(["finetune", "quickstart", "data.batch_size={find: 0.8}", "data.image_size=128", "data.limit=800", "augment=[]",
                "model={backbone: tf_efficientnet_lite0, weights: random}", "phases=[{train: all, epochs: 1, lr: 1e-3}]",
                "ema={decay: 0.99}", "mix={mixup: 0.2}", "--out", sys.argv[1]]))
@@ -68,7 +68,7 @@ print(resource.getrlimit(resource.RLIMIT_AS)[0])
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits a process's address space reliably")
 def test_a_trial_leaves_the_address_space_that_a_run_reserves() -> None:
     limit = int(subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True, check=True).stdout)
-    assert 0 < limit <= 8_000_000_000 - 512 * 1024**2
+    assert 0 < limit <= 8_000_000_000 - 1024**3
 
 
 OUT_OF_MEMORY = """

@@ -33,9 +33,10 @@ from tlkit.training.trainer import build_trial_trainer, check_devices
 
 LEFT_TO_OTHERS = 0.05
 """Share of the free memory of a machine without a GPU."""
-RESERVED = 512 << 20
+RESERVED = 1 << 30
 """Bytes of address space (`ulimit -v`) that a run takes and a trial doesn't, and mostly never uses: 64 MB for each thread that decodes or
-writes logs, and libraries. 354 MB were measured beside 73 MB less of memory (tf_efficientnet_lite0, 128 px, EMA, mixup)."""
+writes logs, libraries, and gaps between blocks of many sizes. With tf_efficientnet_lite0 at 128 px, EMA and mixup a run had 354 to 657 MB
+more than its trial (1 and 2 threads), of which at most 93 MB were memory."""
 
 
 def main(recipe_file: str) -> None:
