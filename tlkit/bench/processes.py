@@ -153,9 +153,9 @@ def print_processes(found: Processes, console: Console) -> None:
         f"batches of {work.batch_size} over all processes, {work.epochs} epochs\n",
         highlight=False,
     )
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 3, 0, 0))
-    table.add_column("trains")
-    for heading in ("processes", "s an epoch", "ms a step", "MB sent a step", "speed-up"):
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))  # 80 characters wide
+    table.add_column("trains", no_wrap=True)
+    for heading in ("processes", "s an epoch", "ms a step", "MB a step", "speed-up"):
         table.add_column(heading, justify="right", no_wrap=True)
     for kind, count in found.runs:
         epoch_s = found.epoch_s(kind, count)
