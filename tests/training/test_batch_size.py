@@ -74,7 +74,7 @@ def test_a_trial_leaves_the_address_space_that_a_run_reserves() -> None:
 OUT_OF_MEMORY = """
 import resource, sys
 from tlkit.cli import main
-resource.setrlimit(resource.RLIMIT_AS, (5_000_000_000, 5_000_000_000))
+resource.setrlimit(resource.RLIMIT_AS, (6_000_000_000, 6_000_000_000))
 sys.exit(main(["finetune", "quickstart", "data.batch_size=1024", "data.image_size=64", "model={backbone: resnet18, weights: random}",
                "augment=[]", "phases=[{train: all, epochs: 1, lr: 1e-3}]", "cache.use=false", "--out", sys.argv[1]]))
 """
