@@ -79,8 +79,7 @@ def model_card(card: ModelCard) -> str:
     return _TEXT.format(
         metadata=_metadata(card, name, license_name, test, split).to_yaml(),
         name=name,
-        sentence=f"{card.backbone}, fine-tuned to tell {len(card.classes)} classes apart by "
-        "[tlkit](https://pypi.org/project/tlkit), with timm and PyTorch.",
+        sentence=f"{card.backbone}, fine-tuned to tell {len(card.classes)} classes apart by tlkit, with timm and PyTorch.",
         lead=_lead(test, split),
         task="one label a picture" if card.task == "multiclass" else "any number of labels a picture, each with its own threshold",
         classes=", ".join(card.classes) if len(card.classes) <= 50 else f"{len(card.classes)}, listed in tlkit.json",
