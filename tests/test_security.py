@@ -19,6 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.shades import draw_shades
 from tlkit.cli import main
 from tlkit.deploy.artifact import write_manifest
 from tlkit.errors import without_passwords
@@ -50,12 +51,7 @@ Tlkit = Callable[..., "subprocess.CompletedProcess[str]"]
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """20 noisy pictures each of light and dark, and a run on them."""
     folder = tmp_path_factory.mktemp("shades")
-    draws = np.random.default_rng(0)
-    for name, shade in (("dark", 60), ("light", 180)):
-        (folder / "pictures" / name).mkdir(parents=True)
-        for i in range(20):
-            noisy = np.clip(shade + draws.normal(0, 40, (24, 24, 3)), 0, 255).astype(np.uint8)
-            Image.fromarray(noisy).save(folder / "pictures" / name / f"{i:02d}.png")
+    draw_shades(folder / "pictures")
     (folder / "recipe.yaml").write_text(RECIPE)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

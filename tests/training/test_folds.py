@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
+from tests.shades import draw_shades
 from tlkit.deploy.predict import predict
 from tlkit.errors import DataError, RunError
 from tlkit.evaluate.evaluate import evaluate_run
@@ -29,12 +29,7 @@ phases: [{train: head, epochs: 2, lr: 1e-2}]
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """20 noisy pictures each of light and dark."""
     folder = tmp_path_factory.mktemp("shades")
-    draws = np.random.default_rng(0)
-    for name, shade in (("dark", 60), ("light", 180)):
-        (folder / "pictures" / name).mkdir(parents=True)
-        for i in range(20):
-            noisy = np.clip(shade + draws.normal(0, 40, (24, 24, 3)), 0, 255).astype(np.uint8)
-            Image.fromarray(noisy).save(folder / "pictures" / name / f"{i:02d}.png")
+    draw_shades(folder / "pictures")
     (folder / "recipe.yaml").write_text(RECIPE)
     return folder
 

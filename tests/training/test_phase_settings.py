@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from PIL import Image
 from safetensors.torch import load_file
 
+from tests.shades import draw_shades
 from tlkit.errors import RecipeError
 from tlkit.recipe.load import load_recipe
 from tlkit.training import module, phases
@@ -31,12 +31,7 @@ phases:
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shades")
-    draws = np.random.default_rng(0)
-    for name, shade in (("dark", 60), ("light", 190)):
-        (folder / "pictures" / name).mkdir(parents=True)
-        for i in range(20):
-            noisy = np.clip(shade + draws.normal(0, 50, (32, 32, 3)), 0, 255).astype(np.uint8)
-            Image.fromarray(noisy).save(folder / "pictures" / name / f"{i:02d}.png")
+    draw_shades(folder / "pictures", light=190, noise=50, size=32)
     (folder / "recipe.yaml").write_text(RECIPE)
     return folder
 

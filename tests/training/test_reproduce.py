@@ -8,10 +8,10 @@ import sys
 from hashlib import sha256
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
+from tests.shades import draw_shades
 from tlkit.cli import main
 from tlkit.recipe.load import load_recipe
 from tlkit.training import finished
@@ -30,12 +30,7 @@ phases: [{train: head, epochs: 1, lr: 1e-2}, {train: all, epochs: 1, lr: 1e-2}]
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """20 noisy pictures each of light and dark, and a run on them."""
     folder = tmp_path_factory.mktemp("shades")
-    draws = np.random.default_rng(0)
-    for name, shade in (("dark", 110), ("light", 140)):
-        (folder / "pictures" / name).mkdir(parents=True)
-        for i in range(20):
-            noisy = np.clip(shade + draws.normal(0, 40, (24, 24, 3)), 0, 255).astype(np.uint8)
-            Image.fromarray(noisy).save(folder / "pictures" / name / f"{i:02d}.png")
+    draw_shades(folder / "pictures", dark=110, light=140)
     (folder / "recipe.yaml").write_text(RECIPE)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tlkit.bench.command import Spread, check_out, in_words, run_in_turn, show, spread_of
-from tlkit.bench.sides import Run, machine
+from tlkit.bench.sides import Run, circumstances
 from tlkit.bench.work import Work, package_weights
 
 HEAD = "head alone"
@@ -45,12 +45,7 @@ class Curve:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "backbone": self.work.backbone,
-            "pictures": {"train": self.training, "val": self.validation},
-            "image_size": self.work.image_size,
-            "batch_size": self.work.batch_size,
-            "epochs": self.work.epochs,
-            "machine": machine(),
+            **circumstances(self.work, self.training, self.validation),
             "trained": {
                 trained: {
                     "share": self.share(trained),

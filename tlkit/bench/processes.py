@@ -19,7 +19,7 @@ from rich.table import Table
 
 from tlkit.bench.command import Spread, check_out, in_words, run_in_turn, show, spread_of
 from tlkit.bench.scaling import BYTES_A_GRADIENT
-from tlkit.bench.sides import Run, machine
+from tlkit.bench.sides import Run, circumstances
 from tlkit.bench.work import Kind, Work, package_weights
 from tlkit.errors import TlkitError
 
@@ -66,12 +66,7 @@ class Processes:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "backbone": self.work.backbone,
-            "pictures": {"train": self.training, "val": self.validation},
-            "image_size": self.work.image_size,
-            "batch_size": self.work.batch_size,
-            "epochs": self.work.epochs,
-            "machine": machine(),
+            **circumstances(self.work, self.training, self.validation),
             "decoding": asdict(self.decoding),
             "works": {
                 f"{kind} on {count}": {

@@ -141,6 +141,18 @@ def _wait(process: "subprocess.Popen[bytes]") -> Used:
     return Used(usage.ru_utime + usage.ru_stime, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6)
 
 
+def circumstances(work: Work, training: int, validation: int) -> dict[str, Any]:
+    """What was measured, on how many pictures, where: for the JSON of a benchmark."""
+    return {
+        "backbone": work.backbone,
+        "pictures": {"train": training, "val": validation},
+        "image_size": work.image_size,
+        "batch_size": work.batch_size,
+        "epochs": work.epochs,
+        "machine": machine(),
+    }
+
+
 def machine() -> dict[str, Any]:
     """What a figure depends on beside tlkit, without importing torch."""
     import platform

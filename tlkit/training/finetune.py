@@ -81,10 +81,9 @@ def train_and_measure(recipe: Recipe, ready: Ready, run: Path, *, began: float, 
     began: by time.perf_counter(), for the seconds of the whole run. resume: the folder may hold an unfinished run, which goes on.
     """
     from tlkit.training.callbacks import start_log
-    from tlkit.training.checkpoint_files import remove_others, write_whole
+    from tlkit.training.checkpoint_files import remove_others
     from tlkit.training.classical import fit_classical_head
     from tlkit.training.phases import BEFORE, train_phases
-    from tlkit.training.preview import draw_preview
     from tlkit.training.wise_ft import ship_best_blend
 
     samples, weights, classifier, data = ready.samples, ready.weights, ready.classifier, ready.data
@@ -94,30 +93,7 @@ def train_and_measure(recipe: Recipe, ready: Ready, run: Path, *, began: float, 
     data.hashes = hash_pictures(samples)
     rows = manifest_rows(samples, data.hashes)
     check_same("The pictures are", (", ".join(f"{key} {value}" for key, value in row.items()) for row in rows))
-    if first:
-        if goes_on:
-            remove_unfinished_files(run)
-            check_same_pictures(run / "split.csv", rows)
-        else:
-            write_whole(run / FIRST, recipe_yaml(recipe).encode())
-        stop.hint = stop.hint or f"go on with the same command, --out {run} and --resume"
-        write_environment(run, recipe, ready.devices.here)
-        LOG.info("%s: %s, %s, into %s", recipe.name, counts_of(samples), recipe.model.backbone, run)
-        if (devices := ready.devices.total) > 1 and recipe.gradient_phases:
-            batch_size = data.batch_size
-            LOG.info("%d devices: %d pictures a step, %d on each", devices, batch_size, batch_size // devices)
-        for note in ready.notes:
-            LOG.info("weights: %s", note)
-        for line in (*recipe_notes(recipe), *how_judged(recipe, samples).values()):
-            LOG.info("%s", line)
-        for warning in (*recipe_warnings(recipe), *split_warnings(samples)):
-            LOG.warning("%s", warning)
-        tell_of_files(samples, recipe.data, run)
-        write_manifest(samples, data.hashes, run / "split.csv")
-        audit = tell_of_leaks(ready, console)
-
-    if first and not goes_on and data.augmentation is not None and recipe.gradient_phases:
-        draw_preview(data.train_dataloader().pictures, samples.classes, recipe, run / "augmentations.png")
+    audit = begin_folder(recipe, ready, run, rows, goes_on=goes_on, stop=stop, console=console) if first else {}
     resumed = newest_state(run, len(recipe.phases)) if goes_on else None
     check_same("The checkpoint to go on from is", [resumed.checkpoint.file.name if resumed is not None else "none"])
     began -= resumed.seconds if resumed is not None else 0.0
@@ -160,6 +136,41 @@ def train_and_measure(recipe: Recipe, ready: Ready, run: Path, *, began: float, 
     write_results(run, recipe, samples, weights, result, metrics)
     remove_others(run / "checkpoints", [])
     return run
+
+
+def begin_folder(
+    recipe: Recipe, ready: Ready, run: Path, rows: list[dict[str, str]], *, goes_on: bool, stop: Stop, console: "Console"
+) -> dict[str, Any]:
+    """Writes what is known before anything is trained, and tells it. Returns the audit's figures.
+
+    rows: of split.csv. goes_on: the folder holds an unfinished run.
+    """
+    from tlkit.training.checkpoint_files import write_whole
+    from tlkit.training.preview import draw_preview
+
+    samples, data = ready.samples, ready.data
+    if goes_on:
+        remove_unfinished_files(run)
+        check_same_pictures(run / "split.csv", rows)
+    else:
+        write_whole(run / FIRST, recipe_yaml(recipe).encode())
+    stop.hint = stop.hint or f"go on with the same command, --out {run} and --resume"
+    write_environment(run, recipe, ready.devices.here)
+    LOG.info("%s: %s, %s, into %s", recipe.name, counts_of(samples), recipe.model.backbone, run)
+    if (devices := ready.devices.total) > 1 and recipe.gradient_phases:
+        LOG.info("%d devices: %d pictures a step, %d on each", devices, data.batch_size, data.batch_size // devices)
+    for note in ready.notes:
+        LOG.info("weights: %s", note)
+    for line in (*recipe_notes(recipe), *how_judged(recipe, samples).values()):
+        LOG.info("%s", line)
+    for warning in (*recipe_warnings(recipe), *split_warnings(samples)):
+        LOG.warning("%s", warning)
+    tell_of_files(samples, recipe.data, run)
+    write_manifest(samples, data.hashes, run / "split.csv")
+    audit = tell_of_leaks(ready, console)
+    if not goes_on and data.augmentation is not None and recipe.gradient_phases:
+        draw_preview(data.train_dataloader().pictures, samples.classes, recipe, run / "augmentations.png")
+    return audit
 
 
 def tell_of_files(samples: Samples, data: Data, run: Path) -> None:
