@@ -52,12 +52,12 @@ def main() -> None:
         raise SystemExit(f"{arguments.target} exists already; move it away first.")
 
     for split, (prefix, per_class) in SPLITS.items():
-        pictures = read_idx(arguments.source / f"{prefix}-images-idx3-ubyte.gz")
+        images = read_idx(arguments.source / f"{prefix}-images-idx3-ubyte.gz")
         labels = read_idx(arguments.source / f"{prefix}-labels-idx1-ubyte.gz")
         for position in choose(labels, per_class=per_class, seed=arguments.seed):
             path = arguments.target / split / CLASSES[labels[position]] / f"{position:05d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pictures[position]).save(path, optimize=True)
+            Image.fromarray(images[position]).save(path, optimize=True)
 
 
 if __name__ == "__main__":

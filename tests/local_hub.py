@@ -114,22 +114,22 @@ class Cifar10:
     md5: dict[str, str]
 
 
-def small_cifar10(pictures_a_batch: int = 40) -> Cifar10:
+def small_cifar10(images_a_batch: int = 40) -> Cifar10:
     """Six batches of noisy pictures whose colour gives their class away."""
     draws = np.random.default_rng(0)
     colours = draws.integers(0, 256, (10, 3))
     files: dict[str, bytes] = {}
     for name in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]:
-        labels = [i % 10 for i in range(pictures_a_batch)]
-        noisy = colours[labels][:, :, None, None] + draws.normal(0, 30, (pictures_a_batch, 3, 32, 32))
+        labels = [i % 10 for i in range(images_a_batch)]
+        noisy = colours[labels][:, :, None, None] + draws.normal(0, 30, (images_a_batch, 3, 32, 32))
         batch = {
             "batch_label": name,
             "labels": labels,
-            "data": noisy.clip(0, 255).astype(np.uint8).reshape(pictures_a_batch, -1),
-            "filenames": [f"{name}_{i}.png" for i in range(pictures_a_batch)],
+            "data": noisy.clip(0, 255).astype(np.uint8).reshape(images_a_batch, -1),
+            "filenames": [f"{name}_{i}.png" for i in range(images_a_batch)],
         }
         files[name] = pickle.dumps(batch, protocol=2)
-    files["batches.meta"] = pickle.dumps({"label_names": CLASSES, "num_cases_per_batch": pictures_a_batch, "num_vis": 3072}, protocol=2)
+    files["batches.meta"] = pickle.dumps({"label_names": CLASSES, "num_cases_per_batch": images_a_batch, "num_vis": 3072}, protocol=2)
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz") as tar:
         for name, content in files.items():

@@ -7,7 +7,7 @@ import pytest
 
 FAULTS = """
 import resource
-from tlkit.allocator import keep_freed_memory
+from tlkit.system import keep_freed_memory
 if {keeps}: keep_freed_memory()
 import torch
 def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tlkit.byte_sizes import bytes_in_words
+from tlkit.files import format_bytes
 
 
 @pytest.mark.parametrize(
@@ -19,4 +19,4 @@ from tlkit.byte_sizes import bytes_in_words
     ],
 )
 def test_sizes_are_in_the_unit_that_people_use(number: float, said: str) -> None:
-    assert bytes_in_words(number) == said
+    assert format_bytes(number) == said

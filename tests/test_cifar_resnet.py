@@ -120,7 +120,7 @@ def test_weights_alone_missing_are_named_alone(tmp_path: Path, hub: LocalHub) ->
     assert "CIFAR10 is not in" not in finished.stderr
 
 
-def test_a_damaged_archive_is_told_and_never_taken_for_complete(tmp_path: Path, hub: LocalHub) -> None:
+def test_a_damaged_archive_is_reported_and_never_taken_for_complete(tmp_path: Path, hub: LocalHub) -> None:
     hub.files[ARCHIVE] = CIFAR10.archive[: len(CIFAR10.archive) // 2]
     damaged = tlkit(*COMMAND, *SMALLER, cwd=tmp_path, **environment(hub, tmp_path))
     assert damaged.returncode == 2

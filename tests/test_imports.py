@@ -1,27 +1,33 @@
 """Imports run one way, and heavy packages are imported where they are used."""
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import pytest
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components
 
 PACKAGE = Path(__file__).parents[1] / "tlkit"
 MODULES = {path.relative_to(PACKAGE).as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 # A part may import itself and everything in the rows above its own; parts in one row don't import each other.
 ROWS = (
-    ("allocator", "byte_sizes", "cache_folder", "errors", "processors", "shipped"),
+    ("errors", "files", "system"),
     ("recipe",),
-    ("data", "models"),
-    ("evaluate", "explain", "deploy"),
+    ("data",),
+    ("models",),
+    ("evaluation",),
+    ("explain",),
+    ("report",),
+    ("deploy",),
     ("training",),
-    ("search", "bench"),
+    ("planning", "search", "workflows", "bench"),
     ("commands",),
     ("cli",),
     ("__init__", "__main__"),
 )
-ONLY_IN = {"lightning": ("data/datamodule.py", "training/", "bench/textbook.py"), "pydantic": ("recipe/",)}
+ONLY_IN = {"lightning": ("data/datamodule.py", "training/", "planning/", "bench/textbook.py"), "pydantic": ("recipe/",)}
 HEAVY = {"datasets", "pyarrow", "webdataset", "fastapi", "matplotlib", "onnx", "onnxruntime", "onnxscript", "optuna", "uvicorn"}
 VAGUE = {"base", "common", "helpers", "misc", "utils"}
 
@@ -75,6 +81,29 @@ def test_lightning_and_pydantic_stay_in_their_place(module: str) -> None:
 @pytest.mark.parametrize("module", MODULES)
 def test_heavy_packages_are_imported_in_functions(module: str) -> None:
     assert not HEAVY & {name.split(".")[0] for name in imported(module, everywhere=False)}
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    names = {f"tlkit.{module.removesuffix('.py').removesuffix('/__init__').replace('/', '.')}": module for module in MODULES}
+    graph = {name: {found for dotted in imported(module) if (found := longest(dotted, names))} for name, module in names.items()}
+    cycles = [sorted(component) for component in strongly_connected(graph) if len(component) > 1]
+    assert not cycles
+
+
+def longest(dotted: str, names: Collection[str]) -> str:
+    """Return the module that `from a.b import c` names: `a.b.c` or `a.b`; empty for other packages."""
+    return next((name for name in (dotted, dotted.rpartition(".")[0]) if name in names and name != "tlkit"), "")
+
+
+def strongly_connected(graph: dict[str, set[str]]) -> Iterator[set[str]]:
+    """Yield the sets of modules that reach each other: those that each reaches, and that reach it."""
+    for component in connected_components(csr_array(adjacency(graph)), connection="strong")[1:]:
+        for number in set(component):
+            yield {name for name, of in zip(graph, component, strict=True) if of == number}
+
+
+def adjacency(graph: dict[str, set[str]]) -> list[list[int]]:
+    return [[other in imports for other in graph] for imports in graph.values()]
 
 
 def test_file_names_say_what_is_inside() -> None:

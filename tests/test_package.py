@@ -46,7 +46,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     shutil.rmtree(home)
 
 
-def test_wheel_carries_the_recipes_and_the_pictures(wheel: Path) -> None:
+def test_wheel_carries_the_recipes_and_the_images(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     recipes = {f"tlkit/shipped_files/{path.relative_to(CHECKOUT).as_posix()}" for path in (CHECKOUT / "recipes").rglob("*.yaml")}
     assert len(recipes) >= 7

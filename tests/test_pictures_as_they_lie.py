@@ -13,20 +13,20 @@ from PIL import Image
 from tlkit.cli import main
 from tlkit.commands.arguments import source_of
 
-PICTURES = np.random.default_rng(0).integers(0, 256, (12, 10, 10), dtype=np.uint8)
+IMAGES = np.random.default_rng(0).integers(0, 256, (12, 10, 10), dtype=np.uint8)
 LABELS = (np.arange(12) % 2).astype(np.uint8)
 
 
-def png(picture: np.ndarray) -> bytes:  # type: ignore[type-arg]
+def png(image: np.ndarray) -> bytes:  # type: ignore[type-arg]
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG")
+    Image.fromarray(image).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def folder(root: Path) -> Path:
-    for number, (picture, label) in enumerate(zip(PICTURES, LABELS, strict=True)):
+    for number, (image, label) in enumerate(zip(IMAGES, LABELS, strict=True)):
         (root / f"class {label}").mkdir(parents=True, exist_ok=True)
-        (root / f"class {label}" / f"{number}.png").write_bytes(png(picture))
+        (root / f"class {label}" / f"{number}.png").write_bytes(png(image))
     return root
 
 
@@ -48,13 +48,13 @@ def parquet(root: Path) -> Path:
 
 def npz(root: Path) -> Path:
     root.mkdir()
-    np.savez(root / "all.npz", images=PICTURES, labels=LABELS)
+    np.savez(root / "all.npz", images=IMAGES, labels=LABELS)
     return root / "all.npz"
 
 
 def idx(root: Path) -> Path:
     root.mkdir()
-    for name, array in (("images-idx3", PICTURES), ("labels-idx1", LABELS)):
+    for name, array in (("images-idx3", IMAGES), ("labels-idx1", LABELS)):
         header = bytes([0, 0, 8, array.ndim]) + b"".join(side.to_bytes(4, "big") for side in array.shape)
         (root / f"train-{name}-ubyte.gz").write_bytes(gzip.compress(header + array.tobytes()))
     return root
@@ -65,7 +65,7 @@ def shards(root: Path) -> Path:
     for shard in range(2):
         with tarfile.open(root / f"{shard}.tar", "w") as tar:
             for number in range(shard, 12, 2):
-                for name, content in ((f"{number}.png", png(PICTURES[number])), (f"{number}.cls", b"%d" % (number % 3 % 2))):
+                for name, content in ((f"{number}.png", png(IMAGES[number])), (f"{number}.cls", b"%d" % (number % 3 % 2))):
                     member = tarfile.TarInfo(name)
                     member.size = len(content)
                     tar.addfile(member, io.BytesIO(content))
@@ -76,7 +76,7 @@ def huggingface(root: Path) -> Path:
     import datasets
 
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
-    cells = [{"bytes": png(picture), "path": None} for picture in PICTURES]
+    cells = [{"bytes": png(image), "path": None} for image in IMAGES]
     datasets.Dataset.from_dict({"image": cells, "label": LABELS.tolist()}, features=features).save_to_disk(str(root))
     return root
 
@@ -88,13 +88,13 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("make", [folder, csv, parquet, npz, idx, shards, huggingface])
-def test_every_command_knows_pictures_by_their_files(make: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_knows_images_by_their_files(make: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     place = str(make(tmp_path / "pictures"))  # type: ignore[operator]
     assert main(["data", "check", place, "--format", "json"]) == 0
     assert json.loads(capsys.readouterr().out)["pictures"] == 12
     assert main(["data", "stats", place, "data.channels=1", "--format", "json"]) == 0
     facts = json.loads(capsys.readouterr().out)
-    assert (facts["pictures"], facts["mean"]) == (12, [pytest.approx(PICTURES.mean() / 255)])
+    assert (facts["pictures"], facts["mean"]) == (12, [pytest.approx(IMAGES.mean() / 255)])
     assert main(["data", "preview", place, "augment=light", "data.image_size=32", "--rows", "2"]) == 0
     assert "as epochs 1 to 5 of training do" in capsys.readouterr().out
     assert main(["data", "audit", place, "model.weights=random", "--out", str(tmp_path / "audit")]) == 0
@@ -107,12 +107,12 @@ def test_shards_may_be_named_by_a_pattern(tmp_path: Path) -> None:
     assert source_of("recipes/quickstart.yaml") is None
 
 
-def test_an_npy_is_told_that_it_needs_labels(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_npy_is_reported_that_it_needs_labels(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "stats", "images.npy"]) == 2
     assert "images.npy: an .npy file has no labels.\n  Name a recipe with data.source={npy: images.npy, labels:" in capsys.readouterr().err
 
 
-def test_offline_a_set_that_is_missing_is_told_without_asking(
+def test_offline_a_set_that_is_missing_is_reported_without_asking(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("TLKIT_OFFLINE", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):

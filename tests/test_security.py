@@ -21,7 +21,7 @@ from PIL import Image
 
 from tests.shades import draw_shades
 from tlkit.cli import main
-from tlkit.deploy.artifact import write_manifest
+from tlkit.deploy.export.artifact import write_manifest
 from tlkit.errors import without_passwords
 from tlkit.recipe.load import load_recipe
 from tlkit.training.finetune import finetune
@@ -104,7 +104,7 @@ def traps(folder: Path, sprung: Path) -> list[Path]:
 
 
 def test_no_command_runs_what_is_in_a_file(workplace: Path, sprung: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    picture = "pictures/dark/00.png"
+    image = "pictures/dark/00.png"
     files = traps(workplace / "traps", sprung)
     assert len(files) == 28
     for file in files:
@@ -113,7 +113,7 @@ def test_no_command_runs_what_is_in_a_file(workplace: Path, sprung: Path, capsys
             ["finetune", "recipe.yaml", f"data.source={{npz: '{file}'}}", "--out", "new"],
             ["finetune", "recipe.yaml", f"data.source={{npy: '{file}', labels: '{file}'}}", "--out", "new"],
             ["check", str(file)],
-            ["predict", str(file), picture],
+            ["predict", str(file), image],
             ["verify", str(file)],
             ["serve", str(file), "--port", "0"],
             ["evaluate", str(file)],

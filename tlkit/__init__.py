@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tlkit.deploy.predict import predict
+    from tlkit.deploy.predict.predict import predict
     from tlkit.recipe.load import load_recipe
     from tlkit.training.finetune import finetune
 
@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "finetune", "load_recipe", "predict"]
 
 # Imported on use: `import tlkit` takes no time, while torch, timm and lightning take seconds.
-_HOMES = {"finetune": "tlkit.training.finetune", "load_recipe": "tlkit.recipe.load", "predict": "tlkit.deploy.predict"}
+_HOMES = {"finetune": "tlkit.training.finetune", "load_recipe": "tlkit.recipe.load", "predict": "tlkit.deploy.predict.predict"}
 
 
 def __getattr__(name: str) -> Any:

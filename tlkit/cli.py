@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (Exception, KeyboardInterrupt) as error:
         if debug:
             print(without_passwords(traceback.format_exc()), end="", file=sys.stderr)
-        code, message = _verdict(error)
+        code, message = _exit_status(error)
         print(without_passwords(message), file=sys.stderr)
         return code
 
@@ -121,7 +121,7 @@ def _rows(names: Iterable[str]) -> str:
     return "\n".join(f"  {name:<13} {COMMANDS[name][0]}" for name in names)
 
 
-def _verdict(error: BaseException) -> tuple[int, str]:
+def _exit_status(error: BaseException) -> tuple[int, str]:
     """The exit code, and what to tell the user."""
     if isinstance(error, TlkitError):
         return 2, str(error)

@@ -78,6 +78,10 @@ class DeviceError(TlkitError):
     """A device, strategy or precision that this machine doesn't have."""
 
 
+class CacheUnavailable(Exception):
+    """Say why a cache is not used: what it would have held is computed in every epoch instead."""
+
+
 class Interrupted(KeyboardInterrupt):
     """A signal ended what ran. code: the exit code of the command."""
 

@@ -10,12 +10,12 @@ import torch
 from rich.console import Console
 
 from tlkit import cli
-from tlkit.bench.command import Bench, Spread, in_words, print_bench
+from tlkit.bench.command import Bench, Spread, format_spread, print_bench
 from tlkit.bench.curve import Curve, print_curve, shares_of_compute
 from tlkit.bench.floor import cut
 from tlkit.bench.processes import Decoding, Processes, parameters_that_train, print_processes
 from tlkit.bench.sides import Run, Used, run_side
-from tlkit.bench.work import KINDS, Work, write_pictures
+from tlkit.bench.work import KINDS, Work, write_images
 from tlkit.errors import RunError
 from tlkit.models.backbones import create_backbone, stages
 from tlkit.models.freeze import trained_parameters
@@ -26,9 +26,9 @@ TINY = "test_efficientnet"  # timm's own, 0.4 M parameters
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pictures")
-    write_pictures(folder, 40, 20)
+    write_images(folder, 40, 20)
     return folder
 
 
@@ -74,12 +74,12 @@ def test_the_table_shows_median_and_spread_in_80_columns(capsys: pytest.CaptureF
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
     assert any(line.split() == ["whole", "/", "the", "floor's", "1.00", "1.20", "(1.00-1.50)"] for line in lines)
-    assert in_words(Spread(7.71, 7.5, 8.1), ".1f") == "7.7 (7.5-8.1)"
-    assert in_words(None, ".1f") == ""
+    assert format_spread(Spread(7.71, 7.5, 8.1), ".1f") == "7.7 (7.5-8.1)"
+    assert format_spread(None, ".1f") == ""
 
 
-def test_pictures_are_as_many_as_asked_for_in_all_classes_and_no_two_files_are_equal(tmp_path: Path) -> None:
-    write_pictures(tmp_path, 2_050, 1_033)
+def test_images_are_as_many_as_asked_for_in_all_classes_and_no_two_files_are_equal(tmp_path: Path) -> None:
+    write_images(tmp_path, 2_050, 1_033)
     files = {split: list((tmp_path / split).rglob("*.png")) for split in ("train", "val")}
     assert [len(files[split]) for split in ("train", "val")] == [2_050, 1_033]
     counts = [len(list(folder.iterdir())) for folder in (tmp_path / "train").iterdir()]
@@ -90,7 +90,7 @@ def test_pictures_are_as_many_as_asked_for_in_all_classes_and_no_two_files_are_e
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("weights", ["a file", None])
 def test_tlkit_is_given_a_recipe_that_checks(kind: str, weights: str | None, tmp_path: Path) -> None:
-    (tmp_path / "recipe.yaml").write_text(json.dumps(Work(kind, pictures="photos", weights=weights).recipe()))
+    (tmp_path / "recipe.yaml").write_text(json.dumps(Work(kind, images="photos", weights=weights).recipe()))
     recipe = load_recipe(tmp_path / "recipe.yaml")
     assert len(recipe.augment) == (2 if kind in ("all", "live") else 0)
     assert recipe.data.test == 0
@@ -116,8 +116,8 @@ def test_a_stage_that_the_floor_cannot_cut_is_named() -> None:
 
 
 @pytest.mark.parametrize("side", ["tlkit", "textbook"])
-def test_a_side_runs_as_a_process_and_is_measured(side: str, pictures: Path, tmp_path: Path) -> None:
-    done = run_side(side, Work("live", pictures=str(pictures), backbone=TINY, image_size=32, batch_size=16, epochs=2), tmp_path)
+def test_a_side_runs_as_a_process_and_is_measured(side: str, images: Path, tmp_path: Path) -> None:
+    done = run_side(side, Work("live", images=str(images), backbone=TINY, image_size=32, batch_size=16, epochs=2), tmp_path)
     assert len(done.epochs_s) == 2
     assert 0 < done.start_s < done.start_s + sum(done.epochs_s) < done.whole_s
     assert 0 <= done.accuracy <= 1

@@ -7,7 +7,7 @@ import pytest
 
 from tlkit.bench.scaling import CASES, Cluster, Training, allreduce_s, step, tables
 
-TRAINING = Training("made up", parameters=25e6, images_s=100, batch_size=10, picture_bytes=1e6)
+TRAINING = Training("made up", parameters=25e6, images_s=100, batch_size=10, image_bytes=1e6)
 CLUSTER = Cluster(devices=4, inside=1e9, between=1e8, latency_s=1e-3, read=1e9, decoded=1e6)
 
 
@@ -36,7 +36,7 @@ def test_a_second_machine_is_as_quick_as_the_link_to_it() -> None:
     assert step(TRAINING, CLUSTER, 8).allreduce_s == pytest.approx(1.806)
 
 
-def test_a_step_is_not_quicker_than_its_pictures_come() -> None:
+def test_a_step_is_not_quicker_than_its_images_come() -> None:
     """40 pictures are 40 MB, at 0.1 GB/s of a machine's own disk; or 40, decoded at 50 a second; of two machines 80, from a shared disk."""
     assert step(TRAINING, Cluster(4, 1e12, 1e12, 0, read=1e8, decoded=1e6), 4).step_s == pytest.approx(0.4)
     assert step(TRAINING, Cluster(4, 1e12, 1e12, 0, read=1e12, decoded=50), 4).step_s == pytest.approx(0.8)

@@ -13,7 +13,7 @@ GOOD = 60
 JPEG, PNG = b"\xff\xd8\xff\xe0\0\x10JFIF\0", b"\x89PNG\r\n\x1a\n"
 
 
-def picture(seed: int, size: tuple[int, int] = (40, 32)) -> Image.Image:
+def make_image(seed: int, size: tuple[int, int] = (40, 32)) -> Image.Image:
     """A block of the colour of its class on noise: learnable, and no two alike. size: width and height."""
     draws = np.random.default_rng(seed)
     pixels = draws.integers(0, 120, (size[1], size[0], 3), dtype=np.uint8)
@@ -48,23 +48,23 @@ def good_files(folder: Path, label: int) -> set[str]:
     for number in range(GOOD):
         ending, encode = modes[number % len(modes)]
         name = f"{number:02d}.{ending}"
-        (folder / name).write_bytes(encode(picture(3 * number + label)))
+        (folder / name).write_bytes(encode(make_image(3 * number + label)))
         names.add(name)
     return names
 
 
 def bad_files(folder: Path) -> set[str]:
     """One file of each kind that can't be read; returns their names."""
-    jpeg, png = encoded(picture(900, (200, 200)), "JPEG"), encoded(picture(901, (200, 200)), "PNG")
+    jpeg, png = encoded(make_image(900, (200, 200)), "JPEG"), encoded(make_image(901, (200, 200)), "PNG")
     contents = {
         "empty.jpg": b"",
         "one_byte.png": b"\x89",
         "cut_off.jpg": jpeg[: len(jpeg) // 2],
         "cut_off.png": png[: len(png) // 2],
-        "cut_off.webp": (webp := encoded(picture(902, (200, 200)), "WEBP"))[: len(webp) // 2],
-        "cut_off.bmp": (bmp := encoded(picture(903), "BMP"))[: len(bmp) // 2],
-        "cut_off.tiff": (tiff := encoded(picture(904), "TIFF"))[: len(tiff) // 2],
-        "cut_off.gif": (gif := encoded(picture(905), "GIF"))[: len(gif) // 2],
+        "cut_off.webp": (webp := encoded(make_image(902, (200, 200)), "WEBP"))[: len(webp) // 2],
+        "cut_off.bmp": (bmp := encoded(make_image(903), "BMP"))[: len(bmp) // 2],
+        "cut_off.tiff": (tiff := encoded(make_image(904), "TIFF"))[: len(tiff) // 2],
+        "cut_off.gif": (gif := encoded(make_image(905), "GIF"))[: len(gif) // 2],
         "header_alone.jpg": JPEG,
         "broken_inside.png": png[:200] + bytes(200) + png[400:],
         "text.png": b"this is no picture, but a line of text\n",
@@ -92,11 +92,11 @@ def make_faulty_folder(root: Path) -> tuple[set[str], set[str]]:
     good = {f"{name}/{file}" for label, name in enumerate(CLASSES) for file in good_files(root / name, label)}
     bad = {f"{CLASSES[1]}/{file}" for file in bad_files(root / CLASSES[1])}
     place = root / CLASSES[0]
-    frames = [picture(seed) for seed in (910, 911, 912)]
+    frames = [make_image(seed) for seed in (910, 911, 912)]
     frames[0].save(place / "animated.gif", save_all=True, append_images=frames[1:])
     frames[0].save(place / "pages.tiff", save_all=True, append_images=frames[1:])
-    picture(913, (1, 1)).save(place / "dot.png")
-    picture(914, (1, 5000)).save(place / "hair.png")
+    make_image(913, (1, 1)).save(place / "dot.png")
+    make_image(914, (1, 5000)).save(place / "hair.png")
     good |= {f"{CLASSES[0]}/{name}" for name in ("animated.gif", "pages.tiff", "dot.png", "hair.png")}
     (place / "folder.jpg").mkdir()
     os.mkfifo(place / "pipe.png")
@@ -105,8 +105,8 @@ def make_faulty_folder(root: Path) -> tuple[set[str], set[str]]:
     for name in (".DS_Store", "Thumbs.db", "._01.png", "notes.txt", "labels.csv"):
         (place / name).write_bytes(b"\0\0\0\x01Bud1")
     (place / "photo.heic").write_bytes(b"\0\0\0\x18ftypheic")
-    (place / "photo.jfif").write_bytes(encoded(picture(915), "JPEG"))
-    picture(916).save(root / "loose.png")
+    (place / "photo.jfif").write_bytes(encoded(make_image(915), "JPEG"))
+    make_image(916).save(root / "loose.png")
     (root / "empty class").mkdir()
     return good, bad
 

@@ -12,7 +12,7 @@ from tlkit.errors import RecipeError
 from tlkit.recipe.augmentations import NEEDS_MORE_THAN_GREY, NEEDS_RGB, NEEDS_RGB_OR_GREY, PRESETS, read_augment, transforms
 from tlkit.recipe.fields.augment import AUTO_AUGMENT, Transform
 
-PICTURE = np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8)
+IMAGE = np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8)
 
 
 def built(*transforms: tuple[str, dict[str, object]], size: int = 48) -> Augmentation:
@@ -40,44 +40,44 @@ MANY = (
 )
 
 
-def test_the_same_seed_gives_the_same_picture_whatever_came_before() -> None:
+def test_the_same_seed_gives_the_same_image_whatever_came_before() -> None:
     one, other = built(*MANY), built(*MANY)
-    expected = [one(PICTURE, seed=(0, 1, index)) for index in range(10)]
+    expected = [one(IMAGE, seed=(0, 1, index)) for index in range(10)]
     for index in reversed(range(10)):
         random.seed(index)
         np.random.seed(index)
         cv2.setRNGSeed(index)
-        other(PICTURE, seed=(9, 9, index))
-        assert np.array_equal(other(PICTURE, seed=(0, 1, index)), expected[index])
+        other(IMAGE, seed=(9, 9, index))
+        assert np.array_equal(other(IMAGE, seed=(0, 1, index)), expected[index])
 
 
-def test_seed_epoch_and_index_each_change_the_picture() -> None:
+def test_seed_epoch_and_index_each_change_the_image() -> None:
     augmentation = built(("Rotate", {"limit": 90, "p": 1.0}))
     seeds = [(seed, epoch, index) for seed in range(3) for epoch in range(3) for index in range(3)]
-    assert len({augmentation(PICTURE, seed=seed).tobytes() for seed in seeds}) == len(seeds)
+    assert len({augmentation(IMAGE, seed=seed).tobytes() for seed in seeds}) == len(seeds)
 
 
 def test_a_copy_in_another_process_draws_the_same() -> None:
     augmentation = built(*MANY)
     copy = pickle.loads(pickle.dumps(augmentation))
     for index in range(5):
-        assert np.array_equal(copy(PICTURE, seed=(1, 2, index)), augmentation(PICTURE, seed=(1, 2, index)))
+        assert np.array_equal(copy(IMAGE, seed=(1, 2, index)), augmentation(IMAGE, seed=(1, 2, index)))
 
 
 def test_transforms_draw_independently_of_each_other() -> None:
     # Both flips with p 0.5: with one seed for each transform they would always come together.
     augmentation = built(("HorizontalFlip", {"p": 0.5}), ("VerticalFlip", {"p": 0.5}))
-    kinds = [PICTURE, PICTURE[:, ::-1], PICTURE[::-1], PICTURE[::-1, ::-1]]
-    drawn = [augmentation(PICTURE, seed=(0, 0, index)) for index in range(400)]
-    times = [sum(np.array_equal(picture, kind) for picture in drawn) for kind in kinds]
+    kinds = [IMAGE, IMAGE[:, ::-1], IMAGE[::-1], IMAGE[::-1, ::-1]]
+    drawn = [augmentation(IMAGE, seed=(0, 0, index)) for index in range(400)]
+    times = [sum(np.array_equal(image, kind) for image in drawn) for kind in kinds]
     assert sum(times) == 400
     assert all(65 < number < 135 for number in times)  # 100 each; 4 standard deviations are 35
 
 
-def test_the_picture_handed_in_is_not_changed() -> None:
-    before = PICTURE.copy()
-    built(*MANY)(PICTURE, seed=(0, 0, 0))
-    assert np.array_equal(PICTURE, before)
+def test_the_image_handed_in_is_not_changed() -> None:
+    before = IMAGE.copy()
+    built(*MANY)(IMAGE, seed=(0, 0, 0))
+    assert np.array_equal(IMAGE, before)
 
 
 def test_no_transforms_are_no_augmentation() -> None:
@@ -121,7 +121,7 @@ def test_all_faults_come_at_once_with_their_positions() -> None:
 
 @pytest.mark.parametrize("name", ["RandomRotate90", "ToSepia", "MedianBlur"])
 def test_transforms_without_a_schema_of_their_own_can_be_made(name: str) -> None:
-    assert built((name, {"p": 1.0}))(PICTURE, seed=(0, 0, 0)).shape == PICTURE.shape
+    assert built((name, {"p": 1.0}))(IMAGE, seed=(0, 0, 0)).shape == IMAGE.shape
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4, 8])
@@ -176,7 +176,7 @@ WITH_ARGUMENTS = {
 
 
 @pytest.mark.parametrize("name", transforms())
-def test_every_transform_of_albumentations_is_built_or_told_what_it_lacks(name: str) -> None:
+def test_every_transform_of_albumentations_is_built_or_reported_what_it_lacks(name: str) -> None:
     if name in NOT_BY_DEFAULT:
         with pytest.raises(RecipeError) as raised:
             built((name, {}), size=64)
@@ -184,16 +184,16 @@ def test_every_transform_of_albumentations_is_built_or_told_what_it_lacks(name: 
         assert NOT_BY_DEFAULT[name] in str(raised.value)
         if name not in WITH_ARGUMENTS:
             return
-    picture = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    image = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     one, other = (built((name, {**WITH_ARGUMENTS.get(name, {}), "p": 1.0}), size=64) for _ in range(2))
-    expected = [one(picture, seed=(0, 0, index)) for index in range(3)]
+    expected = [one(image, seed=(0, 0, index)) for index in range(3)]
     assert all((item.shape, item.dtype) == ((64, 64, 3), np.uint8) for item in expected)
     for index in reversed(range(3)):  # whatever else draws
         random.seed(index)
         np.random.seed(index)
         torch.manual_seed(index)
         cv2.setRNGSeed(index)
-        assert np.array_equal(other(picture, seed=(0, 0, index)), expected[index]), name
+        assert np.array_equal(other(image, seed=(0, 0, index)), expected[index]), name
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 8])
@@ -204,25 +204,25 @@ def test_presets_can_be_built_for_any_size_and_channels(name: str, channels: int
     for size in (8, 28, 96):
         augmentation = build_augmentation([Transform(**item) for item in items], size, channels)
         assert augmentation is not None
-        picture = np.random.default_rng(0).integers(0, 256, (size, size, channels), dtype=np.uint8)
-        seen = {augmentation(picture, seed=(0, epoch, 0)).tobytes() for epoch in range(20)}
+        image = np.random.default_rng(0).integers(0, 256, (size, size, channels), dtype=np.uint8)
+        seen = {augmentation(image, seed=(0, epoch, 0)).tobytes() for epoch in range(20)}
         assert len(seen) > 5
 
 
-def test_a_random_crop_takes_the_size_of_the_pictures_where_it_is_not_told() -> None:
-    told, untold = (built(("RandomResizedCrop", {"scale": [0.2, 0.9], **size})) for size in ({"size": [48, 48]}, {}))
-    assert np.array_equal(told(PICTURE, seed=(0, 0, 1)), untold(PICTURE, seed=(0, 0, 1)))
+def test_a_random_crop_takes_the_size_of_the_images_where_it_is_not_reported() -> None:
+    told, unreported = (built(("RandomResizedCrop", {"scale": [0.2, 0.9], **size})) for size in ({"size": [48, 48]}, {}))
+    assert np.array_equal(told(IMAGE, seed=(0, 0, 1)), unreported(IMAGE, seed=(0, 0, 1)))
 
 
 @pytest.mark.parametrize(("name", "theirs"), [("randaugment", v2.RandAugment()), ("trivialaugment", v2.TrivialAugmentWide())])
 def test_randaugment_and_trivialaugment_are_torchvisions(name: str, theirs: v2.Transform) -> None:
     augmentation = built((name, {}))
     for index in range(40):
-        ours = augmentation(PICTURE, seed=(0, 0, index))
+        ours = augmentation(IMAGE, seed=(0, 0, index))
         # The one draw that albumentations leaves before ours is whether p applies, from the other generator.
         augmentation._set_state((0, 0, index))
         torch.manual_seed(int(np.random.Generator(augmentation.bits).integers(2**63)))
-        expected = theirs(torch.from_numpy(PICTURE).permute(2, 0, 1)).permute(1, 2, 0).numpy()
+        expected = theirs(torch.from_numpy(IMAGE).permute(2, 0, 1)).permute(1, 2, 0).numpy()
         assert np.array_equal(ours, expected)
 
 
@@ -232,19 +232,19 @@ def test_torchs_generator_goes_on_as_if_nothing_had_been_drawn() -> None:
     expected = torch.rand(3)
     torch.manual_seed(5)
     threads = torch.get_num_threads()
-    augmentation(PICTURE, seed=(0, 0, 0))
+    augmentation(IMAGE, seed=(0, 0, 0))
     assert torch.equal(torch.rand(3), expected)
     assert torch.get_num_threads() == threads
 
 
-def test_several_threads_change_no_bit_of_a_large_picture() -> None:
-    picture = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+def test_several_threads_change_no_bit_of_a_large_image() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
     augmentation = built(("randaugment", {"magnitude": 20}), size=256)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(4)
-        several = [augmentation(picture, seed=(0, 0, index)) for index in range(30)]
+        several = [augmentation(image, seed=(0, 0, index)) for index in range(30)]
         torch.set_num_threads(1)
-        assert all(np.array_equal(augmentation(picture, seed=(0, 0, i)), one) for i, one in enumerate(several))
+        assert all(np.array_equal(augmentation(image, seed=(0, 0, i)), one) for i, one in enumerate(several))
     finally:
         torch.set_num_threads(before)

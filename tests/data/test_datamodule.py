@@ -8,7 +8,7 @@ from PIL import Image
 
 from tlkit.data import datamodule
 from tlkit.data.augment import build_augmentation
-from tlkit.data.datamodule import PictureData
+from tlkit.data.datamodule import ImageDataModule
 from tlkit.data.preprocess import Preprocessing
 from tlkit.data.samples import Sample, Samples
 from tlkit.errors import DataError
@@ -22,14 +22,14 @@ def grey(value: int) -> Image.Image:
 
 
 @pytest.fixture
-def data() -> PictureData:
+def data() -> ImageDataModule:
     samples = tuple(
         Sample(f"{split}/{number}", lambda number=number: grey(number * 10), (number % 2,), split)
         for split, count in (("train", 10), ("val", 5), ("test", 3))
         for number in range(count)
     )
     noise = build_augmentation([Transform(name="GaussNoise", arguments={"p": 1.0})], 8)
-    return PictureData(Samples(("even", "odd"), samples), PREPROCESSING, noise, batch_size=4, workers=0, seed=3)
+    return ImageDataModule(Samples(("even", "odd"), samples), PREPROCESSING, noise, batch_size=4, workers=0, seed=3)
 
 
 class Watching(lightning.LightningModule):
@@ -51,7 +51,7 @@ class Watching(lightning.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def fitted(data: PictureData, epochs: int, folder: Path) -> Watching:
+def fitted(data: ImageDataModule, epochs: int, folder: Path) -> Watching:
     module = Watching()
     trainer = lightning.Trainer(
         max_epochs=epochs,
@@ -68,7 +68,7 @@ def fitted(data: PictureData, epochs: int, folder: Path) -> Watching:
     return module
 
 
-def test_only_training_is_augmented(data: PictureData) -> None:
+def test_only_training_is_augmented(data: ImageDataModule) -> None:
     plain = torch.cat([images for images, _ in data.val_dataloader()])
     assert plain[:, 0, 0, 0].tolist() == [0, 10, 20, 30, 40]
     assert (plain == plain[:, :1, :1, :1]).all()
@@ -77,7 +77,7 @@ def test_only_training_is_augmented(data: PictureData) -> None:
     assert [len(labels) for _, labels in data.test_dataloader()] == [3]
 
 
-def test_two_phases_see_what_one_longer_phase_sees(data: PictureData, tmp_path: Path) -> None:
+def test_two_phases_see_what_one_longer_phase_sees(data: ImageDataModule, tmp_path: Path) -> None:
     together = fitted(data, 3, tmp_path).seen
     first = fitted(data, 1, tmp_path).seen
     data.first_epoch = 1
@@ -87,7 +87,7 @@ def test_two_phases_see_what_one_longer_phase_sees(data: PictureData, tmp_path: 
     assert together["val"][:2] * 3 == together["val"]
 
 
-def test_the_batch_size_is_over_all_devices(data: PictureData, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_batch_size_is_over_all_devices(data: ImageDataModule, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datamodule, "_is_distributed", lambda: True)
     monkeypatch.setattr("torch.distributed.get_rank", lambda: 1)
     monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)

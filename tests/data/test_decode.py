@@ -121,7 +121,7 @@ def test_jpeg_webp_and_bmp_are_read(tmp_path: Path) -> None:
         assert np.abs(decode(saved(tmp_path, name, image)).astype(int) - (40, 90, 200)).max() <= 6, name
 
 
-def test_a_picture_beyond_the_limit_is_refused(tmp_path: Path) -> None:
+def test_a_image_beyond_the_limit_is_refused(tmp_path: Path) -> None:
     path = saved(tmp_path, "a.png", Image.new("L", (11, 10)))
     with pytest.raises(DataError, match=r"too large \(11 x 10 pixels; data.max_pixels is 100\)"):
         decode(path, max_pixels=100)
@@ -138,7 +138,7 @@ def test_a_decompression_bomb_is_refused_before_it_is_read(tmp_path: Path) -> No
         decode(path)
 
 
-def test_a_picture_that_is_cut_off_is_refused(tmp_path: Path) -> None:
+def test_a_image_that_is_cut_off_is_refused(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(buffer, "JPEG")
     path = tmp_path / "a.jpg"
@@ -152,7 +152,7 @@ def test_a_picture_that_is_cut_off_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "reason"), [(b"", "the file is empty"), (b"hello", "not a picture"), (b"\x89PNG\r\n\x1a\n", "not a picture|damaged")]
 )
-def test_what_is_no_picture_is_refused_with_its_reason(tmp_path: Path, content: bytes, reason: str) -> None:
+def test_what_is_no_image_is_refused_with_its_reason(tmp_path: Path, content: bytes, reason: str) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(content)
     with pytest.raises(DataError, match=reason) as raised:
@@ -182,7 +182,7 @@ def test_the_limit_of_the_recipe_is_that_of_the_decoder_and_of_pillow() -> None:
 
 @pytest.mark.parametrize(("mode", "kind"), [("L", np.uint8), ("I;16", np.uint16), ("RGB", np.uint8)])
 @pytest.mark.parametrize("name", ["a.tiff", "a.png"])
-def test_every_kind_of_picture_is_turned_once(tmp_path: Path, mode: str, kind: type, name: str) -> None:
+def test_every_kind_of_image_is_turned_once(tmp_path: Path, mode: str, kind: type, name: str) -> None:
     values = np.arange(12).reshape(2, 6).astype(kind) * (257 if kind == np.uint16 else 1)
     image = Image.fromarray(np.stack([values] * 3, axis=2) if mode == "RGB" else values)
     exif = Image.Exif()
@@ -275,7 +275,7 @@ def test_the_first_frame_is_taken_and_the_number_of_frames_is_known(tmp_path: Pa
         (b"hello, I am text\n", "this is not a picture that can be read but text"),
     ],
 )
-def test_what_lies_in_place_of_a_picture_is_named(tmp_path: Path, content: bytes, reason: str) -> None:
+def test_what_is_in_place_of_a_image_is_named(tmp_path: Path, content: bytes, reason: str) -> None:
     (tmp_path / "a.jpg").write_bytes(content)
     with pytest.raises(DataError, match=reason):
         decode(tmp_path / "a.jpg")
@@ -352,7 +352,7 @@ def test_grey_stays_as_it_is_in_one_channel(tmp_path: Path) -> None:
     assert decode(saved(tmp_path, "c.png", Image.merge("LA", (pixels(100, 0), pixels(51, 0)))), 1).tolist() == [[[224], [255]]]
 
 
-def test_four_channels_are_the_pictures_own(tmp_path: Path) -> None:
+def test_four_channels_are_the_images_own(tmp_path: Path) -> None:
     values = ((100, 0, 255, 51), (0, 0, 0, 0))
     decoded = decode(saved(tmp_path, "a.png", pixels(*values)), 4)
     assert decoded.tolist() == [list(map(list, values))]
@@ -378,7 +378,7 @@ def test_an_npy_file_is_taken_as_it_is_and_16_bit_is_scaled(tmp_path: Path) -> N
     assert decode(array(tmp_path, np.asfortranarray(values[..., :3])), 3).flags.c_contiguous
 
 
-def test_another_number_of_channels_is_told_with_the_fix(tmp_path: Path) -> None:
+def test_another_number_of_channels_is_reported_with_the_fix(tmp_path: Path) -> None:
     colour = saved(tmp_path, "a.png", pixels(RED, BLUE))
     with pytest.raises(
         DataError, match=r"a\.png: the number of its channels is 3 \(R, G, B\), but data\.channels is 4\.\n  Set data\.channels=3"
@@ -399,7 +399,7 @@ def test_another_number_of_channels_is_told_with_the_fix(tmp_path: Path) -> None
         (np.array(3, np.uint8), "its shape, one number, is no picture's"),
     ],
 )
-def test_an_npy_file_that_is_no_picture_says_why(tmp_path: Path, values: np.ndarray, words: str) -> None:
+def test_an_npy_file_that_is_no_image_says_why(tmp_path: Path, values: np.ndarray, words: str) -> None:
     with pytest.raises(DataError, match=words):
         decode(array(tmp_path, values))
 

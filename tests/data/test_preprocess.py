@@ -10,10 +10,10 @@ from PIL import Image
 from timm.data import create_transform
 from torchvision.transforms import functional
 
-from tlkit.data.preprocess import Pictures, Preprocessing, preprocessing_for
+from tlkit.data.preprocess import ImageDataset, Preprocessing, preprocessing_for
 from tlkit.recipe.fields.data import Data
 from tlkit.recipe.fields.source import BundledSource
-from tlkit.shipped import shipped
+from tlkit.system import shipped
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CROP_MODES = {"crop": "center", "pad": "border", "stretch": "squash"}
@@ -24,7 +24,7 @@ def data(**fields: object) -> Data:
     return Data(source=BundledSource(bundled="fashion_mnist_mini"), **fields)
 
 
-def picture(width: int, height: int) -> np.ndarray:
+def make_image(width: int, height: int) -> np.ndarray:
     return np.random.default_rng(width * 1000 + height).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
@@ -35,14 +35,14 @@ def test_fit_gives_timms_own_evaluation_pixels(resize: str, interpolation: str) 
         timm_transform = create_transform(
             size, interpolation=interpolation, crop_pct=crop_pct, crop_mode=CROP_MODES[resize], mean=MEAN, std=STD, normalize=False
         )
-        image = picture(width, height)
+        image = make_image(width, height)
         expected = timm_transform(Image.fromarray(image)).permute(1, 2, 0).numpy()
         ours = Preprocessing(size, resize, crop_pct, interpolation, MEAN, STD).fit(image)
         assert np.array_equal(ours, expected), f"{width} x {height} to {size} at {crop_pct}"
         assert ours.flags.c_contiguous
 
 
-def test_fit_and_normalize_give_timms_tensor_for_a_real_picture() -> None:
+def test_fit_and_normalize_give_timms_tensor_for_a_real_image() -> None:
     path = next(shipped("data/fashion_mnist_mini").rglob("*.png"))
     image = Image.open(path).convert("RGB")
     timm_transform = create_transform(96, interpolation="bicubic", crop_pct=0.9, crop_mode="center", mean=MEAN, std=STD)
@@ -52,7 +52,7 @@ def test_fit_and_normalize_give_timms_tensor_for_a_real_picture() -> None:
 
 
 def test_normalize_equals_torchvision_and_keeps_channels_last() -> None:
-    images = torch.from_numpy(np.stack([picture(8, 8), picture(8, 8)])).permute(0, 3, 1, 2)
+    images = torch.from_numpy(np.stack([make_image(8, 8), make_image(8, 8)])).permute(0, 3, 1, 2)
     normalized = Preprocessing(8, "crop", 1.0, "bilinear", MEAN, STD).normalize(images)
     assert torch.equal(normalized, functional.normalize(images.float() / 255, MEAN, STD))
     assert normalized.dtype == torch.float32
@@ -69,7 +69,7 @@ def test_padding_is_zero_after_normalisation_to_half_a_grey_level() -> None:
 
 
 @pytest.mark.parametrize("turned", [False, True])
-def test_a_hair_thin_picture_is_cropped_at_its_centre_without_its_whole_being_resized(turned: bool) -> None:
+def test_a_hair_thin_image_is_cropped_at_its_centre_without_its_whole_being_resized(turned: bool) -> None:
     # 1 x 4,000,000 at 256 px would be 256 x 1,024,000,000. Its middle is a step from black to white, its ends are grey.
     line = np.full((1, 4_000_000, 3), 128, np.uint8)
     line[:, 1_999_000:2_000_000], line[:, 2_000_000:2_001_000] = 0, 255
@@ -108,7 +108,7 @@ def test_normalize_none_leaves_0_to_1_and_dataset_takes_the_measured_values() ->
     measured = preprocessing_for(
         data(normalize="dataset", image_size=16, resize="pad"),
         {},
-        lambda read: fitted.append(read(lambda: Image.fromarray(picture(40, 10)))) or fitted,
+        lambda read: fitted.append(read(lambda: Image.fromarray(make_image(40, 10)))) or fitted,
     )
     assert (measured.mean, measured.resize) == (pytest.approx(fitted[0].mean((0, 1)) / 255), "pad")
     assert measured.std == pytest.approx(fitted[0].std((0, 1)) / 255)
@@ -120,7 +120,7 @@ def test_normalize_none_leaves_0_to_1_and_dataset_takes_the_measured_values() ->
 
 @pytest.mark.parametrize("resize", CROP_MODES)
 @pytest.mark.parametrize("channels", [1, 2, 4, 5])
-def test_every_channel_is_fitted_as_the_channels_of_a_colour_picture_are(resize: str, channels: int) -> None:
+def test_every_channel_is_fitted_as_the_channels_of_a_colour_image_are(resize: str, channels: int) -> None:
     draws = np.random.default_rng(0)
     image = draws.integers(0, 256, (37, 61, channels), dtype=np.uint8)
     values = tuple(np.linspace(0.1, 0.9, channels))
@@ -160,51 +160,51 @@ def test_mean_and_std_of_different_lengths_are_refused() -> None:
 # --- a mean picture ---
 
 
-def read_all(pictures: Iterable[np.ndarray]) -> Pictures:
-    return lambda read: (read(partial(Image.fromarray, picture)) for picture in pictures)
+def read_all(images: Iterable[np.ndarray]) -> ImageDataset:
+    return lambda read: (read(partial(Image.fromarray, image)) for image in images)
 
 
-def pixelwise(pictures: np.ndarray, **fields: object) -> Preprocessing:
-    size = pictures.shape[1]
+def pixelwise(images: np.ndarray, **fields: object) -> Preprocessing:
+    size = images.shape[1]
     return preprocessing_for(
-        data(normalize="pixelwise", image_size=size, **fields), {}, lambda read: (read(partial(Image.fromarray, one)) for one in pictures)
+        data(normalize="pixelwise", image_size=size, **fields), {}, lambda read: (read(partial(Image.fromarray, one)) for one in images)
     )
 
 
-def test_the_mean_picture_of_training_is_subtracted_and_each_channel_divided_by_its_std_about_it() -> None:
-    pictures = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), dtype=np.uint8)
-    preprocessing = pixelwise(pictures, resize="stretch")
-    scaled = pictures / 255
+def test_the_mean_image_of_training_is_subtracted_and_each_channel_divided_by_its_std_about_it() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), dtype=np.uint8)
+    preprocessing = pixelwise(images, resize="stretch")
+    scaled = images / 255
     centred = scaled - scaled.mean(0)
     expected = (centred / np.sqrt(np.square(centred).mean((0, 1, 2)))).transpose(0, 3, 1, 2)
-    images = torch.from_numpy(pictures).permute(0, 3, 1, 2)
-    np.testing.assert_allclose(preprocessing.normalize(images), expected, atol=1e-5)
-    np.testing.assert_allclose(preprocessing.normalize_arrays(pictures), expected, atol=1e-5)
+    batch = torch.from_numpy(images).permute(0, 3, 1, 2)
+    np.testing.assert_allclose(preprocessing.normalize(batch), expected, atol=1e-5)
+    np.testing.assert_allclose(preprocessing.normalize_arrays(images), expected, atol=1e-5)
     assert preprocessing.mean == pytest.approx(scaled.mean((0, 1, 2)))
-    assert preprocessing.normalize(images).is_contiguous(memory_format=torch.channels_last)
+    assert preprocessing.normalize(batch).is_contiguous(memory_format=torch.channels_last)
 
 
-def test_padded_pictures_are_filled_with_the_colour_that_was_measured_without_padding() -> None:
-    pictures = [np.full((4, 8, 3), value, np.uint8) for value in (100, 200)]
+def test_padded_images_are_filled_with_the_colour_that_was_measured_without_padding() -> None:
+    images = [np.full((4, 8, 3), value, np.uint8) for value in (100, 200)]
     preprocessing = preprocessing_for(
-        data(normalize="pixelwise", image_size=8, resize="pad"), {}, lambda read: (read(partial(Image.fromarray, one)) for one in pictures)
+        data(normalize="pixelwise", image_size=8, resize="pad"), {}, lambda read: (read(partial(Image.fromarray, one)) for one in images)
     )
     assert preprocessing.mean == pytest.approx((150 / 255,) * 3)
-    assert (preprocessing.fit(pictures[0])[0] == 150).all()
+    assert (preprocessing.fit(images[0])[0] == 150).all()
     np.testing.assert_allclose(preprocessing.mean_picture, 150 / 255, atol=1e-6)
 
 
-def test_a_mean_picture_is_known_by_its_sha256_and_nothing_is_normalised_without_it() -> None:
-    pictures = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
-    preprocessing = pixelwise(pictures)
+def test_a_mean_image_is_known_by_its_sha256_and_nothing_is_normalised_without_it() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+    preprocessing = pixelwise(images)
     assert preprocessing.mean_picture is not None
     values = json.loads(json.dumps(preprocessing.to_json()))
     assert values["mean_picture"]["file"] == "mean_picture.safetensors"
     assert len(json.dumps(values)) < 600
     assert Preprocessing.from_json(values, preprocessing.mean_picture) == preprocessing
-    assert pixelwise(pictures[:2]) != preprocessing
+    assert pixelwise(images[:2]) != preprocessing
     without = Preprocessing.from_json(values)
-    assert (without.fit(pictures[0]) == preprocessing.fit(pictures[0])).all()
+    assert (without.fit(images[0]) == preprocessing.fit(images[0])).all()
     with pytest.raises(ValueError, match="without it"):
         without.normalize(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
     with pytest.raises(ValueError, match="another one"):

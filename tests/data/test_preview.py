@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from tlkit.data.augment import build_augmentation
-from tlkit.data.pictures import Pictures, make_loader
+from tlkit.data.dataset import ImageDataset, make_loader
 from tlkit.data.preprocess import Preprocessing
 from tlkit.data.preview import draw_sheet, preview_rows, readable
 from tlkit.data.samples import Sample
@@ -30,12 +30,12 @@ def samples(tmp_path: Path) -> list[Sample]:
     return made
 
 
-def pictures(samples: list[Sample]) -> Pictures:
-    return Pictures(samples, PREPROCESSING, augmentation=build_augmentation(AUGMENT, SIZE), seed=3)
+def image_dataset(samples: list[Sample]) -> ImageDataset:
+    return ImageDataset(samples, PREPROCESSING, augmentation=build_augmentation(AUGMENT, SIZE), seed=3)
 
 
 def test_each_column_is_an_epoch_of_the_training_loader_and_the_first_is_without_augmentation(samples: list[Sample]) -> None:
-    rows = list(preview_rows(pictures(samples), CLASSES, rows=4, epochs=range(3)))
+    rows = list(preview_rows(image_dataset(samples), CLASSES, rows=4, epochs=range(3)))
     augmentation = build_augmentation(AUGMENT, SIZE)
     loader = make_loader(samples, PREPROCESSING, batch_size=4, train=True, augmentation=augmentation, seed=3, workers=0)
     for epoch in range(3):
@@ -48,21 +48,21 @@ def test_each_column_is_an_epoch_of_the_training_loader_and_the_first_is_without
 
 
 def test_rows_take_all_classes_in_turn_and_are_the_same_for_the_same_seed(samples: list[Sample]) -> None:
-    names = [[row.name for row in preview_rows(pictures(samples), CLASSES, rows=6, epochs=[0])] for _ in range(2)]
+    names = [[row.name for row in preview_rows(image_dataset(samples), CLASSES, rows=6, epochs=[0])] for _ in range(2)]
     assert names[0] == ["ant", "bee", "cat", "ant", "bee", "ant"]
     assert names[1] == names[0]
-    assert len(list(preview_rows(pictures(samples), CLASSES, rows=100, epochs=[]))) == 12
+    assert len(list(preview_rows(image_dataset(samples), CLASSES, rows=100, epochs=[]))) == 12
 
 
-def test_a_picture_that_cannot_be_read_is_left_out_and_said(samples: list[Sample], caplog: pytest.LogCaptureFixture) -> None:
+def test_a_image_that_cannot_be_read_is_left_out_and_said(samples: list[Sample], caplog: pytest.LogCaptureFixture) -> None:
     Path(str(samples[11].image)).write_bytes(b"")
-    rows = list(preview_rows(pictures(samples), CLASSES, rows=100, epochs=[0]))
+    rows = list(preview_rows(image_dataset(samples), CLASSES, rows=100, epochs=[0]))
     assert len(rows) == 11
     assert "left out of the sheet: picture 11.png" in caplog.text
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 5])
-def test_small_pictures_are_enlarged_pixel_for_pixel_in_their_first_channels(tmp_path: Path, channels: int) -> None:
+def test_small_images_are_enlarged_pixel_for_pixel_in_their_first_channels(tmp_path: Path, channels: int) -> None:
     from tlkit.data.preview import GAP_PX, MARGIN_PX, NAMES_PX, Row
 
     view = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, channels), dtype=np.uint8)

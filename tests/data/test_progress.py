@@ -2,12 +2,12 @@ import io
 
 from rich.console import Console
 
-from tlkit.data.progress import pictures_progress
+from tlkit.data.progress import images_progress
 
 
-def test_a_terminal_shows_pictures_and_their_speed_from_the_first_moment_on() -> None:
+def test_a_terminal_shows_images_and_their_speed_from_the_first_moment_on() -> None:
     screen = io.StringIO()
-    with pictures_progress(Console(file=screen, force_terminal=True, width=100), "pictures decoded", 40) as advance:
+    with images_progress(Console(file=screen, force_terminal=True, width=100), "pictures decoded", 40) as advance:
         advance(0)
         advance(10)
         advance(30)

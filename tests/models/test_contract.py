@@ -10,9 +10,9 @@ from torch.nn.functional import cross_entropy
 
 from tlkit.errors import RecipeError
 from tlkit.models.backbones import create_backbone
-from tlkit.models.checkpoint import ModelCard, check_can_ship, load_model, save_model
 from tlkit.models.classifier import Classifier
 from tlkit.models.freeze import trained_parameters
+from tlkit.models.model_folder import ModelCard, check_can_ship, load_model, save_model
 from tlkit.recipe.fields.model import Head
 from tlkit.recipe.fields.phases import BatchNorm, FromStage, LastStages, Train
 

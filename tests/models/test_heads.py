@@ -11,9 +11,9 @@ from torch import nn
 
 from tlkit.errors import RecipeError
 from tlkit.models.backbones import create_backbone
-from tlkit.models.checkpoint import ModelCard, check_can_ship, load_model, save_model
 from tlkit.models.classifier import Classifier
 from tlkit.models.heads import Cosine, LocallyConnected, NearestNeighbours
+from tlkit.models.model_folder import ModelCard, check_can_ship, load_model, save_model
 from tlkit.recipe.fields.model import Head
 
 PREPROCESSING = {
@@ -61,11 +61,11 @@ def test_each_place_of_a_locally_connected_layer_has_its_own_filter() -> None:
 
 def test_nearest_neighbours_vote_as_scikit_learns_do() -> None:
     random = np.random.default_rng(0)
-    pictures, labels, others = random.normal(size=(60, 8)), random.integers(0, 3, 60), random.normal(size=(40, 8))
+    images, labels, others = random.normal(size=(60, 8)), random.integers(0, 3, 60), random.normal(size=(40, 8))
     head = NearestNeighbours(8, 3, neighbours=5)
-    head.remember(torch.tensor(pictures), torch.tensor(labels))
+    head.remember(torch.tensor(images), torch.tensor(labels))
     shares = head(torch.tensor(others)).exp()
-    theirs = KNeighborsClassifier(5).fit(pictures, labels).predict_proba(others)
+    theirs = KNeighborsClassifier(5).fit(images, labels).predict_proba(others)
     # Five votes and a third of one more for each class, of six.
     np.testing.assert_allclose(shares.numpy(), (5 * theirs + 1 / 3) / 6)
     assert (shares.argmax(1).numpy() == theirs.argmax(1)).all()

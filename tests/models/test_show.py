@@ -61,7 +61,7 @@ def test_convolutions_cost_a_quarter_at_half_the_size() -> None:
     assert [4 * stage.multiply_adds for stage in small.stages] == [stage.multiply_adds for stage in large.stages]
 
 
-def test_the_dense_layers_of_vgg_are_told_apart_from_its_head(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_dense_layers_of_vgg_are_reported_apart_from_its_head(capsys: pytest.CaptureFixture[str]) -> None:
     assert [stage.name for stage in measure("vgg11", 32).stages if stage.behind_features] == ["dense"]
     assert cli.main(["models", "show", "vgg11", "--image-size", "32"]) == 0
     words = " ".join(capsys.readouterr().out.split())

@@ -37,7 +37,7 @@ def classifier_of(name: str, train: Train | str | dict[str, str]) -> Classifier:
     return classifier
 
 
-def pictures(name: str, number: int = 4) -> torch.Tensor:
+def random_images(name: str, number: int = 4) -> torch.Tensor:
     return torch.randn(number, 3, SIZES[name], SIZES[name]).contiguous(memory_format=torch.channels_last)
 
 
@@ -49,7 +49,7 @@ def boundaries(name: str) -> list[str | dict[str, str]]:
 
 @pytest.mark.parametrize("name", SIZES)
 def test_prefix_and_suffix_are_the_whole_in_both_modes(name: str) -> None:
-    images = pictures(name)
+    images = random_images(name)
     for train in boundaries(name):
         classifier = classifier_of(name, train)
         modes = {path: module.training for path, module in classifier.named_modules()}
@@ -71,7 +71,7 @@ def test_prefix_and_suffix_are_the_whole_in_both_modes(name: str) -> None:
 
 def test_training_the_suffix_trains_the_classifier_and_only_what_the_phase_says() -> None:
     classifier = classifier_of("resnet18", {"from": "layer4"})
-    images = pictures("resnet18")
+    images = random_images("resnet18")
     found = cut(classifier, images[:1])
     with torch.no_grad():
         activations = found.prefix(images)
@@ -92,14 +92,14 @@ def test_training_the_suffix_trains_the_classifier_and_only_what_the_phase_says(
     ],
 )
 def test_what_crosses_the_cut_is_what_the_stage_takes(name: str, train: str | dict[str, str], shapes: list[tuple[int, ...]]) -> None:
-    found = cut(classifier_of(name, train), pictures(name, 1))
+    found = cut(classifier_of(name, train), random_images(name, 1))
     with torch.no_grad():
-        assert [tuple(activation.shape[1:]) for activation in found.prefix(pictures(name, 2))] == shapes
+        assert [tuple(activation.shape[1:]) for activation in found.prefix(random_images(name, 2))] == shapes
 
 
 def test_nothing_is_cut_where_the_first_layer_trains() -> None:
     with pytest.raises(CannotCut, match="nothing that is frozen comes before"):
-        cut(classifier_of("vgg11_bn", "bias"), pictures("vgg11_bn", 1))
+        cut(classifier_of("vgg11_bn", "bias"), random_images("vgg11_bn", 1))
 
 
 def test_a_network_that_looks_at_values_can_not_be_traced_and_says_so() -> None:
@@ -107,4 +107,4 @@ def test_a_network_that_looks_at_values_can_not_be_traced_and_says_so() -> None:
     features = classifier.features
     classifier.features = lambda images: features(images) if images.sum() > 0 else features(-images)  # type: ignore[method-assign]
     with pytest.raises(CannotCut, match=r"torch.fx can't trace it"):
-        cut(classifier, pictures("resnet18", 1))
+        cut(classifier, random_images("resnet18", 1))

@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 
 from tlkit.errors import MissingExtraError, RecipeError, WeightsError
 from tlkit.models.backbones import create_backbone
-from tlkit.models.checkpoint import ModelCard, load_model, save_model
 from tlkit.models.classifier import Classifier
+from tlkit.models.model_folder import ModelCard, load_model, save_model
 from tlkit.models.weights import Weights, find_weights, load_backbone
 from tlkit.recipe.fields.model import Head, Model
 
@@ -93,7 +93,7 @@ def test_containers_and_prefixes_of_other_trainers_are_taken_off_and_said(
     torch.save(content, tmp_path / "w.pth")
     recipe = model("test_resnet", {"file": str(tmp_path / "w.pth")})
     said: list[str] = []
-    loaded = load_backbone(recipe, find_weights(recipe), 64, say=said.append)
+    loaded = load_backbone(recipe, find_weights(recipe), 64, log=said.append)
     assert all(torch.equal(tensor, backbone.state_dict()[key]) for key, tensor in loaded.state_dict().items())
     (sentence,) = said
     assert words in sentence
@@ -124,11 +124,11 @@ def test_a_pickle_that_needs_more_than_tensors_is_refused_unopened_with_the_way_
 
 
 @pytest.mark.parametrize("name", ["test_vit", "beit_base_patch16_224", "deit_tiny_distilled_patch16_224"])
-def test_weights_of_another_picture_size_are_resampled_as_timm_does_and_it_is_said(tmp_path: Path, name: str) -> None:
+def test_weights_of_another_image_size_are_resampled_as_timm_does_and_it_is_said(tmp_path: Path, name: str) -> None:
     save_file(timm.create_model(name).state_dict(), tmp_path / "w.safetensors")
     recipe = model(name, {"file": str(tmp_path / "w.safetensors")})
     said: list[str] = []
-    ours = load_backbone(recipe, find_weights(recipe), 96, channels=1, say=said.append).state_dict()
+    ours = load_backbone(recipe, find_weights(recipe), 96, channels=1, log=said.append).state_dict()
     overlay = {"file": str(tmp_path / "w.safetensors"), "custom_load": False}
     theirs = timm.create_model(name, pretrained=True, num_classes=0, img_size=96, in_chans=1, pretrained_cfg_overlay=overlay).state_dict()
     assert ours.keys() == theirs.keys()
@@ -154,7 +154,7 @@ def test_what_is_no_state_dict_says_what_it_is(tmp_path: Path) -> None:
         assert "\n  " in str(caught.value)
 
 
-def test_an_ending_that_no_weights_have_is_told_with_those_that_they_have(tmp_path: Path) -> None:
+def test_an_ending_that_no_weights_have_is_reported_with_those_that_they_have(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"w\.onnx' has no ending(.|\n)*\.safetensors, \.pth"):
         find_weights(model("resnet18", {"file": str(tmp_path / "w.onnx")}))
 
@@ -245,7 +245,7 @@ def test_the_stem_is_converted_as_timm_converts_it(tmp_path: Path, name: str, ch
         ):
             load_backbone(recipe, find_weights(recipe), size, channels=channels)
         return
-    ours = load_backbone(recipe, find_weights(recipe), size, channels=channels, say=said.append).eval()
+    ours = load_backbone(recipe, find_weights(recipe), size, channels=channels, log=said.append).eval()
     overlay = {"file": str(file), "custom_load": False}
     theirs = timm.create_model(name, pretrained=True, num_classes=0, in_chans=channels, pretrained_cfg_overlay=overlay).eval()
     images = torch.randn(1, channels, size, size)
@@ -259,7 +259,7 @@ def test_published_weights_are_converted_as_timm_converts_them_too(tmp_path: Pat
     save_file(timm.create_model("resnet18").state_dict(), tmp_path / "w.safetensors")
     said: list[str] = []
     published = Weights("hub", tmp_path / "w.safetensors")
-    ours = load_backbone(model("resnet18", "pretrained"), published, 64, channels=1, say=said.append)
+    ours = load_backbone(model("resnet18", "pretrained"), published, 64, channels=1, log=said.append)
     overlay = {"file": str(tmp_path / "w.safetensors")}
     theirs = timm.create_model("resnet18", pretrained=True, num_classes=0, in_chans=1, pretrained_cfg_overlay=overlay)
     assert all(torch.equal(tensor, theirs.state_dict()[key]) for key, tensor in ours.state_dict().items())
@@ -267,7 +267,7 @@ def test_published_weights_are_converted_as_timm_converts_them_too(tmp_path: Pat
 
 
 @pytest.mark.parametrize("name", ["resnet18", "googlenet"])
-def test_grey_pictures_give_the_features_that_they_gave_as_three_equal_channels(tmp_path: Path, name: str) -> None:
+def test_grey_images_give_the_features_that_they_gave_as_three_equal_channels(tmp_path: Path, name: str) -> None:
     """By arithmetic: the sum over channels of kernel * grey is (sum of kernels) * grey, where mean and std are equal."""
     torch.manual_seed(0)
     save_file(timm.create_model(name).state_dict(), tmp_path / "w.safetensors")
@@ -284,14 +284,14 @@ def test_a_grey_runs_weights_are_converted_to_colour_and_back_without_a_change(t
     run_of(tmp_path / "run", channels=1)
     recipe = model("test_resnet", {"run": str(tmp_path / "run")})
     said: list[str] = []
-    grey, colour = (load_backbone(recipe, find_weights(recipe), 64, channels=n, say=said.append).eval() for n in (1, 3))
+    grey, colour = (load_backbone(recipe, find_weights(recipe), 64, channels=n, log=said.append).eval() for n in (1, 3))
     assert said == ["the first convolution (conv1.0) was converted from 1 to 3 channels"]
     images = torch.randn(2, 1, 64, 64)
     with torch.inference_mode():
         torch.testing.assert_close(grey(images), colour(images.expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-5)
 
 
-def test_a_stem_of_another_shape_is_told_as_another_architecture_and_never_converted(tmp_path: Path) -> None:
+def test_a_stem_of_another_shape_is_reported_as_another_architecture_and_never_converted(tmp_path: Path) -> None:
     state = {key: tensor for key, tensor in timm.create_model("resnet18").state_dict().items()}
     state["conv1.weight"] = torch.zeros(64, 3, 3, 3)
     save_file(state, tmp_path / "w.safetensors")

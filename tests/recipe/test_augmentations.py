@@ -77,7 +77,7 @@ def test_a_transform_may_stand_alone_or_with_arguments() -> None:
         ("[trivialaugment: 3]", "augment[0].trivialaugment = 3 is a whole number.\n  Expected a mapping with the keys num_magnitude_bins"),
     ],
 )
-def test_an_item_that_is_no_transform_is_told_with_the_nearest_fix(value: str, message: str) -> None:
+def test_an_item_that_is_no_transform_is_reported_with_the_nearest_fix(value: str, message: str) -> None:
     with pytest.raises(RecipeError) as caught:
         augment(value)
     assert len(caught.value.faults) == 1

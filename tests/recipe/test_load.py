@@ -11,7 +11,7 @@ from tlkit.recipe.fields.model import Model, PackageWeights
 from tlkit.recipe.fields.phases import FromStage, SolvedPhase
 from tlkit.recipe.load import find_recipe, load_recipe, recipe_yaml
 from tlkit.recipe.schema import Recipe
-from tlkit.shipped import shipped
+from tlkit.system import shipped
 
 SOUND = """\
 name: trial
@@ -172,7 +172,7 @@ def test_a_fault_that_is_found_later_gets_its_line(tmp_path: Path) -> None:
 # --- faults ---
 
 
-def test_all_faults_are_told_at_once_in_the_order_of_the_file(tmp_path: Path) -> None:
+def test_all_faults_are_reported_at_once_in_the_order_of_the_file(tmp_path: Path) -> None:
     text = SOUND.replace("name: trial", "name: trial\nsede: 1").replace("backbone", "bakbone").replace("epochs: 3", "epochs: 0")
     faults = faults_of(write(tmp_path, text + "augment: [Rotat]\n"))
     assert [(fault.place.rpartition(":")[2], fault.key) for fault in faults] == [
@@ -209,7 +209,7 @@ def test_a_classical_head_needs_no_phases(tmp_path: Path) -> None:
     assert load_recipe(write(tmp_path, SOUND), ["model.head={kind: knn}", "phases=[]"]).phases == ()
 
 
-def test_a_known_key_in_the_wrong_part_is_told_where_it_belongs(tmp_path: Path) -> None:
+def test_a_known_key_in_the_wrong_part_is_reported_where_it_belongs(tmp_path: Path) -> None:
     assert "Did you mean phases[0].lr?" in only_fault(write(tmp_path, SOUND + "optimizer: {lr: 1e-3}\n")).fix
 
 
@@ -343,7 +343,7 @@ def test_a_key_given_twice_is_refused_with_both_lines_and_hides_no_other_fault(t
         ("a: [" + "1," * 4000 + "]", 1, "has more than 4,000 keys and values."),
     ],
 )
-def test_a_file_that_is_no_recipe_is_told_in_one_fault(text: str | bytes, line: int | None, problem: str, tmp_path: Path) -> None:
+def test_a_file_that_is_no_recipe_is_reported_in_one_fault(text: str | bytes, line: int | None, problem: str, tmp_path: Path) -> None:
     path = write(tmp_path, text)
     fault = only_fault(path)
     assert problem in fault.problem
@@ -428,13 +428,13 @@ def test_an_override_mends_a_fault_of_the_file(tmp_path: Path) -> None:
         ("phases[0].train.from=x", "phases[0].train is 'head', which has no keys.\n  Set it whole: 'phases[0].train={from: x}'."),
     ],
 )
-def test_an_override_that_leads_nowhere_is_told_with_the_override(override: str, message: str, tmp_path: Path) -> None:
+def test_an_override_that_leads_nowhere_is_reported_with_the_override(override: str, message: str, tmp_path: Path) -> None:
     text = str(only_fault(write(tmp_path, SOUND), override))
     assert text.startswith(f"override {override}: ")
     assert message in text
 
 
-def test_a_faulty_override_is_told_though_a_later_one_replaces_it(tmp_path: Path) -> None:
+def test_a_faulty_override_is_reported_though_a_later_one_replaces_it(tmp_path: Path) -> None:
     assert only_fault(write(tmp_path, SOUND), "phases[9].lr=1", "phases=[{train: all, epochs: 1, lr: 1}]").key == "phases[9].lr"
 
 
@@ -515,7 +515,7 @@ def test_a_solver_put_on_a_phase_of_the_file_names_the_lines_of_what_has_to_go(t
     ]
 
 
-def test_a_misspelt_solver_is_told(tmp_path: Path) -> None:
+def test_a_misspelt_solver_is_reported(tmp_path: Path) -> None:
     faults = faults_of(write(tmp_path, SOUND), "phases[0]={train: head, solvr: lbfgs}")
     assert "Did you mean 'solver'?" in next(fault.fix for fault in faults if fault.key == "phases[0].solvr")
 
@@ -523,7 +523,7 @@ def test_a_misspelt_solver_is_told(tmp_path: Path) -> None:
 # --- robustness ---
 
 
-def test_any_value_anywhere_is_told_and_never_raises_anything_else(tmp_path: Path) -> None:
+def test_any_value_anywhere_is_reported_and_never_raises_anything_else(tmp_path: Path) -> None:
     """Every key of a whole recipe set to values of every kind: a Recipe or a RecipeError, with a place, comes of it."""
     path = write(tmp_path, SOUND + "  - {train: head, solver: lbfgs, weight_decay: 1}\naugment: [HorizontalFlip: {p: 0.5}]\n")
     keys = [key for key in load_recipe(write(tmp_path, recipe_yaml(load_recipe(path))))._places if key]

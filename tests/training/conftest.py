@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tlkit.training.checkpoints import Checkpoints
+from tlkit.training.checkpointing.callback import Checkpoints
 
 
 @pytest.fixture

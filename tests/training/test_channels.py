@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 
 from tlkit.data.decode import decode
 from tlkit.data.preprocess import Preprocessing
-from tlkit.deploy.predict import predict
+from tlkit.deploy.predict.predict import predict
 from tlkit.errors import DataError, RecipeError
-from tlkit.evaluate.evaluate import evaluate_run
-from tlkit.models.checkpoint import load_model
+from tlkit.evaluation.evaluate import evaluate_run
+from tlkit.models.model_folder import load_model
 from tlkit.recipe.load import load_recipe
 from tlkit.training.finetune import finetune
 
@@ -73,7 +73,7 @@ def assert_ships(run: Path, channels: int, files: list[Path]) -> None:
     assert (run / "report.html").is_file()
 
 
-def test_grey_pictures_are_trained_measured_and_shipped(grey_run: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_grey_images_are_trained_measured_and_shipped(grey_run: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workplace)
     assert_ships(grey_run, 1, sorted((workplace / "grey").rglob("*.png"))[:6])
     facts = json.loads((grey_run / "model/tlkit.json").read_text())
@@ -110,14 +110,14 @@ def test_a_grey_run_goes_on_in_colour_with_its_weights_converted_and_says_so(
     assert facts["preprocessing"]["mean"] == earlier["preprocessing"]["mean"] * 3
 
 
-def test_pictures_of_another_number_of_channels_are_named_with_the_fix(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_of_another_number_of_channels_are_named_with_the_fix(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workplace)
     with pytest.raises(DataError, match=r"00\.npy: the number of its channels is 5 .* but data\.channels is 3\.\n  Set data\.channels=5"):
         finetune(load_recipe("recipe.yaml", ["data.source={folder: many}", "data.channels=3"]), out=workplace / "three")
     assert not (workplace / "three").exists()
 
 
-def test_check_names_a_transform_of_colours_for_grey_pictures(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_names_a_transform_of_colours_for_grey_images(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workplace)
     (workplace / "colours.yaml").write_text(RECIPE.replace("[HorizontalFlip,", "[HorizontalFlip, ToSepia,"))
     with pytest.raises(RecipeError, match=r"colours\.yaml:4: augment\[1\]\.ToSepia changes the colours(.|\n)*set data\.channels=3"):

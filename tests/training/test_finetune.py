@@ -20,10 +20,10 @@ from safetensors.torch import load_file
 
 from tlkit.data.decode import decode
 from tlkit.data.preprocess import Preprocessing
-from tlkit.deploy.predict import predict
+from tlkit.deploy.predict.predict import predict
 from tlkit.errors import DataError, DeviceError, RecipeError, RunError
-from tlkit.evaluate.evaluate import evaluate_run
-from tlkit.models.checkpoint import load_model
+from tlkit.evaluation.evaluate import evaluate_run
+from tlkit.models.model_folder import load_model
 from tlkit.recipe.load import load_recipe
 from tlkit.training.finetune import finetune
 
@@ -227,7 +227,7 @@ def test_drop_path_is_refused_where_the_backbone_has_none(workplace: Path, monke
         finetune(load_recipe("recipe.yaml", overrides), out=workplace / "droppath")
 
 
-def test_a_device_that_is_not_there_is_told_before_a_folder_is_made(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_that_is_not_there_is_reported_before_a_folder_is_made(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has the GPU that the test asks for in vain")
     monkeypatch.chdir(workplace)
@@ -236,7 +236,7 @@ def test_a_device_that_is_not_there_is_told_before_a_folder_is_made(workplace: P
     assert not (workplace / "gpu").exists()
 
 
-def test_one_picture_a_step_is_refused_where_batchnorm_would_train_on_it(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_image_a_step_is_refused_where_batchnorm_would_train_on_it(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workplace)
     overrides = ["data.batch_size=1", "phases=[{train: all, epochs: 1, lr: 1e-2}]"]
     with pytest.raises(DataError, match="batch-norm needs two or more"):

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 
 from tests.shades import draw_shades
-from tlkit.deploy.predict import predict
+from tlkit.deploy.predict.predict import predict
 from tlkit.errors import DataError, RunError
-from tlkit.evaluate.evaluate import evaluate_run
+from tlkit.evaluation.evaluate import evaluate_run
+from tlkit.planning.plan import make_plan
+from tlkit.planning.plan_table import print_plan
 from tlkit.recipe.load import load_recipe
 from tlkit.recipe.schema import Recipe
 from tlkit.recipe.summary import recipe_summary
 from tlkit.training.finetune import finetune
-from tlkit.training.plan import make_plan
-from tlkit.training.plan_table import print_plan
 
 RECIPE = """
 name: shades
@@ -49,14 +49,14 @@ def test_each_fold_is_a_whole_run(run: Path, workplace: Path) -> None:
     assert sorted(path.name for path in run.iterdir()) == [
         *("fold_1", "fold_2", "fold_3", "log.txt", "metrics.json", "recipe.yaml", "report.html")
     ]
-    picture = workplace / "pictures/dark/00.png"
+    image = workplace / "pictures/dark/00.png"
     for fold in (1, 2, 3):
         folder = run / f"fold_{fold}"
         metrics = json.loads((folder / "metrics.json").read_text())
         assert metrics["fold"] == {"number": fold, "of": 3}
         assert metrics["pictures"] == {"train": 20, "val": 10, "test": 10}
         assert evaluate_run(folder, "val") == metrics["val"]
-        assert predict(folder, [picture])[1][0].error is None
+        assert predict(folder, [image])[1][0].error is None
         assert f"fold {fold} of 3: 20 training" in (folder / "log.txt").read_text()
         assert f"fold {fold} of 3" in (folder / "report.html").read_text()
 
@@ -98,7 +98,7 @@ def test_a_split_that_names_a_class_that_the_model_lacks_is_refused(run: Path, w
         split.write_text(before)
 
 
-def test_the_plan_and_the_summary_say_how_many_folds_and_how_few_pictures(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_plan_and_the_summary_say_how_many_folds_and_how_few_images(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from rich.console import Console
 
     limited = recipe(workplace, "data.limit=24")

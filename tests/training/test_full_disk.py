@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from tlkit.errors import RunError
-from tlkit.evaluate.curves import draw_curves
+from tlkit.evaluation.curves import draw_curves
 from tlkit.recipe.load import load_recipe
 from tlkit.training.callbacks import LOG, start_log
+from tlkit.training.distributed.signals import Stop
 from tlkit.training.finetune import finetune
-from tlkit.training.run_folder import is_finished, telling_of_a_full_disk
-from tlkit.training.signals import Stop
+from tlkit.training.run_folder import disk_full_explained, is_finished
 
 FULL = Path("/dev/full")
 """Linux: whatever is written there finds no space left."""
@@ -65,12 +65,12 @@ def test_a_line_that_the_log_has_no_room_for_is_no_traceback(capsys: pytest.Capt
     assert "Traceback" not in told
 
 
-def test_the_file_that_the_system_names_is_told() -> None:
+def test_the_file_that_the_system_names_is_reported() -> None:
     stop = Stop()
     stop.hint = "go on"
     with (
         pytest.raises(RunError, match=r"^The disk is full: curves\.png can't be written\.\n.* then go on"),
-        telling_of_a_full_disk(stop),
+        disk_full_explained(stop),
     ):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "curves.png")
 
@@ -79,5 +79,5 @@ def test_other_errors_and_those_before_a_run_has_begun_are_left_alone() -> None:
     for number, hint in ((errno.EIO, "go on"), (errno.ENOSPC, "")):
         stop = Stop()
         stop.hint = hint
-        with pytest.raises(OSError, match=os.strerror(number)), telling_of_a_full_disk(stop):
+        with pytest.raises(OSError, match=os.strerror(number)), disk_full_explained(stop):
             raise OSError(number, os.strerror(number))

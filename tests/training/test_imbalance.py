@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tlkit.evaluate.evaluate import evaluate_run
+from tlkit.evaluation.evaluate import evaluate_run
 from tlkit.recipe.load import load_recipe
 from tlkit.training.finetune import finetune
 

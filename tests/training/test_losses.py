@@ -15,19 +15,19 @@ from tlkit.training.losses import build_criterion, class_weights, plain_loss, po
 
 def made(*counts: int) -> Samples:
     """counts: training pictures of each class; as many validation pictures of the first."""
-    pictures = [Sample(f"{label}/{i}", Path("none"), (label,), "train") for label, count in enumerate(counts) for i in range(count)]
+    images = [Sample(f"{label}/{i}", Path("none"), (label,), "train") for label, count in enumerate(counts) for i in range(count)]
     held_out = [Sample(f"v/{i}", Path("none"), (0,), "val") for i in range(sum(counts))]
-    return Samples(tuple("abc"[: len(counts)]), (*pictures, *held_out))
+    return Samples(tuple("abc"[: len(counts)]), (*images, *held_out))
 
 
-def test_class_weights_are_one_in_the_mean_over_the_pictures() -> None:
+def test_class_weights_are_one_in_the_mean_over_the_images() -> None:
     # 8 pictures, 6 of a and 2 of b: 8 / (2 * 6) and 8 / (2 * 2).
     weights = class_weights(torch.tensor([6.0, 2.0]))
     assert weights.tolist() == pytest.approx([2 / 3, 2.0])
     assert (6 * weights[0] + 2 * weights[1]) / 8 == pytest.approx(1.0)
 
 
-def test_a_picture_counts_by_the_weight_of_its_class_and_the_sum_is_shared_by_all() -> None:
+def test_a_image_counts_by_the_weight_of_its_class_and_the_sum_is_shared_by_all() -> None:
     criterion = build_criterion(Loss(), "loss_weights", made(6, 2))
     # Equal logits: each picture's cross-entropy is log 2. (2/3 + 2/3 + 2) / 3 = 10/9.
     assert criterion(torch.zeros(3, 2), torch.tensor([0, 0, 1])).item() == pytest.approx(10 / 9 * log(2))
@@ -71,7 +71,7 @@ def test_smoothing_of_yes_and_no_spreads_over_the_two_answers() -> None:
     assert loss.item() == pytest.approx((0.95 * log1p(exp(-2)) + 0.05 * log1p(exp(2)) + log(2)) / 2)
 
 
-def test_pictures_with_a_rare_label_weigh_as_much_as_those_without_within_bounds() -> None:
+def test_images_with_a_rare_label_weigh_as_much_as_those_without_within_bounds() -> None:
     # a: 3 without for 1 with. b: 1 without for 3 with. At logit 0 each answer costs log 2.
     loss = several("loss_weights")(torch.zeros(1, 2), torch.ones(1, 2))
     assert loss.item() == pytest.approx((3 + 1 / 3) / 2 * log(2))

@@ -2,14 +2,14 @@ import pytest
 import torch
 
 from tlkit.recipe.fields.learning import Mix
-from tlkit.training.mix import build_mix
+from tlkit.training.losses import build_mix
 
 
 def test_nothing_is_mixed_unless_asked() -> None:
     assert build_mix(Mix(), 3) is None
 
 
-def test_mixup_blends_each_picture_with_the_one_before_it_and_labels_by_the_same_share() -> None:
+def test_mixup_blends_each_image_with_the_one_before_it_and_labels_by_the_same_share() -> None:
     """torchvision rolls the batch by one, so picture i is blended with picture i - 1."""
     torch.manual_seed(0)
     mix = build_mix(Mix(mixup=1.0), 3)

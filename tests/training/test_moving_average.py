@@ -16,7 +16,7 @@ from tlkit.recipe.schema import Recipe
 from tlkit.training.callbacks import moving_average
 from tlkit.training.finetune import finetune
 from tlkit.training.phases import build_module
-from tlkit.training.ready import make_ready
+from tlkit.training.setup import prepare
 
 RECIPE = """
 name: halves
@@ -42,7 +42,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
 
 def fit(recipe: Recipe, epochs: int, folder: Path, checkpoint: Path | None = None) -> tuple[int, dict[str, torch.Tensor]]:
     """The counter and the averaged weights at the end."""
-    ready = make_ready(recipe)
+    ready = prepare(recipe)
     ready.classifier.train_only(ready.trained[0])
     (phase,) = recipe.gradient_phases.values()
     average: WeightAveraging = moving_average(recipe.ema or Ema())
@@ -63,7 +63,7 @@ def fit(recipe: Recipe, epochs: int, folder: Path, checkpoint: Path | None = Non
 
 def test_what_is_frozen_is_not_moved_by_the_average(recipe: Recipe, tmp_path: Path) -> None:
     recipe = recipe.model_copy(update={"phases": (recipe.phases[0].model_copy(update={"train": LastStages(last=1)}),)})
-    before = make_ready(recipe).classifier.state_dict()
+    before = prepare(recipe).classifier.state_dict()
     after = fit(recipe, 2, tmp_path / "run")[1]
     frozen = [name for name in before if name.startswith(("backbone.conv1", "backbone.bn1", "backbone.layer1"))]
     assert len(frozen) > 10

@@ -11,15 +11,15 @@ import torch
 from PIL import Image
 
 from tlkit.cli import main
-from tlkit.data.splits import read_manifest
-from tlkit.deploy.predict import predict
-from tlkit.evaluate.evaluate import evaluate_run
-from tlkit.models.checkpoint import load_model
+from tlkit.data.splits.holdout import read_manifest
+from tlkit.deploy.predict.predict import predict
+from tlkit.evaluation.evaluate import evaluate_run
+from tlkit.models.model_folder import load_model
 from tlkit.recipe.fields.learning import Mix
 from tlkit.recipe.load import load_recipe
 from tlkit.training.finetune import finetune
-from tlkit.training.mix import build_mix
-from tlkit.training.scores import accuracy_of, count
+from tlkit.training.losses import build_mix
+from tlkit.training.metrics import accuracy_of, count
 
 COLOURS = {"blue": 2, "green": 1, "red": 0}
 
@@ -62,7 +62,7 @@ def truth(workplace: Path) -> dict[str, set[str]]:
         return {row["path"]: set(filter(None, row["label"].split("|"))) for row in csv.DictReader(file)}
 
 
-def test_lamps_are_told_apart_and_mean_average_precision_leads(run: Path) -> None:
+def test_lamps_are_reported_apart_and_mean_average_precision_leads(run: Path) -> None:
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["lead"] == metrics["test"]["lead"] == "mean_average_precision"
     assert metrics["test"]["mean_average_precision"] > 0.9  # lit is 150 levels brighter: anything less means that training is broken
@@ -79,7 +79,7 @@ def test_the_best_epoch_is_that_of_the_highest_mean_average_precision(run: Path)
     assert metrics["val"]["mean_average_precision"] == pytest.approx(max(scores), abs=1e-4)
 
 
-def test_the_manifest_holds_all_labels_of_a_picture(run: Path, workplace: Path) -> None:
+def test_the_manifest_holds_all_labels_of_a_image(run: Path, workplace: Path) -> None:
     rows = read_manifest(run / "split.csv")
     assert {row["id"]: set(filter(None, row["class"].split("|"))) for row in rows} == truth(workplace)
     assert {row["split"] for row in rows} == {"train", "val", "test"}
@@ -126,7 +126,7 @@ def test_weights_smoothing_mixup_and_cutmix_train_too(workplace: Path, monkeypat
     assert len(predictions[0].logits) == 3
 
 
-def test_mixup_blends_label_sets_by_the_share_of_their_pictures() -> None:
+def test_mixup_blends_label_sets_by_the_share_of_their_images() -> None:
     torch.manual_seed(0)
     mix = build_mix(Mix(mixup=1.0), 3)
     assert mix is not None
@@ -142,7 +142,7 @@ def test_logits_between_zero_and_one_are_not_taken_for_probabilities() -> None:
     assert float(metric.compute()) == 0.5
 
 
-def test_a_class_without_a_validation_picture_keeps_the_threshold_of_one_half_and_is_told(
+def test_a_class_without_a_validation_image_keeps_the_threshold_of_one_half_and_is_reported(
     workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(workplace)

@@ -27,8 +27,8 @@ def folder(tmp_path: Path) -> Path:
     for label, name in enumerate(("dark", "light")):
         (tmp_path / "pictures" / name).mkdir(parents=True)
         for number in range(12):
-            picture = draws.integers(120 * label, 120 * label + 100, (32, 32, 3), dtype=np.uint8)
-            Image.fromarray(picture).save(tmp_path / "pictures" / name / f"{number}.png")
+            image = draws.integers(120 * label, 120 * label + 100, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(image).save(tmp_path / "pictures" / name / f"{number}.png")
     return tmp_path / "pictures"
 
 
@@ -43,7 +43,7 @@ def named(run: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_training_stops_with_the_pictures_of_the_batch_and_what_to_do(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_stops_with_the_images_of_the_batch_and_what_to_do(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert finetune(folder, "stop", lr=1e38) == 2
     printed = capsys.readouterr().err
     assert re.search(r"The loss became (nan|inf) in batch \d of epoch 0, phase 1\.", printed)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.faulty_folder import CLASSES, GOOD, make_faulty_folder, picture
+from tests.data.faulty_folder import CLASSES, GOOD, make_faulty_folder, make_image
 from tlkit.cli import main
 from tlkit.recipe.load import load_recipe
 from tlkit.training.finetune import finetune
@@ -30,7 +30,7 @@ def folder_of_two(place: Path) -> Path:
     for label, name in enumerate(("cat", "dog")):
         (place / "photos" / name).mkdir(parents=True)
         for number in range(12):
-            picture(100 * label + number).save(place / "photos" / name / f"{number}.png")
+            make_image(100 * label + number).save(place / "photos" / name / f"{number}.png")
     return place / "photos"
 
 
@@ -43,7 +43,7 @@ def run(*words: str) -> int:
     return main(["finetune", "recipe.yaml", *words])
 
 
-def test_skip_trains_on_every_good_picture_and_lists_every_bad_one(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_skip_trains_on_every_good_image_and_lists_every_bad_one(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good, bad = make_faulty_folder(place / "photos")
     assert run("data.on_bad=skip", "--out", "run") == 2  # an empty class is no bad picture: somebody has to decide
     assert "empty class: the class folder is empty" in capsys.readouterr().err
@@ -63,12 +63,12 @@ def test_skip_trains_on_every_good_picture_and_lists_every_bad_one(place: Path, 
     assert len(good) == 3 * GOOD + 4
 
 
-def test_error_ends_with_the_picture_and_what_can_be_done(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_error_ends_with_the_image_and_what_can_be_done(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder_of_two(place) / "cat" / "5.png").write_bytes(b"")
     assert run("--out", "run") == 2
     error = capsys.readouterr().err
     assert "picture cat/5.png: photos/cat/5.png: the file is empty (0 bytes)." in error
-    assert "`tlkit data check RECIPE` names every such picture, and data.on_bad=skip leaves them out of a run." in error
+    assert "`tlkit data check RECIPE` names every such make_image, and data.on_bad=skip leaves them out of a run." in error
     assert not (place / "run" / "skipped.csv").exists()
 
 
@@ -82,7 +82,7 @@ def test_nothing_bad_leaves_an_empty_list_and_the_same_model(place: Path) -> Non
     assert plain["test"]["loss"] == skip["test"]["loss"]
 
 
-def test_a_class_or_a_split_that_would_lose_all_its_pictures_is_an_error(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_class_or_a_split_that_would_lose_all_its_images_is_an_error(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = folder_of_two(place)
     for file in (folder / "cat").iterdir():
         file.write_bytes(b"")
@@ -92,7 +92,7 @@ def test_a_class_or_a_split_that_would_lose_all_its_pictures_is_an_error(place: 
     folder.mkdir()
     (place / "train").rename(folder / "train")
     for number, file in enumerate((folder / "train" / "cat").iterdir()):
-        picture(number).save(file)
+        make_image(number).save(file)
     for name in ("cat", "dog"):
         (folder / "val" / name).mkdir(parents=True)
         (folder / "val" / name / "1.png").write_bytes(b"")
@@ -102,7 +102,7 @@ def test_a_class_or_a_split_that_would_lose_all_its_pictures_is_an_error(place: 
 
 
 def test_a_second_run_decodes_nothing_again_to_know_what_is_bad(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tlkit.data import verdicts
+    from tlkit.data.quality import decode_results as verdicts
 
     (folder_of_two(place) / "cat" / "5.png").write_bytes(b"")
     decoded: list[Path] = []
@@ -142,13 +142,13 @@ def test_evaluate_reports_what_can_no_longer_be_read_and_never_replaces_it(place
     assert f"left out: {damaged}: the file is empty (0 bytes)" in out
     assert main(["evaluate", "error"]) == 2
     assert f"no longer in the data source. The first: {gone}" in capsys.readouterr().err
-    picture(1).save(folder / gone)
+    make_image(1).save(folder / gone)
     assert main(["evaluate", "error"]) == 2
     assert f"picture {damaged}: photos/{damaged}: the file is empty" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("settings", [(), ("data.on_bad=skip",), ("data.workers=1",)])
-def test_a_picture_that_goes_while_a_run_goes_on_ends_it_clearly(
+def test_a_image_that_goes_while_a_run_goes_on_ends_it_clearly(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], settings: tuple[str, ...]
 ) -> None:
     from tlkit.training import phases
@@ -156,12 +156,12 @@ def test_a_picture_that_goes_while_a_run_goes_on_ends_it_clearly(
     folder = folder_of_two(place)
     train_phases = phases.train_phases
 
-    def lose_pictures_first(*arguments: object, **named: object) -> object:
+    def lose_images_first(*arguments: object, **named: object) -> object:
         for file in (folder / "cat").iterdir():
             file.unlink()
         return train_phases(*arguments, **named)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(phases, "train_phases", lose_pictures_first)
+    monkeypatch.setattr(phases, "train_phases", lose_images_first)
     assert run(*settings, "--out", "run") == 2
     error = capsys.readouterr().err
     assert "there is no such file" in error
@@ -172,7 +172,7 @@ def test_a_picture_that_goes_while_a_run_goes_on_ends_it_clearly(
 
 def test_the_settings_of_the_decoder_ship_and_old_models_have_the_defaults(place: Path) -> None:
     from tlkit.data.preprocess import Preprocessing
-    from tlkit.models.checkpoint import read_card
+    from tlkit.models.model_folder import read_card
 
     folder_of_two(place)
     settings = ["data.background=[0, 0, 0]", "data.range_16bit=[0, 4095]", "data.max_pixels=2000"]
@@ -182,5 +182,5 @@ def test_the_settings_of_the_decoder_ship_and_old_models_have_the_defaults(place
     assert (read.background, read.range_16bit, read.max_pixels) == ((0, 0, 0), (0, 4095), 2000)
     old = {key: value for key, value in shipped.items() if key not in ("background", "range_16bit", "max_pixels")}
     assert Preprocessing.from_json(old).range_16bit == (0, 65535)
-    picture(1, (64, 64)).save(place / "large.png")
+    make_image(1, (64, 64)).save(place / "large.png")
     assert main(["predict", str(out), "large.png", "photos/cat/1.png"]) == 2

@@ -133,7 +133,7 @@ def test_the_default_compiler_gives_the_same_losses(place: Path) -> None:
     np.testing.assert_allclose(losses(fast), losses(plain), rtol=0.05)
 
 
-def test_what_can_not_be_compiled_is_told_with_the_phase_and_the_fix(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_can_not_be_compiled_is_reported_with_the_phase_and_the_fix(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> None:
         raise ValueError("no working C++ compiler found")
 

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from tlkit.deploy.predict import predict
+from tlkit.deploy.predict.predict import predict
 from tlkit.errors import RunError
-from tlkit.evaluate.evaluate import evaluate_run
+from tlkit.evaluation.evaluate import evaluate_run
 from tlkit.recipe.load import load_recipe
 from tlkit.training.finetune import finetune
 
@@ -51,7 +51,7 @@ def pixels(file: Path) -> np.ndarray:
     return np.asarray(Image.open(file)) / 255
 
 
-def test_the_mean_picture_is_that_of_the_training_split(run: Path, workplace: Path) -> None:
+def test_the_mean_image_is_that_of_the_training_split(run: Path, workplace: Path) -> None:
     rows = [line.split(",") for line in (run / "split.csv").read_text().splitlines()]
     training = [pixels(workplace / "pictures" / row[0]) for row in rows if row[2] == "train"]
     assert len(training) == 12
@@ -59,7 +59,7 @@ def test_the_mean_picture_is_that_of_the_training_split(run: Path, workplace: Pa
     np.testing.assert_allclose(found, np.mean(training, axis=0), atol=1e-6)
 
 
-def test_the_model_folder_names_the_mean_picture_and_stays_small(run: Path) -> None:
+def test_the_model_folder_names_the_mean_image_and_stays_small(run: Path) -> None:
     facts = json.loads((run / "model/tlkit.json").read_text())
     file = run / "model/mean_picture.safetensors"
     assert facts["preprocessing"]["mean_picture"]["file"] == file.name
@@ -71,7 +71,7 @@ def test_evaluate_gives_the_figures_of_the_run_again(run: Path) -> None:
     assert evaluate_run(run, "test") == json.loads((run / "metrics.json").read_text())["test"]
 
 
-def test_plain_timm_gives_the_same_once_the_mean_picture_is_subtracted(run: Path, workplace: Path) -> None:
+def test_plain_timm_gives_the_same_once_the_mean_image_is_subtracted(run: Path, workplace: Path) -> None:
     facts = json.loads((run / "model/tlkit.json").read_text())
     config = json.loads((run / "model/config.json").read_text())["pretrained_cfg"]
     assert (config["mean"], config["std"]) == ([0.0] * 3, [1.0] * 3)
@@ -85,11 +85,11 @@ def test_plain_timm_gives_the_same_once_the_mean_picture_is_subtracted(run: Path
     torch.testing.assert_close(torch.tensor([prediction.logits for prediction in found]), logits, atol=1e-4, rtol=0)
 
 
-def test_another_mean_picture_is_refused(run: Path, tmp_path: Path) -> None:
+def test_another_mean_image_is_refused(run: Path, tmp_path: Path) -> None:
     model = tmp_path / "model"
     shutil.copytree(run / "model", model)
-    picture = load_file(model / "mean_picture.safetensors")["mean_picture"]
-    save_file({"mean_picture": picture + 1}, model / "mean_picture.safetensors")
+    image = load_file(model / "mean_picture.safetensors")["mean_picture"]
+    save_file({"mean_picture": image + 1}, model / "mean_picture.safetensors")
     with pytest.raises(RunError, match="sha256 differs"):
         predict(model, [])
     facts = json.loads((model / "tlkit.json").read_text())
@@ -103,15 +103,15 @@ def test_the_log_says_what_plain_timm_needs(run: Path) -> None:
     assert "plain timm doesn't know of it" in (run / "log.txt").read_text()
 
 
-def test_weights_of_such_a_run_are_told_to_have_seen_a_mean_picture(run: Path, workplace: Path, tmp_path: Path) -> None:
+def test_weights_of_such_a_run_are_reported_to_have_seen_a_mean_image(run: Path, workplace: Path, tmp_path: Path) -> None:
     overrides = [f"data.source={{folder: {workplace / 'pictures'}}}", f"model.weights={{run: {run}}}", "data.normalize=weights"]
     again = finetune(load_recipe(workplace / "recipe.yaml", overrides), out=tmp_path / "again")
     assert "they were trained with a mean picture subtracted" in (again / "log.txt").read_text()
 
 
-def test_an_exported_network_holds_the_mean_picture(run: Path, workplace: Path, tmp_path: Path) -> None:
+def test_an_exported_network_holds_the_mean_image(run: Path, workplace: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
-    from tlkit.deploy.export import Wanted, export_run
+    from tlkit.deploy.export.export import Wanted, export_run
 
     (artifact,) = export_run(run, Wanted(out=tmp_path))
     files = sorted((workplace / "pictures").rglob("*.png"))[::5]

@@ -10,11 +10,11 @@ from tlkit.training.results import print_panel
 
 
 def test_the_command_at_the_end_can_be_copied_whatever_files_are_called(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    picture, run = tmp_path / "Bag & Co" / "it's [red]1.png", tmp_path / "runs [bold]" / "001"
-    samples = Samples(("a", "b"), (Sample("1", picture, (0,), "test"),))
+    image, run = tmp_path / "Bag & Co" / "it's [red]1.png", tmp_path / "runs [bold]" / "001"
+    samples = Samples(("a", "b"), (Sample("1", image, (0,), "test"),))
     metrics = {"test": {"pictures": 1, "lead": "accuracy", "accuracy": 1.0, "accuracy_interval": (0.2, 1.0)}}
     print_panel(run, samples, metrics)
     line = next(line for line in capsys.readouterr().out.splitlines() if "tlkit predict" in line)
     words = shlex.split(line[line.index("tlkit") :].rstrip("│ "))
     assert words[:3] == ["tlkit", "predict", str(run)]
-    assert Path(words[3]).resolve() == picture
+    assert Path(words[3]).resolve() == image

@@ -8,12 +8,12 @@ from tlkit.models.classifier import Classifier
 from tlkit.recipe.fields.learning import Optimizer
 from tlkit.recipe.fields.model import Head
 from tlkit.recipe.fields.phases import Phase
-from tlkit.training.l2_sp import StartingPoint
+from tlkit.training.losses import StartingPoint
 from tlkit.training.optimizers import parameter_groups
 from tlkit.training.wise_ft import blend
 
 
-def test_a_blend_lies_on_the_line_between_and_keeps_the_new_counters() -> None:
+def test_a_blend_is_on_the_line_between_and_keeps_the_new_counters() -> None:
     old = {"weight": torch.tensor([0.0, 4.0]), "batches": torch.tensor(3)}
     new = {"weight": torch.tensor([10.0, 0.0]), "batches": torch.tensor(9)}
     blended = blend(old, new, 0.25)

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tlkit.bench.sides import Run, machine, run_side
-from tlkit.bench.work import WORDS, Work, package_weights, write_pictures
+from tlkit.bench.work import WORDS, Work, package_weights, write_images
 from tlkit.errors import RunError, TlkitError
 
 WARM_UP = (64, 32)
@@ -80,7 +80,7 @@ def spread_of(values: Sequence[float]) -> Spread:
 
 
 def bench_command(
-    work: Work, pictures: tuple[int, int], *, sides: Sequence[str], repeats: int, warm_cache: bool, as_json: bool, out: Path | None
+    work: Work, images: tuple[int, int], *, sides: Sequence[str], repeats: int, warm_cache: bool, as_json: bool, out: Path | None
 ) -> int:
     """work: its pictures and weights are filled in here. out: a file for the JSON, beside what is printed."""
     if work.stage and work.kind != "from":
@@ -88,7 +88,7 @@ def bench_command(
     check_out(out)
     work = replace(work, weights=package_weights(work.backbone))
     jobs = {side: (side, work) for side in sides}
-    bench = Bench(work, *pictures, run_in_turn(jobs, pictures, repeats=repeats, warm_cache=warm_cache))
+    bench = Bench(work, *images, run_in_turn(jobs, images, repeats=repeats, warm_cache=warm_cache))
     show(bench.to_json(), lambda: print_bench(bench, Console()), as_json=as_json, out=out)
     return 0
 
@@ -110,32 +110,32 @@ def show(figures: Mapping[str, Any], as_table: Callable[[], None], *, as_json: b
 
 
 def run_in_turn(
-    jobs: Mapping[str, tuple[str, Work]], pictures: tuple[int, int], *, repeats: int, warm_cache: bool = False
+    jobs: Mapping[str, tuple[str, Work]], images: tuple[int, int], *, repeats: int, warm_cache: bool = False
 ) -> dict[str, list[Run]]:
     """jobs: name -> side and work. Runs every side once on a few pictures, then all jobs in turn, `repeats` times with seeds from 0.
 
     In turn, so that a machine that gets slower is slow for all. warm_cache: tlkit finds what an earlier run with another seed cached.
     """
-    say = Console(stderr=True, highlight=False).print
+    log = Console(stderr=True, highlight=False).print
     runs: dict[str, list[Run]] = {name: [] for name in jobs}
     with tempfile.TemporaryDirectory(prefix="tlkit-bench-") as name:
         home = Path(name)
-        say(f"writing {sum(pictures):,} pictures to {home}, for as long as this takes")
-        write_pictures(home / "pictures", *pictures)
-        write_pictures(home / "few", *WARM_UP)
-        works = {job: (side, replace(work, pictures=str(home / "pictures"))) for job, (side, work) in jobs.items()}
+        log(f"writing {sum(images):,} pictures to {home}, for as long as this takes")
+        write_images(home / "pictures", *images)
+        write_images(home / "few", *WARM_UP)
+        works = {job: (side, replace(work, images=str(home / "pictures"))) for job, (side, work) in jobs.items()}
         for side, work in dict(works.values()).items():
-            say(f"warm-up  {side}")
-            run_side(side, replace(work, pictures=str(home / "few"), epochs=1), home)
+            log(f"warm-up  {side}")
+            run_side(side, replace(work, images=str(home / "few"), epochs=1), home)
         for job, (side, work) in works.items():
             if warm_cache and side == "tlkit":
-                say(f"filling the cache  {job}")
+                log(f"filling the cache  {job}")
                 run_side(side, replace(work, seed=repeats), home, keep_cache=True)
         for repeat in range(repeats):
             for job, (side, work) in works.items():
                 run = run_side(side, replace(work, seed=repeat), home, keep_cache=warm_cache)
                 runs[job].append(run)
-                say(f"repeat {repeat + 1}/{repeats}  {job:<9} {run.whole_s:.1f} s")
+                log(f"repeat {repeat + 1}/{repeats}  {job:<9} {run.whole_s:.1f} s")
     return runs
 
 
@@ -167,7 +167,7 @@ def print_bench(bench: Bench, console: Console) -> None:
         table.add_column(side, justify="right", no_wrap=True)
     figures = {side: bench.figures(side) for side in bench.runs}
     for name, (words, form) in ROWS.items():
-        cells = [in_words(figures[side][name], form) for side in bench.runs]
+        cells = [format_spread(figures[side][name], form) for side in bench.runs]
         if any(cells):
             table.add_row(words, *cells)
     console.print(table, highlight=False)
@@ -176,7 +176,7 @@ def print_bench(bench: Bench, console: Console) -> None:
         console.print(f"\n[dim]medians of {repeats} repeats, lowest to highest in brackets[/dim]", highlight=False)
 
 
-def in_words(spread: Spread | None, form: str) -> str:
+def format_spread(spread: Spread | None, form: str) -> str:
     """`7.7 (7.5-8.1)`; without brackets where there is no spread."""
     if spread is None:
         return ""

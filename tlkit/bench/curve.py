@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tlkit.bench.command import Spread, check_out, in_words, run_in_turn, show, spread_of
+from tlkit.bench.command import Spread, check_out, format_spread, run_in_turn, show, spread_of
 from tlkit.bench.sides import Run, circumstances
 from tlkit.bench.work import Work, package_weights
 
@@ -59,7 +59,7 @@ class Curve:
         }
 
 
-def curve_command(work: Work, pictures: tuple[int, int], *, repeats: int, as_json: bool, out: Path | None) -> int:
+def curve_command(work: Work, images: tuple[int, int], *, repeats: int, as_json: bool, out: Path | None) -> int:
     """Trains from each stage in turn, with tlkit alone."""
     check_out(out)
     shares = shares_of_compute(work.backbone, work.image_size)
@@ -67,8 +67,8 @@ def curve_command(work: Work, pictures: tuple[int, int], *, repeats: int, as_jso
     works: dict[str, Work] = {HEAD: Work("head", backbone=work.backbone, weights=weights, epochs=work.epochs)}
     for stage in reversed(shares):
         works[stage] = Work("from", backbone=work.backbone, weights=weights, epochs=work.epochs, stage=stage)
-    runs = run_in_turn({name: ("tlkit", work) for name, work in works.items()}, pictures, repeats=repeats)
-    curve = Curve(works[HEAD], *pictures, shares, runs)
+    runs = run_in_turn({name: ("tlkit", work) for name, work in works.items()}, images, repeats=repeats)
+    curve = Curve(works[HEAD], *images, shares, runs)
     show(curve.to_json(), lambda: print_curve(curve, Console()), as_json=as_json, out=out)
     return 0
 
@@ -97,7 +97,7 @@ def print_curve(curve: Curve, console: Console) -> None:
         table.add_column(heading, justify="right", no_wrap=True)
     for trained in curve.runs:
         words = trained if trained == HEAD else f"from {trained}"
-        epoch_s = in_words(curve.epoch_s(trained), ".3g")
+        epoch_s = format_spread(curve.epoch_s(trained), ".3g")
         table.add_row(words, f"{curve.share(trained):.1%}", epoch_s, f"{curve.in_proportion_s(trained):.3g}", f"{curve.ratio(trained):.2f}")
     console.print(table, highlight=False)
     console.print("\n[dim]in proportion: the share of an epoch of the whole network, and an epoch of the head alone[/dim]", highlight=False)

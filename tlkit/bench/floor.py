@@ -104,17 +104,17 @@ def batches(data: Labelled, batch_size: int, order: Tensor | None = None) -> Ite
 
 def ready(work: Work, split: str, interpolation: str) -> Labelled:
     """All pictures of a split, decoded and stretched."""
-    folders = sorted(Path(work.pictures, split).iterdir())
+    folders = sorted(Path(work.images, split).iterdir())
     files = [(file, label) for label, folder in enumerate(folders) for file in sorted(folder.iterdir())]
     size, way = (work.image_size, work.image_size), Image.Resampling[interpolation.upper()]
     with ThreadPoolExecutor() as threads:
-        pictures = list(threads.map(lambda item: np.asarray(Image.open(item[0]).convert("RGB").resize(size, way)), files))
-    return torch.from_numpy(np.stack(pictures)), torch.tensor([label for _, label in files])
+        images = list(threads.map(lambda item: np.asarray(Image.open(item[0]).convert("RGB").resize(size, way)), files))
+    return torch.from_numpy(np.stack(images)), torch.tensor([label for _, label in files])
 
 
 def normalizer(cfg: dict[str, Any], device: torch.device) -> Callable[[Tensor], Tensor]:
     mean, std = (255 * torch.tensor(cfg[key], device=device).view(1, 3, 1, 1) for key in ("mean", "std"))
-    return lambda pictures: pictures.float().sub_(mean).div_(std)
+    return lambda images: images.float().sub_(mean).div_(std)
 
 
 @torch.inference_mode()

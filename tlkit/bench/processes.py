@@ -17,7 +17,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from tlkit.bench.command import Spread, check_out, in_words, run_in_turn, show, spread_of
+from tlkit.bench.command import Spread, check_out, format_spread, run_in_turn, show, spread_of
 from tlkit.bench.scaling import BYTES_A_GRADIENT
 from tlkit.bench.sides import Run, circumstances
 from tlkit.bench.work import Kind, Work, package_weights
@@ -33,8 +33,8 @@ PHOTO = (500, 375)
 class Decoding:
     """Of one core. pictures_s: JPEG files of PHOTO's size, read and resized to 224 px. picture_bytes: of a file."""
 
-    pictures_s: Spread
-    picture_bytes: int
+    images_s: Spread
+    image_bytes: int
 
 
 @dataclass(frozen=True)
@@ -82,11 +82,11 @@ class Processes:
         }
 
 
-def processes_command(work: Work, pictures: tuple[int, int], *, repeats: int, as_json: bool, out: Path | None) -> int:
+def processes_command(work: Work, images: tuple[int, int], *, repeats: int, as_json: bool, out: Path | None) -> int:
     """work: of its kind nothing is used."""
     check_out(out)
-    if pictures[0] % work.batch_size:
-        raise TlkitError(f"--size {pictures[0]}+{pictures[1]}: tlkit bench processes counts whole steps of {work.batch_size} pictures.")
+    if images[0] % work.batch_size:
+        raise TlkitError(f"--size {images[0]}+{images[1]}: tlkit bench processes counts whole steps of {work.batch_size} pictures.")
     trained = parameters_that_train(work.backbone, classes=10)
     weights = package_weights(work.backbone)
     works: dict[tuple[str, int], Work] = {
@@ -95,9 +95,9 @@ def processes_command(work: Work, pictures: tuple[int, int], *, repeats: int, as
         for count in COUNTS
     }
     os.environ["OMP_NUM_THREADS"] = "1"  # a process, a core: else one process takes all of them
-    runs = run_in_turn({f"{kind} on {count}": ("tlkit", each) for (kind, count), each in works.items()}, pictures, repeats=repeats)
+    runs = run_in_turn({f"{kind} on {count}": ("tlkit", each) for (kind, count), each in works.items()}, images, repeats=repeats)
     by_work = {key: runs[f"{key[0]} on {key[1]}"] for key in works}
-    found = Processes(work, *pictures, trained, measure_decoding(repeats), by_work)
+    found = Processes(work, *images, trained, measure_decoding(repeats), by_work)
     show(found.to_json(), lambda: print_processes(found, Console()), as_json=as_json, out=out)
     return 0
 
@@ -116,7 +116,7 @@ def parameters_that_train(backbone: str, *, classes: int) -> dict[str, int]:
     return {"head": head, "all": head + sum(parameter.numel() for parameter in built.parameters())}
 
 
-def measure_decoding(repeats: int, *, pictures: int = 100) -> Decoding:
+def measure_decoding(repeats: int, *, images: int = 100) -> Decoding:
     """On one core, after a first pass that isn't counted. The file is in the system's cache, so that no disk is measured."""
     import cv2
 
@@ -133,9 +133,9 @@ def measure_decoding(repeats: int, *, pictures: int = 100) -> Decoding:
         blurred.save(file, quality=90)
         for _ in range(repeats + 1):
             began = time.perf_counter()
-            for _ in range(pictures):
+            for _ in range(images):
                 preprocessing.read(file)
-            rates.append(pictures / (time.perf_counter() - began))
+            rates.append(images / (time.perf_counter() - began))
         size = file.stat().st_size
     cv2.setNumThreads(threads)
     return Decoding(spread_of(rates[1:]), size)
@@ -154,13 +154,14 @@ def print_processes(found: Processes, console: Console) -> None:
         table.add_column(heading, justify="right", no_wrap=True)
     for kind, count in found.runs:
         epoch_s = found.epoch_s(kind, count)
-        figures = (in_words(epoch_s, ".3g"), f"{1e3 * epoch_s.median / found.steps:.1f}", f"{found.bytes_a_step(kind, count) / 1e6:.2f}")
-        table.add_row(kind, str(count), *figures, in_words(found.speedup(kind, count), ".2f"))
+        ms, megabytes = 1e3 * epoch_s.median / found.steps, found.bytes_a_step(kind, count) / 1e6
+        figures = (format_spread(epoch_s, ".3g"), f"{ms:.1f}", f"{megabytes:.2f}")
+        table.add_row(kind, str(count), *figures, format_spread(found.speedup(kind, count), ".2f"))
     console.print(table, highlight=False)
     decoding = found.decoding
     console.print(
-        f"\none core decodes and resizes {in_words(decoding.pictures_s, '.0f')} JPEG pictures of {PHOTO[0]} x {PHOTO[1]} px a second, "
-        f"{decoding.picture_bytes / 1e3:.0f} kB each: {decoding.pictures_s.median * decoding.picture_bytes / 1e6:.0f} MB/s",
+        f"\none core decodes and resizes {format_spread(decoding.images_s, '.0f')} JPEG pictures of {PHOTO[0]} x {PHOTO[1]} px a second, "
+        f"{decoding.image_bytes / 1e3:.0f} kB each: {decoding.images_s.median * decoding.image_bytes / 1e6:.0f} MB/s",
         highlight=False,
     )
     console.print("[dim]an epoch has its validation; one thread a process; medians, lowest to highest in brackets[/dim]", highlight=False)

@@ -31,7 +31,7 @@ class Training:
     parameters: float
     images_s: float
     batch_size: int
-    picture_bytes: float
+    image_bytes: float
 
 
 @dataclass(frozen=True)
@@ -88,16 +88,16 @@ def step(training: Training, cluster: Cluster, n: int, way: Way = "ring") -> Ste
     bandwidth = cluster.inside if n <= cluster.devices else min(cluster.inside, cluster.between)
     exchange_s = allreduce_s(BYTES_A_GRADIENT * training.parameters, n, bandwidth, cluster.latency_s, way)
     images_of_machine = training.batch_size * min(n, cluster.devices)
-    read_s = images_of_machine * training.picture_bytes / cluster.read
-    shared_s = training.batch_size * n * training.picture_bytes / cluster.shared_read
+    read_s = images_of_machine * training.image_bytes / cluster.read
+    shared_s = training.batch_size * n * training.image_bytes / cluster.shared_read
     input_s = max(read_s, shared_s, images_of_machine / cluster.decoded)
     step_s = max(compute_s + max(0.0, exchange_s - BACKWARD * compute_s), input_s)
     images_s = training.batch_size * n / step_s
     return Step(compute_s, exchange_s, input_s, step_s, images_s, images_s / (n * training.images_s))
 
 
-RESNET50 = Training("resnet50", parameters=25.6e6, images_s=2470, batch_size=256, picture_bytes=110e3)
-VIT_LARGE = Training("vit_large_patch16_224", parameters=304e6, images_s=348, batch_size=64, picture_bytes=110e3)
+RESNET50 = Training("resnet50", parameters=25.6e6, images_s=2470, batch_size=256, image_bytes=110e3)
+VIT_LARGE = Training("vit_large_patch16_224", parameters=304e6, images_s=348, batch_size=64, image_bytes=110e3)
 LINKS = 0.8
 """Of what a link is sold for: assumed."""
 DGX_A100 = Cluster(8, inside=LINKS * 300e9, between=LINKS * 200e9, latency_s=5e-6, read=5e9, decoded=128 * 250)
@@ -129,7 +129,7 @@ def _row(training: Training, cluster: Cluster, n: int) -> str:
     cells = (
         f"{n:,}",
         f"{2 * (n - 1) / n * BYTES_A_GRADIENT * training.parameters / 1e6:,.0f}",
-        f"{tree.images_s * training.picture_bytes / 1e9:,.1f}",
+        f"{tree.images_s * training.image_bytes / 1e9:,.1f}",
         f"{1e3 * tree.compute_s:.0f}",
         f"{1e3 * ring.allreduce_s:,.1f}, {1e3 * tree.allreduce_s:,.1f}",
         f"{1e3 * tree.input_s:.0f}",

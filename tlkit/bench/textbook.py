@@ -86,15 +86,15 @@ def freeze(model: nn.Module, work: Work) -> None:
 def run_textbook(work: Work, folder: Path) -> dict[str, Any]:
     """Returns what `run_floor` returns. folder: for logs and checkpoints."""
     lightning.seed_everything(work.seed, workers=True)
-    model = TextbookClassifier(work, classes=len(list(Path(work.pictures, "train").iterdir())))
+    model = TextbookClassifier(work, classes=len(list(Path(work.images, "train").iterdir())))
     cfg: dict[str, Any] = model.model.pretrained_cfg  # type: ignore[assignment]
     fit = [transforms.Resize((work.image_size, work.image_size))]
     to_tensor = [transforms.ToTensor(), transforms.Normalize(cfg["mean"], cfg["std"])]
     flip = transforms.RandomHorizontalFlip()
     affine = transforms.RandomAffine(ROTATE, translate=(TRANSLATE, TRANSLATE), scale=SCALE)
     augment = {"all": [flip, affine], "live": [flip, transforms.RandomRotation(ROTATE)]}.get(work.kind, [])
-    train = ImageFolder(f"{work.pictures}/train", transforms.Compose([*fit, *augment, *to_tensor]))
-    val = ImageFolder(f"{work.pictures}/val", transforms.Compose([*fit, *to_tensor]))
+    train = ImageFolder(f"{work.images}/train", transforms.Compose([*fit, *augment, *to_tensor]))
+    val = ImageFolder(f"{work.images}/val", transforms.Compose([*fit, *to_tensor]))
     # As Lightning's own hints ask for: several workers, kept between epochs.
     loading: dict[str, Any] = {"batch_size": work.batch_size, "num_workers": min(4, os.cpu_count() or 1), "persistent_workers": True}
     train_loader, val_loader = DataLoader(train, shuffle=True, **loading), DataLoader(val, **loading)

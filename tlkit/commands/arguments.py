@@ -31,12 +31,12 @@ def offline_arguments(parser: ArgumentParser) -> None:
 
 def recipe_to_run(arguments: Namespace) -> "Recipe":
     """The recipe, with what it needs in the folder that the user named; before torch is loaded: a slip in a recipe is told at once."""
-    from tlkit.training.ending import told_once_a_machine
-    from tlkit.training.run_folder import is_first_process
+    from tlkit.training.distributed.shutdown import told_once_a_machine
+    from tlkit.training.run_folder import is_main_process
 
     with told_once_a_machine():
         recipe = _found_offline(arguments, arguments.recipe, arguments.overrides)
-    if is_first_process():
+    if is_main_process():
         print(f"{recipe.name}: loading torch, then looking for pictures and weights", file=sys.stderr)
     return recipe
 
@@ -54,42 +54,40 @@ def _found_offline(arguments: Namespace, name: str, overrides: list[str]) -> "Re
     return recipe if folder is None else from_folder(recipe, folder)
 
 
-def pictures_arguments(parser: ArgumentParser) -> None:
+def images_arguments(parser: ArgumentParser) -> None:
     help = "pictures as they lie (a folder, .csv, .parquet, .npz, 'shards/*.tar'), or a recipe"
-    parser.add_argument("pictures", metavar="DIR|RECIPE", help=help)
+    parser.add_argument("images", metavar="DIR|RECIPE", help=help)
     help = "changes one key of the recipe: data.channels=1, augment=medium, data.seed=1"
     parser.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help=help)
     offline_arguments(parser)
 
 
-def pictures_recipe(arguments: Namespace, *, fitted: str = "") -> tuple["Recipe", bool]:
+def images_recipe(arguments: Namespace, *, fitted: str = "") -> tuple["Recipe", bool]:
     """The recipe, or for pictures as they lie the quickstart's with these pictures and no augmentation; and whether it is the latter.
 
     fitted: keys of `data` for pictures as they lie.
     """
-    source = source_of(arguments.pictures)
+    source = source_of(arguments.images)
     if source is None:
-        return _found_offline(arguments, arguments.pictures, arguments.overrides), False
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(arguments.pictures).resolve().stem).strip("-._") or "pictures"
+        return _found_offline(arguments, arguments.images, arguments.overrides), False
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(arguments.images).resolve().stem).strip("-._") or "images"
     data = f"data={{source: {json.dumps(source)}{fitted and f', {fitted}'}}}"
     return _found_offline(arguments, "quickstart", [f"name={json.dumps(name)}", data, "augment=[]", *arguments.overrides]), True
 
 
-def source_of(pictures: str) -> dict[str, str] | None:
+def source_of(images: str) -> dict[str, str] | None:
     """`data.source` for pictures as they lie, known by their files' names; None for a recipe.
 
     Raises TlkitError for an .npy, which has no labels.
     """
-    place = Path(pictures).expanduser()
+    place = Path(images).expanduser()
     if place.is_dir():
         kind = _kind_of_folder(place)
-        return {kind: f"{pictures}/*.tar" if kind == "webdataset" else pictures}
+        return {kind: f"{images}/*.tar" if kind == "webdataset" else images}
     ending = place.suffix.lower()
     if ending == ".npy":
-        raise TlkitError(
-            f"{pictures}: an .npy file has no labels.\n  Name a recipe with data.source={{npy: {pictures}, labels: LABELS.npy}}."
-        )
-    return {FILES[ending]: pictures} if ending in FILES else None
+        raise TlkitError(f"{images}: an .npy file has no labels.\n  Name a recipe with data.source={{npy: {images}, labels: LABELS.npy}}.")
+    return {FILES[ending]: images} if ending in FILES else None
 
 
 def _kind_of_folder(place: Path) -> str:

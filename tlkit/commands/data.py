@@ -4,24 +4,24 @@ import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from tlkit.commands.arguments import count, pictures_arguments, pictures_recipe, recipe_arguments
+from tlkit.commands.arguments import count, images_arguments, images_recipe, recipe_arguments
 
 
 def check_arguments(parser: ArgumentParser) -> None:
-    pictures_arguments(parser)
+    images_arguments(parser)
     parser.add_argument("--format", choices=("table", "json"), default="table", help="default: table")
     parser.add_argument("--out", type=Path, metavar="FILE.csv", help="where to write every row too")
 
 
 def check(arguments: Namespace) -> int:
-    recipe, _ = pictures_recipe(arguments)
-    from tlkit.data.check import check_command
+    recipe, _ = images_recipe(arguments)
+    from tlkit.data.quality.check import check_command
 
-    return check_command(recipe, arguments.pictures, as_json=arguments.format == "json", out=arguments.out)
+    return check_command(recipe, arguments.images, as_json=arguments.format == "json", out=arguments.out)
 
 
 def preview_arguments(parser: ArgumentParser) -> None:
-    pictures_arguments(parser)
+    images_arguments(parser)
     parser.add_argument("--out", type=Path, default=Path("preview.png"), metavar="FILE", help="default: preview.png")
     parser.add_argument(
         "--rows", type=count, default=8, metavar="N", help="training pictures, of as many classes as there are (default: 8)"
@@ -31,14 +31,14 @@ def preview_arguments(parser: ArgumentParser) -> None:
 
 
 def preview(arguments: Namespace) -> int:
-    recipe, _ = pictures_recipe(arguments)
-    from tlkit.training.preview import preview_command
+    recipe, _ = images_recipe(arguments)
+    from tlkit.workflows.preview import preview_command
 
     return preview_command(recipe, arguments.out, rows=arguments.rows, columns=arguments.columns)
 
 
 def stats_arguments(parser: ArgumentParser) -> None:
-    pictures_arguments(parser)
+    images_arguments(parser)
     help = "side of the mean picture (default: the recipe's image_size, without a recipe the size of the first picture)"
     parser.add_argument("--image-size", type=count, metavar="PX", help=help)
     parser.add_argument("--out", type=Path, metavar="DIR", help="put mean_picture.png and statistics.json here")
@@ -46,8 +46,8 @@ def stats_arguments(parser: ArgumentParser) -> None:
 
 
 def stats(arguments: Namespace) -> int:
-    recipe, as_they_lie = pictures_recipe(arguments)
-    from tlkit.data.stats_command import stats_command
+    recipe, as_they_lie = images_recipe(arguments)
+    from tlkit.data.quality.stats import stats_command
 
     size = arguments.image_size or (None if as_they_lie else recipe.data.image_size)
     return stats_command(recipe, drawn=not as_they_lie, mean_px=size, out=arguments.out, as_json=arguments.format == "json")
@@ -64,21 +64,21 @@ def fetch(arguments: Namespace) -> int:
     from tlkit.recipe.load import load_recipe
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
-    from tlkit.training.fetch import fetch_command
+    from tlkit.workflows.fetch import fetch_command
 
     return fetch_command(recipe, arguments.to, leave_local=arguments.leave_local)
 
 
 def audit_arguments(parser: ArgumentParser) -> None:
-    pictures_arguments(parser)
+    images_arguments(parser)
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to put it (default: the next number under runs/NAME-audit)")
     parser.add_argument("--fix", action="store_true", help="also write cleaned.csv, a list without what leaks; pictures are left alone")
     parser.add_argument("--strict", action="store_true", help="end with 2 if splits leak, a picture has two labels or a label is doubted")
 
 
 def audit(arguments: Namespace) -> int:
-    recipe, as_they_lie = pictures_recipe(arguments, fitted="image_size: 128, resize: pad")
+    recipe, as_they_lie = images_recipe(arguments, fitted="image_size: 128, resize: pad")
     print(f"{recipe.name}: loading torch, then looking for pictures", file=sys.stderr)
-    from tlkit.training.audit import audit_command
+    from tlkit.workflows.audit import audit_command
 
     return audit_command(recipe, drawn=not as_they_lie, out=arguments.out, fix=arguments.fix, strict=arguments.strict)

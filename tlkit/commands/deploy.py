@@ -3,8 +3,8 @@
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
 
-from tlkit.allocator import keep_freed_memory
 from tlkit.commands.arguments import count
+from tlkit.system import keep_freed_memory
 
 
 def predict_arguments(parser: ArgumentParser) -> None:
@@ -26,7 +26,7 @@ def predict_arguments(parser: ArgumentParser) -> None:
 
 
 def predict(arguments: Namespace) -> int:
-    from tlkit.deploy.predict import Asked, predict_command
+    from tlkit.deploy.predict.predict import Asked, predict_command
 
     keep_freed_memory()
     asked = Asked(
@@ -56,7 +56,7 @@ def export_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", help="gets a folder a format; default: RUN/export")
     parser.add_argument("--zip", dest="zipped", action="store_true", help="make a .zip of each folder, too")
     help = "how many pictures prove the export, or all; default: 200 of the validation split"
-    parser.add_argument("--pictures", type=_number_or_all, default=200, metavar="N", help=help)
+    parser.add_argument("--proof-images", "--pictures", type=_number_or_all, default=200, metavar="N", help=help)
     help = "prove it with the pictures in this folder, where the run's own aren't at hand"
     parser.add_argument("--images", type=Path, metavar="DIR", help=help)
     help = "largest difference of a probability that passes; default: 1e-4"
@@ -71,7 +71,7 @@ def export_arguments(parser: ArgumentParser) -> None:
 
 
 def export(arguments: Namespace) -> int:
-    from tlkit.deploy.export import Wanted, export_command
+    from tlkit.deploy.export.export import Wanted, export_command
 
     wanted = Wanted(
         formats=tuple(dict.fromkeys(name for word in arguments.format for name in word.split(",") if name)),
@@ -80,8 +80,8 @@ def export(arguments: Namespace) -> int:
         opset=arguments.opset,
         out=arguments.out,
         zipped=arguments.zipped,
-        images=arguments.images,
-        pictures=arguments.pictures,
+        image_folder=arguments.images,
+        proof_images=arguments.proof_images,
         tolerance=arguments.tolerance,
         samples=arguments.with_samples,
         quantize=arguments.quantize,
@@ -92,7 +92,7 @@ def export(arguments: Namespace) -> int:
 
 
 def serve_arguments(parser: ArgumentParser) -> None:
-    from tlkit.deploy.serve import TOKEN_VARIABLE, Serving
+    from tlkit.deploy.serve.server import TOKEN_VARIABLE, Serving
 
     default, limits = Serving(), Serving().limits
     parser.description = f"{parser.description} A token in the environment variable {TOKEN_VARIABLE} is asked of every client."
@@ -118,8 +118,8 @@ def serve_arguments(parser: ArgumentParser) -> None:
 
 
 def serve(arguments: Namespace) -> int:
-    from tlkit.deploy.serve import Serving, serve_command
-    from tlkit.deploy.serve_limits import Limits
+    from tlkit.deploy.serve.limits import Limits
+    from tlkit.deploy.serve.server import Serving, serve_command
 
     limits = Limits(
         upload_bytes=arguments.max_upload * 10**6,
@@ -162,7 +162,7 @@ def verify_arguments(parser: ArgumentParser) -> None:
 
 
 def verify(arguments: Namespace) -> int:
-    from tlkit.deploy.verify import verify_command
+    from tlkit.deploy.export.verify import verify_command
 
     return verify_command(arguments.artifact, arguments.images)
 

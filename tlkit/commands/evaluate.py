@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tlkit.allocator import keep_freed_memory
+from tlkit.system import keep_freed_memory
 
 
 def evaluate_arguments(parser: ArgumentParser) -> None:
@@ -25,7 +25,7 @@ def _tta(text: str) -> Any:
 
 
 def evaluate(arguments: Namespace) -> int:
-    from tlkit.evaluate.evaluate import evaluate_run
+    from tlkit.evaluation.evaluate import evaluate_run
 
     keep_freed_memory()
     metrics = evaluate_run(arguments.run, arguments.split, arguments.tta)

@@ -5,9 +5,9 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
 from typing import Any
 
-from tlkit.allocator import keep_freed_memory
 from tlkit.commands.arguments import count, offline_arguments, recipe_arguments, recipe_to_run
 from tlkit.errors import TlkitError
+from tlkit.system import keep_freed_memory
 
 
 def finetune_arguments(parser: ArgumentParser) -> None:
@@ -40,12 +40,12 @@ def reproduce_arguments(parser: ArgumentParser) -> None:
 
 
 def reproduce(arguments: Namespace) -> int:
-    from tlkit.training.finished import check_finished
+    from tlkit.workflows.compare_runs import check_finished
 
     check_finished(arguments.run)
     arguments.recipe = str(arguments.run / "recipe.yaml")
     recipe = recipe_to_run(arguments)
-    from tlkit.training.reproduce import reproduce_run
+    from tlkit.workflows.reproduce import reproduce_run
 
     keep_freed_memory()
     return reproduce_run(arguments.run, recipe, out=arguments.out)
@@ -58,7 +58,7 @@ def plan_arguments(parser: ArgumentParser) -> None:
 
 def plan(arguments: Namespace) -> int:
     recipe = recipe_to_run(arguments)
-    from tlkit.training.plan_table import show_plan
+    from tlkit.planning.plan_table import show_plan
 
     keep_freed_memory()
     return show_plan(recipe)
@@ -74,7 +74,7 @@ def lr_arguments(parser: ArgumentParser) -> None:
 
 def lr(arguments: Namespace) -> int:
     recipe = recipe_to_run(arguments)
-    from tlkit.training.lr_range import lr_command
+    from tlkit.planning.lr_range import lr_command
 
     keep_freed_memory()
     words = [arguments.recipe, *arguments.overrides]
@@ -162,7 +162,7 @@ def cache_arguments(parser: ArgumentParser) -> None:
 
 
 def cache(arguments: Namespace) -> int:
-    from tlkit.training.cache_entries import clear, print_entries
+    from tlkit.training.cache.entries import clear, print_entries
 
     if arguments.action == "clear":
         print(f"removed {clear() / 1e6:.0f} MB")

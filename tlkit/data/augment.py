@@ -35,10 +35,10 @@ class Augmentation:
         self.py_random = random.Random(0)  # noqa: S311 (pictures, not secrets)
         compose.set_random_state(np.random.Generator(self.bits), self.py_random)
 
-    def __call__(self, picture: NDArray[np.uint8], *, seed: tuple[int, int, int]) -> NDArray[np.uint8]:
+    def __call__(self, image: NDArray[np.uint8], *, seed: tuple[int, int, int]) -> NDArray[np.uint8]:
         """picture: [S, S, C] uint8, unchanged by this. seed: (seed of the run, epoch, index of the picture)."""
         self._set_state(seed)
-        augmented: NDArray[np.uint8] = self.compose(image=picture.copy())["image"]
+        augmented: NDArray[np.uint8] = self.compose(image=image.copy())["image"]
         return augmented
 
     def _set_state(self, seed: tuple[int, int, int]) -> None:
@@ -127,18 +127,18 @@ def _tried(key: str, transform: Any, image_size: int, channels: int) -> Fault | 
     draws = np.random.default_rng(0)
     before = f"{image_size} x {image_size} x {channels}"
     for _ in range(TRIALS):
-        picture = draws.integers(0, 256, (image_size, image_size, channels), dtype=np.uint8)
+        image = draws.integers(0, 256, (image_size, image_size, channels), dtype=np.uint8)
         try:
             with catch_warnings():
                 simplefilter("ignore")
-                result = transform(image=picture.copy(), force_apply=True)["image"]
+                result = transform(image=image.copy(), force_apply=True)["image"]
         except Exception as error:
             hint = "" if channels == 3 else " It may need colours: data.channels=3."
             return Fault(key, f"fails on a picture of {before}: {_plain(error)}.", f"Change its arguments or remove it.{hint}")
         if not isinstance(result, np.ndarray) or result.dtype != np.uint8:
             what = f"{result.dtype} numbers" if hasattr(result, "dtype") else type(result).__name__
             return Fault(key, f"gives {what} instead of 8-bit pictures.", "Remove it: tlkit normalises and makes tensors itself.")
-        if result.shape != picture.shape:
+        if result.shape != image.shape:
             size = " x ".join(map(str, result.shape))
             fix = f"Set its size to {image_size}, or remove it: data.image_size and data.resize fit the pictures before augmentation."
             return Fault(key, f"changes the picture from {before} to {size}.", fix)

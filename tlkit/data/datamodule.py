@@ -8,16 +8,16 @@ from typing import Literal
 import lightning
 from torch import distributed
 
-from tlkit.byte_sizes import bytes_in_words
 from tlkit.data.augment import Augmentation
-from tlkit.data.fitted import CannotKeep, FittedPictures
-from tlkit.data.pictures import PictureLoader, make_loader
+from tlkit.data.dataset import ImageLoader, make_loader
+from tlkit.data.decoded_cache import DecodedCache
 from tlkit.data.preprocess import Preprocessing
 from tlkit.data.samples import Samples
-from tlkit.errors import DataError
+from tlkit.errors import CacheUnavailable, DataError
+from tlkit.files import format_bytes
 
 
-class PictureData(lightning.LightningDataModule):
+class ImageDataModule(lightning.LightningDataModule):
     """batch_size: pictures a step over all devices. Needs a Trainer with use_distributed_sampler=False: the samplers deal out themselves.
 
     balanced: training draws every class as often as any other, with replacement.
@@ -47,13 +47,13 @@ class PictureData(lightning.LightningDataModule):
         self.seed = seed
         self.balanced = balanced
         self.first_epoch = first_epoch
-        self._kept: dict[str, FittedPictures] = {}
+        self._kept: dict[str, DecodedCache] = {}
 
     @property
-    def keeps_pictures(self) -> bool:
+    def uses_decoded_cache(self) -> bool:
         return bool(self._kept)
 
-    def keep_pictures(self, folder: Path, *, budget_gb: float, processes: int = 1) -> None:
+    def cache_decoded(self, folder: Path, *, budget_gb: float, processes: int = 1) -> None:
         """From here on each training and validation picture is decoded and fitted once. For what is kept already this does nothing.
 
         folder: where the file for them is made. processes: on this machine, each of which keeps its own.
@@ -62,11 +62,11 @@ class PictureData(lightning.LightningDataModule):
         if self._kept:
             return
         shape = (self.preprocessing.image_size, self.preprocessing.image_size, self.preprocessing.channels)
-        pictures = {split: len(self.samples.of(split)) for split in ("train", "val")}
-        needed = processes * sum(pictures.values()) * prod(shape)
+        images = {split: len(self.samples.of(split)) for split in ("train", "val")}
+        needed = processes * sum(images.values()) * prod(shape)
         if needed > budget_gb * 1e9:
-            raise CannotKeep(f"{bytes_in_words(needed)} would be needed and cache.budget_gb is {budget_gb:g}")
-        self._kept = {split: FittedPictures(number, shape, folder) for split, number in pictures.items()}
+            raise CacheUnavailable(f"{format_bytes(needed)} would be needed and cache.budget_gb is {budget_gb:g}")
+        self._kept = {split: DecodedCache(number, shape, folder) for split, number in images.items()}
 
     def check_shares(self, devices: int) -> None:
         """Raises DataError where a step, or a split, can't be dealt out to so many."""
@@ -76,27 +76,27 @@ class PictureData(lightning.LightningDataModule):
                 f"  It is the size over all devices: use a multiple of {devices}."
             )
         for split in ("train", "val"):
-            if (pictures := len(self.samples.of(split))) < devices:
+            if (images := len(self.samples.of(split))) < devices:
                 raise DataError(
-                    f"{pictures} pictures of the {split} split can't be dealt out to {devices} devices.\n"
+                    f"{images} pictures of the {split} split can't be dealt out to {devices} devices.\n"
                     "  Each needs one at least: use fewer devices, or more pictures."
                 )
 
-    def train_dataloader(self) -> PictureLoader:
+    def train_dataloader(self) -> ImageLoader:
         return self._loader("train", train=True)
 
-    def val_dataloader(self) -> PictureLoader:
+    def val_dataloader(self) -> ImageLoader:
         return self._loader("val")
 
-    def test_dataloader(self) -> PictureLoader:
+    def test_dataloader(self) -> ImageLoader:
         return self._loader("test")
 
-    def whole(self, split: str) -> PictureLoader:
+    def whole(self, split: str) -> ImageLoader:
         """Every picture of a split once, in order and as it is, whatever the rank."""
         samples = self.samples.of(split)
         return make_loader(samples, self.preprocessing, batch_size=self.batch_size, workers=self.workers, multi_hot=self.samples.multi_hot)
 
-    def _loader(self, split: str, *, train: bool = False) -> PictureLoader:
+    def _loader(self, split: str, *, train: bool = False) -> ImageLoader:
         rank, ranks = (distributed.get_rank(), distributed.get_world_size()) if _is_distributed() else (0, 1)
         return make_loader(
             self.samples.of(split),

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from tlkit.data.samples import Picture
+from tlkit.data.samples import ImageSource
 from tlkit.errors import DataError
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".npy"})
@@ -35,7 +35,7 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 def decode(
-    image: Picture,
+    image: ImageSource,
     channels: int = 3,
     *,
     max_pixels: int = MAX_PIXELS,
@@ -245,7 +245,7 @@ def _too_large(size: str, max_pixels: int) -> str:
     return f"the picture is too large ({size}; data.max_pixels is {max_pixels:,}).\n  Scale it down or remove it."
 
 
-def _reason(image: Picture, error: Exception, max_pixels: int) -> str:
+def _reason(image: ImageSource, error: Exception, max_pixels: int) -> str:
     """Why a picture can't be read, and what to do."""
     if isinstance(error, Image.DecompressionBombError):
         return _too_large(str(error).split(" exceeds")[0].removeprefix("Image size ").strip("()"), max_pixels)
@@ -262,11 +262,11 @@ def _reason(image: Picture, error: Exception, max_pixels: int) -> str:
     if isinstance(image, Path) and image.stat().st_size == 0:
         return "the file is empty (0 bytes).\n  Replace or remove it."
     if isinstance(error, UnidentifiedImageError):
-        return _no_picture(image)
+        return _no_image(image)
     return f"the picture is damaged or cut off ({error}).\n  Replace or remove it."
 
 
-def _no_picture(image: Picture) -> str:
+def _no_image(image: ImageSource) -> str:
     """What a file holds instead of a picture, by its first bytes."""
     start = b""
     if isinstance(image, Path):

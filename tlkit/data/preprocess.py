@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tlkit.data.decode import MAX_PIXELS, WHITE, WHOLE_RANGE, decode
-from tlkit.data.samples import Picture
+from tlkit.data.samples import ImageSource
 from tlkit.data.statistics import PerChannel, channel_statistics, pixel_statistics
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from tlkit.recipe.fields.data import Data
 
-Read = Callable[[Picture], NDArray[np.uint8]]
-Pictures = Callable[[Read], Iterable[NDArray[np.uint8]]]
+Read = Callable[[ImageSource], NDArray[np.uint8]]
+ImageDataset = Callable[[Read], Iterable[NDArray[np.uint8]]]
 Resize = Literal["crop", "pad", "stretch"]
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 # timm's own values where weights don't say otherwise (timm.data.config, timm.data.constants).
@@ -31,7 +31,7 @@ DEFAULT_CROP_PCT = 0.875
 DEFAULT_INTERPOLATION = "bicubic"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-MEAN_PICTURE_FILE = "mean_picture.safetensors"
+MEAN_IMAGE_FILE = "mean_picture.safetensors"
 """Of a model folder."""
 # A 1 x 100,000 picture scaled to a short side of 256 would take gigabytes; the limit is that of one decoded picture.
 MAX_RESIZED_PIXELS = MAX_PIXELS
@@ -76,29 +76,29 @@ class Preprocessing:
     def channels(self) -> int:
         return len(self.mean)
 
-    def read(self, image: Picture) -> NDArray[np.uint8]:
+    def read(self, image: ImageSource) -> NDArray[np.uint8]:
         """[S, S, C] uint8: a picture decoded and fitted. Raises DataError where it can't be decoded."""
         return self.fit(self.decode(image))
 
-    def decode(self, image: Picture) -> NDArray[np.uint8]:
+    def decode(self, image: ImageSource) -> NDArray[np.uint8]:
         """[H, W, C] uint8. Raises DataError with the file and the reason."""
         return decode(image, self.channels, max_pixels=self.max_pixels, background=self.background, range_16bit=self.range_16bit)
 
-    def fit(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def fit(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """The [S, S, C] uint8 picture that the network sees before normalisation; picture: [H, W, C] uint8.
 
         Pixel for pixel what timm's evaluation transform gives with crop_mode center (crop), border (pad) and squash (stretch).
         Of a picture so long that it would fill gigabytes on the way to its crop, only the part around the centre is resized.
         """
-        size = (picture.shape[1], picture.shape[0])
+        size = (image.shape[1], image.shape[0])
         width, height = self._resized(*size)
         if width * height > MAX_RESIZED_PIXELS:
-            picture = _middle(picture, max(size) * self.image_size * 2 // max(width, height) + 1)
-            size = (picture.shape[1], picture.shape[0])
+            image = _middle(image, max(size) * self.image_size * 2 // max(width, height) + 1)
+            size = (image.shape[1], image.shape[0])
             width, height = self._resized(*size)
         if (width, height) != size:
-            picture = resized(picture, (width, height), Image.Resampling[self.interpolation.upper()])
-        return self._square(picture)
+            image = resized(image, (width, height), Image.Resampling[self.interpolation.upper()])
+        return self._square(image)
 
     def normalize(self, images: "Tensor") -> "Tensor":
         """(images / 255 - mean) / std as float32, on the images' device and in their memory layout. images: [B, C, S, S] uint8."""
@@ -108,9 +108,9 @@ class Preprocessing:
         std = torch.tensor(self.std, dtype=torch.float32, device=images.device).view(1, -1, 1, 1)
         return images.to(torch.float32).div_(255).sub_(mean).div_(std)
 
-    def normalize_arrays(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def normalize_arrays(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """The same without torch: [B, S, S, C] uint8 -> [B, C, S, S] float32."""
-        normalized = (pictures.astype(np.float32) / np.float32(255) - self._mean()) / np.array(self.std, np.float32)
+        normalized = (images.astype(np.float32) / np.float32(255) - self._mean()) / np.array(self.std, np.float32)
         return np.ascontiguousarray(normalized.transpose(0, 3, 1, 2))
 
     def _mean(self) -> NDArray[np.float32]:
@@ -128,7 +128,7 @@ class Preprocessing:
         }
         del values["mean_picture"]
         if digest := values.pop("mean_picture_sha256"):
-            values["mean_picture"] = {"file": MEAN_PICTURE_FILE, "values_sha256": digest}
+            values["mean_picture"] = {"file": MEAN_IMAGE_FILE, "values_sha256": digest}
         return values
 
     @classmethod
@@ -142,9 +142,9 @@ class Preprocessing:
         digest = named.pop("mean_picture", {}).get("values_sha256", "")
         return cls(**named, mean_picture_sha256=digest, mean_picture=mean_picture if digest else None)
 
-    def with_mean_picture(self, picture: NDArray[np.float32]) -> "Preprocessing":
+    def with_mean_picture(self, image: NDArray[np.float32]) -> "Preprocessing":
         """picture: [S, S, C] in units of 0..1."""
-        return replace(self, mean_picture=picture, mean_picture_sha256=sha256(picture.tobytes()).hexdigest())
+        return replace(self, mean_picture=image, mean_picture_sha256=sha256(image.tobytes()).hexdigest())
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
         """Width and height after resizing and before cropping or padding, rounded as torchvision and timm round."""
@@ -158,22 +158,22 @@ class Preprocessing:
             return side, int(side * height / width)
         return int(side * width / height), side
 
-    def _square(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def _square(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Cut or filled to [S, S, C] about the centre. Fill is the mean colour, so padding is zero after normalisation."""
         size = self.image_size
-        height, width = picture.shape[:2]
+        height, width = image.shape[:2]
         if height < size or width < size:
             top, left = max(0, (size - height) // 2), max(0, (size - width) // 2)
             filled = np.empty((max(height, size), max(width, size), self.channels), np.uint8)
             filled[:] = [round(255 * value) for value in self.mean]
-            filled[top : top + height, left : left + width] = picture
-            picture = filled
-            height, width = picture.shape[:2]
+            filled[top : top + height, left : left + width] = image
+            image = filled
+            height, width = image.shape[:2]
         top, left = round((height - size) / 2.0), round((width - size) / 2.0)
-        return np.ascontiguousarray(picture[top : top + size, left : left + size])
+        return np.ascontiguousarray(image[top : top + size, left : left + size])
 
 
-def preprocessing_for(data: "Data", pretrained_cfg: Mapping[str, Any], pictures: Pictures | None = None) -> Preprocessing:
+def preprocessing_for(data: "Data", pretrained_cfg: Mapping[str, Any], images: ImageDataset | None = None) -> Preprocessing:
     """What the recipe asks for, with timm's pretrained_cfg where it says `weights`: its mean and std for the recipe's channels.
 
     pictures: gives the training pictures, read as it is told; called only for `normalize: dataset` and `pixelwise`.
@@ -197,27 +197,27 @@ def preprocessing_for(data: "Data", pretrained_cfg: Mapping[str, Any], pictures:
     )
     if data.normalize in ("weights", "none"):
         return preprocessing
-    if pictures is None:
+    if images is None:
         raise ValueError(f"normalize: {data.normalize} needs the training pictures")
     if data.normalize == "dataset" or data.resize == "pad":
         # Padding takes the colour that is being measured, so it is left out: stretching keeps all of a picture and adds nothing.
         measured = replace(preprocessing, resize="stretch") if data.resize == "pad" else preprocessing
-        mean, std = channel_statistics(pictures(measured.read))
+        mean, std = channel_statistics(images(measured.read))
         preprocessing = replace(preprocessing, mean=mean, std=std)
-    return _pixelwise(preprocessing, pictures) if data.normalize == "pixelwise" else preprocessing
+    return _pixelwise(preprocessing, images) if data.normalize == "pixelwise" else preprocessing
 
 
-def _pixelwise(preprocessing: Preprocessing, pictures: Pictures) -> Preprocessing:
+def _pixelwise(preprocessing: Preprocessing, images: ImageDataset) -> Preprocessing:
     """With the mean picture, and one std a channel about it.
 
     Dividing each position by its own std would make most of those that hardly change, such as corners; so there is one a channel,
     as with channel means, and numbers keep the spread that networks and their initial weights are made for.
     Source: the mean picture alone is subtracted by Krizhevsky et al. 2012, section 2.
     """
-    picture, std = pixel_statistics(pictures(preprocessing.read))
+    image, std = pixel_statistics(images(preprocessing.read))
     # Where pictures are padded, they were fitted with the mean that is there already.
-    mean = preprocessing.mean if preprocessing.resize == "pad" else tuple(map(float, picture.mean((0, 1), np.float64)))
-    return replace(preprocessing, mean=mean, std=std).with_mean_picture(picture)
+    mean = preprocessing.mean if preprocessing.resize == "pad" else tuple(map(float, image.mean((0, 1), np.float64)))
+    return replace(preprocessing, mean=mean, std=std).with_mean_picture(image)
 
 
 def per_channel(values: Sequence[float], channels: int) -> PerChannel:
@@ -228,16 +228,16 @@ def per_channel(values: Sequence[float], channels: int) -> PerChannel:
     return tuple(numbers[i % len(numbers)] for i in range(channels))
 
 
-def _middle(picture: NDArray[np.uint8], longest: int) -> NDArray[np.uint8]:
+def _middle(image: NDArray[np.uint8], longest: int) -> NDArray[np.uint8]:
     """`longest` pixels of the longer side, or one more, so that the centre stays the centre."""
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     top, left = max(0, height - longest) // 2, max(0, width - longest) // 2
-    return picture[top : height - top, left : width - left]
+    return image[top : height - top, left : width - left]
 
 
-def resized(picture: NDArray[np.uint8], size: tuple[int, int], resample: Image.Resampling) -> NDArray[np.uint8]:
+def resized(image: NDArray[np.uint8], size: tuple[int, int], resample: Image.Resampling) -> NDArray[np.uint8]:
     """[H, W, C] -> [height, width, C]; size: width and height."""
-    if picture.shape[2] == 3:
-        return np.asarray(Image.fromarray(picture).resize(size, resample))
+    if image.shape[2] == 3:
+        return np.asarray(Image.fromarray(image).resize(size, resample))
     # Channel by channel: Pillow takes a fourth one for opacity and weighs the others with it.
-    return np.stack([np.asarray(Image.fromarray(channel).resize(size, resample)) for channel in np.moveaxis(picture, 2, 0)], axis=2)
+    return np.stack([np.asarray(Image.fromarray(channel).resize(size, resample)) for channel in np.moveaxis(image, 2, 0)], axis=2)

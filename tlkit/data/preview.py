@@ -11,8 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from tlkit.data.pictures import Pictures
+from tlkit.data.dataset import ImageDataset
 from tlkit.errors import DataError
+from tlkit.recipe.explain import shown
+from tlkit.recipe.fields.learning import Mix
+from tlkit.recipe.schema import Recipe
 
 CELL_PX = 128
 """Smaller pictures are enlarged to about this by a whole factor, pixel for pixel; larger ones are shown at most this much larger."""
@@ -20,7 +23,10 @@ LARGEST_CELL_PX = 160
 GAP_PX, MARGIN_PX, NAMES_PX, LINE_PX, FONT_PX = 6, 16, 150, 18, 13
 INK, SOFT, PAPER = "#1c1c1c", "#5b5b5b", "#ffffff"
 
-Picture = NDArray[np.uint8]
+ImageArray = NDArray[np.uint8]
+
+ROWS, COLUMNS = 8, 6
+"""COLUMNS: with the one as validation sees it."""
 
 log = logging.getLogger("tlkit")
 
@@ -31,36 +37,79 @@ class Row:
 
     id: str
     name: str
-    views: tuple[Picture, ...]
+    views: tuple[ImageArray, ...]
 
 
-def preview_rows(pictures: Pictures, classes: Sequence[str], *, rows: int, epochs: Sequence[int]) -> Iterator[Row]:
+def draw_preview(
+    images: ImageDataset, classes: Sequence[str], recipe: Recipe, file: Path, *, rows: int = ROWS, columns: int = COLUMNS
+) -> list[Row]:
+    """Draws the sheet of pictures of the training split, with their augmentation, and returns what is on it.
+
+    columns: with the first, which shows a picture as it would be in validation. Raises DataError where no picture can be read.
+    """
+    numbers = range(columns - 1) if images.augmentation is not None else range(0)
+    # Views of which the activations are kept come in turns.
+    epochs = [number % recipe.cache.views if recipe.cache.views else number for number in numbers]
+    found = list(preview_rows(images, classes, rows=rows, epochs=epochs))
+    if not found:
+        raise DataError(f"none of the {len(images)} training pictures can be read.\n  See: tlkit data check")
+    size, channels = recipe.data.image_size, recipe.data.channels
+    kind = recipe.data.channels_label
+    if channels not in (1, 3):
+        kind += f", of which the first {'is' if channels == 2 else 'three are'} shown"
+    draw_sheet(
+        found,
+        ["validation", *(f"epoch {number + 1}" for number in numbers)],
+        file,
+        title=f"{recipe.name}: training pictures, {size} px, {kind}",
+        notes=_notes(recipe, len(numbers)),
+    )
+    return found
+
+
+def _notes(recipe: Recipe, epochs_shown: int) -> list[str]:
+    items = [
+        f"{item.name}: {', '.join(f'{name} {shown(value)}' for name, value in item.arguments.items())}".removesuffix(": ")
+        for item in recipe.augment
+    ]
+    notes = [f"augment[{number}]  {item}" for number, item in enumerate(items)] or ["augment is empty: nothing changes."]
+    epochs = sum(phase.epochs for phase in recipe.gradient_phases.values())
+    if items and not epochs:
+        notes.append("No phase of this recipe trains by gradients, so none of this happens: pictures are taken as they are.")
+    elif items and epochs_shown > epochs:
+        notes.append(f"The recipe has {epochs} epoch{'s' if epochs > 1 else ''}; later columns show what more of them would look like.")
+    if recipe.mix != Mix():
+        notes.append("mix blends pictures of a batch after this, which isn't shown.")
+    return notes
+
+
+def preview_rows(images: ImageDataset, classes: Sequence[str], *, rows: int, epochs: Sequence[int]) -> Iterator[Row]:
     """Up to `rows` of the pictures, drawn by their seed, from as many classes as there are; what can't be read is left out and said.
 
     pictures: of the training split, with their augmentation; what training takes from them is what is returned.
     """
     given = 0
-    for index in _by_turns(pictures):
+    for index in _by_turns(images):
         if given == rows:
             return
         try:
-            fitted = pictures.fitted(index)
+            fitted = images.fitted(index)
         except DataError as error:
             log.warning("left out of the sheet: %s", error)
             continue
-        views = (fitted, *(pictures.augmented(fitted, epoch, index) for epoch in epochs))
-        sample = pictures.samples[index]
+        views = (fitted, *(images.augmented(fitted, epoch, index) for epoch in epochs))
+        sample = images.samples[index]
         given += 1
         yield Row(sample.id, ", ".join(classes[label] for label in sample.labels) or "no class", views)
 
 
-def _by_turns(pictures: Pictures) -> list[int]:
+def _by_turns(images: ImageDataset) -> list[int]:
     """Every index once: one of each class in turn, classes in their order, pictures of a class in an order of the seed."""
-    order = np.random.default_rng(pictures.seed).permutation(len(pictures)).tolist()
+    order = np.random.default_rng(images.seed).permutation(len(images)).tolist()
     met: dict[int, int] = {}
     turns = []
     for index in order:
-        label = min(pictures.samples[index].labels, default=-1)
+        label = min(images.samples[index].labels, default=-1)
         met[label] = met.get(label, -1) + 1
         turns.append((met[label], label, index))
     return [index for _, _, index in sorted(turns)]
@@ -68,7 +117,7 @@ def _by_turns(pictures: Pictures) -> list[int]:
 
 def draw_sheet(rows: Sequence[Row], headings: Sequence[str], file: Path, *, title: str, notes: Sequence[str]) -> None:
     """A PNG of the rows. headings: one a column. notes: below the rows, a line each, folded where they are long."""
-    shown = [[_shown(view) for view in row.views] for row in rows]
+    shown = [[_format_value(view) for view in row.views] for row in rows]
     side = shown[0][0].width
     left = MARGIN_PX + NAMES_PX
     width = max(left + len(headings) * (side + GAP_PX) + MARGIN_PX, 640)
@@ -93,7 +142,7 @@ def draw_sheet(rows: Sequence[Row], headings: Sequence[str], file: Path, *, titl
     sheet.save(file, format="PNG")
 
 
-def _shown(view: Picture) -> Image.Image:
+def _format_value(view: ImageArray) -> Image.Image:
     """Colours as they are; grey and two channels as grey, and of more than three channels the first three as red, green and blue."""
     channels = view.shape[2]
     image = Image.fromarray(np.ascontiguousarray(view[:, :, :3]) if channels >= 3 else np.repeat(view[:, :, :1], 3, axis=2))

@@ -21,12 +21,12 @@ def bar_columns(what: str) -> tuple[ProgressColumn, ...]:
 
 
 @contextmanager
-def pictures_progress(console: Console, what: str, pictures: int) -> Iterator[Callable[[int], None]]:
+def images_progress(console: Console, what: str, images: int) -> Iterator[Callable[[int], None]]:
     """Shows a pass over pictures outside of the phases. Gives what is to be called with the number of pictures after each batch."""
     began = last_line = time.perf_counter()
     done = 0
     with Progress(*bar_columns(what), console=console, transient=True, disable=not console.is_terminal) as live:
-        task = live.add_task(what, total=pictures, speed=0.0)  # rich's own speed is None at first
+        task = live.add_task(what, total=images, speed=0.0)  # rich's own speed is None at first
 
         def advance(batch: int) -> None:
             nonlocal done, last_line
@@ -36,6 +36,6 @@ def pictures_progress(console: Console, what: str, pictures: int) -> Iterator[Ca
             if not console.is_terminal and now - last_line > LINE_EVERY_S:
                 last_line = now
                 speed = done / (now - began)
-                LOG.info("%s  %d/%d  %.0f pictures/s, %.0f s left", what, done, pictures, speed, (pictures - done) / speed)
+                LOG.info("%s  %d/%d  %.0f pictures/s, %.0f s left", what, done, images, speed, (images - done) / speed)
 
         yield advance

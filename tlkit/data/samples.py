@@ -18,7 +18,7 @@ SPLIT_WORDS = {"train": "train", "val": "val", "valid": "val", "validation": "va
 LABEL_SEPARATOR = "|"
 LARGEST_FOLD = 5
 """Classes that differ more in their training pictures are uneven: accuracy is then mostly about the large ones."""
-Picture = Path | Callable[[], Image.Image | NDArray[Any]]
+ImageSource = Path | Callable[[], Image.Image | NDArray[Any]]
 """A file, or a function that gives the picture; numbers, [H, W, C] uint8 or uint16, where Pillow has no such picture.
 
 A function that has the bytes of a picture file gives them by read_bytes, as a Path does. It travels to worker processes: it
@@ -41,7 +41,7 @@ class Sample:
     """
 
     id: str
-    image: Picture
+    image: ImageSource
     labels: tuple[int, ...]
     split: str
     group: str | None = None

@@ -13,27 +13,27 @@ PerChannel = tuple[float, ...]
 
 # A channel that never changes has no spread; one grey level keeps the division finite.
 SMALLEST_STD = 1 / 255
-_NO_PICTURES = "there are no pictures to take mean and std from.\n  Check data.source."
+_NO_IMAGES = "there are no pictures to take mean and std from.\n  Check data.source."
 
 
-def channel_statistics(pictures: Iterable[NDArray[np.uint8]]) -> tuple[PerChannel, PerChannel]:
+def channel_statistics(images: Iterable[NDArray[np.uint8]]) -> tuple[PerChannel, PerChannel]:
     """Mean and population standard deviation of each channel over all pixels, in units of 0..1.
 
     pictures: [H, W, C] uint8 of any sizes. The result does not depend on their order.
     Raises DataError where there is no picture.
     """
     counts: NDArray[np.int64] | None = None
-    for picture in pictures:
-        found = value_counts(picture)
+    for image in images:
+        found = value_counts(image)
         counts = found if counts is None else counts + found
     if counts is None:
-        raise DataError(_NO_PICTURES)
+        raise DataError(_NO_IMAGES)
     return of_counts(counts)
 
 
-def value_counts(picture: NDArray[np.uint8]) -> NDArray[np.int64]:
+def value_counts(image: NDArray[np.uint8]) -> NDArray[np.int64]:
     """How often each of the 256 values is in each channel, [C, 256]; picture: [H, W, C]."""
-    return np.stack([np.bincount(channel.ravel(), minlength=256) for channel in np.moveaxis(picture, 2, 0)])
+    return np.stack([np.bincount(channel.ravel(), minlength=256) for channel in np.moveaxis(image, 2, 0)])
 
 
 def of_counts(counts: NDArray[np.int64]) -> tuple[PerChannel, PerChannel]:
@@ -42,7 +42,7 @@ def of_counts(counts: NDArray[np.int64]) -> tuple[PerChannel, PerChannel]:
     return means, stds
 
 
-def pixel_statistics(pictures: Iterable[NDArray[np.uint8]]) -> tuple[NDArray[np.float32], PerChannel]:
+def pixel_statistics(images: Iterable[NDArray[np.uint8]]) -> tuple[NDArray[np.float32], PerChannel]:
     """The mean picture [S, S, C] and, for each channel, the standard deviation of all pixels from it, in units of 0..1.
 
     pictures: [S, S, C] uint8. Raises DataError where there is no picture.
@@ -50,13 +50,13 @@ def pixel_statistics(pictures: Iterable[NDArray[np.uint8]]) -> tuple[NDArray[np.
     total: NDArray[np.int64] | None = None
     squares: NDArray[np.int64] | None = None
     number = 0
-    for picture in pictures:
-        wide = picture.astype(np.int64)
+    for image in images:
+        wide = image.astype(np.int64)
         channels = np.square(wide).sum((0, 1))
         total, squares = (wide, channels) if total is None or squares is None else (total + wide, squares + channels)
         number += 1
     if total is None or squares is None:
-        raise DataError(_NO_PICTURES)
+        raise DataError(_NO_IMAGES)
     about_zero = np.square(total.astype(np.float64) / number).sum((0, 1)) * number
     std = np.sqrt(np.maximum(0.0, squares - about_zero) / (number * total.shape[0] * total.shape[1])) / 255
     return (total / number / 255).astype(np.float32), tuple(max(float(value), SMALLEST_STD) for value in std)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tlkit.errors import BackboneError, Fault, RecipeError, expected_one_of
-from tlkit.models import classic, googlenet  # noqa: F401  # registers their models with timm
+from tlkit.models.zoo import classic, googlenet  # noqa: F401  # registers their models with timm
 
 
 @dataclass(frozen=True)

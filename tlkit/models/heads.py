@@ -88,13 +88,13 @@ class NearestNeighbours(nn.Module):
         self.register_buffer("pictures", torch.empty(0, features))  # [N, F]
         self.register_buffer("labels", torch.empty(0, dtype=torch.int64))  # [N]
 
-    def remember(self, pictures: Tensor, labels: Tensor) -> None:
-        self.pictures, self.labels = pictures.clone(), labels.clone()
+    def remember(self, images: Tensor, labels: Tensor) -> None:
+        self.images, self.labels = images.clone(), labels.clone()
 
     def forward(self, features: Tensor) -> Tensor:
         from sklearn.neighbors import NearestNeighbors
 
-        index = NearestNeighbors(n_neighbors=min(self.neighbours, len(self.labels))).fit(self.pictures.cpu().numpy())
+        index = NearestNeighbors(n_neighbors=min(self.neighbours, len(self.labels))).fit(self.images.cpu().numpy())
         nearest = torch.from_numpy(index.kneighbors(features.cpu().numpy(), return_distance=False))  # [B, k]
         votes = nn.functional.one_hot(self.labels.cpu()[nearest], self.classes).sum(1)  # [B, K]
         shares = (votes + 1 / self.classes) / (nearest.shape[1] + 1)

@@ -15,7 +15,7 @@ def infer(
     normalize: Callable[[Tensor], Tensor],
     *,
     outputs: Callable[[Tensor], Tensor] | None = None,
-    on_batch: Callable[[int], None] = lambda pictures: None,
+    on_batch: Callable[[int], None] = lambda count: None,
 ) -> tuple[Tensor, Tensor]:
     """Logits [N, K] and labels [N] on the CPU, in the order of the batches.
 

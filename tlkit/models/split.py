@@ -149,7 +149,7 @@ def _downstream(graph: fx.Graph, live: set[str], classifier: Classifier) -> set[
     return late
 
 
-def _one_a_picture(features: nn.Module, graph: fx.Graph, image: Tensor) -> set[fx.Node]:
+def _one_a_image(features: nn.Module, graph: fx.Graph, image: Tensor) -> set[fx.Node]:
     """Nodes whose values are tensors [B, ...]: sizes and tables keep theirs when there are more pictures."""
     of_two, of_three = (_first_dimensions(features, graph, image.repeat(count, 1, 1, 1)) for count in (2, 3))
     return {node for node in graph.nodes if (of_two[node], of_three[node]) == (2, 3)}
@@ -181,15 +181,15 @@ def _crossing(features: nn.Module, graph: fx.Graph, late: set[fx.Node], image: T
 
     Sizes and tables can't be kept by picture. Pooling and the like of another value that crosses costs less than keeping it.
     """
-    by_picture = _one_a_picture(features, graph, image)
+    by_image = _one_a_image(features, graph, image)
     (output,) = (node for node in graph.nodes if node.op == "output")
     late = late | {output}
     while True:
         crossing = [node for node in graph.nodes if node not in late and any(user in late for user in node.users)]
-        anew = {node for node in crossing if node.op != "placeholder" and (node not in by_picture or _follows(node, crossing, features))}
-        if not anew:
+        again = {node for node in crossing if node.op != "placeholder" and (node not in by_image or _follows(node, crossing, features))}
+        if not again:
             return crossing, late
-        late |= anew
+        late |= again
 
 
 def _follows(node: fx.Node, crossing: Collection[fx.Node], features: nn.Module) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tlkit.errors import Fault, MissingExtraError, RecipeError, RunError, WeightsError, expected_one_of
 from tlkit.models.backbones import classifier_names, create_backbone, first_convolutions, pretrained_cfg
-from tlkit.models.checkpoint import find_model_folder, read_card
+from tlkit.models.model_folder import find_model_folder, read_card
 from tlkit.models.state_files import SUFFIXES, read_tensors, under_names
 from tlkit.recipe.fetched import fetched_weights, is_offline
 from tlkit.recipe.fields.model import FileWeights, Model, PackageWeights, RunWeights
@@ -69,7 +69,7 @@ def find_weights(model: Model) -> Weights:
 
 
 def load_backbone(
-    model: Model, weights: Weights, image_size: int, *, channels: int = 3, say: Callable[[str], None] = LOG.info
+    model: Model, weights: Weights, image_size: int, *, channels: int = 3, log: Callable[[str], None] = LOG.info
 ) -> nn.Module:
     """The recipe's backbone with its weights in place: [B, channels, H, W] -> features [B, F].
 
@@ -87,11 +87,11 @@ def load_backbone(
     if weights.file is None:
         return backbone
     if state is None:
-        state = _state_of(model, weights.file, backbone, say)
-    _convert_stem(state, backbone, say)
+        state = _state_of(model, weights.file, backbone, log)
+    _convert_stem(state, backbone, log)
     _check_fits(backbone, state, weights.origin)
     if tables := [key for key, tensor in backbone.state_dict().items() if tensor.shape != state[key].shape]:
-        say(f"what the weights know of places ({tables[0]} ..) was resampled to pictures of {image_size} px, as timm does")
+        log(f"what the weights know of places ({tables[0]} ..) was resampled to pictures of {image_size} px, as timm does")
         return create_backbone(model.backbone, image_size, state, channels=channels, drop_path=model.drop_path, pool=model.head.pool)
     backbone.load_state_dict(state)
     return backbone
@@ -221,7 +221,7 @@ def _url_file(url: str) -> Path:
     return file
 
 
-def _state_of(model: Model, file: Path, backbone: nn.Module, say: Callable[[str], None]) -> dict[str, Tensor]:
+def _state_of(model: Model, file: Path, backbone: nn.Module, log: Callable[[str], None]) -> dict[str, Tensor]:
     """The tensors of a file under timm's names, without its classifier."""
     tensors, container = read_tensors(file)
     if isinstance(model.weights, PackageWeights):
@@ -231,7 +231,7 @@ def _state_of(model: Model, file: Path, backbone: nn.Module, say: Callable[[str]
         parts = [f"'{container}'"] if container else []
         parts += [f"the tensors named '{prefix}*'"] if prefix else []
         left = len(tensors) - len(found)
-        say(f"of {file} {' and in it '.join(parts)} were taken" + (f", and {left} other tensors left" if left else ""))
+        log(f"of {file} {' and in it '.join(parts)} were taken" + (f", and {left} other tensors left" if left else ""))
     return _without_classifier(found, model.backbone)
 
 
@@ -252,7 +252,7 @@ def _without_classifier(state: Mapping[str, Tensor], name: str) -> dict[str, Ten
     return {key: tensor for key, tensor in state.items() if key.rpartition(".")[0] not in classifiers}
 
 
-def _convert_stem(state: dict[str, Tensor], backbone: nn.Module, say: Callable[[str], None]) -> None:
+def _convert_stem(state: dict[str, Tensor], backbone: nn.Module, log: Callable[[str], None]) -> None:
     """Brings the first convolutions of another number of channels to the backbone's, by timm's rule.
 
     Kernels are summed for one channel, so that a grey picture gives what it gave as three equal channels; else repeated and scaled.
@@ -277,7 +277,7 @@ def _convert_stem(state: dict[str, Tensor], backbone: nn.Module, say: Callable[[
             ) from error
         converted[name] = came_channels
     if converted:
-        say(f"the first convolution ({', '.join(converted)}) was converted from {next(iter(converted.values()))} to {channels} channels")
+        log(f"the first convolution ({', '.join(converted)}) was converted from {next(iter(converted.values()))} to {channels} channels")
 
 
 def _check_fits(backbone: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:

@@ -101,9 +101,9 @@ def from_folder(recipe: Recipe, folder: Path) -> Recipe:
     if "bundled" not in source:
         found = next((data for data in fetched.data if data.asked == _as_json(source)), None)
         if found is None:
-            there = " and ".join(_in_words(data.asked) for data in fetched.data) or "no data"
+            there = " and ".join(_label(data.asked) for data in fetched.data) or "no data"
             raise DataError(
-                f"{folder} has {there}, and data.source is {_in_words(source)}.\n  Where there is a network, bring it: {_fetch_it(folder)}"
+                f"{folder} has {there}, and data.source is {_label(source)}.\n  Where there is a network, bring it: {_fetch_it(folder)}"
             )
         check_files(folder, fetched.files, [name for name in fetched.files if found.inside and name.startswith(f"{found.inside}/")])
         values["data"]["source"] |= {key: str(folder / path) for key, path in found.use.items()}
@@ -127,8 +127,8 @@ def fetched_weights(model: Model) -> tuple[str, Path, str] | None:
     fetched = read_fetched(folder)
     found = _of(fetched, model)
     if found is None:
-        there = " and ".join(f"{weights.backbone} ({_in_words(weights.asked)})" for weights in fetched.weights) or "no weights"
-        asked = f"{model.backbone} ({_in_words(_asked(model))})"
+        there = " and ".join(f"{weights.backbone} ({_label(weights.asked)})" for weights in fetched.weights) or "no weights"
+        asked = f"{model.backbone} ({_label(_asked(model))})"
         raise WeightsError(f"{folder} has {there}, and the recipe asks for {asked}.\n  Where there is a network: {_fetch_it(folder)}")
     try:
         check_files(folder, fetched.files, [found.file])
@@ -176,7 +176,7 @@ def _as_json(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
-def _in_words(asked: Any) -> str:
+def _label(asked: Any) -> str:
     """`torchvision CIFAR10`"""
     return asked if isinstance(asked, str) else " ".join(map(str, next(iter(asked.items()))))
 

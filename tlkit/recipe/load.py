@@ -14,7 +14,7 @@ from tlkit.recipe.augmentations import read_augment
 from tlkit.recipe.explain import MOST_FAULTS, schema_faults, shown
 from tlkit.recipe.schema import Recipe, nearest_place
 from tlkit.recipe.yaml12 import WHOLE, Document, read_yaml
-from tlkit.shipped import shipped
+from tlkit.system import shipped
 
 MAX_BYTES = 200_000
 MAX_OVERRIDES = 200
@@ -172,8 +172,8 @@ def _override(document: Document, override: str) -> None:
     def replaced(written: str) -> bool:
         return written == key or written.startswith(below)
 
-    kept_faults = [fault for fault in document.faults if fault.place.startswith("override ") or not replaced(fault.key)]
-    document.faults = kept_faults + value.faults
+    known_faults = [fault for fault in document.faults if fault.place.startswith("override ") or not replaced(fault.key)]
+    document.faults = known_faults + value.faults
     document.broken = {broken for broken in document.broken if not replaced(broken)} | value.broken
     document.places = {written: where for written, where in document.places.items() if not replaced(written)} | value.places
 

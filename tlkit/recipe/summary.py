@@ -15,10 +15,10 @@ FROZEN_ACCURACY = {"weights": 0.842, "dataset": 0.834, "pixelwise": 0.824, "none
 def recipe_summary(recipe: Recipe) -> str:
     """One line a part of the recipe, one line a phase; defaults included where they matter to the result."""
     data, model = recipe.data, recipe.model
-    pictures = f"{data.image_size} px by {data.resize}, {data.channels_in_words}"
+    images = f"{data.image_size} px by {data.resize}, {data.channels_label}"
     rows = [
         ("name", f"{recipe.name}, seed {recipe.seed}"),
-        ("data", f"{_words(data.source)}; {pictures}, normalize {data.normalize}, batches {_batches(data)}"),
+        ("data", f"{_words(data.source)}; {images}, normalize {data.normalize}, batches {_batches(data)}"),
         *([("limit", f"{data.limit:g} of the pictures" if data.limit < 1 else f"{data.limit} pictures")] if data.limit else []),
         *([("folds", f"{data.folds} runs, each validated on its own fold")] if data.folds else []),
         ("task", f"{recipe.task}, imbalance {recipe.imbalance}"),

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tlkit.data.progress import LINE_EVERY_S
 from tlkit.errors import without_passwords
-from tlkit.evaluate.metrics import Lead, in_words
+from tlkit.evaluation.metrics import PrimaryMetric, metric_label
 from tlkit.models.classifier import Classifier
 from tlkit.models.state_files import write_tensors
 from tlkit.recipe.fields.learning import Ema
@@ -37,11 +37,11 @@ class BestWeights(Callback):
     def __init__(self, file: Path, classifier: Classifier) -> None:
         self.file = file
         self.score = float("-inf")
-        self.phase_now = self.phase = self.epoch = 0
+        self.current_phase = self.phase = self.epoch = 0
         self._classifier = classifier
         self._changing: frozenset[str] = frozenset(classifier.state_dict())
 
-    def may_change(self, names: frozenset[str], *, keeps: bool) -> None:
+    def set_trainable_names(self, names: frozenset[str], *, keeps: bool) -> None:
         """To be called before a phase. names: of the classifier's tensors. keeps: whether this process writes the weights."""
         self._changing = names
         if not keeps or not self.file.is_file():
@@ -53,13 +53,13 @@ class BestWeights(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # The metric itself: the figures that are logged are ready only after this hook, when a moving average is swapped out again.
         score = float(pl_module.val_score.compute())  # type: ignore[union-attr, operator]
-        self.offer(score, trainer.current_epoch, keeps=trainer.is_global_zero)
+        self.update(score, trainer.current_epoch, keeps=trainer.is_global_zero)
 
-    def offer(self, score: float, epoch: int, *, keeps: bool) -> None:
+    def update(self, score: float, epoch: int, *, keeps: bool) -> None:
         """keeps: whether this process writes the weights."""
         if score <= self.score:
             return
-        self.score, self.phase, self.epoch = score, self.phase_now, epoch
+        self.score, self.phase, self.epoch = score, self.current_phase, epoch
         if keeps:
             save_tensors(_tensors(self._classifier, self._changing), self.file)
 
@@ -138,9 +138,9 @@ def write_metrics_table(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
 class ShowProgress(Callback):
     """Epoch, batch, images/s and time left: a live line on a terminal, plain lines elsewhere. A line an epoch in log.txt either way."""
 
-    def __init__(self, console: Console, *, phase_title: str, lead: Lead) -> None:
+    def __init__(self, console: Console, *, phase_title: str, primary_metric: PrimaryMetric) -> None:
         self._console = console
-        self._lead = lead
+        self._primary_metric = primary_metric
         self._title = phase_title
         self._live: Progress | None = None
         self._began = self._last_line = 0.0
@@ -179,7 +179,7 @@ class ShowProgress(Callback):
                 metrics["train/accuracy"],
                 metrics["val/loss"],
                 metrics["val/accuracy"],
-                "" if self._lead == "accuracy" else f" {in_words(self._lead)} {metrics['val/score']:.4f}",
+                "" if self._primary_metric == "accuracy" else f" {metric_label(self._primary_metric)} {metrics['val/score']:.4f}",
                 seconds,
                 self._images / seconds,
             )

@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tlkit.evaluate.report import write_folds_report
+from tlkit.evaluation.report import write_folds_report
 from tlkit.recipe.load import recipe_yaml
 from tlkit.recipe.schema import Recipe
-from tlkit.training.finetune import train_and_measure
-from tlkit.training.processes import from_first, one_a_machine_first, start_processes
-from tlkit.training.ready import make_ready
-from tlkit.training.run_folder import FIRST, is_finished, is_first_process, make_fold_folders, make_run_folder
-from tlkit.training.signals import Stop
+from tlkit.training.distributed.launch import broadcast_from_main, local_main_process_first, start_processes
+from tlkit.training.distributed.signals import Stop
+from tlkit.training.run import train_and_measure
+from tlkit.training.run_folder import FIRST, is_finished, is_main_process, make_fold_folders, make_run_folder
+from tlkit.training.setup import prepare
 
 LOG = logging.getLogger("tlkit")
 
@@ -28,15 +28,15 @@ def finetune_folds(recipe: Recipe, out: Path | None, *, resume: bool, stop: Stop
     """
     began = time.perf_counter()
     folds = recipe.data.folds or 0
-    with one_a_machine_first():
-        ready = make_ready(recipe, fold=1)
+    with local_main_process_first():
+        ready = prepare(recipe, fold=1)
     from tlkit.training.callbacks import start_log
-    from tlkit.training.checkpoint_files import write_whole
+    from tlkit.training.checkpointing.files import write_whole
 
     start_processes(recipe)
-    run = from_first(lambda: make_run_folder(recipe.name, out, resume=resume))
+    run = broadcast_from_main(lambda: make_run_folder(recipe.name, out, resume=resume))
     stop.hint = f"go on with the same command, --out {run} and --resume"
-    if is_first_process():
+    if is_main_process():
         write_whole(run / FIRST, recipe_yaml(recipe).encode())
     folders = make_fold_folders(run, folds, resume=resume)
     for fold, folder in enumerate(folders, 1):
@@ -44,9 +44,9 @@ def finetune_folds(recipe: Recipe, out: Path | None, *, resume: bool, stop: Stop
         if resume and is_finished(folder):
             continue
         if fold > 1:
-            ready = make_ready(recipe, fold=fold)
+            ready = prepare(recipe, fold=fold)
         train_and_measure(recipe, ready, folder, began=started, resume=resume, stop=stop)
-    if not is_first_process():
+    if not is_main_process():
         return run
     each = [json.loads((folder / "metrics.json").read_text(encoding="utf-8")) for folder in folders]
     summary = summarize(each)
@@ -69,13 +69,13 @@ def summarize(each: Sequence[Metrics]) -> dict[str, Any]:
     over_folds: split -> figure -> mean, min, max and the folds' own, of accuracy and of the figure that leads.
     """
     # Where classes are just about uneven enough, folds may differ in which figure leads: the stricter one then leads all.
-    lead = next((metrics["lead"] for metrics in each if metrics["lead"] != "accuracy"), "accuracy")
+    primary_metric = next((metrics["lead"] for metrics in each if metrics["lead"] != "accuracy"), "accuracy")
     splits = [split for split in ("test", "val") if split in each[0]]
-    figures = dict.fromkeys((lead, "accuracy"))
+    figures = dict.fromkeys((primary_metric, "accuracy"))
     over_folds = {split: {figure: _spread([metrics[split][figure] for metrics in each]) for figure in figures} for split in splits}
     return {
-        **{split: {"lead": lead, **{figure: over_folds[split][figure]["mean"] for figure in figures}} for split in splits},
-        "lead": lead,
+        **{split: {"lead": primary_metric, **{figure: over_folds[split][figure]["mean"] for figure in figures}} for split in splits},
+        "lead": primary_metric,
         "folds": len(each),
         "over_folds": over_folds,
         "pictures": [metrics["pictures"] for metrics in each],

@@ -1,11 +1,15 @@
 """What training makes small, and how classes with few pictures are made up for. Validation never sees any of it."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+from torchvision.transforms import v2
 
 from tlkit.data.samples import Samples
-from tlkit.recipe.fields.learning import Loss
+from tlkit.models.classifier import Classifier
+from tlkit.recipe.fields.learning import Loss, Mix
 from tlkit.recipe.schema import Imbalance
 
 LARGEST_RATIO = 20.0
@@ -33,9 +37,9 @@ def class_weights(counts: Tensor) -> Tensor:
     return counts.sum() / (len(counts) * counts)
 
 
-def positive_weights(counts: Tensor, pictures: int) -> Tensor:
+def positive_weights(counts: Tensor, images: int) -> Tensor:
     """Pictures without a class for each one with it, [K], from 1/20 to 20."""
-    return ((pictures - counts) / counts).clamp(1 / LARGEST_RATIO, LARGEST_RATIO)
+    return ((images - counts) / counts).clamp(1 / LARGEST_RATIO, LARGEST_RATIO)
 
 
 class WeightedCrossEntropy(nn.Module):
@@ -85,3 +89,33 @@ class BinaryCrossEntropy(nn.Module):
 def plain_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Of validation, so that its losses compare between recipes. labels: [B], or float [B, K] for multilabel."""
     return cross_entropy(logits, labels) if labels.ndim == 1 else binary_cross_entropy_with_logits(logits, labels)
+
+
+class StartingPoint:
+    """strength / 2 times the squared distance of the backbone from its weights at the time when this was made.
+
+    Source: Li, Grandvalet and Davoine 2018, eq. 3, https://arxiv.org/abs/1802.01483
+    """
+
+    def __init__(self, classifier: Classifier, strength: float) -> None:
+        self._strength = strength
+        self._start = {name: parameter.detach().clone() for name, parameter in classifier.backbone.named_parameters()}
+
+    def penalty(self, backbone: nn.Module) -> Tensor:
+        """A scalar with a gradient for each parameter that trains."""
+        distances = [torch.zeros((), device=next(backbone.parameters()).device)]
+        for name, parameter in backbone.named_parameters():
+            if parameter.requires_grad:
+                # Moved once: the first step finds them where they were made.
+                self._start[name] = self._start[name].to(parameter.device)
+                distances.append((parameter - self._start[name]).square().sum())
+        return self._strength / 2 * torch.stack(distances).sum()
+
+
+def build_mix(mix: Mix, classes: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
+    """images [B, C, H, W], labels [B] -> images [B, C, H, W], labels [B, K] that sum to one; None where the recipe has neither.
+
+    Sources: mixup, Zhang et al. 2018, https://arxiv.org/abs/1710.09412; cutmix, Yun et al. 2019, https://arxiv.org/abs/1905.04899
+    """
+    kinds = [kind(alpha=alpha, num_classes=classes) for kind, alpha in ((v2.MixUp, mix.mixup), (v2.CutMix, mix.cutmix)) if alpha > 0]
+    return v2.RandomChoice(kinds) if kinds else None

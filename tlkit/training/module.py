@@ -8,19 +8,17 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, distributed, nn
 from torchmetrics import Metric
 
-from tlkit.evaluate.metrics import Lead
+from tlkit.evaluation.metrics import PrimaryMetric
 from tlkit.models.classifier import Classifier
 from tlkit.models.split import Activations, Suffix
 from tlkit.recipe.fields.learning import Mix, Optimizer, Schedule
 from tlkit.recipe.fields.phases import Phase
 from tlkit.recipe.schema import Task
 from tlkit.training.auxiliary import AuxiliaryHeads
-from tlkit.training.l2_sp import StartingPoint
-from tlkit.training.losses import plain_loss
-from tlkit.training.mix import build_mix
+from tlkit.training.distributed.sharding import sharded
+from tlkit.training.losses import StartingPoint, build_mix, plain_loss
+from tlkit.training.metrics import MeanLoss, accuracy_of, count, score_of
 from tlkit.training.optimizers import build_optimizer, build_schedule, can_fuse, parameter_groups
-from tlkit.training.scores import MeanLoss, accuracy_of, count, score_of
-from tlkit.training.sharding import sharded
 
 Batch = tuple[Tensor | Activations, Tensor]
 
@@ -42,7 +40,7 @@ class PhaseModule(LightningModule):
         schedule: Schedule,
         task: Task,
         criterion: nn.Module,
-        lead: Lead,
+        primary_metric: PrimaryMetric,
         mix: Mix,
         auxiliary: AuxiliaryHeads | None = None,
         start: StartingPoint | None = None,
@@ -54,7 +52,7 @@ class PhaseModule(LightningModule):
         self.train_loss, self.val_loss = MeanLoss(of_finite=True), MeanLoss()
         self.train_accuracy = accuracy_of(task, classes)
         self.val_accuracy = accuracy_of(task, classes)
-        self.val_score = score_of(lead, classes)
+        self.val_score = score_of(primary_metric, classes)
         self.auxiliary = auxiliary
         if auxiliary is not None:
             auxiliary.follow(classifier)
@@ -96,10 +94,10 @@ class PhaseModule(LightningModule):
             loss = loss + self._start.penalty(self.classifier.backbone)
         return loss if self._processes == 1 else loss * self._weight(len(batch[1]), batch_idx)
 
-    def _weight(self, pictures: int, step: int) -> float:
+    def _weight(self, images: int, step: int) -> float:
         """Gradients are averaged over processes: one counts by its pictures, of which the last step may have dealt it one less."""
         loader: Any = self.trainer.train_dataloader
-        return float(pictures * self._processes / loader.sampler.pictures_of_step(step))
+        return float(images * self._processes / loader.sampler.images_of_step(step))
 
     def on_fit_start(self) -> None:
         self._processes = self.trainer.world_size

@@ -14,7 +14,7 @@ from torch import Tensor
 from tlkit.data.samples import Sample
 from tlkit.errors import TrainingError
 from tlkit.recipe.fields.trainer import OnNan
-from tlkit.training.processes import of_all
+from tlkit.training.distributed.launch import all_gather_objects
 
 LOG = logging.getLogger("tlkit")
 
@@ -56,7 +56,7 @@ class NotFinite(Callback):
         if self._on_nan == "skip":
             self._skip = bool(_on_any_rank(trainer, bad))
             if self._skip:
-                parts = of_all((float(loss), self._pictures(trainer, batch)))
+                parts = all_gather_objects((float(loss), self._images(trainer, batch)))
                 if trainer.is_global_zero:
                     for part_loss, ids in parts:
                         self._write(trainer, batch, part_loss, ids)
@@ -91,7 +91,7 @@ class NotFinite(Callback):
         batch = int(self._first)
         if batch < 0:
             return
-        self._write(trainer, batch, float(self._first_loss), self._pictures(trainer, batch))
+        self._write(trainer, batch, float(self._first_loss), self._images(trainer, batch))
         raise TrainingError(
             f"The loss became {float(self._first_loss)} in batch {batch} of epoch {trainer.current_epoch}, phase {self._phase + 1}. "
             f"Its pictures are in {self._file}.\n"
@@ -99,7 +99,7 @@ class NotFinite(Callback):
             "  trainer.on_nan=skip goes on without such batches."
         )
 
-    def _pictures(self, trainer: Trainer, batch: int) -> list[str]:
+    def _images(self, trainer: Trainer, batch: int) -> list[str]:
         """Ids of those that this process had in the batch."""
         loader: Any = trainer.train_dataloader
         size = loader.batch_size

@@ -14,34 +14,31 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from rich.console import Console
 from torch import nn
 
-from tlkit.cache_folder import cache_folder
-from tlkit.data.datamodule import PictureData
-from tlkit.data.fitted import CannotKeep
-from tlkit.data.pictures import processors, worker_count
-from tlkit.errors import DataError, Fault, RecipeError
-from tlkit.evaluate.metrics import in_words, lead_of
+from tlkit.data.datamodule import ImageDataModule
+from tlkit.data.dataset import processors, worker_count
+from tlkit.errors import CacheUnavailable, DataError, Fault, RecipeError
+from tlkit.evaluation.metrics import metric_label, primary_metric_of
 from tlkit.models.classifier import Classifier
 from tlkit.models.split import Suffix
 from tlkit.recipe.fields.learning import Mix
 from tlkit.recipe.fields.phases import FromStage, Phase, SolvedPhase, Train
 from tlkit.recipe.schema import Recipe
-from tlkit.training.activation_cache import ActivationCache, NotKept
+from tlkit.system import cache_folder
 from tlkit.training.auxiliary import AuxiliaryHeads, build_auxiliary_heads
+from tlkit.training.batch_size.out_of_memory import memory_explained
+from tlkit.training.cache.activations import ActivationCache
 from tlkit.training.callbacks import BestWeights, MetricsTable, ShowProgress, moving_average, save_state
-from tlkit.training.checkpoints import Checkpoints, WholeFiles
-from tlkit.training.fit import fit
-from tlkit.training.l2_sp import StartingPoint
-from tlkit.training.losses import build_criterion
+from tlkit.training.checkpointing.callback import Checkpoints, WholeFiles
+from tlkit.training.checkpointing.resume import Resumed
+from tlkit.training.closed_form.solve import solve_head
+from tlkit.training.distributed.sharding import Gathered
+from tlkit.training.distributed.signals import Stop
+from tlkit.training.losses import StartingPoint, build_criterion
 from tlkit.training.module import PhaseModule
 from tlkit.training.not_finite import NotFinite
-from tlkit.training.out_of_memory import memory_explained
-from tlkit.training.resume import Resumed
-from tlkit.training.run_folder import is_first_process
-from tlkit.training.sharding import Gathered
-from tlkit.training.signals import Stop
-from tlkit.training.solve import solve_head
+from tlkit.training.run_folder import is_main_process
 from tlkit.training.time_shares import Clock, Setting, TimeShares
-from tlkit.training.trainer import build_trainer
+from tlkit.training.trainer import build_trainer, fit
 
 LOG = logging.getLogger("tlkit")
 
@@ -74,7 +71,7 @@ def seed_everything(seed: int) -> None:
 
 def train_phases(
     classifier: Classifier,
-    data: PictureData,
+    data: ImageDataModule,
     recipe: Recipe,
     trained: Sequence[frozenset[str]],
     *,
@@ -92,13 +89,13 @@ def train_phases(
     Raises KeyboardInterrupt after a signal, with the best weights and a checkpoint in `run/checkpoints`.
     """
     checkpoints = run / "checkpoints"
-    if is_first_process():
+    if is_main_process():
         checkpoints.mkdir(exist_ok=True)
     # Made once, so that they go on from one phase to the next.
     auxiliary = build_auxiliary_heads(classifier.backbone, len(data.samples.classes), recipe.model.auxiliary_loss)
     if auxiliary is not None:
         check_compile(recipe)
-    lead = lead_of(data.samples)
+    primary_metric = primary_metric_of(data.samples)
     best = BestWeights(checkpoints / "best.safetensors", classifier)
     table = MetricsTable(run / "metrics.csv")
     start = StartingPoint(classifier, recipe.loss.l2_sp) if recipe.loss.l2_sp else None
@@ -113,24 +110,24 @@ def train_phases(
         name = f"phase {number + 1} {phase_name(phase.train)}"
         title = f"phase {number + 1}/{len(recipe.phases)} {phase_name(phase.train)}"
         if isinstance(phase, SolvedPhase):
-            saves.may_change(frozenset(f"head.{name}" for name in classifier.head.state_dict()))
+            saves.set_trainable_names(frozenset(f"head.{name}" for name in classifier.head.state_dict()))
             # The first process alone: where the next phase wraps the network, DDP gives its weights to all others.
-            if is_first_process():
+            if is_main_process():
                 row, score = solve_head(classifier.to(device), data, recipe, phase, title=title, console=console)
                 table.add(row, writes=True)
-                best.offer(score, epoch=0, keeps=True)
+                best.update(score, epoch=0, keeps=True)
             saves.end_phase(name)
             continue
-        if recipe.wise_ft and phase.train != "head" and not (checkpoints / BEFORE).exists() and is_first_process():
+        if recipe.wise_ft and phase.train != "head" and not (checkpoints / BEFORE).exists() and is_main_process():
             save_state(classifier, checkpoints / BEFORE)
         classifier.train_only(trained[number], phase.batchnorm)
-        saves.may_change(classifier.changing)
+        saves.set_trainable_names(classifier.changing)
         data.first_epoch = sum(earlier.epochs for i, earlier in recipe.gradient_phases.items() if i < number)
         callbacks = [
             *([Gathered(classifier)] if recipe.trainer_of(phase).strategy == "fsdp" else []),
             best,
             table,
-            ShowProgress(console, phase_title=title, lead=lead),
+            ShowProgress(console, phase_title=title, primary_metric=primary_metric),
             NotFinite(recipe.trainer.on_nan, data.samples.of("train"), run / "not_finite.csv", phase=number),
             *_of_recipe(recipe),
             saves,
@@ -148,23 +145,24 @@ def train_phases(
         check_batch_size(classifier, data.batch_size // trainer.world_size)
         inputs, suffix = inputs_of_phase(classifier, data, recipe, auxiliary, trainer=trainer, title=title, console=console)
         if suffix is None:
-            keep_pictures(data, recipe, number, trainer.num_devices, title=title)
+            cache_decoded(data, recipe, number, trainer.num_devices, title=title)
         setting = setting_of(classifier, data, recipe, phase, trainer, kept=suffix is not None)
         trainer.callbacks.append(TimeShares(clock, title=title, setting=setting))  # type: ignore[attr-defined]
         with compiling_explained(recipe, number), memory_explained(recipe, title):
             module = build_module(classifier, data, recipe, phase, auxiliary, start, suffix)
             fit(trainer, module, inputs, stop, checkpoint=saves.resumed_file)
         if recipe.early_stopping and trainer.current_epoch < phase.epochs:
-            LOG.info("%s ended early: no better validation %s for %d epochs", title, in_words(lead), recipe.early_stopping.patience)
+            metric, patience = metric_label(primary_metric), recipe.early_stopping.patience
+            LOG.info("%s ended early: no better validation %s for %d epochs", title, metric, patience)
         saves.end_phase(name)
-    if is_first_process() and best.file.is_file():
+    if is_main_process() and best.file.is_file():
         best.restore()
     return Trained(table.rows, best.phase, best.epoch, saves.seconds, device)
 
 
 def build_module(
     classifier: Classifier,
-    data: PictureData,
+    data: ImageDataModule,
     recipe: Recipe,
     phase: Phase,
     auxiliary: AuxiliaryHeads | None = None,
@@ -181,7 +179,7 @@ def build_module(
         schedule=recipe.schedule,
         task=recipe.task,
         criterion=build_criterion(recipe.loss, recipe.imbalance, data.samples),
-        lead=lead_of(data.samples),
+        primary_metric=primary_metric_of(data.samples),
         mix=recipe.mix,
         auxiliary=auxiliary,
         start=start,
@@ -191,7 +189,7 @@ def build_module(
 
 def inputs_of_phase(
     classifier: Classifier,
-    data: PictureData,
+    data: ImageDataModule,
     recipe: Recipe,
     auxiliary: AuxiliaryHeads | None,
     *,
@@ -207,33 +205,33 @@ def inputs_of_phase(
         return data, None
     try:
         if recipe.mix != Mix():
-            raise NotKept("mix blends pictures in every epoch")
+            raise CacheUnavailable("mix blends pictures in every epoch")
         if isinstance(trainer.strategy, ModelParallelStrategy):
-            raise NotKept("with trainer.strategy = fsdp a block is put together when the whole network runs")
+            raise CacheUnavailable("with trainer.strategy = fsdp a block is put together when the whole network runs")
         if auxiliary is not None and auxiliary.follow(classifier):
-            raise NotKept("an auxiliary head looks at layers before what trains")
+            raise CacheUnavailable("an auxiliary head looks at layers before what trains")
         # The trainer's word, not the recipe's: on a CPU Lightning takes bf16-mixed for 16-mixed.
         device, precision = trainer.strategy.root_device, str(trainer.precision)
         kept = ActivationCache(classifier, data, recipe.cache, device=device, precision=precision, console=console)
         return kept.splits(), kept.suffix
-    except NotKept as why:
+    except CacheUnavailable as why:
         LOG.info("%s  its frozen part runs in every epoch: %s", title, why)
         return data, None
 
 
-def keep_pictures(data: PictureData, recipe: Recipe, number: int, processes: int, *, title: str) -> None:
+def cache_decoded(data: ImageDataModule, recipe: Recipe, number: int, processes: int, *, title: str) -> None:
     """Lets a phase that needs the pictures themselves decode each of them once, if they are needed again."""
     passes = sum(phase.epochs for i, phase in recipe.gradient_phases.items() if i >= number)
     if not recipe.cache.use or passes < 2:
         return
     try:
-        data.keep_pictures(cache_folder(), budget_gb=recipe.cache.budget_gb, processes=processes)
-    except CannotKeep as why:
+        data.cache_decoded(cache_folder(), budget_gb=recipe.cache.budget_gb, processes=processes)
+    except CacheUnavailable as why:
         LOG.info("%s  its pictures are decoded in every epoch: %s", title, why)
 
 
 def setting_of(
-    classifier: Classifier, data: PictureData, recipe: Recipe, phase: Phase, trainer: lightning.Trainer, *, kept: bool
+    classifier: Classifier, data: ImageDataModule, recipe: Recipe, phase: Phase, trainer: lightning.Trainer, *, kept: bool
 ) -> Setting:
     """kept: whether activations of the frozen part take the place of pictures."""
     return Setting(
@@ -243,7 +241,7 @@ def setting_of(
         workers=worker_count(data.workers, len(data.samples.of("train"))),
         processors=processors(),
         runs_frozen=not kept and not classifier.trains_whole_backbone,
-        decodes=not kept and not data.keeps_pictures and phase.epochs > 1,
+        decodes=not kept and not data.uses_decoded_cache and phase.epochs > 1,
         augments=data.augmentation is not None,
         mixes=recipe.mix != Mix(),
         cache=recipe.cache,
@@ -275,12 +273,12 @@ def compiling_explained(recipe: Recipe, number: int) -> Iterator[None]:
             raise RecipeError([Fault(f"phases[{number}].compile", f"= true can't be done here: {why}", fix)]) from error
 
 
-def check_batch_size(classifier: Classifier, a_device: int) -> None:
+def check_batch_size(classifier: Classifier, per_device_batch_size: int) -> None:
     """a_device: pictures a step on one device. Raises DataError where batch-norm would have one number to take statistics of."""
     trained_norms = any(isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training for module in classifier.modules())
-    if trained_norms and a_device < 2:
+    if trained_norms and per_device_batch_size < 2:
         raise DataError(
-            f"data.batch_size gives {a_device} pictures a step to each device, and batch-norm needs two or more to train.\n"
+            f"data.batch_size gives {per_device_batch_size} pictures a step to each device, and batch-norm needs two or more to train.\n"
             "  Use a larger data.batch_size, or fewer devices."
         )
 

@@ -11,26 +11,27 @@ from typing import TYPE_CHECKING, Any
 
 from tlkit.data.preprocess import Preprocessing
 from tlkit.data.samples import Samples
-from tlkit.evaluate.curves import draw_curves
-from tlkit.evaluate.evaluate import measure_logits, measure_split
-from tlkit.evaluate.metrics import best_thresholds, in_words, lead_of
-from tlkit.evaluate.report import write_report
-from tlkit.models.checkpoint import load_model, update_metrics
+from tlkit.errors import CacheUnavailable
+from tlkit.evaluation.curves import draw_curves
+from tlkit.evaluation.evaluate import measure_logits, measure_split
+from tlkit.evaluation.metrics import best_thresholds, metric_label, primary_metric_of
+from tlkit.evaluation.report import write_report
 from tlkit.models.classifier import Classifier
 from tlkit.models.inference import infer
+from tlkit.models.model_folder import load_model, update_metrics
 from tlkit.models.weights import Weights
 from tlkit.recipe.fields.model import CLASSICAL_HEADS
 from tlkit.recipe.fields.phases import Phase, SolvedPhase
 from tlkit.recipe.load import recipe_yaml
 from tlkit.recipe.schema import Recipe
-from tlkit.training.ready import Ready
+from tlkit.training.setup import Setup
 
 if TYPE_CHECKING:
     import torch
     from rich.console import Console
     from torch import Tensor
 
-    from tlkit.data.datamodule import PictureData
+    from tlkit.data.datamodule import ImageDataModule
     from tlkit.training.phases import Trained
 
 LOG = logging.getLogger("tlkit")
@@ -42,22 +43,22 @@ IMBALANCE_WORDS = {
 }
 
 
-def how_judged(recipe: Recipe, samples: Samples) -> dict[str, str]:
+def metric_notes(recipe: Recipe, samples: Samples) -> dict[str, str]:
     """How the best epoch is chosen where it isn't by accuracy, and what makes up for rare classes: for the log and the report."""
     said: dict[str, str] = {}
-    lead, counts = lead_of(samples), samples.training_counts()
+    primary_metric, counts = primary_metric_of(samples), samples.training_counts()
     rarest, commonest = (samples.classes[counts.index(count)] for count in (min(counts), max(counts)))
     spread = f"the commonest class has {max(counts)} training pictures ({commonest}), the rarest {min(counts)} ({rarest})"
-    if lead != "accuracy":
-        why = f"{spread}, so " if lead == "balanced_accuracy" else "a picture may have any number of labels, so "
-        said["best epoch"] = f"{why}{in_words(lead)} chooses the best epoch and leads the results"
+    if primary_metric != "accuracy":
+        why = f"{spread}, so " if primary_metric == "balanced_accuracy" else "a picture may have any number of labels, so "
+        said["best epoch"] = f"{why}{metric_label(primary_metric)} chooses the best epoch and leads the results"
     if recipe.imbalance != "none":
-        known = lead == "balanced_accuracy"  # said in the line above
+        known = primary_metric == "balanced_accuracy"  # said in the line above
         said["imbalance"] = f"{recipe.imbalance}: {IMBALANCE_WORDS[recipe.imbalance]}{'' if known else f'; {spread}'}"
     return said
 
 
-def counts_of(samples: Samples) -> str:
+def split_summary(samples: Samples) -> str:
     """`fold 1 of 5: 1800 training, 200 validation, 1000 test pictures in 10 classes (of 70000, by data.limit)`."""
     counts = Counter(sample.split for sample in samples.samples)
     words = (("train", "training"), ("val", "validation"), ("test", "test"))
@@ -67,7 +68,7 @@ def counts_of(samples: Samples) -> str:
     return f"{fold}{numbers} pictures in {len(samples.classes)} classes{limited}"
 
 
-def choose_thresholds(classifier: Classifier, data: "PictureData", device: "torch.device") -> tuple[float, ...]:
+def choose_thresholds(classifier: Classifier, data: "ImageDataModule", device: "torch.device") -> tuple[float, ...]:
     """For each class the probability from which on it is called, best by F1 on validation."""
     logits, labels = infer(classifier.to(device), data.whole("val"), data.preprocessing.normalize)
     unseen = [name for name, number in zip(data.samples.classes, labels.sum(0).tolist(), strict=True) if not number]
@@ -76,7 +77,7 @@ def choose_thresholds(classifier: Classifier, data: "PictureData", device: "torc
     return best_thresholds(logits, labels)
 
 
-def measure_shipped(model: Path, ready: Ready, recipe: Recipe, result: "Trained", *, console: "Console") -> dict[str, Any]:
+def measure_shipped(model: Path, ready: Setup, recipe: Recipe, result: "Trained", *, console: "Console") -> dict[str, Any]:
     """Validation and test metrics of the model as it was written, read back from its folder.
 
     The test split is used here and nowhere else, from its files on; of validation, what training has kept of it is enough.
@@ -91,7 +92,7 @@ def measure_shipped(model: Path, ready: Ready, recipe: Recipe, result: "Trained"
     metrics: dict[str, Any] = {}
     if samples.of("test"):
         metrics["test"] = measure_split(classifier, samples, "test", preprocessing, batch_size=batch_size, thresholds=card.thresholds)
-    kept = kept_validation(classifier, ready, recipe, result, console=console)
+    kept = cached_validation(classifier, ready, recipe, result, console=console)
     if kept is not None:
         metrics["val"] = measure_logits(*kept, samples, card.thresholds)
     else:
@@ -120,11 +121,11 @@ def fitted_by(recipe: Recipe, phase: int) -> str:
     return "L-BFGS" if isinstance(recipe.phases[phase], SolvedPhase) else ""
 
 
-def kept_validation(
-    classifier: Classifier, ready: Ready, recipe: Recipe, result: "Trained", *, console: "Console"
+def cached_validation(
+    classifier: Classifier, ready: Setup, recipe: Recipe, result: "Trained", *, console: "Console"
 ) -> "tuple[Tensor, Tensor] | None":
     """Logits and labels of validation by what the best phase has kept, if the classifier's frozen part is still the very same."""
-    from tlkit.training.activation_cache import ActivationCache, NotKept
+    from tlkit.training.cache.activations import ActivationCache
 
     if not recipe.cache.use or result.best_phase >= len(ready.trained):
         return None
@@ -136,7 +137,7 @@ def kept_validation(
         return ActivationCache(classifier, ready.data, recipe.cache, device=result.device, precision="32-true", console=console).logits(
             "val"
         )
-    except NotKept:
+    except CacheUnavailable:
         return None
     finally:
         classifier.eval()
@@ -151,16 +152,16 @@ def write_results(run: Path, recipe: Recipe, samples: Samples, weights: Weights,
     names = [*(phase_name(phase.train) for phase in recipe.phases), head.kind]
     draw_curves(result.rows, names, run / "curves.png")
     facts = {
-        "pictures": counts_of(samples),
+        "pictures": split_summary(samples),
         **({"left out": f"{len(samples.skipped)} pictures that can't be read; skipped.csv names each"} if samples.skipped else {}),
         "classes": f"{len(samples.classes)}: {', '.join(samples.classes[:20])}{' ...' if len(samples.classes) > 20 else ''}",
         "backbone": f"{recipe.model.backbone}, weights from {weights.origin}",
         "head": f"{head.kind}, fitted by scikit-learn" if head.kind in CLASSICAL_HEADS else f"{head.kind}, dropout {head.dropout}",
         "phases": "; ".join(f"{names[i]}, {how_trained(phase)}" for i, phase in recipe.run_phases.items()) or "none",
         **({"shipped": f"{result.wise_ft['share']:g} of the way to the fine-tuned weights (WiSE-FT)"} if result.wise_ft else {}),
-        "picture size": f"{recipe.data.image_size} px, {recipe.data.resize}, {recipe.data.channels_in_words}",
+        "picture size": f"{recipe.data.image_size} px, {recipe.data.resize}, {recipe.data.channels_label}",
         **({"kept": f"{recipe.cache.views} augmented views of each training picture, in turns"} if recipe.cache.views else {}),
-        **how_judged(recipe, samples),
+        **metric_notes(recipe, samples),
         "time": f"{metrics['seconds']['total']:.0f} s",
     }
     write_report(
@@ -189,8 +190,8 @@ def print_panel(run: Path, samples: Samples, metrics: Mapping[str, Any]) -> None
 
     split = "test" if "test" in metrics else "val"
     measured = metrics[split]
-    picture = next((os.path.relpath(sample.image) for sample in samples.of(split) if isinstance(sample.image, Path)), "IMAGE.jpg")
-    following = shlex.join(["tlkit", "predict", str(run), picture])
+    image = next((os.path.relpath(sample.image) for sample in samples.of(split) if isinstance(sample.image, Path)), "IMAGE.jpg")
+    following = shlex.join(["tlkit", "predict", str(run), image])
     places: dict[str, object] = {"model": run / "model", "curves": run / "curves.png", "report": run / "report.html", "next": following}
     if samples.skipped:
         places = {"left out": f"{len(samples.skipped)} pictures that can't be read: {run / 'skipped.csv'}", **places}
@@ -205,15 +206,15 @@ def print_panel(run: Path, samples: Samples, metrics: Mapping[str, Any]) -> None
 
 def _panel_figures(split: str, measured: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """The lead figure first, and what it has to be read beside."""
-    pictures = f"{measured['pictures']} pictures"
+    images = f"{measured['pictures']} pictures"
     if measured["lead"] == "mean_average_precision":
         low, high = measured["exact_match_interval"]
-        yield f"{split} mean average precision", f"[bold]{measured['mean_average_precision']:.3f}[/bold]  ({pictures})"
+        yield f"{split} mean average precision", f"[bold]{measured['mean_average_precision']:.3f}[/bold]  ({images})"
         yield "macro F1", f"{measured['macro']['f1']:.3f}  (at each class's own threshold)"
         yield "all labels right", f"{measured['exact_match']:.3f}  ({low:.3f} to {high:.3f})"
         return
     low, high = measured["accuracy_interval"]
-    interval = f"({low:.3f} to {high:.3f}, {pictures})"
+    interval = f"({low:.3f} to {high:.3f}, {images})"
     if measured["lead"] == "balanced_accuracy":
         yield f"{split} balanced accuracy", f"[bold]{measured['balanced_accuracy']:.3f}[/bold]  (mean of the classes' recalls)"
         yield "macro F1", f"{measured['macro']['f1']:.3f}"

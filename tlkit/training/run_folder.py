@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tlkit.errors import RunError
-from tlkit.training.signals import Stop
+from tlkit.training.distributed.signals import Stop
 
 FIRST, LAST = "recipe.yaml", "report.html"
 """What a run writes first and last."""
 
 
-def is_first_process() -> bool:
+def is_main_process() -> bool:
     """False in the processes for other devices, of this machine and of others: they run the same command, and leave no files.
 
     torchrun numbers them in RANK. SLURM and Lightning, which starts those of one machine itself, number machines and processes apart.
@@ -23,7 +23,7 @@ def is_first_process() -> bool:
     return all(int(os.environ.get(key, "0")) == 0 for key in keys)
 
 
-def is_first_here() -> bool:
+def is_local_main_process() -> bool:
     """Of the processes of this machine."""
     return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))) == 0
 
@@ -38,7 +38,7 @@ def is_unfinished(run: Path) -> bool:
 
 def check_out(out: Path | None, *, resume: bool = False) -> None:
     """Raises RunError if `--out` can't take a new run or, with `resume`, an unfinished one: found before anything is downloaded."""
-    if not is_first_process():
+    if not is_main_process():
         return
     if resume and out is None:
         raise RunError("--resume needs the folder of the run that goes on.\n  Add --out DIR, as for the run itself.")
@@ -66,7 +66,7 @@ def make_run_folder(name: str, out: Path | None, *, resume: bool = False) -> Pat
 def make_fold_folders(run: Path, folds: int, *, resume: bool = False) -> list[Path]:
     """`run/fold_1` and so on, all at once: processes of other devices may come to a fold before the first process does."""
     folders = [run / f"fold_{fold}" for fold in range(1, folds + 1)]
-    if is_first_process():
+    if is_main_process():
         for folder in folders:
             folder.mkdir(exist_ok=resume)
     return folders
@@ -81,7 +81,7 @@ def remove_unfinished_files(run: Path) -> None:
 
 
 @contextmanager
-def telling_of_a_full_disk(stop: Stop) -> Iterator[None]:
+def disk_full_explained(stop: Stop) -> Iterator[None]:
     """Makes what the system says of it a RunError that tells how the run goes on. Before a run has begun there is nothing to tell."""
     try:
         yield

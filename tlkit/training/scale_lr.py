@@ -5,7 +5,7 @@ from math import sqrt
 
 from tlkit.recipe.fields.phases import Phase
 from tlkit.recipe.schema import Recipe
-from tlkit.training.run_folder import is_first_process
+from tlkit.training.run_folder import is_main_process
 
 
 def with_scaled_lr(recipe: Recipe) -> Recipe:
@@ -26,7 +26,7 @@ def with_scaled_lr(recipe: Recipe) -> Recipe:
     factor = devices if scale == "linear" else sqrt(devices)
     size = recipe.data.known_batch_size
     phases = tuple(phase.model_copy(update={"lr": phase.lr * factor}) if isinstance(phase, Phase) else phase for phase in recipe.phases)
-    if is_first_process() and devices > 1:
+    if is_main_process() and devices > 1:
         print(f"trainer.scale_lr: {devices} devices take {devices} x {size} pictures a step, at lr x {factor:.3g}", file=sys.stderr)
     data = recipe.data.model_copy(update={"batch_size": size * devices})
     trainer = recipe.trainer.model_copy(update={"scale_lr": False})

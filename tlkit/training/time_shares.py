@@ -10,7 +10,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.profilers import Profiler
 
-from tlkit.data.pictures import MAX_WORKERS, PictureLoader
+from tlkit.data.dataset import MAX_WORKERS, ImageLoader
 from tlkit.recipe.fields.trainer import Cache
 
 LOG = logging.getLogger("tlkit")
@@ -102,12 +102,12 @@ def shares_of(seconds: Mapping[str, float], loader: Any, total: float) -> dict[s
     """What each part took of `total` seconds. loader: that of the training pictures, or of what is kept of them."""
     parts = defaultdict(float, seconds)
     loading = parts.pop("loading", 0.0)
-    if isinstance(loader, PictureLoader) and not loader.num_workers:
+    if isinstance(loader, ImageLoader) and not loader.num_workers:
         # Decoded and augmented in this process.
-        parts["decode"], parts["augment"] = loader.pictures.decode_s, loader.pictures.augment_s
-        parts["batches"] = loading - loader.pictures.decode_s - loader.pictures.augment_s
+        parts["decode"], parts["augment"] = loader.images.decode_s, loader.images.augment_s
+        parts["batches"] = loading - loader.images.decode_s - loader.images.augment_s
     else:
-        parts["waiting for workers" if isinstance(loader, PictureLoader) else "reading what is kept"] = loading
+        parts["waiting for workers" if isinstance(loader, ImageLoader) else "reading what is kept"] = loading
     parts["optimizer step"] = parts.pop("step", 0.0) - parts["forward"] - parts["backward"]
     return {part: taken / total for part, taken in parts.items()}
 
@@ -121,22 +121,22 @@ def in_percent(shares: Mapping[str, float]) -> str:
 
 def quicker_with(shares: Mapping[str, float], total: float, setting: Setting) -> str:
     """`; quicker with data.workers: 2`: the switch that would save the largest share of `total` seconds, or nothing if none saves much."""
-    pictures = sum(shares.get(part, 0.0) for part in ("decode", "augment", "batches"))
+    images = sum(shares.get(part, 0.0) for part in ("decode", "augment", "batches"))
     network = sum(shares.get(part, 0.0) for part in ("forward", "backward"))
     workers = min(MAX_WORKERS, setting.processors - 1)
     savings: list[tuple[float, str]] = []
     if setting.runs_frozen and not setting.cache.use:
-        savings.append((pictures + shares.get("forward", 0.0), "the frozen part runs in every epoch: cache.use: true would run it once"))
+        savings.append((images + shares.get("forward", 0.0), "the frozen part runs in every epoch: cache.use: true would run it once"))
     elif setting.runs_frozen and setting.augments and not setting.mixes and not setting.cache.views and setting.epochs >= 4:
         views = min(8, setting.epochs // 2)
         told = f"the frozen part runs in every epoch: cache.views: {views} would keep {views} augmented views of each picture in its place"
-        savings.append((pictures + shares.get("forward", 0.0), told))
+        savings.append((images + shares.get("forward", 0.0), told))
     if setting.decodes:
         key = "a larger cache.budget_gb" if setting.cache.use else "cache.use: true"
         savings.append((shares.get("decode", 0.0), f"quicker with {key}, so that pictures are decoded once"))
     # On a CPU, workers take the processors from the network: with two of them nothing is won.
     if setting.workers == 0 and workers > (1 if setting.device == "cpu" else 0):
-        savings.append((pictures, f"quicker with data.workers: {workers}"))
+        savings.append((images, f"quicker with data.workers: {workers}"))
     if 0 < setting.workers < workers:
         savings.append((shares.get("waiting for workers", 0.0), f"quicker with data.workers: {workers}"))
     if setting.device == "cuda" and setting.precision == "32-true":

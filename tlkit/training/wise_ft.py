@@ -10,20 +10,20 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tlkit.data.datamodule import PictureData
-from tlkit.data.progress import pictures_progress
-from tlkit.evaluate.metrics import in_words, lead_of
+from tlkit.data.datamodule import ImageDataModule
+from tlkit.data.progress import images_progress
+from tlkit.evaluation.metrics import metric_label, primary_metric_of
 from tlkit.models.classifier import Classifier
 from tlkit.models.inference import infer
 from tlkit.training.losses import plain_loss
-from tlkit.training.scores import score
+from tlkit.training.metrics import score
 
 LOG = logging.getLogger("tlkit")
 
 SHARES = tuple(tenth / 10 for tenth in range(11))
 
 
-def ship_best_blend(classifier: Classifier, before: Path, data: PictureData, *, console: Console) -> dict[str, Any]:
+def ship_best_blend(classifier: Classifier, before: Path, data: ImageDataModule, *, console: Console) -> dict[str, Any]:
     """Leaves the classifier with (1 - share) * before + share * after of the share with the best lead figure on validation.
 
     before: a state dict of the classifier when fine-tuning began; after is what it holds now. Of equal figures the lower loss wins.
@@ -32,17 +32,18 @@ def ship_best_blend(classifier: Classifier, before: Path, data: PictureData, *, 
     """
     old = load_file(before)
     new = {name: tensor.detach().cpu().clone() for name, tensor in classifier.state_dict().items()}
-    samples, lead = data.samples.of("val"), lead_of(data.samples)
+    samples, primary_metric = data.samples.of("val"), primary_metric_of(data.samples)
     tried = []
-    with pictures_progress(console, "blends on the validation pictures", len(samples) * len(SHARES)) as advance:
+    with images_progress(console, "blends on the validation pictures", len(samples) * len(SHARES)) as advance:
         for share in SHARES:
             classifier.load_state_dict(blend(old, new, share))
             logits, labels = infer(classifier, data.whole("val"), data.preprocessing.normalize, on_batch=advance)
-            tried.append({"share": share, lead: score(data.samples, logits, labels), "loss": float(plain_loss(logits, labels))})
-    best = max(tried, key=lambda row: (row[lead], -row["loss"]))
+            tried.append({"share": share, primary_metric: score(data.samples, logits, labels), "loss": float(plain_loss(logits, labels))})
+    best = max(tried, key=lambda row: (row[primary_metric], -row["loss"]))
     classifier.load_state_dict(blend(old, new, best["share"]))
-    figures = " ".join(f"{row['share']:g}:{row[lead]:.4f}" for row in tried)
-    LOG.info("wise_ft  ships %g of the way to the fine-tuned weights; validation %s by share: %s", best["share"], in_words(lead), figures)
+    figures = " ".join(f"{row['share']:g}:{row[primary_metric]:.4f}" for row in tried)
+    metric = metric_label(primary_metric)
+    LOG.info("wise_ft  ships %g of the way to the fine-tuned weights; validation %s by share: %s", best["share"], metric, figures)
     return {"share": best["share"], "tried": tried}
 
 

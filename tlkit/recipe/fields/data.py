@@ -44,7 +44,7 @@ class Data(Strict):
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field("auto", description="processes that load pictures")
 
     @model_validator(mode="after")
-    def _leaves_pictures_to_train_on(self) -> Self:
+    def _leaves_images_to_train_on(self) -> Self:
         if self.validation + self.test >= 1:
             problem = f"= {self.test} and validation = {self.validation} leave no pictures to train on."
             raise rule_broken("test", "validation", problem, "Expected shares whose sum is below 1.")
@@ -76,5 +76,5 @@ class Data(Strict):
         return self.batch_size
 
     @property
-    def channels_in_words(self) -> str:
+    def channels_label(self) -> str:
         return {1: "grey", 3: "RGB"}.get(self.channels, f"{self.channels} channels")

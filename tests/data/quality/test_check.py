@@ -1,0 +1,417 @@
+import csv
+import io
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.data.faulty_folder import CLASSES, GOOD, encoded, make_faulty_folder, make_image
+from tlkit.cli import main
+from tlkit.data.quality import decode_results as verdicts
+from tlkit.data.quality.check import Checked, check_images, shown
+from tlkit.data.quality.decode_results import judge
+from tlkit.data.quality.findings import Finding, faults_of
+from tlkit.errors import DataError
+from tlkit.recipe.fields.data import Data
+from tlkit.recipe.fields.source import CsvSource, FolderSource, NpzSource, WebDatasetSource
+from tlkit.system import cache_folder
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TLKIT_CACHE", str(tmp_path / "cache"))
+
+
+def small_folder(root: Path, *, splits: tuple[str, ...] = ("",), classes: tuple[str, ...] = ("cat", "dog")) -> Path:
+    for split in splits:
+        for label, name in enumerate(classes):
+            (root / split / name).mkdir(parents=True)
+            for number in range(12):
+                make_image(100 * label + number).save(root / split / name / f"{number}.png")
+    return root
+
+
+def data(folder: Path, **settings: object) -> Data:
+    return Data(source=FolderSource(folder=str(folder)), **settings)
+
+
+def checked(folder: Path, **settings: object) -> Checked:
+    return check_images(data(folder, **settings), "multiclass", 0)
+
+
+def rows(found: Checked, level: str) -> dict[str, str]:
+    return {finding.where: finding.problem for finding in found.findings if finding.level == level}
+
+
+# --- everything at once ---
+
+
+def test_every_bad_file_is_named_and_no_good_one(tmp_path: Path) -> None:
+    good, bad = make_faulty_folder(tmp_path / "photos")
+    assert len(bad) >= 25
+    assert len(good) == 3 * GOOD + 4
+    found = checked(tmp_path / "photos")
+    assert set(rows(found, "fault")) == bad | {"empty class/"}
+    # Those two are good pictures of a shape that costs something; they are not faults.
+    assert good & set(rows(found, "warning")) == {"plain/dot.png", "plain/hair.png"}
+    assert good & set(rows(found, "note")) == {"plain/animated.gif"}
+    assert all(finding.fix for finding in found.findings if finding.level == "fault")
+    assert found.images == len(good) + len(bad) - 1  # all but the folder
+    assert found.bad == len(bad) - 1
+
+
+def test_what_is_said_of_each_kind(tmp_path: Path) -> None:
+    make_faulty_folder(tmp_path / "photos")
+    found = checked(tmp_path / "photos")
+    faults, warnings, notes = (rows(found, level) for level in ("fault", "warning", "note"))
+    for file, words in {
+        "empty.jpg": "the file is empty",
+        "cut_off.jpg": "damaged or cut off",
+        "text.png": "but text",
+        "git_lfs.jpg": "a pointer to a file in Git LFS",
+        "iphone.jpg": "an HEIC photograph",
+        "dangling.jpg": "a link to nowhere.jpg",
+        "circle.png": "symbolic links",
+        "bomb.png": "too large",
+        "floats.npy": "no known range",
+    }.items():
+        assert words in faults[f"{CLASSES[1]}/{file}"], file
+    assert "a folder, not a picture" in faults["plain/folder.jpg/"]
+    assert "a pipe" in faults["plain/pipe.png"]
+    # One pixel of 5000 is left of a square crop: 1 - 1/5000.
+    assert warnings["plain/hair.png"] == "1 x 5000 pixels: `resize: crop` cuts 99.98 % of it away"
+    assert warnings["plain/dot.png"] == "1 x 1 pixels: hardly a picture"
+    assert "files ending in .jfif are not read" in warnings["plain/photo.jfif"]
+    assert "HEIC" in warnings["plain/photo.heic"]
+    assert "lies beside the class folders" in warnings["loose.png"]
+    assert "not entered again" in warnings["plain/loop/"]
+    assert notes["plain/.DS_Store"] == "left by the system: not read, nor are 2 more like it"
+    assert notes["plain/animated.gif"] == "has 3 frames or pages, and the first is taken; so have 1 more"
+    assert notes["empty class/"] == "the name of the class is taken as it is, as are 2 more with spaces or signs"
+
+
+def test_the_command_prints_one_table_writes_it_and_touches_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, bad = make_faulty_folder(tmp_path / "photos")
+    before = {path: path.lstat().st_mtime_ns for path in (tmp_path / "photos").rglob("*")}
+    assert main(["data", "check", str(tmp_path / "photos"), "--out", str(tmp_path / "faults.csv")]) == 2
+    out, error = capsys.readouterr()
+    assert "Traceback" not in out + error
+    for where in bad:
+        assert f" fault    {where} " in out, where
+    assert "data.on_bad=skip" in out
+    with (tmp_path / "faults.csv").open(newline="") as file:
+        written = list(csv.DictReader(file))
+    assert {row["where"] for row in written if row["level"] == "fault"} == bad | {"empty class/"}
+    assert {path: path.lstat().st_mtime_ns for path in (tmp_path / "photos").rglob("*")} == before
+    assert {path.name for path in tmp_path.iterdir()} == {"photos", "faults.csv", "cache"}
+
+
+def test_json_has_every_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = small_folder(tmp_path / "photos")
+    (folder / "cat" / os.fsdecode(b"caf\xe9.png")).write_bytes(b"")
+    assert main(["data", "check", str(folder), "--format", "json"]) == 2
+    found = json.loads(capsys.readouterr().out)
+    assert (found["pictures"], found["unreadable"], found["classes"], found["faults"]) == (25, 1, 2, 1)
+    assert found["findings"][0]["where"] == "cat/caf\udce9.png"
+
+
+def test_a_sound_folder_ends_with_0(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "check", str(small_folder(tmp_path / "photos"))]) == 0
+    assert "24 pictures in 2 classes were decoded, all of them can be read." in capsys.readouterr().out
+    assert main(["data", "check", "quickstart"]) == 0
+
+
+def test_nothing_heavy_is_imported() -> None:
+    code = (
+        "import sys; from tlkit.data import check; print([name for name in ('torch', 'timm', 'lightning', 'cv2') if name in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+# --- folders ---
+
+
+def test_faults_of_classes_and_splits_are_rows_beside_those_of_images(tmp_path: Path) -> None:
+    folder = small_folder(tmp_path / "photos", splits=("train", "val"), classes=("cat", "dog", "emu"))
+    for file in (folder / "train" / "emu").iterdir():
+        file.unlink()
+    (folder / "val" / "dogs").mkdir()
+    (folder / "val" / "dog").rename(folder / "somewhere")
+    (folder / "train" / "cat" / "0.png").write_bytes(b"")
+    (folder / "train" / "Cat").mkdir()
+    make_image(7).save(folder / "train" / "Cat" / "0.png")
+    found = checked(folder)
+    assert rows(found, "fault") == {
+        "train/emu/": "the class folder holds no picture",
+        "val/dogs/": "training has no such class",
+        "train/cat/0.png": "the file is empty (0 bytes)",
+    }
+    assert next(finding.fix for finding in found.findings if finding.where == "val/dogs/").endswith("Did you mean 'dog'?")
+    warnings = rows(found, "warning")
+    assert warnings["train/cat/"] == "'cat' and 'Cat' count as two classes"
+    assert warnings["somewhere/"] == "lies beside the splits, so its 12 pictures are not read"
+    assert warnings["val/"] == "has no picture of Cat, dog: its figures say nothing about them"
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda root: root.mkdir(), "there are no class folders"),
+        (lambda root: small_folder(root, classes=("cat",)), "there is one class only, 'cat'"),
+        (lambda root: small_folder(root, splits=("val", "test")), "there is test and val but no train folder"),
+        (lambda root: small_folder(root, splits=("train", "val", "valid")), "val and valid both mean validation"),
+        (lambda root: None, "does not exist"),
+    ],
+)
+def test_a_folder_that_is_no_source_is_a_row(tmp_path: Path, make: object, words: str) -> None:
+    make(tmp_path / "photos")  # type: ignore[operator]
+    (fault,) = rows(checked(tmp_path / "photos"), "fault").values()
+    assert words in fault
+
+
+def test_too_few_good_images_to_split_is_a_row(tmp_path: Path) -> None:
+    folder = small_folder(tmp_path / "photos")
+    for file in sorted((folder / "cat").iterdir())[:10]:
+        file.write_bytes(b"")
+    faults = rows(checked(folder), "fault")
+    assert len(faults) == 11
+    assert any("each class needs at least 3 pictures" in problem for problem in faults.values())
+
+
+def test_a_folder_that_may_not_be_entered_is_a_row() -> None:
+    with TemporaryDirectory() as place:  # pytest's own folder is closed to other users
+        folder = small_folder(Path(place) / "photos")
+        Path(place).chmod(0o755)
+        (folder / "cat" / "more").mkdir(mode=0)
+        root = os.geteuid() == 0
+        if root:  # for whom permissions don't hold
+            os.seteuid(65534)
+        try:
+            assert "can't be read (Permission denied)" in rows(checked(folder), "fault")["cat/more/"]
+        finally:
+            if root:
+                os.seteuid(0)
+
+
+# --- pictures ---
+
+
+@pytest.mark.parametrize(
+    ("resize", "words"),
+    [("crop", "cuts 75 % of it away"), ("pad", "leaves 75 % of the square empty"), ("stretch", "makes it 4 times as wide or as high")],
+)
+def test_what_a_long_image_loses_depends_on_resize(tmp_path: Path, resize: str, words: str) -> None:
+    folder = small_folder(tmp_path / "photos")
+    make_image(1, (160, 40)).save(folder / "cat" / "long.png")
+    make_image(1, (119, 40)).save(folder / "cat" / "three_times.png")
+    (warning,) = rows(checked(folder, resize=resize), "warning").items()
+    assert warning[0] == "cat/long.png"
+    assert words in warning[1]
+
+
+def test_settings_of_the_recipe_decide(tmp_path: Path) -> None:
+    folder = small_folder(tmp_path / "photos")
+    Image.fromarray(np.array([[5000]] * 9, np.uint16)).resize((9, 9)).save(folder / "cat" / "deep.png")
+    assert checked(folder).count("fault") == 0
+    found = checked(folder, range_16bit=[0, 4095])
+    assert rows(found, "fault") == {"cat/deep.png": "its 16-bit values go from 5000 to 5000, and data.range_16bit is [0, 4095]"}
+    faults = rows(checked(folder, max_pixels=1000), "fault")  # those of 40 x 32; one of 9 x 9 passes
+    assert faults.pop("class 'dog'") == "none of its 12 pictures can be read"
+    assert len(faults) == 24
+    faults = rows(checked(folder, channels=4), "fault")
+    assert all("data.channels is 4" in problem for where, problem in faults.items() if where.endswith(".png"))
+    assert len(faults) == 25 + 2  # pictures, and classes that have none left
+
+
+# --- shards, classes ---
+
+
+def shard(file: Path, members: dict[str, bytes]) -> Path:
+    with tarfile.open(file, "w") as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return file
+
+
+def of_shard(file: Path, **settings: object) -> Checked:
+    source = WebDatasetSource(webdataset=str(file))
+    return check_images(Data(source=source, root=str(file.parent / "data"), **settings), "multiclass", 0)
+
+
+def good_members() -> dict[str, bytes]:
+    images = {f"{number}.png": encoded(make_image(number), "PNG") for number in range(12)}
+    return images | {f"{number}.cls": str(number % 2).encode() for number in range(12)}
+
+
+def test_a_shard_with_a_path_that_leads_out_has_its_other_images_decoded(tmp_path: Path) -> None:
+    members = dict(sorted((good_members() | {"broken.png": b"no picture", "broken.cls": b"0"}).items()))
+    found = of_shard(shard(tmp_path / "a.tar", members | {"../../x.png": b"x", "/y.png": b"y"}))
+    assert (found.images, found.bad) == (13, 1)
+    problems = sorted((finding.where, finding.problem) for finding in found.findings)
+    assert problems == [
+        (str(tmp_path / "a.tar"), "the member ../../x.png leads out of the shard; nothing was written"),
+        (str(tmp_path / "a.tar"), "the member /y.png leads out of the shard; nothing was written"),
+        ("a.tar:broken", "this is not a picture in a format that can be read (JPEG, PNG, WebP, BMP, TIFF, GIF)"),
+    ]
+
+
+def test_a_image_of_a_shard_is_decoded_again_only_when_the_shard_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = shard(tmp_path / "a.tar", dict(sorted(good_members().items())))
+    decoded: list[str] = []
+    decode = verdicts.decode
+    monkeypatch.setattr(verdicts, "decode", lambda image, *rest, **named: (decoded.append(str(image)), decode(image, *rest, **named))[1])
+    first = of_shard(file)
+    assert (len(decoded), len(set(decoded))) == (12, 12)
+    assert of_shard(file) == first
+    assert len(decoded) == 12
+    os.utime(file, ns=(1, 1))
+    of_shard(file)
+    assert len(decoded) == 24
+
+
+def test_classes_in_two_spellings_and_cells_without_a_value_are_reported_of_any_source(tmp_path: Path) -> None:
+    classes = ["Cat", "cat", "NaN", "1", "-1", "sea gull", "Sea-Gull"] * 4
+    np.savez(tmp_path / "a.npz", images=np.zeros((28, 8, 8), np.uint8), labels=np.array(classes))
+    found = check_images(Data(source=NpzSource(npz=str(tmp_path / "a.npz"))), "multiclass", 0)
+    assert rows(found, "warning") == {
+        "class 'NaN'": "'NaN' is a class like others",
+        "class 'cat'": "'cat' and 'Cat' count as two classes",
+        "class 'sea gull'": "'sea gull' and 'Sea-Gull' count as two classes",
+    }
+
+
+# --- what is kept ---
+
+
+def test_a_file_is_decoded_again_only_when_it_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = small_folder(tmp_path / "photos")
+    (folder / "cat" / "0.png").write_bytes(b"")
+    decoded: list[Path] = []
+    decode = verdicts.decode
+    monkeypatch.setattr(verdicts, "decode", lambda image, *rest, **named: (decoded.append(image), decode(image, *rest, **named))[1])
+    first = checked(folder)
+    assert len(decoded) == 24
+    assert checked(folder) == first
+    assert len(decoded) == 24
+    make_image(5).save(folder / "cat" / "0.png")
+    os.utime(folder / "dog" / "1.png", ns=(1, 1))
+    assert checked(folder).count("fault") == 0
+    assert sorted(decoded[24:]) == [folder / "cat" / "0.png", folder / "dog" / "1.png"]
+    checked(folder, channels=1)  # other settings find other faults
+    assert len(decoded) == 26 + 24
+
+
+def test_permissions_are_looked_at_each_time(tmp_path: Path) -> None:
+    """They change without the file's size or time."""
+    with TemporaryDirectory() as place:
+        path = Path(place) / "a.png"
+        make_image(1).save(path)
+        Path(place).chmod(0o755)
+        path.chmod(0)
+        root = os.geteuid() == 0
+        if root:
+            os.seteuid(65534)
+            os.environ["TLKIT_CACHE"] = f"{place}/nowhere"
+        try:
+            (verdict,) = judge([path], data(Path(place)), lambda number: None)
+            assert "may not be read" in verdict.problem
+            assert not verdict.lasts
+        finally:
+            if root:
+                os.seteuid(0)
+
+
+@pytest.mark.parametrize("state", ["damaged", "a folder", "locked", "nowhere"])
+def test_a_cache_that_cannot_be_used_is_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str) -> None:
+    folder = small_folder(tmp_path / "photos")
+    file = cache_folder() / "checked" / "pictures.sqlite"
+    file.parent.mkdir(parents=True)
+    locking = None
+    if state == "damaged":
+        file.write_bytes(b"no table" * 1000)
+    elif state == "a folder":
+        file.mkdir()
+    elif state == "locked":
+        checked(folder)
+        monkeypatch.setattr(verdicts, "PATIENCE_S", 0.1)
+        locking = sqlite3.connect(file)
+        locking.execute("BEGIN EXCLUSIVE")
+    else:
+        (tmp_path / "file").touch()
+        monkeypatch.setenv("TLKIT_CACHE", str(tmp_path / "file"))
+    assert checked(folder).images == 24
+    if locking:
+        locking.close()
+
+
+# --- tables ---
+
+
+def test_a_table_with_faults_has_its_images_looked_at_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = small_folder(tmp_path / "photos")
+    (folder / "cat" / "0.png").write_bytes(b"")
+    lines = [f"photos/{name}/{number}.png,{name}" for name in ("cat", "dog") for number in range(12)]
+    lines += ["photos/gone.png,cat", "../../etc/passwd,dog", "photos/cat/1.png,dog", ",cat", "a,b,c"]
+    (tmp_path / "table.csv").write_text("path,label\n" + "\n".join(lines) + "\n")
+    assert main(["data", "check", str(tmp_path / "table.csv")]) == 2
+    out = capsys.readouterr().out
+    assert out.count(" fault ") == 6
+    for words in (
+        "photos/gone.png",
+        "../../etc/passwd leads out of",
+        "and 'cat' in line 3",
+        "the path is empty",
+        "has 3 cells",
+    ):
+        assert words in out, words
+    assert "photos/cat/0.png" in out
+    (tmp_path / "table.csv").write_text("file,label\na,b\n")
+    assert main(["data", "check", str(tmp_path / "table.csv")]) == 2
+    assert "the column path is missing" in capsys.readouterr().out
+
+
+def test_a_sound_table_is_checked(tmp_path: Path) -> None:
+    small_folder(tmp_path / "photos")
+    lines = [f"photos/{name}/{number}.png,{name}" for name in ("cat", "dog") for number in range(12)]
+    (tmp_path / "table.csv").write_text("path,label\n" + "\n".join(lines) + "\n")
+    found = check_images(Data(source=CsvSource(csv=str(tmp_path / "table.csv"))), "multiclass", 0)
+    assert (found.images, found.findings) == (24, ())
+
+
+# --- words ---
+
+
+def test_a_message_of_several_problems_becomes_a_row_each() -> None:
+    error = DataError("a.csv:2: is wrong.\na.csv:3: is wrong too.\n  Mend both.\nb is missing.\n  Find it.\n  Soon.")
+    assert list(faults_of(error)) == [
+        Finding("fault", "a.csv:2", "is wrong", "Mend both."),
+        Finding("fault", "a.csv:3", "is wrong too", "Mend both."),
+        Finding("fault", "", "b is missing", "Find it. Soon."),
+    ]
+
+
+def test_names_that_a_screen_would_obey_are_written_out() -> None:
+    assert shown("a\x1b[31m\n\udce9é🐈") == r"a\x1b[31m\n\udce9é🐈"
+
+
+@pytest.mark.parametrize(
+    ("out", "words"), [("nowhere/a.csv", "there is no folder"), (".", "is a folder"), ("other.csv", "no table of an earlier check")]
+)
+def test_another_file_is_never_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str], out: str, words: str) -> None:
+    folder = small_folder(tmp_path / "photos")
+    (tmp_path / "other.csv").write_text("path,label\n")
+    assert main(["data", "check", str(folder), "--out", str(tmp_path / out)]) == 2
+    assert words in capsys.readouterr().err
+    assert (tmp_path / "other.csv").read_text() == "path,label\n"
+    for _ in range(2):
+        assert main(["data", "check", str(folder), "--out", str(tmp_path / "mine.csv")]) == 0

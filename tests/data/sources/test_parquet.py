@@ -1,0 +1,97 @@
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from tlkit.data.samples import Samples
+from tlkit.data.sources.read import read_source
+from tlkit.errors import DataError
+from tlkit.recipe.fields.source import CsvSource, ParquetSource
+from tlkit.recipe.schema import Task
+
+IMAGES = ("deep/a.png", "b.png", "c.png", "d.png")
+ROWS = {
+    "path": list(IMAGES),
+    "label": ["dog", "cat", "dog", "cat"],
+    "split": ["train", "train", None, "TEST"],
+    "group": ["Rex", None, "7", ""],
+}
+
+
+def table(folder: Path, columns: dict[str, object] | pa.Table) -> Path:
+    for name in IMAGES:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(folder / name)
+    pq.write_table(columns if isinstance(columns, pa.Table) else pa.table(columns), folder / "pictures.parquet")
+    return folder / "pictures.parquet"
+
+
+def read(file: Path, task: Task = "multiclass") -> Samples:
+    return read_source(ParquetSource(parquet=str(file)), Path("unused"), task)
+
+
+def fault(file: Path, task: Task = "multiclass") -> str:
+    with pytest.raises(DataError) as raised:
+        read(file, task)
+    assert "\n  " in str(raised.value)
+    return re.sub(r"\s+", " ", str(raised.value))
+
+
+def test_a_parquet_reads_as_the_csv_of_the_same_rows(tmp_path: Path) -> None:
+    file = table(tmp_path, {**ROWS, "unread": [1.5] * 4})
+    pd.DataFrame(ROWS).to_csv(tmp_path / "pictures.csv", index=False)
+    assert read(file) == read_source(CsvSource(csv=str(tmp_path / "pictures.csv")), Path("unused"))
+
+
+def test_words_as_pandas_packs_them_and_whole_numbers_are_labels(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"path": pd.Series(IMAGES), "label": pd.Series(["x", "y", "x", "y"], dtype="category")})
+    assert read(table(tmp_path, pa.Table.from_pandas(frame))).classes == ("x", "y")
+    samples = read(table(tmp_path, {"path": list(IMAGES), "label": np.array([3, 1, 3, 1]), "group": [1, 1, 2, 2]}))
+    assert (samples.classes, [s.label for s in samples.samples]) == (("1", "3"), [1, 0, 1, 0])
+    assert [s.group for s in samples.samples] == ["1", "1", "2", "2"]
+
+
+def test_a_list_of_labels_is_a_label_set(tmp_path: Path) -> None:
+    file = table(tmp_path, {"path": list(IMAGES), "label": [["hat", "bag"], [], ["bag"], None]})
+    samples = read(file, "multilabel")
+    assert samples.classes == ("bag", "hat")
+    assert [s.labels for s in samples.samples] == [(0, 1), (), (0,), ()]
+    assert "row 1: label = 'hat|bag' holds more than one label" in fault(file)
+
+
+def test_rows_are_read_over_several_row_groups(tmp_path: Path) -> None:
+    table(tmp_path, ROWS)
+    pq.write_table(pa.table({"path": list(IMAGES), "label": ["x", "y", "x", "y"]}), tmp_path / "many.parquet", row_group_size=1)
+    assert len(read(tmp_path / "many.parquet").samples) == 4
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        ({"path": list(IMAGES), "lable": ["x"] * 4}, ["the column label is missing; it has path, lable.", "Did you mean 'lable'?"]),
+        ({"path": [1, 2, 3, 4], "label": [0.5] * 4}, ["the column path holds int64. Expected text.", "the column label holds double."]),
+        (
+            {"path": [None, "b.png", "../e.png", "d.png"], "label": ["x", None, "y", "y"]},
+            ["row 1: the path is empty", "row 2: the label", "row 3: the path ../e"],
+        ),
+        ({"path": ["a.png", "no.png"], "label": ["x", "y"]}, ["row 1: the picture a.png does not exist.", "row 2: the picture no.png"]),
+        ({"image": [{"bytes": b"x", "path": "p"}], "label": [1]}, ["holds the pictures themselves", "{huggingface: "]),
+        ({"path": pa.array([], pa.string()), "label": pa.array([], pa.string())}, ["has no rows below the header"]),
+    ],
+)
+def test_faults_are_reported_together_with_their_rows(tmp_path: Path, columns: dict[str, object], expected: list[str]) -> None:
+    message = fault(table(tmp_path, columns))
+    assert [text for text in expected if text not in message] == []
+
+
+def test_a_damaged_file_is_reported(tmp_path: Path) -> None:
+    file = table(tmp_path, ROWS)
+    file.write_bytes(file.read_bytes()[:-20])
+    assert "is no parquet file that can be read" in fault(file)
+    file.write_bytes(b"")
+    assert "is no parquet file that can be read" in fault(file)

@@ -1,0 +1,257 @@
+"""`tlkit export` as a user runs it: what it writes answers as the run's model does, and without torch."""
+
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tlkit.cli import main
+from tlkit.data.preprocess import Preprocessing
+from tlkit.deploy.export.runtime import load_runtime
+from tlkit.models.backbones import create_backbone
+from tlkit.models.classifier import Classifier
+from tlkit.models.model_folder import ModelCard, load_model, save_model
+from tlkit.recipe.fields.model import Head
+from tlkit.recipe.load import load_recipe
+from tlkit.training.finetune import finetune
+
+SPEC = {"image_size": 32, "resize": "crop", "crop_pct": 0.9, "interpolation": "bicubic", "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}
+
+# Blocks what a machine that only serves doesn't have, then runs tlkit.
+WITHOUT_TORCH = """
+import sys
+for name in ("torch", "timm", "lightning", "torchvision", "pydantic", "safetensors", "sklearn", "scipy", "onnx", "onnxscript"):
+    sys.modules[name] = None
+from tlkit.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+RECIPE = """
+name: colours
+data: {{source: {{{source}}}, image_size: 32, resize: {resize}, normalize: dataset, batch_size: 8, validation: 0.4, test: 0.2}}
+model: {{backbone: test_resnet, weights: random}}
+phases:
+  - {{train: all, epochs: 1, lr: 1e-2}}
+"""
+
+
+def noisy(draws: np.random.Generator, colour: tuple[int, int, int]) -> np.ndarray:
+    height, width = draws.integers(20, 70, 2)
+    return np.clip(np.array(colour) + draws.normal(0, 60, (height, width, 3)), 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was fine-tuned on 30 noisy files of each of three colours."""
+    folder = tmp_path_factory.mktemp("colours")
+    draws = np.random.default_rng(0)
+    for name, colour in {"blue": (40, 60, 200), "green": (30, 180, 60), "red": (210, 40, 50)}.items():
+        (folder / "pictures" / name).mkdir(parents=True)
+        for i in range(30):
+            Image.fromarray(noisy(draws, colour)).save(folder / "pictures" / name / f"{i:02d}.png")
+    (folder / "recipe.yaml").write_text(RECIPE.format(source=f"folder: {folder / 'pictures'}", resize="crop"))
+    return finetune(load_recipe(str(folder / "recipe.yaml")), out=folder / "run")
+
+
+@pytest.fixture(scope="module")
+def exported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run in every format."""
+    out = tmp_path_factory.mktemp("exported")
+    words = ["--format", "onnx", "torch,safetensors", "openvino", "--out", str(out), "--features", "--zip", "--with-samples", "2"]
+    assert main(["export", str(run), *words]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Files of several sizes and modes."""
+    folder = tmp_path_factory.mktemp("pictures")
+    draws = np.random.default_rng(0)
+    files = []
+    for i, mode in enumerate(("RGB", "L", "RGBA", "P", "CMYK", "RGB")):
+        files.append(folder / f"{i}.{'jpg' if mode == 'CMYK' else 'png'}")
+        Image.fromarray(noisy(draws, (120, 120, 120))).convert(mode).save(files[-1])
+    return files
+
+
+def model_folder(folder: Path, head: Head, backbone: str = "test_resnet", spec: dict[str, object] | None = None) -> Path:
+    torch.manual_seed(0)
+    spec = {**SPEC, **(spec or {})}
+    channels = len(spec["mean"])  # type: ignore[arg-type]
+    classifier = Classifier(create_backbone(backbone, 32, channels=channels), head, 3, 32)
+    save_model(folder / "model", classifier, ModelCard(backbone, head, ("cat", "dog", "owl"), spec, {}, {}, {}))
+    return folder
+
+
+def by_torch(folder: Path, files: list[Path]) -> np.ndarray:
+    """Probabilities by the model folder, [N, K]."""
+    classifier, card = load_model(folder)
+    spec = Preprocessing.from_json(card.preprocessing, card.mean_picture)
+    images = torch.from_numpy(np.stack([spec.read(file) for file in files])).permute(0, 3, 1, 2)
+    with torch.inference_mode():
+        probabilities: np.ndarray = classifier(spec.normalize(images)).softmax(1).numpy()
+    return probabilities
+
+
+def facts_of(artifact: Path) -> dict[str, object]:
+    found: dict[str, object] = json.loads((artifact / "artifact.json").read_text())
+    return found
+
+
+# A head and what comes before the network don't know of each other. A linear one is exported both ways below.
+@pytest.mark.parametrize(
+    ("kind", "entrance"), [("mlp", "--raw"), ("cosine", "--float"), ("locally_connected", "--raw"), ("svm", "--float")]
+)
+def test_an_exported_head_answers_as_torch_does(tmp_path: Path, images: list[Path], kind: str, entrance: str) -> None:
+    folder = model_folder(tmp_path, Head(kind=kind))
+    assert main(["export", str(folder), entrance, "--images", str(images[0].parent)]) == 0
+    np.testing.assert_allclose(load_runtime(folder / "export/onnx").probabilities(images), by_torch(folder, images), atol=1e-5)
+
+
+def test_an_export_for_grey_images_answers_as_torch_does(tmp_path: Path, images: list[Path]) -> None:
+    folder = model_folder(tmp_path, Head(), spec={"mean": [0.5], "std": [0.25], "resize": "stretch"})
+    assert main(["export", str(folder), "--images", str(images[0].parent)]) == 0
+    np.testing.assert_allclose(load_runtime(folder / "export/onnx").probabilities(images), by_torch(folder, images), atol=1e-5)
+
+
+def test_every_format_of_a_run_is_proved_with_its_validation_files(run: Path, exported: Path) -> None:
+    formats = ("onnx", "openvino", "safetensors", "torch")
+    assert sorted(entry.name for entry in exported.iterdir()) == sorted([*formats, *(f"{name}.zip" for name in formats)])
+    for name in formats:
+        facts = facts_of(exported / name)
+        parity = facts["parity"]
+        assert parity["of"] == "36 validation pictures"
+        assert parity["agreement"] == 1
+        assert parity["max_difference"] < 1e-5
+        assert parity["accuracy_difference"] == 0
+        assert facts["classes"] == ["blue", "green", "red"]
+        with zipfile.ZipFile(exported / f"{name}.zip") as archive:
+            assert set(archive.namelist()) == {"artifact.json", *facts["sha256"]}
+    assert [output["name"] for output in facts_of(exported / "onnx")["outputs"]] == ["probabilities", "features"]
+    for name in ("onnx", "openvino", "safetensors"):
+        assert main(["predict", str(exported / name), str(run.parent / "pictures/red"), "--format", "csv"]) == 0
+
+
+def test_a_program_of_torch_takes_any_number_of_images(exported: Path) -> None:
+    program = torch.export.load(exported / "torch/model.pt2").module()
+    for number in (1, 5):
+        probabilities, features = program(torch.zeros(number, 32, 32, 3, dtype=torch.uint8))
+        assert probabilities.shape == (number, 3)
+        assert features.shape == (number, 96)
+
+
+def test_verify_repeats_the_comparison_where_torch_is_not_installed(run: Path, exported: Path) -> None:
+    for artifact, name in ((exported / "onnx.zip", "zip"), (exported / "onnx", "folder")):
+        words = ["verify", str(artifact), "--images", str(run.parent / "pictures")]
+        done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, *words], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{name}: {done.stderr}"
+        assert "generated pictures: the same answer for 100.00%" in done.stdout
+        assert "2 of the 36 recorded pictures" in done.stdout
+        assert "36 of the 36 recorded pictures" in done.stdout
+
+
+def test_verify_of_other_images_says_so(exported: Path, images: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", str(exported / "onnx"), "--images", str(images[0].parent)]) == 2
+    assert "has none of the 36 pictures that the export was proved with" in capsys.readouterr().err
+
+
+def test_a_mean_image_goes_along(tmp_path: Path, images: list[Path]) -> None:
+    mean_picture = np.random.default_rng(0).random((32, 32, 3), np.float32)
+    spec = Preprocessing.from_json({**SPEC, "resize": "stretch", "crop_pct": 1.0}).with_mean_picture(mean_picture)
+    classifier = Classifier(create_backbone("test_resnet", 32), Head(), 3, 32)
+    card = ModelCard("test_resnet", Head(), ("cat", "dog", "owl"), spec.to_json(), {}, {}, {}, mean_picture=mean_picture)
+    save_model(tmp_path / "model", classifier, card)
+    plain = [file for file in images if Image.open(file).mode == "RGB"]
+    expected = by_torch(tmp_path, plain)
+    for entrance in ("--raw", "--float"):
+        words = ["export", str(tmp_path), entrance, "--format", "onnx,safetensors", "--images", str(images[0].parent)]
+        assert main(words) == 0
+        np.testing.assert_allclose(load_runtime(tmp_path / "export/onnx").probabilities(plain), expected, atol=1e-5)
+        script = [sys.executable, str(tmp_path / "export/onnx/predict.py"), *map(str, plain)]
+        said = subprocess.run(script, capture_output=True, text=True, check=True).stdout.splitlines()
+        for line, row in zip(said, expected, strict=True):
+            assert float(line.rsplit(" ", 1)[1]) == pytest.approx(row.max(), abs=1e-4)
+    (tmp_path / "export/onnx/mean_picture.npy").write_bytes(b"x")
+    assert main(["verify", str(tmp_path / "export/onnx")]) == 2
+
+
+@pytest.mark.parametrize("entrance", ["--raw", "--float"])
+@pytest.mark.parametrize("spec", [{}, {"resize": "pad", "crop_pct": 1.0}, {"resize": "stretch", "crop_pct": 1.0}])
+def test_an_export_and_its_script_without_tlkit_answer_as_torch_does(
+    tmp_path: Path, images: list[Path], entrance: str, spec: dict[str, object]
+) -> None:
+    folder = model_folder(tmp_path, Head(), spec=spec)
+    assert main(["export", str(folder), entrance, "--images", str(images[0].parent)]) == 0
+    np.testing.assert_allclose(load_runtime(folder / "export/onnx").probabilities(images), by_torch(folder, images), atol=1e-5)
+    script = folder / "export/onnx/predict.py"
+    assert len(script.read_text().splitlines()) <= 15
+    plain = [file for file in images if Image.open(file).mode in ("RGB", "L", "P")]
+    code = "import runpy, sys\nfor name in ('torch', 'tlkit', 'timm'): sys.modules[name] = None\n"
+    code += f"sys.path[0] = {str(script.parent)!r}\nrunpy.run_path({str(script)!r})"
+    done = subprocess.run([sys.executable, "-c", code, *map(str, plain)], capture_output=True, text=True, check=True, cwd=tmp_path)
+    expected = by_torch(folder, plain)
+    for line, row in zip(done.stdout.splitlines(), expected, strict=True):
+        _, name, probability = line.rsplit(" ", 2)
+        assert name == ("cat", "dog", "owl")[row.argmax()]
+        assert float(probability) == pytest.approx(row.max(), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--format", "onx"], "--format onx is unknown.\n  Expected one of: onnx, torch, safetensors, openvino. Did you mean 'onnx'?"),
+        (["--opset", "12"], "--opset 12 can't be written.\n  Expected 18 to 23"),
+        (["--opset", "99"], "--opset 99 can't be written.\n  Expected 18 to 23"),
+        (["--tolerance", "0"], "--tolerance must be above 0"),
+        (["--images", "nowhere"], "--images nowhere is no folder"),
+        (["--quantize", "int4"], "--quantize int4 is unknown.\n  Expected one of: int8, float16. Did you mean 'int8'?"),
+        (["--quantize", "int8", "--format", "torch"], "--quantize goes with --format onnx alone"),
+        (["--quantize", "int8", "--max-drop", "2"], "--max-drop 2 is no share.\n  Expected 0 to 1: 0.01 is one point of accuracy."),
+        (["--push-to-hub", "me/it"], "--push-to-hub uploads the safetensors folder, which isn't exported"),
+        (["--pictures", "0"], "'0' is not a whole number of at least 1"),
+    ],
+)
+def test_what_cannot_be_exported_is_said(
+    run: Path, tmp_path: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", str(run), "--out", str(tmp_path / "out"), *words]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+def test_int8_and_float16_keep_to_the_accuracy_that_is_allowed(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for kind in ("int8", "float16"):
+        assert main(["export", str(run), "--quantize", kind, "--out", str(tmp_path), "--max-drop", "0.1"]) == 0
+        facts = facts_of(tmp_path / f"onnx-{kind}")
+        assert facts["precision"] == kind
+        assert facts["parity"]["accuracy"] >= facts["parity"]["accuracy_in_training_code"] - 0.1
+        assert facts["quantization"]["megabytes"][kind] < facts["quantization"]["megabytes"]["float32"]
+        assert f"float32 -> {kind}: accuracy" in capsys.readouterr().out
+        assert main(["verify", str(tmp_path / f"onnx-{kind}"), "--images", str(run.parent / "pictures")]) == 0
+
+
+def test_a_knn_head_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = model_folder(tmp_path, Head(kind="knn"))
+    assert main(["export", str(folder)]) == 2
+    assert "A knn head can't be exported" in capsys.readouterr().err
+
+
+def test_a_model_folder_alone_asks_for_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", str(model_folder(tmp_path, Head()))]) == 2
+    assert "Name the whole run folder, or a folder of pictures: --images DIR" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxruntime", "onnxscript"])
+def test_a_missing_package_is_named_with_its_extra(run: Path, package: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, package, None)
+        assert main(["export", str(run)]) == 2
+    said = capsys.readouterr().err
+    assert f"needs the package {package}" in said
+    assert "pip install 'tlkit[export]'" in said

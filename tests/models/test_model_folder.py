@@ -1,0 +1,103 @@
+"""The model folder holds what was trained, and plain timm reads it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+
+from tlkit.errors import BackboneError, RunError
+from tlkit.models.backbones import create_backbone
+from tlkit.models.classifier import Classifier
+from tlkit.models.model_folder import ModelCard, check_can_ship, find_model_folder, load_model, save_model
+from tlkit.recipe.fields.model import Head
+
+FAMILIES = [
+    "resnet18",
+    "vgg11_bn",
+    "tf_efficientnet_lite0",
+    "vit_tiny_patch16_224",
+    "deit_tiny_distilled_patch16_224",
+    "mobilenetv3_small_050",
+    "resnetv2_50x1_bit",
+    "convnext_atto",
+    "densenet121",
+    "regnetx_002",
+]
+
+
+def saved(folder: Path, name: str, head: Head, size: int = 64) -> Classifier:
+    torch.manual_seed(0)
+    classifier = Classifier(create_backbone(name, size), head, 3, size).eval()
+    preprocessing = {
+        "image_size": size,
+        "resize": "crop",
+        "crop_pct": 0.9,
+        "interpolation": "bicubic",
+        "mean": [0.5, 0.4, 0.3],
+        "std": [0.2, 0.3, 0.4],
+    }
+    save_model(folder, classifier, ModelCard(name, head, ("a", "b", "ü"), preprocessing, {}, {"origin": "random"}, {}))
+    return classifier
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_plain_timm_gives_the_same_logits_as_the_classifier(tmp_path: Path, name: str) -> None:
+    classifier = saved(tmp_path / "model", name, Head(dropout=0.2))
+    check_can_ship(name, Head(), classifier, 3, 64)
+    plain = timm.create_model(f"local-dir:{tmp_path / 'model'}", pretrained=True).eval()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(plain(images), classifier(images), atol=1e-5, rtol=1e-5)
+    config = timm.data.resolve_model_data_config(plain)
+    assert [*config["mean"], *config["std"], config["crop_pct"], *config["input_size"]] == [0.5, 0.4, 0.3, 0.2, 0.3, 0.4, 0.9, 3, 64, 64]
+
+
+@pytest.mark.parametrize("head", [Head(), Head(kind="mlp", hidden=16)])
+def test_a_saved_classifier_reads_back_bit_equal_with_its_classes(tmp_path: Path, head: Head) -> None:
+    classifier = saved(tmp_path / "run/model", "resnet18", head)
+    loaded, card = load_model(tmp_path / "run")
+    assert card.classes == ("a", "b", "ü")
+    assert card.head == head
+    for key, tensor in classifier.state_dict().items():
+        assert torch.equal(tensor, loaded.state_dict()[key]), key
+
+
+def test_a_changed_weight_file_is_refused(tmp_path: Path) -> None:
+    saved(tmp_path / "model", "resnet18", Head())
+    state = load_file(tmp_path / "model/model.safetensors")
+    state["fc.bias"] += 1
+    save_file(state, tmp_path / "model/model.safetensors")
+    with pytest.raises(RunError, match="sha256 differs"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize(("damage", "message"), [("", "can't be read"), ("{}", "can't be read"), ('{"format": 99}', "format 99")])
+def test_a_damaged_tlkit_json_is_named(tmp_path: Path, damage: str, message: str) -> None:
+    saved(tmp_path / "model", "resnet18", Head())
+    (tmp_path / "model/tlkit.json").write_text(damage)
+    with pytest.raises(RunError, match=message):
+        load_model(tmp_path)
+
+
+def test_sha256_entries_can_not_point_outside_the_folder(tmp_path: Path) -> None:
+    saved(tmp_path / "model", "resnet18", Head())
+    file = tmp_path / "model/tlkit.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "sha256": {"../outside.safetensors": "0"}}))
+    with pytest.raises(RunError):
+        load_model(tmp_path)
+
+
+def test_a_folder_without_a_model_says_what_was_expected(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"neither tlkit\.json nor model/tlkit\.json"):
+        find_model_folder(tmp_path)
+    with pytest.raises(RunError, match="does not exist"):
+        find_model_folder(tmp_path / "nowhere")
+
+
+def test_a_backbone_whose_classifier_is_no_linear_layer_is_refused_before_training() -> None:
+    classifier = Classifier(create_backbone("resnet18", 64), Head(), 3, 64)
+    with pytest.raises(BackboneError, match="mlp"):
+        check_can_ship("resnet34", Head(), classifier, 3, 64)

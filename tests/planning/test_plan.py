@@ -1,0 +1,313 @@
+"""The plan says what training does: counts from torchvision, rates and bytes by hand, steps from Lightning."""
+
+import os
+import re
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from lightning.pytorch import Callback, LightningModule, Trainer
+from PIL import Image
+from rich.console import Console
+from torch import nn
+from torchvision.models import resnet18
+
+from tests import warm
+from tlkit.data.datamodule import ImageDataModule
+from tlkit.data.preprocess import Preprocessing
+from tlkit.data.splits.holdout import split_samples
+from tlkit.errors import DataError, RecipeError, RunError
+from tlkit.models.backbones import create_backbone
+from tlkit.models.classifier import Classifier
+from tlkit.planning import plan as planning
+from tlkit.planning.plan import Plan, StageRow, make_plan, remarks, steps_an_epoch
+from tlkit.planning.plan_table import _joined, duration, print_plan
+from tlkit.planning.trial import try_phase, unchanged
+from tlkit.recipe.fields.model import Head
+from tlkit.recipe.load import load_recipe
+from tlkit.recipe.schema import Recipe
+
+RECIPE = """
+name: colours
+data: {source: {folder: pictures}, image_size: 32, resize: stretch, batch_size: 8, validation: 0.2, test: 0.2}
+model: {backbone: resnet18, weights: random}
+phases:
+  - {train: head, epochs: 1, lr: 0.1}
+  - {train: {from: layer3}, epochs: 2, lr: 0.1, backbone_lr: 0.1, batchnorm: frozen}
+  - {train: all, epochs: 3, lr: 0.1, layer_decay: 0.5}
+"""
+ONE_PHASE = "phases=[{train: all, epochs: 1, lr: 0.1}]"
+SMALL = [ONE_PHASE, "model.backbone=test_resnet"]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty grey-noise pictures of each of three classes, a folder with uneven classes, and the recipe."""
+    folder = tmp_path_factory.mktemp("plan")
+    draws = np.random.default_rng(0)
+    numbers = {"pictures": (20, 20, 20), "uneven": (60, 8, 20)}
+    for root, counts in numbers.items():
+        for name, count in zip(("blue", "green", "red"), counts, strict=True):
+            (folder / root / name).mkdir(parents=True)
+            for i in range(count):
+                Image.fromarray(draws.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(folder / root / name / f"{i:02d}.png")
+    (folder / "recipe.yaml").write_text(RECIPE)
+    return folder
+
+
+@pytest.fixture
+def there(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(workplace)
+    return workplace
+
+
+@pytest.fixture(scope="module")
+def plan(workplace: Path) -> Plan:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(workplace)
+        return make_plan(load_recipe("recipe.yaml"))
+
+
+def planned(*overrides: str) -> Plan:
+    return make_plan(load_recipe("recipe.yaml", [*SMALL, *overrides]))
+
+
+def texts(plan: Plan) -> str:
+    return "\n".join(f"{remark.kind}: {remark.text}" for remark in remarks(plan))
+
+
+def rows(plan: Plan, phase: int) -> dict[str, StageRow]:
+    return {row.name: row for row in plan.phases[phase].rows}
+
+
+def count(*modules: nn.Module) -> int:
+    return sum(parameter.numel() for module in modules for parameter in module.parameters())
+
+
+def test_every_stage_has_the_parameters_of_torchvisions_resnet18(plan: Plan) -> None:
+    theirs = resnet18(num_classes=3)
+    expected = {
+        "stem": count(theirs.conv1, theirs.bn1),
+        **{name: count(getattr(theirs, name)) for name in ("layer1", "layer2", "layer3", "layer4")},
+        "head": 512 * 3 + 3,
+    }
+    for phase in range(3):
+        assert {name: row.parameters for name, row in rows(plan, phase).items()} == expected
+    assert rows(plan, 1)["layer2"].trained == 0
+    assert plan.phases[0].trained == 1539
+    assert plan.phases[1].trained == expected["layer3"] + expected["layer4"] + 1539
+    assert plan.phases[2].trained == count(theirs)
+
+
+def test_rates_are_those_of_backbone_lr_and_layer_decay(plan: Plan) -> None:
+    assert {name: row.lr for name, row in rows(plan, 0).items() if row.lr} == {"head": 0.1}
+    assert {name: row.lr for name, row in rows(plan, 1).items() if row.lr} == pytest.approx({"layer3": 0.01, "layer4": 0.01, "head": 0.1})
+    halved = {"stem": 0.1 / 32, "layer1": 0.1 / 16, "layer2": 0.0125, "layer3": 0.025, "layer4": 0.05, "head": 0.1}
+    assert {name: row.lr for name, row in rows(plan, 2).items()} == pytest.approx(halved)
+    assert {row.weight_decay for row in rows(plan, 2).values()} == {0.05}
+    assert rows(plan, 0)["layer4"].weight_decay is None
+
+
+def test_batch_norm_is_held_where_it_is_frozen_or_reported_to_be(plan: Plan) -> None:
+    for phase, policy in ((0, "held"), (1, "held"), (2, "adapts")):
+        assert {row.batchnorm for row in plan.phases[phase].rows} == {policy, ""}
+        assert rows(plan, phase)["head"].batchnorm == ""
+
+
+def test_adamw_keeps_two_numbers_for_every_trained_parameter(plan: Plan) -> None:
+    # And a step counter of four bytes for each of resnet18's 62 tensors: 20 convolutions, 20 norms with scale and shift, the head's two.
+    assert plan.phases[0].memory.optimizer == 2 * 4 * 1539 + 4 * 2
+    assert plan.phases[2].memory.optimizer == 2 * 4 * plan.phases[2].trained + 4 * 62
+
+
+def test_weights_and_gradients_take_four_bytes_a_number(plan: Plan) -> None:
+    # Means and variances of 4,800 batch-norm channels, and 20 counters of eight bytes.
+    assert plan.phases[0].memory.weights == 4 * count(resnet18(num_classes=3)) + 4 * 2 * 4800 + 8 * 20
+    assert plan.phases[0].memory.gradients == 4 * 1539
+    assert plan.phases[2].memory.gradients == 4 * count(resnet18(num_classes=3))
+
+
+def test_activations_of_a_head_alone_are_its_features_and_its_loss(plan: Plan) -> None:
+    # For each of 8 pictures: 512 features, 3 log-probabilities, a label of eight bytes; and the sum of the loss's weights.
+    assert plan.phases[0].memory.activations == 8 * (4 * 512 + 4 * 3 + 8) + 4
+    assert plan.phases[0].memory.activations < plan.phases[1].memory.activations < plan.phases[2].memory.activations
+    assert plan.largest is plan.phases[2]
+
+
+@pytest.mark.parametrize(("optimizer", "numbers"), [("sgd", 0), ("momentum", 1), ("adamw", 2), ("lion", 1)])
+def test_optimizers_differ_in_what_they_keep(there: Path, optimizer: str, numbers: int) -> None:
+    phase = planned(f"optimizer.name={optimizer}").phases[0]
+    assert phase.memory.optimizer == pytest.approx(4 * numbers * phase.trained, rel=0.02)
+
+
+@pytest.mark.parametrize(("overrides", "copies"), [([], 0), (["ema={}"], 1), (["ema={}", "loss.l2_sp=0.1"], 2)])
+def test_a_moving_average_and_l2_sp_keep_a_second_set_of_weights_each(there: Path, overrides: list[str], copies: int) -> None:
+    memory = planned(*overrides).phases[0].memory
+    assert memory.copies == copies * memory.weights
+
+
+def test_l2_sp_takes_the_place_of_the_backbones_weight_decay(there: Path) -> None:
+    decays = {row.name: row.weight_decay for row in planned("loss.l2_sp=0.1").phases[0].rows}
+    assert decays == {**dict.fromkeys(decays, 0.0), "head": 0.05}
+
+
+class CountSteps(Callback):
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.steps = trainer.global_step
+
+
+@pytest.mark.parametrize(("batch_size", "accumulate", "steps"), [(8, 1, 5), (8, 2, 3), (5, 1, 7), (64, 1, 1), (8, 9, 1)])
+def test_steps_are_those_that_lightning_takes(there: Path, batch_size: int, accumulate: int, steps: int) -> None:
+    # 36 training pictures: batches of 8, 8, 8, 8, 4; in batches of 5 the one that is left over is left out.
+    recipe = load_recipe("recipe.yaml", [*SMALL, f"data.batch_size={batch_size}", f"optimizer.accumulate={accumulate}"])
+    counter = CountSteps()
+    trial(recipe, counter, max_epochs=1)
+    assert steps_an_epoch(recipe, 36, 1) == counter.steps == steps
+
+
+def test_several_devices_share_a_batch(there: Path) -> None:
+    # 36 pictures on 2 devices: 18 each, in batches of 4: 5.
+    assert steps_an_epoch(load_recipe("recipe.yaml"), 36, 2) == 5
+
+
+def trial(recipe: Recipe, callback: Callback, **limits: int) -> Classifier:
+    from tlkit.data.sources.read import read_source
+
+    samples = split_samples(read_source(recipe.data.source, Path("data"), recipe.task), 0.2, 0.2, 0)
+    classifier = Classifier(create_backbone(recipe.model.backbone, 32), Head(), 3, 32)
+    preprocessing = Preprocessing(32, "stretch", 1.0, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    data = ImageDataModule(samples, preprocessing, batch_size=recipe.data.batch_size, workers=0)
+    everything = frozenset(name for name, _ in classifier.backbone.named_parameters())
+    try_phase(classifier, data, recipe, recipe.phases[0], everything, callback=callback, limit_val_batches=0, **limits)
+    return classifier
+
+
+def test_changes_to_the_classifier_are_found_out() -> None:
+    classifier = Classifier(create_backbone("test_resnet", 32), Head(), 3, 32)
+    with pytest.raises(RunError, match="changed what it must not: weights"), unchanged(classifier):
+        next(classifier.parameters()).data.add_(1)
+
+
+def test_a_stage_that_the_backbone_does_not_have_is_named_with_its_line(there: Path) -> None:
+    (there / "slip.yaml").write_text(RECIPE.replace("from: layer3", "from: layr3"))
+    with pytest.raises(RecipeError) as raised:
+        make_plan(load_recipe("slip.yaml"))
+    assert str(raised.value) == (
+        "slip.yaml:7: phases[1].train.from = 'layr3' is not a stage of resnet18.\n"
+        "  Expected one of: stem, layer1, layer2, layer3, layer4. Did you mean 'layer3'?"
+    )
+
+
+def test_batch_norm_on_one_image_is_refused_as_in_training(there: Path) -> None:
+    with pytest.raises(DataError, match=r"data.batch_size gives 1 pictures"):
+        planned("data.batch_size=1")
+
+
+def test_without_images_and_weights_the_plan_says_so_and_plans_on(there: Path) -> None:
+    plan = planned("data.source={folder: nowhere}", "model.weights={file: nowhere.safetensors}")
+    assert (plan.samples, plan.steps, plan.phases[0].seconds, plan.classes) == (None, None, None, 10)
+    said = texts(plan)
+    assert "warning: no pictures: steps and times are unknown, and 10 classes are assumed.\ndata.source.folder" in said
+    assert "warning: no weights: planned with random ones of the same shape.\nmodel.weights.file = 'nowhere.safetensors'" in said
+    assert plan.phases[0].trained == count(create_backbone("test_resnet", 32)) + 10 * (plan.phases[0].rows[-1].parameters // 10)
+
+
+def test_a_sound_plan_has_nothing_to_say_but_its_size(plan: Plan, there: Path) -> None:
+    said = texts(planned())
+    assert said.count("warning") == 1
+    assert "parameters on 36 pictures" in said
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["data.normalize=none", "model.weights=pretrained"], "warning: data.normalize = 'none' feeds the weights"),
+        (
+            ["data.normalize=dataset", "model.weights=pretrained", "phases=[{train: head, epochs: 1, lr: 0.1}]"],
+            "accuracy of 0.834 instead of 0.842: use `normalize: weights`. They were trained with mean 0.5",
+        ),
+        (["model.weights=pretrained"], "warning: data.image_size = 32 is far from the 160 px that the weights were made at."),
+        (
+            ["data.source={folder: uneven}"],
+            "classes differ more than 5-fold: blue has 36 training pictures, green 4. Set `imbalance: loss_weights`",
+        ),
+        (["data.source={folder: uneven}"], "too few training pictures to learn a class from: green (4)"),
+        (["data.batch_size=64"], "warning: data.batch_size = 64 is more than the 36 training pictures: an epoch is one step of 36."),
+        (["optimizer.accumulate=9"], "optimizer.accumulate = 9, but an epoch has 5 batches"),
+        (
+            ["phases=[{train: head, epochs: 1, lr: 0.1}]"],
+            "warning: phases[0] trains a head on a backbone that has learned nothing.",
+        ),
+        (
+            ["phases=[{train: all, epochs: 1, lr: 0.1, layer_decay: 0.1}]"],
+            "warning: phases[0].layer_decay = 0.1 leaves stem to layer1 a rate of 1.0e-06 or little more.",
+        ),
+        (["phases=[{train: all, epochs: 1, lr: 0.1, backbone_lr: 1e-4}]"], "backbone_lr = 0.0001 leaves stem to "),
+        (
+            ["phases=[{train: head, epochs: 1, lr: 0.1}]", "augment=[HorizontalFlip]"],
+            "note: phases[0] trains the head alone on augmented pictures",
+        ),
+    ],
+)
+def test_what_looks_like_a_slip_is_said(there: Path, overrides: list[str], said: str) -> None:
+    assert said in texts(planned(*overrides))
+
+
+def test_what_does_not_fit_into_memory_is_said(there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "_device_memory", lambda device: 10_000)
+    assert re.search(r"warning: phases\[0\] needs about [\d.]+ MB on each device, which has 10 kB\.", texts(planned()))
+
+
+def test_a_head_of_scikit_learn_is_one_line(there: Path) -> None:
+    plan = planned("phases=[{train: head, epochs: 1, lr: 0.1}]", "model.head={kind: svm}")
+    assert plan.phases == ()
+    printed = shown(plan)
+    assert "head svm, fitted by scikit-learn on the features" in printed
+    assert "phases[0] is not run" in printed
+
+
+def shown(plan: Plan) -> str:
+    console = Console(width=100, record=True, file=StringIO())
+    print_plan(plan, console)
+    return console.export_text()
+
+
+def test_the_plan_fits_a_terminal_of_100_columns(plan: Plan) -> None:
+    printed = shown(plan)
+    lines = [line.split() for line in printed.splitlines()]
+    assert ["layer4", "all", "adapts", "0.05", "0.05", "8,393,728", "8,393,728"] in lines
+    assert ["total", "11,178,051", "11,178,051"] in lines
+    assert "phase 3/3: all, 3 epochs of 5 steps, about " in printed
+    assert "30: 5 in each of 6 epochs" in printed
+    assert max(map(len, printed.splitlines())) <= 100
+
+
+def test_a_step_is_said_as_devices_times_images_times_batches(plan: Plan) -> None:
+    optimizer = plan.recipe.optimizer.model_copy(update={"accumulate": 4})
+    printed = shown(replace(plan, devices=2, recipe=plan.recipe.model_copy(update={"optimizer": optimizer})))
+    assert "32 pictures: 2 devices x 4 x 4 batches; batch_size and lr hold for any number of devices" in printed
+
+
+def test_neighbours_to_which_the_same_happens_share_a_row() -> None:
+    def row(name: str, trained: int, lr: float | None) -> StageRow:
+        return StageRow(name, 10, trained, "", lr, None if lr is None else 0.05)
+
+    joined = _joined((row("block0", 0, None), row("block1", 0, None), row("block2", 10, 0.1), row("block3", 10, 0.1), row("head", 10, 0.1)))
+    assert [(row.name, row.parameters, row.trained) for row in joined] == [
+        ("block0 .. block1", 20, 0),
+        ("block2 .. block3", 20, 20),
+        ("head", 10, 10),
+    ]
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(0.2, "1 s"), (9.6, "10 s"), (99, "99 s"), (600, "10 min"), (7500, "2 h 5 min")])
+def test_durations_are_in_the_unit_that_people_use(seconds: float, said: str) -> None:
+    assert duration(seconds) == said
+
+
+def test_the_command_prints_a_plan_and_exits_0(there: Path) -> None:
+    done = warm.run("plan", "recipe.yaml", *SMALL, cwd=Path.cwd(), env=os.environ)
+    assert done.returncode == 0, done.stderr
+    assert "phase 1/1: all, 1 epoch of 5 steps, about " in done.stdout

@@ -1,0 +1,91 @@
+"""The batch size that memory allows."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tlkit.recipe.load import load_recipe
+from tlkit.training.batch_size.find import largest_that_fits, rounded, with_batch_size
+
+
+@pytest.mark.parametrize("room", [*range(40), 63, 64, 100, 1000])
+def test_the_largest_that_fits_is_found_to_an_eighth(room: int) -> None:
+    tried = []
+
+    def fits(size: int) -> bool:
+        tried.append(size)
+        return size <= room
+
+    found = largest_that_fits(fits, most=225)
+    best = min(room, 225) if room >= 2 else 0
+    assert found <= best
+    assert found >= best / 1.125 - 1
+    assert max(tried) <= 225
+    assert len(tried) == len(set(tried)) <= 9
+
+
+def test_kernels_get_multiples_of_eight() -> None:
+    assert [rounded(size) for size in (2, 15, 16, 23, 24, 129)] == [2, 15, 16, 16, 24, 128]
+
+
+def test_a_number_stays_as_it_is() -> None:
+    recipe = load_recipe("quickstart", ["data.batch_size=48"])
+    assert with_batch_size(recipe) is recipe
+
+
+UNDER_A_LIMIT = """
+import resource, sys
+from tlkit.cli import main
+resource.setrlimit(resource.RLIMIT_AS, (6_000_000_000, 6_000_000_000))
+sys.exit(main(["finetune", "quickstart", "data.batch_size={find: 0.8}", "data.image_size=128", "data.limit=800", "augment=[]",
+               "model={backbone: tf_efficientnet_lite0, weights: random}", "phases=[{train: all, epochs: 1, lr: 1e-3}]",
+               "ema={decay: 0.99}", "mix={mixup: 0.2}", "--out", sys.argv[1]]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits a process's address space reliably")
+def test_a_batch_that_memory_bounds_trains_a_whole_epoch(tmp_path: Path) -> None:
+    ended = subprocess.run([sys.executable, "-c", UNDER_A_LIMIT, str(tmp_path / "run")], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    said = re.search(r"data\.batch_size: (\d+)\. (\d+) pictures fit on a device", ended.stderr)
+    assert said is not None, ended.stderr
+    assert 2 <= int(said[1]) < int(said[2])
+
+
+LIMITED = """
+import resource
+from tlkit.training.batch_size.probe import limit_memory
+resource.setrlimit(resource.RLIMIT_AS, (8_000_000_000, resource.RLIM_INFINITY))
+limit_memory()
+print(resource.getrlimit(resource.RLIMIT_AS)[0])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits a process's address space reliably")
+def test_a_trial_leaves_the_address_space_that_a_run_reserves() -> None:
+    limit = int(subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True, check=True).stdout)
+    assert 0 < limit <= 8_000_000_000 - 1024**3
+
+
+OUT_OF_MEMORY = """
+import resource, sys
+from tlkit.cli import main
+resource.setrlimit(resource.RLIMIT_AS, (6_000_000_000, 6_000_000_000))
+sys.exit(main(["finetune", "quickstart", "data.batch_size=1024", "data.image_size=64", "model={backbone: resnet18, weights: random}",
+               "augment=[]", "phases=[{train: all, epochs: 1, lr: 1e-3}]", "cache.use=false", "--out", sys.argv[1]]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits a process's address space reliably")
+def test_a_batch_without_room_is_reported_with_one_that_fits(tmp_path: Path) -> None:
+    ended = subprocess.run([sys.executable, "-c", OUT_OF_MEMORY, str(tmp_path / "run")], capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    said = re.search(r"data.batch_size = 1024 doesn't fit into memory: .*\n  Set it to (\d+), the largest that fitted", ended.stderr)
+    assert said is not None, ended.stderr
+    assert 2 <= int(said[1]) < 1024
+    assert "Traceback" not in ended.stderr

@@ -1,0 +1,209 @@
+"""Kept activations: the same numbers as without, found again by whoever may use them, and never stale."""
+
+import csv
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests import warm
+from tlkit.data.decode import decode
+from tlkit.recipe.load import load_recipe
+from tlkit.system import cache_folder
+from tlkit.training.cache import activations as activation_cache
+from tlkit.training.cache.entries import entries, make_room
+from tlkit.training.finetune import finetune
+
+RECIPE = """
+name: stripes
+data: {source: {folder: pictures}, image_size: 32, resize: stretch, batch_size: 8, validation: 0.2, test: 0.2}
+model: {backbone: test_resnet, weights: random, head: {dropout: 0.2}}
+phases:
+  - {train: head, epochs: 3, lr: 1e-2}
+  - {train: {from: layer4}, epochs: 2, lr: 1e-3}
+optimizer: {name: sgd}
+"""
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("stripes")
+    draws = np.random.default_rng(0)
+    for label, name in enumerate(("across", "down")):
+        (folder / "pictures" / name).mkdir(parents=True)
+        for i in range(40):
+            stripes = np.tile(np.arange(32) % 4 < 2, (32, 1)) * 150.0
+            noisy = np.clip((stripes if label else stripes.T)[..., None] + draws.normal(50, 60, (32, 32, 3)), 0, 255)
+            Image.fromarray(noisy.astype(np.uint8)).save(folder / "pictures" / name / f"{i:02d}.png")
+    (folder / "recipe.yaml").write_text(RECIPE)
+    return folder
+
+
+@pytest.fixture
+def place(workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of its own for each test, and the workplace as the current folder."""
+    monkeypatch.setenv("TLKIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(workplace)
+    return tmp_path
+
+
+def train(place: Path, name: str, *overrides: str) -> tuple[list[dict[str, str]], dict[str, object], str]:
+    """The rows of metrics.csv, metrics.json and the log."""
+    run = finetune(load_recipe("recipe.yaml", overrides), out=place / name)
+    with (run / "metrics.csv").open() as file:
+        return list(csv.DictReader(file)), json.loads((run / "metrics.json").read_text()), (run / "log.txt").read_text()
+
+
+def figures(rows: list[dict[str, str]]) -> list[list[float]]:
+    return [[float(row[key]) for key in ("train/loss", "train/accuracy", "val/loss", "val/accuracy")] for row in rows]
+
+
+@pytest.mark.parametrize("backbone", ["test_resnet", "test_byobnet", "test_efficientnet", "test_convnext"])
+def test_losses_and_accuracy_are_those_of_a_run_without(place: Path, backbone: str) -> None:
+    phases = "phases=[{train: head, epochs: 2, lr: 1e-2}, {train: {last: 1}, epochs: 2, lr: 1e-2}]"
+    cached, metrics, log = train(place, "with", f"model.backbone={backbone}", phases)
+    plain, plain_metrics, plain_log = train(place, "without", f"model.backbone={backbone}", phases, "cache.use=false")
+    assert log.count("frozen part run once") == 2
+    assert "frozen part run once" not in plain_log
+    np.testing.assert_allclose(figures(cached), figures(plain), rtol=1e-4)
+    assert metrics["test"]["accuracy"] == plain_metrics["test"]["accuracy"]  # type: ignore[index]
+
+
+def test_a_backbone_that_can_not_be_cut_says_so_and_keeps_its_features_all_the_same(place: Path) -> None:
+    rows, _, log = train(
+        place, "vit", "model.backbone=test_vit", "phases=[{train: head, epochs: 1, lr: 1e-2}, {train: {last: 1}, epochs: 1, lr: 1e-2}]"
+    )
+    assert len(rows) == 2
+    assert "frozen part run once, up to the features" in log
+    assert "phase 2/2 last 1  its frozen part runs in every epoch: torch.fx can't trace it" in log
+
+
+def test_another_seed_and_another_head_find_what_was_kept(place: Path) -> None:
+    head_only = "phases=[{train: head, epochs: 1, lr: 1e-2}]"
+    first = finetune(load_recipe("recipe.yaml", [head_only]), out=place / "first")
+    # Random weights would differ with the seed: the first run's are taken.
+    weights = f"model.weights={{run: {first}}}"
+    _, _, log = train(place, "second", head_only, weights, "seed=7")
+    _, _, other = train(place, "third", head_only, weights, "seed=8", "model.head={kind: mlp}")
+    assert "activations of 80 pictures found" in log
+    assert "activations of 80 pictures found" in other
+
+
+def test_other_images_sizes_and_weights_do_not(place: Path) -> None:
+    head_only = "phases=[{train: head, epochs: 1, lr: 1e-2}]"
+    train(place, "first", head_only)
+    for number, change in enumerate(("data.image_size=64", "data.normalize=none", "seed=1", "cache.dtype=float16")):
+        assert "found in" not in train(place, f"other{number}", head_only, change)[2]
+
+
+def test_a_random_augmentation_runs_live_and_views_are_kept_if_asked(place: Path) -> None:
+    flip = "augment=[{HorizontalFlip: {p: 0.5}}]"
+    _, _, live = train(place, "live", flip)
+    assert "its frozen part runs in every epoch: augment changes the pictures" in live
+    rows, _, views = train(place, "views", flip, "cache.views=2", "phases=[{train: head, epochs: 4, lr: 1e-2}]")
+    assert "48 pictures in 2 views" in views
+    assert len(rows) == 4
+
+
+def test_over_budget_says_what_would_be_needed_and_half_precision_is_taken_only_if_allowed(place: Path) -> None:
+    # test_resnet's features are [96]: 80 pictures of 4 * 96 bytes.
+    small = "cache.budget_gb=0.00002"
+    _, _, refused = train(place, "refused", small)
+    assert "its frozen part runs in every epoch: 30.7 kB would be needed and cache.budget_gb is 2e-05" in refused
+    _, _, halved = train(place, "halved", small, "cache.half_over_budget=true", "phases=[{train: head, epochs: 1, lr: 1e-2}]")
+    assert "frozen part run once" in halved
+    assert [entry.facts["dtype"] for entry in entries()] == ["float16"]
+
+
+def test_a_damaged_entry_is_made_again(place: Path) -> None:
+    head_only = "phases=[{train: head, epochs: 1, lr: 1e-2}]"
+    good, _, _ = train(place, "first", head_only)
+    (entry,) = entries()
+    kept = (entry.folder / "0.bin").read_bytes()
+    for number, damage in enumerate((kept[:-4], bytes(len(kept)))):
+        (entry.folder / "0.bin").write_bytes(damage)
+        rows, _, log = train(place, f"again{number}", head_only)
+        assert "made anew" in log
+        assert figures(rows) == figures(good)
+        assert (entry.folder / "0.bin").read_bytes() == kept
+
+
+KILLED_WHILE_IT_WRITES = """
+import os, signal
+from tlkit.training.cache import activations as activation_cache
+whole = activation_cache.as_bytes
+def killed(tensor):
+    if tensor.ndim == 2:  # activations, not weights
+        os.kill(os.getpid(), signal.SIGKILL)
+    return whole(tensor)
+activation_cache.as_bytes = killed
+"""
+
+
+def test_a_run_killed_while_it_writes_leaves_nothing_that_is_taken_for_whole(place: Path, workplace: Path) -> None:
+    (place / "sitecustomize.py").write_text(KILLED_WHILE_IT_WRITES)
+    paths = os.pathsep.join([str(place), os.environ.get("PYTHONPATH", "")])
+    done = warm.run("finetune", "recipe.yaml", "--out", str(place / "killed"), cwd=workplace, env={**os.environ, "PYTHONPATH": paths})
+    assert done.returncode == -signal.SIGKILL
+    assert [path.suffix for path in (cache_folder() / "activations").iterdir() if path.is_dir()] == [".writing"]
+    assert entries() == []
+    rows, _, log = train(place, "next", "phases=[{train: head, epochs: 1, lr: 1e-2}]")
+    assert "frozen part run once" in log
+    assert not list((cache_folder() / "activations").glob("*.writing"))
+    plain, _, _ = train(place, "plain", "phases=[{train: head, epochs: 1, lr: 1e-2}]", "cache.use=false")
+    np.testing.assert_allclose(figures(rows), figures(plain), rtol=1e-4)
+
+
+def test_a_full_disk_costs_the_cache_and_not_the_run(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(activation_cache.ActivationCache, "_write", full)
+    rows, _, log = train(place, "full")
+    assert len(rows) == 5
+    assert "its frozen part runs in every epoch: the disk of" in log
+
+
+def test_room_is_made_by_removing_what_was_unused_for_longest(place: Path) -> None:
+    for age, name in enumerate(("new", "middle", "old")):
+        folder = cache_folder() / "activations" / name
+        folder.mkdir(parents=True)
+        (folder / "0.bin").write_bytes(bytes(1_000_000))
+        (folder / "entry.json").write_text("{}")
+        os.utime(folder, (time.time() - 100 * age,) * 2)
+    make_room(1_000_000, budget_gb=0.0031)
+    assert [entry.folder.name for entry in entries()] == ["middle", "new"]
+
+
+def test_a_live_phase_decodes_each_image_once_or_says_why_not(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded = []
+    counted = lambda image, *rest, **named: (decoded.append(image), decode(image, *rest, **named))[1]  # noqa: E731
+    monkeypatch.setattr("tlkit.data.preprocess.decode", counted)
+    recipe = ("phases=[{train: all, epochs: 3, lr: 1e-3}]", "augment=[{HorizontalFlip: {p: 0.5}}]")
+    kept, _, _ = train(place, "kept", *recipe)
+    once = len(decoded)
+    # 48 training and 16 validation pictures once; then the shipped model is measured on 16 validation and 16 test pictures.
+    # The sheet of augmented pictures has eight rows; and the audit, which keeps what it finds, looks at each picture.
+    assert once == 48 + 16 + 16 + 16 + 8 + (48 + 16 + 16)
+    plain, _, log = train(place, "without", *recipe, "cache.budget_gb=0.00001")
+    assert len(decoded) - once == 3 * (48 + 16) + 16 + 16 + 8
+    assert "its pictures are decoded in every epoch: 197 kB would be needed and cache.budget_gb is 1e-05" in log
+    assert figures(kept) == figures(plain)
+
+
+def test_solved_and_classical_heads_find_what_a_phase_has_kept(place: Path) -> None:
+    first = finetune(load_recipe("recipe.yaml", ["phases=[{train: head, epochs: 1, lr: 1e-2}]"]), out=place / "first")
+    weights = f"model.weights={{run: {first}}}"
+    for name, change in (("svm", "model.head={kind: svm}"), ("lbfgs", "phases=[{train: head, solver: lbfgs}]")):
+        phases = ["phases=[]"] if name == "svm" else []
+        flip = "augment=[{HorizontalFlip: {p: 0.5}}]"  # of no account for them
+        rows, metrics, log = train(place, name, weights, change, *phases, flip)
+        assert "frozen part run once" not in log
+        plain, plain_metrics, _ = train(place, f"{name}_plain", weights, change, *phases, flip, "cache.use=false")
+        np.testing.assert_allclose(figures(rows), figures(plain), rtol=1e-4)
+        assert metrics["test"]["accuracy"] == plain_metrics["test"]["accuracy"]  # type: ignore[index]

@@ -1,0 +1,69 @@
+"""Classical heads: the layer that ships gives scikit-learn's own answers."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import LinearSVC
+
+from tlkit.data.samples import Sample, Samples
+from tlkit.recipe.fields.model import Head
+from tlkit.training.closed_form.classical import best_temperature, fit_head
+
+Split = tuple[torch.Tensor, torch.Tensor]
+
+
+def splits(classes: int) -> tuple[Split, Split]:
+    random = np.random.default_rng(0)
+    centres = random.normal(size=(classes, 6)) * 2
+    labels = random.integers(0, classes, 160)
+    # Features of very different sizes, as a backbone has them.
+    features = ((centres[labels] + random.normal(size=(160, 6))) * [1, 10, 100, 1, 0.1, 5] + 7).astype(np.float32)
+    return tuple((torch.tensor(features[part]), torch.tensor(labels[part])) for part in (slice(0, 120), slice(120, 160)))  # type: ignore[return-value]
+
+
+def samples_of(labels: torch.Tensor) -> Samples:
+    names = tuple("abcd"[: int(labels.max()) + 1])
+    return Samples(names, tuple(Sample(str(i), Path(), (int(label),), "train") for i, label in enumerate(labels)))
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_a_logistic_head_gives_scikit_learns_probabilities(classes: int) -> None:
+    train, val = splits(classes)
+    scaler = StandardScaler().fit(train[0].numpy())
+    theirs = LogisticRegression(C=0.5, max_iter=1000).fit(scaler.transform(train[0].numpy()), train[1].numpy())
+    with torch.no_grad():
+        probabilities = fit_head(Head(kind="logistic", c=0.5), train, val, samples_of(train[1]))(val[0]).softmax(1)
+    np.testing.assert_allclose(probabilities.numpy(), theirs.predict_proba(scaler.transform(val[0].numpy())), atol=1e-5)
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_an_svm_head_gives_scikit_learns_margins_over_the_temperature(classes: int) -> None:
+    train, val = splits(classes)
+    scaler = StandardScaler().fit(train[0].numpy())
+    theirs = LinearSVC(C=0.5, dual=True, random_state=0).fit(scaler.transform(train[0].numpy()), train[1].numpy())
+    margins = theirs.decision_function(scaler.transform(val[0].numpy()))
+    expected = np.stack([-margins / 2, margins / 2], axis=1) if classes == 2 else margins
+    with torch.no_grad():
+        logits = fit_head(Head(kind="svm", c=0.5), train, val, samples_of(train[1]))(val[0]).numpy()
+    assert (logits.argmax(1) == theirs.predict(scaler.transform(val[0].numpy()))).all()
+    np.testing.assert_allclose(logits / np.abs(logits).max(), expected / np.abs(expected).max(), atol=1e-4)
+
+
+def test_without_a_c_the_best_on_validation_is_taken() -> None:
+    train, val = splits(4)
+
+    def accuracy(head: Head) -> float:
+        with torch.no_grad():
+            return float((fit_head(head, train, val, samples_of(train[1]))(val[0]).argmax(1) == val[1]).float().mean())
+
+    assert accuracy(Head(kind="logistic")) == max(accuracy(Head(kind="logistic", c=c)) for c in (1e-4, 1e-3, 1e-2, 1e-1, 1.0))
+
+
+def test_the_temperature_undoes_a_scale() -> None:
+    # Logits of (2, 0) claim 0.88 and are right three times of four: log 3 apart would be honest, so T = 2 / log 3.
+    logits = torch.tensor([[2.0, 0.0]] * 4)
+    assert best_temperature(logits, torch.tensor([0, 0, 0, 1])) == pytest.approx(2 / np.log(3), rel=1e-3)

@@ -1,0 +1,232 @@
+"""A solved head: scikit-learn's solution of the same problem, at the place where the next phase goes on."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.class_weight import compute_class_weight
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from tlkit.data.samples import Sample, Samples
+from tlkit.errors import TlkitError
+from tlkit.evaluation.evaluate import evaluate_run
+from tlkit.planning.lr_range import _phase_index
+from tlkit.planning.plan_table import show_plan
+from tlkit.recipe.fields.learning import Loss
+from tlkit.recipe.load import load_recipe
+from tlkit.recipe.schema import Imbalance
+from tlkit.training.closed_form import solve as solving
+from tlkit.training.closed_form.solve import WEIGHT_DECAYS, Regression, solve
+from tlkit.training.finetune import finetune
+from tlkit.training.losses import build_criterion
+
+N, F = 120, 6
+
+
+def features() -> tuple[np.ndarray, np.ndarray]:
+    """Of very different sizes, as a backbone has them, the last dead; and labels of four classes, of which one is rare."""
+    random = np.random.default_rng(0)
+    centres = random.normal(size=(4, F))
+    labels = random.choice(4, N, p=[0.4, 0.3, 0.2, 0.1])
+    found = (centres[labels] + random.normal(size=(N, F))) * [1, 10, 100, 1, 0.1, 0] + 7
+    return found.astype(np.float32), labels
+
+
+def samples_of(labels: np.ndarray) -> Samples:
+    """labels: [N], or for multilabel [N, K]."""
+    several = labels.ndim == 2
+    sets = [tuple(np.flatnonzero(row).tolist()) if several else (int(row),) for row in labels]
+    samples = tuple(Sample(str(i), Path(), those, "train") for i, those in enumerate(sets))
+    return Samples(tuple("abcd"), samples, "multilabel" if several else "multiclass")
+
+
+def solved(labels: np.ndarray, weight_decay: float, *, loss: Loss = Loss(), imbalance: Imbalance = "none") -> tuple[Tensor, Regression]:  # noqa: B008
+    """The layer's logits of the training pictures, [N, K]."""
+    train = torch.tensor(features()[0]), torch.tensor(labels)
+    samples = samples_of(labels)
+    regression = Regression(train, build_criterion(loss, imbalance, samples), 4)
+    return solve(regression, train, samples, (weight_decay,), title="")(train[0]).detach(), regression
+
+
+def test_probabilities_are_scikit_learns() -> None:
+    x, labels = features()
+    x = StandardScaler().fit_transform(x.astype(float))
+    theirs = LogisticRegression(C=1 / (N * 0.01), tol=1e-10, max_iter=10_000).fit(x, labels)
+    logits, _ = solved(labels, 0.01)
+    np.testing.assert_allclose(logits.softmax(1).numpy(), theirs.predict_proba(x), atol=1e-4)
+
+
+def test_weights_are_scikit_learns_with_the_standardisation_folded_in() -> None:
+    x, labels = features()
+    scaler = StandardScaler().fit(x.astype(float))
+    theirs = LogisticRegression(C=1 / (N * 0.01), tol=1e-10, max_iter=10_000).fit(scaler.transform(x), labels)
+    train = torch.tensor(x), torch.tensor(labels)
+    layer = solve(Regression(train, nn.CrossEntropyLoss(), 4), train, samples_of(labels), (0.01,), title="")
+    np.testing.assert_allclose(layer.weight.detach().numpy() * scaler.scale_, theirs.coef_, atol=1e-4)
+    # A bias more for all classes changes nothing.
+    bias = (layer.weight.detach().numpy() @ scaler.mean_ + layer.bias.detach().numpy()).astype(float)
+    np.testing.assert_allclose(bias - bias.mean(), theirs.intercept_ - theirs.intercept_.mean(), atol=1e-4)
+
+
+def test_loss_weights_are_scikit_learns_balanced_class_weights() -> None:
+    x, labels = features()
+    x = StandardScaler().fit_transform(x.astype(float))
+    weights = dict(enumerate(compute_class_weight("balanced", classes=np.arange(4), y=labels)))
+    theirs = LogisticRegression(C=1 / (N * 0.01), tol=1e-10, max_iter=10_000, class_weight=weights).fit(x, labels)
+    logits, _ = solved(labels, 0.01, imbalance="loss_weights")
+    np.testing.assert_allclose(logits.softmax(1).numpy(), theirs.predict_proba(x), atol=1e-4)
+
+
+def test_several_labels_are_scikit_learns_binary_regressions() -> None:
+    x, labels = features()
+    hot = np.stack([labels == 0, labels != 1, labels > 1, labels % 2 == 0], axis=1).astype(np.float32)
+    x = StandardScaler().fit_transform(x.astype(float))
+    logits, _ = solved(hot, 0.01)
+    for k in range(4):
+        # The mean over N * K answers leaves each class a quarter of its own mean loss.
+        theirs = LogisticRegression(C=1 / (4 * N * 0.01), tol=1e-10, max_iter=10_000).fit(x, hot[:, k])
+        np.testing.assert_allclose(logits[:, k].sigmoid().numpy(), theirs.predict_proba(x)[:, 1], atol=1e-4)
+
+
+def test_the_gradient_is_that_of_the_whole_split_whatever_the_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, labels = features()
+    _, regression = solved(labels, 0.1, loss=Loss(label_smoothing=0.1), imbalance="logit_adjust")
+    point = np.random.default_rng(1).normal(size=4 * F + 4)
+    whole = regression.loss_and_gradient(point, 0.1)
+    monkeypatch.setattr(solving, "CHUNK", 50)
+    chunked = regression.loss_and_gradient(point, 0.1)
+    assert chunked[0] == pytest.approx(whole[0], rel=1e-12)
+    np.testing.assert_allclose(chunked[1], whole[1], atol=1e-12)
+    assert np.abs(regression.loss_and_gradient(regression.minimum(point, 0.1, 1e-6), 0.1)[1]).max() <= 1e-6
+
+
+def test_smoothing_and_log_priors_are_part_of_the_loss() -> None:
+    x, labels = features()
+    _, regression = solved(labels, 0.1, loss=Loss(label_smoothing=0.1), imbalance="logit_adjust")
+    point = np.random.default_rng(1).normal(size=4 * F + 4)
+    weight, bias = torch.tensor(point[: 4 * F]).view(4, F), torch.tensor(point[4 * F :])
+    logits = torch.tensor(StandardScaler().fit_transform(x.astype(float))) @ weight.T + bias
+    priors = torch.tensor(np.bincount(labels) / N).log()
+    expected = cross_entropy(logits + priors, torch.tensor(labels), label_smoothing=0.1) + 0.05 * weight.square().sum()
+    assert regression.loss_and_gradient(point, 0.1)[0] == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_of_equal_scores_the_weight_decay_with_the_lower_validation_loss_is_taken() -> None:
+    x, labels = features()
+    train, samples = (torch.tensor(x), torch.tensor(labels)), samples_of(labels)
+    val = train[0][:3], train[1][:3]  # three pictures: many decays get all of them right
+    regression = Regression(train, nn.CrossEntropyLoss(), 4)
+    one_by_one = [solve(regression, val, samples, (weight_decay,), title="")(val[0]).detach() for weight_decay in WEIGHT_DECAYS]
+    figures = [(float((logits.argmax(1) == val[1]).float().mean()), -float(cross_entropy(logits, val[1]))) for logits in one_by_one]
+    assert len({accuracy for accuracy, _ in figures}) < len(figures)
+    chosen = solve(regression, val, samples, WEIGHT_DECAYS, title="")(val[0]).detach()
+    torch.testing.assert_close(chosen, one_by_one[figures.index(max(figures))], atol=1e-3, rtol=1e-3)
+
+
+# --- from end to end ---
+
+RECIPE = """
+name: colours
+data: {source: {folder: pictures}, image_size: 32, resize: stretch, normalize: dataset, batch_size: 8, validation: 0.2, test: 0.2}
+augment: [HorizontalFlip: {p: 0.5}]
+model: {backbone: test_resnet, weights: random, head: {dropout: 0.1}}
+phases:
+  - {train: head, solver: lbfgs}
+"""
+THEN_HEAD = "phases=[{train: head, solver: lbfgs}, {train: head, epochs: 1, lr: 1e-12}]"
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """20 noisy pictures of each of three colours that are told apart with some mistakes, and the recipe."""
+    folder = tmp_path_factory.mktemp("solved")
+    draws = np.random.default_rng(0)
+    for name, colour in {"blue": (120, 120, 150), "green": (120, 150, 120), "red": (150, 120, 120)}.items():
+        (folder / "pictures" / name).mkdir(parents=True)
+        for i in range(20):
+            noisy = np.clip(np.array(colour) + draws.normal(0, 20, 3) + draws.normal(0, 40, (32, 32, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(noisy).save(folder / "pictures" / name / f"{i:02d}.png")
+    (folder / "recipe.yaml").write_text(RECIPE)
+    return folder
+
+
+@pytest.fixture
+def there(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workplace)
+
+
+def rows_of(run: Path) -> list[dict[str, str]]:
+    with (run / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_solved_phase_alone_is_shipped_and_measured(there: None) -> None:
+    run = finetune(load_recipe("recipe.yaml"), out=Path("alone"))
+    (row,) = rows_of(run)
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert (row["phase"], row["epoch"], row["lr"]) == ("0", "0", "")
+    assert float(row["val/accuracy"]) == pytest.approx(metrics["val"]["accuracy"])
+    assert float(row["val/loss"]) == pytest.approx(metrics["val"]["loss"], rel=1e-4)
+    assert metrics["test"]["accuracy"] > 0.6
+    assert evaluate_run(run, "test") == metrics["test"]
+    log = (run / "log.txt").read_text()
+    assert "phase 1/1 head  validation accuracy by weight decay  10: 0." in log
+    assert "phases[0] is solved on training pictures as they are: without augment or head dropout." in log
+    assert metrics["best"]["fitted_by"] == "L-BFGS"
+    assert all(words in (run / "report.html").read_text() for words in ("head, solved by L-BFGS", "The head was fitted by L-BFGS"))
+
+
+def test_later_phases_go_on_from_the_solution_and_its_score_competes(there: None) -> None:
+    alone = finetune(load_recipe("recipe.yaml", ["augment=[]"]), out=Path("first"))
+    run = finetune(load_recipe("recipe.yaml", ["augment=[]", THEN_HEAD, "wise_ft=false"]), out=Path("then"))
+    first, second = rows_of(run)
+    assert (first["phase"], second["phase"]) == ("0", "1")
+    assert float(second["val/loss"]) == pytest.approx(float(first["val/loss"]), rel=1e-4)
+    # The second phase can't be better, and of equals the earliest is taken.
+    assert json.loads((run / "metrics.json").read_text())["best"]["phase"] == 0
+    assert torch.equal(*(load_file(folder / "model/model.safetensors")["fc.weight"] for folder in (alone, run)))
+
+
+def test_fine_tuning_may_come_before_and_after(there: None) -> None:
+    phases = "phases=[{train: head, solver: lbfgs, weight_decay: 0.1}, {train: all, epochs: 1, lr: 1e-3}, {train: head, solver: lbfgs}]"
+    run = finetune(load_recipe("recipe.yaml", [phases, "wise_ft=true"]), out=Path("around"))
+    assert [row["phase"] for row in rows_of(run)] == ["0", "1", "2"]
+    assert [bool(row["lr"]) for row in rows_of(run)] == [False, True, False]
+    log = (run / "log.txt").read_text()
+    assert "phase 1/3 head  weight decay 0.1\n" in log
+    assert "wise_ft  ships" in log
+
+
+def test_with_two_processes_the_second_gets_the_solution_too(workplace: Path) -> None:
+    """Its validation loss is half of the mean, and a head that never learned would spoil it."""
+    devices = ["trainer.devices=2", "trainer.accelerator=cpu", "data.batch_size=4"]
+    command = [sys.executable, "-m", "tlkit", "finetune", "recipe.yaml", "--out", "two", THEN_HEAD, *devices]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    finished = subprocess.run(command, cwd=workplace, env=environment, capture_output=True, text=True, timeout=240)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stderr.count("phase 1/2 head  solved") == 1
+    first, second = rows_of(workplace / "two")
+    assert float(second["val/loss"]) == pytest.approx(float(first["val/loss"]), rel=1e-4)
+
+
+def test_the_plan_shows_a_solved_phase_between_the_others(there: None, capsys: pytest.CaptureFixture[str]) -> None:
+    show_plan(load_recipe("recipe.yaml", [THEN_HEAD]))
+    shown = " ".join(capsys.readouterr().out.split())
+    assert shown.index("phase 1/2: head, solved by L-BFGS on the features") < shown.index("phase 2/2: head, 1 epoch")
+    assert "phases[0] trains a head on a backbone that has learned nothing" in shown
+
+
+def test_a_solved_phase_has_no_rate_to_find(there: None) -> None:
+    with pytest.raises(TlkitError, match=r"(?s)--phase 1 has no learning rate: phases\[0\] is solved.*epochs and lr in place of solver"):
+        _phase_index(load_recipe("recipe.yaml"), 1)

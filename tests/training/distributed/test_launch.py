@@ -1,0 +1,290 @@
+"""Several processes of one run, real ones: they give what one gives, agree on what they train on, and none waits for a dead one."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.torch import load_file
+
+from tlkit.errors import DataError
+from tlkit.recipe.load import load_recipe
+from tlkit.training.distributed.launch import first_difference
+from tlkit.training.finetune import finetune
+from tlkit.training.run_folder import is_main_process
+
+COLOURS = {"blue": (40, 60, 200), "green": (30, 180, 60), "red": (210, 40, 50)}
+ON_TWO = ["trainer.devices=2"]
+LONG = "phases=[{train: all, epochs: 500, lr: 1e-4}]"
+
+RECIPE = """
+name: odd
+data: {source: {folder: pictures}, image_size: 32, resize: stretch, normalize: dataset, batch_size: 16}
+model: {backbone: lenet5, weights: random, head: {dropout: 0.0}}
+phases:
+  - {train: head, epochs: 1, lr: 1e-2}
+  - {train: all, epochs: 2, lr: 1e-3}
+trainer: {accelerator: cpu, devices: 1}
+"""
+
+STOPPED = """
+    import os, signal
+
+    from tlkit.cli import run
+    from tlkit.training.callbacks import MetricsTable
+
+    def stop(table, trainer, module, outputs, batch, number):
+        if (table.phase, trainer.current_epoch, number, trainer.global_rank) == (1, 0, 2, 1):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    MetricsTable.on_train_batch_end = stop
+    run()
+"""
+
+NOTED = """
+    import os, sys
+    from pathlib import Path
+
+    from tlkit.cli import run
+    from tlkit.training.cache.activations import digest
+    from tlkit.training.callbacks import MetricsTable
+
+    add = MetricsTable.on_train_epoch_end
+
+    def noted(table, trainer, module):
+        with Path(f"weights_{trainer.global_rank}.txt").open("a") as file:
+            print(table.phase, trainer.current_epoch, digest(module.classifier.backbone.state_dict()), file=file)
+        add(table, trainer, module)
+
+    MetricsTable.on_train_epoch_end = noted
+    run()
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """203 training, 101 validation and 1,003 test pictures, so noisy that not all can be told apart, and the recipe."""
+    folder = tmp_path_factory.mktemp("odd")
+    draws = np.random.default_rng(0)
+    names = list(COLOURS)
+    for split, number in (("train", 203), ("val", 101), ("test", 1003)):
+        for name in names:
+            (folder / "pictures" / split / name).mkdir(parents=True)
+        for i in range(number):
+            noisy = np.array(COLOURS[names[i % 3]]) * 0.1 + 100 + draws.normal(0, 150, (32, 32, 3))
+            Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)).save(folder / "pictures" / split / names[i % 3] / f"{i:04d}.png")
+    (folder / "recipe.yaml").write_text(RECIPE)
+    (folder / "noted.py").write_text(dedent(NOTED))
+    (folder / "stopped.py").write_text(dedent(STOPPED))
+    return folder
+
+
+def command(out: str, *overrides: str) -> list[str]:
+    return ["-m", "tlkit", "finetune", "recipe.yaml", "--out", out, *overrides]
+
+
+def torchrun(port: int, *arguments: str) -> list[str]:
+    return ["-m", "torch.distributed.run", "--master-addr", "127.0.0.1", "--master-port", str(port), *arguments]
+
+
+def start(words: list[str], folder: Path) -> "subprocess.Popen[str]":
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.Popen(
+        [sys.executable, *words], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def finished(words: list[str], folder: Path) -> str:
+    """What it says on stderr."""
+    process = start(words, folder)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    return errors
+
+
+@pytest.fixture(scope="module")
+def two(place: Path) -> Path:
+    """A run on two processes that tlkit starts itself."""
+    finished(command("two", *ON_TWO), place)
+    return place / "two"
+
+
+def rows_of(run: Path) -> list[dict[str, float]]:
+    with (run / "metrics.csv").open() as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def metrics_of(run: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run / "metrics.json").read_text())
+    return found
+
+
+def test_two_processes_learn_and_measure_what_one_does(place: Path, two: Path) -> None:
+    """203 pictures are 12 batches of 16 and one of 11, of which one process gets 6 and the other 5."""
+    finished(command("one"), place)
+    one = place / "one"
+    for alone, shared in zip(rows_of(one), rows_of(two), strict=True):
+        for name in ("train/loss", "val/loss", "train/accuracy", "val/accuracy", "lr"):
+            assert shared[name] == pytest.approx(alone[name], abs=1e-6), name
+    for split, images in (("test", 1003), ("val", 101)):
+        alone, shared = (metrics_of(run)[split] for run in (one, two))
+        assert shared["pictures"] == images
+        assert 0.4 < shared["accuracy"] < 0.99  # or it would be no proof
+        assert shared["confusion"] == alone["confusion"]
+        assert shared["accuracy"] == pytest.approx(alone["accuracy"], abs=1e-6)
+        assert shared["macro"] == pytest.approx(alone["macro"], abs=1e-6)
+    weights = [load_file(run / "model/model.safetensors") for run in (one, two)]
+    assert max(float((weights[0][name] - weights[1][name]).abs().max()) for name in weights[0]) < 1e-5
+
+
+def test_two_machines_learn_what_one_does_and_hold_the_same_weights_after_every_epoch(place: Path, two: Path) -> None:
+    """Without --out: the first process takes the next number, and tells the other. The script notes each one's weights."""
+    words = ["noted.py", "finetune", "recipe.yaml", "trainer.num_nodes=2"]
+    machines = [start(torchrun(29731, "--nnodes", "2", "--node-rank", str(rank), *words), place) for rank in (0, 1)]
+    errors = [machine.communicate(timeout=300)[1] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], errors
+    assert errors[0].count("phase 2/2 all  epoch 2/2") == 1
+    assert "epoch" not in errors[1]
+    assert [run.name for run in (place / "runs/odd").iterdir()] == ["001"]
+    assert (place / "runs/odd/001/model/model.safetensors").read_bytes() == (two / "model/model.safetensors").read_bytes()
+    first, second = ((place / f"weights_{rank}.txt").read_text().splitlines() for rank in (0, 1))
+    assert first == second
+    frozen, *trained = (line.split()[2] for line in second)
+    assert len({frozen, *trained}) == 3  # what the second phase unfroze has moved, on the second process too
+
+
+@pytest.mark.slow
+def test_batchnorm_and_a_moving_average_are_the_same_on_both_processes(place: Path, tmp_path: Path) -> None:
+    for name in ("pictures", "recipe.yaml", "noted.py"):
+        (tmp_path / name).symlink_to(place / name)
+    words = ["noted.py", "finetune", "recipe.yaml", *ON_TWO, "model.backbone=test_resnet", "ema={decay: 0.9}"]
+    phases = "phases=[{train: head, epochs: 1, lr: 1e-2}, {train: {from: layer3}, epochs: 2, lr: 1e-2}, {train: all, epochs: 2, lr: 1e-3}]"
+    finished(torchrun(29732, "--nproc-per-node", "2", *words, phases), tmp_path)
+    first, second = ((tmp_path / f"weights_{rank}.txt").read_text().splitlines() for rank in (0, 1))
+    assert first == second
+    assert len({line.split()[2] for line in second}) == 5
+
+
+def test_machines_with_other_images_end_with_the_first_difference(place: Path, tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    shutil.copytree(place / "pictures", there / "pictures")
+    shutil.copy(place / "recipe.yaml", there)
+    changed = there / "pictures/train/green/0004.png"
+    Image.fromarray(255 - np.asarray(Image.open(changed))).save(changed)
+    words = [*command(str(tmp_path / "run"), "trainer.num_nodes=2", "data.normalize=none")]
+    machines = [
+        start(torchrun(29734, "--nnodes", "2", "--node-rank", str(rank), *words), folder) for rank, folder in enumerate((place, there))
+    ]
+    first, second = (machine.communicate(timeout=300)[1] for machine in machines)
+    assert all(machine.returncode != 0 for machine in machines)
+    assert "The pictures are not the same in all processes of this run.\n    process 0 (" in first
+    assert first.count("id train/green/0004.png, class green, split train") == 2
+    assert "not the same" not in second
+
+
+@pytest.mark.parametrize(("victim", "told"), [(1, "The process of device 1 "), (0, "The first process of this run ")])
+def test_a_killed_process_ends_the_run_with_one_message(place: Path, tmp_path: Path, victim: int, told: str) -> None:
+    out = tmp_path / "run"
+    process = start(command(str(out), *ON_TWO, LONG), place)
+    wait_until((out / "metrics.csv").exists)
+    processes = [process.pid, *children_of(process.pid)]
+    os.kill(processes[victim], signal.SIGKILL)
+    began = time.monotonic()
+    _, errors = process.communicate(timeout=60)  # ends when the last process that holds the pipe has ended
+    assert time.monotonic() - began < 30
+    assert process.returncode == (2 if victim else -signal.SIGKILL)
+    assert errors.count(f"{told}(number {processes[victim]})") == 1
+    assert errors.count("Go on from the last checkpoint by the same command, with --out and --resume.") == 1
+    assert "Traceback" not in errors
+
+
+@pytest.mark.slow
+def test_a_process_killed_under_torchrun_ends_the_run_on_both_machines(place: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    words = command(str(out), "trainer.num_nodes=2", LONG)
+    machines = [start(torchrun(29733, "--nnodes", "2", "--node-rank", str(rank), *words), place) for rank in (0, 1)]
+    wait_until((out / "metrics.csv").exists)
+    (victim,) = children_of(machines[1].pid)
+    os.kill(victim, signal.SIGKILL)
+    began = time.monotonic()
+    first, second = (machine.communicate(timeout=60)[1] for machine in machines)
+    assert time.monotonic() - began < 60
+    assert all(machine.returncode for machine in machines)
+    assert first.count("A process of this run has ended") == 1
+    assert "Signal 9 (SIGKILL)" in second  # torchrun's own account, on the machine where it happened
+
+
+def test_a_signal_to_one_process_saves_and_stops_both_and_the_run_goes_on_to_the_same_weights(place: Path, two: Path) -> None:
+    words = ["stopped.py", "finetune", "recipe.yaml", "--out", "stopped", *ON_TWO]
+    process = start(words, place)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 75, errors
+    assert errors.count("Stopped by SIGTERM.") == 1
+    assert errors.count("go on with the same command") == 1
+    said = finished(command("stopped", *ON_TWO, "--resume"), place)
+    assert said.count("phase 2, epoch 1, after batch 3") == 1
+    assert (place / "stopped/model/model.safetensors").read_bytes() == (two / "model/model.safetensors").read_bytes()
+
+
+def test_processes_that_torchrun_has_started_but_the_recipe_does_not_ask_for_are_refused_once(place: Path, tmp_path: Path) -> None:
+    """Each would train alone, into the same folder."""
+    process = start(torchrun(29735, "--nproc-per-node", "2", *command(str(tmp_path / "run"))), place)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode
+    assert errors.count("Set trainer.devices=2 trainer.num_nodes=1, or start others.") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_that_cannot_be_shared_out_is_refused_before_anything_starts(place: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(place / "recipe.yaml", [f"data.source={{folder: '{place / 'pictures'}'}}", *ON_TWO, "data.batch_size=15"])
+    with pytest.raises(DataError, match="15 can't be dealt out evenly to 2 devices"):
+        finetune(recipe, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def wait_until(is_so: Any) -> None:
+    deadline = time.monotonic() + 120
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def children_of(parent: int) -> list[int]:
+    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(parent)], capture_output=True, text=True, check=True)
+    return [int(line) for line in listed.stdout.split()]
+
+
+@pytest.mark.parametrize(
+    ("environment", "first"),
+    [
+        ({}, True),
+        ({"LOCAL_RANK": "0"}, True),  # Lightning, after it has started another
+        ({"LOCAL_RANK": "1", "NODE_RANK": "0"}, False),
+        ({"LOCAL_RANK": "0", "NODE_RANK": "1"}, False),  # the first of the second machine
+        ({"RANK": "2", "LOCAL_RANK": "0", "GROUP_RANK": "1"}, False),  # torchrun
+        ({"RANK": "0", "LOCAL_RANK": "0", "SLURM_PROCID": "1"}, True),  # torchrun under srun, which numbers machines by itself
+        ({"SLURM_PROCID": "3", "SLURM_LOCALID": "1"}, False),
+        ({"SLURM_PROCID": "0", "LOCAL_RANK": "1"}, False),  # Lightning in an interactive job
+    ],
+)
+def test_one_process_of_all_is_the_first(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], first: bool) -> None:
+    for key in ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID"):
+        monkeypatch.delenv(key, raising=False)
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
+    assert is_main_process() == first
+
+
+def test_the_first_difference_may_be_a_line_that_is_missing() -> None:
+    assert first_difference(["a", "b"], ["a", "c"]) == ("b", "c")
+    assert first_difference(["a"], ["a", "c"]) == ("(nothing more)", "c")

@@ -1,0 +1,186 @@
+"""`strategy: fsdp` on two real processes over gloo: what DDP gives, with half of the weights on each."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from textwrap import dedent
+
+import numpy as np
+import pytest
+import timm
+from PIL import Image
+from safetensors.torch import load_file
+
+from tlkit.errors import DeviceError, RecipeError
+from tlkit.models.classifier import Classifier
+from tlkit.recipe.fields.model import Head
+from tlkit.recipe.fields.trainer import Trainer
+from tlkit.recipe.load import load_recipe
+from tlkit.training.distributed.sharding import blocks
+from tlkit.training.trainer import check_devices
+
+RECIPE = """
+name: split
+data: {source: {folder: pictures}, image_size: 32, resize: stretch, normalize: dataset, batch_size: 16}
+model: {backbone: test_vit, weights: random, head: {dropout: 0.0}}
+phases:
+  - {train: head, epochs: 1, lr: 1e-2}
+  - {train: {last: 2}, epochs: 2, lr: 1e-3}
+  - {train: all, epochs: 2, lr: 1e-3, layer_decay: 0.75}
+optimizer: {gradient_clip: 1.0}
+trainer: {accelerator: cpu, devices: 2, strategy: fsdp}
+"""
+
+NOTED = """
+    from pathlib import Path
+
+    from torch.distributed.tensor import DTensor
+
+    from tlkit.cli import run
+    from tlkit.training.callbacks import MetricsTable
+
+    add = MetricsTable.on_train_epoch_end
+
+    def noted(table, trainer, module):
+        held = sum((p.to_local() if isinstance(p, DTensor) else p).numel() for p in module.classifier.parameters())
+        held_by_optimizer = sum(
+            (value.to_local() if isinstance(value, DTensor) else value).numel()
+            for state in trainer.optimizers[0].state.values() for name, value in state.items() if name == "exp_avg"
+        )
+        with Path(f"held_{trainer.global_rank}.txt").open("a") as file:
+            print(table.phase, held, held_by_optimizer, sum(p.numel() for p in module.classifier.parameters()), file=file)
+        add(table, trainer, module)
+
+    MetricsTable.on_train_epoch_end = noted
+    run()
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """75 training, 33 validation and 35 test pictures in noise, and the recipe. One process validates 3 batches, the other 2."""
+    folder = tmp_path_factory.mktemp("split")
+    draws = np.random.default_rng(0)
+    for split, number in (("train", 75), ("val", 33), ("test", 35)):
+        for i in range(number):
+            name, colour = (("blue", (40, 60, 200)), ("green", (30, 180, 60)), ("red", (210, 40, 50)))[i % 3]
+            (folder / "pictures" / split / name).mkdir(parents=True, exist_ok=True)
+            noisy = np.array(colour) * 0.1 + 100 + draws.normal(0, 150, (32, 32, 3))
+            Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)).save(folder / "pictures" / split / name / f"{i:04d}.png")
+    (folder / "recipe.yaml").write_text(RECIPE)
+    (folder / "noted.py").write_text(dedent(NOTED))
+    return folder
+
+
+def start(folder: Path, *words: str) -> "subprocess.Popen[str]":
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, *words[:1], "finetune", "recipe.yaml", *words[1:]] if words[0].endswith(".py") else [sys.executable, *words]
+    return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finished(folder: Path, *words: str) -> str:
+    process = start(folder, *words)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    return errors
+
+
+@pytest.fixture(scope="module")
+def split(place: Path) -> Path:
+    finished(place, "noted.py", "--out", "split")
+    return place / "split"
+
+
+def rows_of(run: Path) -> list[dict[str, float]]:
+    with (run / "metrics.csv").open() as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def test_a_network_that_is_split_learns_what_a_whole_one_does(place: Path, split: Path) -> None:
+    finished(place, "-m", "tlkit", "finetune", "recipe.yaml", "--out", "whole", "trainer.strategy=ddp")
+    for ddp, fsdp in zip(rows_of(place / "whole"), rows_of(split), strict=True):
+        for name in ("train/loss", "val/loss", "train/accuracy", "val/accuracy", "lr"):
+            assert fsdp[name] == pytest.approx(ddp[name], abs=1e-5), name
+    one, other = (load_file(run / "model/model.safetensors") for run in (place / "whole", split))
+    assert {name: tensor.shape for name, tensor in one.items()} == {name: tensor.shape for name, tensor in other.items()}
+    assert max(float((one[name] - other[name]).abs().max()) for name in one) < 1e-4
+
+
+def test_each_process_holds_half_of_the_weights_and_of_what_the_optimizer_knows_of_them(place: Path, split: Path) -> None:
+    """But for tensors of an odd first dimension: the first process gets the larger part of [3, F], the head's."""
+    notes = [[list(map(int, line.split())) for line in (place / f"held_{rank}.txt").read_text().splitlines()] for rank in (0, 1)]
+    assert [note[0] for note in notes[0]] == [0, 1, 1, 2, 2]
+    for (phase, held, moments, whole), (_, held_by_other, moments_of_other, _) in zip(*notes, strict=True):
+        if phase == 0:  # a head alone isn't split
+            assert held == held_by_other == whole
+            continue
+        assert held + held_by_other == whole
+        assert held < 0.51 * whole
+        assert abs(moments - moments_of_other) < 0.02 * whole
+        assert (moments + moments_of_other == whole) == (phase == 2)
+
+
+@pytest.mark.slow
+def test_a_split_run_that_is_stopped_goes_on_to_the_same_weights(place: Path, split: Path, tmp_path: Path) -> None:
+    for name in ("pictures", "recipe.yaml"):
+        (tmp_path / name).symlink_to(place / name)
+    words = ("-m", "tlkit", "finetune", "recipe.yaml", "--out", "stopped", "--resume")
+    process = start(tmp_path, *words)
+    table = tmp_path / "stopped/metrics.csv"
+    deadline = time.monotonic() + 120
+    while not (table.exists() and len(table.read_text().splitlines()) >= 3):  # in a phase that splits, and freezes
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 75, errors
+    assert list((tmp_path / "stopped/checkpoints").glob("*.ckpt"))
+    told = finished(tmp_path, *words)
+    assert "resumed from" in told
+    assert (tmp_path / "stopped/model/model.safetensors").read_bytes() == (split / "model/model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("backbone", "number"),
+    # By hand: 6 blocks; 4 blocks; 4 stages and 4 blocks (each stage's list holds one) ...
+    [("test_vit", 6), ("test_resnet", 4), ("resnet18", 8), ("vit_tiny_patch16_224", 12), ("test_convnext", 13)],
+)
+def test_a_block_is_put_together_at_a_time(backbone: str, number: int) -> None:
+    classifier = Classifier(timm.create_model(backbone, num_classes=0), Head(), 3, 64 if "vit" not in backbone else 224)
+    found = blocks(classifier)
+    assert len(found) == number
+    in_blocks = {id(parameter) for block in found for parameter in block.parameters()}
+    parameters = list(classifier.backbone.parameters())
+    assert sum(p.numel() for p in parameters if id(p) in in_blocks) > 0.8 * sum(p.numel() for p in parameters)
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        (
+            "ema={decay: 0.9}",
+            "ema can't be had with trainer.strategy = 'fsdp', which splits the weights over devices.\n  Remove it, or set",
+        ),
+        ("phases[2].compile=true", "phases[2].compile can't be had"),
+        ("loss.l2_sp=0.1", "loss.l2_sp can't be had"),
+        ("optimizer.name=lamb", "Use one of sgd, momentum, nesterov, adagrad, rmsprop, adam, adamw, or set trainer.strategy to ddp."),
+        ("data.batch_size={find: 0.8}", "Give it a number, or set trainer.strategy to ddp."),
+        ("trainer.precision=16-mixed", "Use 32-true or bf16-mixed, or set"),
+        ("model.backbone=googlenet", "model.auxiliary_loss can't be had"),
+        ("trainer.devices=1", "Set it to auto, or trainer.devices to 2 or more."),
+    ],
+)
+def test_what_cannot_be_split_is_refused_with_the_fix(place: Path, override: str, told: str) -> None:
+    with pytest.raises(RecipeError) as error:
+        load_recipe(place / "recipe.yaml", [override])
+    assert told in str(error.value)
+
+
+def test_one_device_has_nothing_to_split_over() -> None:
+    with pytest.raises(DeviceError, match="and there is one"):
+        check_devices(Trainer(accelerator="cpu", strategy="fsdp"))

@@ -1,0 +1,153 @@
+"""A run that is run again gives the same bits; what differs is told, what is missing is told before any training."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.shades import draw_shades
+from tlkit.cli import main
+from tlkit.recipe.load import load_recipe
+from tlkit.training.finetune import finetune
+from tlkit.workflows import compare_runs as finished
+
+RECIPE = """
+name: shades
+data: {source: {folder: pictures}, image_size: 32, resize: stretch, normalize: dataset, batch_size: 8, test: 0.25, workers: 0}
+augment: [HorizontalFlip: {p: 0.5}]
+model: {backbone: test_resnet, weights: random, head: {dropout: 0.2}}
+phases: [{train: head, epochs: 1, lr: 1e-2}, {train: all, epochs: 1, lr: 1e-2}]
+"""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """20 noisy pictures each of light and dark, and a run on them."""
+    folder = tmp_path_factory.mktemp("shades")
+    draw_shades(folder / "pictures", dark=110, light=140)
+    (folder / "recipe.yaml").write_text(RECIPE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("TLKIT_SECRET_FOR_TESTS", "hush-hush-5")
+        finetune(load_recipe("recipe.yaml"), out=Path("run"))
+        finetune(load_recipe("recipe.yaml", ["data.folds=2", "phases=[{train: head, epochs: 1, lr: 1e-2}]"]), out=Path("folds"))
+    return folder
+
+
+@pytest.fixture
+def workplace(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of its own, to spoil."""
+    shutil.copytree(made, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    monkeypatch.delenv("TLKIT_RUN_FOLDER", raising=False)
+    return tmp_path / "copy"
+
+
+def edit_environment(run: Path, **cpu: object) -> None:
+    facts = json.loads((run / "environment.json").read_text())
+    facts["cpu"].update(cpu)
+    (run / "environment.json").write_text(json.dumps(facts))
+
+
+def test_a_run_is_reproduced_to_the_last_bit(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["reproduce", "run", "--out", "again"]) == 0
+    told = capsys.readouterr().out
+    assert "Reproduced, equal to the last bit" in told
+    assert "DIFFERS" not in told
+    for name in ("model/model.safetensors", "split.csv", "recipe.yaml"):
+        assert (workplace / "again" / name).read_bytes() == (workplace / "run" / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_other_processes_and_other_numbers_of_workers_give_the_same_bits(workplace: Path) -> None:
+    """With everything that is drawn at random: dropout, drop path, augmentation and mixup; and a moving average."""
+    changes = ["phases=[{train: all, epochs: 2, lr: 1e-2}]", "model.drop_path=0.1", "mix={mixup: 0.2}", "ema={decay: 0.9}"]
+    found = set()
+    for number, workers in enumerate((0, 0, 2)):
+        words = ["finetune", "recipe.yaml", *changes, f"data.workers={workers}", "--out", f"run_{number}"]
+        command = [sys.executable, "-m", "tlkit", *words]
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "TLKIT_CACHE": str(workplace / f"cache_{number}")}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr
+        found.add(sha256((workplace / f"run_{number}" / "model" / "model.safetensors").read_bytes()).hexdigest())
+    assert len(found) == 1
+
+
+def test_a_cross_validation_is_reproduced_fold_by_fold(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["reproduce", "folds", "--out", "again"]) == 0
+    assert "fold_2: " in capsys.readouterr().out
+    assert main(["reproduce", "folds/fold_1"]) == 2
+    assert "is one fold of a cross-validation, which is run again as a whole.\n  Name folds." in capsys.readouterr().err
+
+
+def test_what_came_out_otherwise_is_not_reproduced_and_the_first_difference_is_named(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metrics = workplace / "run" / "metrics.csv"
+    lines = metrics.read_text().splitlines()
+    loss = lines[1].split(",")[2]
+    metrics.write_text("\n".join([lines[0], lines[1].replace(loss, "9.0", 1), *lines[2:]]) + "\n")
+    assert main(["reproduce", "run", "--out", "again"]) == 2
+    told = capsys.readouterr().out
+    assert f"NOT reproduced: metrics.csv, phase 0, epoch 0, train/loss was 9.0 and is {loss}" in told
+
+
+def test_on_another_machine_tolerances_hold_and_what_differs_is_listed(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    edit_environment(workplace / "run", instruction_set="AVX2", cores=64)
+    metrics = json.loads((workplace / "run" / "metrics.json").read_text())
+    metrics["test"]["loss"] *= 1.01
+    (workplace / "run" / "metrics.json").write_text(json.dumps(metrics))
+    assert main(["reproduce", "run", "--out", "again"]) == 0
+    told = capsys.readouterr().out
+    assert "This is another kind of machine: cpu.instruction_set was AVX2, is" in told
+    assert "cores" not in told  # they change no number
+    assert "Reproduced within the tolerances: a share of right answers within 2%, 2 pictures or 0.7 / sqrt(pictures)" in told
+    metrics["test"]["loss"] *= 1.2
+    (workplace / "run" / "metrics.json").write_text(json.dumps(metrics))
+    assert main(["reproduce", "run", "--out", "once_more"]) == 2
+    assert "NOT reproduced: test loss was" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("pictures", "within", "beyond"), [(10, 2, 3), (200, 9, 10), (1000, 22, 23), (10_000, 200, 201)])
+def test_a_share_may_differ_by_more_where_fewer_images_tell_it(images: int, within: int, beyond: int) -> None:
+    tolerance = finished._tolerance("accuracy", 0.8, images)
+    assert within / images <= tolerance < beyond / images
+
+
+def test_images_that_are_gone_changed_or_new_are_named_before_any_training(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dark = workplace / "pictures" / "dark"
+    Image.new("RGB", (24, 24)).save(dark / "03.png")
+    assert main(["reproduce", "run", "--out", "again"]) == 2
+    assert "1 changed: dark/03.png" in capsys.readouterr().err
+    (dark / "03.png").unlink()
+    assert main(["reproduce", "run", "--out", "again"]) == 2
+    assert "The pictures are not those of the run (run/split.csv):\n    1 gone: dark/03.png\n" in capsys.readouterr().err
+    assert not (workplace / "again").exists()
+
+
+def test_what_is_no_finished_run_is_reported_at_once(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (workplace / "run" / "metrics.json").write_text("{}")
+    for run, words in (
+        ("nowhere", "nowhere is no finished run: there is no such folder."),
+        ("pictures", "pictures is no finished run: it has no recipe.yaml, metrics.json, report.html."),
+        ("run", "metrics.json can't be read: 'val'"),
+    ):
+        assert main(["reproduce", run]) == 2
+        assert words in capsys.readouterr().err
+
+
+def test_the_environment_says_what_could_differ_and_nothing_private(workplace: Path) -> None:
+    text = (workplace / "run" / "environment.json").read_text()
+    facts = json.loads(text)
+    assert {"tlkit", "python", "torch", "timm", "torchvision", "lightning", "albumentations", "numpy", "pillow"} <= set(facts["versions"])
+    assert set(facts["cpu"]) == {"model", "instruction_set", "cores", "threads"}
+    assert facts["flags"]["deterministic"] is True
+    assert facts["device"] == {"type": "cpu"}
+    assert "hush-hush-5" not in text
+    assert str(Path.home()) not in text

@@ -1,9 +1,0 @@
-"""How much memory or disk something takes, for people."""
-
-
-def bytes_in_words(number: float) -> str:
-    """`44.8 MB`: three digits, in the unit that people would use; a kB is 1,000 bytes."""
-    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if number >= 0.9995 * size:  # 999.9 MB would be written as 1e+03 MB
-            return f"{number / size:.3g} {unit}"
-    return f"{number:.0f} bytes"

@@ -1,0 +1,316 @@
+"""Samples -> batches of uint8 pictures: the same ones for any number of worker processes."""
+
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from tlkit.data.augment import Augmentation
+from tlkit.data.decoded_cache import DecodedCache
+from tlkit.data.preprocess import Preprocessing
+from tlkit.data.samples import Sample
+from tlkit.data.sources.webdataset_shards import TarImage
+from tlkit.errors import HOW_TO_GO_ON, DataError
+
+Key = tuple[int, int]
+"""(epoch, index): all that a sample's augmentation depends on, next to the seed."""
+Target = int | NDArray[np.float32]
+"""A label, or for multilabel 0 and 1 for each class, [K]."""
+# Added to the epoch of a picture each further time that a balanced order draws it in one epoch, so that it is augmented anew.
+DRAWN_AGAIN = 2**32
+Batch = tuple[Tensor, Tensor]
+# Below this many pictures, starting worker processes takes longer than they save (two cores, 28 px pictures).
+MIN_IMAGES_FOR_WORKERS = 5_000
+MAX_WORKERS = 8
+# Tar shards whose pictures a training order mixes: enough that a shard of one class makes no batches of one class, few enough that
+# what is read lies together.
+SHARDS_MIXED = 8
+
+
+class ImageDataset(Dataset[tuple[NDArray[np.uint8], Target]]):
+    """Decoded, fitted and, with an augmentation, augmented pictures, [S, S, C] uint8.
+
+    multi_hot: K for multilabel, 0 for one label a picture. kept: holds a row for each sample, and is filled as they are asked for.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        preprocessing: Preprocessing,
+        *,
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
+        multi_hot: int = 0,
+        kept: DecodedCache | None = None,
+    ) -> None:
+        self.samples = tuple(samples)
+        self.kept = kept
+        self.decode_s = self.augment_s = 0.0
+        """Seconds spent so far, in this process."""
+        self.multi_hot = multi_hot
+        self.preprocessing = preprocessing
+        self.augmentation = augmentation
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, key: Key) -> tuple[NDArray[np.uint8], Target]:
+        """Raises DataError with the sample's id where its picture can't be read."""
+        epoch, index = key
+        began = time.perf_counter()
+        image = self.fitted(index)
+        fitted = time.perf_counter()
+        image = self.augmented(image, epoch, index)
+        self.decode_s += fitted - began
+        self.augment_s += time.perf_counter() - fitted
+        return image, self.target(self.samples[index])
+
+    def augmented(self, fitted: NDArray[np.uint8], epoch: int, index: int) -> NDArray[np.uint8]:
+        return fitted if self.augmentation is None else self.augmentation(fitted, seed=(self.seed, epoch, index))
+
+    def fitted(self, index: int) -> NDArray[np.uint8]:
+        """As validation sees it. Raises DataError with the sample's id where its picture can't be read."""
+        if self.kept is not None and (kept := self.kept.get(index)) is not None:
+            return kept
+        sample = self.samples[index]
+        try:
+            image = self.preprocessing.read(sample.image)
+        except DataError as error:
+            raise DataError(f"picture {sample.id}: {error}\n  {HOW_TO_GO_ON}") from error
+        if self.kept is not None:
+            self.kept.put(index, image)
+        return image
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Worker processes that are started anew, not forked, can't share the file: they decode for themselves.
+        return {**self.__dict__, "kept": None}
+
+    def target(self, sample: Sample) -> Target:
+        if not self.multi_hot:
+            return sample.label
+        target = np.zeros(self.multi_hot, np.float32)
+        target[list(sample.labels)] = 1
+        return target
+
+
+class EpochSampler(Sampler[Key]):
+    """(epoch, index) of the pictures that this rank sees, in the order of (seed, epoch).
+
+    shuffle: a training order, otherwise every picture once and in order. Either is one order for all ranks, dealt out like cards: a step
+    of all ranks together sees the same pictures whatever their number. A last training step that leaves a rank less than two, of which
+    batch-norm could take statistics, is left out, unless it is the only one.
+    batch_size: pictures a step on this rank.
+    chances: of each picture, [size]; a training order is then drawn with replacement, as long as before.
+    shards: the file that each picture lies in, [size], where many share one; a training order then goes through few files at a time.
+    first_epoch: added to what set_epoch sets, because Lightning counts from zero again in every phase.
+    The next pass alone begins after `skip` pictures.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        batch_size: int,
+        shuffle: bool,
+        seed: int = 0,
+        first_epoch: int = 0,
+        rank: int = 0,
+        ranks: int = 1,
+        chances: NDArray[np.float64] | None = None,
+        shards: NDArray[np.int64] | None = None,
+    ) -> None:
+        self.chances, self.shards = chances, shards
+        self.size, self.shuffle, self.seed, self.first_epoch = size, shuffle, seed, first_epoch
+        self.rank, self.ranks = rank, ranks
+        self.epoch = first_epoch
+        self.skip = 0
+        self._a_step = batch_size * ranks
+        last = size % self._a_step
+        self._total = size - last if shuffle and size > self._a_step and last < 2 * ranks else size
+        self.length = len(range(rank, self._total, ranks))
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = self.first_epoch + epoch
+
+    def __len__(self) -> int:
+        return self.length
+
+    def images_of_step(self, step: int) -> int:
+        """How many all ranks together see in it; the last of an epoch may have fewer."""
+        return min(self._a_step, self._total - step * self._a_step)
+
+    def __iter__(self) -> Iterator[Key]:
+        order = self._order()[: self._total]
+        epochs = self.epoch + DRAWN_AGAIN * (_times_before(order) if self.chances is not None else np.zeros_like(order))
+        mine = slice(self.rank, None, self.ranks)
+        left = slice(self.skip, None)
+        self.skip = 0
+        return zip(epochs[mine][left].tolist(), order[mine][left].tolist(), strict=True)
+
+    def _order(self) -> NDArray[np.int64]:
+        """Indices for all ranks together."""
+        if not self.shuffle:
+            return np.arange(self.size)
+        draws = np.random.default_rng((self.seed, self.epoch))
+        if self.chances is not None:
+            return draws.choice(self.size, self.size, p=self.chances)
+        order = draws.permutation(self.size)
+        if self.shards is not None:
+            mixture = draws.permutation(self.shards.max() + 1) // SHARDS_MIXED
+            order = order[np.argsort(mixture[self.shards[order]], kind="stable")]
+        return order
+
+
+def _times_before(order: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How often each entry stands further ahead already: [7, 2, 7, 7] -> [0, 0, 1, 2]."""
+    sorting = np.argsort(order, kind="stable")
+    times = np.empty_like(order)
+    times[sorting] = np.arange(len(order)) - np.searchsorted(order[sorting], order[sorting])
+    return times
+
+
+def shard_numbers(samples: Sequence[Sample]) -> NDArray[np.int64] | None:
+    """[N]: which tar each picture lies in; None unless all lie in tars."""
+    shards = [sample.image.shard for sample in samples if isinstance(sample.image, TarImage)]
+    if not shards or len(shards) < len(samples):
+        return None
+    numbers = {shard: number for number, shard in enumerate(dict.fromkeys(shards))}
+    return np.array([numbers[shard] for shard in shards])
+
+
+def balanced_chances(samples: Sequence[Sample]) -> NDArray[np.float64]:
+    """[N], summing to one: every class is as likely as any other, and so is every picture of a class."""
+    counts = Counter(sample.label for sample in samples)
+    return np.array([1 / (len(counts) * counts[sample.label]) for sample in samples])
+
+
+class ImageLoader(DataLoader[Any]):
+    """A DataLoader that raises a worker's DataError as it was, without torch's account of the worker's traceback.
+
+    Its state is the number of batches of the pass that were handed out; those that workers have ready don't count.
+    """
+
+    _handed_out = 0
+
+    @property
+    def images(self) -> ImageDataset:
+        caught: _Caught = self.dataset  # type: ignore[assignment]  # make_loader's
+        return caught.images
+
+    def __iter__(self) -> Any:
+        self._handed_out = self.sampler.skip // (self.batch_size or 1)  # type: ignore[attr-defined]  # ours has one
+        for batch in super().__iter__():
+            if isinstance(batch, DataError):
+                raise batch
+            self._handed_out += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"batches": self._handed_out}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """The next pass begins after so many batches."""
+        self.sampler.skip = state["batches"] * (self.batch_size or 1)  # type: ignore[attr-defined]  # ours has one
+
+
+def make_loader(
+    samples: Sequence[Sample],
+    preprocessing: Preprocessing,
+    *,
+    batch_size: int,
+    train: bool = False,
+    augmentation: Augmentation | None = None,
+    workers: int | Literal["auto"] = "auto",
+    seed: int = 0,
+    first_epoch: int = 0,
+    rank: int = 0,
+    ranks: int = 1,
+    multi_hot: int = 0,
+    balanced: bool = False,
+    kept: DecodedCache | None = None,
+) -> ImageLoader:
+    """Batches of (images uint8 [B, C, S, S] in channels_last memory, labels int64 [B] or, for multilabel, float [B, K]).
+
+    batch_size: pictures a step on this rank. train: shuffled, see EpochSampler; otherwise every picture once, in order.
+    multi_hot: K for multilabel, 0 for one label a picture. balanced: training draws every class as often as any other.
+    kept: see Pictures.
+    """
+    images = ImageDataset(samples, preprocessing, augmentation=augmentation, seed=seed, multi_hot=multi_hot, kept=kept)
+    sampler = EpochSampler(
+        len(images),
+        batch_size=batch_size,
+        shuffle=train,
+        seed=seed,
+        first_epoch=first_epoch,
+        rank=rank,
+        ranks=ranks,
+        chances=balanced_chances(samples) if balanced else None,
+        shards=shard_numbers(samples) if train else None,
+    )
+    number = worker_count(workers, len(images))
+    return ImageLoader(
+        _Caught(images),
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=number,
+        collate_fn=collate,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=number > 0 and train,
+        worker_init_fn=_start_worker if number else None,
+        # Otherwise every pass over a loader draws from torch's generator, and dropout would depend on how many passes there were.
+        generator=torch.Generator().manual_seed(seed),
+    )
+
+
+def worker_count(workers: int | Literal["auto"], images: int) -> int:
+    """`auto` is none on small machines and for small sets, else one less than there are processors, at most eight."""
+    if workers != "auto":
+        return workers
+    return 0 if processors() <= 2 or images < MIN_IMAGES_FOR_WORKERS else min(MAX_WORKERS, processors() - 1)
+
+
+def processors() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def collate(items: Sequence[tuple[NDArray[np.uint8], Target] | DataError]) -> Batch | DataError:
+    """Images [B, C, S, S]: a view on [B, S, S, C] memory, which is torch's channels_last. Or the first error among the items."""
+    good = []
+    for item in items:
+        if isinstance(item, DataError):
+            return item
+        good.append(item)
+    images, labels = zip(*good, strict=True)
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2), torch.from_numpy(np.array(labels))
+
+
+class _Caught(Dataset[tuple[NDArray[np.uint8], Target] | DataError]):
+    """Hands a DataError on as an item: raised in a worker process, torch would wrap it."""
+
+    def __init__(self, images: ImageDataset) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, key: Key) -> tuple[NDArray[np.uint8], Target] | DataError:
+        try:
+            return self.images[key]
+        except DataError as error:
+            return error
+
+
+def _start_worker(_: int) -> None:
+    """OpenCV's own threads would compete with the other workers."""
+    import cv2
+
+    cv2.setNumThreads(0)

@@ -1,0 +1,243 @@
+"""`tlkit data check DIR|RECIPE`: every picture decoded, and everything that is wrong with a source in one table."""
+
+import csv
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, astuple, dataclass, fields, replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tlkit.data.progress import images_progress
+from tlkit.data.quality.decode_results import DecodeResult, judge
+from tlkit.data.quality.findings import LEVELS, Finding, faults_of, odd_class
+from tlkit.data.quality.folder_faults import look_through
+from tlkit.data.quality.on_bad import lost_classes
+from tlkit.data.samples import ImageSource, Samples, Skipped
+from tlkit.data.sources.classes import odd_classes
+from tlkit.data.sources.csv_table import csv_images
+from tlkit.data.sources.parquet import parquet_images
+from tlkit.data.sources.read import read_source
+from tlkit.data.sources.webdataset_shards import webdataset_images
+from tlkit.data.splits.folds import split_by_recipe
+from tlkit.errors import DataError, RunError, TlkitError
+from tlkit.recipe.fields.data import Data
+from tlkit.recipe.fields.source import CsvSource, FolderSource, ParquetSource, WebDatasetSource
+from tlkit.recipe.schema import Recipe, Task
+
+LONG = 3.0
+"""Sides: a crop of a picture that is this many times as long as it is wide loses two thirds of it."""
+TINY = 8
+"""Pixels of the shorter side."""
+MOST_ROWS = 200
+"""Of the table on the screen; --out has all."""
+COLUMNS = tuple(field.name for field in fields(Finding))
+STYLES = {"fault": "red", "warning": "yellow", "note": "dim"}
+
+
+@dataclass(frozen=True)
+class Checked:
+    """pictures: that were decoded; bad: of them, those that can't be. findings: faults first, then by place."""
+
+    images: int
+    bad: int
+    classes: int
+    findings: tuple[Finding, ...]
+
+    def count(self, level: str) -> int:
+        return sum(finding.level == level for finding in self.findings)
+
+
+def check_command(recipe: Recipe, name: str, *, as_json: bool, out: Path | None) -> int:
+    """Prints what was found in the recipe's pictures, and writes it to `out` as csv. 2 if there are faults, else 0."""
+    _check_out(out)
+    checked = check_images(recipe.data, recipe.task, recipe.seed)
+    if out:
+        _write_csv(checked, out)
+    if as_json:
+        _print_json(checked, name)
+    else:
+        _print_table(checked, name, out)
+    return 2 if checked.count("fault") else 0
+
+
+def check_images(data: Data, task: Task, seed: int) -> Checked:
+    """Looks at everything, whatever is wrong with it: what keeps a run from beginning is a row like others."""
+    findings: list[Finding] = []
+    samples: Samples | None = None
+    with _warnings_as(findings):
+        try:
+            samples = read_source(data.source, Path(data.root), task, keep_missing=True)
+        except TlkitError as error:
+            findings += faults_of(error)
+    images: dict[str, ImageSource] = {sample.id: sample.image for sample in samples.samples} if samples else _whatever_is_wrong(data, task)
+    classes = len(samples.classes) if samples else 0
+    if isinstance(data.source, FolderSource) and (root := Path(data.source.folder).expanduser()).is_dir():
+        looked = look_through(root)
+        # What is wrong with a folder is known more fully now; what isn't known is kept.
+        told = any(finding.level == "fault" for finding in looked.findings)
+        findings = [*looked.findings, *([] if told else (finding for finding in findings if finding.level == "fault"))]
+        images = dict(looked.images)
+        classes = len({name for _, name in looked.counts})
+    with images_progress(Console(stderr=True), "pictures decoded", len(images)) as advance:
+        verdicts = dict(zip(images, judge(list(images.values()), data, advance), strict=True))
+    bad = {id_ for id_, verdict in verdicts.items() if verdict.problem}
+    findings += _image_findings(verdicts, data)
+    if samples and not isinstance(data.source, FolderSource):
+        findings += (odd_class(name, other) for name, other in odd_classes(samples.classes))
+    if samples:
+        findings += _split_findings(samples, bad, data, seed)
+    return Checked(len(verdicts), len(bad), classes, tuple(sorted(findings, key=lambda found: (LEVELS.index(found.level), found.where))))
+
+
+def _whatever_is_wrong(data: Data, task: Task) -> dict[str, ImageSource]:
+    """The pictures of a table or of shards that have faults: they are looked at all the same."""
+    try:
+        with _warnings_as([]):
+            if isinstance(data.source, CsvSource):
+                return csv_images(data.source)
+            if isinstance(data.source, ParquetSource):
+                return parquet_images(data.source)
+            if isinstance(data.source, WebDatasetSource):
+                return webdataset_images(data.source, Path(data.root), task)
+    except TlkitError:  # which is a row already
+        pass
+    return {}
+
+
+@contextmanager
+def _warnings_as(findings: list[Finding]) -> Iterator[None]:
+    """Warnings in the log become rows."""
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: findings.append(_warning(record.getMessage()))  # type: ignore[method-assign]
+    log = logging.getLogger("tlkit")
+    log.addHandler(handler)
+    log.propagate, before = False, log.propagate
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.propagate = before
+
+
+def _warning(message: str) -> Finding:
+    where, colon, problem = message.partition(": ")
+    return Finding("warning", where if colon else "", (problem if colon else message).removesuffix("."))
+
+
+def _image_findings(verdicts: dict[str, DecodeResult], data: Data) -> Iterator[Finding]:
+    several = sorted(id_ for id_, verdict in verdicts.items() if verdict.frames > 1 and not verdict.problem)
+    if several:
+        more = f"; so have {len(several) - 1} more" if len(several) > 1 else ""
+        yield Finding("note", several[0], f"has {verdicts[several[0]].frames} frames or pages, and the first is taken{more}")
+    for id_, verdict in verdicts.items():
+        if verdict.problem:
+            yield Finding("fault", id_, verdict.problem, verdict.fix)
+            continue
+        short, long = sorted((verdict.width, verdict.height))
+        size = f"{verdict.width} x {verdict.height} pixels"
+        if long / short > LONG:
+            yield Finding("warning", id_, f"{size}: {_loss(long / short, data.resize)}", _long_fix(data.resize))
+        elif short < TINY:
+            yield Finding("warning", id_, f"{size}: hardly a picture", "Replace or remove it.")
+
+
+def _loss(sides: float, resize: str) -> str:
+    if resize == "crop":
+        return f"`resize: crop` cuts {_percent(1 - 1 / sides)} of it away"
+    if resize == "pad":
+        return f"`resize: pad` leaves {_percent(1 - 1 / sides)} of the square empty"
+    return f"`resize: stretch` makes it {sides:.3g} times as wide or as high as it is"
+
+
+def _percent(share: float) -> str:
+    """Never 100 % of what isn't all of it."""
+    return f"{100 * share:.0f} %" if share < 0.995 else f"{100 * min(share, 0.9999):.2f} %"
+
+
+def _long_fix(resize: str) -> str:
+    return "Cut it to what matters, or set data.resize=pad." if resize == "crop" else "Cut it to what matters, or remove it."
+
+
+def _split_findings(samples: Samples, bad: set[str], data: Data, seed: int) -> Iterator[Finding]:
+    """Whether what can be read is enough to train on."""
+    good = tuple(sample for sample in samples.samples if sample.id not in bad)
+    left_out = tuple(Skipped(sample, "") for sample in samples.samples if sample.id in bad)
+    left = replace(samples, samples=good, skipped=left_out)
+    if lost := list(lost_classes(left)):
+        yield from faults_of(DataError("\n".join(lost) + "\n  Mend some of its pictures, or remove the class."))
+        return
+    try:
+        with _warnings_as([]):
+            split_by_recipe(left, data, seed)
+    except TlkitError as error:
+        yield from faults_of(error)
+
+
+# --- for people and scripts ---
+
+
+def _print_table(checked: Checked, name: str, out: Path | None) -> None:
+    counts = {level: checked.count(level) for level in LEVELS}
+    verdict = f"{checked.bad} of them can't be read" if checked.bad else "all of them can be read"
+    classes = f" in {checked.classes} classes" if checked.classes else ""
+    decoded = f"{checked.images} pictures{classes} were" if checked.images != 1 else f"one picture{classes} was"
+    print(f"{name}: {decoded} decoded, {verdict}." if checked.images else f"{name}: no picture was found.")
+    if checked.findings:
+        table = Table("", "where", "what is wrong", "what to do", box=None, header_style="bold")
+        for finding in checked.findings[:MOST_ROWS]:
+            cells = (Text(shown(text)) for text in (finding.where, finding.problem, finding.fix))
+            table.add_row(Text(finding.level, style=STYLES[finding.level]), *cells)
+        console = Console()
+        if not console.is_terminal:  # a pipe has no width to fold into
+            console = Console(width=1_000)
+        print()
+        console.print(table)
+        if len(checked.findings) > MOST_ROWS:
+            print(f"... and {len(checked.findings) - MOST_ROWS} more: --out FILE.csv writes all.")
+        print()
+    print(", ".join(f"{number} {level}{'' if number == 1 else 's'}" for level, number in counts.items()) + ".", end="")
+    others = ", and mends nothing else" if counts["fault"] > checked.bad else ""
+    print(f" data.on_bad=skip trains without the pictures that can't be read{others}." if checked.bad else "", end="")
+    print(f" All rows: {out}" if out else "")
+
+
+def shown(text: str) -> str:
+    """Without signs that a screen obeys instead of showing them, and without the lone surrogates of names that aren't UTF-8."""
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape", "replace").decode() for sign in text)
+
+
+def _print_json(checked: Checked, name: str) -> None:
+    rows = [asdict(finding) for finding in checked.findings]
+    counts = {f"{level}s": checked.count(level) for level in LEVELS}
+    facts = {"source": name, "pictures": checked.images, "unreadable": checked.bad, "classes": checked.classes, **counts}
+    print(json.dumps({**facts, "findings": rows}, indent=1))
+
+
+def _check_out(out: Path | None) -> None:
+    """Raises RunError where a table can't be written, or another file would be lost."""
+    if out is None:
+        return
+    if not out.parent.is_dir():
+        raise RunError(f"--out {out}: there is no folder {out.parent}.\n  Make it, or choose another.")
+    if out.is_dir():
+        raise RunError(f"--out {out} is a folder.\n  Expected a file, such as {out / 'faults.csv'}.")
+    if out.exists() and not out.read_bytes().startswith(",".join(COLUMNS).encode()):
+        raise RunError(f"--out {out} is there already, and no table of an earlier check.\n  Choose another file.")
+
+
+def _write_csv(checked: Checked, out: Path) -> None:
+    """The whole file or none of it."""
+    unfinished = out.with_name(f"{out.name}.{os.getpid()}.tmp")
+    with unfinished.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        writer.writerows(astuple(finding) for finding in checked.findings)
+    unfinished.replace(out)
+    print(f"{len(checked.findings)} rows written to {out}", file=sys.stderr)

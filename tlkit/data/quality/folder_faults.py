@@ -1,0 +1,219 @@
+"""A folder of pictures as it lies, looked through to its end: everything in it that will not be read as its owner expects."""
+
+import os
+import stat
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image
+
+from tlkit.data.quality.findings import Finding, odd_class
+from tlkit.data.samples import SPLIT_WORDS, composed
+from tlkit.data.sources.classes import odd_classes
+from tlkit.data.sources.folder import SYSTEM_FOLDERS, has_image_ending, is_folder
+from tlkit.errors import did_you_mean
+
+SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"})
+PHOTOGRAPHS = frozenset({".heic", ".heif", ".raw", ".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".rw2"})
+"""Of cameras: Pillow can't read them."""
+
+
+@dataclass
+class Looked:
+    """A folder's pictures (id -> file), those of each class in each split ((split, class) -> number), and what else was found."""
+
+    images: dict[str, Path] = field(default_factory=dict)
+    counts: Counter[tuple[str, str]] = field(default_factory=Counter)
+    findings: list[Finding] = field(default_factory=list)
+    system: set[str] = field(default_factory=set)
+    hidden: set[str] = field(default_factory=set)
+    others: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    """Ending -> files that are no pictures."""
+
+    def add(self, level: str, where: str, problem: str, fix: str) -> None:
+        self.findings.append(Finding(level, where, problem, fix))  # type: ignore[arg-type]  # written below
+
+
+def look_through(root: Path) -> Looked:
+    """root: a folder as `data.source.folder` takes it. Nothing in it stops the search."""
+    looked = Looked()
+    splits = _splits(root, looked)
+    for split, place in splits.items():
+        for name, folder in _class_folders(root, place, looked).items():
+            looked.counts[split, name] += 0
+            for id_, file in _files(root, folder, {_identity(root), _identity(place)}, looked):
+                looked.images[id_] = file
+                looked.counts[split, name] += 1
+    looked.findings = list(dict.fromkeys([*looked.findings, *_class_findings(root, splits, looked), *_left_aside(looked)]))
+    return looked
+
+
+def _splits(root: Path, looked: Looked) -> dict[str, Path]:
+    """Split -> folder; the empty split where the folders of root are classes."""
+    folders = _entries(root, root, looked)[0]
+    named = {name: path for name, path in folders.items() if name in SPLIT_WORDS}
+    if not any(_entries(root, path, Looked())[0] for path in named.values()):
+        return {"": root}
+    splits: dict[str, Path] = {}
+    for name, path in named.items():
+        if SPLIT_WORDS[name] in splits:
+            looked.add("fault", name, f"{splits[SPLIT_WORDS[name]].name} and {name} both mean validation", "Keep one of them.")
+        splits.setdefault(SPLIT_WORDS[name], path)
+    if "train" not in named:
+        looked.add(
+            "fault", ".", f"there is {' and '.join(sorted(named))} but no train folder", "Put the training pictures into train/CLASS/."
+        )
+    for name, path in folders.items():
+        if name not in named:
+            number = sum(1 for _ in _files(root, path, set(), Looked()))
+            fix = "Sort them into train, val or test, or move the folder away."
+            looked.add("warning", f"{name}/", f"lies beside the splits, so its {number} pictures are not read", fix)
+    _loose(root, root, looked)
+    return splits
+
+
+def _class_folders(root: Path, place: Path, looked: Looked) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for name, path in _entries(root, place, looked)[0].items():
+        if composed(name) in found:
+            looked.add("fault", _id(root, path), "two folders have this name in two Unicode spellings", "Join them in one folder.")
+        found[composed(name)] = path
+    _loose(root, place, looked)
+    return found
+
+
+def _loose(root: Path, place: Path, looked: Looked) -> None:
+    for name in _entries(root, place, Looked())[1]:
+        if has_image_ending(name):
+            fix = f"Move it into {_id(root, place / 'CLASS')}/, or away."
+            looked.add("warning", _id(root, place / name), "lies beside the class folders: it has no class and is not read", fix)
+
+
+def _files(root: Path, folder: Path, seen: set[tuple[int, int]], looked: Looked) -> Iterator[tuple[str, Path]]:
+    """(id, file) of all picture files at any depth. seen: folders that are not entered, so that loops of links end."""
+    waiting = [folder]
+    while waiting:
+        place = waiting.pop()
+        folders, files = _entries(root, place, looked)
+        identity = _identity(place)
+        if identity in seen:
+            if place.is_symlink():
+                fix = "Remove the link; its pictures are read where they lie."
+                looked.add("warning", f"{_id(root, place)}/", "is a link to a folder that is read already: it is not entered again", fix)
+            continue
+        seen.add(identity)
+        for name in files:
+            if has_image_ending(name):
+                id_ = composed(_id(root, place / name))
+                if id_ in looked.images:
+                    looked.add("fault", id_, "two files have this name in two Unicode spellings", "Rename one of them.")
+                yield id_, place / name
+            else:
+                _other(root, place / name, looked)
+        for name, path in sorted(folders.items(), reverse=True):
+            if has_image_ending(name):
+                looked.add("fault", f"{_id(root, path)}/", "this is a folder, not a picture", "Rename it, or put the picture itself there.")
+            waiting.append(path)
+
+
+def _entries(root: Path, place: Path, looked: Looked) -> tuple[dict[str, Path], list[str]]:
+    """Folders by name, and names of files, both sorted; what systems leave and what is hidden is set aside."""
+    folders: dict[str, Path] = {}
+    files: list[str] = []
+    try:
+        with os.scandir(place) as entries:
+            names = sorted((entry.name, is_folder(entry)) for entry in entries)
+    except OSError as error:
+        looked.add(
+            "fault", f"{_id(root, place)}/", f"the folder can't be read ({error.strerror})", "Give yourself the right to read and enter it."
+        )
+        return {}, []
+    for name, enters in names:
+        if name == ".DS_Store" or name.startswith("._") or name.lower() in SYSTEM_FILES or name in SYSTEM_FOLDERS:
+            looked.system.add(_id(root, place / name))
+        elif name.startswith("."):
+            looked.hidden.add(_id(root, place / name))
+        elif enters:
+            folders[name] = place / name
+        else:
+            files.append(name)
+    return folders, files
+
+
+def _other(root: Path, file: Path, looked: Looked) -> None:
+    """A file whose ending is none of a picture's."""
+    where, ending = _id(root, file), file.suffix.lower()
+    if ending in PHOTOGRAPHS:
+        looked.add("warning", where, f"pictures in {ending[1:].upper()} form are not read", "Save it as JPEG or PNG.")
+        return
+    if file.is_symlink() and not file.exists():
+        looked.add("warning", where, "is a link that leads nowhere, or in a circle", "Restore what it led to, or remove it.")
+        return
+    try:
+        kind = None
+        if stat.S_ISREG(file.stat().st_mode):
+            with Image.open(file) as opened:
+                kind = opened.format
+    except Exception:  # noqa: S110  (of any file whatever: it is no picture then)
+        pass
+    if kind is None:
+        looked.others[ending or file.name].append(where)
+        return
+    fix = f"Rename it to {file.stem}.jpg." if kind in ("JPEG", "MPO") else "Save it as JPEG or PNG."
+    looked.add("warning", where, f"holds a picture ({kind}), but files ending in {ending or 'nothing'} are not read", fix)
+
+
+def _class_findings(root: Path, splits: Mapping[str, Path], looked: Looked) -> Iterator[Finding]:
+    training = "train" if "train" in splits else ""
+    classes = sorted(name for split, name in looked.counts if split == training)
+    place = f"{splits[training].name}/" if training in splits and splits[training] != root else ""
+    if training in splits and len(classes) < 2:
+        what = f"there is one class only, '{classes[0]}'" if classes else "there are no class folders"
+        yield Finding("fault", place or ".", what, f"Expected at least two folders of pictures: {place}CLASS/*.jpg")
+    for name in classes:
+        if not looked.counts[training, name]:
+            yield Finding("fault", f"{place}{name}/", "the class folder holds no picture", "Put pictures into it, or remove the folder.")
+        if not name.isprintable():
+            problem = "the name of the class is not UTF-8 or has signs that can't be printed"
+            yield Finding("fault", f"{place}{name}/", problem, "Rename the folder.")
+    yield from (odd_class(name, other, f"{place}{name}/") for name, other in odd_classes([name for name in classes if name.isprintable()]))
+    quoted = [name for name in classes if name.isprintable() and not all(sign.isalnum() or sign in "-_." for sign in name)]
+    if quoted:
+        more = f", as are {len(quoted) - 1} more with spaces or signs" if len(quoted) > 1 else ""
+        yield Finding(
+            "note", f"{place}{quoted[0]}/", f"the name of the class is taken as it is{more}", "On the command line it needs quotes."
+        )
+    for split in splits:
+        if split == training or not classes:
+            continue
+        held = {name: number for (where, name), number in looked.counts.items() if where == split}
+        for name in sorted(held.keys() - set(classes)):
+            fix = f"Give it training pictures, or rename or remove it here. {did_you_mean(name, classes)}".rstrip()
+            yield Finding("fault", f"{splits[split].name}/{name}/", "training has no such class", fix)
+        if missing := [name for name in classes if not held.get(name)]:
+            problem = f"has no picture of {', '.join(missing)}: its figures say nothing about them"
+            yield Finding("warning", f"{splits[split].name}/", problem, "Move some pictures of each class there.")
+
+
+def _left_aside(looked: Looked) -> Iterator[Finding]:
+    """One note for each kind of what is not read and was never meant to be."""
+    kinds = {"left by the system": looked.system, "hidden": looked.hidden}
+    kinds |= {f"no picture ({ending})": set(names) for ending, names in looked.others.items()}
+    for kind, names in sorted(kinds.items()):
+        if names:
+            yield Finding("note", min(names), f"{kind}: not read{f', nor are {len(names) - 1} more like it' if len(names) > 1 else ''}")
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    """The same for all names of one folder."""
+    try:
+        state = os.stat(folder)
+    except OSError:  # gone by now, or behind one that may not be entered
+        return 0, 0
+    return state.st_dev, state.st_ino
+
+
+def _id(root: Path, path: Path) -> str:
+    return path.relative_to(root).as_posix()

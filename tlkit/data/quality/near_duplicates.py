@@ -1,0 +1,202 @@
+"""Pictures that are the same to the eye: found by a perceptual hash, confirmed by the numbers that the hash was made of."""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from hashlib import sha256
+from itertools import chain
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from scipy.fft import dctn
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from tlkit.data.decode import decode
+from tlkit.data.preprocess import Preprocessing
+from tlkit.data.samples import ImageSource, Sample
+from tlkit.errors import DataError
+from tlkit.system import cache_folder
+
+SIDE_PX, DCT_SIZE = 32, 8
+HAMMING_RADIUS = 10
+"""Of 64 bits. Of all 2.4 billion pairs of Fashion-MNIST's 70,000 pictures, every one above SAME differs in 9 bits or fewer."""
+SAME = 0.985
+"""Cosine from which on two pictures are called near duplicates. Of pictures resized to 18..56 px and saved as JPEG of quality 50..95,
+99 % lie above it; of all pairs in Fashion-MNIST 159 do, nearly all of which are the same thing photographed once."""
+FLAT = 2.0
+"""Contrast up to which a picture has nothing to be compared by: blank ones are equal or they aren't."""
+PRIOR_IMAGES = 64
+"""A small set's own mean and spread count for little, so these many pictures with a photograph's spectrum are mixed in."""
+PAIRS_AT_ONCE = 8_000_000
+THREADS = 4
+DECODED_PX = 128
+
+Decode = Callable[[ImageSource], NDArray[np.uint8]]
+Dct = NDArray[np.float32]
+"""[N, 64]: the slowest cosine waves of each picture's brightness, by frequency down and across; NaN where it can't be read."""
+
+
+def dct_of(samples: Sequence[Sample], decoded: Decode = decode, on_image: Callable[[int], None] = lambda images: None) -> Dct:
+    """decoded: the decoder with its settings. What it gives is taken as grey: colour alone tells nothing apart.
+
+    scipy's cosine transform on the decoder's pixels: imagehash (BSD-2) gives such bits too, but opens files its own way and hides the
+    numbers behind the bits, without which most of what the bits find in Fashion-MNIST are different pairs of trousers.
+    """
+    found = np.empty((len(samples), DCT_SIZE * DCT_SIZE), np.float32)
+    with ThreadPoolExecutor(THREADS) as threads:
+        for row, small in enumerate(threads.map(lambda sample: _thumbnail(sample, decoded), samples)):
+            found[row] = np.nan if small is None else dctn(small, norm="ortho")[:DCT_SIZE, :DCT_SIZE].ravel()
+            on_image(1)
+    return found
+
+
+def _thumbnail(sample: Sample, decoded: Decode) -> NDArray[np.float32] | None:
+    """[32, 32] brightness, 0..255; None for a picture that can't be read, which is for others to tell."""
+    try:
+        image = decoded(_shrunk(sample.image))
+    except DataError:
+        return None
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) if image.shape[2] == 3 else image.mean(2)  # of other channels than three the mean
+    way = cv2.INTER_AREA if min(grey.shape) > SIDE_PX else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(grey.astype(np.float32), (SIDE_PX, SIDE_PX), interpolation=way), np.float32)
+
+
+def _shrunk(image: ImageSource) -> ImageSource:
+    """A JPEG opened so that it is decoded at a half, a quarter or an eighth: many times quicker, and thumbnails need no more."""
+    if not isinstance(image, Path) or image.suffix.lower() not in (".jpg", ".jpeg"):
+        return image
+
+    def opened() -> Image.Image:
+        jpeg = Image.open(image)
+        jpeg.draft(None, (DECODED_PX, DECODED_PX))
+        return jpeg
+
+    return opened
+
+
+def directions(dct: Dct, of: Dct | None = None) -> NDArray[np.float32]:
+    """[N, 64] of length 1: how each picture differs from the set's mean, each wave in units of its own spread.
+
+    So what all pictures share (a white ground, the shape of a shirt) doesn't make them alike, and what tells them apart counts.
+    of: the set, if it is another than these pictures.
+    """
+    of = dct if of is None else of
+    down, across = np.mgrid[:DCT_SIZE, :DCT_SIZE]
+    spectrum = (1 / (1 + np.hypot(down, across)) ** 2).ravel()  # variance of photographs falls with the square of the frequency
+    number = len(of)
+    readable = of[~np.isnan(of[:, 0])]
+    mean, variance = (readable.mean(0), readable.var(0)) if len(readable) else (np.zeros(64), np.ones(64))
+    prior = spectrum * max(1.0, float(variance.sum())) / spectrum.sum()
+    spread = np.sqrt((number * variance + PRIOR_IMAGES * prior) / (number + PRIOR_IMAGES))
+    away = (dct - mean * number / (number + PRIOR_IMAGES)) / spread
+    return np.asarray(away / np.maximum(np.linalg.norm(away, axis=1, keepdims=True), 1e-6), np.float32)
+
+
+def mirrored(dct: Dct) -> Dct:
+    """Of the pictures left to right: a cosine wave with an odd number of half periods across changes its sign, and no other changes."""
+    return dct * np.where(np.arange(DCT_SIZE * DCT_SIZE) % DCT_SIZE % 2, -1, 1).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Near:
+    """What is near to each picture, [N]. group: pictures linked by any chain have the same number. score: the highest cosine, 0 if none.
+
+    later: the nearest one in a later split (train, val, test), or -1. across: whether one lies in any other split.
+    """
+
+    group: NDArray[np.int64]
+    score: NDArray[np.float32]
+    later: NDArray[np.int64]
+    across: NDArray[np.bool_]
+
+
+def find_near(dct: Dct, known: NDArray[np.int64], ranks: NDArray[np.int64]) -> Near:
+    """known: pictures with the same number are known to be equal, and not told again. ranks: of their splits, train first.
+
+    Of equal pictures in one split the first stands for all, so that ten thousand black ones are no fifty million pairs.
+    Memory grows with the pictures, not with the pairs.
+    """
+    number = len(dct)
+    near = Near(np.arange(number), np.zeros(number, np.float32), np.full(number, -1), np.zeros(number, bool))
+    best_later = np.zeros(number, np.float32)
+    group = near.group
+    _, first, stands_for = np.unique(np.stack([known, ranks]), axis=1, return_index=True, return_inverse=True)
+    representative = first[stands_for.ravel()]
+    first = np.sort(first[_contrast(dct[first]) > FLAT])
+    vectors, turned = directions(dct)[first], directions(mirrored(dct), of=dct)[first]
+    for rows, columns, cosines in chain(_pairs(vectors, vectors), _pairs(vectors, turned)):
+        one, other = first[rows], first[columns]
+        new = known[one] != known[other]
+        one, other, cosines = one[new], other[new], cosines[new]
+        group = joined(group, one, other)
+        for here, there in ((one, other), (other, one)):
+            np.maximum.at(near.score, here, cosines)
+            near.across[here[ranks[here] != ranks[there]]] = True
+            better = (ranks[there] > ranks[here]) & (cosines > best_later[here])
+            order = np.argsort(cosines[better])  # of several for one picture the last, the nearest, stays
+            best_later[here[better][order]] = cosines[better][order]
+            near.later[here[better][order]] = there[better][order]
+    return Near(group[representative], near.score[representative], near.later[representative], near.across[representative])
+
+
+def _pairs(
+    vectors: NDArray[np.float32], others: NDArray[np.float32]
+) -> Iterable[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]]:
+    """Rows, larger rows of the others, and cosines of all pairs above SAME, a block at a time."""
+    bits, other_bits = (np.packbits(of > 0, axis=1).view(np.uint64).ravel() for of in (vectors, others))
+    block = max(1, PAIRS_AT_ONCE // max(1, len(bits)))
+    for start in range(0, len(bits), block):
+        distances = np.bitwise_count(bits[start : start + block, None] ^ other_bits[None, start:])
+        rows, columns = np.nonzero(distances <= HAMMING_RADIUS)
+        after = columns > rows
+        rows, columns = rows[after], columns[after]
+        if len(rows) > distances.size // 50:  # a set of look-alikes: one product of matrices is quicker than many of rows
+            cosines = (vectors[start : start + block] @ others[start:].T)[rows, columns]
+        else:
+            cosines = np.einsum("ij,ij->i", vectors[start + rows], others[start + columns])
+        same = cosines > SAME
+        yield start + rows[same], start + columns[same], cosines[same]
+
+
+def _contrast(dct: Dct) -> NDArray[np.float32]:
+    """Standard deviation of brightness, in levels of 0..255; NaN for a picture that can't be read."""
+    return np.asarray(np.linalg.norm(dct[:, 1:], axis=1) / SIDE_PX, np.float32)
+
+
+def joined(group: NDArray[np.int64], one: NDArray[np.int64], other: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Groups with those of each pair made one."""
+    if not len(one):
+        return group
+    links = coo_array((np.ones(len(one), bool), (group[one], group[other])), shape=(len(group), len(group)))
+    _, number = connected_components(links, directed=False)
+    return np.asarray(number[group], np.int64)
+
+
+FORMAT = 1
+FOLDER = "waves"
+
+
+def cached_dct(samples: Sequence[Sample], hashes: Mapping[str, str], preprocessing: Preprocessing, on_image: Callable[[int], None]) -> Dct:
+    """As waves_of gives them. hashes: a picture's id -> its sha256, by which the pictures are known again, 256 bytes for each."""
+    facts = [FORMAT, preprocessing.to_json(), [hashes[sample.id] for sample in samples]]
+    file = cache_folder() / FOLDER / f"{sha256(json.dumps(facts).encode()).hexdigest()[:32]}.npy"
+    with suppress(OSError, ValueError):
+        found = np.load(file, allow_pickle=False)
+        if found.shape == (len(samples), DCT_SIZE * DCT_SIZE) and found.dtype == np.float32:
+            on_image(len(samples))
+            return np.asarray(found, np.float32)
+    dct = dct_of(samples, preprocessing.decode, on_image)
+    if not np.isnan(dct).any():  # else one may be mended without another hash: a disk, permissions
+        with suppress(OSError):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            writing = file.with_suffix(f".{os.getpid()}.npy")
+            np.save(writing, dct)
+            writing.replace(file)
+    return dct

@@ -1,0 +1,96 @@
+"""`data.on_bad`: pictures that can't be read end a run, or are left out of it, and each is listed."""
+
+import csv
+from collections import Counter
+from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from tlkit.data.decode import header
+from tlkit.data.progress import images_progress
+from tlkit.data.quality.decode_results import judge
+from tlkit.data.samples import Sample, Samples, Skipped
+from tlkit.data.sources.read import read_source
+from tlkit.errors import DataError
+from tlkit.recipe.fields.data import Data
+from tlkit.recipe.schema import Task
+
+COLUMNS = ("id", "class", "split", "reason")
+_SEVERAL_FRAMES = frozenset({".gif", ".tif", ".tiff", ".webp"})
+
+
+def read_images(data: Data, task: Task) -> Samples:
+    """The source's pictures; with `on_bad: skip` without those that can't be read, see leave_out_bad."""
+    skips = data.on_bad == "skip"
+    samples = read_source(data.source, Path(data.root), task, keep_missing=skips)
+    return leave_out_bad(samples, data) if skips else samples
+
+
+def leave_out_bad(samples: Samples, data: Data) -> Samples:
+    """Without the pictures that can't be read, which are in `skipped`.
+
+    Raises DataError where a class, or a split of the source, would have no picture left.
+    """
+    samples = without_bad(samples, data)
+    lost = [*lost_classes(samples), *_lost_splits(samples)]
+    if lost:
+        raise DataError(
+            "\n".join(lost) + "\n  `tlkit data check` says what is wrong with each picture. Mend some, or remove the class or split."
+        )
+    return samples
+
+
+def without_bad(samples: Samples, data: Data) -> Samples:
+    """Every picture is decoded, unless known from an earlier time; those that can't be are in `skipped`, and nothing replaces them."""
+    with images_progress(Console(stderr=True), "pictures checked", len(samples.samples)) as advance:
+        verdicts = judge([sample.image for sample in samples.samples], data, advance)
+    judged = list(zip(samples.samples, verdicts, strict=True))
+    bad = tuple(Skipped(sample, verdict.problem) for sample, verdict in judged if verdict.problem)
+    good = tuple(sample for sample, verdict in judged if not verdict.problem)
+    return replace(samples, samples=good, skipped=samples.skipped + bad)
+
+
+def without_bad_of(samples: Samples, split: str, data: Data) -> Samples:
+    """Of one split alone; `skipped` has those of this split."""
+    checked = without_bad(replace(samples, samples=samples.of(split)), data)
+    others = tuple(sample for sample in samples.samples if sample.split != split)
+    skipped = tuple(skipped for skipped in checked.skipped if skipped.sample.split == split)
+    return replace(samples, samples=others + checked.samples, skipped=skipped)
+
+
+def lost_classes(samples: Samples) -> Iterator[str]:
+    """A line for each class that has no picture left to train on."""
+    left = {label for sample in samples.samples if sample.split in ("", "train") for label in sample.labels}
+    lost = Counter(label for skipped in samples.skipped if skipped.sample.split in ("", "train") for label in skipped.sample.labels)
+    for label in sorted(lost.keys() - left):
+        number = f"none of its {lost[label]} pictures" if lost[label] > 1 else "its one picture can't be read, and none"
+        yield f"class '{samples.classes[label]}': {number} can be read."
+
+
+def _lost_splits(samples: Samples) -> Iterator[str]:
+    """Otherwise one would be cut from training in its place."""
+    left = {sample.split for sample in samples.samples}
+    for split in sorted({skipped.sample.split for skipped in samples.skipped} - left - {"", "train"}):
+        yield f"the {split} split: none of its pictures can be read."
+
+
+def write_skipped(samples: Samples, file: Path) -> None:
+    """A row for each picture that was left out, with what is wrong with it."""
+    with file.open("w", encoding="utf-8", errors="surrogateescape", newline="") as opened:
+        writer = csv.writer(opened, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for skipped in samples.skipped:
+            sample = skipped.sample
+            writer.writerow((sample.id, samples.label_text(sample), sample.split, skipped.reason))
+
+
+def several_frames(samples: Collection[Sample]) -> list[str]:
+    """Ids of the files that hold several frames or pages, of which the first is taken."""
+    files = [
+        (sample.id, sample.image) for sample in samples if isinstance(sample.image, Path) and sample.image.suffix.lower() in _SEVERAL_FRAMES
+    ]
+    with ThreadPoolExecutor() as threads:
+        return [id_ for (id_, _), (_, frames) in zip(files, threads.map(lambda file: header(file[1]), files), strict=True) if frames > 1]

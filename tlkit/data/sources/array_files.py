@@ -1,0 +1,121 @@
+"""Arrays that numpy saved: an .npz with pictures and labels, or an .npy of each. Pickled objects are never read."""
+
+import zipfile
+import zlib
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.lib import format as npy_format
+from numpy.typing import NDArray
+
+from tlkit.data.samples import Samples
+from tlkit.data.sources.arrays import ArrayPart, ImageArray, array_samples, check_images, check_labels
+from tlkit.errors import DataError, did_you_mean
+from tlkit.recipe.fields.source import NpySource, NpzSource
+from tlkit.recipe.schema import Task
+
+# Split -> the names of its pictures and labels. Keras' mnist.npz has x_train, MedMNIST train_images.
+NAMES = {
+    "train": (("x_train", "y_train"), ("train_images", "train_labels"), ("X_train", "y_train")),
+    "val": (("x_val", "y_val"), ("val_images", "val_labels"), ("X_val", "y_val")),
+    "test": (("x_test", "y_test"), ("test_images", "test_labels"), ("X_test", "y_test")),
+    "": (("images", "labels"), ("x", "y"), ("X", "y"), ("data", "labels"), ("data", "target")),
+}
+_DAMAGED = (ValueError, EOFError, zipfile.BadZipFile, zlib.error, KeyError, NotImplementedError)
+
+
+def read_arrays(source: NpzSource | NpySource, task: Task) -> Samples:
+    """Every picture of an .npz, in its splits; or of an .npy, which is mapped and not read, to be split.
+
+    task: with multilabel labels are [N, K] of 0 and 1. Raises DataError where arrays are missing, damaged, or don't fit.
+    """
+    if isinstance(source, NpySource):
+        images, labels = _existing(source.npy, "data.source.npy"), _existing(source.labels, "data.source.labels")
+        parts = {"": _npy_part(images, labels, task)}
+        return array_samples(f"data.source.npy: {images}", parts, source.classes, task)
+    file = _existing(source.npz, "data.source.npz")
+    headers = _npz_headers(file)
+    pairs = {split: pair for split, known in NAMES.items() if (pair := next((p for p in known if set(p) <= set(headers)), None))}
+    if "train" not in pairs and "" not in pairs:
+        raise DataError(
+            f"data.source.npz: {file} has {', '.join(headers) or 'no arrays'}.\n"
+            "  Expected x_train and y_train (with x_test and y_test), train_images and train_labels, or images and labels."
+        )
+    if "train" in pairs:
+        pairs.pop("", None)
+    parts = {split: _npz_part(file, pair, headers, task) for split, pair in pairs.items()}
+    return array_samples(f"data.source.npz: {file}", parts, source.classes, task)
+
+
+def read_npz(file: Path, name: str) -> NDArray[Any]:
+    """Raises DataError where the array can't be read, or holds Python objects."""
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            array: NDArray[Any] = arrays[name]
+            return array
+    except (*_DAMAGED, OSError) as error:
+        raise _unreadable(f"{file}: the array {name}", error) from error
+
+
+def map_npy(file: Path) -> NDArray[Any]:
+    """Mapped from the file. Raises DataError where it is no whole .npy file, or holds Python objects."""
+    try:
+        return npy_format.open_memmap(file, mode="r")
+    except (*_DAMAGED, OSError) as error:
+        raise _unreadable(str(file), error) from error
+
+
+def _npy_part(images: Path, labels: Path, task: Task) -> ArrayPart:
+    array = ImageArray(partial(map_npy, images), str(images))
+    check_images(str(images), array.pixels.shape, array.pixels.dtype)
+    return ArrayPart(array, check_labels(str(labels), map_npy(labels), len(array.pixels), task))
+
+
+def _npz_part(file: Path, pair: tuple[str, str], headers: dict[str, tuple[tuple[int, ...], np.dtype[Any]]], task: Task) -> ArrayPart:
+    """Shapes and types are checked before anything is unpacked; pictures are unpacked when the first is asked for."""
+    images, labels = pair
+    shape, dtype = headers[images]
+    check_images(f"{file}: {images}", shape, dtype)
+    array = ImageArray(partial(read_npz, file, images), f"{file}: {images}")
+    return ArrayPart(array, check_labels(f"{file}: {labels}", read_npz(file, labels), shape[0], task))
+
+
+def _npz_headers(file: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+    """Name -> (shape, type) of each array that has numbers or words. Raises DataError where one promises more than is there."""
+    headers: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {}
+    try:
+        with zipfile.ZipFile(file) as archive:
+            for info in archive.infolist():
+                with archive.open(info) as member:
+                    shape, dtype = _header(member)
+                if not dtype.hasobject and int(np.prod(shape, dtype=object)) * dtype.itemsize > info.file_size:
+                    raise ValueError(f"{info.filename} promises more than is there")
+                headers[info.filename.removesuffix(".npy")] = (shape, dtype)
+    except (*_DAMAGED, OSError) as error:
+        raise _unreadable(str(file), error) from error
+    return headers
+
+
+def _header(member: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    version = npy_format.read_magic(member)
+    read = npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0
+    shape, _, dtype = read(member)
+    return shape, dtype
+
+
+def _existing(name: str, key: str) -> Path:
+    file = Path(name).expanduser()
+    if file.is_file():
+        return file
+    siblings: Sequence[str] = [path.name for path in file.parent.glob(f"*{file.suffix}")] if file.parent.is_dir() else []
+    what = "is a folder, not a file" if file.is_dir() else "does not exist"
+    raise DataError(f"{key}: {file} {what}.\n  {did_you_mean(file.name, siblings) or f'Looked in {file.parent.resolve()}.'}")
+
+
+def _unreadable(what: str, error: Exception) -> DataError:
+    if "allow_pickle" in str(error) or "Python objects" in str(error):
+        return DataError(f"{what}: holds Python objects, which are not read, since they can run code.\n  Save numbers or words alone.")
+    return DataError(f"{what}: can't be read, or is damaged ({error}).\n  Save it anew with numpy.savez or numpy.save.")

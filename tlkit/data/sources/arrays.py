@@ -1,0 +1,123 @@
+"""Pictures that lie in one array, and labels that are numbers: what idx, npz and npy have in common."""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from tlkit.data.samples import Sample, Samples
+from tlkit.data.sources.classes import number_classes
+from tlkit.errors import DataError
+from tlkit.recipe.schema import Task
+
+log = logging.getLogger("tlkit")
+
+
+class ImageArray:
+    """[N, H, W] or [N, H, W, C] uint8 or uint16, in memory once or mapped from its file; a picture is a view of it.
+
+    Forked worker processes share it. To those that are started anew only `load` travels, which they call for themselves.
+    """
+
+    def __init__(self, load: Callable[[], NDArray[Any]], name: str) -> None:
+        self.load, self.name = load, name
+        self._pixels: NDArray[Any] | None = None
+
+    @property
+    def pixels(self) -> NDArray[Any]:
+        if self._pixels is None:
+            self._pixels = self.load()
+        return self._pixels
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_pixels": None}
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayImage:
+    array: ImageArray
+    index: int
+
+    def __call__(self) -> Image.Image | NDArray[Any]:
+        """A Pillow picture of grey, RGB or RGBA; other numbers of channels as numbers, [H, W, C]."""
+        pixels: NDArray[Any] = self.array.pixels[self.index]
+        if pixels.ndim == 3 and pixels.shape[2] == 1:
+            pixels = pixels[:, :, 0]
+        whole_bytes = pixels.dtype == np.uint8
+        if pixels.ndim == 2 or (whole_bytes and pixels.shape[2] in (3, 4)):
+            return Image.fromarray(np.ascontiguousarray(pixels))
+        return pixels
+
+    def __str__(self) -> str:
+        return f"{self.array.name}[{self.index}]"
+
+
+@dataclass(frozen=True)
+class ArrayPart:
+    """One split: its pictures and its labels, [N] or, for multilabel, [N, K] of 0 and 1."""
+
+    images: ImageArray
+    labels: NDArray[Any]
+
+
+def check_images(name: str, shape: Sequence[int], dtype: np.dtype[Any]) -> None:
+    """Raises DataError unless these are pictures: [N, H, W] or [N, H, W, C] of uint8 or uint16."""
+    words = " x ".join(map(str, shape)) or "one number"
+    if len(shape) not in (3, 4) or 0 in shape:
+        raise DataError(f"{name}: its shape, {words}, is not that of pictures.\n  Expected N x H x W, or N x H x W x C.")
+    if len(shape) == 4 and (shape[3] > 256 or (shape[1] in (1, 3, 4) and shape[3] > 4)):
+        raise DataError(
+            f"{name}: its shape, {words}, would be pictures of {shape[3]} channels.\n"
+            "  Expected N x H x W x C, the channels last: pictures.transpose(0, 2, 3, 1)."
+        )
+    if dtype.hasobject:
+        raise DataError(
+            f"{name}: holds Python objects, which are not read, since they can run code.\n  Save pictures of one size, as uint8."
+        )
+    if dtype not in (np.dtype(np.uint8), np.dtype(np.uint16)):
+        raise DataError(
+            f"{name}: holds {dtype}, which has no known range.\n"
+            "  Save the pictures as uint8 (0 to 255) or uint16 (0 to 65535); from 0..1: (pictures * 255).round().astype('uint8')."
+        )
+
+
+def check_labels(name: str, labels: NDArray[Any], images: int, task: Task) -> NDArray[Any]:
+    """[N], or [N, K] for multilabel. A column [N, 1] is taken as [N]. Raises DataError for anything else, or another count."""
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if len(labels.shape) != (2 if task == "multilabel" else 1):
+        words = " x ".join(map(str, labels.shape)) or "one number"
+        fix = "N x K of 0 and 1" if task == "multilabel" else "one label for each picture; for several set task to multilabel"
+        raise DataError(f"{name}: the shape of the labels is {words}.\n  Expected {fix}.")
+    if labels.dtype.kind not in "iubU":
+        raise DataError(f"{name}: the labels are {labels.dtype}.\n  Expected whole numbers or words.")
+    if task == "multilabel" and not np.isin(labels, (0, 1)).all():
+        raise DataError(f"{name}: the labels are not all 0 or 1.\n  Expected 1 for each class that a picture shows, and 0 for others.")
+    if len(labels) != images:
+        raise DataError(f"{name}: has {len(labels):,} labels for {images:,} pictures.\n  Expected as many of both: are they of one set?")
+    return labels
+
+
+def array_samples(place: str, parts: Mapping[str, ArrayPart], names: Sequence[str], task: Task) -> Samples:
+    """Ids are `train/000042`. names: of the labels 0, 1, 2 ..; without them a class is called by its number."""
+    raw = {split: list(_labels(part.labels)) for split, part in parts.items()}
+    classes, numbers = number_classes(place, raw, names, task)
+    return Samples(
+        classes,
+        tuple(
+            Sample(f"{split or 'all'}/{index:06d}", ArrayImage(part.images, index), tuple(numbers[label] for label in labels), split)
+            for split, part in parts.items()
+            for index, labels in enumerate(raw[split])
+        ),
+        task,
+    )
+
+
+def _labels(labels: NDArray[Any]) -> Iterator[tuple[int | str, ...]]:
+    if labels.ndim == 2:
+        return (tuple(np.flatnonzero(row).tolist()) for row in labels)
+    return ((label,) for label in labels.tolist())

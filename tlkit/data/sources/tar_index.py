@@ -1,0 +1,225 @@
+"""Where each picture of a tar shard begins, and its labels; kept, so that a shard is gone through once."""
+
+import json
+import logging
+import os
+import tarfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import IO, Any
+
+from tlkit.data.samples import LABEL_SEPARATOR
+from tlkit.data.sources.classes import Label
+from tlkit.recipe.schema import Task
+
+IMAGES = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif"})
+LABELS = ("cls", "json", "txt")
+"""Members that may hold the label; the first of them that a sample has is read."""
+JSON_KEYS = ("label", "labels", "cls", "class")
+MOST_LABEL_BYTES = 1_000_000
+_BLOCK = 512
+_FORM = 1  # of the kept index
+_PACKED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"(\xb5": "zstd"}
+
+log = logging.getLogger("tlkit")
+
+
+class ShardFault(Exception):
+    """lines: everything that is wrong with one shard, each with its place. entries: what there is all the same."""
+
+    def __init__(self, lines: Sequence[str], entries: Sequence["Entry"] = ()) -> None:
+        self.lines, self.entries = tuple(lines), tuple(entries)
+        super().__init__("\n".join(lines))
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A picture of a shard: its key, where its bytes are, and its labels as they are written."""
+
+    key: str
+    offset: int
+    size: int
+    labels: tuple[Label, ...]
+
+
+def shard_index(shard: Path, folder: Path, task: Task) -> Sequence[Entry]:
+    """The pictures of a shard in its order. Kept in `folder` for as long as the shard has the same size and time.
+
+    Raises ShardFault.
+    """
+    try:
+        state = shard.stat()
+        facts = [_FORM, task, os.path.abspath(shard), state.st_size, state.st_mtime_ns]
+        kept = folder / f"{sha256(os.fsencode(os.path.abspath(shard))).hexdigest()[:24]}-{task}.json"
+        if (entries := _kept(kept, facts)) is not None:
+            return entries
+        entries = _Scan(shard, task).entries()
+    except (OSError, tarfile.TarError) as error:
+        raise ShardFault([f"{shard}: can't be read ({error})."]) from error
+    _keep(kept, facts, entries)
+    return entries
+
+
+def _kept(file: Path, facts: list[Any]) -> list[Entry] | None:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if content["facts"] != facts:
+            return None
+        return [Entry(key, offset, size, tuple(labels)) for key, offset, size, labels in content["entries"]]
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _keep(file: Path, facts: list[Any], entries: Sequence[Entry]) -> None:
+    unfinished = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    content = {"facts": facts, "entries": [[entry.key, entry.offset, entry.size, entry.labels] for entry in entries]}
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.write_text(json.dumps(content), encoding="utf-8")
+        unfinished.replace(file)
+    except OSError as error:
+        log.warning("the index of shards can't be kept in %s (%s): it is made anew in every run", file.parent, error.strerror)
+
+
+@dataclass
+class _Member:
+    """Of one key: its picture's place, and where its label members are."""
+
+    key: str
+    images: list[tuple[int, int]] = field(default_factory=list)
+    labels: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+
+class _Scan:
+    def __init__(self, shard: Path, task: Task) -> None:
+        self.shard, self.task = shard, task
+        self.faults: list[str] = []
+        self.links = 0
+
+    def entries(self) -> list[Entry]:
+        """Raises ShardFault where anything is wrong."""
+        entries: list[Entry] = []
+        with self.shard.open("rb") as file:
+            for member in self._grouped(file):
+                if (entry := self._entry(member, file)) is not None:
+                    entries.append(entry)
+        twice = [key for key, times in Counter(entry.key for entry in entries).items() if times > 1]
+        if twice:
+            more = f", and so do {len(twice) - 1} more" if len(twice) > 1 else ""
+            self.faults.append(f"{self.shard}: the key {twice[0]} comes more than once{more}.")
+        if not entries and not self.faults:
+            self.faults.append(f"{self.shard}: has no pictures.")
+        if self.faults:
+            raise ShardFault(self.faults, entries)
+        if self.links:
+            log.warning("%s: %d links are not followed", self.shard, self.links)
+        return entries
+
+    def _grouped(self, file: IO[bytes]) -> Iterator[_Member]:
+        """Members that follow each other and have the same key, by webdataset's rule: the name up to the first dot."""
+        from webdataset.tariterators import base_plus_ext
+
+        current = _Member("")
+        for name, offset, size in self._files(file):
+            key, ending = base_plus_ext(name.removeprefix("./"))
+            if key is None or os.path.basename(key).startswith("__"):
+                continue
+            if key != current.key:
+                yield current
+                current = _Member(key)
+            if ending.lower() in IMAGES:
+                current.images.append((offset, size))
+            elif ending.lower() in LABELS:
+                current.labels[ending.lower()] = (offset, size)
+        yield current
+
+    def _files(self, file: IO[bytes]) -> Iterator[tuple[str, int, int]]:
+        """(name, offset, size) of each file in the tar, until its end mark."""
+        try:
+            tar = tarfile.open(self.shard, "r:")  # noqa: SIM115 (closed below)
+        except tarfile.ReadError as error:
+            packed = next((word for start, word in _PACKED.items() if _begins(file, start)), "")
+            why = f"is no tar, or cut off at its beginning ({error})"
+            if packed:
+                why = f"is packed with {packed}, and can't be read from any place: unpack it first"
+            self.faults.append(f"{self.shard}: {why}.")
+            return
+        with tar:
+            try:
+                while (member := tar.next()) is not None:
+                    tar.members.clear()  # type: ignore[attr-defined]  # or it would remember every member of a large shard
+                    if member.name.startswith("/") or ".." in member.name.split("/"):
+                        self.faults.append(f"{self.shard}: the member {member.name} leads out of the shard; nothing was written.")
+                    elif member.issym() or member.islnk():
+                        self.links += 1
+                    elif member.isreg() and not member.issparse():
+                        yield member.name, member.offset_data, member.size
+            except tarfile.ReadError:
+                self._tell_end(tar.offset)
+                return
+            # tarfile takes a half or broken header for the end.
+            file.seek(tar.offset)
+            if file.read(_BLOCK) != bytes(_BLOCK):
+                self._tell_end(tar.offset)
+
+    def _tell_end(self, offset: int) -> None:
+        size = self.shard.stat().st_size
+        end = f"is cut off or damaged at byte {offset:,}; the file has"
+        if offset > size:
+            end = f"is cut off: it goes on to byte {offset:,}, and has"
+        self.faults.append(f"{self.shard}: {end} {size:,}.")
+
+    def _entry(self, member: _Member, file: IO[bytes]) -> Entry | None:
+        if not member.images and not member.labels:
+            return None
+        place = f"{self.shard}: {member.key}"
+        if len(member.images) != 1:
+            self.faults.append(f"{place}: has {'no picture' if not member.images else 'more than one picture'}.")
+            return None
+        labels = self._labels(member, place, file)
+        return None if labels is None else Entry(member.key, *member.images[0], labels)
+
+    def _labels(self, member: _Member, place: str, file: IO[bytes]) -> tuple[Label, ...] | None:
+        ending = next((ending for ending in LABELS if ending in member.labels), None)
+        if ending is None:
+            self.faults.append(f"{place}: has no label.")
+            return None
+        offset, size = member.labels[ending]
+        if size > MOST_LABEL_BYTES:
+            self.faults.append(f"{place}: its .{ending} has {size:,} bytes, which is no label.")
+            return None
+        file.seek(offset)
+        try:
+            labels = _parsed(ending, file.read(size).decode("utf-8"))
+        except (ValueError, KeyError, TypeError) as error:
+            self.faults.append(f"{place}: no label can be read from its .{ending} ({error}).")
+            return None
+        if self.task == "multiclass" and len(labels) != 1:
+            self.faults.append(f"{place}: has {len(labels)} labels; for any number of them set task to multilabel.")
+            return None
+        return labels
+
+
+def _begins(file: IO[bytes], start: bytes) -> bool:
+    file.seek(0)
+    return file.read(len(start)) == start
+
+
+def _parsed(ending: str, text: str) -> tuple[Label, ...]:
+    """Numbers as numbers. Raises ValueError, KeyError or TypeError where there is none."""
+    if ending != "json":
+        words = [word.strip() for word in text.split(LABEL_SEPARATOR)]
+        return tuple(int(word) if word.isdecimal() else word for word in words if word)
+    content = json.loads(text)
+    if isinstance(content, dict):
+        found = next((key for key in JSON_KEYS if key in content), None)
+        if found is None:
+            raise ValueError(f"it has none of the keys {', '.join(JSON_KEYS)}")
+        content = content[found]
+    several = content if isinstance(content, list) else [content]
+    if not all(isinstance(label, int | str) and not isinstance(label, bool) for label in several):
+        raise ValueError(f"{json.dumps(content)[:40]} is no label")
+    return tuple(several)

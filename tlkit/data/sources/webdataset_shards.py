@@ -1,0 +1,165 @@
+"""Pictures in tar shards, for data larger than memory. Shards are read where they lie: nothing is ever unpacked.
+
+An index of where each picture begins lets the shards be read in any order, and so by the seeded order, the splits and the exact
+epochs that every other source has. webdataset's own loading streams whole shards: see docs/decisions/0008.
+"""
+
+import logging
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from glob import glob
+from io import BytesIO
+from itertools import islice
+from pathlib import Path
+
+from PIL import Image
+
+from tlkit.data.samples import ImageSource, Sample, Samples
+from tlkit.data.sources.classes import Label, number_classes
+from tlkit.data.sources.tar_index import Entry, ShardFault, shard_index
+from tlkit.errors import DataError, MissingExtraError, did_you_mean
+from tlkit.recipe.fields.source import WebDatasetSource
+from tlkit.recipe.schema import Task
+
+MOST_SHARDS = 100_000
+MOST_FAULTS = 50
+"""So many are written out; of more, the number is told."""
+_TOLD_EVERY_S = 10.0
+
+log = logging.getLogger("tlkit")
+
+Entries = Mapping[str, Mapping[Path, Sequence[Entry]]]
+"""Split -> shard -> its pictures."""
+
+
+@dataclass(frozen=True, slots=True)
+class TarImage:
+    """A picture file inside a tar: `size` bytes from `offset` on."""
+
+    shard: Path
+    offset: int
+    size: int
+
+    def read_bytes(self) -> bytes:
+        with self.shard.open("rb", buffering=0) as file:
+            file.seek(self.offset)
+            return file.read(self.size)
+
+    def __call__(self) -> Image.Image:
+        return Image.open(BytesIO(self.read_bytes()))
+
+    def __str__(self) -> str:
+        return f"{self.shard}, at byte {self.offset}"
+
+
+def read_webdataset(source: WebDatasetSource, root: Path, task: Task) -> Samples:
+    """Every picture of the shards, by an index that is kept in root. Ids are `train-000.tar:KEY`.
+
+    Raises DataError with everything that is wrong with the shards: missing, cut off, packed, members without picture or label.
+    """
+    entries, faults = _entries(_shards(source), root, task)
+    if faults:
+        more = f"\n... and {len(faults) - MOST_FAULTS:,} more." if len(faults) > MOST_FAULTS else ""
+        fix = "  Write these shards anew: for each picture KEY.jpg with KEY.cls, KEY.json (its key label) or KEY.txt beside it."
+        raise DataError("\n".join(faults[:MOST_FAULTS]) + f"{more}\n{fix}")
+    labels = {split: [entry.labels for found in shards.values() for entry in found] for split, shards in entries.items()}
+    classes, numbers = number_classes(f"data.source.webdataset: {source.webdataset}", labels, source.classes, task)
+    return Samples(classes, tuple(_samples(entries, numbers)), task)
+
+
+def webdataset_images(source: WebDatasetSource, root: Path, task: Task) -> dict[str, ImageSource]:
+    """Id -> picture of what can be found in shards, whatever else is wrong with them."""
+    entries, _ = _entries(_shards(source), root, task)
+    return {id_: image for id_, image, _, _ in _images(entries)}
+
+
+def _shards(source: WebDatasetSource) -> dict[str, list[Path]]:
+    """Split -> its shards; the empty split where there is one pattern alone."""
+    patterns = {"train": source.webdataset, "val": source.val, "test": source.test}
+    shards = {split: find_shards(pattern, split) for split, pattern in patterns.items() if pattern is not None}
+    if len(shards) == 1:
+        return {"": shards["train"]}
+    _check_apart(shards)
+    return shards
+
+
+def _samples(entries: Entries, numbers: Mapping[Label, int]) -> Iterator[Sample]:
+    same: dict[tuple[int, ...], tuple[int, ...]] = {}  # one tuple for all pictures of a class
+    for id_, image, written, split in _images(entries):
+        labels = tuple(sorted({numbers[label] for label in written}))
+        yield Sample(id_, image, same.setdefault(labels, labels), split)
+
+
+def _images(entries: Entries) -> Iterator[tuple[str, TarImage, tuple[Label, ...], str]]:
+    """(id, picture, labels as written, split)."""
+    above = Path(os.path.commonpath([shard.absolute().parent for shards in entries.values() for shard in shards]))
+    for split, shards in entries.items():
+        for shard, found in shards.items():
+            name = shard.absolute().relative_to(above).as_posix()
+            for entry in found:
+                yield f"{name}:{entry.key}", TarImage(shard, entry.offset, entry.size), entry.labels, split
+
+
+def _entries(shards: Mapping[str, Sequence[Path]], root: Path, task: Task) -> tuple[Entries, list[str]]:
+    """And everything that is wrong with the shards. Says how far it is where that takes long. root: what the index is kept below."""
+    folder = root.expanduser() / "webdataset_index"
+    faults: list[str] = []
+    found: dict[str, dict[Path, Sequence[Entry]]] = {split: {} for split in shards}
+    total, done, told = sum(map(len, shards.values())), 0, time.monotonic()
+    for split, files in shards.items():
+        for shard in files:
+            try:
+                found[split][shard] = shard_index(shard, folder, task)
+            except ShardFault as fault:
+                faults += fault.lines
+                found[split][shard] = fault.entries
+            done += 1
+            if time.monotonic() - told > _TOLD_EVERY_S:
+                log.info("indexed %d of %d shards", done, total)
+                told = time.monotonic()
+    return found, faults
+
+
+def _check_apart(shards: Mapping[str, Sequence[Path]]) -> None:
+    seen: dict[Path, str] = {}
+    for split, files in shards.items():
+        for shard in files:
+            if seen.setdefault(shard.resolve(), split) != split:
+                problem = f"data.source: {shard} is in {seen[shard.resolve()]} and in {split}."
+                raise DataError(f"{problem}\n  A shard belongs to one split: mend the patterns.")
+
+
+def find_shards(pattern: str, split: str) -> list[Path]:
+    """The files of a pattern, sorted. Raises DataError where one is missing, or it is no pattern of files on this machine."""
+    key = f"data.source.{'webdataset' if split == 'train' else split}"
+    if re.match(r"\w{2,}:", pattern) or "::" in pattern:
+        problem = f"{key}: '{pattern}' is not a pattern of files on this machine."
+        raise DataError(f"{problem}\n  Copy the shards to this machine, and name them as shards/train-{{000..009}}.tar.")
+    named = [os.path.expanduser(name) for name in _expanded(pattern, key)]
+    found = [Path(match) for name in named for match in (sorted(glob(name)) if re.search(r"[*?\[]", name) else [name])]
+    if not found:
+        raise DataError(f"{key}: no file is like '{pattern}'.\n  Expected tar files, such as shards/train-{{000..009}}.tar.")
+    if missing := [path for path in found if not path.is_file()]:
+        beside = [path.name for path in missing[0].parent.glob("*.tar")] if missing[0].parent.is_dir() else []
+        hint = did_you_mean(missing[0].name, beside) or f"{missing[0].parent} has {len(beside)} .tar files."
+        names = f"{', '.join(map(str, missing[:5]))}{' and others' if len(missing) > 5 else ''}"
+        raise DataError(f"{key}: {len(missing)} of {len(found)} shards don't exist: {names}.\n  {hint}")
+    return sorted(set(found))
+
+
+def _expanded(pattern: str, key: str) -> list[str]:
+    """`a-{0..2}.tar` -> a-0.tar, a-1.tar, a-2.tar, as webdataset does it."""
+    try:
+        import braceexpand
+    except ImportError as error:
+        raise MissingExtraError("webdataset", "stream", "data.source.webdataset") from error
+    try:
+        names = list(islice(braceexpand.braceexpand(pattern), MOST_SHARDS + 1))
+    except ValueError as error:
+        raise DataError(f"{key}: '{pattern}' has a brace without its partner.\n  Write it as shards/train-{{000..009}}.tar.") from error
+    if len(names) > MOST_SHARDS:
+        raise DataError(f"{key}: '{pattern}' names more than {MOST_SHARDS:,} files.\n  Check the numbers in braces.")
+    return names

@@ -1,0 +1,177 @@
+"""Which picture trains, validates and tests: seeded, stratified, whole groups, written down with hashes."""
+
+import csv
+import os
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+
+from tlkit.data.samples import Sample, Samples
+from tlkit.data.sources.classes import odd_classes
+from tlkit.data.splits.stratify import counts_of_share, deal_by_labels, hold_out
+from tlkit.errors import HOW_TO_GO_ON, DataError
+
+COLUMNS = ("id", "class", "split", "group", "sha256")
+_HASHING_THREADS = 4
+
+
+def split_samples(samples: Samples, validation: float, test: float, seed: int) -> Samples:
+    """The samples with every split filled in: train, val, test; sorted by id, and the same whatever order they came in.
+
+    A split that the source has stays as it is. The others are cut from its training split, stratified by class or, for multilabel,
+    label by label, groups kept whole; validation and test are shares of that training split before the cuts, 0 for no test split.
+    Raises DataError where a class has too few pictures to be in every split, or none to train on.
+    """
+    ordered = tuple(sorted(samples.samples, key=lambda sample: sample.id))
+    pool = [sample for sample in ordered if sample.split in ("", "train")]
+    _check_all_can_be_learned(samples, pool)
+    present = {sample.split for sample in ordered}
+    shares = {"test": test if "test" not in present else 0.0, "val": validation if "val" not in present else 0.0}
+    wanted = {split: share for split, share in shares.items() if share > 0}
+    if samples.task == "multilabel":
+        new = deal_by_labels(pool, wanted, np.random.default_rng(seed))
+    else:
+        _check_enough(pool, samples.classes, wanted)
+        new = _deal_by_class(pool, wanted, seed)
+    if len(pool) < 2:
+        raise DataError("too few images to train: the training split has fewer than 2.\n  Add pictures.")
+    result = replace(
+        samples, drawn=frozenset(wanted), samples=tuple(replace(sample, split=new.get(sample.id, sample.split)) for sample in ordered)
+    )
+    _check_every_class(result, wanted)
+    return result
+
+
+def _deal_by_class(pool: Sequence[Sample], wanted: Mapping[str, float], seed: int) -> dict[str, str]:
+    """Id -> split."""
+    dealt = dict.fromkeys((sample.id for sample in pool), "train")
+    rest = pool
+    for number, (split, share) in enumerate(wanted.items()):
+        still_to_come = len(wanted) - number  # splits that need a picture of each class after this one, training among them
+        counts = counts_of_share(pool, rest, share, still_to_come)
+        held = hold_out(rest, counts, still_to_come, np.random.default_rng((seed, number)))
+        dealt.update(dict.fromkeys(held, split))
+        rest = [sample for sample in rest if sample.id not in held]
+    return dealt
+
+
+def _check_all_can_be_learned(samples: Samples, pool: Sequence[Sample]) -> None:
+    """The classes are those of the whole source; each needs a training picture."""
+    trained = {label for sample in pool for label in sample.labels}
+    if missing := [name for label, name in enumerate(samples.classes) if label not in trained]:
+        raise DataError(
+            f"no training picture of {shortened(missing)}: validation or test alone can't teach a class.\n"
+            "  Move pictures of every class into the training split, or remove the class."
+        )
+
+
+def _check_enough(pool: Sequence[Sample], classes: Sequence[str], wanted: Mapping[str, float]) -> None:
+    """Counts groups where there are groups: one group can't be in two splits."""
+    units: dict[int, set[str]] = defaultdict(set)
+    for sample in pool:
+        units[sample.label].add(sample.unit)
+    need = 1 + len(wanted)
+    short = [f"{name} ({len(units[label])})" for label, name in enumerate(classes) if len(units[label]) < need]
+    if short:
+        unit = "groups" if any(sample.group for sample in pool) else "pictures"
+        raise DataError(
+            f"too few images to split: {shortened(short)} - "
+            f"each class needs at least {need} {unit}, one each for {', '.join(('train', *sorted(wanted, reverse=True)))}.\n"
+            "  Add pictures, remove these classes, or bring val and test folders of your own"
+            + (" (data.test=0 leaves the test split out)." if "test" in wanted else ".")
+        )
+
+
+def _check_every_class(samples: Samples, wanted: Mapping[str, float]) -> None:
+    """Only groups that hold several classes, and labels of very few pictures, can fail here."""
+    have = {(sample.split, label) for sample in samples.samples for label in sample.labels}
+    missing = [
+        f"{name} in {split}" for split in ("train", *wanted) for label, name in enumerate(samples.classes) if (split, label) not in have
+    ]
+    if missing and (samples.task == "multiclass" or any(words.endswith(" in train") for words in missing)):
+        raise DataError(
+            f"too few images to split: whole groups leave no picture of {shortened(missing)}.\n"
+            "  Use more or smaller groups, a larger data.validation or data.test, or bring val and test splits of your own."
+        )
+
+
+def split_warnings(samples: Samples) -> list[str]:
+    """What makes figures say less than they seem to: one class in two spellings, classes that a held-out split lacks, groups in two."""
+    alike = [f"'{other}' and '{name}'" for name, other in odd_classes(samples.classes) if other]
+    found = [f"the names of these classes differ by case, blanks or hyphens alone: {shortened(alike)}."] if alike else []
+    for split, words in (("val", "validation"), ("test", "test")):
+        held_out = samples.of(split)
+        have = {label for sample in held_out for label in sample.labels}
+        missing = [name for label, name in enumerate(samples.classes) if label not in have]
+        if held_out and missing:
+            found.append(f"the {words} split has no picture of: {shortened(missing)}. Its figures say nothing about them.")
+    sides: dict[str, set[str]] = defaultdict(set)
+    for sample in samples.samples:
+        if sample.group is not None:
+            sides[sample.group].add(sample.split)
+    if torn := sorted(group for group, splits in sides.items() if len(splits) > 1):
+        count = f"{len(torn)} groups lie" if len(torn) > 1 else "a group lies"
+        found.append(f"{count} in more than one split of the source: {shortened(torn)}. Accuracy will look too good.")
+    return found
+
+
+def shortened(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:10])}{' and others' if len(names) > 10 else ''}"
+
+
+def hash_images(samples: Samples) -> dict[str, str]:
+    """A picture's id -> the sha256 of its file or, without a file, of its pixels. Raises DataError if one can't be read."""
+    with ThreadPoolExecutor(_HASHING_THREADS) as threads:
+        hashes = threads.map(_hash, samples.samples)
+        return {sample.id: found for sample, found in zip(samples.samples, hashes, strict=True)}
+
+
+def manifest_rows(samples: Samples, hashes: Mapping[str, str]) -> list[dict[str, str]]:
+    """A row a picture, as split.csv has them."""
+    return [
+        {"id": s.id, "class": samples.label_text(s), "split": s.split, "group": s.group or "", "sha256": hashes[s.id]}
+        for s in samples.samples
+    ]
+
+
+def write_manifest(samples: Samples, hashes: Mapping[str, str], path: Path) -> list[dict[str, str]]:
+    """Writes split.csv, a row a picture with its hash; returns the rows. The file appears whole or not at all."""
+    rows = manifest_rows(samples, hashes)
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    # Names of files that aren't UTF-8 come from Python with surrogate escapes, and must come back the same.
+    with unfinished.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    unfinished.replace(path)
+    return rows
+
+
+def read_manifest(path: Path) -> list[dict[str, str]]:
+    """The rows of split.csv: id, class, split, group, sha256. Raises DataError if it is no such file."""
+    try:
+        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+            reader = csv.DictReader(file)
+            if tuple(reader.fieldnames or ()) != COLUMNS:
+                raise DataError(
+                    f"{path}: the columns are {reader.fieldnames}.\n  Expected {','.join(COLUMNS)}, as `tlkit finetune` writes."
+                )
+            return list(reader)
+    except (OSError, csv.Error) as error:
+        raise DataError(f"{path}: the split manifest can't be read ({error}).\n  Expected the split.csv of a run.") from error
+
+
+def _hash(sample: Sample) -> str:
+    try:
+        if hasattr(sample.image, "read_bytes"):
+            return sha256(sample.image.read_bytes()).hexdigest()
+        return sha256(np.asarray(sample.image()).tobytes()).hexdigest()
+    except OSError as error:
+        raise DataError(
+            f"{sample.image}: the picture can't be read ({error.strerror}).\n  Restore it or remove it.\n  {HOW_TO_GO_ON}"
+        ) from error

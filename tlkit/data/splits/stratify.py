@@ -1,0 +1,97 @@
+"""Dealing out pictures so that every split gets its share of each class or, where pictures have any number of them, of each label."""
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from math import floor
+
+import numpy as np
+
+from tlkit.data.samples import Sample
+
+_NO_LABEL = (-1,)
+"""Pictures of none of the classes are dealt out in their share too, as if that were a label."""
+
+
+def deal_by_labels(samples: Sequence[Sample], shares: Mapping[str, float], draws: np.random.Generator) -> dict[str, str]:
+    """Id -> split, for train and every split of `shares`; groups stay whole.
+
+    Label by label, the rarest first, each picture goes to the split that lacks most of that label. A label that is in enough
+    pictures (or groups) is wanted at least once in every split; training takes what there is of one that isn't.
+    shares: of the pictures, below 1 together.
+    Source: iterative stratification, Sechidis et al. 2011, algorithm 1, https://doi.org/10.1007/978-3-642-23808-6_10
+    """
+    units: dict[str, list[Sample]] = defaultdict(list)
+    for sample in samples:
+        units[sample.unit].append(sample)
+    labels = {name: Counter(label for sample in members for label in sample.labels or _NO_LABEL) for name, members in units.items()}
+    images = Counter[int]()
+    for has in labels.values():
+        images.update(has)
+    lacks = _wanted(images, Counter(label for has in labels.values() for label in has), shares)
+    room = {split: len(samples) * share for split, share in {"train": 1 - sum(shares.values()), **shares}.items()}
+
+    names = sorted(units)
+    left = [names[position] for position in draws.permutation(len(names))]
+    left.sort(key=lambda name: -len(units[name]))  # Large groups first: small ones fill what they leave open. The sort is stable.
+    dealt: dict[str, str] = {}
+    while left:
+        rarest = min((label for label in images if images[label]), key=lambda label: (images[label], label))
+        for name in (name for name in left if rarest in labels[name]):
+            split = max(room, key=lambda split: (lacks[split][rarest], room[split]))
+            dealt[name] = split
+            room[split] -= len(units[name])
+            images.subtract(labels[name])
+            for label, number in labels[name].items():
+                lacks[split][label] -= number
+        left = [name for name in left if name not in dealt]
+    return {sample.id: dealt[sample.unit] for sample in samples}
+
+
+def _wanted(images: Mapping[int, int], units: Mapping[int, int], shares: Mapping[str, float]) -> dict[str, dict[int, float]]:
+    """Split -> label -> pictures."""
+    wanted: dict[str, dict[int, float]] = {"train": {}, **{split: {} for split in shares}}
+    for label, number in images.items():
+        enough = units[label] > len(shares)
+        for split, share in shares.items():
+            wanted[split][label] = max(1.0, number * share) if enough else 0.0
+        wanted["train"][label] = number - sum(wanted[split][label] for split in shares)
+    return wanted
+
+
+def counts_of_share(pool: Sequence[Sample], rest: Sequence[Sample], share: float, left_after: int) -> dict[int, int]:
+    """Label -> pictures to hold out of `rest`: together the nearest whole number to share * pool, by largest remainder, one at least.
+
+    left_after: pictures of each class that must stay.
+    """
+    sizes, available = Counter(sample.label for sample in pool), Counter(sample.label for sample in rest)
+    labels = sorted(sizes)
+    most = {label: available[label] - left_after for label in labels}
+    counts = {label: min(max(1, floor(sizes[label] * share)), most[label]) for label in labels}
+    missing = floor(len(pool) * share + 0.5) - sum(counts.values())
+    by_remainder = sorted(labels, key=lambda label: (-(sizes[label] * share % 1), label))
+    for label in by_remainder:
+        if missing > 0 and counts[label] < most[label] and counts[label] <= sizes[label] * share:
+            counts[label] += 1
+            missing -= 1
+    return counts
+
+
+def hold_out(rest: Sequence[Sample], counts: Mapping[int, int], left_after: int, draws: np.random.Generator) -> set[str]:
+    """Ids to hold out. Without groups the counts are met exactly; with groups as nearly as whole groups allow."""
+    members: dict[str, list[Sample]] = defaultdict(list)
+    for sample in rest:
+        members[sample.unit].append(sample)
+    names = sorted(members)
+    shuffled = [names[position] for position in draws.permutation(len(names))]
+    shuffled.sort(key=lambda name: -len(members[name]))  # Large groups first: small ones fill what they leave open. The sort is stable.
+    open_ = Counter(counts)
+    units_left = Counter(label for group in members.values() for label in {sample.label for sample in group})
+    held: set[str] = set()
+    for name in shuffled:
+        has = Counter(sample.label for sample in members[name])
+        gain = sum(abs(open_[label]) - abs(open_[label] - number) for label, number in has.items())
+        if gain > 0 and all(units_left[label] > left_after for label in has):
+            held.update(sample.id for sample in members[name])
+            open_.subtract(has)
+            units_left.subtract(has.keys())
+    return held

@@ -1,0 +1,278 @@
+"""`tlkit export RUN`: a model folder -> artifacts that have been shown to answer as it does."""
+
+import json
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import tlkit
+from tlkit.data.preprocess import Preprocessing
+from tlkit.deploy.export.artifact import MEAN_IMAGE, pack, read_artifact, sha256, write_manifest
+from tlkit.deploy.export.consumer import CONSUMER, consumer_script
+from tlkit.deploy.export.formats import (
+    Facts,
+    Network,
+    write_onnx_format,
+    write_openvino_format,
+    write_safetensors_format,
+    write_torch_format,
+)
+from tlkit.deploy.export.model_card import push_to_hub
+from tlkit.deploy.export.onnx_export import DEFAULT_OPSET, check_onnx_is_installed, check_opset
+from tlkit.deploy.export.parity import TOLERANCE, prove
+from tlkit.deploy.export.proof import Proof, generated_answers, proof_of_files, proof_of_run, rounded
+from tlkit.deploy.export.quantize import KINDS, calibration_images, prove_quantized, write_quantized
+from tlkit.deploy.export.runtime import Runtime, import_openvino, load_runtime
+from tlkit.deploy.export.torch_runtime import trusted_runtime
+from tlkit.deploy.export.verify import PROOF, SAMPLES, answers_to_generated, image_files
+from tlkit.errors import ArtifactError, expected_one_of
+from tlkit.models.model_folder import ModelCard, find_model_folder, load_model, read_card
+
+FORMATS: dict[str, Callable[[Path, Network], Facts]] = {
+    "onnx": write_onnx_format,
+    "torch": write_torch_format,
+    "safetensors": write_safetensors_format,
+    "openvino": write_openvino_format,
+}
+RECORDED = 200
+"""Pictures whose probabilities an artifact brings along, so that `tlkit verify` can repeat the comparison."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """raw: the network takes uint8 pictures, normalised inside. out: gets a folder a format; by default RUN/export.
+
+    image_folder: proves with the images of this folder, not with the run's own. proof_images: how many prove it, None for all.
+    samples: how many of them the artifact brings along as files.
+    push_to_hub: the repository OWNER/NAME that gets the safetensors folder.
+    quantize: int8 or float16, of onnx; its accuracy may fall by max_drop, in 0..1, over the whole validation split.
+    """
+
+    formats: tuple[str, ...] = ("onnx",)
+    raw: bool = True
+    features: bool = False
+    opset: int = DEFAULT_OPSET
+    out: Path | None = None
+    zipped: bool = False
+    image_folder: Path | None = None
+    proof_images: int | None = 200
+    tolerance: float = TOLERANCE
+    samples: int = 0
+    quantize: str | None = None
+    max_drop: float = 0.01
+    push_to_hub: str | None = None
+
+
+def export_run(run: Path, wanted: Wanted) -> list[Path]:
+    """The artifacts' folders, one a format. All are made and proved before the first is put in its place.
+
+    Raises ArtifactError if one of them can't be made or doesn't answer as the run's model does.
+    """
+    _check_wanted(wanted)
+    _check_head(read_card(find_model_folder(run)))
+    classifier, card = load_model(run)
+    network = Network(
+        classifier, card, Preprocessing.from_json(card.preprocessing, card.mean_picture), wanted.raw, wanted.features, wanted.opset
+    )
+    out = wanted.out or run / "export"
+    out.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=".export-", dir=out))
+    try:
+        proof = _proof(run, network, wanted, staging / "pictures")
+        writers = _writers(run, network, wanted)
+        for name, write in writers.items():
+            say(f"{name}: exporting, then proving it with {proof.what}")
+            make_artifact(staging / name, write, network, proof, wanted)
+        return [_put_in_place(staging / name, out / name, zipped=wanted.zipped) for name in writers]
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _writers(run: Path, network: Network, wanted: Wanted) -> dict[str, Callable[[Path, Network], Facts]]:
+    """Of each artifact, by the name of its folder."""
+    if wanted.quantize is None:
+        return {name: FORMATS[name] for name in wanted.formats}
+    calibration = calibration_images(run, network)
+    return {f"onnx-{wanted.quantize}": partial(write_quantized, kind=wanted.quantize, calibration=calibration)}
+
+
+def make_artifact(folder: Path, write: Callable[[Path, Network], Facts], network: Network, proof: Proof, wanted: Wanted) -> Facts:
+    """Writes the whole artifact and proves it. Returns its facts."""
+    folder.mkdir()
+    facts = {**_facts(network, proof.card), **write(folder, network)}
+    if facts["format"] == "onnx" and (script := consumer_script(network.spec, raw=network.raw, multilabel=bool(facts["thresholds"]))):
+        (folder / CONSUMER).write_text(script, encoding="utf-8")
+    if network.spec.mean_picture is not None:
+        np.save(folder / MEAN_IMAGE, network.spec.mean_picture)
+    write_manifest(folder, facts)
+    runtime = runtime_of(folder)
+    if wanted.quantize:
+        facts["parity"], recorded = prove_quantized(runtime, proof, wanted.max_drop)
+        generated = answers_to_generated(runtime)
+    else:
+        facts["parity"] = prove(runtime, proof, wanted.tolerance)
+        recorded, generated = proof.probabilities, generated_answers(proof)
+    _write_record(folder, proof, recorded, generated, wanted.samples)
+    write_manifest(folder, facts)
+    return facts
+
+
+def runtime_of(folder: Path) -> Runtime:
+    """Of an artifact that was just made here."""
+    artifact = read_artifact(folder)
+    return trusted_runtime(artifact) if artifact.format in ("torch", "safetensors") else load_runtime(artifact)
+
+
+def _check_wanted(wanted: Wanted) -> None:
+    for name in wanted.formats:
+        if name not in FORMATS:
+            raise ArtifactError(f"--format {name} is unknown.\n  {expected_one_of(name, tuple(FORMATS))}")
+    if wanted.tolerance <= 0 or wanted.samples < 0:
+        raise ArtifactError("--tolerance must be above 0, and --with-samples 0 or more.")
+    if wanted.quantize not in (None, *KINDS):
+        raise ArtifactError(f"--quantize {wanted.quantize} is unknown.\n  {expected_one_of(str(wanted.quantize), KINDS)}")
+    if wanted.quantize and wanted.formats != ("onnx",):
+        raise ArtifactError("--quantize goes with --format onnx alone.\n  Export the other formats by a command of their own.")
+    if wanted.quantize and wanted.image_folder:
+        raise ArtifactError("--quantize measures accuracy on the run's own validation pictures.\n  Leave --images out.")
+    if not 0 <= wanted.max_drop <= 1:
+        raise ArtifactError(f"--max-drop {wanted.max_drop:g} is no share.\n  Expected 0 to 1: 0.01 is one point of accuracy.")
+    if wanted.push_to_hub and "safetensors" not in wanted.formats:
+        raise ArtifactError("--push-to-hub uploads the safetensors folder, which isn't exported.\n  Add: --format safetensors")
+    check_opset(wanted.opset)
+    if {"onnx", "openvino"} & set(wanted.formats):
+        check_onnx_is_installed()
+    if "openvino" in wanted.formats:
+        import_openvino()
+
+
+def _check_head(card: ModelCard) -> None:
+    if card.head.kind == "knn":
+        raise ArtifactError(
+            "A knn head can't be exported: it looks its neighbours up in the training pictures' features, by scikit-learn.\n"
+            "  Fine-tune with `head: {kind: logistic}` or `{kind: svm}`, which become one linear layer, or use `tlkit predict RUN`."
+        )
+
+
+def _proof(run: Path, network: Network, wanted: Wanted, folder: Path) -> Proof:
+    if wanted.image_folder:
+        return proof_of_files(image_files(wanted.image_folder), network.classifier, network.card, wanted.proof_images, folder)
+    if not (run / "split.csv").is_file() and not (run / "fold_1").is_dir():
+        raise ArtifactError(
+            f"{run} has no split.csv, so there are no validation pictures to prove the export with.\n"
+            "  Name the whole run folder, or a folder of pictures: --images DIR"
+        )
+    number = None if wanted.quantize else wanted.proof_images  # accuracy is measured on the whole split
+    return proof_of_run(run, network.classifier, network.card, number, folder)
+
+
+def _write_record(folder: Path, proof: Proof, probabilities: NDArray[np.float32], generated: NDArray[np.float32], samples: int) -> None:
+    """proof.json: the probabilities of pictures by their sha256, so that no picture leaves the house unasked.
+
+    They are those of training code; of a quantized network, its own.
+    """
+    files, rows = proof.files[:RECORDED], rounded(probabilities[:RECORDED])
+    images = [{"sha256": sha256(file), "probabilities": row} for file, row in zip(files, rows, strict=True)]
+    content = {"pictures": images, "generated": rounded(generated)}
+    (folder / PROOF).write_text(json.dumps(content) + "\n", encoding="utf-8")
+    for number, file in enumerate(files[:samples]):
+        (folder / SAMPLES).mkdir(exist_ok=True)
+        shutil.copyfile(file, folder / SAMPLES / f"{number:04d}{file.suffix}")
+
+
+def _facts(network: Network, card: ModelCard) -> Facts:
+    return {
+        "name": card.recipe.get("name", card.backbone),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "task": card.task,
+        "classes": list(card.classes),
+        "thresholds": list(card.thresholds),
+        "precision": "float32",
+        "preprocessing": _preprocessing(network.spec),
+        "backbone": card.backbone,
+        "head": card.head.kind,
+        "weights": dict(card.weights),
+        "metrics": dict(card.metrics),
+        "versions": _versions(),
+    }
+
+
+def _preprocessing(spec: Preprocessing) -> dict[str, Any]:
+    """As it stands in artifact.json, whose mean picture is a file that numpy reads."""
+    values = spec.to_json()
+    if spec.mean_picture is not None:
+        values["mean_picture"]["file"] = MEAN_IMAGE
+    return values
+
+
+def _versions() -> dict[str, str]:
+    packages = ("torch", "timm", "onnx", "onnxruntime", "openvino", "numpy", "pillow")
+    return {
+        "python": platform.python_version(),
+        "tlkit": tlkit.__version__,
+        **{name: found for name in packages if (found := _version(name))},
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except ModuleNotFoundError:  # PackageNotFoundError is one
+        return ""
+
+
+def _put_in_place(made: Path, target: Path, *, zipped: bool) -> Path:
+    """Renames `made` to `target`, in place of what an earlier export put there."""
+    made.chmod(0o755)
+    if zipped:
+        pack(made, target.with_name(f"{target.name}.zip"))
+    if target.exists():
+        shutil.rmtree(target)
+    os.replace(made, target)
+    return target
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def export_command(run: Path, wanted: Wanted) -> int:
+    for folder in export_run(run, wanted):
+        print(summary(folder))
+        if wanted.push_to_hub and folder.name == "safetensors":
+            print(f"  uploaded: {push_to_hub(folder, wanted.push_to_hub)}")
+    return 0
+
+
+def summary(folder: Path) -> str:
+    """`runs/x/export/onnx  13.7 MB  200 validation pictures: same answer for 100 %, a probability differs by 3e-07 at most`"""
+    facts: dict[str, Any] = read_artifact(folder).facts  # type: ignore[assignment]
+    parity = facts["parity"]
+    lines = [
+        f"{folder}  {_size(sorted(folder.rglob('*')))}",
+        f"  {parity['of']}: the same answer for {parity['agreement']:.2%}, a probability differs by {parity['max_difference']:.1e} at most",
+    ]
+    if quantization := facts.get("quantization"):
+        kind = quantization["kind"]
+        sizes, times = quantization["megabytes"], quantization["milliseconds_a_picture"]
+        lines.append(
+            f"  float32 -> {kind}: accuracy {parity['accuracy_in_training_code']:.4f} -> {parity['accuracy']:.4f}, "
+            f"{sizes['float32']} -> {sizes[kind]} MB, {times['float32']} -> {times[kind]} ms a picture"
+        )
+    return "\n".join(lines)
+
+
+def _size(files: Sequence[Path]) -> str:
+    return f"{sum(file.stat().st_size for file in files if file.is_file()) / 1e6:.1f} MB"

@@ -1,0 +1,95 @@
+"""One function for each format: writes the network into a folder, and returns what artifact.json says about it."""
+
+import shutil
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tlkit.data.preprocess import Preprocessing
+from tlkit.deploy.export.model_card import model_card
+from tlkit.deploy.export.onnx_export import DEFAULT_OPSET, onnx_model, write_onnx
+from tlkit.deploy.export.runtime import import_openvino
+from tlkit.deploy.export.torch_program import NORMALIZED, Shipped, exported_program
+from tlkit.models.classifier import Classifier
+from tlkit.models.model_folder import ModelCard, save_model
+
+Facts = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Network:
+    """What is exported, and how. spec is the card's own, but in tests that make a wrong one."""
+
+    classifier: Classifier
+    card: ModelCard
+    spec: Preprocessing
+    raw: bool = True
+    features: bool = False
+    opset: int = DEFAULT_OPSET
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        return ("probabilities", *(("features",) if self.features else ()))
+
+    def program(self, outputs: Sequence[str]) -> torch.export.ExportedProgram:
+        multilabel = self.card.task == "multilabel"
+        shipped = Shipped(self.classifier, self.spec.normalize if self.raw else None, outputs, multilabel=multilabel)
+        return exported_program(shipped, self.spec.image_size, self.spec.channels)
+
+    @property
+    def entrance(self) -> dict[str, Any]:
+        """`input` of artifact.json."""
+        size, channels = self.spec.image_size, self.spec.channels
+        if self.raw:
+            return {"name": "pictures", "dtype": "uint8", "layout": "NHWC", "shape": ["batch", size, size, channels]}
+        return {"name": "pictures", "dtype": "float32", "layout": "NCHW", "shape": ["batch", channels, size, size]}
+
+
+def write_onnx_format(folder: Path, network: Network) -> Facts:
+    outputs = (*network.outputs, *((NORMALIZED,) if network.raw else ()))
+    model = onnx_model(network.program(outputs), outputs, network.opset)
+    write_onnx(model, folder / "model.onnx")
+    described = [_output(value.name, value.type.tensor_type.shape.dim[-1].dim_value) for value in model.graph.output]
+    return {"format": "onnx", "network": "model.onnx", "opset": network.opset, "input": network.entrance, "outputs": described}
+
+
+def write_openvino_format(folder: Path, network: Network) -> Facts:
+    """OpenVINO's own reader makes model.xml and model.bin of the ONNX network; its converter tool would report to its makers."""
+    openvino = import_openvino()
+    facts = write_onnx_format(folder, network)
+    model = openvino.Core().read_model(str(folder / "model.onnx"))
+    openvino.save_model(model, str(folder / "model.xml"), compress_to_fp16=False)
+    for file in folder.glob("model.onnx*"):
+        file.unlink()
+    return {**facts, "format": "openvino", "network": "model.xml"}
+
+
+def write_torch_format(folder: Path, network: Network) -> Facts:
+    """model.pt2, which torch.export.load reads: a tuple of the outputs."""
+    program = network.program(network.outputs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # torch 2.15 on tensors that share memory, as all of a batch-norm's do
+        torch.export.save(program, folder / "model.pt2")
+    widths = [int(value.meta["val"].shape[-1]) for value in next(n for n in program.graph.nodes if n.op == "output").args[0]]
+    described = [_output(name, width) for name, width in zip(network.outputs, widths, strict=True)]
+    return {"format": "torch", "network": "model.pt2", "input": network.entrance, "outputs": described}
+
+
+def write_safetensors_format(folder: Path, network: Network) -> Facts:
+    """The model folder itself, as timm, the Hugging Face hub and tlkit read it."""
+    save_model(folder / "model", network.classifier, network.card)
+    for file in (folder / "model").iterdir():
+        shutil.move(file, folder / file.name)
+    (folder / "model").rmdir()
+    (folder / "README.md").write_text(model_card(network.card), encoding="utf-8")
+    entrance = Network(network.classifier, network.card, network.spec, raw=False).entrance
+    logits = {"name": "logits", "dtype": "float32", "shape": ["batch", len(network.card.classes)]}
+    return {"format": "safetensors", "network": "model.safetensors", "input": entrance, "outputs": [logits]}
+
+
+def _output(name: str, width: int) -> Mapping[str, Any]:
+    return {"name": name, "dtype": "float32", "shape": ["batch", width]}

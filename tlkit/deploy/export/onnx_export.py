@@ -1,0 +1,74 @@
+"""A program -> model.onnx, by torch's current exporter."""
+
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tlkit.deploy.export.torch_program import NORMALIZED
+from tlkit.errors import ArtifactError, MissingExtraError
+
+OPSETS = range(18, 24)
+"""torch's exporter is written in opset 18 and goes up to 23; older ones it would have to rewrite."""
+DEFAULT_OPSET = 20
+"""Has GELU as one operation. Of the pieces that opset 18 makes of it OpenCV 5.0's reader falls over, with a segmentation fault."""
+# A protobuf message ends at 2 GB; above, weights lie in a file of their own, and some room is left for the graph.
+MAX_ONE_FILE = 1_900_000_000
+
+
+def check_opset(opset: int) -> None:
+    if opset not in OPSETS:
+        raise ArtifactError(f"--opset {opset} can't be written.\n  Expected {OPSETS[0]} to {OPSETS[-1]}; the default is {DEFAULT_OPSET}.")
+
+
+def check_onnx_is_installed() -> None:
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError(str(error.name), "export", "Exporting to ONNX") from error
+
+
+def onnx_model(program: torch.export.ExportedProgram, outputs: Sequence[str], opset: int) -> Any:
+    """An onnx.ModelProto with the program's outputs under these names; its batch is called `batch`.
+
+    `normalized` is no output of what ships, but the value stays in the graph under its name.
+    """
+    with _quiet():
+        made = torch.onnx.export(program, dynamo=True, opset_version=opset, input_names=["pictures"], output_names=list(outputs))
+    if made is None:
+        raise AssertionError("torch.onnx.export gives a program unless it is handed a file")
+    model = made.model_proto
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    kept = [output for output in model.graph.output if output.name != NORMALIZED]
+    del model.graph.output[:]
+    model.graph.output.extend(kept)
+    return model
+
+
+def write_onnx(model: Any, file: Path) -> None:
+    """One file, and beside it model.onnx.data where the weights are too many for one. Checked by onnx's own checker."""
+    import onnx
+
+    onnx.save_model(model, str(file), save_as_external_data=model.ByteSize() > MAX_ONE_FILE, location=f"{file.name}.data")
+    onnx.checker.check_model(str(file), full_check=True)
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:
+    """torch's exporter prints its progress, and warns of what is its own affair."""
+    level = logging.getLogger("torch.onnx").level
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.getLogger("torch.onnx").setLevel(level)

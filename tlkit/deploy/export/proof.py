@@ -1,0 +1,134 @@
+"""Real picture files, and what training code makes of them: what an export is held against."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from tlkit.data.dataset import make_loader
+from tlkit.data.decode import encoded
+from tlkit.data.preprocess import Preprocessing
+from tlkit.data.samples import Sample, Samples
+from tlkit.data.splits.manifest import samples_of_run
+from tlkit.deploy.export.compare import generated_images
+from tlkit.errors import ArtifactError
+from tlkit.models.classifier import Classifier
+from tlkit.models.inference import infer
+from tlkit.models.model_folder import ModelCard
+
+BATCH_SIZE = 32
+# What Pillow can write to PNG without a change; anything else becomes TIFF.
+_PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
+
+
+@dataclass(frozen=True)
+class Proof:
+    """samples: what training code reads. files: what the exported runtime reads, in the same order; None for generated pictures alone.
+
+    labels: [N], for multilabel [N, K] of 0 and 1; None where nobody knows them. what: in words, which pictures these are.
+    """
+
+    classifier: Classifier
+    card: ModelCard
+    samples: tuple[Sample, ...]
+    files: tuple[Path, ...]
+    probabilities: NDArray[np.float32]
+    labels: NDArray[np.float32] | None
+    what: str
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        return Preprocessing.from_json(self.card.preprocessing, self.card.mean_picture)
+
+
+def proof_of_run(run: Path, classifier: Classifier, card: ModelCard, number: int | None, folder: Path) -> Proof:
+    """Of the run's validation pictures, spread evenly over the split; without one, of its test or training pictures.
+
+    number: how many; None is all. folder: gets a file of each picture that the data source has not as one.
+    """
+    samples = samples_of_run(run, card.classes)
+    split = next((split for split in ("val", "test", "train") if samples.of(split)), "train")
+    of_split = samples.of(split)
+    chosen = np.unique(np.linspace(0, len(of_split) - 1, min(number or len(of_split), len(of_split))).round().astype(int))
+    picked = tuple(of_split[i] for i in chosen)
+    name = {"val": "validation", "test": "test", "train": "training"}[split]
+    written = sum(not isinstance(sample.image, Path) for sample in picked)
+    what = f"{len(picked)} {name} pictures" + (
+        f", {written} of them written to PNG for it: the data source has no files" if written else ""
+    )
+    labels = _labels(picked, samples)
+    return _proof(classifier, card, picked, labels, what, folder)
+
+
+def proof_of_files(files: Sequence[Path], classifier: Classifier, card: ModelCard, number: int | None, folder: Path) -> Proof:
+    """Of picture files without labels. Raises ArtifactError where there are none."""
+    if not files:
+        raise ArtifactError("No pictures to prove the export with.\n  Name a folder that has some: --images DIR")
+    chosen = np.unique(np.linspace(0, len(files) - 1, min(number or len(files), len(files))).round().astype(int))
+    picked = tuple(Sample(str(files[i]), files[i], (), "val") for i in chosen)
+    return _proof(classifier, card, picked, None, f"{len(picked)} pictures without labels", folder)
+
+
+def generated_answers(proof: Proof) -> NDArray[np.float32]:
+    """What training code says of the pictures that can be made anywhere: probabilities [G, K]."""
+    spec = proof.preprocessing
+    fitted = [spec.fit(image) for image in generated_images(spec.image_size, spec.channels)]
+    images = torch.from_numpy(np.stack(fitted)).permute(0, 3, 1, 2)
+    with torch.inference_mode():
+        logits = proof.classifier.eval()(spec.normalize(images))
+    return probabilities_of(logits, proof.card)
+
+
+def probabilities_of(logits: Tensor, card: ModelCard) -> NDArray[np.float32]:
+    """[N, K]"""
+    values = logits.double()
+    found: NDArray[np.float32] = (values.sigmoid() if card.task == "multilabel" else values.softmax(1)).float().numpy()
+    return found
+
+
+def rounded(probabilities: NDArray[Any]) -> list[list[float]]:
+    return [[round(float(value), 7) for value in row] for row in probabilities]
+
+
+def _proof(
+    classifier: Classifier, card: ModelCard, samples: tuple[Sample, ...], labels: NDArray[np.float32] | None, what: str, folder: Path
+) -> Proof:
+    spec = Preprocessing.from_json(card.preprocessing, card.mean_picture)
+    # Labels play no part here, and some pictures have none.
+    loader = make_loader([replace(sample, labels=()) for sample in samples], spec, batch_size=BATCH_SIZE, multi_hot=len(card.classes))
+    logits, _ = infer(classifier, loader, spec.normalize)
+    files = tuple(image_file(sample, number, folder) for number, sample in enumerate(samples))
+    return Proof(classifier, card, samples, files, probabilities_of(logits, card), labels, what)
+
+
+def image_file(sample: Sample, number: int, folder: Path) -> Path:
+    """The picture as a file. One that lies in an archive or a table goes there byte by byte, and one of plain pixels without loss."""
+    if isinstance(sample.image, Path):
+        return sample.image
+    folder.mkdir(parents=True, exist_ok=True)
+    image = sample.image()
+    if not isinstance(image, Image.Image):
+        np.save(folder / f"{number:06d}.npy", image)
+        return folder / f"{number:06d}.npy"
+    if getattr(image, "fp", None) is not None:
+        file = folder / f"{number:06d}.{str(image.format).lower()}"
+        file.write_bytes(encoded(image))
+        return file
+    file = folder / f"{number:06d}{'.png' if image.mode in _PNG_MODES else '.tiff'}"
+    image.save(file, exif=image.getexif())
+    return file
+
+
+def _labels(picked: Sequence[Sample], samples: Samples) -> NDArray[np.float32]:
+    if not samples.multi_hot:
+        return np.array([sample.label for sample in picked], np.float32)
+    labels = np.zeros((len(picked), samples.multi_hot), np.float32)
+    for row, sample in enumerate(picked):
+        labels[row, list(sample.labels)] = 1
+    return labels

@@ -1,0 +1,132 @@
+"""Smaller numbers for the ONNX network: int8 (static, calibrated on training pictures) or float16, held to the accuracy that they keep."""
+
+import logging
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tlkit.data.splits.manifest import samples_of_run
+from tlkit.deploy.export.formats import Facts, Network, write_onnx_format
+from tlkit.deploy.export.onnx_export import write_onnx
+from tlkit.deploy.export.parity import measure_parity
+from tlkit.deploy.export.proof import Proof
+from tlkit.deploy.export.runtime import Runtime, onnx_session
+from tlkit.errors import ArtifactError
+
+KINDS = ("int8", "float16")
+CALIBRATION_IMAGES = 256
+# Between two machines with the same file: processors add int8 products up differently, and round float16 differently.
+TOLERANCES = {"int8": 0.05, "float16": 0.01}
+_LATENCY_RUNS = 50
+
+
+def calibration_images(run: Path, network: Network) -> NDArray[np.uint8]:
+    """[N, S, S, C] of the run's training split, spread evenly over it."""
+    training = samples_of_run(run, network.card.classes).of("train")
+    chosen = np.unique(np.linspace(0, len(training) - 1, min(CALIBRATION_IMAGES, len(training))).round().astype(int))
+    return np.stack([network.spec.read(training[i].image) for i in chosen])
+
+
+def write_quantized(folder: Path, network: Network, kind: str, calibration: NDArray[np.uint8]) -> Facts:
+    """model.onnx in smaller numbers. `quantization` of the facts has its size and latency beside those of the float32 one."""
+    with tempfile.TemporaryDirectory(dir=folder.parent) as name:
+        facts = write_onnx_format(Path(name), network)
+        before = Path(name) / "model.onnx"
+        after = folder / "model.onnx"
+        entrances = calibration if network.raw else network.spec.normalize_arrays(calibration)
+        with _quiet():
+            if kind == "int8":
+                _to_int8(before, after, entrances)
+            else:
+                _to_float16(before, after)
+        measured = {
+            "kind": kind,
+            **({"calibrated_on": f"{len(calibration)} training pictures"} if kind == "int8" else {}),
+            "megabytes": {"float32": _megabytes(before), kind: _megabytes(after)},
+            "milliseconds_a_picture": {"float32": _latency_ms(before, entrances[:1]), kind: _latency_ms(after, entrances[:1])},
+        }
+    return {**facts, "precision": kind, "quantization": measured}
+
+
+def prove_quantized(runtime: Runtime, proof: Proof, max_drop: float) -> tuple[dict[str, Any], NDArray[np.float32]]:
+    """The parity and the network's own answers. Raises ArtifactError where accuracy falls by more than max_drop, in 0..1."""
+    measured, found = measure_parity(runtime, proof)
+    kind = str(runtime.artifact.facts["precision"])
+    before, after = measured["accuracy_in_training_code"], measured["accuracy"]
+    if not before - after <= max_drop + 1e-12:
+        raise ArtifactError(
+            f"{kind} costs too much, so nothing was exported: over {proof.what}, accuracy falls from {before:.4f} to {after:.4f}, "
+            f"by {100 * (before - after):.1f} points (allowed: {100 * max_drop:g}).\n"
+            f"  Allow more with --max-drop (a share: 0.02 is 2 points), use --quantize {KINDS[kind == 'int8']}, or ship float32."
+        )
+    return {**measured, "tolerance": TOLERANCES[kind], "max_drop": max_drop}, found
+
+
+def _to_int8(before: Path, after: Path, entrances: NDArray[Any]) -> None:
+    """Quantize and dequantize nodes around each operation, weights per output channel.
+
+    Activations as uint8 and weights as int8: onnxruntime's own advice for processors without a faster pair.
+    """
+    import onnx
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.batches = iter(np.array_split(entrances, max(1, len(entrances) // 16)))
+
+        def get_next(self) -> dict[str, NDArray[Any]] | None:
+            batch = next(self.batches, None)
+            return None if batch is None else {"pictures": batch}
+
+    prepared = before.with_name("prepared.onnx")
+    quant_pre_process(str(before), str(prepared), skip_symbolic_shape=True)
+    written = before.with_name("int8.onnx")
+    quantize_static(
+        str(prepared), str(written), Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
+        activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+    )  # fmt: skip
+    write_onnx(onnx.load(str(written)), after)
+
+
+def _to_float16(before: Path, after: Path) -> None:
+    """Weights and arithmetic; the network's entrance and answers stay as they are."""
+    import onnx
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    write_onnx(convert_float_to_float16(onnx.load(str(before)), keep_io_types=True), after)
+
+
+def _latency_ms(file: Path, images: NDArray[Any]) -> float:
+    """Median over single pictures, on all processors."""
+    session = onnx_session(file)
+    times = []
+    for _ in range(_LATENCY_RUNS):
+        began = time.perf_counter()
+        session.run(["probabilities"], {"pictures": images})
+        times.append(1000 * (time.perf_counter() - began))
+    return round(statistics.median(times), 2)
+
+
+def _megabytes(file: Path) -> float:
+    return round(sum(part.stat().st_size for part in file.parent.glob(f"{file.name}*")) / 1e6, 2)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """onnxruntime's tools log to the root logger, and warn that they would like a step that has been done."""
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)

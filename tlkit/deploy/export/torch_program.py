@@ -1,0 +1,46 @@
+"""What ships: a classifier with everything around it that isn't a picture file, as one program that torch can export."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from tlkit.models.classifier import Classifier
+
+NORMALIZED = "normalized"
+"""The value in a raw network between normalisation and backbone, which parity looks at."""
+
+
+class Shipped(nn.Module):
+    """Pictures -> the outputs that are named, of `probabilities` [B, K], `normalized` [B, C, S, S] and `features` [B, F].
+
+    normalize: for raw pictures uint8 [B, S, S, C], which this then takes; None takes normalised ones, float32 [B, C, S, S].
+    """
+
+    def __init__(
+        self, classifier: Classifier, normalize: Callable[[Tensor], Tensor] | None, outputs: Sequence[str], *, multilabel: bool
+    ) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self.normalize = normalize
+        self.outputs = tuple(outputs)
+        self.multilabel = multilabel
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        normalized = self.normalize(images.permute(0, 3, 1, 2)) if self.normalize else images
+        features = self.classifier.features(normalized)
+        logits = self.classifier.head(features)
+        probabilities = logits.sigmoid() if self.multilabel else logits.softmax(1)
+        values = {"probabilities": probabilities, NORMALIZED: normalized, "features": features.flatten(1)}
+        return tuple(values[name] for name in self.outputs)
+
+
+def exported_program(shipped: Shipped, image_size: int, channels: int) -> torch.export.ExportedProgram:
+    """Traced by torch.export for any number of pictures in a batch."""
+    if shipped.normalize:
+        example = torch.zeros(2, image_size, image_size, channels, dtype=torch.uint8)
+    else:
+        example = torch.zeros(2, channels, image_size, image_size)
+    shapes = {"pictures": {0: torch.export.Dim("batch", min=1)}}
+    with torch.no_grad():
+        return torch.export.export(shipped.eval(), (example,), dynamic_shapes=shapes, strict=False)

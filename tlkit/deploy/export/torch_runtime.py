@@ -1,0 +1,46 @@
+"""The exports that torch itself reads, for the gate: those that this process has just made, and no stranger's."""
+
+from collections.abc import Callable
+from typing import Any
+
+import timm
+import torch
+from numpy.typing import NDArray
+
+from tlkit.deploy.export.artifact import Artifact
+from tlkit.deploy.export.runtime import Outputs, Runtime
+from tlkit.models.heads import LINEAR_HEADS
+from tlkit.models.model_folder import load_model
+
+
+def trusted_runtime(artifact: Artifact) -> Runtime:
+    """Of format torch or safetensors. A torch.export program can hold pickles, so it must not come from anybody else."""
+    network = _program(artifact) if artifact.format == "torch" else _model_folder(artifact)
+    return Runtime(artifact, artifact.preprocessing, network)
+
+
+def _program(artifact: Artifact) -> Callable[[NDArray[Any]], Outputs]:
+    program = torch.export.load(artifact.network).module()
+    names = [output["name"] for output in artifact.facts["outputs"]]
+
+    def network(images: NDArray[Any]) -> Outputs:
+        with torch.inference_mode():
+            found = program(torch.from_numpy(images))
+        return {name: value.numpy() for name, value in zip(names, found, strict=True)}
+
+    return network
+
+
+def _model_folder(artifact: Artifact) -> Callable[[NDArray[Any]], Outputs]:
+    """As plain timm reads it where the head is timm's own linear layer, else as tlkit does."""
+    if artifact.facts["head"] in LINEAR_HEADS:
+        model = timm.create_model(f"local-dir:{artifact.folder}", pretrained=True).eval()
+    else:
+        model, _ = load_model(artifact.folder)
+
+    def network(images: NDArray[Any]) -> Outputs:
+        with torch.inference_mode():
+            logits = model(torch.from_numpy(images))
+        return {"probabilities": (logits.sigmoid() if artifact.multilabel else logits.softmax(1)).numpy()}
+
+    return network

@@ -1,0 +1,103 @@
+"""`tlkit verify ARTIFACT`: the comparison that let it ship, repeated where it is used. Without torch."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tlkit.deploy.export.artifact import MANIFEST, Artifact, read_artifact, sha256
+from tlkit.deploy.export.compare import compare, generated_images
+from tlkit.deploy.export.runtime import Runtime, load_runtime
+from tlkit.errors import ArtifactError
+
+PROOF = "proof.json"
+SAMPLES = "samples"
+BATCH_SIZE = 32
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """Of proof.json: what training code said. pictures: by sha256 of the file, [K] each. generated: [G, K]."""
+
+    images: dict[str, list[float]]
+    generated: NDArray[np.float64]
+
+
+def verify_command(path: Path, images: Path | None) -> int:
+    """Prints a line for each thing that holds. Raises ArtifactError at the first that doesn't."""
+    artifact = read_artifact(path)
+    print(f"{path}: {len(artifact.facts['sha256'])} files are those that artifact.json describes")
+    if artifact.format in ("torch", "safetensors"):
+        print(f"  The format {artifact.format} answers under torch only: its answers were compared when it was exported, not here.")
+        return 0
+    recorded = read_recorded(artifact)
+    runtime = load_runtime(artifact)
+    tolerance = _tolerance(artifact)
+    _check("generated pictures", recorded.generated, answers_to_generated(runtime), artifact, tolerance)
+    folders = [folder for folder in (artifact.folder / SAMPLES, images) if folder and (folder == images or folder.is_dir())]
+    for folder in folders:
+        files = [(file, row) for file in image_files(folder) if (row := recorded.images.get(sha256(file)))]
+        if not files:
+            raise ArtifactError(
+                f"{folder} has none of the {len(recorded.images)} pictures that the export was proved with (they are known by sha256).\n"
+                "  Name the folder of the run's own pictures, unchanged, or leave --images out."
+            )
+        what = f"{len(files)} of the {len(recorded.images)} recorded pictures, found in {folder}"
+        found = np.concatenate([runtime.probabilities([file for file, _ in batch]) for batch in _batches(files)])
+        _check(what, np.array([row for _, row in files]), found, artifact, tolerance)
+    return 0
+
+
+def _tolerance(artifact: Artifact) -> float:
+    try:
+        return float(artifact.facts["parity"]["tolerance"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{artifact.folder / MANIFEST} doesn't say how it was proved.\n  Export the run again.") from error
+
+
+def read_recorded(artifact: Artifact) -> Recorded:
+    try:
+        content = json.loads((artifact.folder / PROOF).read_text(encoding="utf-8"))
+        generated = np.array(content["generated"], np.float64)
+        images = {str(image["sha256"]): [float(value) for value in image["probabilities"]] for image in content["pictures"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{artifact.folder / PROOF} can't be used: {error}\n  Export the run again.") from error
+    widths = {generated.shape[-1] if generated.ndim == 2 else 0, *map(len, images.values())}
+    if widths != {len(artifact.classes)}:
+        raise ArtifactError(f"{artifact.folder / PROOF} isn't for {len(artifact.classes)} classes.\n  Export the run again.")
+    return Recorded(images, generated)
+
+
+def image_files(folder: Path) -> list[Path]:
+    """All files under the folder, sorted, but hidden ones. Raises ArtifactError if it is no folder."""
+    if not folder.is_dir():
+        raise ArtifactError(f"--images {folder} is no folder.\n  Name a folder of picture files.")
+    return sorted(file for file in folder.rglob("*") if file.is_file() and not file.name.startswith("."))
+
+
+def answers_to_generated(runtime: Runtime) -> NDArray[np.float32]:
+    """Probabilities [G, K] of the pictures that can be made anywhere."""
+    spec = runtime.preprocessing
+    return runtime.run(np.stack([spec.fit(image) for image in generated_images(spec.image_size, spec.channels)]))["probabilities"]
+
+
+def _check(what: str, expected: NDArray[np.float64], found: NDArray[np.float32], artifact: Artifact, tolerance: float) -> None:
+    measured = compare(expected, found, artifact.thresholds)
+    if not measured["max_difference"] <= tolerance:  # so that nan fails too
+        raise ArtifactError(
+            f"{artifact.folder} doesn't answer as the model that it was made from: over {what}, "
+            f"{1 - measured['agreement']:.1%} get another answer, and a probability differs by up to {measured['max_difference']:.2g} "
+            f"(allowed: {tolerance:.2g}).\n"
+            "  Export the run again; if it differs still, this machine's libraries resize or calculate otherwise: compare `versions`."
+        )
+    print(
+        f"  {what}: the same answer for {measured['agreement']:.2%}, a probability differs by {measured['max_difference']:.1e} "
+        f"at most (allowed: {tolerance:.1e})"
+    )
+
+
+def _batches(files: Sequence[tuple[Path, list[float]]]) -> list[Sequence[tuple[Path, list[float]]]]:
+    return [files[start : start + BATCH_SIZE] for start in range(0, len(files), BATCH_SIZE)]

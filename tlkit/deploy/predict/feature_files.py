@@ -1,0 +1,181 @@
+"""`tlkit predict --features`: what the head sees of each picture, in one .npz or .parquet.
+
+Batches go to disk as they come, into a folder of parts beside the file. A call that is stopped leaves it, for --resume to go on with;
+it goes when the file is whole.
+"""
+
+import os
+import shutil
+import zipfile
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tlkit.deploy.predict.out_file import Rows, check_notes, check_out, digest, only_writer, sorted_digests, write_notes
+from tlkit.errors import DataError, MissingExtraError
+
+Features = NDArray[np.float32]
+Write = Callable[[Sequence[str], Features, Sequence[str]], None]
+"""Names, their features [B, F], and names of files that can't be read."""
+_CHUNK = 1 << 16
+_AT_ONCE = 4096
+"""Rows that are in memory while the file is put together."""
+_Row = TypeVar("_Row")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The folder of parts. features: [N, F] float32, nothing else. names: + or -, readable or not, the name, NUL; in their order."""
+
+    folder: Path
+    width: int
+
+    @property
+    def features(self) -> Path:
+        return self.folder / "features"
+
+    @property
+    def names(self) -> Path:
+        return self.folder / "names"
+
+    @property
+    def notes(self) -> Path:
+        return self.folder / "made_by.json"
+
+    def records(self) -> Iterator[bytes]:
+        """Whole ones: the last may be cut off."""
+        rest = b""
+        with self.names.open("rb") as names:
+            while block := names.read(_CHUNK):
+                *whole, rest = (rest + block).split(b"\0")
+                yield from whole
+
+    def listed(self, *, readable: bool) -> Iterator[str]:
+        """Names as arrays and tables take them, which know no text that isn't Unicode."""
+        return (record[1:].decode(errors="replace") for record in self.records() if (record[:1] == b"+") == readable)
+
+    def cut(self) -> Rows:
+        """Leaves what is whole, because a call may be stopped while it writes, and says what that is."""
+        with_features = self.features.stat().st_size // (4 * self.width)
+        digests, readable, unreadable, end = array("Q"), 0, 0, 0
+        for record in self.records():
+            if record[:1] == b"+" and readable == with_features:
+                break
+            readable += record[:1] == b"+"
+            unreadable += record[:1] == b"-"
+            digests.append(digest(os.fsdecode(record[1:])))
+            end += len(record) + 1
+        os.truncate(self.names, end)
+        os.truncate(self.features, readable * 4 * self.width)
+        return Rows(sorted_digests(digests), unreadable)
+
+
+@contextmanager
+def open_features(file: Path, width: int, made_by: Mapping[str, Any], *, resume: bool) -> Iterator[tuple[Write, Rows]]:
+    """What writes a batch, and the rows that an earlier call has left. The file comes to be when all is written.
+
+    .npz: `paths` [N], `features` [N, F] float32, `unreadable`. .parquet: columns path and features, a list that is null for an unreadable
+    file. width: F. made_by: what the features depend on; another call may only go on with the same.
+    Raises DataError for another kind of file or where there is nothing to go on with, MissingExtraError if pyarrow is missing.
+    """
+    put_together = _writer_of(file)
+    check_out(file)
+    parts = Parts(file.with_name(f"{file.name}.parts"), width)
+    with only_writer(file):
+        _begin(file, parts, made_by, resume=resume)
+        check_notes(file, parts.notes, made_by)
+        rows = parts.cut()
+        with parts.features.open("ab") as features, parts.names.open("ab") as names:
+            yield partial(_add, features, names), rows
+        put_together(parts, parts.folder / "whole")
+        os.replace(parts.folder / "whole", file)
+        shutil.rmtree(parts.folder)
+
+
+def _begin(file: Path, parts: Parts, made_by: Mapping[str, Any], *, resume: bool) -> None:
+    """A new folder of parts, where there is none to go on with."""
+    if parts.folder.exists():
+        if not resume:
+            raise DataError(
+                f"--out {file}: an earlier call for it was stopped, and what it found lies in {parts.folder}.\n"
+                "  Go on with it by --resume, or remove that folder."
+            )
+        return
+    if resume and file.exists():
+        raise DataError(f"--resume: {file} is whole, and nothing is added to a whole file of features.\n  Write to another file.")
+    beginning = file.with_name(f".{parts.folder.name}")
+    shutil.rmtree(beginning, ignore_errors=True)
+    beginning.mkdir()
+    for part in (parts.features, parts.names):
+        (beginning / part.name).touch()
+    write_notes(beginning / parts.notes.name, made_by)
+    os.replace(beginning, parts.folder)
+
+
+def _add(features: IO[bytes], names: IO[bytes], batch: Sequence[str], rows: Features, bad: Sequence[str]) -> None:
+    features.write(rows.tobytes())
+    features.flush()  # before the names: a name says that its features are there
+    records = [*(b"+" + os.fsencode(name) for name in batch), *(b"-" + os.fsencode(name) for name in bad)]
+    names.write(b"".join(record + b"\0" for record in records))
+    names.flush()
+
+
+def _writer_of(file: Path) -> Callable[[Parts, Path], None]:
+    if file.suffix == ".npz":
+        return _write_npz
+    if file.suffix != ".parquet":
+        raise DataError(f"--out {file}: features can't be written to this kind of file.\n  Expected FILE.npz or FILE.parquet.")
+    try:
+        import pyarrow  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError("pyarrow", "parquet", "Writing features to .parquet") from error
+    return _write_parquet
+
+
+def _write_npz(parts: Parts, file: Path) -> None:
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        with archive.open(zipfile.ZipInfo("features.npy"), "w", force_zip64=True) as entry, parts.features.open("rb") as kept:
+            _header(entry, np.dtype(np.float32), (parts.features.stat().st_size // (4 * parts.width), parts.width))
+            shutil.copyfileobj(kept, entry)
+        for key, readable in (("paths", True), ("unreadable", False)):
+            with archive.open(zipfile.ZipInfo(f"{key}.npy"), "w", force_zip64=True) as entry:
+                _write_text(entry, partial(parts.listed, readable=readable))
+
+
+def _write_text(entry: IO[bytes], listed: Callable[[], Iterable[str]]) -> None:
+    """As an .npy of [N] text, of which numpy wants to know the longest first."""
+    number, longest = 0, 1
+    for name in listed():
+        number, longest = number + 1, max(longest, len(name))
+    _header(entry, np.dtype(f"<U{longest}"), (number,))
+    for names in _batched(listed()):
+        entry.write(np.array(names, f"<U{longest}").tobytes())
+
+
+def _header(entry: IO[bytes], dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> None:
+    np.lib.format.write_array_header_2_0(entry, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape})
+
+
+def _write_parquet(parts: Parts, file: Path) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    schema = pa.schema([("path", pa.string()), ("features", pa.list_(pa.float32()))])
+    with parquet.ParquetWriter(file, schema) as writer, parts.features.open("rb") as kept:
+        for records in _batched(parts.records()):
+            rows = [np.frombuffer(kept.read(4 * parts.width), np.float32) if record[:1] == b"+" else None for record in records]
+            names = [record[1:].decode(errors="replace") for record in records]
+            writer.write_table(pa.table([names, rows], schema=schema))
+
+
+def _batched(rows: Iterable[_Row]) -> Iterator[list[_Row]]:
+    remaining = iter(rows)
+    return iter(lambda: list(islice(remaining, _AT_ONCE)), [])

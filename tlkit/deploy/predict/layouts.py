@@ -1,0 +1,157 @@
+"""How predictions are written: a table for people, csv and json lines for programs; a row at a time, so that a file grows as it is made."""
+
+import csv
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from io import StringIO
+from itertools import islice
+from typing import Any
+
+from tlkit.data.samples import LABEL_SEPARATOR
+from tlkit.deploy.predict.prediction import Prediction
+
+# Rows of one table: the columns of the next thousand pictures are as wide as those need.
+TABLE_ROWS = 1000
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is to be said of each picture. least: the probability below which no class is named."""
+
+    classes: tuple[str, ...]
+    multilabel: bool
+    top_k: int
+    least: float | None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """begin + row + between + row ... + end is the whole text."""
+
+    begin: str
+    row: Callable[[Prediction], str]
+    between: str
+    end: str
+
+
+def layout(name: str, question: Question) -> Layout:
+    """name: csv, json or jsonl."""
+    if name == "csv":
+        columns = csv_columns(question)
+        return Layout(_csv_line(columns), lambda prediction: _csv_line(_csv_cells(prediction, question)), "", "")
+    begin, between, end = ("", "", "") if name == "jsonl" else ("[\n", ",\n", "\n]\n")
+    return Layout(begin, lambda prediction: _json_text(prediction, question) + ("\n" if name == "jsonl" else ""), between, end)
+
+
+def csv_columns(question: Question) -> list[str]:
+    """A column for each rank; for a multilabel model one cell with all labels, as in the csv that it was trained from."""
+    if question.multilabel:
+        return ["path", "label", "probability", "error"]
+    ranks = [f"{column}{rank}" for rank in range(1, question.top_k + 1) for column in ("class", "probability")]
+    return ["path", *(["answer", "abstains"] if question.least is not None else []), *ranks, "error"]
+
+
+def _csv_cells(prediction: Prediction, question: Question) -> list[object]:
+    if prediction.error:
+        # On one line, so that every picture has one.
+        empty = [""] * (len(csv_columns(question)) - 2)
+        return [prediction.path, *empty, " ".join(prediction.error.split())]
+    if question.multilabel:
+        called = prediction.called(question.classes)
+        return [prediction.path, *(LABEL_SEPARATOR.join(str(pair[i]) for pair in called) for i in (0, 1)), ""]
+    ranked = prediction.ranked(question.classes, question.top_k)
+    abstains = prediction.abstains(question.least)
+    # No class has the empty name, but one may be called "abstains".
+    answer = [] if question.least is None else ["" if abstains else ranked[0][0], str(abstains).lower()]
+    return [prediction.path, *answer, *(value for pair in ranked for value in pair), ""]
+
+
+def _csv_line(cells: Iterable[object]) -> str:
+    line = StringIO()
+    # A name that holds \r is quoted because the end of the line does.
+    csv.writer(line, lineterminator="\r\n").writerow(cells)
+    return line.getvalue().removesuffix("\r\n") + "\n"
+
+
+def _json_text(prediction: Prediction, question: Question) -> str:
+    values = json_values(prediction, question)
+    text = json.dumps(values, ensure_ascii=False)
+    # A name that is no UTF-8 is written with escapes, which json reads back as the same name.
+    return text if text.isascii() or _is_unicode(text) else json.dumps(values)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def json_values(prediction: Prediction, question: Question) -> dict[str, Any]:
+    """logits are in the order of the model's classes, to the last bit: Python writes the shortest text that reads back equal."""
+    if prediction.error:
+        return {"path": prediction.path, "error": prediction.error}
+    top = _as_json(prediction.ranked(question.classes, question.top_k))
+    logits = {"logits": prediction.logits} if prediction.logits else {}
+    return {"path": prediction.path, **answer_values(prediction, question), "top": top, **logits}
+
+
+def answer_values(prediction: Prediction, question: Question) -> dict[str, Any]:
+    if question.multilabel:
+        return {"classes": _as_json(prediction.called(question.classes))}
+    ((best, probability),) = prediction.ranked(question.classes, 1)
+    if question.least is None:
+        return {"class": best, "probability": probability}
+    abstains = prediction.abstains(question.least)
+    return {"class": None if abstains else best, "abstains": abstains, "probability": probability}
+
+
+def _as_json(ranked: Sequence[tuple[str, float]]) -> list[dict[str, Any]]:
+    return [{"class": name, "probability": probability} for name, probability in ranked]
+
+
+def print_tables(predictions: Iterable[Prediction], question: Question) -> None:
+    remaining = iter(predictions)
+    while block := list(islice(remaining, TABLE_ROWS)):
+        _print_table(block, question)
+
+
+def _print_table(predictions: Sequence[Prediction], question: Question) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    columns = ("picture", "classes above their thresholds") if question.multilabel else ("picture", "class", "probability", "then")
+    table = Table(*columns, box=None, header_style="bold")
+    for prediction in predictions:
+        if prediction.error:
+            table.add_row(Text(_printable(prediction.path)), Text("can't be read", style="red"))
+        else:
+            table.add_row(Text(_printable(prediction.path)), *map(Text, _table_cells(prediction, question)))
+    console = Console()
+    if not console.is_terminal:  # a pipe has no width to fold into
+        console = Console(width=max(80, max(len(prediction.path) for prediction in predictions) + 100))
+    console.print(table)
+
+
+def _table_cells(prediction: Prediction, question: Question) -> Iterator[str]:
+    if question.multilabel:
+        yield _label(prediction.called(question.classes)) or "none"
+        return
+    ranked = prediction.ranked(question.classes, question.top_k)
+    best, probability = ranked[0]
+    abstains = prediction.abstains(question.least)
+    yield "abstains" if abstains else best
+    yield f"{probability:.3f}"
+    yield _label(ranked if abstains else ranked[1:])
+
+
+def _label(ranked: Sequence[tuple[str, float]]) -> str:
+    return ", ".join(f"{name} {probability:.3f}" for name, probability in ranked)
+
+
+def _printable(path: str) -> str:
+    """Bytes of a name that are no UTF-8 can't be printed."""
+    return path.encode(errors="replace").decode()

@@ -1,0 +1,162 @@
+"""A file of predictions that grows as they are made, and that a later call goes on with: every picture has one row, whatever happened."""
+
+import csv
+import json
+import os
+from array import array
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tlkit.deploy.predict.layouts import Layout
+from tlkit.errors import DataError
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Of an earlier call. names: digests, sorted: eight bytes a name, so that a million take eight megabytes.
+
+    That two of a million names share one has a chance of one in thirty million.
+    """
+
+    names: NDArray[np.uint64]
+    unreadable: int
+
+    def without(self, names: Iterable[str]) -> Iterator[str]:
+        """The names that have no row yet."""
+        for name in names:
+            wanted = np.uint64(digest(name))
+            place = int(np.searchsorted(self.names, wanted))
+            if place == len(self.names) or self.names[place] != wanted:
+                yield name
+
+
+NO_ROWS = Rows(np.empty(0, np.uint64), 0)
+
+
+@contextmanager
+def open_out(file: Path, layout: Layout, made_by: Mapping[str, Any], *, resume: bool) -> Iterator[tuple[BinaryIO, Rows]]:
+    """The file, to write rows to its end, and the rows that it has.
+
+    made_by: what the rows depend on; it is kept beside the file, and another call may only go on with the same.
+    Raises DataError if the file exists and resume doesn't, if it was made otherwise, or if another call is writing it.
+    """
+    notes = notes_file(file)
+    check_out(file)
+    with only_writer(file):
+        if not (resume and file.exists()):
+            _refuse_existing(file)
+            write_notes(notes, made_by)
+            file.write_bytes(layout.begin.encode())
+        check_notes(file, notes, made_by)
+        rows = _read_rows(file, layout)
+        with file.open("ab") as opened:
+            yield opened, rows
+
+
+@contextmanager
+def only_writer(file: Path) -> Iterator[None]:
+    """Raises DataError if another call is writing the file."""
+    from filelock import FileLock, Timeout
+
+    lock = file.with_name(f".{file.name}.lock")
+    try:
+        with FileLock(lock, timeout=0):
+            try:
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
+    except Timeout as error:
+        raise DataError(f"--out {file}: another tlkit is writing it.\n  Wait for it to end, or write to another file.") from error
+
+
+def check_out(file: Path) -> None:
+    if file.is_dir() or not file.parent.is_dir():
+        why = "this is a folder" if file.is_dir() else f"the folder {file.parent} does not exist"
+        raise DataError(f"--out {file}: {why}.\n  Expected a file to make.")
+
+
+def notes_file(file: Path) -> Path:
+    return file.with_name(f"{file.name}.made_by.json")
+
+
+def write_notes(notes: Path, made_by: Mapping[str, Any]) -> None:
+    notes.write_text(json.dumps(made_by, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _refuse_existing(file: Path) -> None:
+    if file.exists():
+        raise DataError(f"--out {file}: the file exists.\n  Go on with it by --resume, or remove it, or write to another file.")
+
+
+def check_notes(file: Path, notes: Path, made_by: Mapping[str, Any]) -> None:
+    try:
+        before = json.loads(notes.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{notes} can't be read: {error}\n  It says which model the rows of {file.name} are from. Write to another file."
+        ) from error
+    for key, value in made_by.items():
+        if before.get(key) != value:
+            raise DataError(
+                f"--resume: {file} was begun with another {key} ({before.get(key)}); this call has {value}.\n"
+                "  Call tlkit predict as before, or write to another file."
+            )
+
+
+def _read_rows(file: Path, layout: Layout) -> Rows:
+    """Cuts off what follows the last whole row: the call before was stopped while it wrote."""
+    as_csv = bool(layout.begin)
+    digests, unreadable, end = array("Q"), 0, 0
+    with file.open("rb") as opened:
+        for number, record in enumerate(_whole_records(opened, as_csv=as_csv)):
+            end += len(record)
+            if as_csv and number == 0:
+                if record != layout.begin.encode():
+                    raise DataError(f"--resume: {file} does not begin with the header of this call.\n  Write to another file.")
+                continue
+            path, failed = _row_of(file, number + 1, record, as_csv=as_csv)
+            digests.append(digest(path))
+            unreadable += failed
+    os.truncate(file, end)
+    if as_csv and end == 0:
+        file.write_bytes(layout.begin.encode())
+    return Rows(sorted_digests(digests), unreadable)
+
+
+def sorted_digests(digests: "array[int]") -> NDArray[np.uint64]:
+    return np.sort(np.frombuffer(digests, np.uint64)) if digests else NO_ROWS.names
+
+
+def _whole_records(opened: BinaryIO, *, as_csv: bool) -> Iterator[bytes]:
+    """Lines; in a csv, where a name may hold the end of a line, those with all their quotes closed."""
+    record = b""
+    for line in opened:
+        record += line
+        if line.endswith(b"\n") and not (as_csv and record.count(b'"') % 2):
+            yield record
+            record = b""
+
+
+def _row_of(file: Path, number: int, record: bytes, *, as_csv: bool) -> tuple[str, bool]:
+    """The path, and whether the row says that it couldn't be read."""
+    try:
+        text = record.decode(errors="surrogateescape")
+        if as_csv:
+            (cells,) = csv.reader([text])
+            return cells[0], bool(cells[-1])
+        values = json.loads(text)
+        return str(values["path"]), bool(values.get("error"))
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, csv.Error) as error:
+        raise DataError(f"--resume: row {number} of {file} was not written by tlkit: {error}\n  Write to another file.") from error
+
+
+def digest(name: str) -> int:
+    """Of a file name: the key of Rows.names."""
+    return int.from_bytes(blake2b(os.fsencode(name), digest_size=8).digest())

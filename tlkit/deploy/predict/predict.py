@@ -1,0 +1,194 @@
+"""`tlkit predict RUN|ARTIFACT PATHS...`: what a model says of picture files."""
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from io import BufferedReader
+from pathlib import Path
+from typing import Literal, cast
+
+import numpy as np
+
+from tlkit.deploy.predict.feature_files import open_features
+from tlkit.deploy.predict.inputs import STDIN, check_paths, file_names
+from tlkit.deploy.predict.layouts import Question, layout, print_tables
+from tlkit.deploy.predict.out_file import open_out
+from tlkit.deploy.predict.prediction import Prediction
+from tlkit.deploy.predict.predictor import Predictor, open_predictor
+from tlkit.deploy.predict.progress import progress
+from tlkit.deploy.predict.stream import batches, predictions
+from tlkit.errors import DataError
+
+Format = Literal["table", "json", "csv", "jsonl"]
+# Files that can't be read are named up to this many; each has a row that says why.
+NAMED = 20
+
+
+@dataclass(frozen=True)
+class Asked:
+    """paths: files, folders, globs, or - for a list on stdin, whose names `separator` parts.
+
+    threshold: the probability below which no class is named; of a multilabel model, that above which each class is.
+    format: None means by the ending of `out`, and a table where there is no `out`.
+    """
+
+    paths: tuple[str, ...]
+    separator: bytes = b"\n"
+    format: Format | None = None
+    top_k: int = 3
+    threshold: float | None = None
+    out: Path | None = None
+    resume: bool = False
+    features: bool = False
+
+
+def predict(model: Path | str, images: Sequence[Path | str]) -> tuple[tuple[str, ...], list[Prediction]]:
+    """The model's classes, and a prediction for each picture file in the order given.
+
+    A file that can't be read gets a prediction with `error`. Needs neither training data nor network.
+    Raises RunError or ArtifactError if `model` is no whole model.
+    """
+    predictor = open_predictor(Path(model))
+    return predictor.classes, [found for batch in predictions(predictor, map(str, images)) for found in batch]
+
+
+def predict_command(model: Path, asked: Asked) -> int:
+    """Writes predictions to stdout or a file; unreadable files are named on stderr, and make the exit code 2."""
+    how = _format_of(asked)
+    check_paths(asked.paths)
+    predictor = open_predictor(model)
+    if asked.features and asked.out:
+        tally = _write_features(predictor, asked, asked.out)
+    else:
+        multilabel = bool(predictor.thresholds)
+        if multilabel and asked.threshold is not None:
+            predictor = replace(predictor, thresholds=(asked.threshold,) * len(predictor.classes))
+        least = None if multilabel else asked.threshold
+        question = Question(predictor.classes, multilabel, min(asked.top_k, len(predictor.classes)), least)
+        out = asked.out
+        tally = _write_out(predictor, asked, out, how, question) if out else _print_all(predictor, asked, how, question)
+    return tally.verdict(asked)
+
+
+class Tally:
+    """Counts pictures, and keeps the first errors."""
+
+    def __init__(self) -> None:
+        self.images = self.unreadable = self.earlier = 0
+        self._first: list[str] = []
+
+    def add(self, images: int, errors: Iterable[str]) -> None:
+        self.images += images
+        for error in errors:
+            self.unreadable += 1
+            if len(self._first) < NAMED:
+                self._first.append(error)
+
+    def verdict(self, asked: Asked) -> int:
+        """Tells what couldn't be read, and gives the exit code."""
+        if not self.images + self.earlier:
+            raise DataError("No picture was named on standard input.\n  Expected a file name on each line; with -0, a NUL after each.")
+        for error in self._first:
+            print(_printable(error), file=sys.stderr)
+        if self.unreadable > len(self._first) > 0:
+            print(f"... and {self.unreadable - len(self._first)} more.", file=sys.stderr)
+        number = self.images + self.earlier
+        if asked.out:
+            before = f", {self.earlier} of them from before" if self.earlier else ""
+            print(f"{number} pictures in {asked.out}{before}", file=sys.stderr)
+        if self.unreadable:
+            print(f"{self.unreadable} of {number} files could not be read; the others were predicted.", file=sys.stderr)
+        return 2 if self.unreadable else 0
+
+
+def _format_of(asked: Asked) -> Format:
+    """Raises DataError where options don't fit each other."""
+    if asked.features:
+        if asked.out is None or asked.format:
+            raise DataError("--features takes no --format, and needs --out.\n  Add --out FILE.npz or --out FILE.parquet.")
+        return "table"
+    if asked.out is None:
+        if asked.resume:
+            raise DataError("--resume goes on with the file of --out, which isn't named.\n  Add --out FILE.csv or --out FILE.jsonl.")
+        return asked.format or "table"
+    endings: dict[str, Format] = {".csv": "csv", ".jsonl": "jsonl"}
+    how = asked.format or endings.get(asked.out.suffix.lower())
+    if how not in endings.values():
+        what = f"--format {asked.format} can't be written a row at a time" if asked.format else f"'{asked.out.suffix}' says no format"
+        raise DataError(f"--out {asked.out}: {what}.\n  Expected FILE.csv or FILE.jsonl, or --format csv or jsonl.")
+    return how  # type: ignore[return-value]  # it is one of the two
+
+
+def _names(asked: Asked) -> Iterator[str]:
+    stdin = cast(BufferedReader, sys.stdin.buffer)  # typeshed says less of it than it is
+    return file_names(asked.paths, stdin, separator=asked.separator)
+
+
+def _count(asked: Asked, done: int = 0) -> Callable[[], int] | None:
+    """done: pictures that have a row already."""
+    return None if STDIN in asked.paths else lambda: max(0, sum(1 for _ in _names(asked)) - done)
+
+
+def _print_all(predictor: Predictor, asked: Asked, how: Format, question: Question) -> Tally:
+    tally = Tally()
+    with progress(_count(asked), rows=how != "table") as advance:
+        found = _tallied(predictions(predictor, _names(asked)), tally, advance)
+        if how == "table":
+            print_tables((prediction for batch in found for prediction in batch), question)
+            return tally
+        text = layout(how, question)
+        out = sys.stdout
+        out.write(text.begin)
+        for number, batch in enumerate(found):
+            out.write((text.between if number else "") + text.between.join(map(text.row, batch)))
+        out.write(text.end)
+    return tally
+
+
+def _write_out(predictor: Predictor, asked: Asked, file: Path, how: Format, question: Question) -> Tally:
+    tally = Tally()
+    made_by = {
+        "model": predictor.fingerprint,
+        "classes": list(predictor.classes),
+        "format": how,
+        "top_k": question.top_k,
+        "threshold": asked.threshold,
+    }
+    text = layout(how, question)
+    with open_out(file, text, made_by, resume=asked.resume) as (out, rows):
+        tally.earlier, tally.unreadable = len(rows.names), rows.unreadable
+        with progress(_count(asked, len(rows.names))) as advance:
+            for batch in _tallied(predictions(predictor, rows.without(_names(asked))), tally, advance):
+                out.write("".join(map(text.row, batch)).encode(errors="surrogateescape"))
+                out.flush()  # a batch in one piece: what is lost by a kill is at most what is in the network
+    return tally
+
+
+def _tallied(found: Iterable[list[Prediction]], tally: Tally, advance: Callable[[int], None]) -> Iterator[list[Prediction]]:
+    for batch in found:
+        tally.add(len(batch), (prediction.error for prediction in batch if prediction.error))
+        yield batch
+        advance(len(batch))
+
+
+def _write_features(predictor: Predictor, asked: Asked, file: Path) -> Tally:
+    """Raises DataError if the model gives no features."""
+    if predictor.features is None:
+        raise DataError("--features: this artifact gives probabilities alone.\n  Export the run with --features, or name the run itself.")
+    tally = Tally()
+    size, channels = predictor.preprocessing.image_size, predictor.preprocessing.channels
+    width = predictor.features(np.zeros((1, size, size, channels), np.uint8)).shape[1]
+    made_by = {"model": predictor.fingerprint, "number of features": width}
+    with open_features(file, width, made_by, resume=asked.resume) as (write, rows):
+        tally.earlier, tally.unreadable = len(rows.names), rows.unreadable
+        with progress(_count(asked, len(rows.names))) as advance:
+            for batch in batches(predictor.preprocessing, rows.without(_names(asked))):
+                features = predictor.features(batch.images) if batch.images is not None else np.empty((0, width), np.float32)
+                write(batch.readable, features, [batch.names[i] for i in batch.errors])
+                tally.add(len(batch.names), batch.errors.values())
+                advance(len(batch.names))
+    return tally
+
+
+def _printable(text: str) -> str:
+    return text.encode(errors="replace").decode()

@@ -1,0 +1,106 @@
+"""What answers: the network of a run under torch, or an artifact under onnxruntime. Both take and give the same."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tlkit.data.preprocess import Preprocessing
+from tlkit.deploy.export.artifact import is_artifact, read_artifact, refuse_pickle
+from tlkit.deploy.export.runtime import load_runtime
+from tlkit.errors import ArtifactError
+
+Pixels = NDArray[np.uint8]
+Numbers = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """answer: pictures [B, S, S, C] uint8 -> probabilities [B, K], and logits [B, K] where there are any.
+
+    features: pictures -> [B, F] float32, what the head sees; None where the model doesn't give them.
+    thresholds: of a multilabel model, one a class. fingerprint: sha256 of the weights.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+    answer: Callable[[Pixels], tuple[Numbers, Numbers | None]]
+    features: Callable[[Pixels], NDArray[np.float32]] | None
+    thresholds: tuple[float, ...]
+    fingerprint: str
+
+
+def open_predictor(model: Path, threads: int | None = None) -> Predictor:
+    """Of a run folder, the model folder in it, or an artifact. threads: of an artifact's network, see load_runtime.
+
+    Raises RunError or ArtifactError if it holds none of these, or is damaged.
+    """
+    if model.is_file() and not is_artifact(model):
+        refuse_pickle(model)
+        nearest = model.parent if is_artifact(model.parent) else "a run folder, or the folder or .zip that `tlkit export` made"
+        raise ArtifactError(f"{model} is a file that tlkit can't use by itself.\n  Expected {nearest}.")
+    if is_artifact(model) and not (model / "tlkit.json").is_file():
+        return _of_artifact(model, threads)
+    return _of_run(model)  # which the safetensors format is, too
+
+
+def _of_artifact(path: Path, threads: int | None) -> Predictor:
+    artifact = read_artifact(path)
+    runtime = load_runtime(artifact, threads)
+
+    def answer(images: Pixels) -> tuple[Numbers, None]:
+        return runtime.run(images)["probabilities"].astype(np.float64), None
+
+    def features(images: Pixels) -> NDArray[np.float32]:
+        return runtime.run(images)["features"].reshape(len(images), -1)
+
+    has_features = "features" in [output.get("name") for output in artifact.facts.get("outputs", [])]
+    fingerprint = str(artifact.facts["sha256"][artifact.facts["network"]])
+    return Predictor(
+        str(artifact.facts.get("name", path.stem)),
+        artifact.classes,
+        runtime.preprocessing,
+        answer,
+        features if has_features else None,
+        artifact.thresholds,
+        fingerprint,
+    )
+
+
+def _of_run(run: Path) -> Predictor:
+    import torch
+
+    from tlkit.models.model_folder import find_model_folder, load_model
+
+    classifier, card = load_model(run)
+    preprocessing = Preprocessing.from_json(card.preprocessing, card.mean_picture)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    classifier.to(device)
+
+    def normalized(images: Pixels) -> torch.Tensor:
+        return preprocessing.normalize(torch.from_numpy(images).to(device).permute(0, 3, 1, 2))
+
+    @torch.inference_mode()
+    def answer(images: Pixels) -> tuple[Numbers, Numbers]:
+        logits = classifier(normalized(images)).double().cpu()
+        probabilities = logits.sigmoid() if card.thresholds else logits.softmax(1)
+        return probabilities.numpy(), logits.numpy()
+
+    @torch.inference_mode()
+    def features(images: Pixels) -> NDArray[np.float32]:
+        found: NDArray[np.float32] = classifier.features(normalized(images)).flatten(1).float().cpu().numpy()
+        return found
+
+    name, fingerprint = str(card.recipe.get("name", run.name)), _fingerprint(find_model_folder(run))
+    return Predictor(name, card.classes, preprocessing, answer, features, card.thresholds, fingerprint)
+
+
+def _fingerprint(folder: Path) -> str:
+    """tlkit.json names the sha256 of every file of weights, and load_model has compared them."""
+    import json
+
+    sha256 = json.loads((folder / "tlkit.json").read_text(encoding="utf-8"))["sha256"]
+    return " ".join(sha256[name] for name in sorted(sha256))

@@ -1,0 +1,96 @@
+"""Pictures through a model in a stream: threads decode while the network runs, and no more is held than a few batches."""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tlkit.data.preprocess import Preprocessing
+from tlkit.deploy.predict.prediction import Prediction
+from tlkit.deploy.predict.predictor import Predictor
+from tlkit.errors import DataError
+from tlkit.system import processors
+
+BATCH_SIZE = 32
+# Batches that are being decoded while one is in the network.
+AHEAD = 3
+# Names that a thread takes at once: handing over costs as much as decoding a very small picture.
+SHARE = 8
+Fitted = NDArray[np.uint8] | str
+"""A picture [S, S, C], or why there is none."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """errors: of the names that can't be read, by their place. pictures: [B, S, S, C] of all others, in their order."""
+
+    names: tuple[str, ...]
+    errors: dict[int, str]
+    images: NDArray[np.uint8] | None
+
+    @property
+    def readable(self) -> list[str]:
+        return [name for place, name in enumerate(self.names) if place not in self.errors]
+
+
+def predictions(predictor: Predictor, names: Iterable[str]) -> Iterator[list[Prediction]]:
+    """A batch at a time, in the order of the names. A file that can't be read gets a prediction with `error`."""
+    for batch in batches(predictor.preprocessing, names):
+        yield _predict(predictor, batch)
+
+
+def batches(preprocessing: Preprocessing, names: Iterable[str]) -> Iterator[Batch]:
+    """Decoded and fitted, in the order of the names; the next ones are decoded while the caller works on one."""
+    remaining = iter(names)
+    under_way: deque[tuple[tuple[str, ...], list[Future[list[Fitted]]]]] = deque()
+    with ThreadPoolExecutor(_decoders(), thread_name_prefix="decode") as pool:
+        try:
+            while True:
+                while len(under_way) <= AHEAD and (batch := tuple(islice(remaining, BATCH_SIZE))):
+                    shares = [batch[start : start + SHARE] for start in range(0, len(batch), SHARE)]
+                    under_way.append((batch, [pool.submit(_read_all, share, preprocessing) for share in shares]))
+                if not under_way:
+                    return
+                batch, futures = under_way.popleft()
+                yield _gathered(batch, [fitted for future in futures for fitted in future.result()])
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _gathered(names: tuple[str, ...], found: list[Fitted]) -> Batch:
+    errors = {place: fitted for place, fitted in enumerate(found) if isinstance(fitted, str)}
+    images = [fitted for fitted in found if not isinstance(fitted, str)]
+    return Batch(names, errors, np.stack(images) if images else None)
+
+
+def _predict(predictor: Predictor, batch: Batch) -> list[Prediction]:
+    answers: Iterator[Prediction] = iter(())
+    if batch.images is not None:
+        probabilities, logits = predictor.answer(batch.images)
+        rows = [()] * len(probabilities) if logits is None else map(tuple, logits.tolist())
+        answers = map(partial(Prediction, thresholds=predictor.thresholds), batch.readable, probabilities, rows)
+    return [Prediction(name, error=batch.errors[i]) if i in batch.errors else next(answers) for i, name in enumerate(batch.names)]
+
+
+def _read_all(names: Iterable[str], preprocessing: Preprocessing) -> list[Fitted]:
+    return [_read(name, preprocessing) for name in names]
+
+
+def _read(name: str, preprocessing: Preprocessing) -> Fitted:
+    try:
+        return preprocessing.read(Path(name))
+    except DataError as error:
+        return str(error)
+    except Exception as error:  # one odd file of a million is no reason to stop, and to stop at it again when resumed
+        return f"{name}: it can't be decoded ({type(error).__name__}: {error})."
+
+
+def _decoders() -> int:
+    """Threads: one a processor, because the network leaves them idle between two batches, and not so many that big pictures fill memory."""
+    return min(8, processors())

@@ -1,0 +1,311 @@
+"""The server's pages: POST /predict, the page to drop a picture on, health, metrics."""
+
+import asyncio
+import hmac
+import json
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics, generate_latest
+
+import tlkit
+from tlkit.deploy.predict.layouts import Question, json_values
+from tlkit.deploy.predict.prediction import Prediction
+from tlkit.deploy.predict.predictor import Predictor
+from tlkit.deploy.serve.batching import Batches
+from tlkit.deploy.serve.limits import Limits, Refusal, Room
+from tlkit.deploy.serve.page import page
+from tlkit.deploy.serve.uploads import EXPECTED, Upload, image, read_upload
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+    from starlette.requests import Request
+
+PATHS = ("/", "/predict", "/health", "/ready", "/metrics", "/openapi.json")
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Service:
+    """max_batch, max_wait_s: see Batches. token: what `Authorization: Bearer` must bring; None asks for none."""
+
+    predictor: Predictor
+    limits: Limits
+    max_batch: int
+    max_wait_s: float
+    token: str | None
+
+
+class Server:
+    """What the requests share."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.room = Room(service.limits)
+        self.metrics = Metrics(waiting=lambda: self.room.images, held_bytes=lambda: self.room.bytes)
+        self.decoders = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode")
+        self.batches = Batches(
+            lambda images: service.predictor.answer(images)[0],
+            size=service.max_batch,
+            wait_s=service.max_wait_s,
+            more_come=lambda in_hand: self.room.images > in_hand,
+            on_batch=self.metrics.batches.observe,
+        )
+
+    async def predict(self, request: "Request", question: Question) -> tuple[int, dict[str, Any]]:
+        """The status and the answer: a prediction, or an error, for each file in its order. Raises Refusal."""
+        with self.room.for_upload() as hold:
+            files = await read_upload(request, self.service.limits, hold)
+            request.state.images = len(files)
+            with self.room.for_images(len(files)):
+                uploads = [Upload(data, f"picture {i + 1}" if len(files) > 1 else "The picture") for i, data in enumerate(files)]
+                try:
+                    async with asyncio.timeout(self.service.limits.answer_s):
+                        found = await asyncio.gather(*map(self._row, uploads), return_exceptions=True)
+                except TimeoutError as error:
+                    raise Refusal(503, f"No answer was found within {self.service.limits.answer_s:g} s. Try again.") from error
+        return _answer(found, question, self.service.predictor.thresholds)
+
+    async def _row(self, upload: Upload) -> NDArray[np.float64]:
+        loop = asyncio.get_running_loop()
+        fitted = await loop.run_in_executor(self.decoders, image, upload, self.service.predictor.preprocessing, self.service.limits)
+        row = await self.batches.ask(fitted)
+        self.metrics.images.inc()
+        return row
+
+
+def _answer(found: list[Any], question: Question, thresholds: tuple[float, ...]) -> tuple[int, dict[str, Any]]:
+    """200 if every picture has a prediction, else the status of the first that has none."""
+    rows: list[dict[str, Any]] = []
+    status = 200
+    for row in found:
+        if isinstance(row, Refusal):
+            status = row.status if status == 200 else status
+            rows.append({"error": row.message})
+        elif isinstance(row, BaseException):
+            raise row
+        else:
+            values = json_values(Prediction("", row, thresholds=thresholds), question)
+            rows.append({key: value for key, value in values.items() if key != "path"})
+    if status == 200:
+        return status, {"predictions": rows}
+    return status, {"error": next(row["error"] for row in rows if "error" in row), "predictions": rows}
+
+
+def create_app(service: Service) -> "FastAPI":
+    from fastapi import FastAPI
+
+    server = Server(service)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        server.batches.start()
+        yield
+        await server.batches.stop()
+        server.decoders.shutdown()
+
+    # The pages that FastAPI makes for people to try things on load scripts from elsewhere.
+    app = FastAPI(title=f"tlkit: {service.predictor.name}", version=tlkit.__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
+    _add_predict(app, server)
+    _add_pages(app, server)
+    _add_refusals(app)
+    app.add_middleware(Observed, metrics=server.metrics)
+    return app
+
+
+def _add_predict(app: "FastAPI", server: Server) -> None:
+    from fastapi import Query, Request
+    from fastapi.responses import JSONResponse
+
+    predictor = server.service.predictor
+    files = {"type": "object", "properties": {"files": {"type": "array", "items": {"type": "string", "format": "binary"}}}}
+    body = {
+        "multipart/form-data": {"schema": files},
+        **{kind: {"schema": {"type": "string", "format": "binary"}} for kind in ("image/*", "application/octet-stream")},
+    }
+
+    @app.post("/predict", summary="Name the classes of pictures", openapi_extra={"requestBody": {"required": True, "content": body}})
+    async def predict(
+        request: Request,
+        top_k: int = Query(3, ge=1, description="Classes to name for each picture."),
+        threshold: float | None = Query(None, ge=0, le=1, description="Abstain where no class is as likely."),
+    ) -> JSONResponse:
+        """Predictions in the order of the files; 200 only if every file has one."""
+        _check_token(request, server.service.token)
+        multilabel = bool(predictor.thresholds)
+        question = Question(predictor.classes, multilabel, min(top_k, len(predictor.classes)), None if multilabel else threshold)
+        status, answer = await server.predict(request, question)
+        return JSONResponse(answer, status)
+
+
+def _add_pages(app: "FastAPI", server: Server) -> None:
+    from fastapi import Request
+    from fastapi.responses import HTMLResponse, JSONResponse, Response
+
+    html, policy = page(server.service.predictor.name, server.service.predictor.classes, asks_token=server.service.token is not None)
+
+    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
+    async def front() -> HTMLResponse:
+        return HTMLResponse(html, headers={"Content-Security-Policy": policy})
+
+    @app.get("/health", summary="Whether the server lives")
+    async def health() -> dict[str, str]:
+        return {"status": "alive"}
+
+    @app.get("/ready", summary="Whether it can answer right now")
+    async def ready() -> JSONResponse:
+        if not server.batches.alive:
+            raise Refusal(503, "The network doesn't run. Start the server again.")
+        if server.room.images >= server.service.limits.waiting:
+            raise Refusal(503, "As many pictures wait as may.")
+        return JSONResponse({"status": "ready"})
+
+    @app.get("/metrics", summary="Figures for Prometheus")
+    async def metrics(request: Request) -> Response:
+        _check_token(request, server.service.token)
+        return Response(server.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _check_token(request: "Request", token: str | None) -> None:
+    """Raises Refusal if the request doesn't bring it."""
+    if token is None:
+        return
+    scheme, _, brought = request.headers.get("authorization", "").partition(" ")
+    # Compared in a time that doesn't tell how much of it was right.
+    if not hmac.compare_digest(brought.strip().encode(), token.encode()) or scheme.lower() != "bearer":
+        came = "a wrong one" if brought else "none"
+        raise Refusal(401, f"A token is needed, and {came} came. Expected the header: Authorization: Bearer TOKEN")
+
+
+def _add_refusals(app: "FastAPI") -> None:
+    """Every refusal is JSON with an `error` that says what came and what was expected."""
+    from fastapi.exceptions import RequestValidationError
+    from fastapi.responses import JSONResponse
+    from starlette.exceptions import HTTPException
+    from starlette.requests import ClientDisconnect
+
+    @app.exception_handler(Refusal)
+    async def refuse(_: Any, refusal: Refusal) -> JSONResponse:
+        return JSONResponse({"error": refusal.message}, refusal.status, refusal.headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def refuse_query(_: Any, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        return JSONResponse({"error": f"{first['loc'][-1]}: {first['msg']}, but '{first.get('input')}' came."}, 422)
+
+    @app.exception_handler(HTTPException)
+    async def refuse_path(request: Any, error: HTTPException) -> JSONResponse:
+        expected = {404: f"Expected one of: {', '.join(PATHS)}.", 405: f"Expected {(error.headers or {}).get('Allow', 'another method')}."}
+        message = f"{request.method} of this path: {error.detail}. {expected.get(error.status_code, EXPECTED)}"
+        return JSONResponse({"error": message}, error.status_code, error.headers)
+
+    @app.exception_handler(ClientDisconnect)
+    async def client_gone(_: Any, __: ClientDisconnect) -> JSONResponse:
+        return JSONResponse({"error": "The client left before its request had arrived."}, 400)
+
+    @app.exception_handler(Exception)
+    async def fault(_: Any, __: Exception) -> JSONResponse:
+        return JSONResponse({"error": "This is a fault of the server, not yours. It is in the server's log."}, 500)
+
+
+class Observed:
+    """Around every request: a line in the log, the metrics, and headers that every answer has."""
+
+    def __init__(self, app: Any, metrics: "Metrics") -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began, status, received = time.perf_counter(), 0, 0
+
+        async def counted() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            return message
+
+        async def marked(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store")]
+            await send(message)
+
+        try:
+            await self._app(scope, counted, marked)
+        finally:
+            seconds = time.perf_counter() - began
+            # Another path than these may be anything, a person's name too.
+            path = scope["path"] if scope["path"] in PATHS else "other"
+            self._metrics.requests.labels(path, status).inc()
+            self._metrics.seconds.labels(path).observe(seconds)
+            images = scope.get("state", {}).get("pictures", 0)
+            facts = {"method": scope["method"], "path": path, "status": status, "ms": round(1000 * seconds, 1)}
+            LOG.info("request", extra={**facts, "bytes": received, "pictures": images})
+
+
+LOG = logging.getLogger("tlkit.serve")
+_KEYS = ("method", "path", "status", "ms", "bytes", "pictures", "url")
+
+
+class JsonLines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        values: dict[str, object] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "event": record.getMessage().strip(),
+        }
+        values |= {key: getattr(record, key) for key in _KEYS if hasattr(record, key)}
+        if record.exc_info:
+            values["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(values, ensure_ascii=False)
+
+
+def log_to_stderr() -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonLines())
+    logging.captureWarnings(True)
+    for name, level in (("tlkit.serve", logging.INFO), ("uvicorn", logging.WARNING), ("py.warnings", logging.WARNING)):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(level)
+
+
+SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
+IMAGES = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+class Metrics:
+    """waiting, held_bytes: asked when the page is."""
+
+    def __init__(self, *, waiting: Callable[[], float], held_bytes: Callable[[], float]) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)
+        self.requests = Counter("tlkit_requests", "Requests answered.", ("path", "status"), registry=self._registry)
+        self.seconds = Histogram(
+            "tlkit_request_seconds", "From the request's head to its answer.", ("path",), buckets=SECONDS, registry=self._registry
+        )
+        self.batches = Histogram("tlkit_batch_pictures", "Pictures in the network together.", buckets=IMAGES, registry=self._registry)
+        self.images = Counter("tlkit_pictures", "Images answered.", registry=self._registry)
+        queue = Gauge("tlkit_waiting_pictures", "Images between their upload and their answer.", registry=self._registry)
+        queue.set_function(waiting)
+        held = Gauge("tlkit_held_bytes", "Bytes of uploads that are being read or decoded.", registry=self._registry)
+        held.set_function(held_bytes)
+
+    def text(self) -> bytes:
+        return generate_latest(self._registry)

@@ -1,0 +1,24 @@
+"""The page to drop a picture on: one file, with nothing from elsewhere."""
+
+import re
+from base64 import b64encode
+from hashlib import sha256
+
+
+def page(name: str, classes: tuple[str, ...], *, asks_token: bool) -> tuple[str, str]:
+    """The page, and the Content-Security-Policy under which only its own script and style work."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+    environment = Environment(loader=PackageLoader("tlkit", "deploy"), autoescape=select_autoescape(), undefined=StrictUndefined)
+    html = environment.get_template("page.html").render(name=name, classes=classes, asks_token=asks_token)
+    policy = (
+        f"default-src 'none'; script-src {_hash(html, 'script')}; style-src {_hash(html, 'style')}; img-src blob: data:; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    return html, policy
+
+
+def _hash(html: str, tag: str) -> str:
+    """Source: Content Security Policy Level 3, 2.3.1, https://www.w3.org/TR/CSP3/"""
+    (text,) = re.findall(f"<{tag}>(.*?)</{tag}>", html, re.DOTALL)
+    return f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'"

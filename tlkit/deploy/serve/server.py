@@ -1,0 +1,123 @@
+"""`tlkit serve ARTIFACT`: answers over HTTP, without torch."""
+
+import ipaddress
+import os
+import signal
+import socket
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from tlkit.deploy.export.artifact import is_artifact, refuse_pickle
+from tlkit.deploy.predict.predictor import open_predictor
+from tlkit.deploy.serve.limits import Limits
+from tlkit.errors import ArtifactError, MissingExtraError, TlkitError
+
+TOKEN_VARIABLE = "TLKIT_TOKEN"  # noqa: S105  # its name
+PACKAGES = {
+    "fastapi": "fastapi",
+    "uvicorn": "uvicorn",
+    "python_multipart": "python-multipart",
+    "prometheus_client": "prometheus-client",
+}
+
+
+@dataclass(frozen=True)
+class Serving:
+    """threads: of the network; None takes all processors. max_wait_s: for a batch to fill, from its first picture on."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    # On two cores tf_efficientnet_lite0 (128 px) took 5.0 to 5.4 ms of processor time a request by eights, 6.0 to 6.8 one by one,
+    # and 5.9 to 6.4 by thirty-twos, whose activations no longer fit the cache.
+    max_batch: int = 8
+    max_wait_s: float = 0.005
+    threads: int | None = None
+    limits: Limits = field(default_factory=Limits)
+
+
+def serve_command(artifact: Path, serving: Serving) -> int:
+    """Answers until SIGTERM or Ctrl-C; then finishes what was begun. Raises ArtifactError or MissingExtraError before it listens."""
+    _check_artifact(artifact)
+    _check_packages()
+    import uvicorn
+
+    from tlkit.deploy.serve.app import LOG, Service, create_app, log_to_stderr
+    from tlkit.deploy.serve.limits import impatient_protocol
+
+    token = _token()
+    predictor = open_predictor(artifact, threads=serving.threads)
+    size, channels = predictor.preprocessing.image_size, predictor.preprocessing.channels
+    predictor.answer(np.zeros((1, size, size, channels), np.uint8))  # the first answer takes longer than others
+    listening = _listen(serving)
+    url = f"http://{f'[{serving.host}]' if ':' in serving.host else serving.host}:{listening.getsockname()[1]}"
+    log_to_stderr()
+    app = create_app(Service(predictor, serving.limits, serving.max_batch, serving.max_wait_s, token))
+    config = uvicorn.Config(
+        app,
+        http=impatient_protocol(serving.limits.read_s + 5),
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=round(serving.limits.read_s + serving.limits.answer_s),
+    )
+    _end_quietly()
+    print(f"Serving {artifact} on {url}: a page to drop pictures on, and POST {url}/predict. Ctrl-C stops it.", flush=True)
+    if token is None and not _is_loopback(serving.host):
+        print(f"Anybody who reaches {serving.host} can ask: set {TOKEN_VARIABLE} to have a token asked for.", file=sys.stderr)
+    LOG.info("listening", extra={"url": url})
+    uvicorn.Server(config).run(sockets=[listening])
+    LOG.info("stopped")
+    return 0
+
+
+def _check_artifact(artifact: Path) -> None:
+    refuse_pickle(artifact)
+    if not is_artifact(artifact):
+        raise ArtifactError(
+            f"{artifact} is no artifact: a folder with artifact.json, or a .zip of one.\n"
+            "  Make one from a run with: tlkit export RUN --format onnx"
+        )
+
+
+def _check_packages() -> None:
+    from importlib.util import find_spec
+
+    for module, package in PACKAGES.items():
+        if find_spec(module) is None:
+            raise MissingExtraError(package, "serve", "tlkit serve")
+
+
+def _token() -> str | None:
+    """From the environment alone: a command line can be read by every user of the machine."""
+    token = os.environ.get(TOKEN_VARIABLE)
+    if token is not None and not token.strip():
+        raise TlkitError(f"The environment variable {TOKEN_VARIABLE} is empty.\n  Put a token into it, or unset it to ask for none.")
+    return token.strip() if token is not None else None
+
+
+def _listen(serving: Serving) -> socket.socket:
+    family = socket.AF_INET6 if ":" in serving.host else socket.AF_INET
+    try:
+        return socket.create_server((serving.host, serving.port), family=family, backlog=2048)
+    except OSError as error:
+        raise TlkitError(
+            f"{serving.host} port {serving.port} can't be listened on: {error.strerror or error}.\n"
+            "  Choose another with --port (0 takes any that is free) or --host."
+        ) from error
+
+
+def _end_quietly() -> None:
+    """uvicorn sends itself the signal again when it has stopped, which would end the process with another code than 0."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,78 @@
+"""`tlkit evaluate RUN`: the shipped model measured again on the pictures that its run kept for it."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tlkit.data.dataset import make_loader
+from tlkit.data.preprocess import Preprocessing
+from tlkit.data.quality.on_bad import without_bad_of
+from tlkit.data.samples import Samples
+from tlkit.data.splits.manifest import check_run_folder, samples_of_run
+from tlkit.errors import DataError
+from tlkit.evaluation.metrics import measure, measure_multilabel, primary_metric_of
+from tlkit.evaluation.test_time_augmentation import Tta, averaged, views_of, with_views
+from tlkit.models.classifier import Classifier
+from tlkit.models.inference import infer
+from tlkit.models.model_folder import load_model
+from tlkit.recipe.load import load_recipe
+
+
+def measure_split(
+    classifier: Classifier,
+    samples: Samples,
+    split: str,
+    preprocessing: Preprocessing,
+    *,
+    batch_size: int,
+    thresholds: Sequence[float] = (),
+    on_batch: Callable[[int], None] = lambda images: None,
+) -> dict[str, Any]:
+    """Metrics of one split, by the loop and the preprocessing that predict uses. The classifier stays on its device.
+
+    `lead` names the figure that says most, given how the training split is. thresholds: of each class, for multilabel.
+    """
+    loader = make_loader(samples.of(split), preprocessing, batch_size=batch_size, multi_hot=samples.multi_hot)
+    logits, labels = infer(classifier, loader, preprocessing.normalize, on_batch=on_batch)
+    return measure_logits(logits, labels, samples, thresholds)
+
+
+def measure_logits(logits: Tensor, labels: Tensor, samples: Samples, thresholds: Sequence[float]) -> dict[str, Any]:
+    """The metrics of a split's logits [N, K] and labels, and which of them leads."""
+    multilabel = samples.task == "multilabel"
+    figures = measure_multilabel(logits, labels, samples.classes, thresholds) if multilabel else measure(logits, labels, samples.classes)
+    return {"lead": primary_metric_of(samples), **figures}
+
+
+def evaluate_run(run: Path, split: str, tta: Tta | None = None) -> dict[str, Any]:
+    """Metrics of the run's model on one of its splits, as split.csv has them; and under `tta` those with test-time augmentation.
+
+    With the recipe's `on_bad: skip`, pictures that can't be read any more are left out, and are in `skipped`: id -> reason.
+    Raises RunError if this is no run folder, DataError if pictures of the split are gone or the split is empty.
+    """
+    check_run_folder(run)
+    classifier, card = load_model(run)
+    recipe = load_recipe(run / "recipe.yaml")
+    samples = samples_of_run(run, card.classes)
+    if recipe.data.on_bad == "skip":
+        samples = without_bad_of(samples, split, recipe.data)
+    if not samples.of(split):
+        raise DataError(f"{run / 'split.csv'} has no pictures in the split '{split}'.\n  Choose another with --split.")
+    preprocessing, batch_size = Preprocessing.from_json(card.preprocessing, card.mean_picture), recipe.data.known_batch_size
+    skipped = {"skipped": {skipped.sample.id: skipped.reason for skipped in samples.skipped}} if recipe.data.on_bad == "skip" else {}
+    if tta is None:
+        found = measure_split(classifier, samples, split, preprocessing, batch_size=batch_size, thresholds=card.thresholds)
+        return {**found, **skipped}
+    views = views_of(tta, recipe, preprocessing)
+    loader = make_loader(samples.of(split), preprocessing, batch_size=batch_size, multi_hot=samples.multi_hot)
+    logits, labels = infer(classifier, with_views(loader, views), preprocessing.normalize)
+    plain, mean = averaged(logits, batch_size, len(views), multilabel=samples.task == "multilabel")
+    labels = torch.cat([block[: len(block) // len(views)] for block in torch.split(labels, batch_size * len(views))])
+    with_tta = {"kind": tta, "views": len(views), **measure_logits(mean.float(), labels, samples, card.thresholds)}
+    if samples.task == "multiclass":
+        right, right_with = plain.argmax(1) == labels, mean.argmax(1) == labels
+        with_tta |= {"gained": int((right_with & ~right).sum()), "lost": int((right & ~right_with).sum())}
+    return {**measure_logits(plain, labels, samples, card.thresholds), "tta": with_tta, **skipped}

@@ -1,0 +1,89 @@
+"""gallery.html: what an audit found, as pictures on one page without outside resources."""
+
+import base64
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from tlkit.data.quality.audit import Finding
+from tlkit.data.quality.near_duplicates import Decode
+from tlkit.data.samples import ImageSource, Samples
+from tlkit.errors import DataError
+
+THUMBNAIL_PX = 112
+MOST_FINDINGS, MOST_IMAGES = 100, 6
+"""Shown of each kind, and of each finding: the page stays below some megabytes. audit.csv has all."""
+SECTIONS = {
+    "exact": ("The same picture twice", "Byte for byte, or pixel for pixel after decoding."),
+    "near": ("Nearly the same picture", "Resized, compressed or edited a little. 1 is no difference that a small copy would show."),
+    "label": (
+        "Doubted labels",
+        "A model that learned from the other pictures sees another class. The figure is the probability of the label.",
+    ),
+    "similar": (
+        "Much alike to the backbone",
+        "The nearest pairs that are none of the above. Mostly just similar; look for the same thing taken twice.",
+    ),
+}
+
+
+def write_gallery(
+    file: Path,
+    name: str,
+    samples: Samples,
+    findings: Sequence[Finding],
+    *,
+    verdict: Mapping[str, Any],
+    seen: Sequence[str],
+    note: str,
+    decoded: Decode,
+) -> None:
+    """verdict: by leak_verdict. seen: kinds beside duplicates that were looked at; note: why others were not."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+    def shown(row: int, score: float) -> dict[str, Any]:
+        sample = samples.samples[row]
+        return {
+            "image": thumbnail(sample.image, decoded),
+            "id": sample.id,
+            "split": sample.split,
+            "label": samples.label_text(sample),
+            "score": score,
+        }
+
+    sections = []
+    for kind, (title, meaning) in SECTIONS.items():
+        if kind not in ("exact", "near", *seen):
+            continue
+        of_kind = [finding for finding in findings if finding.kind == kind]
+        entries = [
+            {
+                "finding": finding,
+                "pictures": [shown(row, score) for row, score in list(zip(finding.rows, finding.scores, strict=True))[:MOST_IMAGES]],
+                "more": max(0, len(finding.rows) - MOST_IMAGES),
+            }
+            for finding in of_kind[:MOST_FINDINGS]
+        ]
+        sections.append({"kind": kind, "title": title, "meaning": meaning, "number": len(of_kind), "entries": entries})
+    environment = Environment(loader=PackageLoader("tlkit", "evaluate"), autoescape=select_autoescape(), undefined=StrictUndefined)
+    page = environment.get_template("gallery.html").render(name=name, sections=sections, verdict=verdict, note=note)
+    file.write_bytes(page.encode("utf-8", "replace"))  # a file name that isn't UTF-8 has no letters to show
+
+
+def thumbnail(image: ImageSource, decoded: Decode) -> str:
+    """A data URL; empty for a picture that can't be read. Tiny pictures are enlarged so that their pixels show."""
+    try:
+        pixels = decoded(image)
+    except DataError:
+        return ""
+    # Of other channels than one or three, the first is shown.
+    shown = Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0])
+    factor = THUMBNAIL_PX / max(shown.size)
+    size = (max(1, round(shown.width * factor)), max(1, round(shown.height * factor)))
+    small = shown.resize(size, Image.Resampling.NEAREST if factor >= 2 else Image.Resampling.LANCZOS)
+    written = BytesIO()
+    small.save(written, "WEBP", quality=85)
+    return f"data:image/webp;base64,{base64.b64encode(written.getvalue()).decode()}"

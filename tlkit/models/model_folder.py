@@ -1,0 +1,272 @@
+"""The model folder: what ships. Safetensors and JSON only, readable without Lightning, and by timm's own local-dir loader."""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.models._hub import save_config_for_hf  # what timm's own push_to_hf_hub writes config.json with
+from torch import Tensor, nn
+
+import tlkit
+from tlkit.errors import BackboneError, RunError
+from tlkit.models.backbones import build_options, classifier_names, create_backbone
+from tlkit.models.classifier import Classifier
+from tlkit.models.heads import LINEAR_HEADS, last_linear
+from tlkit.models.state_files import write_tensors
+from tlkit.recipe.fields.model import Head
+from tlkit.recipe.schema import Task
+
+FORMAT = 1
+"""Version of tlkit.json. A reader refuses a newer one."""
+
+MEAN_IMAGE = "mean_picture"
+"""Key of the preprocessing, and name of the tensor in the file that it names."""
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What tlkit.json says beside the weights. preprocessing, recipe, weights and metrics are plain JSON values."""
+
+    backbone: str
+    head: Head
+    classes: tuple[str, ...]
+    preprocessing: Mapping[str, Any]
+    recipe: Mapping[str, Any]
+    weights: Mapping[str, Any]
+    metrics: Mapping[str, Any]
+    task: Task = "multiclass"
+    thresholds: tuple[float, ...] = ()
+    """For multilabel: the probability of each class above which a picture is said to have it."""
+    mean_picture: NDArray[np.float32] | None = None
+    """[S, S, C], where preprocessing names one: it lies in a file of its own."""
+
+
+def save_model(folder: Path, classifier: Classifier, card: ModelCard) -> None:
+    """Writes the model folder, whole or not at all.
+
+    With one of LINEAR_HEADS `model.safetensors` holds timm's whole model, so that plain timm gives the same logits. Other heads lie in
+    `head.safetensors`, and plain timm gives the features.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    writing = Path(tempfile.mkdtemp(prefix=".model-", dir=folder.parent))
+    try:
+        backbone_state = _on_cpu(classifier.backbone)
+        if card.head.kind in LINEAR_HEADS:
+            state = {**backbone_state, **_as_timm_classifier(classifier, card)}
+        else:
+            state = backbone_state
+            write_tensors(_on_cpu(classifier.head), writing / "head.safetensors")
+        write_tensors(state, writing / "model.safetensors")
+        if card.mean_picture is not None:
+            write_tensors({MEAN_IMAGE: torch.from_numpy(card.mean_picture)}, writing / card.preprocessing[MEAN_IMAGE]["file"])
+        _write_timm_config(writing / "config.json", card)
+        _write_json(writing / "tlkit.json", _facts(card, writing))
+        if folder.exists():
+            shutil.rmtree(folder)
+        writing.chmod(0o755)
+        os.replace(writing, folder)
+    finally:
+        shutil.rmtree(writing, ignore_errors=True)
+
+
+def update_metrics(folder: Path, metrics: Mapping[str, Any]) -> None:
+    """Writes what was measured on the shipped model into its tlkit.json."""
+    facts = json.loads((folder / "tlkit.json").read_text(encoding="utf-8"))
+    _write_json(folder / "tlkit.json", {**facts, "metrics": metrics})
+
+
+def load_model(folder: Path) -> tuple[Classifier, ModelCard]:
+    """The classifier of a model folder, or of the run folder that holds one, in eval mode. Never asks for pretrained weights.
+
+    Raises RunError if files are missing, damaged, or not what tlkit.json says they are.
+    """
+    folder = find_model_folder(folder)
+    card = read_card(folder)
+    # timm takes `hf-hub:OWNER/NAME` and `local-dir:FOLDER` for names too, and would ask the network or read what a stranger names.
+    if not timm.is_model(card.backbone.partition(".")[0]):
+        raise RunError(f"{folder / 'tlkit.json'} names the backbone '{card.backbone}', which timm {timm.__version__} doesn't have.")
+    image_size = int(card.preprocessing["image_size"])
+    backbone = create_backbone(card.backbone, image_size, channels=_channels(card), pool=card.head.pool)
+    classifier = Classifier(backbone, card.head, len(card.classes), image_size)
+    state = _read_state(folder / "model.safetensors")
+    try:
+        if card.head.kind in LINEAR_HEADS:
+            names = classifier_names(card.backbone)
+            linear = last_linear(classifier.head)
+            head_state = {key.rpartition(".")[2]: state[key] for key in state if key.rpartition(".")[0] == names[0]}
+            linear.load_state_dict({key: tensor.reshape(getattr(linear, key).shape) for key, tensor in head_state.items()})
+            state = {key: tensor for key, tensor in state.items() if key.rpartition(".")[0] not in names}
+        else:
+            classifier.head.load_state_dict(_read_state(folder / "head.safetensors"))
+        classifier.backbone.load_state_dict(state)
+    except RuntimeError as error:
+        raise RunError(
+            f"{folder / 'model.safetensors'} doesn't fit {card.backbone} with {len(card.classes)} classes.\n  {error}"
+        ) from error
+    return classifier.eval(), card
+
+
+def find_model_folder(folder: Path) -> Path:
+    """`folder` or `folder/model`, whichever holds a tlkit.json. Raises RunError if neither does."""
+    for candidate in (folder, folder / "model"):
+        if (candidate / "tlkit.json").is_file():
+            return candidate
+    if not folder.exists():
+        raise RunError(f"{folder} does not exist. Expected a run folder such as runs/quickstart/001, or the model folder in it.")
+    if (folder / "fold_1").is_dir():
+        raise RunError(
+            f"{folder} is a cross-validation, without a model of its own.\n  Name one of its folds, such as {folder / 'fold_1'}."
+        )
+    raise RunError(
+        f"{folder} holds no model: neither tlkit.json nor model/tlkit.json is there.\n"
+        "  Expected a run folder such as runs/quickstart/001 whose run has ended, or the model folder in it."
+    )
+
+
+def check_can_ship(backbone_name: str, head: Head, classifier: Classifier, classes: int, image_size: int) -> None:
+    """Raises BackboneError if timm's model with `classes` classes is not this backbone plus a classifier: found before training.
+
+    Only heads in LINEAR_HEADS take the classifier's place in timm's model; all others pass.
+    """
+    if head.kind not in LINEAR_HEADS:
+        return
+    expected = _skeleton(backbone_name, head, classes, image_size).state_dict()
+    names = classifier_names(backbone_name)
+    without_head = {key for key in expected if key.rpartition(".")[0] not in names}
+    if not names or without_head != set(classifier.backbone.state_dict()):
+        raise BackboneError(
+            f"model.backbone = '{backbone_name}' has a classifier of its own kind, which a linear head can't take the place of.\n"
+            "  Use `head: {kind: mlp}`, or another backbone."
+        )
+
+
+def _channels(card: ModelCard) -> int:
+    return len(card.preprocessing["mean"])
+
+
+def _skeleton(backbone_name: str, head: Head, classes: int, image_size: int, channels: int = 3) -> nn.Module:
+    """timm's model with its own classifier, without memory or numbers: for names, shapes and config.json."""
+    with torch.device("meta"):
+        options = build_options(backbone_name, image_size, head.pool, channels)
+        model: nn.Module = timm.create_model(backbone_name, num_classes=classes, **options)
+    return model
+
+
+def _as_timm_classifier(classifier: Classifier, card: ModelCard) -> dict[str, Tensor]:
+    """The linear head under timm's names. A distilled transformer averages two heads over two tokens: both get the same weights."""
+    expected = _skeleton(card.backbone, card.head, len(card.classes), int(card.preprocessing["image_size"]), _channels(card)).state_dict()
+    linear = _on_cpu(last_linear(classifier.head))
+    return {
+        f"{name}.{key}": tensor.reshape(expected[f"{name}.{key}"].shape).clone()
+        for name in classifier_names(card.backbone)
+        for key, tensor in linear.items()
+    }
+
+
+def _on_cpu(module: nn.Module) -> dict[str, Tensor]:
+    return {key: tensor.detach().cpu().contiguous() for key, tensor in module.state_dict().items()}
+
+
+def _write_timm_config(file: Path, card: ModelCard) -> None:
+    linear = card.head.kind in LINEAR_HEADS
+    size = int(card.preprocessing["image_size"])
+    save_config_for_hf(
+        _skeleton(card.backbone, card.head, len(card.classes) if linear else 0, size, _channels(card)),
+        str(file),
+        model_config={"label_names": list(card.classes)} if linear else None,
+        data_config={
+            "input_size": (_channels(card), size, size),
+            # timm has no words for a mean picture: what it normalises must leave pictures as they are.
+            "mean": tuple(card.preprocessing["mean"]) if card.mean_picture is None else (0.0,) * _channels(card),
+            "std": tuple(card.preprocessing["std"]) if card.mean_picture is None else (1.0,) * _channels(card),
+            "interpolation": card.preprocessing["interpolation"],
+            "crop_pct": card.preprocessing["crop_pct"],
+            "crop_mode": {"crop": "center", "pad": "border", "stretch": "squash"}[card.preprocessing["resize"]],
+        },
+    )
+
+
+def _facts(card: ModelCard, folder: Path) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "backbone": card.backbone,
+        "head": card.head.model_dump(),
+        "task": card.task,
+        "classes": list(card.classes),
+        "thresholds": list(card.thresholds),
+        "preprocessing": dict(card.preprocessing),
+        "weights": dict(card.weights),
+        "metrics": dict(card.metrics),
+        "recipe": dict(card.recipe),
+        "sha256": {file.name: _sha256(file) for file in sorted(folder.glob("*.safetensors"))},
+        "versions": {
+            "python": platform.python_version(),
+            "tlkit": tlkit.__version__,
+            "torch": torch.__version__,
+            "timm": timm.__version__,
+        },
+    }
+
+
+def read_card(folder: Path) -> ModelCard:
+    """tlkit.json of a model folder. Raises RunError if a file isn't the one that it describes, by its sha256."""
+    try:
+        facts = json.loads((folder / "tlkit.json").read_text(encoding="utf-8"))
+        if facts["format"] > FORMAT:
+            raise RunError(f"{folder / 'tlkit.json'} has format {facts['format']}; this tlkit reads up to {FORMAT}. Update tlkit.")
+        for name, expected in facts["sha256"].items():
+            if Path(name).name != name or _sha256(folder / name) != expected:
+                raise RunError(
+                    f"{folder / name} is not the file that tlkit.json describes (sha256 differs).\n  Copy the whole folder again."
+                )
+        return ModelCard(
+            facts["backbone"], Head(**facts["head"]), tuple(facts["classes"]), facts["preprocessing"], facts["recipe"],
+            facts["weights"], facts["metrics"], facts.get("task", "multiclass"), tuple(facts.get("thresholds", ())),
+            _mean_picture(folder, facts),
+        )  # fmt: skip
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{folder / 'tlkit.json'} can't be read: {error}\n  Copy the whole model folder again.") from error
+
+
+def _mean_picture(folder: Path, facts: Mapping[str, Any]) -> NDArray[np.float32] | None:
+    """Raises RunError if it isn't the one that belongs to the preprocessing."""
+    if MEAN_IMAGE not in facts["preprocessing"]:
+        return None
+    named = facts["preprocessing"][MEAN_IMAGE]
+    if named["file"] not in facts["sha256"]:
+        raise RunError(f"{folder / 'tlkit.json'} has no sha256 of {named['file']}.\n  Copy the whole model folder again.")
+    image = _read_state(folder / named["file"])[MEAN_IMAGE].numpy()
+    if hashlib.sha256(image.tobytes()).hexdigest() != named["values_sha256"]:
+        raise RunError(f"{folder / named['file']} holds another picture than tlkit.json describes.\n  Copy the whole model folder again.")
+    return image
+
+
+def _read_state(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise RunError(f"{file} can't be read: {error}\n  Copy the whole model folder again.") from error
+
+
+def _write_json(file: Path, values: Mapping[str, Any]) -> None:
+    temporary = file.with_suffix(".writing")
+    temporary.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, file)
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

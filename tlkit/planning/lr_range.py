@@ -1,0 +1,224 @@
+"""The learning-rate range test: a phase is trained on a copy at a rate that rises with every step, and the loss tells where to begin.
+
+Lightning 2.6's lr_find sets one rate for all parameter groups, and leaves the random generators where it ended; hence this one.
+Source: Smith 2017, section 3.3, https://arxiv.org/abs/1506.01186
+"""
+
+import csv
+import math
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.markup import escape
+from rich.panel import Panel
+from rich.progress import Progress, TaskID
+from rich.table import Table
+
+from tlkit.data.datamodule import ImageDataModule
+from tlkit.errors import RunError, TlkitError
+from tlkit.evaluation.curves import TRAINING, VALIDATION
+from tlkit.models.classifier import Classifier
+from tlkit.planning.trial import try_phase, unchanged
+from tlkit.recipe.fields.phases import SolvedPhase
+from tlkit.recipe.schema import Recipe
+from tlkit.training.batch_size.find import with_batch_size
+from tlkit.training.phases import phase_name
+from tlkit.training.run_folder import check_out, make_run_folder
+from tlkit.training.setup import prepare
+
+LOWEST, HIGHEST = 1e-7, 10.0
+DIVERGED = 4
+"""Times the lowest loss, in the mean of the last few: from there on it only gets worse. fastai and Lightning stop there too."""
+LAST = 5
+SPREAD = 3.0
+"""Standard deviation, in steps, of the bell curve that smooths the losses."""
+MARGIN = 10
+"""How far the suggestion stays below the rate at which the loss is lowest, which is already at the edge."""
+LEARNED = 0.97
+"""Share of its first value that the loss must fall below before it tells anything."""
+
+
+@dataclass(frozen=True)
+class LrRange:
+    """A point for every step of the optimizer. lrs: the head's, the phase's `lr`. smoothed: the losses without their noise.
+
+    suggestion: None where no rate made the loss fall. diverged: whether the loss ran away before the highest rate was reached.
+    """
+
+    lrs: tuple[float, ...]
+    losses: tuple[float, ...]
+    smoothed: tuple[float, ...]
+    lowest_at: float
+    suggestion: float | None
+    diverged: bool
+
+
+def lr_command(recipe: Recipe, number: int, *, steps: int, out: Path | None, words: Sequence[str]) -> int:
+    """`tlkit lr`: sweeps phase `number`, counted from 1, and leaves lr.csv and lr.png in a run folder.
+
+    words: the recipe and the overrides as the user wrote them.
+    """
+    check_out(out)
+    if steps < 2 * LAST:
+        raise TlkitError(f"--steps {steps} is too few to see a curve. Expected {2 * LAST} or more; 100 is usual.")
+    phase = _phase_index(recipe, number)
+    recipe = with_batch_size(recipe)
+    ready = prepare(recipe)
+    console = Console(stderr=True)
+    result = lr_range(ready.classifier, ready.data, recipe, phase, ready.trained[phase], steps=steps, console=console)
+    run = make_run_folder(f"{recipe.name}-lr", out)
+    with (run / "lr.csv").open("w", newline="", encoding="utf-8") as opened:
+        csv.writer(opened).writerows([("lr", "loss", "smoothed"), *zip(result.lrs, result.losses, result.smoothed, strict=True)])
+    draw_lr_range(result, recipe, phase, run / "lr.png")
+    print_lr_range(result, recipe, phase, run, words=words)
+    return 0
+
+
+def lr_range(
+    classifier: Classifier,
+    data: ImageDataModule,
+    recipe: Recipe,
+    phase: int,
+    trained: frozenset[str],
+    *,
+    steps: int,
+    console: Console | None = None,
+) -> LrRange:
+    """Trains a copy of the classifier for `steps` steps while the rate rises from 1e-7 to 10; all groups keep their ratio.
+
+    trained: the backbone's parameters that train beside the head.
+    Raises RunError if the classifier or a random generator is not as it was before.
+    """
+    with unchanged(classifier), Progress(console=console, transient=True, disable=console is None) as progress:
+        sweep = Sweep(recipe.gradient_phases[phase].lr, steps, progress, progress.add_task("raising the learning rate", total=steps))
+        limits = {"max_steps": steps, "max_epochs": -1, "limit_val_batches": 0}
+        try_phase(classifier, data, recipe, recipe.gradient_phases[phase], trained, callback=sweep, **limits)
+    return judged(sweep.lrs, sweep.losses, diverged=sweep.diverged)
+
+
+class Sweep(Callback):
+    """Sets the rate before every step, and stops when the loss runs away. phase_lr: the rate that the groups' own are relative to."""
+
+    def __init__(self, phase_lr: float, steps: int, progress: Progress, task: TaskID) -> None:
+        self._phase_lr, self._steps = phase_lr, steps
+        self._progress, self._task = progress, task
+        self._batches: list[float] = []
+        self.lrs: list[float] = []
+        self.losses: list[float] = []
+        self.diverged = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._shares = [group["lr"] / self._phase_lr for group in trainer.optimizers[0].param_groups]
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._lr = LOWEST * (HIGHEST / LOWEST) ** (trainer.global_step / max(1, self._steps - 1))
+        for group, share in zip(trainer.optimizers[0].param_groups, self._shares, strict=True):
+            group["lr"] = self._lr * share
+        self._step = trainer.global_step
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        # Lightning divides the loss by the number of batches that make a step.
+        self._batches.append(float(outputs["loss"]) * trainer.accumulate_grad_batches)
+        if trainer.global_step == self._step and math.isfinite(self._batches[-1]):
+            return
+        self.lrs.append(self._lr)
+        self.losses.append(sum(self._batches) / len(self._batches))
+        self._batches.clear()
+        self._progress.advance(self._task)
+        if ran_away(self.losses):
+            self.diverged = trainer.should_stop = True
+
+
+def ran_away(losses: Sequence[float]) -> bool:
+    """Whether the loss is no number any more, or the mean of the last few is several times the lowest such mean."""
+    if not math.isfinite(losses[-1]):
+        return True
+    means = [sum(losses[i : i + LAST]) / LAST for i in range(len(losses) - LAST + 1)]
+    return bool(means) and means[-1] > DIVERGED * min(means)
+
+
+def judged(lrs: Sequence[float], losses: Sequence[float], *, diverged: bool) -> LrRange:
+    """The suggestion is a tenth of the rate at which the smoothed loss is lowest. Raises RunError where there are too few points."""
+    finite = [(lr, loss) for lr, loss in zip(lrs, losses, strict=True) if math.isfinite(loss)]
+    if len(finite) < 2 * LAST:
+        told = f"{len(finite)} steps gave a loss that is a number, up to lr {lrs[-1]:.1e}"
+        raise RunError(f"No rate can be suggested: {told}.\n  Expected {2 * LAST} at least: set --steps higher, or check the data.")
+    kept_lrs, kept = zip(*finite, strict=True)
+    smoothed = smooth(kept)
+    best = int(np.argmin(smoothed))
+    fell = smoothed[best] < LEARNED * smoothed[0]
+    return LrRange(kept_lrs, kept, smoothed, kept_lrs[best], kept_lrs[best] / MARGIN if fell else None, diverged)
+
+
+def smooth(losses: Sequence[float]) -> tuple[float, ...]:
+    """The mean of each loss and its neighbours, weighed by a bell curve: unlike a running mean it doesn't lag behind."""
+    steps = np.arange(len(losses))
+    weights = np.exp(-(((steps[:, None] - steps) / SPREAD) ** 2) / 2)
+    return tuple((weights @ np.array(losses) / weights.sum(1)).tolist())
+
+
+def draw_lr_range(result: LrRange, recipe: Recipe, phase: int, file: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(7.5, 4.2), layout="constrained")
+    axis.plot(result.lrs, result.losses, ".", ms=4, color=TRAINING, alpha=0.6, label="loss of a step")
+    axis.plot(result.lrs, result.smoothed, color=VALIDATION, label="smoothed")
+    # Where the loss runs away it would press all else to the ground.
+    low, high = min(result.losses), max(result.smoothed[: 2 * LAST])
+    axis.set_ylim(low - 0.1 * (high - low + 0.1), high + 0.25 * (high - low + 0.1))
+    if result.suggestion is not None:
+        axis.axvline(result.suggestion, color="#2e7d32", ls="--", label=f"suggestion {result.suggestion:.1e}")
+    now = recipe.gradient_phases[phase].lr
+    axis.axvline(now, color="#777777", ls=":", label=f"the recipe's {now:.1e}")
+    axis.set(xscale="log", xlabel="learning rate (of the head)", ylabel="training loss")
+    axis.set_title(f"{recipe.name}, phase {phase + 1}: {phase_name(recipe.phases[phase].train)}", fontweight="bold")
+    axis.grid(alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, loc="best")
+    figure.savefig(file, dpi=120)
+    plt.close(figure)
+
+
+def print_lr_range(result: LrRange, recipe: Recipe, phase: int, run: Path, *, words: Sequence[str]) -> None:
+    table = Table.grid(padding=(0, 2))
+    now = recipe.gradient_phases[phase].lr
+    end = "then it ran away" if result.diverged else "and it never ran away"
+    if result.suggestion is None:
+        table.add_row("[dim]suggestion[/dim]", "none: no rate made the loss fall. More steps may tell: --steps 300")
+    else:
+        table.add_row("[dim]suggestion[/dim]", f"[bold]{result.suggestion:.1e}[/bold]  (the recipe has {now:.1e})")
+    table.add_row("[dim]lowest loss[/dim]", f"{min(result.smoothed):.3f} at {result.lowest_at:.1e}, {end}")
+    table.add_row("[dim]curve[/dim]", str(run / "lr.png"))
+    command = shlex.join(["tlkit", "finetune", *words, f"phases[{phase}].lr={result.suggestion:.1e}"]) if result.suggestion else ""
+    if command:
+        table.add_row("[dim]next[/dim]", escape(command))
+    if phase:
+        earlier = "phase 1 was" if phase == 1 else f"phases 1 to {phase} were"
+        table.add_row("[dim]note[/dim]", f"{earlier} not trained before it: the head is new here")
+    console = Console()
+    # Wider than a narrow terminal rather than folded: a folded command can't be copied.
+    console.width = max(console.width, 24 + len(command), 24 + len(str(run)))
+    title = f"phase {phase + 1}/{len(recipe.phases)} {phase_name(recipe.phases[phase].train)}"
+    console.print(Panel(table, title=title, title_align="left", expand=False))
+
+
+def _phase_index(recipe: Recipe, number: int) -> int:
+    """Raises TlkitError for a phase that there is none of, that is solved, or that scikit-learn takes over."""
+    count, kind = len(recipe.phases), recipe.model.head.kind
+    if number > count:
+        raise TlkitError(f"--phase {number}: the recipe has {count} phase{'' if count == 1 else 's'}, counted from 1.")
+    if isinstance(recipe.phases[number - 1], SolvedPhase):
+        fix = "Choose another with --phase N, or give it epochs and lr in place of solver."
+        raise TlkitError(f"--phase {number} has no learning rate: phases[{number - 1}] is solved by L-BFGS.\n  {fix}")
+    if number - 1 not in recipe.gradient_phases:
+        raise TlkitError(f"--phase {number} has no learning rate: scikit-learn fits a {kind} head.\n  Set model.head.kind to linear.")
+    return number - 1

@@ -1,0 +1,397 @@
+"""What a recipe will do, before it does it: what trains and how fast, memory, steps, time, and what looks like a slip."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback
+from torch.nn.modules.batchnorm import _NormBase
+
+from tlkit.data.augment import Augmentation, build_augmentation
+from tlkit.data.datamodule import ImageDataModule
+from tlkit.data.dataset import EpochSampler, worker_count
+from tlkit.data.preprocess import Preprocessing
+from tlkit.data.samples import LARGEST_FOLD, Sample, Samples
+from tlkit.data.splits.folds import split_by_recipe
+from tlkit.data.splits.holdout import split_warnings
+from tlkit.errors import TlkitError
+from tlkit.files import format_bytes
+from tlkit.models.backbones import check_backbone_name, pretrained_cfg
+from tlkit.models.classifier import Classifier
+from tlkit.models.weights import Weights
+from tlkit.planning.probe import Memory, MemoryProbe, Stopwatch
+from tlkit.planning.trial import try_phase
+from tlkit.recipe.fields.phases import Phase
+from tlkit.recipe.schema import Recipe
+from tlkit.recipe.summary import recipe_notes, recipe_warnings
+from tlkit.training.batch_size.find import with_batch_size
+from tlkit.training.module import PhaseModule
+from tlkit.training.optimizers import check_optimizer_name
+from tlkit.training.phases import check_batch_size, seed_everything
+from tlkit.training.scale_lr import with_scaled_lr
+from tlkit.training.setup import build, gather_what_there_is, trainable_parameters
+from tlkit.training.trainer import check_devices
+
+TIMING_S = 2.0
+"""How long a phase is timed, about."""
+TIMED_BATCHES = 8
+PROBED = (2, 4)
+"""Pictures of the two batches that memory is measured on: their difference is what each picture costs."""
+FEW = 16
+ASSUMED_CLASSES = 10
+
+
+@dataclass(frozen=True)
+class StageRow:
+    """What happens to one stage in one phase.
+
+    trained: how many of its parameters train. batchnorm: `adapts`, `held` or, without such layers, nothing.
+    lr, weight_decay: None where nothing trains; weight_decay is that of its matrices and kernels.
+    """
+
+    name: str
+    parameters: int
+    trained: int
+    batchnorm: str
+    lr: float | None
+    weight_decay: float | None
+
+
+@dataclass(frozen=True)
+class PhasePlan:
+    """number: its index in the recipe. seconds: None where there are no pictures to time it on."""
+
+    number: int
+    phase: Phase
+    rows: tuple[StageRow, ...]
+    memory: Memory
+    seconds: float | None
+
+    @property
+    def trained(self) -> int:
+        return sum(row.trained for row in self.rows)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """samples: None where the pictures can't be had; then `classes` is assumed, and steps are unknown.
+
+    weights: where they come from. weights_mean: of the pictures that they were made with. notes: what was done to them.
+    no_pictures, no_weights: why they can't be had, else empty. steps: of the optimizer, in an epoch.
+    device_memory: bytes of one device; None where the machine doesn't tell.
+    phases: those that train by gradients.
+    """
+
+    recipe: Recipe
+    samples: Samples | None
+    weights: str
+    no_images: str
+    no_weights: str
+    classes: int
+    normalize: Preprocessing
+    weights_mean: tuple[float, ...]
+    notes: tuple[str, ...]
+    devices: int
+    device: str
+    device_memory: int | None
+    steps: int | None
+    phases: tuple[PhasePlan, ...]
+
+    @property
+    def largest(self) -> PhasePlan | None:
+        """The phase that needs the most memory."""
+        return max(self.phases, key=lambda phase: phase.memory.total, default=None)
+
+    @property
+    def seconds(self) -> float:
+        """Of all phases that could be timed."""
+        return sum(phase.seconds or 0.0 for phase in self.phases)
+
+
+def make_plan(recipe: Recipe) -> Plan:
+    """Builds what training would build, and tries every phase for a few batches on a copy.
+
+    Pictures or weights that can't be had are replaced by made-up ones of the same shape; `no_pictures` and `no_weights` say why.
+    Raises TlkitError for what else would stop the training.
+    """
+    with TemporaryDirectory(prefix="tlkit-plan-") as folder:
+        return _make_plan(with_batch_size(with_scaled_lr(recipe)), Path(folder))
+
+
+def _make_plan(recipe: Recipe, folder: Path) -> Plan:
+    """folder: for made-up pictures."""
+    with recipe.located():
+        check_backbone_name(recipe.model.backbone)
+        check_optimizer_name(recipe.optimizer.name)
+        devices, here = check_devices(recipe.trainer)
+        found, weights = gather_what_there_is(recipe)
+        samples = None if isinstance(found, TlkitError) else split_by_recipe(found, recipe.data, recipe.seed)
+        used = Weights("random") if isinstance(weights, TlkitError) else weights
+        shown = samples or _made_up(recipe, folder)
+        seed_everything(recipe.seed)
+        notes: list[str] = []
+        # A few pictures will do: what `normalize: dataset` takes from all of them changes no shape and no time.
+        classifier, preprocessing = build(recipe, _few(shown), used, log=notes.append)
+        augmentation = build_augmentation(recipe.augment, recipe.data.image_size, recipe.data.channels)
+        trained = trainable_parameters(recipe, classifier)
+
+    trial = _Trial(recipe, classifier, preprocessing, augmentation, shown, recipe.data.known_batch_size // devices, here.type)
+    phases = tuple(trial.plan_phase(number, trained[number], timed=samples is not None) for number in recipe.gradient_phases)
+    return Plan(
+        recipe=recipe,
+        samples=samples,
+        weights=used.origin,
+        no_images=_reason(found),
+        no_weights=_reason(weights),
+        classes=len(shown.classes),
+        normalize=preprocessing,
+        weights_mean=tuple(used.normalization.get("mean") or pretrained_cfg(recipe.model.backbone).get("mean") or ()),
+        notes=tuple(notes),
+        devices=devices,
+        device=here.type,
+        device_memory=_device_memory(here.type),
+        steps=steps_an_epoch(recipe, len(samples.of("train")), devices) if samples else None,
+        phases=phases,
+    )
+
+
+def batches_an_epoch(recipe: Recipe, images: int, devices: int) -> int:
+    """On each device. pictures: of the training split."""
+    per_device_batch_size = recipe.data.known_batch_size // devices
+    return ceil(len(EpochSampler(images, batch_size=per_device_batch_size, shuffle=True, ranks=devices)) / per_device_batch_size)
+
+
+def steps_an_epoch(recipe: Recipe, images: int, devices: int) -> int:
+    """Of the optimizer: Lightning makes the last one from whatever batches are left."""
+    return ceil(batches_an_epoch(recipe, images, devices) / recipe.optimizer.accumulate)
+
+
+@dataclass
+class _Trial:
+    """Everything that a phase is tried with. batch_size: of one device."""
+
+    recipe: Recipe
+    classifier: Classifier
+    preprocessing: Preprocessing
+    augmentation: Augmentation | None
+    samples: Samples
+    batch_size: int
+    device: str
+
+    def plan_phase(self, number: int, trained: frozenset[str], *, timed: bool) -> PhasePlan:
+        phase = self.recipe.gradient_phases[number]
+        self.classifier.train_only(trained, phase.batchnorm)
+        check_batch_size(self.classifier, self.batch_size)
+        probe = MemoryProbe()
+        for size in PROBED:
+            module = self._try(phase, trained, probe, size, max_epochs=1, limit_train_batches=1, limit_val_batches=0)
+        memory = probe.memory(module, self.batch_size, copies=(self.recipe.ema is not None) + (self.recipe.loss.l2_sp > 0))
+        rows = tuple(stage_rows(module, probe.groups))
+        return PhasePlan(number, phase, rows, memory, self._seconds(phase, trained, probe.seconds) if timed else None)
+
+    def _seconds(self, phase: Phase, trained: frozenset[str], seconds_per_image: float) -> float:
+        """Of the whole phase, by timing a few batches. a_picture: what the trial before this took for each, to choose their size by."""
+        # A CPU takes about as long for a picture in a small batch; a GPU doesn't, and is quick enough for whole ones.
+        size = self.batch_size if self.device != "cpu" else max(2, min(self.batch_size, int(TIMING_S / 3 / max(seconds_per_image, 1e-6))))
+        watch = Stopwatch(TIMING_S)
+        limits = {"max_epochs": 1, "limit_train_batches": TIMED_BATCHES, "limit_val_batches": 1}
+        self._try(phase, trained, watch, size, **limits)
+        train, workers = self.samples.of("train"), self.recipe.data.workers
+        size = min(size, len(train))
+        loading, training = (median(laps[1:] or laps) / size for laps in (watch.loading, watch.training))
+        processes = worker_count(workers, len(train))
+        # Worker processes load while the network works; without them one waits for the other.
+        each = max(training, loading / processes) if processes else training + loading
+        devices = self.recipe.data.known_batch_size // self.batch_size
+        return phase.epochs * (each * len(train) + median(watch.validating) * len(self.samples.of("val"))) / devices
+
+    def _try(self, phase: Phase, trained: frozenset[str], callback: Callback, batch_size: int, **limits: int) -> PhaseModule:
+        data = ImageDataModule(
+            self.samples,
+            self.preprocessing,
+            self.augmentation,
+            batch_size=batch_size,
+            workers=0,
+            seed=self.recipe.seed,
+            balanced=self.recipe.imbalance == "sampler",
+        )
+        return try_phase(self.classifier, data, self.recipe, phase, trained, callback=callback, **limits)
+
+
+def stage_rows(module: PhaseModule, groups: Sequence[dict[str, Any]]) -> list[StageRow]:
+    """A row a stage in forward order, then the head and, where the backbone has them, the auxiliary heads. groups: the optimizer's."""
+    classifier = module.classifier
+    backbone = dict(classifier.backbone.named_parameters())
+    parts = {stage.name: [backbone[name] for name in stage.parameters] for stage in classifier.stages}
+    parts["head"] = list(classifier.head.parameters())
+    if module.auxiliary is not None:
+        parts["auxiliary"] = list(module.auxiliary.parameters())
+    norms = {
+        f"{path}.{name}": part
+        for path, part in classifier.backbone.named_modules()
+        if isinstance(part, _NormBase)
+        for name, _ in part.named_parameters(recurse=False)
+    }
+    stages = {stage.name: stage.parameters for stage in classifier.stages}
+    rows = []
+    for name, parameters in parts.items():
+        own = [group for group in groups if group["name"] == name]
+        adapting = {norms[parameter].training for parameter in stages.get(name, ()) if parameter in norms}
+        rows.append(
+            StageRow(
+                name,
+                parameters=sum(parameter.numel() for parameter in parameters),
+                trained=sum(parameter.numel() for group in own for parameter in group["params"]),
+                batchnorm=" and ".join({True: "adapts", False: "held"}[training] for training in sorted(adapting)),
+                lr=own[0]["lr"] if own else None,
+                weight_decay=max(group["weight_decay"] for group in own) if own else None,
+            )
+        )
+    return rows
+
+
+def _reason(found: object) -> str:
+    return str(found) if isinstance(found, TlkitError) else ""
+
+
+def _few(samples: Samples) -> Samples:
+    return Samples(samples.classes, samples.of("train")[:FEW], samples.task)
+
+
+def _made_up(recipe: Recipe, folder: Path) -> Samples:
+    """A grey picture of each of ten classes, as in so many sets, where nothing is known of the real ones. folder: where it is put."""
+    side, channels = recipe.data.image_size, recipe.data.channels
+    image = folder / "grey.npy"
+    np.save(image, np.full((side, side, channels), 128, np.uint8))
+    samples = tuple(Sample(f"made up {label}", image, (label,), "train") for label in range(ASSUMED_CLASSES))
+    return Samples(tuple(map(str, range(ASSUMED_CLASSES))), samples, recipe.task)
+
+
+def _device_memory(device: str) -> int | None:
+    if device == "cuda":
+        return int(torch.cuda.mem_get_info()[1])
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if device == "cpu" else None
+    except (AttributeError, ValueError):  # Windows has no sysconf
+        return None
+
+
+FEW_IMAGES = 10
+FAR = 2
+"""Times: a picture size that differs by more from the weights' own shows other detail than they learned from."""
+VANISHING = 1e-3
+"""Share of the phase's rate: what learns slower stands still."""
+
+
+@dataclass(frozen=True)
+class Remark:
+    kind: Literal["warning", "note"]
+    text: str
+
+
+def remarks(plan: Plan) -> list[Remark]:
+    """The most important first."""
+    warnings = [*_missing(plan), *_memory(plan), *_normalize(plan), *_size(plan.recipe), *_classes(plan), *_steps(plan)]
+    warnings += [*_random_features(plan.recipe), *(split_warnings(plan.samples) if plan.samples else ())]
+    warnings += [text for phase in plan.phases for text in (*_rates(phase), *_parameters(plan, phase))]
+    notes = [*(f"weights: {text}" for text in plan.notes), *recipe_notes(plan.recipe)]
+    notes += [text for phase in plan.phases for text in _augmented_head(plan.recipe, phase)]
+    return [*(Remark("warning", text) for text in warnings), *(Remark("note", text) for text in notes)]
+
+
+def _missing(plan: Plan) -> Iterator[str]:
+    if plan.no_images:
+        yield f"no pictures: steps and times are unknown, and {ASSUMED_CLASSES} classes are assumed.\n{plan.no_images}"
+    if plan.no_weights:
+        yield f"no weights: planned with random ones of the same shape.\n{plan.no_weights}"
+
+
+def _memory(plan: Plan) -> Iterator[str]:
+    if plan.largest and plan.device_memory and plan.largest.memory.total > plan.device_memory:
+        needs, has = format_bytes(plan.largest.memory.total), format_bytes(plan.device_memory)
+        fix = "Use a smaller data.batch_size with optimizer.accumulate, or train fewer stages."
+        yield f"phases[{plan.largest.number}] needs about {needs} on each device, which has {has}. {fix}"
+
+
+def _normalize(plan: Plan) -> Iterator[str]:
+    mean = ", ".join(f"{value:.3f}" for value in plan.weights_mean)
+    yield from (f"{warning} They were trained with mean {mean}." if mean else warning for warning in recipe_warnings(plan.recipe))
+    if plan.recipe.model.weights != "random" and plan.recipe.data.normalize == "none" and not recipe_warnings(plan.recipe):
+        fix = f"They were trained with mean {mean}: use `normalize: weights`." if mean else "Use `normalize: weights`."
+        yield f"data.normalize = 'none' feeds the weights numbers that they have never seen. {fix}"
+
+
+def _size(recipe: Recipe) -> Iterator[str]:
+    _, height, _ = pretrained_cfg(recipe.model.backbone).get("input_size") or (0, 0, 0)
+    size = recipe.data.image_size
+    if recipe.model.weights != "random" and height and max(size / height, height / size) > FAR:
+        yield f"data.image_size = {size} is far from the {height} px that the weights were made at."
+
+
+def _classes(plan: Plan) -> Iterator[str]:
+    if plan.samples is None:
+        return
+    counts = Counter(label for sample in plan.samples.of("train") for label in sample.labels)
+    name = plan.samples.classes.__getitem__
+    (most, images), (least, fewest) = counts.most_common()[0], counts.most_common()[-1]
+    if images > LARGEST_FOLD * fewest and plan.recipe.imbalance == "none":
+        fix = "Set `imbalance: loss_weights`, and read the macro figures."
+        yield f"classes differ more than {LARGEST_FOLD}-fold: {name(most)} has {images} training pictures, {name(least)} {fewest}. {fix}"
+    if skipped := len(plan.samples.skipped):
+        yield f"{skipped} pictures can't be read, and data.on_bad = 'skip' leaves them out. See them with: tlkit data check RECIPE"
+    few = [f"{name(label)} ({number})" for label, number in reversed(counts.most_common()) if number < FEW_IMAGES]
+    if few:
+        more = f" and {len(few) - 5} more" if len(few) > 5 else ""
+        yield f"too few training pictures to learn a class from: {', '.join(few[:5])}{more}. Add some, or join classes."
+
+
+def _steps(plan: Plan) -> Iterator[str]:
+    if plan.samples is None:
+        return
+    train, recipe = len(plan.samples.of("train")), plan.recipe
+    batch_size = recipe.data.known_batch_size
+    if batch_size > train:
+        yield f"data.batch_size = {batch_size} is more than the {train} training pictures: an epoch is one step of {train}."
+    batches = batches_an_epoch(recipe, train, plan.devices)
+    if recipe.optimizer.accumulate > batches:
+        yield f"optimizer.accumulate = {recipe.optimizer.accumulate}, but an epoch has {batches} batches: a step is made of those."
+
+
+def _random_features(recipe: Recipe) -> Iterator[str]:
+    for number, phase in recipe.run_phases.items():
+        if phase.train != "head" or recipe.model.weights != "random":
+            return
+        yield f"phases[{number}] trains a head on a backbone that has learned nothing. Use `train: all`, or pretrained weights."
+
+
+def _rates(phase: PhasePlan) -> Iterator[str]:
+    slow = [row for row in phase.rows if row.lr is not None and row.lr < VANISHING * phase.phase.lr]
+    if slow:
+        key = "layer_decay" if phase.phase.layer_decay is not None else "backbone_lr"
+        names = slow[0].name if len(slow) == 1 else f"{slow[0].name} to {slow[-1].name}"
+        lowest = f"{slow[0].lr:.1e}{' or little more' if len(slow) > 1 else ''}"
+        fix = f"Raise {key}, or leave them frozen with {{from: STAGE}}."
+        yield f"phases[{phase.number}].{key} = {getattr(phase.phase, key)} leaves {names} a rate of {lowest}. {fix}"
+
+
+def _parameters(plan: Plan, phase: PhasePlan) -> Iterator[str]:
+    """Once, for the phase that trains most."""
+    if plan.samples is None or phase is not max(plan.phases, key=lambda other: other.trained):
+        return
+    train = len(plan.samples.of("train"))
+    if phase.trained > train:
+        fix = "Watch the validation loss; augment, weight_decay and early_stopping hold it back from learning by heart."
+        yield f"phases[{phase.number}] trains {phase.trained:,} parameters on {train:,} pictures. {fix}"
+
+
+def _augmented_head(recipe: Recipe, phase: PhasePlan) -> Iterator[str]:
+    if recipe.augment and phase.phase.train == "head":
+        yield f"phases[{phase.number}] trains the head alone on augmented pictures: each goes through the frozen backbone in every epoch."

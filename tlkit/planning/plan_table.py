@@ -1,0 +1,183 @@
+"""A plan as a person reads it: the facts, a table a phase, what it takes, and what looks like a slip."""
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from tlkit.files import format_bytes
+from tlkit.planning.plan import PhasePlan, Plan, StageRow, make_plan, remarks
+from tlkit.recipe.fields.model import CLASSICAL_HEADS
+from tlkit.recipe.fields.phases import SolvedPhase
+from tlkit.recipe.schema import Recipe
+from tlkit.training.phases import phase_name
+from tlkit.training.results import split_summary
+
+MANY_STAGES = 12
+"""With more, neighbours to which the same happens share a row."""
+
+
+def show_plan(recipe: Recipe) -> int:
+    """`tlkit plan`."""
+    console = Console()
+    console.print()
+    print_plan(make_plan(recipe), console)
+    return 0
+
+
+def print_plan(plan: Plan, console: Console) -> None:
+    console.print(_facts(plan))
+    planned = {phase.number: phase for phase in plan.phases}
+    for number, phase in plan.recipe.run_phases.items():
+        console.print()
+        console.print(_solved(plan, number, phase) if isinstance(phase, SolvedPhase) else _phase_table(plan, planned[number]))
+    if plan.recipe.model.head.kind in CLASSICAL_HEADS:
+        console.print(f"\n[bold]head[/bold] {plan.recipe.model.head.kind}, fitted by scikit-learn on the features")
+    if plan.phases:
+        console.print()
+        console.print(_costs(plan))
+    for remark in remarks(plan):
+        first, *rest = (escape(line.strip()) for line in remark.text.splitlines())
+        style = "yellow" if remark.kind == "warning" else "dim"
+        console.print()
+        console.print(_hanging(f"[{style}]{remark.kind}[/{style}]", first, *(f"[dim]{line}[/dim]" for line in rest)))
+
+
+def _hanging(label: str, *lines: str) -> Table:
+    """Lines that fold beside their label, not below it."""
+    table = _labelled()
+    for number, line in enumerate(lines):
+        table.add_row("" if number else label, line)
+    return table
+
+
+def _labelled() -> Table:
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(min_width=len("optimizer"))
+    return table
+
+
+def _facts(plan: Plan) -> Table:
+    recipe = plan.recipe
+    model, optimizer = recipe.model, recipe.optimizer
+    batch, devices = recipe.data.known_batch_size, plan.devices
+    dealt = f"{devices} devices x {batch // devices}" if devices > 1 else f"1 device ({plan.device}) x {batch}"
+    step = f"{batch * optimizer.accumulate} pictures: {dealt}" + (f" x {optimizer.accumulate} batches" if optimizer.accumulate > 1 else "")
+    stand_in = " for now" if plan.no_weights else ""
+    mean, std = (" ".join(f"{value:.3f}" for value in values) for values in (plan.normalize.mean, plan.normalize.std))
+    of_image = " over a mean picture" if plan.normalize.mean_picture is not None else ""
+    rows = [
+        ("recipe", f"[bold]{recipe.name}[/bold]"),
+        ("pictures", split_summary(plan.samples) if plan.samples else "unknown"),
+        *([("folds", f"{recipe.data.folds} runs of what follows, each validated on its own fold")] if recipe.data.folds else []),
+        (
+            "input",
+            f"{recipe.data.image_size} px by {recipe.data.resize}, normalize {recipe.data.normalize} (mean {mean}{of_image}, std {std})",
+        ),
+        ("backbone", f"{model.backbone}, weights {plan.weights}{stand_in}, head {model.head.kind} for {plan.classes} classes"),
+    ]
+    if plan.phases:
+        rows += [
+            ("a step", f"{step}; batch_size and lr hold for any number of devices"),
+            ("optimizer", f"{optimizer.name}, no decay of biases and norms; {recipe.schedule.name} schedule{_warmup(plan)}"),
+        ]
+    table = _labelled()
+    for label, text in rows:
+        table.add_row(f"[dim]{label}[/dim]", text)
+    return table
+
+
+def _warmup(plan: Plan) -> str:
+    return f" with warm-up over {plan.recipe.schedule.warmup:.0%} of each phase" if plan.recipe.schedule.warmup else ""
+
+
+def _phase_table(plan: Plan, phase: PhasePlan) -> Table:
+    title = f"phase {phase.number + 1}/{len(plan.recipe.phases)}: {phase_name(phase.phase.train)}, {counted(phase.phase.epochs, 'epoch')}"
+    if plan.steps is not None:
+        title += f" of {counted(plan.steps, 'step')}"
+    if phase.seconds is not None:
+        title += f", about {duration(phase.seconds)}"
+    table = Table(title=f"[bold]{title}[/bold]", title_justify="left", title_style="", box=None, header_style="dim", padding=(0, 3, 0, 0))
+    # Widths that hold for every phase, so that the tables stand in line.
+    table.add_column("stage", min_width=max(len(row.name) for row in phase.rows))
+    for name in ("trains", "batch norm"):
+        table.add_column(name)
+    for name, width in (("lr", 8), ("weight decay", 12), ("parameters", 11), ("trained", 11)):
+        table.add_column(name, justify="right", min_width=width)
+    rows = _joined(phase.rows) if len(phase.rows) > MANY_STAGES else list(phase.rows)
+    for row in rows:
+        trains = "all" if row.trained == row.parameters else "some" if row.trained else "frozen"
+        table.add_row(
+            row.name,
+            trains,
+            row.batchnorm,
+            f"{row.lr:.3g}" if row.lr is not None else "",
+            f"{row.weight_decay:.3g}" if row.weight_decay is not None else "",
+            f"{row.parameters:,}",
+            f"{row.trained:,}" if row.trained else "",
+            style="" if row.trained else "dim",
+        )
+    table.add_section()
+    table.add_row("total", "", "", "", "", f"{sum(row.parameters for row in phase.rows):,}", f"{phase.trained:,}", style="bold")
+    return table
+
+
+def _solved(plan: Plan, number: int, phase: SolvedPhase) -> str:
+    decay = "weight decay chosen on validation" if phase.weight_decay is None else f"weight decay {phase.weight_decay:g}"
+    what = "the backbone runs once over the pictures, which is not timed here"
+    return f"[bold]phase {number + 1}/{len(plan.recipe.phases)}: head, solved by L-BFGS on the features[/bold], {decay}; {what}"
+
+
+def _joined(rows: tuple[StageRow, ...]) -> list[StageRow]:
+    """Neighbours to which the same happens, in one row: `block0 .. block7`."""
+    runs: list[list[StageRow]] = []
+    for row in rows:
+        if runs and _fate(runs[-1][-1]) == _fate(row):
+            runs[-1].append(row)
+        else:
+            runs.append([row])
+    return [
+        StageRow(
+            run[0].name if len(run) == 1 else f"{run[0].name} .. {run[-1].name}",
+            sum(row.parameters for row in run),
+            sum(row.trained for row in run),
+            run[0].batchnorm,
+            run[0].lr,
+            run[0].weight_decay,
+        )
+        for run in runs
+    ]
+
+
+def _fate(row: StageRow) -> tuple[object, ...]:
+    return row.name in ("head", "auxiliary"), row.trained == row.parameters, row.trained > 0, row.batchnorm, row.lr, row.weight_decay
+
+
+def _costs(plan: Plan) -> Table:
+    table = _labelled()
+    if plan.largest is not None:
+        memory = plan.largest.memory
+        parts = [("weights", memory.weights), ("gradients", memory.gradients), (plan.recipe.optimizer.name, memory.optimizer)]
+        parts += [("copies", memory.copies)] * bool(memory.copies) + [("activations", memory.activations)]
+        of = f" of {format_bytes(plan.device_memory)}" if plan.device_memory else ""
+        table.add_row("[dim]memory[/dim]", f"[bold]{format_bytes(memory.total)}[/bold]{of} on a device, in phase {plan.largest.number + 1}")
+        table.add_row("", ", ".join(f"{name} {format_bytes(number)}" for name, number in parts))
+        table.add_row("", "[dim]counted on batches of 2 and 4; what kernels and CUDA need for themselves comes on top[/dim]")
+    if plan.steps is not None:
+        epochs = sum(phase.phase.epochs for phase in plan.phases)
+        table.add_row("[dim]steps[/dim]", f"{plan.steps * epochs:,}: {plan.steps:,} in each of {counted(epochs, 'epoch')}")
+        folds = plan.recipe.data.folds
+        times = f", {folds} times: [bold]{duration(plan.seconds * folds)}[/bold]" if folds else ""
+        took = f"about [bold]{duration(plan.seconds)}[/bold]{times}, by a few batches of each phase on this machine"
+        table.add_row("[dim]time[/dim]", took)
+    return table
+
+
+def counted(number: int, word: str) -> str:
+    return f"{number:,} {word}{'' if number == 1 else 's'}"
+
+
+def duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    if seconds < 100:
+        return f"{max(1, seconds):.0f} s"
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"

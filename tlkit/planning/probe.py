@@ -1,0 +1,121 @@
+"""What a short trial of a phase shows: bytes, seconds, and the optimizer's own account of what trains."""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from tlkit.training.module import PhaseModule
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device.
+
+    copies: the second sets of weights that `ema` and `l2_sp` keep. activations: what the backward pass needs of one batch.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    copies: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.optimizer + self.copies + self.activations
+
+
+@dataclass
+class MemoryProbe(Callback):
+    """Reads the optimizer's groups and counts what it and autograd keep. activations: pictures of a batch -> bytes."""
+
+    groups: list[dict[str, Any]] = field(default_factory=list)
+    optimizer: int = 0
+    activations: dict[int, int] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._began = time.perf_counter()
+        self._images = len(batch[0])
+        self._kept: dict[int, int] = {}
+        own = {tensor.untyped_storage().data_ptr() for tensor in (*pl_module.parameters(), *pl_module.buffers())}
+
+        def note(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in own:
+                self._kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
+        self._hooks.__enter__()
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        self._hooks.__exit__()
+        self.activations[self._images] = sum(self._kept.values())
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        wait_for_device()
+        self.seconds = (time.perf_counter() - self._began) / len(batch[0])
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        (optimizer,) = trainer.optimizers
+        # In 16-mixed the first steps may have been left out, and with them the optimizer's state.
+        optimizer.step()
+        self.groups = optimizer.param_groups
+        self.optimizer = sum(bytes_of(value) for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor))
+
+    def memory(self, module: PhaseModule, images: int, *, copies: int) -> Memory:
+        """pictures: of a batch on one device. Activations grow with them in a straight line, which two sizes of batch give."""
+        (few, at_few), *_, (more, at_more) = sorted({0: 0, **self.activations}.items())[-2:]
+        bytes_per_image = (at_more - at_few) / (more - few)
+        weights = sum(map(bytes_of, (*module.parameters(), *module.buffers())))
+        gradients = sum(bytes_of(parameter) for group in self.groups for parameter in group["params"])
+        activations = max(0, round(at_few + bytes_per_image * (images - few)))
+        return Memory(weights, gradients, self.optimizer, copies * weights, activations)
+
+
+@dataclass
+class Stopwatch(Callback):
+    """Seconds that each batch takes to load, to train and to validate. Ends the training after limit_s."""
+
+    limit_s: float
+    loading: list[float] = field(default_factory=list)
+    training: list[float] = field(default_factory=list)
+    validating: list[float] = field(default_factory=list)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._first = self._mark = time.perf_counter()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self.loading.append(self._lap())
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.training.append(self._lap())
+        if self._mark - self._first > self.limit_s:
+            trainer.should_stop = True
+
+    def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, *_: Any) -> None:
+        self._lap()
+
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any) -> None:
+        self.validating.append(self._lap() / len(batch[0]))
+
+    def _lap(self) -> float:
+        wait_for_device()
+        now = time.perf_counter()
+        lap, self._mark = now - self._mark, now
+        return lap
+
+
+def wait_for_device() -> None:
+    """A GPU works on after torch has returned."""
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+
+
+def bytes_of(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()

@@ -1,0 +1,83 @@
+"""A short fit of one phase on a copy: what `tlkit plan` times and `tlkit lr` sweeps. Nothing of it stays."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from hashlib import sha256
+
+import torch
+from lightning.pytorch import Callback
+
+from tlkit.data.datamodule import ImageDataModule
+from tlkit.errors import RunError
+from tlkit.models.classifier import Classifier
+from tlkit.recipe.fields.learning import Schedule
+from tlkit.recipe.fields.phases import Phase
+from tlkit.recipe.schema import Recipe
+from tlkit.training.auxiliary import build_auxiliary_heads
+from tlkit.training.checkpointing.rng import generator_states, set_generators
+from tlkit.training.losses import StartingPoint
+from tlkit.training.module import PhaseModule
+from tlkit.training.phases import build_module
+from tlkit.training.trainer import build_trial_trainer, fit_unsaved
+
+
+def try_phase(
+    classifier: Classifier,
+    data: ImageDataModule,
+    recipe: Recipe,
+    phase: Phase,
+    trained: frozenset[str],
+    *,
+    callback: Callback,
+    **limits: int,
+) -> PhaseModule:
+    """Trains a copy of the classifier as the phase would, at a constant learning rate and on one device, and returns what was trained.
+
+    trained: the backbone's parameters that train beside the head. limits: Lightning's `max_steps`, `limit_train_batches` and the like."""
+    copied = deepcopy(classifier)
+    copied.train_only(trained, phase.batchnorm)
+    auxiliary = build_auxiliary_heads(copied.backbone, len(data.samples.classes), recipe.model.auxiliary_loss)
+    start = StartingPoint(copied, recipe.loss.l2_sp) if recipe.loss.l2_sp else None
+    # Compiling takes longer than a trial.
+    phase = phase.model_copy(update={"compile": False})
+    module = build_module(copied, data, recipe.model_copy(update={"schedule": Schedule(name="constant")}), phase, auxiliary, start)
+    trainer = build_trial_trainer(recipe.trainer_of(phase), optimizer=recipe.optimizer, callbacks=[callback], **limits)
+    fit_unsaved(trainer, module, data)
+    return module
+
+
+@contextmanager
+def unchanged(classifier: torch.nn.Module) -> Iterator[None]:
+    """Puts the random generators back to where they were, then proves by hash that they and the classifier are as before.
+
+    Raises RunError if something in the `with` changed the classifier's weights, buffers, gradients wanted or modes.
+    """
+    before = fingerprint(classifier)
+    generators = generator_states()
+    try:
+        yield
+    finally:
+        set_generators(generators)
+    if (after := fingerprint(classifier)) != before:
+        changed = [part for part in before if before[part] != after[part]]
+        raise RunError(f"A trial on a copy changed what it must not: {', '.join(changed)}.\n  This is a fault of tlkit: please report it.")
+
+
+def fingerprint(classifier: torch.nn.Module) -> dict[str, str]:
+    """sha256 of the weights and buffers, of what trains and in which mode, and of each random generator's state."""
+    weights = sha256()
+    for name, tensor in classifier.state_dict().items():
+        weights.update(name.encode())
+        weights.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    trains = [(name, parameter.requires_grad, parameter.grad is None) for name, parameter in classifier.named_parameters()]
+    modes = [(name, module.training) for name, module in classifier.named_modules()]
+    states = generator_states()
+    generators = {
+        "Python's generator": repr(states["python"]),
+        "numpy's generator": repr(states["numpy"]),
+        "torch's generator": states["torch"].numpy().tobytes().hex(),
+        "CUDA's generators": repr([state.numpy().tobytes() for state in states["cuda"]]),
+    }
+    texts = {"what trains": repr(trains), "train mode": repr(modes), **generators}
+    return {"weights": weights.hexdigest(), **{part: sha256(text.encode()).hexdigest() for part, text in texts.items()}}

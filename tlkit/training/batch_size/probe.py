@@ -1,0 +1,113 @@
+"""Tries steps of a recipe's largest phase with made-up pictures: a process of its own, which may run out of memory.
+
+    python -m tlkit.training.batch_size.probe RECIPE.yaml
+
+Writes a line of facts; then answers each number of pictures on stdin with `fits` or `too large`.
+"""
+
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from tlkit.data.datamodule import ImageDataModule
+from tlkit.data.quality.on_bad import read_images
+from tlkit.data.samples import Sample, Samples
+from tlkit.data.splits.folds import split_by_recipe
+from tlkit.models.weights import Weights
+from tlkit.recipe.load import load_recipe
+from tlkit.recipe.schema import Recipe
+from tlkit.system import keep_freed_memory
+from tlkit.training.auxiliary import build_auxiliary_heads
+from tlkit.training.batch_size.out_of_memory import is_out_of_memory
+from tlkit.training.callbacks import moving_average
+from tlkit.training.losses import StartingPoint
+from tlkit.training.phases import build_module
+from tlkit.training.setup import build, trainable_parameters
+from tlkit.training.trainer import build_trial_trainer, check_devices, fit_unsaved
+
+LEFT_TO_OTHERS = 0.05
+"""Share of the free memory of a machine without a GPU."""
+RESERVED = 1 << 30
+"""Bytes of address space (`ulimit -v`) that a run takes and a trial doesn't, and mostly never uses: 64 MB for each thread that decodes or
+writes logs, libraries, and gaps between blocks of many sizes. With tf_efficientnet_lite0 at 128 px, EMA and mixup a run had 354 to 657 MB
+more than its trial (1 and 2 threads), of which at most 93 MB were memory."""
+
+
+def main(recipe_file: str) -> None:
+    recipe = load_recipe(recipe_file)
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"normalize": "weights"})})
+    samples = split_by_recipe(read_images(recipe.data, recipe.task), recipe.data, recipe.seed)
+    devices, here = check_devices(recipe.trainer)
+    trained = trainable_parameters(recipe, build(recipe, samples, Weights("random"))[0])
+    phase = max(recipe.gradient_phases, key=lambda number: len(trained[number]))
+    print(json.dumps({"training_pictures": len(samples.of("train")), "devices": devices, "phase": phase}), flush=True)
+    if here.type == "cpu":
+        limit_memory()
+    for line in sys.stdin:
+        try:
+            two_steps(recipe, samples, phase, trained[phase], int(line))
+            print("fits", flush=True)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            print("too large", flush=True)
+
+
+def two_steps(recipe: Recipe, samples: Samples, number: int, trained: frozenset[str], images: int) -> None:
+    """Two, because the optimizer's own memory is there from the first one's end on."""
+    classifier, preprocessing = build(recipe, samples, Weights("random"))
+    phase = recipe.gradient_phases[number].model_copy(update={"compile": False})
+    classifier.train_only(trained, phase.batchnorm)
+    data = ImageDataModule(made_up(samples, 2 * images, recipe.data.channels), preprocessing, batch_size=images, workers=0)
+    auxiliary = build_auxiliary_heads(classifier.backbone, len(samples.classes), recipe.model.auxiliary_loss)
+    start = StartingPoint(classifier, recipe.loss.l2_sp) if recipe.loss.l2_sp else None
+    callbacks = [moving_average(recipe.ema)] if recipe.ema else []
+    trainer = build_trial_trainer(
+        recipe.trainer_of(phase), optimizer=recipe.optimizer, callbacks=[*callbacks], max_epochs=1, limit_val_batches=0
+    )
+    fit_unsaved(trainer, build_module(classifier, data, recipe, phase, auxiliary, start), data)
+
+
+def made_up(samples: Samples, images: int, channels: int) -> Samples:
+    """Small grey pictures, which become the recipe's size as all others do."""
+    grey = Image.fromarray(np.full((8, 8, 3), 128, np.uint8))
+    made = (Sample(f"{number}", lambda: grey, (number % len(samples.classes),), "train") for number in range(images))
+    return Samples(samples.classes, tuple(made), samples.task)
+
+
+def limit_memory() -> None:
+    """Makes asking for more than is free an error of this process, and not the end of another one."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    free = free_memory()
+    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE") if Path("/proc/self/statm").exists() else 0
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    if free and mapped:
+        wanted = mapped + int((1 - LEFT_TO_OTHERS) * free)
+        left = wanted if soft == resource.RLIM_INFINITY else min(wanted, soft - RESERVED)
+        resource.setrlimit(resource.RLIMIT_AS, (max(0, left), hard))
+
+
+def free_memory() -> int:
+    """Bytes that this process may still take: of the machine, or of its control group. 0 where the system doesn't tell."""
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():
+        return 0
+    available = int(re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text())[1]) * 1024  # type: ignore[index]
+    group = Path("/sys/fs/cgroup")
+    most, used = group / "memory.max", group / "memory.current"
+    if most.exists() and used.exists() and (text := most.read_text().strip()) != "max":
+        available = min(available, int(text) - int(used.read_text()))
+    return available
+
+
+if __name__ == "__main__":
+    keep_freed_memory()
+    main(sys.argv[1])

@@ -1,0 +1,278 @@
+"""The frozen part of a network run once: its activations lie in a file, and a phase trains only what comes after them.
+
+An entry is a folder named by its key; it appears whole or not at all. Everything that decides about an activation is in the key, so
+later phases, other seeds, other heads and a search find what an earlier run left, and nothing stale is ever found.
+"""
+
+import errno
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from filelock import FileLock
+from rich.console import Console
+from torch import Tensor
+
+from tlkit.data.datamodule import ImageDataModule
+from tlkit.data.dataset import ImageLoader, make_loader
+from tlkit.data.progress import images_progress
+from tlkit.data.samples import Sample
+from tlkit.errors import CacheUnavailable
+from tlkit.files import format_bytes
+from tlkit.models.classifier import Classifier
+from tlkit.models.split import Activations, CannotCut, Suffix, cut
+from tlkit.recipe.fields.trainer import Cache
+from tlkit.system import cache_folder
+from tlkit.training.cache.entries import make_room
+from tlkit.training.cache.store import ActivationData, ActivationLoader, Stored, as_bytes, as_kept, open_stored
+
+LOG = logging.getLogger("tlkit")
+
+FORMAT = 1
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+AUTOCAST: Mapping[str, Callable[[str], AbstractContextManager[Any]]] = {
+    "32-true": lambda device: nullcontext(),
+    "bf16-mixed": lambda device: torch.autocast(device, torch.bfloat16),
+    "16-mixed": lambda device: torch.autocast(device, torch.float16),
+}
+LARGEST_SHARE = 8
+"""Activations of more than this many times the bytes of the uint8 picture are not kept: near its first layers a network is quicker run
+than read (resnet18 at 128 px: 21 times after the first convolution, 5 times at layer1)."""
+
+
+class ActivationCache:
+    """What is kept of the pictures at the place where a classifier's frozen part ends. Says in the log what was found or made."""
+
+    def __init__(
+        self, classifier: Classifier, data: ImageDataModule, cache: Cache, *, device: torch.device, precision: str, console: Console
+    ) -> None:
+        """classifier: frozen as a phase says. precision: Lightning's word for it. Raises NotKept where nothing can be kept."""
+        if precision not in AUTOCAST:
+            raise CacheUnavailable(f"trainer.precision is {precision}")
+        size, channels = data.preprocessing.image_size, data.preprocessing.channels
+        black = data.preprocessing.normalize(torch.zeros(1, channels, size, size, dtype=torch.uint8))
+        try:
+            self._cut = cut(classifier, black)
+        except CannotCut as why:
+            raise CacheUnavailable(str(why)) from why
+        self._classifier, self._data, self._cache = classifier, data, cache
+        self._device, self._precision, self._console = device, precision, console
+        self._weights = digest(self._cut.prefix.state_dict())
+
+    @property
+    def suffix(self) -> Suffix:
+        """What comes after what is kept, up to the head."""
+        return self._cut.suffix
+
+    def splits(self) -> ActivationData:
+        """Training and validation activations. Raises NotKept."""
+        if self._data.augmentation is None:
+            stored = self._stored(self._untouched(), views=0)
+            return ActivationData(self._data, stored, stored)
+        if not self._cache.views:
+            raise CacheUnavailable("augment changes the pictures in every epoch (cache.views keeps a number of views of each)")
+        train = self._stored(self._data.samples.of("train"), views=self._cache.views)
+        return ActivationData(self._data, train, self._stored(self._untouched(), views=0))
+
+    def features(self, split: str) -> tuple[Tensor, Tensor]:
+        """What the head takes [N, F] and the labels of a split, of the pictures as they are, by a classifier that is frozen as a whole.
+
+        Raises NotKept.
+        """
+        loader = ActivationLoader(self._data.whole(split), self._stored(self._plain(), views=0))
+        found = [(features, labels) for (features,), labels in loader]
+        return torch.cat([features for features, _ in found]), torch.cat([labels for _, labels in found])
+
+    def logits(self, split: str) -> tuple[Tensor, Tensor]:
+        """Logits [N, K] and labels of a split, on the CPU, by what is kept of its pictures as they are.
+
+        Raises NotKept where that isn't there already, or is rounded.
+        """
+        if self._cache.dtype != "float32":
+            raise CacheUnavailable("what is kept is rounded")
+        loader = ActivationLoader(self._data.whole(split), self._stored(self._untouched(), views=0, make=False))
+        found = []
+        self._classifier.to(self._device).eval()
+        with torch.inference_mode():
+            for activations, labels in loader:
+                features = self._cut.suffix.eval()(*(activation.to(self._device) for activation in activations))
+                found.append((self._classifier.head(features).float().cpu(), labels))
+        return torch.cat([logits for logits, _ in found]), torch.cat([labels for _, labels in found])
+
+    def _untouched(self) -> tuple[Sample, ...]:
+        """Pictures that a phase needs as they are."""
+        return self._plain() if self._data.augmentation is None else self._data.samples.of("val")
+
+    def _plain(self) -> tuple[Sample, ...]:
+        """Training and validation pictures, and those of the test split if another seed may deal them out differently."""
+        samples = self._data.samples
+        return tuple(sample for sample in samples.samples if sample.split != "test" or "test" in samples.drawn)
+
+    def _stored(self, samples: Sequence[Sample], *, views: int, make: bool = True) -> Stored:
+        samples = sorted(samples, key=lambda sample: sample.id)
+        rows = {sample.id: row for row, sample in enumerate(samples)}
+        shapes = self._shapes()
+        dtype = self._affordable(shapes, len(samples) * max(1, views))
+        entry = cache_folder() / "activations" / self._key(samples, dtype, views)
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{entry}.lock"):
+            stored = open_stored(entry, shapes, DTYPES[dtype], rows, views)
+            if stored is not None and not self._agrees(stored, samples):
+                LOG.warning("kept activations in %s differ from the network's: made anew", entry)
+                stored = None
+            if stored is None and not make:
+                raise CacheUnavailable("nothing is kept of these pictures")
+            if stored is None:
+                self._make(entry, samples, shapes, dtype, views)
+                stored = open_stored(entry, shapes, DTYPES[dtype], rows, views)
+            elif make:
+                LOG.info("activations of %d pictures found in %s", len(samples), entry)
+        if stored is None:
+            raise CacheUnavailable(f"{entry} can't be read back")
+        os.utime(entry)
+        return stored
+
+    def _shapes(self) -> list[tuple[int, ...]]:
+        """Of one picture's activations, in the order in which they are kept: maps [H, W, C]."""
+        size, channels = self._data.preprocessing.image_size, self._data.preprocessing.channels
+        black = torch.zeros(1, channels, size, size, dtype=torch.uint8)
+        return [tuple(as_kept(activation).shape[1:]) for activation in self._activations(black)]
+
+    @torch.inference_mode()
+    def _activations(self, images: Tensor) -> Activations:
+        """images: uint8 [B, C, S, S]."""
+        self._cut.prefix.to(self._device)
+        normalized = self._data.preprocessing.normalize(images.to(self._device, non_blocking=True))
+        with AUTOCAST[self._precision](self._device.type):
+            return tuple(self._cut.prefix(normalized.contiguous(memory_format=torch.channels_last)))
+
+    def _affordable(self, shapes: Sequence[tuple[int, ...]], images: int) -> str:
+        """The number format to keep them in. Raises NotKept if no allowed one is within bounds, with the size that would be needed."""
+        preprocessing = self._data.preprocessing
+        values = sum(int(np.prod(shape)) for shape in shapes)
+        formats = [self._cache.dtype, *(["float16"] if self._cache.half_over_budget else [])]
+        for dtype in formats:
+            bytes_per_image = values * DTYPES[dtype].itemsize
+            needed = images * bytes_per_image
+            if bytes_per_image > LARGEST_SHARE * preprocessing.image_size**2 * preprocessing.channels:
+                reason = f"a picture's activations at {self._cut.boundary} are {format_bytes(bytes_per_image)}: so few layers run quicker"
+            elif needed > self._cache.budget_gb * 1e9:
+                reason = f"{format_bytes(needed)} would be needed and cache.budget_gb is {self._cache.budget_gb:g}"
+            else:
+                return dtype
+        raise CacheUnavailable(reason)
+
+    def _key(self, samples: Sequence[Sample], dtype: str, views: int) -> str:
+        augmentation = [repr(self._data.augmentation.compose), self._data.seed, views] if views and self._data.augmentation else None
+        facts = {
+            "format": FORMAT,
+            "prefix": self._weights,
+            "graph": self._cut.code,
+            "preprocessing": self._data.preprocessing.to_json(),
+            "pictures": digest_texts(f"{sample.id}\0{self._data.hashes[sample.id]}" for sample in samples),
+            "augmentation": augmentation,
+            "dtype": dtype,
+            "device": self._device.type,
+            "precision": self._precision,
+            "versions": [torch.__version__, timm.__version__],
+        }
+        return sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+
+    def _agrees(self, stored: Stored, samples: Sequence[Sample]) -> bool:
+        """Compares the first batch with what the network gives now."""
+        first = samples[: self._data.batch_size]
+        rows = [row * max(1, stored.views) for row in range(len(first))]
+        (images, _) = next(iter(self._loader(first, view=0, augmented=stored.views > 0)))
+        tolerance = 1e-3 if stored.dtype == torch.float32 else 2e-2
+        live = [activation.float().cpu() for activation in self._activations(images)]
+        return all(
+            torch.allclose(kept, now, rtol=tolerance, atol=tolerance * float(now.abs().max()))
+            for kept, now in zip(stored.read(rows), live, strict=True)
+        )
+
+    def _make(self, entry: Path, samples: Sequence[Sample], shapes: Sequence[tuple[int, ...]], dtype: str, views: int) -> None:
+        """Raises NotKept if the disk is full."""
+        needed = len(samples) * max(1, views) * sum(int(np.prod(shape)) for shape in shapes) * DTYPES[dtype].itemsize
+        make_room(needed, self._cache.budget_gb)
+        writing = entry.with_suffix(".writing")
+        shutil.rmtree(writing, ignore_errors=True)  # of a process that was killed
+        writing.mkdir()
+        began = time.perf_counter()
+        try:
+            self._write(writing, samples, DTYPES[dtype], views)
+            facts = {"boundary": self._cut.boundary, "pictures": len(samples), "views": views, "dtype": dtype, "shapes": shapes}
+            (writing / "entry.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
+            shutil.rmtree(entry, ignore_errors=True)
+            writing.rename(entry)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise CacheUnavailable(f"the disk of {entry.parent} is full: {format_bytes(needed)} are needed") from error
+        finally:
+            shutil.rmtree(writing, ignore_errors=True)
+        LOG.info(
+            "frozen part run once, up to %s: %d pictures%s, %s in %.1f s",
+            self._cut.boundary,
+            len(samples),
+            f" in {views} views" if views else "",
+            format_bytes(needed),
+            time.perf_counter() - began,
+        )
+
+    def _write(self, folder: Path, samples: Sequence[Sample], dtype: torch.dtype, views: int) -> None:
+        """Plain files of rows, a picture's views side by side. Files, since a full disk kills who writes to mapped memory."""
+        what = "frozen part, once"
+        arrays: list[Any] = []
+        with images_progress(self._console, what, len(samples) * max(1, views)) as advance:
+            loaders = [iter(self._loader(samples, view=view, augmented=views > 0)) for view in range(max(1, views))]
+            for batches in zip(*loaders, strict=True):
+                found = [self._activations(images) for images, _ in batches]  # a view each
+                kept = [torch.stack([as_kept(a) for a in views_of_one], dim=1).flatten(0, 1) for views_of_one in zip(*found, strict=True)]
+                if not arrays:
+                    arrays = [(folder / f"{i}.bin").open("wb") for i in range(len(kept))]
+                for array, activation in zip(arrays, kept, strict=True):
+                    array.write(as_bytes(activation.to(dtype).cpu()))
+                advance(sum(len(labels) for _, labels in batches))
+        for array in arrays:
+            array.flush()
+            os.fsync(array.fileno())
+            array.close()
+
+    def _loader(self, samples: Sequence[Sample], *, view: int, augmented: bool) -> ImageLoader:
+        loader = make_loader(
+            samples,
+            self._data.preprocessing,
+            batch_size=self._data.batch_size,
+            augmentation=self._data.augmentation if augmented else None,
+            workers=self._data.workers,
+            seed=self._data.seed,
+            multi_hot=self._data.samples.multi_hot,
+        )
+        loader.sampler.set_epoch(view)  # type: ignore[attr-defined]  # ours: a view is drawn as an epoch is
+        return loader
+
+
+def digest(state: Mapping[str, Tensor]) -> str:
+    """sha256 of names and values."""
+    found = sha256()
+    for name in sorted(state):
+        found.update(name.encode())
+        found.update(as_bytes(state[name].detach().cpu()))
+    return found.hexdigest()
+
+
+def digest_texts(texts: Iterator[str]) -> str:
+    found = sha256()
+    for text in texts:
+        found.update(text.encode("utf-8", "surrogateescape") + b"\n")
+    return found.hexdigest()

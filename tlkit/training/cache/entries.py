@@ -1,0 +1,76 @@
+"""The folder of kept activations: what lies in it, and how it stays within its budget. No torch, so that `tlkit cache` answers at once."""
+
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from tlkit.system import cache_folder
+
+
+def make_room(needed: int, budget_gb: float) -> None:
+    """Removes the entries that were unused for longest until `needed` bytes more are within the budget."""
+    listed = entries()
+    total = sum(entry.size for entry in listed)
+    for entry in listed:
+        if total + needed <= budget_gb * 1e9:
+            return
+        shutil.rmtree(entry.folder, ignore_errors=True)
+        total -= entry.size
+
+
+@dataclass(frozen=True)
+class Entry:
+    """size in bytes; used: seconds since the epoch."""
+
+    folder: Path
+    size: int
+    used: float
+    facts: Mapping[str, Any]
+
+
+def entries() -> list[Entry]:
+    """All whole entries, the one unused for longest first."""
+    folders = [file.parent for file in (cache_folder() / "activations").glob("*/entry.json")]
+    found = [
+        Entry(
+            folder,
+            sum(file.stat().st_size for file in folder.iterdir()),
+            folder.stat().st_mtime,
+            json.loads((folder / "entry.json").read_text(encoding="utf-8")),
+        )
+        for folder in folders
+        if folder.suffix != ".writing"
+    ]
+    return sorted(found, key=lambda entry: entry.used)
+
+
+def clear() -> int:
+    """Removes all that is kept, and what killed runs have left. Returns the bytes that it took."""
+    removed = 0
+    for folder in (cache_folder() / name for name in ("activations", "checked", "waves")):
+        removed += sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        shutil.rmtree(folder, ignore_errors=True)
+    return removed
+
+
+def print_entries() -> None:
+    """`tlkit cache list`."""
+
+    found = entries()
+    table = Table("entry", "up to", "pictures", "views", "format", "MB", "last used", box=None, header_style="bold")
+    for entry in reversed(found):
+        facts, used = entry.facts, time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
+        views = str(facts["views"] or "")
+        table.add_row(
+            entry.folder.name[:8], facts["boundary"], str(facts["pictures"]), views, facts["dtype"], f"{entry.size / 1e6:.1f}", used
+        )
+    if found:
+        Console().print(table)
+    print(f"{sum(entry.size for entry in found) / 1e6:.1f} MB in {cache_folder() / 'activations'}. Remove it all: tlkit cache clear")

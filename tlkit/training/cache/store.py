@@ -1,0 +1,113 @@
+"""Activations in files: how they lie there, how they are read back, and handed out in batches."""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tlkit.data.datamodule import ImageDataModule
+from tlkit.data.dataset import ImageLoader
+from tlkit.models.split import Activations
+
+LOG = logging.getLogger("tlkit")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Activations of some pictures. rows: a picture's id -> its row; views: augmented versions of each, 0 for the picture as it is."""
+
+    arrays: tuple[NDArray[Any], ...]
+    dtype: torch.dtype
+    rows: Mapping[str, int]
+    views: int
+
+    def read(self, rows: Sequence[int]) -> Activations:
+        """float32, [B, ...]; maps in channels_last memory, as they are kept."""
+        return tuple(_as_activation(torch.from_numpy(array[rows]), self.dtype) for array in self.arrays)
+
+
+class ActivationLoader:
+    """The batches of a picture loader, in its order, as (activations, labels)."""
+
+    batch_sampler = None  # Lightning looks for it, finds this, and tells `sampler` of each epoch
+
+    def __init__(self, loader: ImageLoader, stored: Stored) -> None:
+        self.sampler, self.batch_size = loader.sampler, int(loader.batch_size or 1)
+        self._images = loader.images
+        self._stored = stored
+        self._rows = [stored.rows[sample.id] for sample in self._images.samples]
+        self._labels = torch.from_numpy(np.stack([np.asarray(self._images.target(sample)) for sample in self._images.samples]))
+        self._handed_out = 0
+
+    def __len__(self) -> int:
+        return -(-len(self.sampler) // self.batch_size)  # type: ignore[arg-type]  # ours has a length
+
+    def __iter__(self) -> Iterator[tuple[Activations, Tensor]]:
+        self._handed_out = self.sampler.skip // self.batch_size  # type: ignore[attr-defined]  # ours has one
+        keys = list(self.sampler)
+        for first in range(0, len(keys), self.batch_size):
+            batch = keys[first : first + self.batch_size]
+            self._handed_out += 1
+            yield self._stored.read([self._row(*key) for key in batch]), self._labels[[index for _, index in batch]]
+
+    def state_dict(self) -> dict[str, int]:
+        return {"batches": self._handed_out}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """The next pass begins after so many batches."""
+        self.sampler.skip = state["batches"] * self.batch_size  # type: ignore[attr-defined]  # ours has one
+
+    def _row(self, epoch: int, index: int) -> int:
+        """Views take turns from epoch to epoch."""
+        views = max(1, self._stored.views)
+        return self._rows[index] * views + epoch % views
+
+
+class ActivationData(lightning.LightningDataModule):
+    """What PictureData gives, with pictures replaced by their activations."""
+
+    def __init__(self, data: ImageDataModule, train: Stored, val: Stored) -> None:
+        super().__init__()
+        self._data, self._train, self._val = data, train, val
+
+    def train_dataloader(self) -> ActivationLoader:
+        return ActivationLoader(self._data.train_dataloader(), self._train)
+
+    def val_dataloader(self) -> ActivationLoader:
+        return ActivationLoader(self._data.val_dataloader(), self._val)
+
+
+def open_stored(entry: Path, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, rows: Mapping[str, int], views: int) -> Stored | None:
+    """None if there is none, or if its files don't have the sizes that they should have."""
+    if not (entry / "entry.json").is_file():
+        return None
+    number = len(rows) * max(1, views)
+    files = [entry / f"{i}.bin" for i in range(len(shapes))]
+    sizes = [number * int(np.prod(shape)) * dtype.itemsize for shape in shapes]
+    if any(not file.is_file() or file.stat().st_size != size for file, size in zip(files, sizes, strict=True)):
+        LOG.warning("%s is damaged: made anew", entry)
+        return None
+    kind = np.int16 if dtype == torch.bfloat16 else torch.empty(0, dtype=dtype).numpy().dtype
+    arrays = tuple(np.memmap(file, kind, "r", shape=(number, *shape)) for file, shape in zip(files, shapes, strict=True))
+    return Stored(arrays, dtype, rows, views)
+
+
+def as_kept(activation: Tensor) -> Tensor:
+    """Maps as [B, H, W, C], which is how channels_last memory lies."""
+    return activation.permute(0, 2, 3, 1).contiguous() if activation.ndim == 4 else activation.contiguous()
+
+
+def _as_activation(kept: Tensor, dtype: torch.dtype) -> Tensor:
+    values = (kept.view(torch.bfloat16) if dtype == torch.bfloat16 else kept).float()
+    return values.permute(0, 3, 1, 2) if values.ndim == 4 else values
+
+
+def as_bytes(tensor: Tensor) -> bytes:
+    return tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()

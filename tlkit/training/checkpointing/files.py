@@ -1,0 +1,183 @@
+"""Checkpoints as files: written whole or not at all, proved by checksum, the last two kept.
+
+`checkpoints/0007.ckpt` is the state, `0007.best.safetensors` the best weights that were known then, and `0007.json`, which is written
+last, the sha256 of both. A checkpoint without its json isn't one.
+"""
+
+import errno
+import io
+import json
+import logging
+import os
+import shutil
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import file_digest, sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tlkit.errors import RunError
+from tlkit.files import format_bytes
+
+LOG = logging.getLogger("tlkit")
+
+AFTER_FULL = "  Earlier ones are whole: free some space, then go on with the same command and --resume."
+KEPT = 2
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """file: NNNN.ckpt. best: NNNN.best.safetensors, None where no epoch was validated before. about: the content of NNNN.json."""
+
+    file: Path
+    best: Path | None
+    about: Mapping[str, Any]
+
+    @property
+    def number(self) -> int:
+        return int(self.file.stem)
+
+    def load(self) -> dict[str, Any]:
+        """Tensors and plain values; nothing in the file is run. Raises RunError where it holds more than those."""
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # torch's words on what is refused below
+                state: dict[str, Any] = torch.load(self.file, map_location="cpu", weights_only=True)
+        except Exception as error:  # its checksum is right, so it was made so: an unpickler can raise nearly anything
+            raise RunError(
+                f"{self.file} is no checkpoint that tlkit has written: it holds more than tensors and plain values, and nothing in it"
+                " was run.\n  Remove it, and the run goes on from the one before."
+            ) from error
+        return state
+
+
+def write_checkpoint(folder: Path, number: int, state: Mapping[str, Any], best: Path, about: Mapping[str, Any]) -> Checkpoint:
+    """best: the best weights, if there are any yet. about: what can be told without loading the state.
+
+    Raises RunError where the disk is full; earlier checkpoints are then as they were.
+    """
+    # In memory first: of a full disk torch's own writer says only that something failed.
+    content = io.BytesIO()
+    torch.save(state, content)
+    checkpoint = folder / f"{number:04d}.ckpt"
+    linked = folder / f"{number:04d}.best.safetensors"
+    try:
+        facts: dict[str, Any] = {"format": FORMAT, "sha256": write_whole(checkpoint, content.getbuffer())}
+        if best.is_file():
+            _link(best, linked)
+            facts["best_sha256"] = _digest(linked)
+        facts |= about
+        write_whole(folder / f"{number:04d}.json", (json.dumps(facts, indent=2) + "\n").encode())
+    except OSError as error:
+        for unfinished in (checkpoint, linked):
+            unfinished.unlink(missing_ok=True)
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        needed = format_bytes(content.getbuffer().nbytes)
+        raise RunError(f"The disk of {folder} is full: a checkpoint of {needed} can't be written.\n{AFTER_FULL}") from error
+    return Checkpoint(checkpoint, linked if "best_sha256" in facts else None, facts)
+
+
+def write_whole(file: Path, content: bytes | memoryview) -> str:
+    """Writes the whole file or none of it, so that it outlives a power failure too. Returns its sha256."""
+    writing = file.with_name(f"{file.name}.writing")
+    try:
+        with writing.open("wb") as opened:
+            opened.write(content)
+            opened.flush()
+            os.fsync(opened.fileno())
+        os.replace(writing, file)
+        _sync_folder(file.parent)
+    except OSError:
+        writing.unlink(missing_ok=True)
+        raise
+    return sha256(content).hexdigest()
+
+
+def good_checkpoints(folder: Path) -> list[Checkpoint]:
+    """From the oldest to the newest. The log names those that are damaged."""
+    good = []
+    for described in sorted(folder.glob("[0-9]*.json")):
+        try:
+            good.append(_checked(described))
+        except _Damaged as why:
+            LOG.warning("checkpoint %s is damaged and not used: %s", described.with_suffix(".ckpt"), why)
+    return good
+
+
+def next_number(folder: Path) -> int:
+    return max((int(file.name[:4]) for file in folder.glob("[0-9]*.*") if file.name[:4].isdecimal()), default=0) + 1
+
+
+def remove_others(folder: Path, kept: list[Checkpoint]) -> None:
+    """Removes every checkpoint but these, whole or not."""
+    stems = {checkpoint.file.stem for checkpoint in kept}
+    for file in folder.glob("[0-9]*.*"):
+        if file.name.partition(".")[0] not in stems:
+            file.unlink(missing_ok=True)
+
+
+def put_back(best: Path, where: Path) -> None:
+    """Makes the best weights that a checkpoint knew the best weights of the run again."""
+    writing = where.with_name(f"{where.name}.writing")
+    writing.unlink(missing_ok=True)
+    _link(best, writing)
+    os.replace(writing, where)
+    writing.unlink(missing_ok=True)  # POSIX leaves it where both are names of the same content
+
+
+class _Damaged(Exception):
+    """Says what is wrong with a checkpoint."""
+
+
+def _checked(described: Path) -> Checkpoint:
+    try:
+        about = json.loads(described.read_text(encoding="utf-8"))
+        expected, expected_best = about["sha256"], about.get("best_sha256")
+        known = about["format"] == FORMAT
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _Damaged(f"{described.name} can't be read") from error
+    if not known:
+        raise _Damaged(f"its format is {about['format']}, and this tlkit reads {FORMAT}")
+    files = [(described.with_suffix(".ckpt"), expected), (described.with_suffix(".best.safetensors"), expected_best)]
+    for file, digest in files:
+        if digest is None:
+            continue
+        if not file.is_file():
+            raise _Damaged(f"{file.name} is missing")
+        if _digest(file) != digest:
+            raise _Damaged(f"{file.name} isn't as it was written ({file.stat().st_size} bytes)")
+    return Checkpoint(files[0][0], files[1][0] if expected_best else None, about)
+
+
+def _link(file: Path, name: Path) -> None:
+    """A second name for the file's content, which stays when the first gets another content. A copy where the disk knows no links."""
+    name.unlink(missing_ok=True)
+    try:
+        os.link(file, name)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        shutil.copyfile(file, name)
+    with name.open("rb") as opened:
+        os.fsync(opened.fileno())
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as opened:
+        return file_digest(opened, "sha256").hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    """A rename is on the disk once its folder is."""
+    if os.name == "nt":  # which opens no folders
+        return
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)

@@ -1,0 +1,128 @@
+"""What `--resume` goes on from, and whether it may: the recipe and the pictures have to be those that the run began with."""
+
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tlkit.data.splits.holdout import read_manifest
+from tlkit.errors import RecipeError, RunError
+from tlkit.recipe.fields.data import FindBatchSize
+from tlkit.recipe.load import load_recipe
+from tlkit.recipe.schema import Recipe
+from tlkit.training.run_folder import FIRST
+
+if TYPE_CHECKING:
+    from tlkit.training.checkpointing.files import Checkpoint
+
+LOG = logging.getLogger("tlkit")
+
+MAY_CHANGE = ("data.workers", "trainer.checkpoint_every.minutes")
+"""Keys that decide about no number: a job that is queued again may come to another machine."""
+SHOWN = 12
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """state: the content of the checkpoint."""
+
+    checkpoint: "Checkpoint"
+    state: Mapping[str, Any]
+
+    @property
+    def seconds(self) -> float:
+        """That the run has taken up to here."""
+        return float(self.state["run"]["run_seconds"])
+
+
+def recipe_as_begun(run: Path, recipe: Recipe) -> Recipe:
+    """The recipe, with the batch size that was found for it when the run began.
+
+    Raises RunError, with every key that differs, if the run began with another recipe.
+    """
+    try:
+        before = load_recipe(run / FIRST)
+    except RecipeError as error:
+        raise RunError(f"{run / FIRST} can't be read by this tlkit, so the run can't go on:\n{error}") from error
+    if isinstance(recipe.data.batch_size, FindBatchSize):
+        found = recipe.data.model_copy(update={"batch_size": before.data.batch_size})
+        recipe = recipe.model_copy(update={"data": found}).at_places_of(recipe)
+    was, now = (dict(_flat(each.model_dump(mode="json", by_alias=True))) for each in (before, recipe))
+    changed = [key for key in {**was, **now} if was.get(key, "") != now.get(key, "") and key not in MAY_CHANGE]
+    if changed:
+        lines = [f"    {key}: {_format_value(was, key)} -> {_format_value(now, key)}" for key in changed[:SHOWN]]
+        if len(changed) > SHOWN:
+            lines.append(f"    and {len(changed) - SHOWN} more")
+        told = "\n".join(lines)
+        raise RunError(
+            f"{run} began with another recipe (was -> is):\n{told}\n"
+            "  Go on with the recipe as it was; or start anew in another --out, by --init-from with the weights of a finished run."
+        )
+    return recipe
+
+
+def check_same_images(manifest: Path, rows: Sequence[Mapping[str, str]]) -> None:
+    """Raises RunError, with the number and the first ids, if pictures, labels or splits aren't those that the run began with.
+
+    manifest: split.csv; nothing is compared if the run hadn't come so far. rows: those of now.
+    """
+    if not manifest.is_file():
+        return
+    told = image_changes(read_manifest(manifest), rows)
+    if told:
+        raise RunError(
+            "The pictures are not those that the run began with ({}):\n{}\n  Restore them, or start anew in another --out.".format(
+                manifest, "\n".join(told)
+            )
+        )
+
+
+def image_changes(was: Sequence[Mapping[str, str]], now: Sequence[Mapping[str, str]]) -> list[str]:
+    """A line for each kind of change between two splits, with the number and the first ids; none where they are the same."""
+    before, after = ({row["id"]: dict(row) for row in each} for each in (was, now))
+    kinds = {
+        "changed": [name for name in before if name in after and before[name]["sha256"] != after[name]["sha256"]],
+        "gone": [name for name in before if name not in after],
+        "new": [name for name in after if name not in before],
+        "with another label, split or group": [
+            name for name in before if name in after and {**before[name], "sha256": ""} != {**after[name], "sha256": ""}
+        ],
+    }
+    return [f"    {len(names)} {kind}: {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}" for kind, names in kinds.items() if names]
+
+
+def newest_state(run: Path, phases: int) -> Resumed | None:
+    """The last checkpoint that is whole; None if the run begins anew. The log says which. phases: of the recipe."""
+    from tlkit.training.checkpointing.files import good_checkpoints
+
+    good = good_checkpoints(run / "checkpoints")
+    if not good:
+        LOG.info("resumed: there is no checkpoint to go on from, so the run begins anew")
+        return None
+    checkpoint, about = good[-1], good[-1].about
+    where = f"epoch {about['epoch'] + 1}" + (f", after batch {about['batch']}" if about["batch"] else "")
+    trained = about["phase"] >= phases
+    LOG.info("resumed from %s: %s", checkpoint.file, "all phases are done" if trained else f"phase {about['phase'] + 1}, {where}")
+    for name, was in about["versions"].items():
+        if (now := version(name)) != was:
+            LOG.warning("the run began with %s %s and goes on with %s: the last digits may differ", name, was, now)
+    return Resumed(checkpoint, checkpoint.load())
+
+
+def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """`phases[0].epochs` and its value, for each value that is no mapping and no list."""
+    if isinstance(value, dict) and value:
+        for name, inner in value.items():
+            yield from _flat(inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list) and value:
+        for i, inner in enumerate(value):
+            yield from _flat(inner, f"{key}[{i}]")
+    else:
+        yield key, value
+
+
+def _format_value(values: Mapping[str, Any], key: str) -> str:
+    return json.dumps(values[key], ensure_ascii=False) if key in values else "(not there)"

@@ -1,0 +1,32 @@
+"""The features of a whole split, as the head sees them."""
+
+import logging
+
+from rich.console import Console
+from torch import Tensor
+
+from tlkit.data.datamodule import ImageDataModule
+from tlkit.data.progress import images_progress
+from tlkit.errors import CacheUnavailable
+from tlkit.models.classifier import Classifier
+from tlkit.models.inference import infer
+from tlkit.recipe.fields.trainer import Cache
+from tlkit.training.cache.activations import ActivationCache
+
+LOG = logging.getLogger("tlkit")
+
+
+def features_of(classifier: Classifier, data: ImageDataModule, split: str, cache: Cache, console: Console) -> tuple[Tensor, Tensor]:
+    """Features [N, F] and labels, [N] or for multilabel [N, K], of the split's pictures in order, without augmentation.
+
+    Freezes the whole backbone. What is kept already is taken, and what is not is kept, as the cache allows.
+    """
+    classifier.train_only(frozenset())
+    device = next(classifier.parameters()).device
+    try:
+        if cache.use:
+            return ActivationCache(classifier, data, cache, device=device, precision="32-true", console=console).features(split)
+    except CacheUnavailable as why:
+        LOG.info("the features are not kept for another time: %s", why)
+    with images_progress(console, f"features of the {split} pictures", len(data.samples.of(split))) as advance:
+        return infer(classifier, data.whole(split), data.preprocessing.normalize, outputs=classifier.features, on_batch=advance)

@@ -1,0 +1,155 @@
+"""The processes of one run, one for each device: started, connected, and agreed on what they train on."""
+
+import os
+import socket
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from hashlib import sha256
+from typing import Any, TypeVar
+
+from tlkit.errors import DataError, DeviceError
+from tlkit.recipe.load import recipe_yaml
+from tlkit.recipe.schema import Recipe
+from tlkit.training.distributed.shutdown import STARTED_BY, are_connected, was_started, watch
+from tlkit.training.run_folder import is_local_main_process, is_main_process
+
+T = TypeVar("T")
+
+COLLECTIVE_TIMEOUT = timedelta(hours=2)
+"""How long processes wait for one that works alone: it downloads, checks pictures, solves a head, or measures a fold."""
+TASKS = "SLURM_STEP_NUM_TASKS"
+"""How many processes srun has started."""
+
+
+def join_processes(recipe: Recipe) -> None:
+    """Connects this process with the others where torchrun or SLURM have started all of them.
+
+    Raises DeviceError where the recipe asks for another number, and DataError where the others read another recipe.
+    """
+    if not was_started() and ("TORCHELASTIC_RUN_ID" in os.environ or "SLURM_PROCID" in os.environ):
+        _connect(recipe)
+
+
+def start_processes(recipe: Recipe) -> None:
+    """Starts a process for each further device of this machine, and connects them; nothing where they are there, or nothing trains on them.
+
+    Each of them runs the same command up to here.
+    """
+    if recipe.gradient_phases:
+        _connect(recipe)
+
+
+def _connect(recipe: Recipe) -> None:
+    if are_connected():
+        return
+    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+    from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+
+    from tlkit.training.trainer import lightning_trainer
+
+    # The processes are the same with fsdp, which Lightning can't set up before there is a model.
+    trainer = recipe.trainer.model_copy(update={"strategy": "ddp"}) if recipe.trainer.strategy == "fsdp" else recipe.trainer
+    built = lightning_trainer(trainer, logger=False, enable_checkpointing=False)
+    strategy: Any = built.strategy
+    _check_number(built.num_devices, built.num_nodes)
+    if built.world_size == 1:
+        return
+    launcher = strategy.launcher
+    if not isinstance(launcher, _SubprocessScriptLauncher):
+        raise DeviceError(f"trainer.strategy = '{recipe.trainer.strategy}' copies this process.\n  Use ddp, which starts new ones.")
+    environment = strategy.cluster_environment
+    if isinstance(environment, SLURMEnvironment) and environment.creates_processes_externally and TASKS not in os.environ:
+        raise DeviceError("This is a SLURM job, and its processes are not started yet.\n  Put srun before the command.")
+    if not environment.creates_processes_externally:
+        os.environ[STARTED_BY] = str(os.getpid())
+        # Not launch(): the observer that this would start kills all processes, the first one too, and says nothing.
+        launcher._call_children_scripts()
+        watch(launcher.procs)
+    strategy._timeout = COLLECTIVE_TIMEOUT  # an argument of DDPStrategy, which Lightning has made by its name
+    strategy.setup_environment()
+    check_same("The recipe is", recipe_yaml(recipe).splitlines())
+
+
+def _check_number(devices: int, machines: int) -> None:
+    """Raises DeviceError where torchrun or SLURM have started more or fewer processes than there are devices: each would train alone."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        there = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["GROUP_WORLD_SIZE"])
+    elif (tasks := int(os.environ.get(TASKS, "1"))) > 1:
+        nodes = int(os.environ["SLURM_STEP_NUM_NODES"])
+        there = tasks // nodes, nodes
+    else:
+        return
+    if there != (devices, machines):
+        raise DeviceError(
+            f"Processes were started from outside, on {there[1]} machines {there[0]} each; the recipe is for {machines} machines with "
+            f"{devices} devices each.\n  Set trainer.devices={there[0]} trainer.num_nodes={there[1]}, or start others."
+        )
+
+
+@contextmanager
+def local_main_process_first() -> Iterator[None]:
+    """The first process of each machine downloads and checks; the others do the same after it, and find what it has kept."""
+    from torch import distributed
+
+    waits = are_connected()
+    if waits and not is_local_main_process():
+        distributed.barrier()
+    yield
+    if waits and is_local_main_process():
+        distributed.barrier()
+
+
+def broadcast_from_main(make: Callable[[], T]) -> T:
+    """What `make` returns in the first process, in all of them."""
+    if not are_connected():
+        return make()
+    made: list[Any] = [make() if is_main_process() else None]
+    _broadcast(made, source=0)
+    value: T = made[0]
+    return value
+
+
+def all_gather_objects(mine: T) -> list[T]:
+    """What each process has given, by rank."""
+    if not are_connected():
+        return [mine]
+    from torch import distributed
+
+    found: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(found, mine)
+    return found
+
+
+def check_same(what: str, lines: Iterable[str]) -> None:
+    """Raises DataError in the first process where another one has other lines, with the first difference; the others end in silence."""
+    if not are_connected():
+        return
+    lines = list(lines)
+    mine = (socket.gethostname(), sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest())
+    found = all_gather_objects(mine)
+    other = next((rank for rank, (_, digest) in enumerate(found) if digest != found[0][1]), None)
+    if other is None:
+        return
+    theirs = [lines]
+    _broadcast(theirs, source=other)
+    if not is_main_process():
+        raise SystemExit(2)
+    here, there = first_difference(lines, theirs[0])
+    raise DataError(
+        f"{what} not the same in all processes of this run.\n"
+        f"    process 0 ({found[0][0]}): {here}\n    process {other} ({found[other][0]}): {there}\n"
+        "  Give every machine the same files, and start them with the same command."
+    )
+
+
+def first_difference(here: Sequence[str], there: Sequence[str]) -> tuple[str, str]:
+    """The first line that differs, of both."""
+    number = next((i for i, (a, b) in enumerate(zip(here, there, strict=False)) if a != b), min(len(here), len(there)))
+    return tuple(lines[number] if number < len(lines) else "(nothing more)" for lines in (here, there))  # type: ignore[return-value]
+
+
+def _broadcast(values: list[Any], *, source: int) -> None:
+    from torch import distributed
+
+    distributed.broadcast_object_list(values, src=source)

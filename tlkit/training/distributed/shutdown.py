@@ -1,0 +1,177 @@
+"""How the processes of one run end: together, none waiting for a dead one, and with one message."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import count
+
+from tlkit.errors import Interrupted, RunError, TlkitError
+from tlkit.training.run_folder import is_local_main_process
+
+STARTED_BY = "TLKIT_STARTED_BY"
+"""Tells the processes that tlkit starts for other devices of this machine the number of the one that did."""
+LOOK_EVERY_S = 0.5
+GRACE_S = 3.0
+"""What a process may say itself, after another one has ended, before it is ended for it."""
+SAVING_S = 60.0
+"""The same where a signal stops all of them: a checkpoint may be large."""
+FAILED, STOPPED = (1, 2), (75, 130)
+"""Exit codes of a process that has told its error, and after a signal."""
+LOST = 3
+"""That of a process which has lost the connection to another one, and leaves it to the first to say so."""
+HOW_TO_GO_ON = "Go on from the last checkpoint by the same command, with --out and --resume."
+
+
+@contextmanager
+def ending_together() -> Iterator[None]:
+    """All processes of a run end where one does by an error or a signal. One of them raises what is to be told, the others SystemExit.
+
+    Raises RunError in place of the account that torch gives of a connection to a process that has ended.
+    """
+    run = next(_RUNS)
+    try:
+        yield
+    except (Exception, Interrupted) as error:
+        _ENDING.set()
+        told: BaseException = error
+        if are_connected() and is_lost_connection(error):
+            if was_started():
+                time.sleep(GRACE_S)  # the process that has started this one knows more; where that has gone, end_with_the_first says so
+                raise SystemExit(LOST) from error
+            told = RunError(_account(_dead(wait_s=GRACE_S)))
+        tells = _is_first_to_report(run)
+        if not tells or isinstance(error, Interrupted):
+            _all_end(within_s=GRACE_S)  # the one that tells may not be done with it; or all were asked to stop
+        for process in _STARTED:
+            process.kill()
+        if tells and told is error:
+            raise
+        raise (told if tells else SystemExit(_exit_code(told))) from error
+
+
+def _exit_code(error: BaseException) -> int:
+    if isinstance(error, Interrupted):
+        return error.code
+    return 2 if isinstance(error, TlkitError) else 1
+
+
+def _is_first_to_report(run: int) -> bool:
+    """What fails after the first error of a run, in whatever process, fails because of it, or alike. run: counted alike by all."""
+    if not are_connected():
+        return is_local_main_process() or was_started()
+    from torch import distributed
+
+    try:
+        return int(distributed.distributed_c10d._get_default_store().add(f"tlkit/told/{run}", 1)) == 1
+    except RuntimeError:  # the process that keeps it has gone
+        return is_local_main_process()
+
+
+@contextmanager
+def told_once_a_machine() -> Iterator[None]:
+    """For errors before processes can know of each other."""
+    try:
+        yield
+    except TlkitError as error:
+        if is_local_main_process():
+            raise
+        raise SystemExit(2) from error
+
+
+def was_started() -> bool:
+    """Whether this is a process that tlkit started for another device."""
+    return int(os.environ.get(STARTED_BY, os.getpid())) != os.getpid()
+
+
+def end_with_the_first() -> None:
+    """In a process that tlkit started: ends it when the one that started it has gone, however it went."""
+    if not was_started() or not hasattr(os, "getppid"):
+        return
+    starter = int(os.environ[STARTED_BY])
+
+    def look() -> None:
+        while os.getppid() == starter:
+            time.sleep(LOOK_EVERY_S)
+        told = f"The first process of this run (number {starter}) has gone, so the others end too.\n  {HOW_TO_GO_ON}"
+        _end(told if os.environ["LOCAL_RANK"] == "1" else "", code=2)
+
+    threading.Thread(target=look, name="tlkit-first-process", daemon=True).start()
+
+
+def is_lost_connection(error: BaseException) -> bool:
+    from torch import distributed
+
+    if not isinstance(error, RuntimeError):
+        return False
+    words = ("connection closed by peer", "connection reset by peer", "gloo/transport", "broken pipe", "remote process exited")
+    return isinstance(error, distributed.DistError) or any(word in str(error).lower() for word in words)
+
+
+_STARTED: list[subprocess.Popen[bytes]] = []
+_ENDING = threading.Event()
+"""The main thread has found out."""
+_RUNS = count()
+
+
+def watch(started: list[subprocess.Popen[bytes]]) -> None:
+    """Ends this process where another one has ended, even if the main thread waits for that one for ever."""
+    _STARTED[:] = started
+
+    def look() -> None:
+        while not (dead := _dead()):
+            if all(process.returncode == 0 for process in started):
+                return
+            time.sleep(LOOK_EVERY_S)
+        # By then this process has mostly found out by itself: it has more to say, or a checkpoint to save.
+        codes = {process.returncode for process in dead}
+        if _ENDING.wait(SAVING_S if codes <= set(STOPPED) else GRACE_S):
+            time.sleep(5 * GRACE_S)
+        told = codes & {*FAILED, *STOPPED}
+        _end("" if told or _ENDING.is_set() else _account(dead), code=max(told, default=2))
+
+    threading.Thread(target=look, name="tlkit-processes", daemon=True).start()
+
+
+def _dead(*, wait_s: float = 0.0) -> list[subprocess.Popen[bytes]]:
+    """Processes that this one started and that have ended badly. wait_s: a closed connection may be noticed before a process has ended."""
+    until = time.monotonic() + wait_s
+    while True:
+        dead = [process for process in _STARTED if process.poll() not in (None, 0, LOST)]
+        if dead or not _STARTED or time.monotonic() >= until:
+            return dead
+        time.sleep(0.05)
+
+
+def _all_end(*, within_s: float) -> None:
+    until = time.monotonic() + within_s
+    while any(process.poll() is None for process in _STARTED) and time.monotonic() < until:
+        time.sleep(0.05)
+
+
+def _account(dead: Sequence[subprocess.Popen[bytes]]) -> str:
+    if not dead:
+        return f"A process of this run has ended, or its machine can't be reached, so the run ends.\n  {HOW_TO_GO_ON}"
+    device, process = _STARTED.index(dead[0]) + 1, dead[0]
+    code = process.returncode
+    how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
+    why = " (signal 9 is often the system's, out of memory)" if code == -9 else ""
+    return f"The process of device {device} (number {process.pid}) {how}{why}, so the run ends.\n  {HOW_TO_GO_ON}"
+
+
+def _end(message: str, *, code: int) -> None:
+    """From a thread, while the main one may wait for ever."""
+    if message:
+        print(message, file=sys.stderr, flush=True)
+    for process in _STARTED:
+        process.kill()
+    os._exit(code)
+
+
+def are_connected() -> bool:
+    from torch import distributed
+
+    return distributed.is_available() and distributed.is_initialized()

@@ -1,0 +1,89 @@
+"""What is counted while a phase trains: accuracy for the eye, and the one score that chooses the best epoch."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.classification import MulticlassAccuracy, MulticlassRecall, MultilabelAccuracy, MultilabelAveragePrecision
+
+from tlkit.data.samples import Samples
+from tlkit.evaluation.metrics import PrimaryMetric, primary_metric_of
+from tlkit.recipe.schema import Task
+from tlkit.training.losses import plain_loss
+
+UNCHECKED: dict[str, Any] = {"validate_args": False}
+"""torchmetrics' look at every batch waits for the device; labels come from tlkit's own classes."""
+
+
+class MeanLoss(Metric):
+    """The mean over pictures of batches' mean losses.
+
+    Own, because torchmetrics' MeanMetric (1.9.0) forgets the weights with nan_strategy="disable", and else looks for nan in every step, for
+    which it waits for the device.
+    of_finite: leaves out batches whose loss is no number, as training does or ends.
+    """
+
+    def __init__(self, *, of_finite: bool = False) -> None:
+        super().__init__()
+        self._of_finite = of_finite
+        self.total: Tensor
+        self.images: Tensor
+        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
+        self.add_state("pictures", torch.tensor(0.0), dist_reduce_fx="sum")
+
+    def update(self, loss: Tensor, images: int) -> None:
+        loss = loss.detach().float()
+        counts = loss.isfinite() if self._of_finite else torch.ones_like(loss, dtype=torch.bool)
+        self.total += torch.where(counts, loss, 0.0) * images
+        self.images += counts * images
+
+    def compute(self) -> Tensor:
+        return self.total / self.images
+
+
+def accuracy_of(task: Task, classes: int, *, alone: bool = False) -> Metric:
+    """Share of pictures classified right; for multilabel the share of right answers, over pictures and classes, at probability 0.5.
+
+    alone: this process has seen all pictures, so that the counts of others aren't added, for which it would wait.
+    """
+    kind = MultilabelAccuracy if task == "multilabel" else MulticlassAccuracy
+    metric: Metric = kind(classes, average="micro", sync_on_compute=not alone, **UNCHECKED)
+    return metric
+
+
+def score_of(primary_metric: PrimaryMetric, classes: int, *, alone: bool = False) -> Metric:
+    """The lead figure as a metric: from 0 to 1, higher is better. alone: as for accuracy_of."""
+    settings = {**UNCHECKED, "sync_on_compute": not alone}
+    if primary_metric == "mean_average_precision":
+        return MultilabelAveragePrecision(classes, average="macro", thresholds=None, **settings)
+    if primary_metric == "balanced_accuracy":
+        return MulticlassRecall(classes, average="macro", **settings)
+    return MulticlassAccuracy(classes, average="micro", **settings)
+
+
+def score(samples: Samples, logits: Tensor, labels: Tensor) -> float:
+    """The lead figure of a whole split's logits [N, K] and labels."""
+    metric = score_of(primary_metric_of(samples), len(samples.classes), alone=True)
+    count(metric, samples.task, logits, labels)
+    return float(metric.compute())
+
+
+@torch.inference_mode()
+def measured(
+    split: str, samples: Samples, logits: Tensor, labels: Tensor, loss: Callable[[Tensor, Tensor], Tensor] = plain_loss
+) -> dict[str, float]:
+    """`SPLIT/loss` and `SPLIT/accuracy`, as metrics.csv has them, of a whole split's logits and labels."""
+    accuracy = accuracy_of(samples.task, len(samples.classes), alone=True)
+    count(accuracy, samples.task, logits, labels)
+    return {f"{split}/loss": float(loss(logits, labels)), f"{split}/accuracy": float(accuracy.compute())}
+
+
+def count(metric: Metric, task: Task, logits: Tensor, labels: Tensor) -> None:
+    """Mixed labels count as their larger part."""
+    if task == "multilabel":
+        # torchmetrics would take logits that all lie in 0..1 for probabilities.
+        metric.update(logits.sigmoid(), (labels > 0.5).to(torch.int64))
+    else:
+        metric.update(logits, labels if labels.ndim == 1 else labels.argmax(1))

@@ -1,0 +1,151 @@
+"""Recipe -> pictures and weights -> classifier: all that training, `tlkit plan` and `tlkit lr` begin with."""
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from tlkit.data.augment import build_augmentation
+from tlkit.data.preprocess import Preprocessing, preprocessing_for
+from tlkit.data.quality.on_bad import leave_out_bad
+from tlkit.data.samples import Samples
+from tlkit.data.sources.read import read_source
+from tlkit.data.splits.folds import split_by_recipe
+from tlkit.errors import RecipeError, TlkitError
+from tlkit.models.backbones import check_backbone_name, pretrained_cfg
+from tlkit.models.classifier import Classifier
+from tlkit.models.freeze import trained_parameters
+from tlkit.models.heads import trained_head
+from tlkit.models.model_folder import check_can_ship
+from tlkit.models.weights import Weights, find_weights, load_backbone
+from tlkit.recipe.schema import Recipe
+
+if TYPE_CHECKING:
+    from tlkit.data.datamodule import ImageDataModule
+    from tlkit.training.trainer import Devices
+
+LOG = logging.getLogger("tlkit")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """All that training needs. trained: for each phase the backbone's parameters that train beside the head. notes: on the weights."""
+
+    samples: Samples
+    weights: Weights
+    classifier: Classifier
+    data: "ImageDataModule"
+    trained: list[frozenset[str]]
+    devices: "Devices"
+    notes: list[str]
+
+
+def prepare(recipe: Recipe, *, fold: int = 1) -> Setup:
+    """Finds pictures and weights, checks what can be checked, and builds; writes nothing.
+
+    fold: with `data.folds`, the one that validates, counted from 1.
+    """
+    with recipe.located():
+        check_backbone_name(recipe.model.backbone)
+        samples, weights = gather(recipe)
+        # Lightning takes seconds to import: what is missing is said before that.
+        from tlkit.data.datamodule import ImageDataModule
+        from tlkit.training.optimizers import check_optimizer_name
+        from tlkit.training.phases import seed_everything
+        from tlkit.training.trainer import check_devices
+
+        devices = check_devices(recipe.trainer)
+        for phase in recipe.gradient_phases.values():
+            check_devices(recipe.trainer_of(phase))
+        check_optimizer_name(recipe.optimizer.name)
+        samples = split_by_recipe(samples, recipe.data, recipe.seed, fold=fold)
+        seed_everything(recipe.seed)
+        notes: list[str] = []  # for the log, which is not there yet
+        classifier, preprocessing = build(recipe, samples, weights, log=notes.append)
+        augmentation = build_augmentation(recipe.augment, recipe.data.image_size, recipe.data.channels)
+        trained = trainable_parameters(recipe, classifier)
+    data = ImageDataModule(
+        samples,
+        preprocessing,
+        augmentation,
+        batch_size=recipe.data.known_batch_size,
+        workers=recipe.data.workers,
+        seed=recipe.seed,
+        balanced=recipe.imbalance == "sampler",
+    )
+    if recipe.gradient_phases and devices.total > 1:
+        data.check_shares(devices.total)
+    return Setup(samples, weights, classifier, data, trained, devices, notes)
+
+
+def build(recipe: Recipe, samples: Samples, weights: Weights, *, log: Callable[[str], None] = LOG.info) -> tuple[Classifier, Preprocessing]:
+    """The classifier with its weights in place and its head new, and the one preprocessing that it is trained and shipped with.
+
+    say: is told what was done to the weights.
+    """
+    size, channels = recipe.data.image_size, recipe.data.channels
+    backbone = load_backbone(recipe.model, weights, size, channels=channels, log=log)
+    classifier = Classifier(backbone, trained_head(recipe.model.head), len(samples.classes), size)
+    check_can_ship(recipe.model.backbone, recipe.model.head, classifier, len(samples.classes), size)
+    if "mean_picture" in weights.normalization and recipe.data.normalize == "weights":
+        log("they were trained with a mean picture subtracted; `normalize: weights` takes the means of its channels")
+    return classifier, preprocessing_of(recipe, samples, weights)
+
+
+def preprocessing_of(recipe: Recipe, samples: Samples, weights: Weights) -> Preprocessing:
+    """weights: only the normalisation that they were made with is asked for."""
+    cfg = {**pretrained_cfg(recipe.model.backbone), **weights.normalization}
+    return preprocessing_for(recipe.data, cfg, images=lambda read: (read(sample.image) for sample in samples.of("train")))
+
+
+def trainable_parameters(recipe: Recipe, classifier: Classifier) -> list[frozenset[str]]:
+    """For each phase the backbone's parameters that train beside the head. Raises RecipeError for stages that it doesn't have."""
+    return [
+        trained_parameters(phase.train, classifier.backbone, classifier.stages, key=f"phases[{i}].train", name=recipe.model.backbone)
+        for i, phase in enumerate(recipe.phases)
+    ]
+
+
+T = TypeVar("T")
+
+
+def gather(recipe: Recipe) -> tuple[Samples, Weights]:
+    """The recipe's pictures and weights, side by side.
+
+    Raises what either raises; if both are missing, one TlkitError that tells of both.
+    """
+    samples, weights = gather_what_there_is(recipe)
+    if isinstance(samples, TlkitError):
+        if isinstance(weights, TlkitError):
+            raise TlkitError(f"Neither the pictures nor the weights of this recipe can be had.\n\n{samples}\n\n{weights}")
+        raise samples
+    if isinstance(weights, TlkitError):
+        raise weights
+    return samples, weights
+
+
+def gather_what_there_is(recipe: Recipe) -> tuple[Samples | TlkitError, Weights | TlkitError]:
+    """Pictures and weights, or what keeps them from being had. Raises RecipeError: a fault of the recipe is no lack of anything."""
+    skips = recipe.data.on_bad == "skip"
+    with ThreadPoolExecutor(2) as pool:
+        weights = pool.submit(find_weights, recipe.model)
+        samples = pool.submit(read_source, recipe.data.source, Path(recipe.data.root), recipe.task, keep_missing=skips)
+    found = _result(samples)
+    if skips and isinstance(found, Samples):
+        # Here, and not beside the weights: Ctrl-C reaches this thread alone.
+        try:
+            found = leave_out_bad(found, recipe.data)
+        except TlkitError as error:
+            found = error
+    return found, _result(weights)
+
+
+def _result(future: Future[T]) -> T | TlkitError:
+    try:
+        return future.result()
+    except RecipeError:
+        raise
+    except TlkitError as error:
+        return error

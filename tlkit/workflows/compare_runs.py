@@ -1,0 +1,148 @@
+"""What two runs left, compared: splits, epochs, figures, weights. No torch, so that a folder which is no run is told at once."""
+
+import csv
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tlkit.errors import RunError
+
+SHARE_TOLERANCE, IMAGES_TOLERANCE, CHANCE_TOLERANCE = 0.02, 2, 0.7
+LOSS_TOLERANCE, LOSS_SLACK = 0.05, 0.01
+TOLERANCES = (
+    f"a share of right answers within {SHARE_TOLERANCE:.0%}, {IMAGES_TOLERANCE} pictures or {CHANCE_TOLERANCE:g} / sqrt(pictures),"
+    f" whichever is most, a loss within {LOSS_TOLERANCE:.0%} + {LOSS_SLACK:g}; epochs and weights are shown and not judged"
+)
+"""On another kind of machine. The last digits of a sum differ there, and every step of training makes the difference larger.
+
+Twice the largest difference, or more, between six ways to compute the same recipe on CPUs: see docs/security.md.
+"""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was compared, in words for people. within: inside the tolerances; same: to the last bit."""
+
+    what: str
+    was: str
+    now: str
+    same: bool
+    within: bool
+
+
+def check_finished(run: Path) -> None:
+    """Raises RunError unless this is the folder of a whole run, or of a whole cross-validation."""
+    if run.name.startswith("fold_") and (run.parent / "fold_1").is_dir() and (run.parent / "recipe.yaml").is_file():
+        raise RunError(f"{run} is one fold of a cross-validation, which is run again as a whole.\n  Name {run.parent}.")
+    missing = [name for name in ("recipe.yaml", "metrics.json", "report.html") if not (run / name).is_file()]
+    if missing:
+        what = "there is no such folder" if not run.is_dir() else f"it has no {', '.join(missing)}"
+        raise RunError(f"{run} is no finished run: {what}.\n  Expected a run folder such as runs/quickstart/001 whose run has ended.")
+    for folder in run_folders(run):
+        read_metrics(folder), read_epochs(folder), weights_sha256(folder)
+
+
+def run_folders(run: Path) -> list[Path]:
+    """The run itself, or the folders of its folds in order."""
+    if not (run / "fold_1").is_dir():
+        return [run]
+    return sorted(run.glob("fold_*"), key=lambda fold: (len(fold.name), fold.name))
+
+
+def compare(was: Path, now: Path) -> list[Finding]:
+    """Two finished runs, in the order in which things come to differ."""
+    return [_splits(was, now), _epochs(was, now), *_figures(read_metrics(was), read_metrics(now)), *_weights(was, now)]
+
+
+def read_metrics(run: Path) -> dict[str, Any]:
+    try:
+        metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+        if not isinstance(metrics["val"], dict):
+            raise ValueError("val is no mapping")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{run / 'metrics.json'} can't be read: {error}\n  Copy the whole run folder again.") from error
+    return dict(metrics)
+
+
+def read_epochs(run: Path) -> list[dict[str, str]]:
+    """The rows of metrics.csv, without what their times were."""
+    try:
+        with (run / "metrics.csv").open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        return [{key: row[key] for key in row if key != "seconds"} for row in rows]
+    except (OSError, ValueError, csv.Error) as error:
+        raise RunError(f"{run / 'metrics.csv'} can't be read: {error}\n  Copy the whole run folder again.") from error
+
+
+def weights_sha256(run: Path) -> dict[str, str]:
+    """Of every file of weights in the model folder."""
+    try:
+        found = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted((run / "model").glob("*.safetensors"))}
+    except OSError as error:
+        raise RunError(f"{run / 'model'} can't be read: {error}\n  Copy the whole run folder again.") from error
+    if not found:
+        raise RunError(f"{run / 'model'} holds no weights.\n  Expected a run folder whose run has ended.")
+    return found
+
+
+def _splits(was: Path, now: Path) -> Finding:
+    before, after = ((run / "split.csv").read_bytes() for run in (was, now))
+    same = before == after
+    return Finding("splits", _images(before), _images(after), same=same, within=same)
+
+
+def _images(manifest: bytes) -> str:
+    return f"{len(manifest.splitlines()) - 1} pictures"
+
+
+def _epochs(was: Path, now: Path) -> Finding:
+    """The rows of metrics.csv, or the first figure in them that differs."""
+    before, after = read_epochs(was), read_epochs(now)
+    for first, second in zip(before, after, strict=False):
+        for key in first:
+            if first[key] != second.get(key):
+                place = f"metrics.csv, phase {first['phase']}, epoch {first['epoch']}, {key}"
+                return Finding(place, first[key], second.get(key, "nothing"), same=False, within=True)
+    return Finding("metrics.csv", f"{len(before)} rows", f"{len(after)} rows", same=before == after, within=True)
+
+
+def _figures(was: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Finding]:
+    """The figure that leads, accuracy and loss of each split; and whether all others, confusion and classes too, are the same."""
+    for split in ("val", "test"):
+        before, after = was.get(split), now.get(split)
+        if before is None and after is None:
+            continue
+        if before is None or after is None:
+            words = ("measured", "not there") if before else ("not there", "measured")
+            yield Finding(split, words[0], words[1], same=False, within=False)
+            continue
+        for figure in dict.fromkeys((before["lead"], "accuracy", "loss")):
+            first, second = before[figure], after.get(figure)
+            within = second is not None and abs(first - second) <= _tolerance(figure, first, before["pictures"])
+            now_label = "not there" if second is None else f"{second:.6g}"
+            yield Finding(f"{split} {figure.replace('_', ' ')}", f"{first:.6g}", now_label, same=first == second, within=within)
+        others = sorted(key for key in {**before, **after} if before.get(key) != after.get(key) and key not in ("accuracy", "loss"))
+        if others:
+            yield Finding(f"{split}: others", "", f"{', '.join(others)} differ", same=False, within=True)
+
+
+def _tolerance(figure: str, value: float, images: int) -> float:
+    if figure == "loss":
+        return LOSS_TOLERANCE * abs(value) + LOSS_SLACK
+    return max(SHARE_TOLERANCE, IMAGES_TOLERANCE / images, CHANCE_TOLERANCE / math.sqrt(images))
+
+
+def _weights(was: Path, now: Path) -> Iterator[Finding]:
+    before, after = weights_sha256(was), weights_sha256(now)
+    for name in {**before, **after}:
+        first, second = before.get(name, "not there"), after.get(name, "not there")
+        yield Finding(f"sha256 of {name}", first[:16], second[:16], same=first == second, within=True)
+
+
+def first_beyond(findings: Sequence[Finding], *, to_the_bit: bool) -> Finding | None:
+    """What differs first, in the order in which things come to differ; None where all is as it should be."""
+    return next((finding for finding in findings if not (finding.same if to_the_bit else finding.within)), None)

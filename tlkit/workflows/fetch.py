@@ -1,0 +1,229 @@
+"""`tlkit data fetch RECIPE --to DIR`: everything that a recipe needs, in one folder, for a machine without network."""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tlkit import __version__
+from tlkit.data.samples import Samples
+from tlkit.data.sources.local_files import is_local, local_files
+from tlkit.data.sources.read import read_source
+from tlkit.errors import DataError, RunError
+from tlkit.files import format_bytes
+from tlkit.models.backbones import check_backbone_name
+from tlkit.models.model_folder import find_model_folder
+from tlkit.models.weights import find_weights
+from tlkit.recipe.fetched import (
+    DOWNLOADS,
+    MANIFEST,
+    UNFINISHED,
+    Fetched,
+    FetchedData,
+    FetchedFile,
+    FetchedWeights,
+    read_fetched,
+    sha256_of,
+)
+from tlkit.recipe.fields.model import FileWeights, RunWeights
+from tlkit.recipe.fields.source import BundledSource, HuggingFaceSource, Source, TorchvisionSource
+from tlkit.recipe.load import recipe_yaml
+from tlkit.recipe.schema import Recipe
+
+TOLD_EVERY_S = 5.0
+PIECE = 1 << 20
+
+
+def fetch_command(recipe: Recipe, to: Path, *, leave_local: bool) -> int:
+    """Brings everything, or goes on where an earlier call was stopped. leave_local: what is given by path isn't copied."""
+    bring = _Folder(to)
+    with recipe.located():
+        check_backbone_name(recipe.model.backbone)
+        bring.begin()
+        local = [*_weights(recipe, bring, leave_local), *_data(recipe, bring, leave_local)]
+    file = to / f"{recipe.name}.yaml"
+    file.write_text(recipe_yaml(recipe), encoding="utf-8")
+    bring.end()
+    size = sum(one.size for one in bring.files.values())
+    print(f"{to}: {len(bring.files)} files, {format_bytes(size)}, each with its sha256 in {MANIFEST}")
+    for what in local:
+        print(f"  not copied: {what}. It has to be at the same place on the other machine.")
+    print(f"  Copy the folder to the other machine, and run there: tlkit finetune {file} --offline")
+    return 0
+
+
+class _Folder:
+    """The folder that is filled. What it had from other recipes stays."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.files: dict[str, FetchedFile] = {}
+        self.weights: list[FetchedWeights] = []
+        self.data: list[FetchedData] = []
+        self._told = time.monotonic()
+
+    def begin(self) -> None:
+        if self.folder.exists() and not self.folder.is_dir():
+            raise RunError(f"--to {self.folder} is a file.\n  Expected a folder that is empty or isn't there yet.")
+        ours = any((self.folder / name).exists() for name in (MANIFEST, UNFINISHED))
+        if self.folder.is_dir() and not ours and any(path.name != DOWNLOADS for path in self.folder.iterdir()):
+            raise RunError(
+                f"--to {self.folder} has other files.\n  Expected a folder that is empty, isn't there yet, or was fetched before."
+            )
+        if (self.folder / MANIFEST).is_file():
+            (self.folder / UNFINISHED).unlink(missing_ok=True)
+            before = read_fetched(self.folder)
+            self.files, self.weights, self.data = dict(before.files), list(before.weights), list(before.data)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / UNFINISHED).touch()
+
+    def end(self) -> None:
+        fetched = Fetched(tlkit=__version__, weights=tuple(self.weights), data=tuple(self.data), files=dict(sorted(self.files.items())))
+        unfinished = self.folder / f"{MANIFEST}.part"
+        unfinished.write_text(json.dumps(fetched.model_dump(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        unfinished.replace(self.folder / MANIFEST)
+        (self.folder / UNFINISHED).unlink()
+
+    def copy(self, source: Path, name: str) -> str:
+        """Puts a copy at `name`, unless it is there already; returns the name. Whole or not at all."""
+        target = self.folder / name
+        if not (target.is_file() and target.stat().st_size == source.stat().st_size and sha256_of(target) == sha256_of(source)):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            part = target.with_name(f"{target.name}.part")
+            with source.open("rb") as reading, part.open("wb") as writing:
+                while piece := reading.read(PIECE):
+                    writing.write(piece)
+                writing.flush()
+                os.fsync(writing.fileno())
+            part.replace(target)
+        return self.note(name)
+
+    def forget(self, place: str) -> None:
+        """What an earlier fetch found there is found again, or is gone."""
+        self.files = {name: file for name, file in self.files.items() if not name.startswith(f"{place}/")}
+
+    def remove_others(self, place: str) -> None:
+        """Of a copy made here: files that its source no longer has, which would be read as pictures."""
+        for path in (self.folder / place).rglob("*"):
+            if path.is_file() and path.relative_to(self.folder).as_posix() not in self.files:
+                path.unlink()
+
+    def note_all(self, place: str) -> None:
+        """What lies below a place, but for hidden files."""
+        for path in sorted((self.folder / place).rglob("*")):
+            name = path.relative_to(self.folder)
+            if path.is_file() and not any(part.startswith(".") for part in name.parts):
+                self.note(name.as_posix())
+
+    def note(self, name: str) -> str:
+        """Takes a file that lies there into the manifest."""
+        file = self.folder / name
+        self.files[name] = FetchedFile(size=file.stat().st_size, sha256=sha256_of(file))
+        if time.monotonic() - self._told > TOLD_EVERY_S:
+            self._told = time.monotonic()
+            print(f"{len(self.files)} files, {format_bytes(sum(one.size for one in self.files.values()))}", flush=True)
+        return name
+
+
+def _weights(recipe: Recipe, bring: _Folder, leave_local: bool) -> Iterator[str]:
+    """Brings the weights; gives what is left where it is, in words."""
+    asked = recipe.model.weights
+    if asked == "random":
+        return
+    if leave_local and isinstance(asked, FileWeights | RunWeights):
+        yield f"weights {next(iter(asked.model_dump().values()))}"
+        return
+    print(f"weights of {recipe.model.backbone}", flush=True)
+    found = find_weights(recipe.model)
+    if found.file is None:
+        return
+    use = None
+    if isinstance(asked, RunWeights):
+        folder = find_model_folder(Path(asked.run).expanduser())
+        place = f"weights/{_own_name(folder)}"
+        for path in sorted(path for path in folder.iterdir() if path.is_file()):
+            bring.copy(path, f"{place}/{path.name}")
+        file, use = f"{place}/model.safetensors", {"run": place}
+    else:
+        file = bring.copy(found.file, f"weights/{_safe(found.origin)}/{found.file.name}")
+        use = {"file": file} if isinstance(asked, FileWeights) else None
+    asked_for: Any = asked if isinstance(asked, str) else asked.model_dump()
+    one = FetchedWeights(backbone=recipe.model.backbone, asked=asked_for, origin=found.origin, file=file, use=use)
+    bring.weights = [*(kept for kept in bring.weights if (kept.backbone, kept.asked) != (one.backbone, one.asked)), one]
+
+
+def _data(recipe: Recipe, bring: _Folder, leave_local: bool) -> Iterator[str]:
+    """Brings the pictures; gives what is left where it is, in words."""
+    source = recipe.data.source
+    if isinstance(source, BundledSource):
+        return
+    asked: dict[str, Any] = json.loads(json.dumps(source.model_dump()))
+    kind, name = next(iter(asked.items()))
+    if is_local(source) and leave_local:
+        _take(bring, FetchedData(asked=asked, use={}, inside=""))
+        yield f"data {name}"
+        return
+    print(f"data: {kind} {name}", flush=True)
+    place = DOWNLOADS if isinstance(source, TorchvisionSource) else f"local/{_own_name(Path(name).expanduser())}"
+    bring.forget(place)
+    samples = read_source(source, bring.folder / DOWNLOADS if place == DOWNLOADS else Path(recipe.data.root), recipe.task)
+    use: dict[str, str] = {}
+    if is_local(source):
+        local = local_files(source, samples)
+        for file, inside in local.files:
+            bring.copy(file, f"{place}/{inside}")
+        bring.remove_others(place)
+        use = {key: f"{place}/{inside}".rstrip("/") for key, inside in local.keys.items()}
+    else:
+        if isinstance(source, HuggingFaceSource) and not (bring.folder / place).exists():
+            _save_huggingface(source, Path(recipe.data.root), bring.folder / place)
+        bring.note_all(place)
+        use = {"huggingface": place} if isinstance(source, HuggingFaceSource) else {}
+    _take(bring, FetchedData(asked=asked, use=use, inside=place))
+    _check_copy(recipe, samples, {key: str(bring.folder / path) for key, path in use.items()})
+
+
+def _save_huggingface(source: HuggingFaceSource, root: Path, folder: Path) -> None:
+    """In the form of save_to_disk, pictures inside: whole or not at all."""
+    from tlkit.data.sources.huggingface import load_huggingface
+
+    part = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    load_huggingface(source, root).save_to_disk(str(part))
+    part.replace(folder)
+
+
+def _check_copy(recipe: Recipe, samples: Samples, use: dict[str, str]) -> None:
+    """Raises DataError unless the copy is read as the same pictures: a table may name its pictures by absolute paths."""
+    if not use:
+        return
+    source: Source = recipe.data.source.model_copy(update=use)
+    problem = ""
+    try:
+        copied = read_source(source, Path(recipe.data.root), recipe.task)
+        if [(one.id, one.labels, one.split) for one in copied.samples] != [(one.id, one.labels, one.split) for one in samples.samples]:
+            problem = "other pictures are read from it"
+    except DataError as error:
+        problem = str(error).splitlines()[0].rstrip(".")
+    if problem:
+        raise DataError(
+            f"The copy of the data can't be used in place of it: {problem}.\n"
+            "  Use paths that are relative to the table's folder or its root, or copy the data yourself and use --leave-local."
+        )
+
+
+def _take(bring: _Folder, data: FetchedData) -> None:
+    bring.data = [*(kept for kept in bring.data if kept.asked != data.asked), data]
+
+
+def _own_name(path: Path) -> str:
+    """`flowers-3f9c21`: two folders of one name, from different places, don't meet."""
+    return f"{_safe(path.resolve().name)}-{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:6]}"
+
+
+def _safe(text: str) -> str:
+    return "".join(sign if sign.isalnum() or sign in "._-" else "-" for sign in text)
