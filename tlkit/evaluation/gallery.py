@@ -68,7 +68,7 @@ def write_gallery(
             for finding in of_kind[:MOST_FINDINGS]
         ]
         sections.append({"kind": kind, "title": title, "meaning": meaning, "number": len(of_kind), "entries": entries})
-    environment = Environment(loader=PackageLoader("tlkit", "evaluate"), autoescape=select_autoescape(), undefined=StrictUndefined)
+    environment = Environment(loader=PackageLoader("tlkit", "evaluation"), autoescape=select_autoescape(), undefined=StrictUndefined)
     page = environment.get_template("gallery.html").render(name=name, sections=sections, verdict=verdict, note=note)
     file.write_bytes(page.encode("utf-8", "replace"))  # a file name that isn't UTF-8 has no letters to show
 

@@ -16,7 +16,7 @@ def write_report(
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-    environment = Environment(loader=PackageLoader("tlkit", "evaluate"), autoescape=select_autoescape(), undefined=StrictUndefined)
+    environment = Environment(loader=PackageLoader("tlkit", "evaluation"), autoescape=select_autoescape(), undefined=StrictUndefined)
     measured = metrics.get("test") or metrics["val"]
     page = environment.get_template("report.html").render(
         name=name,
@@ -40,7 +40,7 @@ def write_folds_report(file: Path, *, name: str, summary: Mapping[str, Any], rec
     """The page on a cross-validation, which leads to those of its folds. summary: the content of its metrics.json."""
     from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-    environment = Environment(loader=PackageLoader("tlkit", "evaluate"), autoescape=select_autoescape(), undefined=StrictUndefined)
+    environment = Environment(loader=PackageLoader("tlkit", "evaluation"), autoescape=select_autoescape(), undefined=StrictUndefined)
     page = environment.get_template("folds.html").render(name=name, summary=summary, recipe_yaml=recipe_yaml)
     _write_whole(file, page)
 
