@@ -31,7 +31,7 @@ class MeanLoss(Metric):
         self.total: Tensor
         self.images: Tensor
         self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
-        self.add_state("pictures", torch.tensor(0.0), dist_reduce_fx="sum")
+        self.add_state("images", torch.tensor(0.0), dist_reduce_fx="sum")
 
     def update(self, loss: Tensor, images: int) -> None:
         loss = loss.detach().float()
