@@ -9,7 +9,7 @@ def page(name: str, classes: tuple[str, ...], *, asks_token: bool) -> tuple[str,
     """The page, and the Content-Security-Policy under which only its own script and style work."""
     from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-    environment = Environment(loader=PackageLoader("tlkit", "deploy"), autoescape=select_autoescape(), undefined=StrictUndefined)
+    environment = Environment(loader=PackageLoader("tlkit", "deploy/serve"), autoescape=select_autoescape(), undefined=StrictUndefined)
     html = environment.get_template("page.html").render(name=name, classes=classes, asks_token=asks_token)
     policy = (
         f"default-src 'none'; script-src {_hash(html, 'script')}; style-src {_hash(html, 'style')}; img-src blob: data:; "
