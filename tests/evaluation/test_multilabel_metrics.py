@@ -85,7 +85,7 @@ def test_balanced_accuracy_equals_scikit_learns_and_leaves_absent_classes_out() 
 
 
 @pytest.mark.parametrize(
-    ("counts", "task", "lead"),
+    ("counts", "task", "primary_metric"),
     [
         ((50, 10), "multiclass", "accuracy"),
         ((51, 10), "multiclass", "balanced_accuracy"),

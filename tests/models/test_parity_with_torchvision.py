@@ -6,7 +6,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from tlkit.models import classic, googlenet  # noqa: F401  # registers their models with timm
+from tlkit.models.zoo import classic, googlenet  # noqa: F401  # registers their models with timm
 
 # timm's dense layers of VGG are convolutions over the whole map; torchvision's are flat.
 VGG_DENSE = {"pre_logits.fc1": "classifier.0", "pre_logits.fc2": "classifier.3", "head.fc": "classifier.6"}

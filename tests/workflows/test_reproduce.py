@@ -114,7 +114,7 @@ def test_on_another_machine_tolerances_hold_and_what_differs_is_listed(workplace
     assert "NOT reproduced: test loss was" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("pictures", "within", "beyond"), [(10, 2, 3), (200, 9, 10), (1000, 22, 23), (10_000, 200, 201)])
+@pytest.mark.parametrize(("images", "within", "beyond"), [(10, 2, 3), (200, 9, 10), (1000, 22, 23), (10_000, 200, 201)])
 def test_a_share_may_differ_by_more_where_fewer_images_tell_it(images: int, within: int, beyond: int) -> None:
     tolerance = finished._tolerance("accuracy", 0.8, images)
     assert within / images <= tolerance < beyond / images
