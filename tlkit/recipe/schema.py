@@ -16,7 +16,7 @@ from tlkit.recipe.fields.data import Data, FindBatchSize
 from tlkit.recipe.fields.learning import EarlyStopping, Ema, Loss, Mix, Optimizer, Schedule
 from tlkit.recipe.fields.model import CLASSICAL_HEADS, Model
 from tlkit.recipe.fields.phases import AnyPhase, MasterPrecision, Phase, SolvedPhase
-from tlkit.recipe.fields.source import BundledSource, FolderSource, IdxSource, TorchvisionSource
+from tlkit.recipe.fields.source import ONE_LABEL
 from tlkit.recipe.fields.strict import Strict, rule_broken
 from tlkit.recipe.fields.trainer import SPLIT_OPTIMIZERS, SPLIT_PRECISIONS, Cache, Trainer
 
@@ -87,7 +87,7 @@ class Recipe(Strict):
         if self.imbalance in ("sampler", "logit_adjust"):
             problem = f"= '{self.imbalance}' is for one label for each picture, and task is multilabel."
             raise rule_broken("imbalance", "task", problem, "Set it to loss_weights or none.")
-        if isinstance(self.data.source, FolderSource | TorchvisionSource | IdxSource | BundledSource):
+        if isinstance(self.data.source, ONE_LABEL):
             kind = next(iter(type(self.data.source).model_fields))
             problem = f"= 'multilabel', but a {kind} source gives a picture one label."
             raise rule_broken("task", "data.source", problem, "Set data.source to {csv: FILE}, or task to multiclass.")

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +10,8 @@ from typing import Any
 
 from tlkit import __version__
 from tlkit.data.samples import Samples
-from tlkit.data.sources.local_files import is_local, local_files
-from tlkit.data.sources.read import read_source
+from tlkit.data.sources.kind import ReadOptions
+from tlkit.data.sources.read import kind_of, read_source
 from tlkit.errors import DataError, RunError
 from tlkit.files import format_bytes
 from tlkit.models.backbones import check_backbone_name
@@ -30,7 +29,7 @@ from tlkit.recipe.fetched import (
     sha256_of,
 )
 from tlkit.recipe.fields.model import FileWeights, RunWeights
-from tlkit.recipe.fields.source import BundledSource, HuggingFaceSource, Source, TorchvisionSource
+from tlkit.recipe.fields.source import Source
 from tlkit.recipe.load import recipe_yaml
 from tlkit.recipe.schema import Recipe
 
@@ -157,44 +156,38 @@ def _weights(recipe: Recipe, bring: _Folder, leave_local: bool) -> Iterator[str]
 
 
 def _data(recipe: Recipe, bring: _Folder, leave_local: bool) -> Iterator[str]:
-    """Brings the pictures; gives what is left where it is, in words."""
+    """Bring the images; yield what is left where it is."""
     source = recipe.data.source
-    if isinstance(source, BundledSource):
+    kind = kind_of(source)
+    origin = kind.origin(source)
+    if origin == "shipped":
         return
     asked: dict[str, Any] = json.loads(json.dumps(source.model_dump()))
-    kind, name = next(iter(asked.items()))
-    if is_local(source) and leave_local:
+    key, name = next(iter(asked.items()))
+    if origin == "local" and leave_local:
         _take(bring, FetchedData(asked=asked, use={}, inside=""))
         yield f"data {name}"
         return
-    print(f"data: {kind} {name}", flush=True)
-    place = DOWNLOADS if isinstance(source, TorchvisionSource) else f"local/{_own_name(Path(name).expanduser())}"
+    print(f"data: {key} {name}", flush=True)
+    into_root = origin == "downloaded" and kind.save is None
+    place = DOWNLOADS if into_root else f"local/{_own_name(Path(name).expanduser())}"
     bring.forget(place)
-    samples = read_source(source, bring.folder / DOWNLOADS if place == DOWNLOADS else Path(recipe.data.root), recipe.task)
+    options = ReadOptions(bring.folder / DOWNLOADS if into_root else Path(recipe.data.root), recipe.task)
+    samples = kind.read(source, options)
     use: dict[str, str] = {}
-    if is_local(source):
-        local = local_files(source, samples)
+    if origin == "local":
+        local = kind.local_files(source, samples)
         for file, inside in local.files:
             bring.copy(file, f"{place}/{inside}")
         bring.remove_others(place)
         use = {key: f"{place}/{inside}".rstrip("/") for key, inside in local.keys.items()}
     else:
-        if isinstance(source, HuggingFaceSource) and not (bring.folder / place).exists():
-            _save_huggingface(source, Path(recipe.data.root), bring.folder / place)
+        if kind.save is not None:
+            kind.save(source, options, bring.folder / place)
+            use = {key: place}
         bring.note_all(place)
-        use = {"huggingface": place} if isinstance(source, HuggingFaceSource) else {}
     _take(bring, FetchedData(asked=asked, use=use, inside=place))
     _check_copy(recipe, samples, {key: str(bring.folder / path) for key, path in use.items()})
-
-
-def _save_huggingface(source: HuggingFaceSource, root: Path, folder: Path) -> None:
-    """In the form of save_to_disk, pictures inside: whole or not at all."""
-    from tlkit.data.sources.huggingface import load_huggingface
-
-    part = folder.with_name(f"{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    load_huggingface(source, root).save_to_disk(str(part))
-    part.replace(folder)
 
 
 def _check_copy(recipe: Recipe, samples: Samples, use: dict[str, str]) -> None:

@@ -16,9 +16,9 @@ from PIL import Image
 from tests.data.faulty_folder import CLASSES, GOOD, encoded, make_faulty_folder, make_image
 from tlkit.cli import main
 from tlkit.data.quality import decode_results as verdicts
-from tlkit.data.quality.check import Checked, check_images, shown
+from tlkit.data.quality.check import Checked, check_images, faults_of, shown
 from tlkit.data.quality.decode_results import judge
-from tlkit.data.quality.findings import Finding, faults_of
+from tlkit.data.sources.kind import Finding
 from tlkit.errors import DataError
 from tlkit.recipe.fields.data import Data
 from tlkit.recipe.fields.source import CsvSource, FolderSource, NpzSource, WebDatasetSource
@@ -130,9 +130,7 @@ def test_a_sound_folder_ends_with_0(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_nothing_heavy_is_imported() -> None:
-    code = (
-        "import sys; from tlkit.data import check; print([name for name in ('torch', 'timm', 'lightning', 'cv2') if name in sys.modules])"
-    )
+    code = "import sys; from tlkit.data.quality import check; print([name for name in ('torch', 'timm', 'lightning', 'cv2') if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 

@@ -2,17 +2,20 @@ import errno
 import logging
 import os
 import unicodedata
+from importlib import import_module
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from PIL import Image
 
 from tlkit.data.decode import decode
 from tlkit.data.samples import Samples
-from tlkit.data.sources.read import read_source
+from tlkit.data.sources.kind import SourceKind
+from tlkit.data.sources.read import KINDS, read_source
 from tlkit.data.splits.holdout import split_warnings
 from tlkit.errors import DataError
-from tlkit.recipe.fields.source import BundledSource, FolderSource
+from tlkit.recipe.fields.source import BundledSource, FolderSource, Source
 
 
 def put(root: Path, *names: str) -> None:
@@ -32,6 +35,13 @@ def faults(folder: Path) -> str:
     message = str(raised.value)
     assert "\n  " in message, "no fix on a line of its own"
     return message
+
+
+def test_every_source_of_the_schema_has_a_module_that_reads_it() -> None:
+    assert set(KINDS) == set(get_args(Source))
+    assert len(KINDS) == 10
+    for module in KINDS.values():
+        assert isinstance(import_module(f"tlkit.data.sources.{module}").KIND, SourceKind)
 
 
 def test_train_val_and_test_folders_are_read_with_their_splits(tmp_path: Path) -> None:

@@ -16,19 +16,14 @@ from rich.text import Text
 
 from tlkit.data.progress import images_progress
 from tlkit.data.quality.decode_results import DecodeResult, judge
-from tlkit.data.quality.findings import LEVELS, Finding, faults_of, odd_class
-from tlkit.data.quality.folder_faults import look_through
 from tlkit.data.quality.on_bad import lost_classes
-from tlkit.data.samples import ImageSource, Samples, Skipped
-from tlkit.data.sources.classes import odd_classes
-from tlkit.data.sources.csv_table import csv_images
-from tlkit.data.sources.parquet import parquet_images
-from tlkit.data.sources.read import read_source
-from tlkit.data.sources.webdataset_shards import webdataset_images
+from tlkit.data.samples import Samples, Skipped
+from tlkit.data.sources.classes import odd_class_findings
+from tlkit.data.sources.kind import LEVELS, Finding, ReadOptions, SourceCheck
+from tlkit.data.sources.read import kind_of
 from tlkit.data.splits.folds import split_by_recipe
 from tlkit.errors import DataError, RunError, TlkitError
 from tlkit.recipe.fields.data import Data
-from tlkit.recipe.fields.source import CsvSource, FolderSource, ParquetSource, WebDatasetSource
 from tlkit.recipe.schema import Recipe, Task
 
 LONG = 3.0
@@ -68,47 +63,47 @@ def check_command(recipe: Recipe, name: str, *, as_json: bool, out: Path | None)
 
 
 def check_images(data: Data, task: Task, seed: int) -> Checked:
-    """Looks at everything, whatever is wrong with it: what keeps a run from beginning is a row like others."""
-    findings: list[Finding] = []
-    samples: Samples | None = None
-    with _warnings_as(findings):
-        try:
-            samples = read_source(data.source, Path(data.root), task, keep_missing=True)
-        except TlkitError as error:
-            findings += faults_of(error)
-    images: dict[str, ImageSource] = {sample.id: sample.image for sample in samples.samples} if samples else _whatever_is_wrong(data, task)
-    classes = len(samples.classes) if samples else 0
-    if isinstance(data.source, FolderSource) and (root := Path(data.source.folder).expanduser()).is_dir():
-        looked = look_through(root)
-        # What is wrong with a folder is known more fully now; what isn't known is kept.
-        told = any(finding.level == "fault" for finding in looked.findings)
-        findings = [*looked.findings, *([] if told else (finding for finding in findings if finding.level == "fault"))]
-        images = dict(looked.images)
-        classes = len({name for _, name in looked.counts})
-    with images_progress(Console(stderr=True), "pictures decoded", len(images)) as advance:
-        verdicts = dict(zip(images, judge(list(images.values()), data, advance), strict=True))
-    bad = {id_ for id_, verdict in verdicts.items() if verdict.problem}
-    findings += _image_findings(verdicts, data)
-    if samples and not isinstance(data.source, FolderSource):
-        findings += (odd_class(name, other) for name, other in odd_classes(samples.classes))
+    """Check everything, whatever is wrong with it: what keeps a run from beginning is a row like others."""
+    options = ReadOptions(Path(data.root), task, keep_missing=True)
+    samples, findings = _read(data, options)
+    check = _check_source(data, options, samples)
+    if check.findings is not None:
+        # What is wrong with the source is known more fully now; what isn't known is kept.
+        known = any(finding.level == "fault" for finding in check.findings)
+        findings = [*check.findings, *([] if known else (finding for finding in findings if finding.level == "fault"))]
+    elif samples:
+        findings += odd_class_findings(samples.classes)
+    with images_progress(Console(stderr=True), "pictures decoded", len(check.images)) as advance:
+        results = dict(zip(check.images, judge(list(check.images.values()), data, advance), strict=True))
+    bad = {id_ for id_, result in results.items() if result.problem}
+    findings += _image_findings(results, data)
     if samples:
         findings += _split_findings(samples, bad, data, seed)
-    return Checked(len(verdicts), len(bad), classes, tuple(sorted(findings, key=lambda found: (LEVELS.index(found.level), found.where))))
+    ordered = sorted(findings, key=lambda found: (LEVELS.index(found.level), found.where))
+    return Checked(len(results), len(bad), check.classes or 0, tuple(ordered))
 
 
-def _whatever_is_wrong(data: Data, task: Task) -> dict[str, ImageSource]:
-    """The pictures of a table or of shards that have faults: they are looked at all the same."""
+def _read(data: Data, options: ReadOptions) -> tuple[Samples | None, list[Finding]]:
+    """Return the samples, if they can be read, and what was warned of or was wrong."""
+    findings: list[Finding] = []
+    with _warnings_as(findings):
+        try:
+            return kind_of(data.source).read(data.source, options), findings
+        except TlkitError as error:
+            return None, [*findings, *faults_of(error)]
+
+
+def _check_source(data: Data, options: ReadOptions, samples: Samples | None) -> SourceCheck:
+    """Return what the kind of source finds; where that is no more than was read, the samples that were read."""
+    check = SourceCheck()
     try:
         with _warnings_as([]):
-            if isinstance(data.source, CsvSource):
-                return csv_images(data.source)
-            if isinstance(data.source, ParquetSource):
-                return parquet_images(data.source)
-            if isinstance(data.source, WebDatasetSource):
-                return webdataset_images(data.source, Path(data.root), task)
-    except TlkitError:  # which is a row already
+            check = kind_of(data.source).check(data.source, options)
+    except TlkitError:  # which reading has reported already
         pass
-    return {}
+    if check.findings is not None or samples is None:
+        return check
+    return SourceCheck({sample.id: sample.image for sample in samples.samples}, classes=len(samples.classes))
 
 
 @contextmanager
@@ -131,17 +126,17 @@ def _warning(message: str) -> Finding:
     return Finding("warning", where if colon else "", (problem if colon else message).removesuffix("."))
 
 
-def _image_findings(verdicts: dict[str, DecodeResult], data: Data) -> Iterator[Finding]:
-    several = sorted(id_ for id_, verdict in verdicts.items() if verdict.frames > 1 and not verdict.problem)
+def _image_findings(results: dict[str, DecodeResult], data: Data) -> Iterator[Finding]:
+    several = sorted(id_ for id_, result in results.items() if result.frames > 1 and not result.problem)
     if several:
         more = f"; so have {len(several) - 1} more" if len(several) > 1 else ""
-        yield Finding("note", several[0], f"has {verdicts[several[0]].frames} frames or pages, and the first is taken{more}")
-    for id_, verdict in verdicts.items():
-        if verdict.problem:
-            yield Finding("fault", id_, verdict.problem, verdict.fix)
+        yield Finding("note", several[0], f"has {results[several[0]].frames} frames or pages, and the first is taken{more}")
+    for id_, result in results.items():
+        if result.problem:
+            yield Finding("fault", id_, result.problem, result.fix)
             continue
-        short, long = sorted((verdict.width, verdict.height))
-        size = f"{verdict.width} x {verdict.height} pixels"
+        short, long = sorted((result.width, result.height))
+        size = f"{result.width} x {result.height} pixels"
         if long / short > LONG:
             yield Finding("warning", id_, f"{size}: {_loss(long / short, data.resize)}", _long_fix(data.resize))
         elif short < TINY:
@@ -178,6 +173,27 @@ def _split_findings(samples: Samples, bad: set[str], data: Data, seed: int) -> I
             split_by_recipe(left, data, seed)
     except TlkitError as error:
         yield from faults_of(error)
+
+
+def faults_of(error: TlkitError) -> Iterator[Finding]:
+    """The rows of a message, which has a line for each problem, and then what mends them all, indented."""
+    problems: list[str] = []
+    fixes: list[str] = []
+    for line in [*str(error).splitlines(), ""]:
+        if line.startswith("  "):
+            fixes.append(line.strip())
+            continue
+        if fixes or not line:
+            yield from (_fault(problem, " ".join(fixes)) for problem in problems)
+            problems, fixes = [], []
+        if line:
+            problems.append(line)
+
+
+def _fault(problem: str, fix: str) -> Finding:
+    """`FILE: what is wrong.` parted at the first colon with a space after it."""
+    where, colon, what = problem.partition(": ")
+    return Finding("fault", where, what.removesuffix("."), fix) if colon else Finding("fault", "", problem.removesuffix("."), fix)
 
 
 # --- for people and scripts ---

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from tlkit.data.quality.findings import Finding, odd_class
 from tlkit.data.samples import SPLIT_WORDS, composed
-from tlkit.data.sources.classes import odd_classes
-from tlkit.data.sources.folder import SYSTEM_FOLDERS, has_image_ending, is_folder
+from tlkit.data.sources.classes import odd_class_findings
+from tlkit.data.sources.image_files import SYSTEM_FOLDERS, has_image_ending, is_folder
+from tlkit.data.sources.kind import Finding, SourceCheck
 from tlkit.errors import did_you_mean
 
 SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"})
@@ -36,7 +36,7 @@ class Looked:
         self.findings.append(Finding(level, where, problem, fix))  # type: ignore[arg-type]  # written below
 
 
-def look_through(root: Path) -> Looked:
+def look_through(root: Path) -> SourceCheck:
     """root: a folder as `data.source.folder` takes it. Nothing in it stops the search."""
     looked = Looked()
     splits = _splits(root, looked)
@@ -46,8 +46,8 @@ def look_through(root: Path) -> Looked:
             for id_, file in _files(root, folder, {_identity(root), _identity(place)}, looked):
                 looked.images[id_] = file
                 looked.counts[split, name] += 1
-    looked.findings = list(dict.fromkeys([*looked.findings, *_class_findings(root, splits, looked), *_left_aside(looked)]))
-    return looked
+    findings = dict.fromkeys([*looked.findings, *_class_findings(root, splits, looked), *_left_aside(looked)])
+    return SourceCheck(looked.images, tuple(findings), len({name for _, name in looked.counts}))
 
 
 def _splits(root: Path, looked: Looked) -> dict[str, Path]:
@@ -178,7 +178,7 @@ def _class_findings(root: Path, splits: Mapping[str, Path], looked: Looked) -> I
         if not name.isprintable():
             problem = "the name of the class is not UTF-8 or has signs that can't be printed"
             yield Finding("fault", f"{place}{name}/", problem, "Rename the folder.")
-    yield from (odd_class(name, other, f"{place}{name}/") for name, other in odd_classes([name for name in classes if name.isprintable()]))
+    yield from odd_class_findings([name for name in classes if name.isprintable()], lambda name: f"{place}{name}/")
     quoted = [name for name in classes if name.isprintable() and not all(sign.isalnum() or sign in "-_." for sign in name)]
     if quoted:
         more = f", as are {len(quoted) - 1} more with spaces or signs" if len(quoted) > 1 else ""

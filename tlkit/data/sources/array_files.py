@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from tlkit.data.samples import Samples
 from tlkit.data.sources.arrays import ArrayPart, ImageArray, array_samples, check_images, check_labels
+from tlkit.data.sources.kind import LocalFiles, ReadOptions, SourceKind, named_files
 from tlkit.errors import DataError, did_you_mean
 from tlkit.recipe.fields.source import NpySource, NpzSource
 from tlkit.recipe.schema import Task
@@ -27,15 +28,15 @@ NAMES = {
 _DAMAGED = (ValueError, EOFError, zipfile.BadZipFile, zlib.error, KeyError, NotImplementedError)
 
 
-def read_arrays(source: NpzSource | NpySource, task: Task) -> Samples:
+def read_arrays(source: NpzSource | NpySource, options: ReadOptions) -> Samples:
     """Every picture of an .npz, in its splits; or of an .npy, which is mapped and not read, to be split.
 
-    task: with multilabel labels are [N, K] of 0 and 1. Raises DataError where arrays are missing, damaged, or don't fit.
+    With task: multilabel, labels are [N, K] of 0 and 1. Raises DataError where arrays are missing, damaged, or don't fit.
     """
     if isinstance(source, NpySource):
         images, labels = _existing(source.npy, "data.source.npy"), _existing(source.labels, "data.source.labels")
-        parts = {"": _npy_part(images, labels, task)}
-        return array_samples(f"data.source.npy: {images}", parts, source.classes, task)
+        parts = {"": _npy_part(images, labels, options.task)}
+        return array_samples(f"data.source.npy: {images}", parts, source.classes, options.task)
     file = _existing(source.npz, "data.source.npz")
     headers = _npz_headers(file)
     pairs = {split: pair for split, known in NAMES.items() if (pair := next((p for p in known if set(p) <= set(headers)), None))}
@@ -46,8 +47,12 @@ def read_arrays(source: NpzSource | NpySource, task: Task) -> Samples:
         )
     if "train" in pairs:
         pairs.pop("", None)
-    parts = {split: _npz_part(file, pair, headers, task) for split, pair in pairs.items()}
-    return array_samples(f"data.source.npz: {file}", parts, source.classes, task)
+    parts = {split: _npz_part(file, pair, headers, options.task) for split, pair in pairs.items()}
+    return array_samples(f"data.source.npz: {file}", parts, source.classes, options.task)
+
+
+def array_files(source: NpzSource | NpySource, samples: Samples) -> LocalFiles:
+    return named_files({"npz": source.npz} if isinstance(source, NpzSource) else {"npy": source.npy, "labels": source.labels})
 
 
 def read_npz(file: Path, name: str) -> NDArray[Any]:
@@ -119,3 +124,6 @@ def _unreadable(what: str, error: Exception) -> DataError:
     if "allow_pickle" in str(error) or "Python objects" in str(error):
         return DataError(f"{what}: holds Python objects, which are not read, since they can run code.\n  Save numbers or words alone.")
     return DataError(f"{what}: can't be read, or is damaged ({error}).\n  Save it anew with numpy.savez or numpy.save.")
+
+
+KIND = SourceKind(read_arrays, local_files=array_files)

@@ -1,8 +1,9 @@
 """Labels as a source has them, numbers or words -> classes, the same for every split."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from tlkit.data.samples import composed
+from tlkit.data.sources.kind import Finding
 from tlkit.errors import DataError, did_you_mean
 from tlkit.recipe.schema import Task
 
@@ -26,6 +27,15 @@ def odd_classes(classes: Sequence[str]) -> Iterator[tuple[str, str]]:
         elif name.casefold() in NO_VALUE:
             yield name, ""
         seen.setdefault(plain, name)
+
+
+def odd_class_findings(classes: Sequence[str], where: Callable[[str], str] = "class '{}'".format) -> Iterator[Finding]:
+    for name, other in odd_classes(classes):
+        if other:
+            yield Finding("warning", where(name), f"'{name}' and '{other}' count as two classes", "Join them if they are the same.")
+        else:
+            fix = "If it means that there is no label, remove these images."
+            yield Finding("warning", where(name), f"'{name}' is a class like others", fix)
 
 
 def number_classes(

@@ -4,26 +4,29 @@ import csv
 from collections.abc import Iterator
 from io import StringIO
 
-from tlkit.data.samples import ImageSource, Samples
-from tlkit.data.sources.table import Table, check_columns, open_table, table_images, table_samples
+from tlkit.data.samples import Samples
+from tlkit.data.sources.kind import LocalFiles, ReadOptions, SourceCheck, SourceKind
+from tlkit.data.sources.table import Table, check_columns, open_table, table_files, table_images, table_samples
 from tlkit.errors import DataError
 from tlkit.recipe.fields.source import CsvSource
-from tlkit.recipe.schema import Task
 
 
-def read_csv(source: CsvSource, task: Task, *, keep_missing: bool = False) -> Samples:
-    """Every picture of a table; cells are parted as the header is: by comma, semicolon or tab.
+def read_csv(source: CsvSource, options: ReadOptions) -> Samples:
+    """Return every image of a table. Cells are separated as the header's are: by comma, semicolon or tab.
 
-    keep_missing: see read_source. Raises DataError, with every line, for what can't be used.
+    Raises DataError, with every line, for what can't be used.
     """
     table = open_table(source.csv, source.root, "data.source.csv")
-    return table_samples(table, _lines(table), task, keep_missing=keep_missing)
+    return table_samples(table, _lines(table), options)
 
 
-def csv_images(source: CsvSource) -> dict[str, ImageSource]:
-    """See table_pictures."""
+def check_csv(source: CsvSource, options: ReadOptions) -> SourceCheck:
     table = open_table(source.csv, source.root, "data.source.csv")
-    return table_images(table, _lines(table))
+    return SourceCheck(table_images(table, _lines(table)))
+
+
+def csv_files(source: CsvSource, samples: Samples) -> LocalFiles:
+    return table_files("csv", source.csv, source.root, samples)
 
 
 def _lines(table: Table) -> Iterator[tuple[int, dict[str, str]]]:
@@ -57,3 +60,6 @@ def _text(table: Table) -> StringIO:
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise DataError(f"{table.file}:{line}: is not UTF-8 text.\n  Save the table as UTF-8 (in a spreadsheet: CSV UTF-8).") from error
+
+
+KIND = SourceKind(read_csv, local_files=csv_files, check=check_csv)

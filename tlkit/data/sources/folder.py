@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tlkit.data.decode import EXTENSIONS
+from tlkit.data.quality.folder_faults import look_through
 from tlkit.data.samples import SPLIT_WORDS, Sample, Samples, composed
+from tlkit.data.sources.image_files import has_image_ending, is_folder, is_hidden
+from tlkit.data.sources.kind import LocalFiles, ReadOptions, SourceCheck, SourceKind, below, image_files
 from tlkit.errors import DataError, did_you_mean
+from tlkit.recipe.fields.source import FolderSource
 
-# What systems leave among people's files; some of it holds small copies of their pictures.
-SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"})
 _LAYOUT = "Expected {root}/train/CLASS/*.jpg (with val and test folders beside train if you have them), or {root}/CLASS/*.jpg."
 
 log = logging.getLogger("tlkit")
@@ -33,6 +35,15 @@ def read_folder(folder: Path) -> Samples:
     notes.tell(root)
     _check(root, classes, samples, splits)
     return Samples(classes, tuple(samples))
+
+
+def check_folder(source: FolderSource, options: ReadOptions) -> SourceCheck:
+    root = Path(source.folder).expanduser()
+    return look_through(root) if root.is_dir() else SourceCheck()
+
+
+def folder_files(source: FolderSource, samples: Samples) -> LocalFiles:
+    return LocalFiles(below(Path(source.folder).expanduser(), image_files(samples)), {"folder": ""})
 
 
 @dataclass
@@ -144,7 +155,7 @@ def _listed(place: Path, notes: _Notes) -> tuple[list[str], list[str]]:
     folders, files = [], []
     with os.scandir(place) as entries:
         for entry in entries:
-            if _is_hidden(entry.name):
+            if is_hidden(entry.name):
                 continue
             if is_folder(entry):
                 folders.append(entry.name)
@@ -156,22 +167,6 @@ def _listed(place: Path, notes: _Notes) -> tuple[list[str], list[str]]:
     return sorted(folders), sorted(files)
 
 
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name in SYSTEM_FOLDERS
-
-
-def has_image_ending(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in EXTENSIONS
-
-
-def is_folder(entry: os.DirEntry[str]) -> bool:
-    """A link that runs in a circle, or to where one may not look, is none."""
-    try:
-        return entry.is_dir()
-    except OSError:
-        return False
-
-
 def _identity(folder: Path) -> tuple[int, int]:
     state = os.stat(folder)
     return state.st_dev, state.st_ino
@@ -180,7 +175,7 @@ def _identity(folder: Path) -> tuple[int, int]:
 def _subfolders(folder: Path) -> list[Path]:
     try:
         with os.scandir(folder) as entries:
-            return sorted(folder / entry.name for entry in entries if not _is_hidden(entry.name) and is_folder(entry))
+            return sorted(folder / entry.name for entry in entries if not is_hidden(entry.name) and is_folder(entry))
     except OSError as error:
         raise DataError(
             f"{folder}: the folder can't be read ({error.strerror}).\n  Give yourself the right to read and enter it."
@@ -189,7 +184,7 @@ def _subfolders(folder: Path) -> list[Path]:
 
 def _loose_images(folder: Path) -> list[str]:
     with os.scandir(folder) as entries:
-        shown = [entry for entry in entries if not _is_hidden(entry.name)]
+        shown = [entry for entry in entries if not is_hidden(entry.name)]
         return sorted(entry.name for entry in shown if has_image_ending(entry.name) and not is_folder(entry))
 
 
@@ -224,3 +219,6 @@ def _some(names: list[str]) -> str:
 
 def _extensions_fix() -> str:
     return f"Put pictures into it ({' '.join(sorted(ending[1:] for ending in EXTENSIONS))}), or remove the folder."
+
+
+KIND = SourceKind(lambda source, options: read_folder(Path(source.folder)), local_files=folder_files, check=check_folder)

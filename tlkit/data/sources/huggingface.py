@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from PIL import Image
 
 from tlkit.data.samples import SPLIT_WORDS, Sample, Samples
 from tlkit.data.sources.classes import Label, number_classes
+from tlkit.data.sources.kind import LocalFiles, Origin, ReadOptions, SourceKind, below
 from tlkit.errors import DataError, MissingExtraError, did_you_mean
 from tlkit.recipe.fields.source import HuggingFaceSource
 from tlkit.recipe.schema import Task
@@ -46,22 +48,22 @@ class HuggingFaceImage:
         return f"{self.column}[{self.index}]"
 
 
-def read_huggingface(source: HuggingFaceSource, root: Path, task: Task) -> Samples:
+def read_huggingface(source: HuggingFaceSource, options: ReadOptions) -> Samples:
     """Every picture of a data set, with the splits it has. Ids are `train/000042`.
 
     Tables of parquet in a folder are converted once, into root; from the hub everything goes into the hub's own cache.
     Raises DataError where the set, or a column, isn't there, and MissingExtraError without the package datasets.
     """
-    parts = _splits(source, load_huggingface(source, root))
+    parts = _splits(source, load_huggingface(source, options.root))
     place = f"data.source.huggingface: {source.huggingface}"
     features = next(iter(parts.values())).features
     image, label = _image_column(source, features, place), _label_column(source, features, place)
     names = _names(features[label])
-    labels = {split: _labels(rows, label, f"{place}, split {split or 'all'}", task) for split, rows in parts.items()}
+    labels = {split: _labels(rows, label, f"{place}, split {split or 'all'}", options.task) for split, rows in parts.items()}
     for split in [split for split, found in labels.items() if found and all(given == (-1,) for given in found)]:
         log.warning("%s: the labels of the %s split are hidden (-1), so it is not read", place, split)
         del labels[split], parts[split]
-    classes, numbers = number_classes(place, labels, names, task)
+    classes, numbers = number_classes(place, labels, names, options.task)
     samples = []
     for split, rows in parts.items():
         images = _undecoded(rows, image)
@@ -69,7 +71,26 @@ def read_huggingface(source: HuggingFaceSource, root: Path, task: Task) -> Sampl
             Sample(f"{split or 'all'}/{i:06d}", HuggingFaceImage(images, image, i), tuple(sorted(numbers[word] for word in given)), split)
             for i, given in enumerate(labels[split])
         ]
-    return Samples(classes, tuple(samples), task)
+    return Samples(classes, tuple(samples), options.task)
+
+
+def huggingface_origin(source: HuggingFaceSource) -> Origin:
+    return "local" if Path(source.huggingface).expanduser().is_dir() else "downloaded"
+
+
+def huggingface_files(source: HuggingFaceSource, samples: Samples) -> LocalFiles:
+    folder = Path(source.huggingface).expanduser()
+    return LocalFiles(below(folder, (file for file in sorted(folder.rglob("*")) if file.is_file())), {"huggingface": ""})
+
+
+def save_huggingface(source: HuggingFaceSource, options: ReadOptions, folder: Path) -> None:
+    """In the form of save_to_disk, images inside: whole or not at all. What is there already stays."""
+    if folder.exists():
+        return
+    part = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    load_huggingface(source, options.root).save_to_disk(str(part))
+    part.replace(folder)
 
 
 def _datasets() -> Any:
@@ -205,3 +226,6 @@ def _undecoded(rows: Any, column: str) -> Any:
         return rows.select_columns([column]).cast_column(column, datasets.Image(decode=False))
     except (ValueError, TypeError, RuntimeError) as error:  # pyarrow's NotImplementedError is a RuntimeError
         raise DataError(f"data.source.image: the column {column} holds no pictures ({error}).\n  Name another.") from error
+
+
+KIND = SourceKind(read_huggingface, huggingface_origin, huggingface_files, save=save_huggingface)

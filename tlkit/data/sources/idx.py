@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from tlkit.data.samples import Samples
 from tlkit.data.sources.arrays import ArrayPart, ImageArray, array_samples, check_images, check_labels
+from tlkit.data.sources.kind import LocalFiles, ReadOptions, SourceKind
 from tlkit.errors import DataError, did_you_mean
 from tlkit.recipe.fields.source import IdxSource
 
@@ -27,7 +28,7 @@ _FASHION_MNIST = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal
 log = logging.getLogger("tlkit")
 
 
-def read_idx(source: IdxSource) -> Samples:
+def read_idx(source: IdxSource, options: ReadOptions) -> Samples:
     """The pairs of a folder: train, and t10k as the test split where it is there.
 
     Without `classes`, classes are called by their numbers; those of Fashion-MNIST, told by its labels, by their names.
@@ -44,6 +45,11 @@ def read_idx(source: IdxSource) -> Samples:
             check_labels(str(files[f"{start}-labels"]), labels, len(array.pixels), "multiclass")
             parts[split] = ArrayPart(array, labels)
     return array_samples(f"data.source.idx: {folder}", parts, source.classes or _known_names(parts["train"].labels), "multiclass")
+
+
+def idx_files(source: IdxSource, samples: Samples) -> LocalFiles:
+    folder = Path(source.idx).expanduser()
+    return LocalFiles([(file, file.name) for file in sorted(folder.iterdir()) if "ubyte" in file.name], {"idx": ""})
 
 
 def read_idx_file(file: Path, *, dimensions: int) -> NDArray[np.uint8]:
@@ -139,3 +145,6 @@ def _known_names(labels: NDArray[Any]) -> tuple[str, ...]:
         return ()
     log.info("the labels are Fashion-MNIST's: classes have its names")
     return _FASHION_MNIST
+
+
+KIND = SourceKind(read_idx, local_files=idx_files)

@@ -3,26 +3,26 @@
 from collections.abc import Iterator
 from typing import Any
 
-from tlkit.data.samples import LABEL_SEPARATOR, ImageSource, Samples
-from tlkit.data.sources.table import OPTIONAL, REQUIRED, Table, check_columns, open_table, table_images, table_samples
+from tlkit.data.samples import LABEL_SEPARATOR, Samples
+from tlkit.data.sources.kind import LocalFiles, ReadOptions, SourceCheck, SourceKind
+from tlkit.data.sources.table import OPTIONAL, REQUIRED, Table, check_columns, open_table, table_files, table_images, table_samples
 from tlkit.errors import DataError, MissingExtraError
 from tlkit.recipe.fields.source import ParquetSource
-from tlkit.recipe.schema import Task
 
 
-def read_parquet(source: ParquetSource, task: Task, *, keep_missing: bool = False) -> Samples:
-    """Every picture of a table.
-
-    keep_missing: see read_source. Raises DataError, with every row (counted from 1), for what can't be used.
-    """
+def read_parquet(source: ParquetSource, options: ReadOptions) -> Samples:
+    """Return every image of a table. Raises DataError, with every row (counted from 1), for what can't be used."""
     table = open_table(source.parquet, source.root, "data.source.parquet")
-    return table_samples(table, _rows(table), task, keep_missing=keep_missing)
+    return table_samples(table, _rows(table), options)
 
 
-def parquet_images(source: ParquetSource) -> dict[str, ImageSource]:
-    """See table_pictures."""
+def check_parquet(source: ParquetSource, options: ReadOptions) -> SourceCheck:
     table = open_table(source.parquet, source.root, "data.source.parquet")
-    return table_images(table, _rows(table))
+    return SourceCheck(table_images(table, _rows(table)))
+
+
+def parquet_files(source: ParquetSource, samples: Samples) -> LocalFiles:
+    return table_files("parquet", source.parquet, source.root, samples)
 
 
 def _rows(table: Table) -> Iterator[tuple[int, dict[str, str]]]:
@@ -71,3 +71,6 @@ def _text(value: Any) -> str:
     if isinstance(value, list):
         return LABEL_SEPARATOR.join(map(str, value))
     return "" if value is None else str(value).strip()
+
+
+KIND = SourceKind(read_parquet, local_files=parquet_files, check=check_parquet)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tlkit.data.samples import LABEL_SEPARATOR, SPLIT_WORDS, ImageSource, Sample, Samples, composed
+from tlkit.data.sources.kind import LocalFiles, ReadOptions, below, image_files
 from tlkit.errors import DataError, did_you_mean, expected_one_of
 from tlkit.recipe.schema import Task
 
@@ -92,16 +93,16 @@ def check_columns(table: Table, columns: Sequence[str], place: str) -> None:
             log.warning("%s: has no column %s. %s", table.file, column, hint)
 
 
-def table_samples(table: Table, cells: Iterable[tuple[int, Mapping[str, str]]], task: Task, *, keep_missing: bool = False) -> Samples:
+def table_samples(table: Table, cells: Iterable[tuple[int, Mapping[str, str]]], options: ReadOptions) -> Samples:
     """cells: (number of the row, column -> text) of each row that isn't empty. Classes are sorted by code point.
 
-    keep_missing: see read_source. Raises DataError with every fault, each with its row.
+    Raises DataError with every fault, each with its row.
     """
     place = _Places(table)
-    rows = [row for number, found in cells for row in _row(table, number, found, task, place)]
+    rows = [row for number, found in cells for row in _row(table, number, found, options.task, place)]
     place.tell_outside()
     rows = _without_repeats(table, rows)
-    if not keep_missing:
+    if not options.keep_missing:
         _check_files(table, rows)
     _check_held_out(table, rows)
     table.raise_faults()
@@ -112,7 +113,15 @@ def table_samples(table: Table, cells: Iterable[tuple[int, Mapping[str, str]]], 
         Sample(composed(row.id), table.root / row.id, tuple(sorted(number[name] for name in row.labels)), row.split, row.group)
         for row in rows
     ]
-    return Samples(classes, tuple(samples), task)
+    return Samples(classes, tuple(samples), options.task)
+
+
+def table_files(kind: str, name: str, root: str | None, samples: Samples) -> LocalFiles:
+    """kind: the source's key. A copy has the table, and the images in a folder beside it."""
+    table = Path(name).expanduser()
+    base = Path(root).expanduser() if root is not None else table.parent
+    images = [(file, f"pictures/{inside}") for file, inside in below(base, image_files(samples))]
+    return LocalFiles([(table, table.name), *images], {kind: table.name, "root": "pictures"})
 
 
 def table_images(table: Table, cells: Iterable[tuple[int, Mapping[str, str]]]) -> dict[str, ImageSource]:

@@ -29,8 +29,10 @@ from torchvision import datasets
 from torchvision.datasets import utils as torchvision_utils
 
 from tlkit.data.samples import Sample, Samples
+from tlkit.data.sources.kind import ReadOptions, SourceKind
 from tlkit.errors import DataError, Fault, RecipeError, expected_one_of
 from tlkit.recipe.fetched import is_offline
+from tlkit.recipe.fields.source import TorchvisionSource
 
 Arguments = Mapping[str, Any]
 _TRAIN_TEST = {"train": {"train": True}, "test": {"train": False}}
@@ -77,18 +79,19 @@ class TorchvisionImage:
         return f"{type(self.dataset).__name__}[{self.index}]"
 
 
-def read_torchvision(name: str, root: Path) -> Samples:
+def read_torchvision(source: TorchvisionSource, options: ReadOptions) -> Samples:
     """The set as it lies under root; downloaded into root first where it isn't there.
 
     Raises RecipeError for an unknown name, and DataError, within five seconds where there is no network,
     if the set is neither there nor to be had.
     """
+    name = source.torchvision
     if name not in SETS:
         variants = [known for known in SETS if known.startswith(f"{name}/")]
         fix = f"Expected one of: {', '.join(variants)}." if variants else expected_one_of(name, sorted(SETS))
         problem = "needs one of its variants." if variants else "is not a classification set of torchvision."
         raise RecipeError([Fault("data.source.torchvision", f"= '{name}' {problem}", fix)])
-    root = root.expanduser()
+    root = options.root.expanduser()
     new_root = not root.exists()
     try:
         try:
@@ -353,3 +356,6 @@ def _one_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = " ".join(lines).strip("<>").removeprefix("urlopen error ").rstrip(".")
     return re.sub(r"^\[Errno -?\d+\] ", "", text) or type(error).__name__
+
+
+KIND = SourceKind(read_torchvision, origin=lambda source: "downloaded")

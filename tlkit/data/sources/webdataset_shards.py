@@ -17,8 +17,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from tlkit.data.samples import ImageSource, Sample, Samples
+from tlkit.data.samples import Sample, Samples
 from tlkit.data.sources.classes import Label, number_classes
+from tlkit.data.sources.kind import LocalFiles, ReadOptions, SourceCheck, SourceKind, below, path_inside
 from tlkit.data.sources.tar_index import Entry, ShardFault, shard_index
 from tlkit.errors import DataError, MissingExtraError, did_you_mean
 from tlkit.recipe.fields.source import WebDatasetSource
@@ -55,25 +56,34 @@ class TarImage:
         return f"{self.shard}, at byte {self.offset}"
 
 
-def read_webdataset(source: WebDatasetSource, root: Path, task: Task) -> Samples:
+def read_webdataset(source: WebDatasetSource, options: ReadOptions) -> Samples:
     """Every picture of the shards, by an index that is kept in root. Ids are `train-000.tar:KEY`.
 
     Raises DataError with everything that is wrong with the shards: missing, cut off, packed, members without picture or label.
     """
-    entries, faults = _entries(_shards(source), root, task)
+    entries, faults = _entries(_shards(source), options.root, options.task)
     if faults:
         more = f"\n... and {len(faults) - MOST_FAULTS:,} more." if len(faults) > MOST_FAULTS else ""
         fix = "  Write these shards anew: for each picture KEY.jpg with KEY.cls, KEY.json (its key label) or KEY.txt beside it."
         raise DataError("\n".join(faults[:MOST_FAULTS]) + f"{more}\n{fix}")
     labels = {split: [entry.labels for found in shards.values() for entry in found] for split, shards in entries.items()}
-    classes, numbers = number_classes(f"data.source.webdataset: {source.webdataset}", labels, source.classes, task)
-    return Samples(classes, tuple(_samples(entries, numbers)), task)
+    classes, numbers = number_classes(f"data.source.webdataset: {source.webdataset}", labels, source.classes, options.task)
+    return Samples(classes, tuple(_samples(entries, numbers)), options.task)
 
 
-def webdataset_images(source: WebDatasetSource, root: Path, task: Task) -> dict[str, ImageSource]:
-    """Id -> picture of what can be found in shards, whatever else is wrong with them."""
-    entries, _ = _entries(_shards(source), root, task)
-    return {id_: image for id_, image, _, _ in _images(entries)}
+def check_webdataset(source: WebDatasetSource, options: ReadOptions) -> SourceCheck:
+    """Return the images that can be found in shards, whatever else is wrong with them."""
+    entries, _ = _entries(_shards(source), options.root, options.task)
+    return SourceCheck({id_: image for id_, image, _, _ in _images(entries)})
+
+
+def webdataset_files(source: WebDatasetSource, samples: Samples) -> LocalFiles:
+    """Shards keep their places below the folder that holds all of them: images are called by them."""
+    patterns = {"webdataset": source.webdataset, **{key: text for key, text in (("val", source.val), ("test", source.test)) if text}}
+    shards = [shard for key, text in patterns.items() for shard in find_shards(text, "train" if key == "webdataset" else key)]
+    above = os.path.commonpath([shard.absolute().parent for shard in shards])
+    keys = {key: path_inside(os.path.abspath(os.path.expanduser(text)), above) for key, text in patterns.items()}
+    return LocalFiles(below(Path(above), shards), keys)
 
 
 def _shards(source: WebDatasetSource) -> dict[str, list[Path]]:
@@ -163,3 +173,6 @@ def _expanded(pattern: str, key: str) -> list[str]:
     if len(names) > MOST_SHARDS:
         raise DataError(f"{key}: '{pattern}' names more than {MOST_SHARDS:,} files.\n  Check the numbers in braces.")
     return names
+
+
+KIND = SourceKind(read_webdataset, local_files=webdataset_files, check=check_webdataset)

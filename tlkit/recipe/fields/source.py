@@ -81,3 +81,6 @@ Source = (
     | WebDatasetSource
     | BundledSource
 )
+
+ONE_LABEL = (FolderSource, TorchvisionSource, IdxSource, BundledSource)
+"""Sources that give every image one label: `task: multilabel` is refused."""
