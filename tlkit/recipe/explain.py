@@ -4,33 +4,42 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from tlkit.errors import Fault, did_you_mean, expected_one_of
-from tlkit.recipe.schema import Recipe, nearest_place
-from tlkit.recipe.yaml12 import WHOLE, join, scalar
+from tlkit.recipe.yaml12 import WHOLE, join, nearest_place, scalar
 
 MOST_FAULTS = 100
 """Are explained: nobody reads more at once, and to look for the nearest word of thousands takes seconds."""
 
 
-def schema_faults(value: Any, places: Mapping[str, str], *, model: type[BaseModel] = Recipe, key: str = "") -> list[Fault]:
-    """What keeps a value from being the model; empty if nothing does. key: where the value stands in the recipe.
+class Context(NamedTuple):
+    """The model of the whole recipe, and dotted key -> place."""
+
+    recipe: type[BaseModel]
+    places: Mapping[str, str]
+
+
+def schema_faults(
+    value: Any, places: Mapping[str, str], *, model: type[BaseModel], key: str = "", recipe: type[BaseModel] | None = None
+) -> list[Fault]:
+    """Return what keeps a value from being the model; empty if nothing does.
 
     places: dotted key -> place. Where two keys clash, and one of them was set by an override, the fault has the override's place;
-    all others are left without one.
+    all others are left without one. key: where the value stands in the recipe. recipe: the model of the whole recipe, whose other keys
+    may be the ones that were meant; `model` by default.
     """
     try:
         model.model_validate(value)
     except ValidationError as error:
-        return list(islice(_explain(error, model, value, key, places), MOST_FAULTS + 1))
+        return list(islice(_explain(error, model, value, key, Context(recipe or model, places)), MOST_FAULTS + 1))
     return []
 
 
-def _explain(error: ValidationError, model: type[BaseModel], whole: Any, whole_key: str, places: Mapping[str, str]) -> Iterator[Fault]:
+def _explain(error: ValidationError, model: type[BaseModel], whole: Any, whole_key: str, context: Context) -> Iterator[Fault]:
     told: set[str] = set()
     for detail in error.errors(include_url=False):
         key, value, current, field = whole_key, whole, model, None
@@ -46,7 +55,7 @@ def _explain(error: ValidationError, model: type[BaseModel], whole: Any, whole_k
                 continue
             key, parent, field = join(key, part), current, fields_of(current).get(part)
             if detail["type"] == "extra_forbidden" and not path:
-                yield _unknown_key(key, part, parent, [kind for kind in kinds.values() if kind is not parent])
+                yield _unknown_key(key, part, parent, [kind for kind in kinds.values() if kind is not parent], context.recipe)
                 break
             if detail["type"] == "missing" and not path:
                 yield _missing_key(key, field)
@@ -54,13 +63,13 @@ def _explain(error: ValidationError, model: type[BaseModel], whole: Any, whole_k
             value, current = value[part], _only_model(field, current)
         else:
             if detail["type"] == "rule":
-                context = detail["ctx"]
-                clashing = (nearest_place(places, join(key, word)) for word in (context["key"], context["with_key"]))
+                rule = detail["ctx"]
+                clashing = (nearest_place(context.places, join(key, word)) for word in (rule["key"], rule["with_key"]))
                 place = next((place for place in clashing if place.startswith("override ")), "")
-                yield Fault(join(key, context["key"]), context["problem"], context["fix"], place)
+                yield Fault(join(key, rule["key"]), rule["problem"], rule["fix"], place)
             elif key not in told:
                 told.add(key)
-                yield from _wrong_union(key, value, field, places) if _is_union(field) else [_wrong_value(key, value, field, current)]
+                yield from _wrong_union(key, value, field, context) if _is_union(field) else [_wrong_value(key, value, field, current)]
 
 
 # --- the schema, as a tree to walk ---
@@ -105,8 +114,8 @@ def _item_models(field: FieldInfo | None) -> dict[str, Any]:
 # --- faults ---
 
 
-def _unknown_key(key: str, word: str, model: type[BaseModel], others: Sequence[type[BaseModel]]) -> Fault:
-    """others: what else the part could have been, had it other keys."""
+def _unknown_key(key: str, word: str, model: type[BaseModel], others: Sequence[type[BaseModel]], recipe: type[BaseModel]) -> Fault:
+    """others: what else the part could have been, had it other keys. recipe: whose keys elsewhere may have been meant."""
     parent = key[: -len(word)].rstrip(".")
     names = list(fields_of(model))
     for other in others:
@@ -117,13 +126,13 @@ def _unknown_key(key: str, word: str, model: type[BaseModel], others: Sequence[t
     fix = expected_one_of(word, names)
     if not did_you_mean(word, names):
         own = re.sub(r"\[\d+\]", "[0]", key)
-        elsewhere = [place for place in _places_of_keys() if place.split(".")[-1] == word and place != own]
+        elsewhere = [place for place in _places_of_keys(recipe) if place.split(".")[-1] == word and place != own]
         near = did_you_mean(word, [name for other in others for name in fields_of(other)])
         fix = f"{fix} Did you mean {' or '.join(elsewhere)}?" if elsewhere else f"{fix} {near}".rstrip()
     return Fault(key, f"is not a key of {parent or 'a recipe'}.", fix)
 
 
-def _places_of_keys(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[str]:
+def _places_of_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     for name, field in fields_of(model).items():
         yield join(prefix, name)
         for alternative in _alternatives(field.annotation):
@@ -146,7 +155,7 @@ def _wrong_value(key: str, value: Any, field: FieldInfo | None, model: type[Base
     return Fault(key, _problem(value, field), f"{_expected(field)} {_nearest(value, field)}".rstrip())
 
 
-def _wrong_union(key: str, value: Any, field: FieldInfo | None, places: Mapping[str, str]) -> list[Fault]:
+def _wrong_union(key: str, value: Any, field: FieldInfo | None, context: Context) -> list[Fault]:
     """One fault for the whole union; or, if the keys given belong to one alternative alone, what is wrong with that one."""
     alternatives = _alternatives(field.annotation) if field else []
     models = [alternative for alternative in alternatives if _is_model(alternative)]
@@ -154,7 +163,7 @@ def _wrong_union(key: str, value: Any, field: FieldInfo | None, places: Mapping[
         forms = {next(iter(fields_of(model))): model for model in models}  # each is told by its first key
         given = [word for word in value if word in forms]
         if len(given) == 1:
-            return schema_faults(value, places, model=forms[given[0]], key=key)
+            return schema_faults(value, context.places, model=forms[given[0]], key=key, recipe=context.recipe)
         if given:
             fix = f"Keep one of them; an override replaces both: '{key}={_form(forms[given[-1]])}'."
             return [Fault(join(key, given[-1]), f"can't stand beside {join(key, given[0])}.", fix)]

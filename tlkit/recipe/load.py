@@ -1,7 +1,7 @@
 """A recipe file and `key=value` overrides -> Recipe, or everything that is wrong with them at once; and back to YAML."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from io import StringIO
 from pathlib import Path
@@ -10,9 +10,9 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from tlkit.errors import Fault, RecipeError
-from tlkit.recipe.augmentations import read_augment
-from tlkit.recipe.explain import MOST_FAULTS, schema_faults, shown
-from tlkit.recipe.schema import Recipe, nearest_place
+from tlkit.recipe.explain import shown
+from tlkit.recipe.schema import Recipe
+from tlkit.recipe.validate import validated
 from tlkit.recipe.yaml12 import WHOLE, Document, read_yaml
 from tlkit.system import shipped
 
@@ -22,13 +22,20 @@ MAX_OVERRIDES = 200
 
 _PATH = re.compile(r"[A-Za-z_]\w*(\[\d{1,6}\])*(\.[A-Za-z_]\w*(\[\d{1,6}\])*)*")
 _STEP = re.compile(r"\w+|\[\d+\]")
-_BELOW = re.compile(r"[.\[]")
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe of a file, or of one that ships with tlkit; each override is `dotted.key[0]=VALUE`, its value YAML.
+    """Read a recipe from a YAML file.
 
-    Raises RecipeError with all faults, each with its place, what came and what was expected.
+    Args:
+        path: A file; or the name of a recipe that ships with tlkit, such as `quickstart`.
+        overrides: Changes of single keys, each written as on the command line: `phases[0].epochs=1`. The value is YAML.
+
+    Returns:
+        The recipe with every default filled in. It is frozen: make a variation by another override.
+
+    Raises:
+        RecipeError: It can't be used. The message holds every fault, each with its line, what came and what was expected.
     """
     file = find_recipe(path)
     name = _short(file)
@@ -37,7 +44,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError([Fault("override", f"comes {len(overrides):,} times; at most {MAX_OVERRIDES}.", "Write them into the recipe.")])
     for override in overrides:
         _override(document, override)
-    return _recipe(document, name)
+    recipe = validated(Recipe, document, name)
+    recipe._places.update(document.places)
+    return recipe
 
 
 def find_recipe(path: str | Path) -> Path:
@@ -77,50 +86,6 @@ def recipe_yaml(recipe: Recipe) -> str:
     text = StringIO()
     yaml.dump(_plain(values), text)
     return text.getvalue()
-
-
-def _recipe(document: Document, name: str) -> Recipe:
-    if document.value is None and not document.faults:
-        raise RecipeError([Fault(name, "is empty.", "A recipe has at least the keys name, data, model and phases.")])
-    values = document.value
-    faults: list[Fault] = []
-    if isinstance(values, dict) and "augment" in values:
-        augment, found = read_augment(values["augment"], _channels(values.get("data")))
-        values = {**values, "augment": augment}
-        faults += found
-    faults += schema_faults(values, document.places)
-    # What could not be read has been named already, and so has what lies below it.
-    kept = [*document.faults, *(fault for fault in faults if not _within(fault.key, document.broken))]
-    if kept:
-        raise RecipeError(_told(fault.at(nearest_place(document.places, fault.key)) for fault in kept))
-    recipe = Recipe.model_validate(values)
-    recipe._places.update(document.places)
-    return recipe
-
-
-def _channels(data: Any) -> int:
-    """Of the pictures; the default where what is written is no number, which is told elsewhere."""
-    channels = data.get("channels") if isinstance(data, dict) else None
-    return channels if isinstance(channels, int) else 3
-
-
-def _within(key: str, keys: set[str]) -> bool:
-    """Whether it is one of the keys or lies below one."""
-    return key in keys or any(key[: below.start()] in keys for below in _BELOW.finditer(key))
-
-
-def _told(faults: Iterable[Fault]) -> list[Fault]:
-    """In order; of very many the first ones, and that there are more."""
-    in_order = sorted(faults, key=_by_line)
-    if len(in_order) <= MOST_FAULTS:
-        return in_order
-    return [*in_order[:MOST_FAULTS], Fault(WHOLE, f"has more than these {MOST_FAULTS} faults.", "Mend them first.")]
-
-
-def _by_line(fault: Fault) -> tuple[bool, int]:
-    """Faults of the file in its order, then those of overrides."""
-    line = fault.place.rpartition(":")[2]
-    return (fault.place.startswith("override "), int(line) if line.isdigit() else 0)
 
 
 def _text_of(file: Path) -> str:

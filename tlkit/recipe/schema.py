@@ -6,7 +6,7 @@ so that `tlkit check` answers at once.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Literal, Self, get_args
+from typing import Any, Literal, Self, get_args
 
 from pydantic import Field, PrivateAttr, model_validator
 
@@ -19,12 +19,19 @@ from tlkit.recipe.fields.phases import AnyPhase, MasterPrecision, Phase, SolvedP
 from tlkit.recipe.fields.source import ONE_LABEL
 from tlkit.recipe.fields.strict import Strict, rule_broken
 from tlkit.recipe.fields.trainer import SPLIT_OPTIMIZERS, SPLIT_PRECISIONS, Cache, Trainer
+from tlkit.recipe.validate import document_of, validated
+from tlkit.recipe.yaml12 import WHOLE, nearest_place
 
 Task = Literal["multiclass", "multilabel"]
 Imbalance = Literal["none", "loss_weights", "sampler", "logit_adjust"]
 
 
 class Recipe(Strict):
+    """Everything that a run needs to know: data, model, phases and what they are trained with.
+
+    Made by `load_recipe` from a file or by `Recipe.from_dict`; frozen, and checked as a whole.
+    """
+
     name: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
         description="up to 100 letters, digits and . _ -; names the run folder runs/NAME/NNN",
@@ -160,6 +167,22 @@ class Recipe(Strict):
         classical = self.model.head.kind in CLASSICAL_HEADS
         return {i: phase for i, phase in enumerate(self.phases) if i <= last or not classical}
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Make a recipe from a dict that holds what a YAML file would.
+
+        Args:
+            values: The keys and values of a recipe, spelled as in YAML: `{"name": "trial", "phases": [{"train": "head", ..}], ..}`.
+                Tuples may stand for lists, and paths for text.
+
+        Returns:
+            The recipe with every default filled in, checked as one from a file.
+
+        Raises:
+            RecipeError: It can't be used. The message holds every fault, each with its key, what came and what was expected.
+        """
+        return validated(cls, document_of(values), WHOLE)
+
     _places: dict[str, str] = PrivateAttr(default_factory=dict)
     """Dotted key -> `file:line`, filled in by the loader."""
 
@@ -179,10 +202,3 @@ class Recipe(Strict):
             yield
         except RecipeError as error:
             raise RecipeError(fault.at(self.place_of(fault.key)) for fault in error.faults) from error
-
-
-def nearest_place(places: Mapping[str, str], key: str) -> str:
-    """The place of a key, or of the nearest part above it: phases[0].train, phases[0], phases, the whole."""
-    while key and key not in places:
-        key = key[: max(key.rfind("."), key.rfind("["), 0)]
-    return places.get(key, "")

@@ -5,7 +5,7 @@ every key has its line, and a fault doesn't hide the next one.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import inf, nan
 from typing import Any
@@ -75,6 +75,13 @@ def _limited(events: Iterable[Event], place: Callable[[int], str], root: str) ->
 
 def join(key: str, word: str) -> str:
     return f"{key}.{word}" if key else word
+
+
+def nearest_place(places: Mapping[str, str], key: str) -> str:
+    """The place of a key, or of the nearest part above it: phases[0].train, phases[0], phases, the whole."""
+    while key and key not in places:
+        key = key[: max(key.rfind("."), key.rfind("["), 0)]
+    return places.get(key, "")
 
 
 def scalar(text: str) -> str | int | float | bool | None:
