@@ -85,16 +85,18 @@ class NearestNeighbours(nn.Module):
     def __init__(self, features: int, classes: int, neighbours: int) -> None:
         super().__init__()
         self.classes, self.neighbours = classes, neighbours
-        self.register_buffer("pictures", torch.empty(0, features))  # [N, F]
+        self.pictures: Tensor
+        self.register_buffer("pictures", torch.empty(0, features))  # [N, F]; the name is that of model folders since the first
         self.register_buffer("labels", torch.empty(0, dtype=torch.int64))  # [N]
 
-    def remember(self, images: Tensor, labels: Tensor) -> None:
-        self.images, self.labels = images.clone(), labels.clone()
+    def remember(self, features: Tensor, labels: Tensor) -> None:
+        """Keep the training images' features [N, F] and labels [N]."""
+        self.pictures, self.labels = features.clone(), labels.clone()
 
     def forward(self, features: Tensor) -> Tensor:
         from sklearn.neighbors import NearestNeighbors
 
-        index = NearestNeighbors(n_neighbors=min(self.neighbours, len(self.labels))).fit(self.images.cpu().numpy())
+        index = NearestNeighbors(n_neighbors=min(self.neighbours, len(self.labels))).fit(self.pictures.cpu().numpy())
         nearest = torch.from_numpy(index.kneighbors(features.cpu().numpy(), return_distance=False))  # [B, k]
         votes = nn.functional.one_hot(self.labels.cpu()[nearest], self.classes).sum(1)  # [B, K]
         shares = (votes + 1 / self.classes) / (nearest.shape[1] + 1)
