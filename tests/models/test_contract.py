@@ -12,7 +12,7 @@ from tlkit.errors import RecipeError
 from tlkit.models.backbones import create_backbone
 from tlkit.models.classifier import Classifier
 from tlkit.models.freeze import trained_parameters
-from tlkit.models.model_folder import ModelCard, check_can_ship, load_model, save_model
+from tlkit.models.model_folder import ModelCard, check_can_ship, load_with_card, save_model
 from tlkit.recipe.fields.model import Head
 from tlkit.recipe.fields.phases import BatchNorm, FromStage, LastStages, Train
 
@@ -199,7 +199,7 @@ def test_a_new_head_ships_in_a_model_folder_with_equal_logits(tmp_path: Path, na
     check_can_ship(name, Head(dropout=0.5), model, 3, size)
     preprocessing = {"image_size": size, "resize": "crop", "crop_pct": 1.0, "interpolation": "bicubic", "mean": [0.5] * 3, "std": [0.5] * 3}
     save_model(tmp_path / "model", model, ModelCard(name, Head(dropout=0.5), ("a", "b", "c"), preprocessing, {}, {}, {}))
-    loaded, _ = load_model(tmp_path / "model")
+    loaded, _ = load_with_card(tmp_path / "model")
     with torch.inference_mode():
         logits = model(images(name))
         assert logits.shape == (4, 3)

@@ -13,7 +13,7 @@ from tlkit.errors import RecipeError
 from tlkit.models.backbones import create_backbone
 from tlkit.models.classifier import Classifier
 from tlkit.models.heads import Cosine, LocallyConnected, NearestNeighbours
-from tlkit.models.model_folder import ModelCard, check_can_ship, load_model, save_model
+from tlkit.models.model_folder import ModelCard, check_can_ship, load_with_card, save_model
 from tlkit.recipe.fields.model import Head
 
 PREPROCESSING = {
@@ -81,7 +81,7 @@ def test_a_head_of_its_own_kind_reads_back_with_equal_logits(tmp_path: Path, kin
     save_model(tmp_path, classifier, ModelCard("resnet18", head, ("a", "b", "c"), PREPROCESSING, {}, {}, {}))
     images = torch.randn(2, 3, 64, 64)
     with torch.inference_mode():
-        assert torch.equal(load_model(tmp_path)[0](images), classifier(images))
+        assert torch.equal(load_with_card(tmp_path)[0](images), classifier(images))
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "googlenet", "vit_tiny_patch16_224"])
@@ -99,7 +99,7 @@ def test_pooling_is_that_of_the_map_and_ships_in_timms_own_words(tmp_path: Path,
         save_model(tmp_path, classifier, ModelCard(backbone, head, ("a", "b", "c"), PREPROCESSING, {}, {}, {}))
         plain = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
         torch.testing.assert_close(plain(images), classifier(images))
-        assert torch.equal(load_model(tmp_path)[0](images), classifier(images))
+        assert torch.equal(load_with_card(tmp_path)[0](images), classifier(images))
 
 
 @pytest.mark.parametrize(

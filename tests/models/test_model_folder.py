@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from tlkit.errors import BackboneError, RunError
 from tlkit.models.backbones import create_backbone
 from tlkit.models.classifier import Classifier
-from tlkit.models.model_folder import ModelCard, check_can_ship, find_model_folder, load_model, save_model
+from tlkit.models.model_folder import ModelCard, check_can_ship, find_model_folder, load_with_card, save_model
 from tlkit.recipe.fields.model import Head
 
 FAMILIES = [
@@ -58,7 +58,7 @@ def test_plain_timm_gives_the_same_logits_as_the_classifier(tmp_path: Path, name
 @pytest.mark.parametrize("head", [Head(), Head(kind="mlp", hidden=16)])
 def test_a_saved_classifier_reads_back_bit_equal_with_its_classes(tmp_path: Path, head: Head) -> None:
     classifier = saved(tmp_path / "run/model", "resnet18", head)
-    loaded, card = load_model(tmp_path / "run")
+    loaded, card = load_with_card(tmp_path / "run")
     assert card.classes == ("a", "b", "ü")
     assert card.head == head
     for key, tensor in classifier.state_dict().items():
@@ -71,7 +71,7 @@ def test_a_changed_weight_file_is_refused(tmp_path: Path) -> None:
     state["fc.bias"] += 1
     save_file(state, tmp_path / "model/model.safetensors")
     with pytest.raises(RunError, match="sha256 differs"):
-        load_model(tmp_path)
+        load_with_card(tmp_path)
 
 
 @pytest.mark.parametrize(("damage", "message"), [("", "can't be read"), ("{}", "can't be read"), ('{"format": 99}', "format 99")])
@@ -79,7 +79,7 @@ def test_a_damaged_tlkit_json_is_named(tmp_path: Path, damage: str, message: str
     saved(tmp_path / "model", "resnet18", Head())
     (tmp_path / "model/tlkit.json").write_text(damage)
     with pytest.raises(RunError, match=message):
-        load_model(tmp_path)
+        load_with_card(tmp_path)
 
 
 def test_sha256_entries_can_not_point_outside_the_folder(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_sha256_entries_can_not_point_outside_the_folder(tmp_path: Path) -> None
     file = tmp_path / "model/tlkit.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "sha256": {"../outside.safetensors": "0"}}))
     with pytest.raises(RunError):
-        load_model(tmp_path)
+        load_with_card(tmp_path)
 
 
 def test_a_folder_without_a_model_says_what_was_expected(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from tlkit.errors import MissingExtraError, RecipeError, WeightsError
 from tlkit.models.backbones import create_backbone
 from tlkit.models.classifier import Classifier
-from tlkit.models.model_folder import ModelCard, load_model, save_model
+from tlkit.models.model_folder import ModelCard, load_with_card, save_model
 from tlkit.models.weights import Weights, find_weights, load_backbone
 from tlkit.recipe.fields.model import Head, Model
 
@@ -220,7 +220,7 @@ def test_loading_a_fine_tuned_model_asks_nobody_for_weights(tmp_path: Path, monk
     monkeypatch.setattr(socket, "getaddrinfo", asked)
     monkeypatch.setattr(socket.socket, "connect", asked)
     monkeypatch.setattr("timm.models._builder.load_pretrained", asked)
-    loaded, card = load_model(tmp_path / "run")
+    loaded, card = load_with_card(tmp_path / "run")
     assert card.backbone == "resnet18.a1_in1k"
     images = torch.randn(2, 3, 64, 64)
     with torch.inference_mode():

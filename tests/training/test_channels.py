@@ -15,7 +15,7 @@ from tlkit.data.preprocess import Preprocessing
 from tlkit.deploy.predict.predict import predict
 from tlkit.errors import DataError, RecipeError
 from tlkit.evaluation.evaluate import evaluate_run
-from tlkit.models.model_folder import load_model
+from tlkit.models.model_folder import load_with_card
 from tlkit.recipe.load import load_recipe
 from tlkit.training.finetune import finetune
 
@@ -57,7 +57,7 @@ def assert_ships(run: Path, channels: int, files: list[Path]) -> None:
     """Predict, evaluate and plain timm take the model's channels."""
     _, predictions = predict(run, files)
     assert not [prediction.error for prediction in predictions if prediction.error]
-    _, card = load_model(run)
+    _, card = load_with_card(run)
     preprocessing = Preprocessing.from_json(card.preprocessing)
     assert preprocessing.channels == channels
     plain = timm.create_model(f"local-dir:{run / 'model'}", pretrained=True).eval()

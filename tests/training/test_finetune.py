@@ -23,7 +23,7 @@ from tlkit.data.preprocess import Preprocessing
 from tlkit.deploy.predict.predict import predict
 from tlkit.errors import DataError, DeviceError, RecipeError, RunError
 from tlkit.evaluation.evaluate import evaluate_run
-from tlkit.models.model_folder import load_model
+from tlkit.models.model_folder import load_with_card
 from tlkit.recipe.load import load_recipe
 from tlkit.training.finetune import finetune
 
@@ -125,7 +125,7 @@ def test_evaluate_gives_the_figures_of_the_run_again(run: Path, workplace: Path,
 def test_plain_timm_gives_the_logits_that_predict_gives(run: Path, workplace: Path) -> None:
     files = sorted((workplace / "pictures").rglob("*.png"))[:20]
     _, predictions = predict(run, files)
-    _, card = load_model(run)
+    _, card = load_with_card(run)
     preprocessing = Preprocessing.from_json(card.preprocessing)
     plain = timm.create_model(f"local-dir:{run / 'model'}", pretrained=True).eval()
     images = torch.from_numpy(np.stack([preprocessing.fit(decode(file)) for file in files])).permute(0, 3, 1, 2)
@@ -280,7 +280,7 @@ def test_a_classical_head_is_fitted_shipped_and_measured_without_a_phase(
         plain = timm.create_model(f"local-dir:{(run / 'model').absolute()}", pretrained=True).eval()
         images = torch.randn(2, 3, 32, 32)
         with torch.inference_mode():
-            torch.testing.assert_close(plain(images), load_model(run)[0](images))
+            torch.testing.assert_close(plain(images), load_with_card(run)[0](images))
 
 
 def test_the_last_head_phase_of_a_classical_head_is_left_to_scikit_learn(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:

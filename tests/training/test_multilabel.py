@@ -14,7 +14,7 @@ from tlkit.cli import main
 from tlkit.data.splits.holdout import read_manifest
 from tlkit.deploy.predict.predict import predict
 from tlkit.evaluation.evaluate import evaluate_run
-from tlkit.models.model_folder import load_model
+from tlkit.models.model_folder import load_with_card
 from tlkit.recipe.fields.learning import Mix
 from tlkit.recipe.load import load_recipe
 from tlkit.training.finetune import finetune
@@ -100,7 +100,7 @@ def test_predict_calls_the_classes_above_their_thresholds(run: Path, workplace: 
     files = [str(workplace / name) for name in sorted(truth(workplace))]
     assert main(["predict", str(run), *files, "--format", "json"]) == 0
     rows = json.loads(capsys.readouterr().out)
-    thresholds = load_model(run)[1].thresholds
+    thresholds = load_with_card(run)[1].thresholds
     for row in rows:
         probabilities = 1 / (1 + np.exp(-np.array(row["logits"])))
         expected = {name for name, p, t in zip(sorted(COLOURS), probabilities, thresholds, strict=True) if p > t}
@@ -154,5 +154,5 @@ def test_a_class_without_a_validation_image_keeps_the_threshold_of_one_half_and_
     overrides = ["data.source={csv: unseen.csv}", "data.test=0", "phases[0].epochs=1"]
     run = finetune(load_recipe("recipe.yaml", overrides), out=workplace / "unseen")
     assert "no validation picture of red: the threshold stays at 0.5" in (run / "log.txt").read_text()
-    assert load_model(run)[1].thresholds[2] == 0.5
+    assert load_with_card(run)[1].thresholds[2] == 0.5
     assert json.loads((run / "metrics.json").read_text())["val"]["per_class"]["red"]["average_precision"] is None

@@ -17,7 +17,7 @@ from tlkit.evaluation.metrics import measure, measure_multilabel, primary_metric
 from tlkit.evaluation.test_time_augmentation import Tta, averaged, views_of, with_views
 from tlkit.models.classifier import Classifier
 from tlkit.models.inference import infer
-from tlkit.models.model_folder import load_model
+from tlkit.models.model_folder import load_with_card
 from tlkit.recipe.load import load_recipe
 
 
@@ -54,7 +54,7 @@ def evaluate_run(run: Path, split: str, tta: Tta | None = None) -> dict[str, Any
     Raises RunError if this is no run folder, DataError if pictures of the split are gone or the split is empty.
     """
     check_run_folder(run)
-    classifier, card = load_model(run)
+    classifier, card = load_with_card(run)
     recipe = load_recipe(run / "recipe.yaml")
     samples = samples_of_run(run, card.classes)
     if recipe.data.on_bad == "skip":

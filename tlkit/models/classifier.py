@@ -1,13 +1,16 @@
 """Classifier: a backbone, a head, and the part of them that is frozen."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from tlkit.errors import Fault, RecipeError
+from tlkit.data.preprocess import Preprocessing
+from tlkit.errors import BackboneError, DataError, Fault, RecipeError
 from tlkit.models.backbones import Stage, stages
 from tlkit.models.freeze import set_trainable
 from tlkit.models.heads import build_head
@@ -16,17 +19,33 @@ from tlkit.recipe.fields.phases import BatchNorm
 
 
 class Classifier(nn.Module):
-    """Normalised pictures [B, C, H, W] -> logits [B, K].
+    """Map normalised images [B, C, S, S] to logits [B, K].
 
     Memory format is channels_last, which is what convolutions on CPUs and tensor cores want.
+
+    Args:
+        backbone: A timm model without its classifier.
+        head: What turns its features into logits.
+        classes: Their names, in the order of the logits; a number K names them 0 to K - 1.
+        image_size: S, in pixels.
+        preprocessing: How image files become what the network sees, for `preprocess`.
+
+    Attributes:
+        classes: Names of the K classes, in the order of the logits.
+        stages: The stages of the backbone in forward order, as `train: {from: STAGE}` names them.
+        preprocessing: None where none was given.
     """
 
-    def __init__(self, backbone: nn.Module, head: Head, classes: int, image_size: int) -> None:
+    def __init__(
+        self, backbone: nn.Module, head: Head, classes: Sequence[str] | int, image_size: int, preprocessing: Preprocessing | None = None
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.stages: tuple[Stage, ...] = stages(backbone)
+        self.classes: tuple[str, ...] = tuple(map(str, range(classes)) if isinstance(classes, int) else classes)
+        self.preprocessing = preprocessing
         self._head_sees_map = head.kind == "locally_connected"
-        self.head = build_head(head, self._feature_shape(image_size), classes)
+        self.head = build_head(head, self._feature_shape(image_size), len(self.classes))
         self._frozen: frozenset[str] = frozenset()
         self.to(memory_format=torch.channels_last)
 
@@ -44,6 +63,27 @@ class Classifier(nn.Module):
             features = self.features(images)
         logits: Tensor = self.head(features)  # [B, K]
         return logits
+
+    def preprocess(self, files: str | PathLike[str] | Sequence[str | PathLike[str]]) -> Tensor:
+        """Read image files as the network wants to see them.
+
+        Args:
+            files: Image files, or one of them.
+
+        Returns:
+            [B, C, S, S] float32, normalised, in the order of the files and on the classifier's device: what `forward` takes.
+
+        Raises:
+            DataError: A file is missing or can't be decoded, or none was named.
+            BackboneError: The classifier was made without preprocessing.
+        """
+        if self.preprocessing is None:
+            raise BackboneError("This classifier was made without preprocessing.\n  Give it one: Classifier(.., preprocessing=..).")
+        paths = [Path(files)] if isinstance(files, str | PathLike) else [Path(file) for file in files]
+        if not paths:
+            raise DataError("No image file was named.\n  Expected one or more.")
+        images = torch.stack([torch.from_numpy(self.preprocessing.read(path)) for path in paths])  # [B, S, S, C] uint8
+        return self.preprocessing.normalize(images.to(next(self.parameters()).device).permute(0, 3, 1, 2))
 
     def train_only(self, parameters: frozenset[str], batchnorm: BatchNorm = "adapt") -> None:
         """Goes into train mode with the head and these parameters of the backbone training.

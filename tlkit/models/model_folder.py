@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,11 @@ from timm.models._hub import save_config_for_hf  # what timm's own push_to_hf_hu
 from torch import Tensor, nn
 
 import tlkit
+from tlkit.data.preprocess import Preprocessing
 from tlkit.errors import BackboneError, RunError
 from tlkit.models.backbones import build_options, classifier_names, create_backbone
 from tlkit.models.classifier import Classifier
+from tlkit.models.devices import find_device
 from tlkit.models.heads import LINEAR_HEADS, last_linear
 from tlkit.models.state_files import write_tensors
 from tlkit.recipe.fields.model import Head
@@ -88,8 +91,26 @@ def update_metrics(folder: Path, metrics: Mapping[str, Any]) -> None:
     _write_json(folder / "tlkit.json", {**facts, "metrics": metrics})
 
 
-def load_model(folder: Path) -> tuple[Classifier, ModelCard]:
-    """The classifier of a model folder, or of the run folder that holds one, in eval mode. Never asks for pretrained weights.
+def load_model(folder: str | PathLike[str], *, device: str = "cpu") -> Classifier:
+    """Load the classifier of a finished run. Never asks the network for anything.
+
+    Args:
+        folder: A run folder, the model folder in it, or one that `export` made in the safetensors format.
+        device: Where to put it: cpu, cuda, cuda:1, mps, or auto for an accelerator where there is one.
+
+    Returns:
+        The classifier in eval mode, with its `classes` and the preprocessing that it was trained with.
+
+    Raises:
+        RunError: It is no model folder, or files in it are missing, damaged, or not what tlkit.json says they are.
+        DeviceError: This machine doesn't have the device.
+    """
+    place = find_device(device)
+    return load_with_card(Path(folder))[0].to(place)
+
+
+def load_with_card(folder: Path) -> tuple[Classifier, ModelCard]:
+    """Return the classifier of a model folder, or of the run folder that holds one, in eval mode, and what tlkit.json says.
 
     Raises RunError if files are missing, damaged, or not what tlkit.json says they are.
     """
@@ -100,7 +121,8 @@ def load_model(folder: Path) -> tuple[Classifier, ModelCard]:
         raise RunError(f"{folder / 'tlkit.json'} names the backbone '{card.backbone}', which timm {timm.__version__} doesn't have.")
     image_size = int(card.preprocessing["image_size"])
     backbone = create_backbone(card.backbone, image_size, channels=_channels(card), pool=card.head.pool)
-    classifier = Classifier(backbone, card.head, len(card.classes), image_size)
+    preprocessing = Preprocessing.from_json(card.preprocessing, card.mean_picture)
+    classifier = Classifier(backbone, card.head, card.classes, image_size, preprocessing)
     state = _read_state(folder / "model.safetensors")
     try:
         if card.head.kind in LINEAR_HEADS:

@@ -18,7 +18,7 @@ from tlkit.evaluation.metrics import best_thresholds, metric_label, primary_metr
 from tlkit.evaluation.report import write_report
 from tlkit.models.classifier import Classifier
 from tlkit.models.inference import infer
-from tlkit.models.model_folder import load_model, update_metrics
+from tlkit.models.model_folder import load_with_card, update_metrics
 from tlkit.models.weights import Weights
 from tlkit.recipe.fields.model import CLASSICAL_HEADS
 from tlkit.recipe.fields.phases import Phase, SolvedPhase
@@ -82,7 +82,7 @@ def measure_shipped(model: Path, ready: Setup, recipe: Recipe, result: "Trained"
 
     The test split is used here and nowhere else, from its files on; of validation, what training has kept of it is enough.
     """
-    classifier, card = load_model(model)
+    classifier, card = load_with_card(model)
     classifier.to(result.device)
     preprocessing, samples, batch_size = (
         Preprocessing.from_json(card.preprocessing, card.mean_picture),

@@ -87,11 +87,12 @@ def build(recipe: Recipe, samples: Samples, weights: Weights, *, log: Callable[[
     """
     size, channels = recipe.data.image_size, recipe.data.channels
     backbone = load_backbone(recipe.model, weights, size, channels=channels, log=log)
-    classifier = Classifier(backbone, trained_head(recipe.model.head), len(samples.classes), size)
+    preprocessing = preprocessing_of(recipe, samples, weights)
+    classifier = Classifier(backbone, trained_head(recipe.model.head), samples.classes, size, preprocessing)
     check_can_ship(recipe.model.backbone, recipe.model.head, classifier, len(samples.classes), size)
     if "mean_picture" in weights.normalization and recipe.data.normalize == "weights":
         log("they were trained with a mean picture subtracted; `normalize: weights` takes the means of its channels")
-    return classifier, preprocessing_of(recipe, samples, weights)
+    return classifier, preprocessing
 
 
 def preprocessing_of(recipe: Recipe, samples: Samples, weights: Weights) -> Preprocessing:

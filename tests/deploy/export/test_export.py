@@ -16,7 +16,7 @@ from tlkit.data.preprocess import Preprocessing
 from tlkit.deploy.export.runtime import load_runtime
 from tlkit.models.backbones import create_backbone
 from tlkit.models.classifier import Classifier
-from tlkit.models.model_folder import ModelCard, load_model, save_model
+from tlkit.models.model_folder import ModelCard, load_with_card, save_model
 from tlkit.recipe.fields.model import Head
 from tlkit.recipe.load import load_recipe
 from tlkit.training.finetune import finetune
@@ -91,7 +91,7 @@ def model_folder(folder: Path, head: Head, backbone: str = "test_resnet", spec: 
 
 def by_torch(folder: Path, files: list[Path]) -> np.ndarray:
     """Probabilities by the model folder, [N, K]."""
-    classifier, card = load_model(folder)
+    classifier, card = load_with_card(folder)
     spec = Preprocessing.from_json(card.preprocessing, card.mean_picture)
     images = torch.from_numpy(np.stack([spec.read(file) for file in files])).permute(0, 3, 1, 2)
     with torch.inference_mode():

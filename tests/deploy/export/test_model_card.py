@@ -20,7 +20,7 @@ from tlkit.data.preprocess import Preprocessing
 from tlkit.deploy.export.model_card import model_card
 from tlkit.models.backbones import create_backbone
 from tlkit.models.classifier import Classifier
-from tlkit.models.model_folder import ModelCard, load_model, read_card, save_model
+from tlkit.models.model_folder import ModelCard, load_with_card, read_card, save_model
 from tlkit.recipe.fields.model import Head
 
 SPEC = {"image_size": 32, "resize": "crop", "crop_pct": 0.9, "interpolation": "bicubic", "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}
@@ -110,7 +110,7 @@ def test_an_uploaded_folder_is_loaded_by_timm_from_the_hub(folder: Path) -> None
         asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **own}, check=True)
     classes, logits = json.loads(asked.stdout)
     assert classes == list(CLASSES)
-    classifier, _ = load_model(folder)
+    classifier, _ = load_with_card(folder)
     with torch.inference_mode():
         np.testing.assert_allclose(logits, classifier(torch.ones(1, 3, 32, 32)).numpy(), atol=1e-5)
 
@@ -134,7 +134,7 @@ def test_nothing_is_sent_where_the_hub_is_switched_off(folder: Path) -> None:
 
 @pytest.mark.parametrize("resize", ["crop", "pad", "stretch"])
 def test_the_cards_own_lines_see_what_tlkit_sees(folder: Path, resize: str, capsys: pytest.CaptureFixture[str]) -> None:
-    classifier, made = load_model(folder)
+    classifier, made = load_with_card(folder)
     save_model(folder / "model", classifier, replace(made, preprocessing={**SPEC, "resize": resize}))
     spec = Preprocessing.from_json(read_card(folder / "model").preprocessing)
     for file in sorted((folder / "pictures").iterdir()):

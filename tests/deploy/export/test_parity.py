@@ -24,7 +24,7 @@ from tlkit.deploy.export.runtime import Runtime
 from tlkit.errors import ArtifactError
 from tlkit.models.backbones import create_backbone
 from tlkit.models.classifier import Classifier
-from tlkit.models.model_folder import ModelCard, load_model, save_model
+from tlkit.models.model_folder import ModelCard, load_with_card, save_model
 from tlkit.recipe.fields.model import Head
 
 SPEC = {"image_size": 32, "resize": "crop", "crop_pct": 1.0, "interpolation": "bicubic", "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}
@@ -47,7 +47,7 @@ def proof(tmp_path_factory: pytest.TempPathFactory) -> Proof:
     with torch.no_grad():
         classifier.head[1].weight.mul_(50)
     save_model(folder / "model", classifier, ModelCard("test_resnet", Head(), ("cat", "dog", "owl"), SPEC, {}, {}, {}))
-    classifier, card = load_model(folder)
+    classifier, card = load_with_card(folder)
     return proof_of_files(sorted((folder / "pictures").iterdir()), classifier, card, None, folder)
 
 

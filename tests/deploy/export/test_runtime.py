@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from tests.deploy.export.test_artifact import FACTS
 
+from tests.deploy.export.test_artifact import FACTS
 from tlkit.cli import main
 from tlkit.deploy.export.artifact import MANIFEST, write_manifest
 from tlkit.deploy.export.runtime import load_runtime

@@ -20,7 +20,7 @@ from tlkit.cli import main
 from tlkit.deploy.predict import feature_files
 from tlkit.models.backbones import create_backbone
 from tlkit.models.classifier import Classifier
-from tlkit.models.model_folder import ModelCard, load_model, save_model
+from tlkit.models.model_folder import ModelCard, load_with_card, save_model
 from tlkit.recipe.fields.model import Head
 
 CLASSES = ("cat", "dog", "owl")
@@ -207,7 +207,7 @@ def test_features_are_what_the_head_sees(tmp_path: Path, capsys: pytest.CaptureF
     assert "1 of 101 files could not be read" in capsys.readouterr().err
     main(["predict", "model", "photos", "--format", "json"])
     answers = json.loads(capsys.readouterr().out)
-    classifier, _ = load_model(Path("model"))
+    classifier, _ = load_with_card(Path("model"))
     with np.load(tmp_path / "f.npz", allow_pickle=False) as found:
         assert list(found["paths"]) == [answer["path"] for answer in answers]
         assert list(found["unreadable"]) == ["nowhere.png"]

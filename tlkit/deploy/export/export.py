@@ -38,7 +38,7 @@ from tlkit.deploy.export.runtime import Runtime, import_openvino, load_runtime
 from tlkit.deploy.export.torch_runtime import trusted_runtime
 from tlkit.deploy.export.verify import PROOF, SAMPLES, answers_to_generated, image_files
 from tlkit.errors import ArtifactError, expected_one_of
-from tlkit.models.model_folder import ModelCard, find_model_folder, load_model, read_card
+from tlkit.models.model_folder import ModelCard, find_model_folder, load_with_card, read_card
 
 FORMATS: dict[str, Callable[[Path, Network], Facts]] = {
     "onnx": write_onnx_format,
@@ -82,7 +82,7 @@ def export_run(run: Path, wanted: Wanted) -> list[Path]:
     """
     _check_wanted(wanted)
     _check_head(read_card(find_model_folder(run)))
-    classifier, card = load_model(run)
+    classifier, card = load_with_card(run)
     network = Network(
         classifier, card, Preprocessing.from_json(card.preprocessing, card.mean_picture), wanted.raw, wanted.features, wanted.opset
     )

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from tlkit.deploy.export.artifact import Artifact
 from tlkit.deploy.export.runtime import Outputs, Runtime
 from tlkit.models.heads import LINEAR_HEADS
-from tlkit.models.model_folder import load_model
+from tlkit.models.model_folder import load_with_card
 
 
 def trusted_runtime(artifact: Artifact) -> Runtime:
@@ -36,7 +36,7 @@ def _model_folder(artifact: Artifact) -> Callable[[NDArray[Any]], Outputs]:
     if artifact.facts["head"] in LINEAR_HEADS:
         model = timm.create_model(f"local-dir:{artifact.folder}", pretrained=True).eval()
     else:
-        model, _ = load_model(artifact.folder)
+        model, _ = load_with_card(artifact.folder)
 
     def network(images: NDArray[Any]) -> Outputs:
         with torch.inference_mode():

@@ -73,9 +73,9 @@ def _of_artifact(path: Path, threads: int | None) -> Predictor:
 def _of_run(run: Path) -> Predictor:
     import torch
 
-    from tlkit.models.model_folder import find_model_folder, load_model
+    from tlkit.models.model_folder import find_model_folder, load_with_card
 
-    classifier, card = load_model(run)
+    classifier, card = load_with_card(run)
     preprocessing = Preprocessing.from_json(card.preprocessing, card.mean_picture)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     classifier.to(device)
@@ -99,7 +99,7 @@ def _of_run(run: Path) -> Predictor:
 
 
 def _fingerprint(folder: Path) -> str:
-    """tlkit.json names the sha256 of every file of weights, and load_model has compared them."""
+    """tlkit.json names the sha256 of every file of weights, and load_with_card has compared them."""
     import json
 
     sha256 = json.loads((folder / "tlkit.json").read_text(encoding="utf-8"))["sha256"]
