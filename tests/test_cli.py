@@ -173,7 +173,7 @@ def test_a_reader_that_has_seen_enough_is_no_fault() -> None:
 def test_metrics_are_shown_with_a_row_a_class() -> None:
     row = {"precision": 0.5, "recall": 1.0, "f1": 2 / 3}
     metrics = {
-        "lead": "accuracy",
+        "primary_metric": "accuracy",
         "pictures": 4,
         "accuracy": 0.75,
         "accuracy_interval": [0.3, 0.95],

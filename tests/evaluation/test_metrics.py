@@ -1,5 +1,8 @@
 """Counts against scikit-learn's and hand arithmetic."""
 
+from collections.abc import Iterator
+
+import numpy as np
 import pytest
 import torch
 from sklearn.metrics import accuracy_score, confusion_matrix, log_loss, precision_recall_fscore_support, top_k_accuracy_score
@@ -41,6 +44,31 @@ def test_a_class_that_is_never_called_has_precision_zero() -> None:
     logits = torch.tensor([[2.0, 1.0, 0.0], [2.0, 1.0, 0.0], [0.0, 2.0, 0.0]])
     measured = measure(logits, torch.tensor([0, 2, 1]), ["a", "b", "c"])
     assert measured["per_class"]["c"] == {"pictures": 1, "precision": 0.0, "recall": 0.0, "f1": 0.0}
+
+
+@pytest.fixture
+def deterministic() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def test_three_thousand_classes_are_measured_without_images_times_classes_squared(deterministic: None) -> None:
+    # torchmetrics' confusion matrix asks for 3,000 * 3,000² * 8 bytes here.
+    logits, labels = made_up(3000, 3000)
+    logits += 3 * torch.nn.functional.one_hot(labels, 3000)
+    measured = measure(logits, labels, [f"class {i}" for i in range(3000)])
+    called = logits.argmax(1)
+    precision, recall, f1, support = precision_recall_fscore_support(labels, called, labels=range(3000), zero_division=0.0)
+    assert 0.1 < measured["accuracy"] == accuracy_score(labels, called) < 0.99
+    assert measured["macro"] == pytest.approx({"precision": precision.mean(), "recall": recall.mean(), "f1": f1.mean()})
+    assert measured["balanced_accuracy"] == pytest.approx(recall[support > 0].mean())
+    table = np.zeros((3000, 3000), dtype=int)
+    for i, j, count in measured["confusion_cells"]:
+        table[i, j] = count
+    assert "confusion" not in measured
+    assert len(measured["confusion_cells"]) <= 3000
+    assert (table == confusion_matrix(labels, called, labels=range(3000))).all()
 
 
 def test_wilson_interval_of_nothing_and_of_everything_stays_inside_zero_and_one() -> None:

@@ -6,15 +6,21 @@ from pathlib import Path
 import pytest
 
 from tlkit.data.samples import Sample, Samples
+from tlkit.evaluation.primary_metric import recorded_primary_metric
 from tlkit.training.results import print_panel
 
 
 def test_the_command_at_the_end_can_be_copied_whatever_files_are_called(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     image, run = tmp_path / "Bag & Co" / "it's [red]1.png", tmp_path / "runs [bold]" / "001"
     samples = Samples(("a", "b"), (Sample("1", image, (0,), "test"),))
-    metrics = {"test": {"pictures": 1, "lead": "accuracy", "accuracy": 1.0, "accuracy_interval": (0.2, 1.0)}}
+    metrics = {"test": {"pictures": 1, "primary_metric": "accuracy", "accuracy": 1.0, "accuracy_interval": (0.2, 1.0)}}
     print_panel(run, samples, metrics)
     line = next(line for line in capsys.readouterr().out.splitlines() if "tlkit predict" in line)
     words = shlex.split(line[line.index("tlkit") :].rstrip("│ "))
     assert words[:3] == ["tlkit", "predict", str(run)]
     assert Path(words[3]).resolve() == image
+
+
+def test_results_of_earlier_versions_name_their_primary_metric_too() -> None:
+    assert recorded_primary_metric({"lead": "balanced_accuracy"}) == "balanced_accuracy"
+    assert recorded_primary_metric({"primary_metric": "accuracy", "lead": "accuracy"}) == "accuracy"

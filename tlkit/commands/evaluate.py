@@ -39,7 +39,7 @@ def evaluate(arguments: Namespace) -> int:
 
 
 def metrics_table(metrics: dict[str, Any]) -> str:
-    """The figures of one split, the lead first, then a row a class."""
+    """The figures of one split, the primary metric first, then a row a class."""
     multilabel = "exact_match" in metrics
     figures = _figures(metrics)
     skipped = metrics.get("skipped", {})
@@ -61,10 +61,10 @@ def metrics_table(metrics: dict[str, Any]) -> str:
 
 
 def _figures(metrics: dict[str, Any]) -> dict[str, float]:
-    """The figures that are shown in a line each, the lead first."""
+    """The figures that are shown in a line each, the primary metric first."""
     multilabel = "exact_match" in metrics
     return {
-        metrics["lead"]: metrics[metrics["lead"]],
+        metrics["primary_metric"]: metrics[metrics["primary_metric"]],
         "macro_f1": metrics["macro"]["f1"],
         **({"micro_f1": metrics["micro"]["f1"]} if multilabel else {}),
         **{name: value for name, value in metrics.items() if name in ("accuracy", "exact_match") or name.startswith("top")},

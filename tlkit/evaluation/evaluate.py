@@ -14,6 +14,7 @@ from tlkit.data.samples import Samples
 from tlkit.data.splits.manifest import check_run_folder, samples_of_run
 from tlkit.errors import DataError
 from tlkit.evaluation.metrics import measure, measure_multilabel, primary_metric_of
+from tlkit.evaluation.primary_metric import named_primary_metric
 from tlkit.evaluation.test_time_augmentation import Tta, averaged, views_of, with_views
 from tlkit.models.classifier import Classifier
 from tlkit.models.inference import infer
@@ -33,7 +34,7 @@ def measure_split(
 ) -> dict[str, Any]:
     """Metrics of one split, by the loop and the preprocessing that predict uses. The classifier stays on its device.
 
-    `lead` names the figure that says most, given how the training split is. thresholds: of each class, for multilabel.
+    thresholds: of each class, for multilabel.
     """
     loader = make_loader(samples.of(split), preprocessing, batch_size=batch_size, multi_hot=samples.multi_hot)
     logits, labels = infer(classifier, loader, preprocessing.normalize, on_batch=on_batch)
@@ -41,10 +42,10 @@ def measure_split(
 
 
 def measure_logits(logits: Tensor, labels: Tensor, samples: Samples, thresholds: Sequence[float]) -> dict[str, Any]:
-    """The metrics of a split's logits [N, K] and labels, and which of them leads."""
+    """Return the metrics of a split's logits [N, K] and labels, and which of them is the primary one."""
     multilabel = samples.task == "multilabel"
     figures = measure_multilabel(logits, labels, samples.classes, thresholds) if multilabel else measure(logits, labels, samples.classes)
-    return {"lead": primary_metric_of(samples), **figures}
+    return {**named_primary_metric(primary_metric_of(samples)), **figures}
 
 
 def evaluate_run(run: Path, split: str, tta: Tta | None = None) -> dict[str, Any]:

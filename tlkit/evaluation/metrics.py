@@ -1,7 +1,6 @@
-"""What a classifier is worth, from its logits and the true labels. torchmetrics does the counting."""
+"""What a classifier is worth, from its logits and the true labels."""
 
 from collections.abc import Sequence
-from math import sqrt
 from typing import Any, Literal
 
 import numpy as np
@@ -30,46 +29,66 @@ def metric_label(primary_metric: PrimaryMetric) -> str:
     return primary_metric.replace("_", " ")
 
 
+DENSE_CLASSES = 200
+"""Up to so many classes `confusion` is a whole table. Of more it would have millions of zeros: `confusion_cells` has what isn't zero."""
+
+
 def measure(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[str, Any]:
-    """Plain JSON values. logits [N, K], labels [N].
+    """Return the metrics of a split as plain JSON values. logits [N, K], labels [N].
 
-    `accuracy_interval` is the 95 % interval that N pictures allow. `topK_accuracy` is there where K classes leave something to
-    miss: k = 5, or one less than the classes. `macro` is the mean over classes, `balanced_accuracy` that of the recalls of classes
-    with pictures. `confusion[i][j]` counts pictures of class i that were called j. Precision of a class that was never called is 0.
+    `accuracy_interval` is the 95 % interval that N images allow. `topK_accuracy` is there where K classes leave something to miss: k = 5,
+    or one less than the classes. `macro` is the mean over classes. Precision of a class that was never called is 0.
+    `confusion[i][j]` counts images of class i that were called j; of more than DENSE_CLASSES classes `confusion_cells` has a row
+    [i, j, count] for each count above 0. Time and memory grow with N * K, as the logits do, and nothing with K squared.
     """
-    # A second to import, which a run that can't start shouldn't wait for.
-    from torchmetrics.functional.classification import (
-        multiclass_accuracy,
-        multiclass_confusion_matrix,
-        multiclass_f1_score,
-        multiclass_precision,
-        multiclass_recall,
-    )
-
-    k = len(classes)
-    counts = multiclass_confusion_matrix(logits, labels, k)
-    correct, total = int(counts.diagonal().sum()), len(labels)
-    per_class = {
-        "precision": multiclass_precision(logits, labels, k, average="none"),
-        "recall": multiclass_recall(logits, labels, k, average="none"),
-        "f1": multiclass_f1_score(logits, labels, k, average="none"),
-    }
-    top = min(5, k - 1)
+    k, total, called = len(classes), len(labels), logits.argmax(1)
+    hits, called_counts, true_counts = class_counts(called, labels, k)
+    per_class = _precision_recall_f1(hits, called_counts, true_counts)
+    correct, top = int(hits.sum()), min(5, k - 1)
     return {
         "pictures": total,
         "accuracy": correct / total,
         "accuracy_interval": wilson_interval(correct, total),
         "error": 1 - correct / total,
-        "balanced_accuracy": float(per_class["recall"][counts.sum(1) > 0].mean()),
-        **({f"top{top}_accuracy": float(multiclass_accuracy(logits, labels, k, average="micro", top_k=top))} if top > 1 else {}),
+        "balanced_accuracy": float(balanced_accuracy(hits, true_counts)),
+        **({f"top{top}_accuracy": int((logits.topk(top).indices == labels[:, None]).sum()) / total} if top > 1 else {}),
         "loss": float(cross_entropy(logits, labels)),
         "macro": {name: float(values.mean()) for name, values in per_class.items()},
-        "per_class": {
-            name: {"pictures": int(counts[i].sum()), **{metric: float(values[i]) for metric, values in per_class.items()}}
-            for i, name in enumerate(classes)
-        },
-        "confusion": counts.tolist(),
+        "per_class": _rows(classes, pictures=true_counts, **per_class),
+        **_confusion(called, labels, k),
     }
+
+
+def class_counts(called: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return for each class how many images were called it rightly, were called it, and are it: three times [K].
+
+    torchmetrics 1.9 would compare all images with all K * K pairs of classes wherever torch has to be deterministic.
+    """
+    hits, called_counts, true_counts = (torch.bincount(each, minlength=classes) for each in (labels[called == labels], called, labels))
+    return hits, called_counts, true_counts
+
+
+def balanced_accuracy(hits: Tensor, true_counts: Tensor) -> Tensor:
+    """Return the mean of the recalls of the classes that have images, as scikit-learn's `balanced_accuracy_score` does.
+
+    hits, true_counts: of each class [K], by `class_counts`. It chooses the best epoch and is what the report shows.
+    """
+    known = true_counts > 0
+    return (hits[known].double() / true_counts[known]).mean()
+
+
+def _confusion(called: Tensor, labels: Tensor, classes: int) -> dict[str, Any]:
+    pairs = labels * classes + called
+    if classes <= DENSE_CLASSES:
+        return {"confusion": torch.bincount(pairs, minlength=classes * classes).view(classes, classes).tolist()}
+    cells, counts = torch.unique(pairs, return_counts=True)
+    return {"confusion_cells": torch.stack([cells // classes, cells % classes, counts], 1).tolist()}
+
+
+def _rows(classes: Sequence[str], **columns: Tensor | Sequence[Any]) -> dict[str, dict[str, Any]]:
+    """Return a row of plain values for each class."""
+    values = [column.tolist() if isinstance(column, Tensor) else column for column in columns.values()]
+    return {name: dict(zip(columns, row, strict=True)) for name, *row in zip(classes, *values, strict=True)}
 
 
 def measure_multilabel(logits: Tensor, labels: Tensor, classes: Sequence[str], thresholds: Sequence[float]) -> dict[str, Any]:
@@ -102,24 +121,16 @@ def measure_multilabel(logits: Tensor, labels: Tensor, classes: Sequence[str], t
         "loss": float(binary_cross_entropy_with_logits(logits, labels)),
         "macro": {name: float(values.mean()) for name, values in per_class.items()},
         "micro": {name: float(value) for name, value in micro.items()},
-        "per_class": {
-            name: {
-                "pictures": int(true_count[i]),
-                "average_precision": average_precision[i],
-                **{metric: float(values[i]) for metric, values in per_class.items()},
-                "threshold": thresholds[i],
-            }
-            for i, name in enumerate(classes)
-        },
+        "per_class": _rows(classes, pictures=true_count, average_precision=average_precision, **per_class, threshold=thresholds),
     }
 
 
 def _precision_recall_f1(hits: Tensor, called: Tensor, true: Tensor) -> dict[str, Tensor]:
-    """Counts of pictures -> shares; 0 where there is nothing to share."""
+    """Return shares of counts of images; 0 where there is nothing to share."""
     return {
-        "precision": hits / called.clamp(min=1),
-        "recall": hits / true.clamp(min=1),
-        "f1": 2 * hits / (called + true).clamp(min=1),
+        "precision": hits.double() / called.clamp(min=1),
+        "recall": hits.double() / true.clamp(min=1),
+        "f1": 2 * hits.double() / (called + true).clamp(min=1),
     }
 
 
@@ -145,12 +156,12 @@ def _best_threshold(scores: np.ndarray[Any, Any], truth: np.ndarray[Any, Any]) -
     return float((ranked[last] + ranked[last + 1]) / 2)
 
 
-def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> list[float]:
-    """[low, high] of a proportion; z = 1.96 for 95 %.
+def wilson_interval(successes: int, trials: int) -> list[float]:
+    """Return [low, high]: the 95 % interval of a proportion.
 
     Source: Wilson 1927, in Agresti and Coull 1998, eq. 2, https://doi.org/10.2307/2685469
     """
-    share = successes / trials
-    centre = share + z * z / (2 * trials)
-    spread = z * sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
-    return [(centre - spread) / (1 + z * z / trials), (centre + spread) / (1 + z * z / trials)]
+    from scipy.stats import binomtest  # a second to import, which a run that can't start shouldn't wait for
+
+    interval = binomtest(successes, trials).proportion_ci(method="wilson")
+    return [float(interval.low), float(interval.high)]

@@ -6,6 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+MATRIX_CLASSES = 40
+"""Up to so many classes the page has the whole confusion matrix, and one table of classes."""
+FEW_CONFUSIONS, MANY_CONFUSIONS, HARDEST_CLASSES = 6, 30, 20
+MOST_ROWS = 5000
+"""Rows of the table of all classes: the page stays below some megabytes."""
+
 
 def write_report(
     file: Path, *, name: str, metrics: Mapping[str, Any], facts: Mapping[str, Any], recipe_yaml: str, curves: Path, augmentations: Path
@@ -31,7 +37,7 @@ def write_report(
         recipe_yaml=recipe_yaml,
         curves=base64.b64encode(curves.read_bytes()).decode(),
         augmentations=base64.b64encode(augmentations.read_bytes()).decode() if augmentations.is_file() else "",
-        mistakes=_commonest_mistakes(measured) if "confusion" in measured else [],
+        **_of_classes(measured),
     )
     _write_whole(file, page)
 
@@ -52,10 +58,25 @@ def _write_whole(file: Path, page: str) -> None:
     os.replace(writing, file)
 
 
-def _commonest_mistakes(measured: Mapping[str, Any]) -> list[tuple[str, str, int]]:
-    """(true class, called, pictures), the six commonest."""
+def _of_classes(measured: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the page shows of single classes: all of a few; of many the hardest ones, and the commonest confusions."""
     classes = list(measured["per_class"])
-    mistakes = [
-        (classes[i], classes[j], count) for i, row in enumerate(measured["confusion"]) for j, count in enumerate(row) if i != j and count
-    ]
-    return sorted(mistakes, key=lambda mistake: -mistake[2])[:6]
+    few = len(classes) <= MATRIX_CLASSES
+    confusions, most = _confusions(measured), FEW_CONFUSIONS if few else MANY_CONFUSIONS
+    seen = [name for name in classes if measured["per_class"][name]["pictures"]]
+    return {
+        "all_classes": classes if len(classes) <= MOST_ROWS else [],
+        "hardest": [] if few else sorted(seen, key=lambda name: float(measured["per_class"][name]["f1"]))[:HARDEST_CLASSES],
+        "confusions": confusions[:most],
+        "confusions_left": len(confusions[most:]),
+        "matrix": measured.get("confusion", []) if few else [],
+    }
+
+
+def _confusions(measured: Mapping[str, Any]) -> list[tuple[str, str, int]]:
+    """Return (true class, called, images) of all confusions, the commonest first; of a multilabel split, none."""
+    classes = list(measured["per_class"])
+    table = ((i, j, count) for i, row in enumerate(measured.get("confusion", ())) for j, count in enumerate(row))
+    cells = measured.get("confusion_cells", table)
+    mistakes = [(classes[i], classes[j], count) for i, j, count in cells if i != j and count]
+    return sorted(mistakes, key=lambda mistake: -mistake[2])

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tlkit.evaluation.primary_metric import named_primary_metric, recorded_primary_metric
 from tlkit.evaluation.report import write_folds_report
 from tlkit.recipe.load import recipe_yaml
 from tlkit.recipe.schema import Recipe
@@ -66,16 +67,19 @@ def finetune_folds(recipe: Recipe, out: Path | None, *, resume: bool, stop: Stop
 def summarize(each: Sequence[Metrics]) -> dict[str, Any]:
     """The folds' metrics.json together. test and val: means over the folds, under the names that a single run's metrics have.
 
-    over_folds: split -> figure -> mean, min, max and the folds' own, of accuracy and of the figure that leads.
+    over_folds: split -> figure -> mean, min, max and the folds' own, of accuracy and of the primary metric.
     """
-    # Where classes are just about uneven enough, folds may differ in which figure leads: the stricter one then leads all.
-    primary_metric = next((metrics["lead"] for metrics in each if metrics["lead"] != "accuracy"), "accuracy")
+    # Where classes are just about uneven enough, folds may differ in their primary metric: the stricter one is then that of all.
+    primary_metric = next((name for name in map(recorded_primary_metric, each) if name != "accuracy"), "accuracy")
     splits = [split for split in ("test", "val") if split in each[0]]
     figures = dict.fromkeys((primary_metric, "accuracy"))
     over_folds = {split: {figure: _spread([metrics[split][figure] for metrics in each]) for figure in figures} for split in splits}
     return {
-        **{split: {"lead": primary_metric, **{figure: over_folds[split][figure]["mean"] for figure in figures}} for split in splits},
-        "lead": primary_metric,
+        **{
+            split: {**named_primary_metric(primary_metric), **{figure: over_folds[split][figure]["mean"] for figure in figures}}
+            for split in splits
+        },
+        **named_primary_metric(primary_metric),
         "folds": len(each),
         "over_folds": over_folds,
         "pictures": [metrics["pictures"] for metrics in each],

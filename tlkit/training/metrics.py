@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.classification import MulticlassAccuracy, MulticlassRecall, MultilabelAccuracy, MultilabelAveragePrecision
+from torchmetrics.classification import MulticlassAccuracy, MultilabelAccuracy, MultilabelAveragePrecision
 
 from tlkit.data.samples import Samples
-from tlkit.evaluation.metrics import PrimaryMetric, primary_metric_of
+from tlkit.evaluation.metrics import PrimaryMetric, balanced_accuracy, class_counts, primary_metric_of
 from tlkit.recipe.schema import Task
 from tlkit.training.losses import plain_loss
 
@@ -43,6 +43,31 @@ class MeanLoss(Metric):
         return self.total / self.images
 
 
+class BalancedAccuracy(Metric):
+    """`balanced_accuracy` of all images that were counted.
+
+    Own, because torchmetrics' macro recall (1.9.0) needs images * classes² * 8 bytes a batch where torch has to be deterministic, and takes
+    a class without images for one of recall 0 as soon as it is called.
+    """
+
+    def __init__(self, classes: int, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._classes = classes
+        self.hits: Tensor
+        self.images: Tensor
+        for state in ("hits", "images"):
+            self.add_state(state, torch.zeros(classes, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """logits [B, K], labels [B]."""
+        hits, _, images = class_counts(logits.argmax(1), labels, self._classes)
+        self.hits += hits
+        self.images += images
+
+    def compute(self) -> Tensor:
+        return balanced_accuracy(self.hits, self.images)
+
+
 def accuracy_of(task: Task, classes: int, *, alone: bool = False) -> Metric:
     """Share of pictures classified right; for multilabel the share of right answers, over pictures and classes, at probability 0.5.
 
@@ -54,17 +79,17 @@ def accuracy_of(task: Task, classes: int, *, alone: bool = False) -> Metric:
 
 
 def score_of(primary_metric: PrimaryMetric, classes: int, *, alone: bool = False) -> Metric:
-    """The lead figure as a metric: from 0 to 1, higher is better. alone: as for accuracy_of."""
+    """Return the primary metric as a metric of torchmetrics: from 0 to 1, higher is better. alone: as for accuracy_of."""
     settings = {**UNCHECKED, "sync_on_compute": not alone}
     if primary_metric == "mean_average_precision":
         return MultilabelAveragePrecision(classes, average="macro", thresholds=None, **settings)
     if primary_metric == "balanced_accuracy":
-        return MulticlassRecall(classes, average="macro", **settings)
+        return BalancedAccuracy(classes, sync_on_compute=not alone)
     return MulticlassAccuracy(classes, average="micro", **settings)
 
 
 def score(samples: Samples, logits: Tensor, labels: Tensor) -> float:
-    """The lead figure of a whole split's logits [N, K] and labels."""
+    """Return the primary metric of a whole split's logits [N, K] and labels."""
     metric = score_of(primary_metric_of(samples), len(samples.classes), alone=True)
     count(metric, samples.task, logits, labels)
     return float(metric.compute())

@@ -26,7 +26,7 @@ Batch = tuple[Tensor | Activations, Tensor]
 class PhaseModule(LightningModule):
     """classifier: frozen as the phase says already. normalize: uint8 [B, C, H, W] -> float, on the batch's device.
 
-    criterion: logits, labels -> the mean training loss of a batch. lead: the figure that `val_score` is.
+    criterion: logits, labels -> the mean training loss of a batch. primary_metric: the figure that `val_score` is.
     """
 
     def __init__(

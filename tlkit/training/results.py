@@ -15,6 +15,7 @@ from tlkit.errors import CacheUnavailable
 from tlkit.evaluation.curves import draw_curves
 from tlkit.evaluation.evaluate import measure_logits, measure_split
 from tlkit.evaluation.metrics import best_thresholds, metric_label, primary_metric_of
+from tlkit.evaluation.primary_metric import named_primary_metric, recorded_primary_metric
 from tlkit.evaluation.report import write_report
 from tlkit.models.classifier import Classifier
 from tlkit.models.inference import infer
@@ -100,7 +101,7 @@ def measure_shipped(model: Path, ready: Setup, recipe: Recipe, result: "Trained"
     best = next(row for row in result.rows if (row["phase"], row["epoch"]) == (result.best_phase, result.best_epoch))
     metrics["best"] = {"phase": result.best_phase, "epoch": result.best_epoch, "train_accuracy": best["train/accuracy"]}
     metrics["best"]["fitted_by"] = fitted_by(recipe, result.best_phase)
-    metrics["lead"] = metrics["val"]["lead"]
+    metrics |= named_primary_metric(recorded_primary_metric(metrics["val"]))
     if result.wise_ft is not None:
         metrics["wise_ft"] = dict(result.wise_ft)
     metrics["pictures"] = dict(Counter(sample.split for sample in samples.samples))
@@ -205,9 +206,9 @@ def print_panel(run: Path, samples: Samples, metrics: Mapping[str, Any]) -> None
 
 
 def _panel_figures(split: str, measured: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """The lead figure first, and what it has to be read beside."""
+    """The primary metric first, and what it has to be read beside."""
     images = f"{measured['pictures']} pictures"
-    if measured["lead"] == "mean_average_precision":
+    if measured["primary_metric"] == "mean_average_precision":
         low, high = measured["exact_match_interval"]
         yield f"{split} mean average precision", f"[bold]{measured['mean_average_precision']:.3f}[/bold]  ({images})"
         yield "macro F1", f"{measured['macro']['f1']:.3f}  (at each class's own threshold)"
@@ -215,7 +216,7 @@ def _panel_figures(split: str, measured: Mapping[str, Any]) -> Iterator[tuple[st
         return
     low, high = measured["accuracy_interval"]
     interval = f"({low:.3f} to {high:.3f}, {images})"
-    if measured["lead"] == "balanced_accuracy":
+    if measured["primary_metric"] == "balanced_accuracy":
         yield f"{split} balanced accuracy", f"[bold]{measured['balanced_accuracy']:.3f}[/bold]  (mean of the classes' recalls)"
         yield "macro F1", f"{measured['macro']['f1']:.3f}"
         yield "accuracy", f"{measured['accuracy']:.3f}  {interval}"

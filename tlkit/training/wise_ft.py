@@ -24,10 +24,10 @@ SHARES = tuple(tenth / 10 for tenth in range(11))
 
 
 def ship_best_blend(classifier: Classifier, before: Path, data: ImageDataModule, *, console: Console) -> dict[str, Any]:
-    """Leaves the classifier with (1 - share) * before + share * after of the share with the best lead figure on validation.
+    """Leaves the classifier with (1 - share) * before + share * after of the share with the best primary metric on validation.
 
     before: a state dict of the classifier when fine-tuning began; after is what it holds now. Of equal figures the lower loss wins.
-    Returns `share` and, for each share tried, the lead figure on validation and the loss.
+    Returns `share` and, for each share tried, the primary metric on validation and the loss.
     Source: Wortsman et al. 2022, eq. 1, https://arxiv.org/abs/2109.01903
     """
     old = load_file(before)

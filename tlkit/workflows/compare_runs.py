@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from tlkit.errors import RunError
+from tlkit.evaluation.primary_metric import recorded_primary_metric
 
 SHARE_TOLERANCE, IMAGES_TOLERANCE, CHANCE_TOLERANCE = 0.02, 2, 0.7
 LOSS_TOLERANCE, LOSS_SLACK = 0.05, 0.01
+NAMED_OR_SHOWN = ("accuracy", "loss", "primary_metric", "lead")
+"""Keys of a split's metrics that are compared in lines of their own, or name one that is."""
 TOLERANCES = (
     f"a share of right answers within {SHARE_TOLERANCE:.0%}, {IMAGES_TOLERANCE} pictures or {CHANCE_TOLERANCE:g} / sqrt(pictures),"
     f" whichever is most, a loss within {LOSS_TOLERANCE:.0%} + {LOSS_SLACK:g}; epochs and weights are shown and not judged"
@@ -111,7 +114,7 @@ def _epochs(was: Path, now: Path) -> Finding:
 
 
 def _figures(was: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Finding]:
-    """The figure that leads, accuracy and loss of each split; and whether all others, confusion and classes too, are the same."""
+    """Return the primary metric, accuracy and loss of each split; and whether all others, confusion and classes too, are the same."""
     for split in ("val", "test"):
         before, after = was.get(split), now.get(split)
         if before is None and after is None:
@@ -120,12 +123,12 @@ def _figures(was: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Finding
             words = ("measured", "not there") if before else ("not there", "measured")
             yield Finding(split, words[0], words[1], same=False, within=False)
             continue
-        for figure in dict.fromkeys((before["lead"], "accuracy", "loss")):
+        for figure in dict.fromkeys((recorded_primary_metric(before), "accuracy", "loss")):
             first, second = before[figure], after.get(figure)
             within = second is not None and abs(first - second) <= _tolerance(figure, first, before["pictures"])
             now_label = "not there" if second is None else f"{second:.6g}"
             yield Finding(f"{split} {figure.replace('_', ' ')}", f"{first:.6g}", now_label, same=first == second, within=within)
-        others = sorted(key for key in {**before, **after} if before.get(key) != after.get(key) and key not in ("accuracy", "loss"))
+        others = sorted(key for key in {**before, **after} if before.get(key) != after.get(key) and key not in NAMED_OR_SHOWN)
         if others:
             yield Finding(f"{split}: others", "", f"{', '.join(others)} differ", same=False, within=True)
 

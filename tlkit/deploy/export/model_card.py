@@ -9,6 +9,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineMod
 
 from tlkit.data.decode import WHITE
 from tlkit.errors import TlkitError
+from tlkit.evaluation.primary_metric import recorded_primary_metric
 from tlkit.models.backbones import pretrained_cfg
 from tlkit.models.heads import LINEAR_HEADS
 from tlkit.models.model_folder import ModelCard
@@ -31,7 +32,7 @@ _TEXT = """---
 
 {sentence}
 
-{lead}
+{primary_metric}
 
 ## Task and data
 
@@ -146,9 +147,9 @@ def _metadata(card: ModelCard, name: str, license_name: str | None, test: Mappin
 
 
 def _primary_metric(test: Mapping[str, Any], split: str) -> str:
-    primary_metric = test.get("lead")
-    if not primary_metric:
+    if not test:
         return "Nothing was measured."
+    primary_metric = recorded_primary_metric(test)
     low, high = test.get(f"{primary_metric}_interval", (None, None))
     interval = f" (95 % interval {low:.3f} to {high:.3f})" if low is not None else ""
     return f"**{_WORDS[primary_metric].capitalize()} {test[primary_metric]:.4f}**{interval} on {test['pictures']} {split} pictures."

@@ -70,7 +70,7 @@ def fit_classical_head(
 def fit_head(head: Head, train: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor], samples: Samples) -> nn.Module:
     """The head for features [N, F] and labels [N].
 
-    svm and logistic become one linear layer; without a C in the recipe the one with the best lead figure on validation, of equals the
+    svm and logistic become one linear layer; without a C in the recipe the one with the best primary metric on validation, of equals the
     smallest. An svm's margins are no probabilities: they are divided by the temperature that fits validation best.
     """
     (features, labels), classes = train, len(samples.classes)

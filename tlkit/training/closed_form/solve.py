@@ -63,7 +63,7 @@ def solve_head(
 
 
 def solve(regression: "Regression", val: Split, samples: Samples, weight_decays: tuple[float, ...], *, title: str) -> nn.Linear:
-    """The layer for the weight decay with the best lead figure on validation, of equals the one with the lowest loss.
+    """The layer for the weight decay with the best primary metric on validation, of equals the one with the lowest loss.
 
     weight_decays: from strong to weak; each solution is where the search for the next begins.
     """

@@ -1,0 +1,14 @@
+"""The figure that chooses the best epoch, as results name it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def named_primary_metric(primary_metric: str) -> dict[str, str]:
+    """Return what results name it under. `lead` is its name up to tlkit 0.1, and goes in the version after the next."""
+    return {"primary_metric": primary_metric, "lead": primary_metric}
+
+
+def recorded_primary_metric(metrics: Mapping[str, Any]) -> str:
+    """Return the primary metric that results name, those of earlier versions too. Raises KeyError where none is named."""
+    return str(metrics["primary_metric"] if "primary_metric" in metrics else metrics["lead"])
