@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
+from tlkit.commands.log import show_log
 from tlkit.errors import RunError
 from tlkit.evaluation.curves import draw_curves
 from tlkit.recipe.load import load_recipe
-from tlkit.training.callbacks import LOG, start_log
 from tlkit.training.distributed.signals import Stop
 from tlkit.training.finetune import finetune
+from tlkit.training.log import LOG, log_to_file
 from tlkit.training.run_folder import disk_full_explained, is_finished
 
 FULL = Path("/dev/full")
@@ -58,8 +59,8 @@ def test_a_run_whose_report_has_no_room_is_not_finished_and_goes_on(
 
 @pytest.mark.skipif(not FULL.exists(), reason="Linux has /dev/full")
 def test_a_line_that_the_log_has_no_room_for_is_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
-    start_log(FULL, quiet=False)
-    LOG.info("one line")
+    with show_log(), log_to_file(FULL):
+        LOG.info("one line")
     told = capsys.readouterr().err
     assert "one line" in told
     assert "Traceback" not in told
@@ -67,7 +68,7 @@ def test_a_line_that_the_log_has_no_room_for_is_no_traceback(capsys: pytest.Capt
 
 def test_the_file_that_the_system_names_is_reported() -> None:
     stop = Stop()
-    stop.hint = "go on"
+    stop.resume_hint = "go on"
     with (
         pytest.raises(RunError, match=r"^The disk is full: curves\.png can't be written\.\n.* then go on"),
         disk_full_explained(stop),
@@ -78,6 +79,6 @@ def test_the_file_that_the_system_names_is_reported() -> None:
 def test_other_errors_and_those_before_a_run_has_begun_are_left_alone() -> None:
     for number, hint in ((errno.EIO, "go on"), (errno.ENOSPC, "")):
         stop = Stop()
-        stop.hint = hint
+        stop.resume_hint = hint
         with pytest.raises(OSError, match=os.strerror(number)), disk_full_explained(stop):
             raise OSError(number, os.strerror(number))

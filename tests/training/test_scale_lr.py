@@ -30,13 +30,14 @@ def recipe(folder: Path, *overrides: str) -> Recipe:
 
 @pytest.mark.parametrize(("scale", "factor"), [("linear", 4), ("sqrt", sqrt(4))])
 def test_four_devices_take_four_batches_a_step_at_a_higher_rate(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], scale: str, factor: float
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, scale: str, factor: float
 ) -> None:
+    caplog.set_level("INFO", logger="tlkit")
     scaled = with_scaled_lr(recipe(tmp_path, f"trainer.scale_lr={scale}"))
     assert scaled.data.batch_size == 64
     assert [phase.lr for phase in scaled.gradient_phases.values()] == pytest.approx([1e-2 * factor, 1e-3 * factor])
     assert scaled.trainer.scale_lr is False  # so that the run's recipe.yaml gives the same again
-    assert capsys.readouterr().err == f"trainer.scale_lr: 4 devices take 4 x 16 pictures a step, at lr x {factor:.3g}\n"
+    assert caplog.messages == [f"trainer.scale_lr: 4 devices take 4 x 16 pictures a step, at lr x {factor:.3g}"]
     assert with_scaled_lr(scaled) is scaled
 
 

@@ -31,8 +31,8 @@ def offline_arguments(parser: ArgumentParser) -> None:
 
 def recipe_to_run(arguments: Namespace) -> "Recipe":
     """The recipe, with what it needs in the folder that the user named; before torch is loaded: a slip in a recipe is told at once."""
+    from tlkit.training.distributed.ranks import is_main_process
     from tlkit.training.distributed.shutdown import told_once_a_machine
-    from tlkit.training.run_folder import is_main_process
 
     with told_once_a_machine():
         recipe = _found_offline(arguments, arguments.recipe, arguments.overrides)

@@ -5,6 +5,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from tlkit.commands.arguments import count, images_arguments, images_recipe, recipe_arguments
+from tlkit.commands.log import show_log
 
 
 def check_arguments(parser: ArgumentParser) -> None:
@@ -81,4 +82,5 @@ def audit(arguments: Namespace) -> int:
     print(f"{recipe.name}: loading torch, then looking for pictures", file=sys.stderr)
     from tlkit.workflows.audit import audit_command
 
-    return audit_command(recipe, drawn=not as_they_lie, out=arguments.out, fix=arguments.fix, strict=arguments.strict)
+    with show_log():
+        return audit_command(recipe, drawn=not as_they_lie, out=arguments.out, fix=arguments.fix, strict=arguments.strict)

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from tlkit.commands.arguments import count, offline_arguments, recipe_arguments, recipe_to_run
+from tlkit.commands.log import show_log
+from tlkit.commands.signals import handle_signals
 from tlkit.errors import TlkitError
 from tlkit.system import keep_freed_memory
 
@@ -27,7 +29,8 @@ def finetune(arguments: Namespace) -> int:
     from tlkit.training.finetune import finetune as finetune_recipe
 
     keep_freed_memory()
-    finetune_recipe(recipe, out=arguments.out, resume=arguments.resume)
+    with handle_signals(), show_log():
+        finetune_recipe(recipe, out=arguments.out, resume=arguments.resume)
     return 0
 
 
@@ -48,7 +51,8 @@ def reproduce(arguments: Namespace) -> int:
     from tlkit.workflows.reproduce import reproduce_run
 
     keep_freed_memory()
-    return reproduce_run(arguments.run, recipe, out=arguments.out)
+    with handle_signals(), show_log():
+        return reproduce_run(arguments.run, recipe, out=arguments.out)
 
 
 def plan_arguments(parser: ArgumentParser) -> None:
@@ -61,7 +65,8 @@ def plan(arguments: Namespace) -> int:
     from tlkit.planning.plan_table import show_plan
 
     keep_freed_memory()
-    return show_plan(recipe)
+    with handle_signals(), show_log():
+        return show_plan(recipe)
 
 
 def lr_arguments(parser: ArgumentParser) -> None:
@@ -78,7 +83,8 @@ def lr(arguments: Namespace) -> int:
 
     keep_freed_memory()
     words = [arguments.recipe, *arguments.overrides]
-    return lr_command(recipe, arguments.phase, steps=arguments.steps, out=arguments.out, words=words)
+    with handle_signals(), show_log():
+        return lr_command(recipe, arguments.phase, steps=arguments.steps, out=arguments.out, words=words)
 
 
 def check_arguments(parser: ArgumentParser) -> None:

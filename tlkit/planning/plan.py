@@ -35,10 +35,10 @@ from tlkit.recipe.summary import recipe_notes, recipe_warnings
 from tlkit.training.batch_size.find import with_batch_size
 from tlkit.training.module import PhaseModule
 from tlkit.training.optimizers import check_optimizer_name
-from tlkit.training.phases import check_batch_size, seed_everything
+from tlkit.training.phases import check_batch_size
 from tlkit.training.scale_lr import with_scaled_lr
 from tlkit.training.setup import build, gather_what_there_is, trainable_parameters
-from tlkit.training.trainer import check_devices
+from tlkit.training.trainer import check_devices, seed_everything
 
 TIMING_S = 2.0
 """How long a phase is timed, about."""

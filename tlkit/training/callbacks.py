@@ -16,7 +16,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tlkit.data.progress import LINE_EVERY_S
-from tlkit.errors import without_passwords
 from tlkit.evaluation.metrics import PrimaryMetric, metric_label
 from tlkit.models.classifier import Classifier
 from tlkit.models.state_files import write_tensors
@@ -221,44 +220,3 @@ class ShowProgress(Callback):
         if self._live is not None:
             self._live.stop()
             self._live = None
-
-
-def start_log(file: Path, *, quiet: bool) -> Console:
-    """Sends the run's lines to log.txt and, as they are, to the console that this returns.
-
-    quiet: for the processes of other devices, which say nothing and write nothing.
-    """
-    console = Console(stderr=True, highlight=False, quiet=quiet)
-    LOG.handlers.clear()
-    LOG.filters = [_hide_passwords]
-    LOG.setLevel(logging.INFO)
-    LOG.propagate = False
-    if not quiet:
-        to_file = _LogFile(file, encoding="utf-8")
-        to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        LOG.addHandler(to_file)
-        LOG.addHandler(_ConsoleHandler(console))
-    else:
-        LOG.addHandler(logging.NullHandler())  # without any, Python would print warnings
-    return console
-
-
-class _LogFile(logging.FileHandler):
-    def handleError(self, record: logging.LogRecord) -> None:
-        """A line that a full disk has no room for is lost, and no traceback is printed: what has to be written says so itself."""
-
-
-def _hide_passwords(record: logging.LogRecord) -> bool:
-    record.msg, record.args = without_passwords(record.getMessage()), None
-    return True
-
-
-class _ConsoleHandler(logging.Handler):
-    def __init__(self, console: Console) -> None:
-        super().__init__()
-        self._console = console
-
-    def emit(self, record: logging.LogRecord) -> None:
-        style = "yellow" if record.levelno >= logging.WARNING else None
-        prefix = "warning: " if record.levelno >= logging.WARNING else ""
-        self._console.print(prefix + record.getMessage(), style=style, markup=False, soft_wrap=True)

@@ -17,7 +17,6 @@ import torch
 from PIL import features
 
 import tlkit
-from tlkit.recipe.schema import Recipe
 
 FILE = "environment.json"
 
@@ -28,9 +27,11 @@ NO_MATTER = ("git", "platform", "cpu.cores")
 """Facts that a reader wants to know and that change no number."""
 
 
-def write_environment(run: Path, recipe: Recipe, device: torch.device) -> None:
-    """A run that goes on elsewhere keeps the facts of the places where it was before, under `earlier`."""
-    facts = environment(recipe, device)
+def write_environment(run: Path, recipe_place: str, device: torch.device) -> None:
+    """Write environment.json. recipe_place: `file:line`, empty for a recipe that was made in Python.
+
+    A run that goes on elsewhere keeps the facts of the places where it was before, under `earlier`."""
+    facts = environment(recipe_place, device)
     earlier = read_environment(run)
     if earlier:
         before = earlier.pop("earlier", [])
@@ -47,7 +48,7 @@ def read_environment(run: Path) -> dict[str, Any]:
     return facts if isinstance(facts, dict) else {}
 
 
-def environment(recipe: Recipe, device: torch.device) -> dict[str, Any]:
+def environment(recipe_place: str, device: torch.device) -> dict[str, Any]:
     """Plain JSON values. device: the one of this process; its flags are those of now, after Lightning has set them."""
     return {
         "versions": {"tlkit": tlkit.__version__, "python": platform.python_version(), **_versions(), "libjpeg": _libjpeg()},
@@ -67,7 +68,7 @@ def environment(recipe: Recipe, device: torch.device) -> dict[str, Any]:
             # cuBLAS is deterministic with this one alone, and Lightning sets it.
             "cublas_workspace_config": os.environ.get("CUBLAS_WORKSPACE_CONFIG"),
         },
-        "git": _commit(recipe.place_of("")),
+        "git": _commit(recipe_place),
     }
 
 

@@ -12,9 +12,11 @@ from tlkit.evaluation.report import write_folds_report
 from tlkit.recipe.load import recipe_yaml
 from tlkit.recipe.schema import Recipe
 from tlkit.training.distributed.launch import broadcast_from_main, local_main_process_first, start_processes
+from tlkit.training.distributed.ranks import is_main_process
 from tlkit.training.distributed.signals import Stop
+from tlkit.training.log import log_to_file
 from tlkit.training.run import train_and_measure
-from tlkit.training.run_folder import FIRST, is_finished, is_main_process, make_fold_folders, make_run_folder
+from tlkit.training.run_folder import FIRST, is_finished, make_fold_folders, make_run_folder
 from tlkit.training.setup import prepare
 
 LOG = logging.getLogger("tlkit")
@@ -30,13 +32,12 @@ def finetune_folds(recipe: Recipe, out: Path | None, *, resume: bool, stop: Stop
     began = time.perf_counter()
     folds = recipe.data.folds or 0
     with local_main_process_first():
-        ready = prepare(recipe, fold=1)
-    from tlkit.training.callbacks import start_log
+        setup = prepare(recipe, fold=1)
     from tlkit.training.checkpointing.files import write_whole
 
     start_processes(recipe)
     run = broadcast_from_main(lambda: make_run_folder(recipe.name, out, resume=resume))
-    stop.hint = f"go on with the same command, --out {run} and --resume"
+    stop.resume_hint = f"go on with the same command, --out {run} and --resume"
     if is_main_process():
         write_whole(run / FIRST, recipe_yaml(recipe).encode())
     folders = make_fold_folders(run, folds, resume=resume)
@@ -45,8 +46,8 @@ def finetune_folds(recipe: Recipe, out: Path | None, *, resume: bool, stop: Stop
         if resume and is_finished(folder):
             continue
         if fold > 1:
-            ready = prepare(recipe, fold=fold)
-        train_and_measure(recipe, ready, folder, began=started, resume=resume, stop=stop)
+            setup = prepare(recipe, fold=fold)
+        train_and_measure(recipe, setup, folder, began=started, resume=resume, stop=stop)
     if not is_main_process():
         return run
     each = [json.loads((folder / "metrics.json").read_text(encoding="utf-8")) for folder in folders]
@@ -55,11 +56,11 @@ def finetune_folds(recipe: Recipe, out: Path | None, *, resume: bool, stop: Stop
     summary["seconds"]["total"] = round(time.perf_counter() - began, 3)
     (run / "metrics.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     write_folds_report(run / "report.html", name=recipe.name, summary=summary, recipe_yaml=recipe_yaml(recipe))
-    start_log(run / "log.txt", quiet=False)
-    LOG.info("%d folds done in %.0f s", folds, summary["seconds"]["total"])
-    for split, figures in summary["over_folds"].items():
-        for figure, found in figures.items():
-            LOG.info("%s %s: mean %.3f, range %.3f to %.3f", split, figure.replace("_", " "), found["mean"], found["min"], found["max"])
+    with log_to_file(run / "log.txt"):
+        LOG.info("%d folds done in %.0f s", folds, summary["seconds"]["total"])
+        for split, figures in summary["over_folds"].items():
+            for figure, found in figures.items():
+                LOG.info("%s %s: mean %.3f, range %.3f to %.3f", split, figure.replace("_", " "), found["mean"], found["min"], found["max"])
     print_folds_panel(run, summary)
     return run
 

@@ -1,10 +1,9 @@
 """The phases, one `trainer.fit` each: own optimizer, own schedule, own wrapping for DDP."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import lightning
@@ -29,14 +28,14 @@ from tlkit.training.batch_size.out_of_memory import memory_explained
 from tlkit.training.cache.activations import ActivationCache
 from tlkit.training.callbacks import BestWeights, MetricsTable, ShowProgress, moving_average, save_state
 from tlkit.training.checkpointing.callback import Checkpoints, WholeFiles
-from tlkit.training.checkpointing.resume import Resumed
 from tlkit.training.closed_form.solve import solve_head
+from tlkit.training.context import RunContext
+from tlkit.training.distributed.ranks import is_main_process
 from tlkit.training.distributed.sharding import Gathered
-from tlkit.training.distributed.signals import Stop
 from tlkit.training.losses import StartingPoint, build_criterion
 from tlkit.training.module import PhaseModule
 from tlkit.training.not_finite import NotFinite
-from tlkit.training.run_folder import is_main_process
+from tlkit.training.setup import Setup
 from tlkit.training.time_shares import Clock, Setting, TimeShares
 from tlkit.training.trainer import build_trainer, fit
 
@@ -64,30 +63,13 @@ def phase_name(train: Train) -> str:
     return f"from {train.from_}" if isinstance(train, FromStage) else f"last {train.last}"
 
 
-def seed_everything(seed: int) -> None:
-    """Seeds Python, numpy and torch, here and in worker processes."""
-    lightning.seed_everything(seed, workers=True, verbose=False)
+def train_phases(recipe: Recipe, setup: Setup, context: RunContext) -> Trained:
+    """Train phase after phase; the classifier is left with the weights of the best epoch of all.
 
-
-def train_phases(
-    classifier: Classifier,
-    data: ImageDataModule,
-    recipe: Recipe,
-    trained: Sequence[frozenset[str]],
-    *,
-    device: torch.device,
-    run: Path,
-    console: Console,
-    stop: Stop,
-    began: float,
-    resumed: Resumed | None = None,
-) -> Trained:
-    """Trains phase after phase; the classifier is left with the weights of the best epoch of all.
-
-    trained: for each phase the backbone's parameters that train beside the head. device: where a phase is solved.
-    began: when the run did, or would have without a break, by time.perf_counter. resumed: where to go on.
     Raises KeyboardInterrupt after a signal, with the best weights and a checkpoint in `run/checkpoints`.
     """
+    classifier, data, trained, device = setup.classifier, setup.data, setup.trained, setup.devices.here
+    run, console, stop, began, resumed = context.folder, context.console, context.stop, context.began, context.resumed
     checkpoints = run / "checkpoints"
     if is_main_process():
         checkpoints.mkdir(exist_ok=True)

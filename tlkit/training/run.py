@@ -1,7 +1,6 @@
 """One run: setup, phases, model folder, evaluation, report."""
 
 import logging
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,19 +16,20 @@ from tlkit.recipe.load import recipe_yaml
 from tlkit.recipe.schema import Recipe
 from tlkit.recipe.summary import recipe_notes, recipe_warnings
 from tlkit.training.checkpointing.resume import check_same_images, newest_state
+from tlkit.training.context import RunContext
 from tlkit.training.distributed.launch import check_same
+from tlkit.training.distributed.ranks import is_main_process
 from tlkit.training.distributed.signals import Stop
 from tlkit.training.environment import write_environment
+from tlkit.training.log import log_to_file, silent
 from tlkit.training.results import choose_thresholds, measure_shipped, metric_notes, split_summary, write_results
-from tlkit.training.run_folder import (
-    FIRST,
-    is_main_process,
-    remove_unfinished_files,
-)
+from tlkit.training.run_folder import FIRST, remove_unfinished_files
 from tlkit.training.setup import Setup
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from tlkit.training.phases import Trained
 
 LOG = logging.getLogger("tlkit")
 
@@ -37,102 +37,127 @@ SMALL_LEAK = 0.005
 """Share of the held-out pictures up to which a leak is told without a warning: it is within the noise of the figures."""
 
 
-def train_and_measure(recipe: Recipe, ready: Setup, run: Path, *, began: float, resume: bool, stop: Stop) -> Path:
-    """One run, from the pictures and weights that are there to everything in its folder, which is returned.
+def train_and_measure(recipe: Recipe, setup: Setup, folder: Path, *, began: float, resume: bool, stop: Stop) -> Path:
+    """Run from the images and weights that are there to everything in the run's folder, which is returned.
 
     began: by time.perf_counter(), for the seconds of the whole run. resume: the folder may hold an unfinished run, which goes on.
     """
-    from tlkit.training.callbacks import start_log
-    from tlkit.training.checkpointing.files import remove_others
+    from rich.console import Console
+
+    first = is_main_process()
+    console = Console(stderr=True, highlight=False, quiet=not first)
+    context = RunContext(folder, console, stop, began)
+    with log_to_file(folder / "log.txt") if first else silent(), stop.resume_hint_logged():
+        _train_and_measure(recipe, setup, context, resume=resume)
+    return folder
+
+
+def _train_and_measure(recipe: Recipe, setup: Setup, context: RunContext, *, resume: bool) -> None:
+    from tlkit.training.phases import train_phases
+
+    goes_on = resume and (context.folder / FIRST).is_file()
+    rows = _hash_and_compare(setup)
+    audit = write_run_header(recipe, setup, context, rows, goes_on=goes_on) if is_main_process() else {}
+    context = _resumed(context, len(recipe.phases)) if goes_on else context
+    check_same("The checkpoint to go on from is", [context.resumed.checkpoint.file.name if context.resumed else "none"])
+    trained = train_phases(recipe, setup, context)
+    if is_main_process():
+        _measure(recipe, setup, context, _finished_head(recipe, setup, context, trained), audit)
+
+
+def _hash_and_compare(setup: Setup) -> list[dict[str, str]]:
+    """Return the rows of split.csv. Raises DataError where another process of the run has other images."""
+    setup.data.hashes = hash_images(setup.samples)
+    rows = manifest_rows(setup.samples, setup.data.hashes)
+    check_same("The pictures are", (", ".join(f"{key} {value}" for key, value in row.items()) for row in rows))
+    return rows
+
+
+def _resumed(context: RunContext, phases: int) -> RunContext:
+    """Return the context of a run that goes on from its newest checkpoint. phases: how many the recipe has."""
+    resumed = newest_state(context.folder, phases)
+    return replace(context, resumed=resumed, began=context.began - resumed.seconds) if resumed else context
+
+
+def _finished_head(recipe: Recipe, setup: Setup, context: RunContext, trained: "Trained") -> "Trained":
+    """Fit what is fitted after the phases: a head by scikit-learn, or the blend of the weights before and after fine-tuning."""
     from tlkit.training.closed_form.classical import fit_classical_head
-    from tlkit.training.phases import BEFORE, train_phases
+    from tlkit.training.phases import BEFORE
     from tlkit.training.wise_ft import ship_best_blend
 
-    samples, weights, classifier, data = ready.samples, ready.weights, ready.classifier, ready.data
-    first = is_main_process()
-    goes_on = resume and (run / FIRST).is_file()
-    console = start_log(run / "log.txt", quiet=not first)
-    data.hashes = hash_images(samples)
-    rows = manifest_rows(samples, data.hashes)
-    check_same("The pictures are", (", ".join(f"{key} {value}" for key, value in row.items()) for row in rows))
-    audit = write_run_header(recipe, ready, run, rows, goes_on=goes_on, stop=stop, console=console) if first else {}
-    resumed = newest_state(run, len(recipe.phases)) if goes_on else None
-    check_same("The checkpoint to go on from is", [resumed.checkpoint.file.name if resumed is not None else "none"])
-    began -= resumed.seconds if resumed is not None else 0.0
-    result = train_phases(
-        classifier,
-        data,
-        recipe,
-        ready.trained,
-        device=ready.devices.here,
-        run=run,
-        console=console,
-        stop=stop,
-        began=began,
-        resumed=resumed,
-    )
-    if not first:
-        return run
     if recipe.model.head.kind in CLASSICAL_HEADS:
-        head, number = recipe.model.head, len(recipe.phases)
-        result = fit_classical_head(classifier, data, head, recipe.cache, result, phase=number, run=run, console=console)
+        trained = fit_classical_head(setup, recipe.model.head, recipe.cache, trained, phase=len(recipe.phases), context=context)
     if recipe.wise_ft:
-        result = replace(result, wise_ft=ship_best_blend(classifier, run / "checkpoints" / BEFORE, data, console=console))
+        blend = ship_best_blend(setup.classifier, context.checkpoints / BEFORE, setup.data, console=context.console)
+        trained = replace(trained, wise_ft=blend)
+    return trained
 
-    card = ModelCard(
+
+def _measure(recipe: Recipe, setup: Setup, context: RunContext, trained: "Trained", audit: dict[str, Any]) -> None:
+    """Write the model folder, measure what it holds, and write metrics, curves and report."""
+    from tlkit.training.checkpointing.files import remove_others
+
+    folder, model = context.folder, context.folder / "model"
+    save_model(model, setup.classifier, _model_card(recipe, setup, trained))
+    metrics = measure_shipped(model, setup, recipe, trained, console=context.console)
+    metrics["audit"] = audit
+    metrics["seconds"] = {**trained.seconds, "total": round(context.seconds, 3)}
+    write_results(folder, recipe, setup.samples, setup.weights, trained, metrics)
+    remove_others(context.checkpoints, [])
+
+
+def _model_card(recipe: Recipe, setup: Setup, trained: "Trained") -> ModelCard:
+    preprocessing = setup.data.preprocessing
+    return ModelCard(
         backbone=recipe.model.backbone,
         head=recipe.model.head,
-        classes=samples.classes,
-        preprocessing=data.preprocessing.to_json(),
-        mean_picture=data.preprocessing.mean_picture,
+        classes=setup.samples.classes,
+        preprocessing=preprocessing.to_json(),
+        mean_picture=preprocessing.mean_picture,
         recipe=recipe.model_dump(mode="json", by_alias=True),
-        weights={"origin": weights.origin, "sha256": weights.sha256},
+        weights={"origin": setup.weights.origin, "sha256": setup.weights.sha256},
         metrics={},
         task=recipe.task,
-        thresholds=choose_thresholds(classifier, data, result.device) if recipe.task == "multilabel" else (),
+        thresholds=choose_thresholds(setup.classifier, setup.data, trained.device) if recipe.task == "multilabel" else (),
     )
-    save_model(run / "model", classifier, card)
-    metrics = measure_shipped(run / "model", ready, recipe, result, console=console)
-    metrics["audit"] = audit
-    metrics["seconds"] = {**result.seconds, "total": round(time.perf_counter() - began, 3)}
-    write_results(run, recipe, samples, weights, result, metrics)
-    remove_others(run / "checkpoints", [])
-    return run
 
 
-def write_run_header(
-    recipe: Recipe, ready: Setup, run: Path, rows: list[dict[str, str]], *, goes_on: bool, stop: Stop, console: "Console"
-) -> dict[str, Any]:
-    """Writes what is known before anything is trained, and tells it. Returns the audit's figures.
+def write_run_header(recipe: Recipe, setup: Setup, context: RunContext, rows: list[dict[str, str]], *, goes_on: bool) -> dict[str, Any]:
+    """Write what is known before anything is trained, and log it. Returns the audit's figures.
 
     rows: of split.csv. goes_on: the folder holds an unfinished run.
     """
     from tlkit.data.preview import draw_preview
     from tlkit.training.checkpointing.files import write_whole
 
-    samples, data = ready.samples, ready.data
+    samples, data, folder = setup.samples, setup.data, context.folder
     if goes_on:
-        remove_unfinished_files(run)
-        check_same_images(run / "split.csv", rows)
+        remove_unfinished_files(folder)
+        check_same_images(folder / "split.csv", rows)
     else:
-        write_whole(run / FIRST, recipe_yaml(recipe).encode())
-    stop.hint = stop.hint or f"go on with the same command, --out {run} and --resume"
-    write_environment(run, recipe, ready.devices.here)
-    LOG.info("%s: %s, %s, into %s", recipe.name, split_summary(samples), recipe.model.backbone, run)
-    if (devices := ready.devices.total) > 1 and recipe.gradient_phases:
-        LOG.info("%d devices: %d pictures a step, %d on each", devices, data.batch_size, data.batch_size // devices)
-    for note in ready.notes:
+        write_whole(folder / FIRST, recipe_yaml(recipe).encode())
+    context.stop.resume_hint = context.stop.resume_hint or f"go on with the same command, --out {folder} and --resume"
+    write_environment(folder, recipe.place_of(""), setup.devices.here)
+    log_header(recipe, setup, folder)
+    report_left_out(samples, recipe.data, folder)
+    write_manifest(samples, data.hashes, folder / "split.csv")
+    audit = check_leaks(setup, context.console)
+    if not goes_on and data.augmentation is not None and recipe.gradient_phases:
+        draw_preview(data.train_dataloader().images, samples.classes, recipe, folder / "augmentations.png")
+    return audit
+
+
+def log_header(recipe: Recipe, setup: Setup, folder: Path) -> None:
+    samples, batch_size = setup.samples, setup.data.batch_size
+    LOG.info("%s: %s, %s, into %s", recipe.name, split_summary(samples), recipe.model.backbone, folder)
+    if (devices := setup.devices.total) > 1 and recipe.gradient_phases:
+        LOG.info("%d devices: %d pictures a step, %d on each", devices, batch_size, batch_size // devices)
+    for note in setup.notes:
         LOG.info("weights: %s", note)
     for line in (*recipe_notes(recipe), *metric_notes(recipe, samples).values()):
         LOG.info("%s", line)
     for warning in (*recipe_warnings(recipe), *split_warnings(samples)):
         LOG.warning("%s", warning)
-    report_left_out(samples, recipe.data, run)
-    write_manifest(samples, data.hashes, run / "split.csv")
-    audit = check_leaks(ready, console)
-    if not goes_on and data.augmentation is not None and recipe.gradient_phases:
-        draw_preview(data.train_dataloader().images, samples.classes, recipe, run / "augmentations.png")
-    return audit
 
 
 def report_left_out(samples: Samples, data: Data, run: Path) -> None:
@@ -148,12 +173,12 @@ def report_left_out(samples: Samples, data: Data, run: Path) -> None:
         LOG.info("the first frame or page is taken of %d files that have several, such as %s", len(several), several[0])
 
 
-def check_leaks(ready: Setup, console: "Console") -> dict[str, Any]:
+def check_leaks(setup: Setup, console: "Console") -> dict[str, Any]:
     """Compares the splits, for the log here and for the metrics and the report later."""
     from tlkit.data.progress import images_progress
 
-    with images_progress(console, "comparing the splits", len(ready.samples.samples)) as advance:
-        verdict = compare_splits(ready.samples, ready.data.hashes, ready.data.preprocessing, advance)
+    with images_progress(console, "comparing the splits", len(setup.samples.samples)) as advance:
+        verdict = compare_splits(setup.samples, setup.data.hashes, setup.data.preprocessing, advance)
     leaked = verdict["leaked_exact"] + verdict["leaked_near"]
     grave = leaked > SMALL_LEAK * verdict["held_out"]
     example = f"; such as {' = '.join(image['id'] for image in verdict['examples'][0]['pictures'][:2])}" if leaked else ""

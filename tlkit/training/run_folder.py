@@ -1,31 +1,17 @@
 """The folder of one run: `runs/NAME/NNN/`, or the one that was asked for. Nothing of a finished run is ever overwritten."""
 
 import errno
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from tlkit.errors import RunError
+from tlkit.training.distributed.ranks import is_main_process
 from tlkit.training.distributed.signals import Stop
 
 FIRST, LAST = "recipe.yaml", "report.html"
 """What a run writes first and last."""
-
-
-def is_main_process() -> bool:
-    """False in the processes for other devices, of this machine and of others: they run the same command, and leave no files.
-
-    torchrun numbers them in RANK. SLURM and Lightning, which starts those of one machine itself, number machines and processes apart.
-    """
-    keys = ("RANK",) if "RANK" in os.environ else ("SLURM_PROCID", "NODE_RANK", "LOCAL_RANK")
-    return all(int(os.environ.get(key, "0")) == 0 for key in keys)
-
-
-def is_local_main_process() -> bool:
-    """Of the processes of this machine."""
-    return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))) == 0
 
 
 def is_finished(run: Path) -> bool:
@@ -82,14 +68,14 @@ def remove_unfinished_files(run: Path) -> None:
 
 @contextmanager
 def disk_full_explained(stop: Stop) -> Iterator[None]:
-    """Makes what the system says of it a RunError that tells how the run goes on. Before a run has begun there is nothing to tell."""
+    """Raise RunError, with how the run goes on, in place of the system's error of a full disk; leave it alone before a run has begun."""
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not stop.hint:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not stop.resume_hint:
             raise
         what = f": {error.filename} can't be written" if error.filename else ""  # closing a file doesn't say which
-        raise RunError(f"The disk is full{what}.\n  What was written before is whole: free some space, then {stop.hint}.") from error
+        raise RunError(f"The disk is full{what}.\n  What was written before is whole: free some space, then {stop.resume_hint}.") from error
 
 
 def _next_number(name: str) -> Path:

@@ -1,15 +1,17 @@
 """`trainer.scale_lr`: what a recipe says for one device, said for all that are there."""
 
-import sys
+import logging
 from math import sqrt
 
 from tlkit.recipe.fields.phases import Phase
 from tlkit.recipe.schema import Recipe
-from tlkit.training.run_folder import is_main_process
+from tlkit.training.distributed.ranks import is_main_process
+
+LOG = logging.getLogger("tlkit")
 
 
 def with_scaled_lr(recipe: Recipe) -> Recipe:
-    """The recipe for all devices together, told on stderr, without `scale_lr`; as it is where it doesn't ask for that.
+    """The recipe for all devices together, logged, without `scale_lr`; as it is where it doesn't ask for that.
 
     n devices take n times batch_size pictures a step; lr is multiplied with n (`linear`: n small steps become one large one) or with its
     square root (`sqrt`: the noise of a step stays the same, as is said of Adam's family).
@@ -27,7 +29,7 @@ def with_scaled_lr(recipe: Recipe) -> Recipe:
     size = recipe.data.known_batch_size
     phases = tuple(phase.model_copy(update={"lr": phase.lr * factor}) if isinstance(phase, Phase) else phase for phase in recipe.phases)
     if is_main_process() and devices > 1:
-        print(f"trainer.scale_lr: {devices} devices take {devices} x {size} pictures a step, at lr x {factor:.3g}", file=sys.stderr)
+        LOG.info("trainer.scale_lr: %d devices take %d x %d pictures a step, at lr x %.3g", devices, devices, size, factor)
     data = recipe.data.model_copy(update={"batch_size": size * devices})
     trainer = recipe.trainer.model_copy(update={"scale_lr": False})
     return recipe.model_copy(update={"data": data, "phases": phases, "trainer": trainer}).at_places_of(recipe)

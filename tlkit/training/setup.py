@@ -53,8 +53,7 @@ def prepare(recipe: Recipe, *, fold: int = 1) -> Setup:
         # Lightning takes seconds to import: what is missing is said before that.
         from tlkit.data.datamodule import ImageDataModule
         from tlkit.training.optimizers import check_optimizer_name
-        from tlkit.training.phases import seed_everything
-        from tlkit.training.trainer import check_devices
+        from tlkit.training.trainer import check_devices, seed_everything
 
         devices = check_devices(recipe.trainer)
         for phase in recipe.gradient_phases.values():

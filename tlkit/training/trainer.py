@@ -20,7 +20,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from tlkit.errors import DeviceError
 from tlkit.recipe.fields.learning import Optimizer
 from tlkit.recipe.fields.trainer import Trainer
-from tlkit.training.distributed.signals import Stop, handle_signals
+from tlkit.training.distributed.signals import Stop, current_stop
 from tlkit.training.module import PhaseModule
 
 
@@ -29,6 +29,11 @@ class Devices(NamedTuple):
 
     total: int
     here: torch.device
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, numpy and torch, here and in worker processes."""
+    lightning.seed_everything(seed, workers=True, verbose=False)
 
 
 def check_devices(trainer: Trainer) -> Devices:
@@ -149,9 +154,9 @@ def fit(
 
 def fit_unsaved(trainer: lightning.Trainer, module: PhaseModule, data: lightning.LightningDataModule) -> None:
     """A trial: a signal ends it, and nothing of it is to be kept."""
-    with handle_signals() as stop:
-        trainer.callbacks.append(StopBetweenBatches(stop))  # type: ignore[attr-defined]
-        fit(trainer, module, data, stop)
+    stop = current_stop()
+    trainer.callbacks.append(StopBetweenBatches(stop))  # type: ignore[attr-defined]
+    fit(trainer, module, data, stop)
 
 
 @contextmanager

@@ -41,8 +41,8 @@ from tlkit.errors import WeightsError
 from tlkit.evaluation.gallery import write_gallery
 from tlkit.models.weights import find_weights
 from tlkit.recipe.schema import Recipe
-from tlkit.training.callbacks import start_log
 from tlkit.training.closed_form.features import features_of
+from tlkit.training.log import log_to_file
 from tlkit.training.run_folder import check_out, make_run_folder
 from tlkit.training.setup import build
 from tlkit.training.trainer import check_devices
@@ -81,30 +81,33 @@ def audit_command(recipe: Recipe, *, drawn: bool, out: Path | None, fix: bool, s
     if fix:
         check_can_clean(samples)
     run = make_run_folder(f"{recipe.name}-audit", out)
-    console = start_log(run / "log.txt", quiet=False)
-    limits = recipe.data
-    decoded = partial(
-        decode, channels=limits.channels, max_pixels=limits.max_pixels, background=limits.background, range_16bit=limits.range_16bit
-    )
-    images = samples.samples
-    hashes = hash_images(samples)
-    with images_progress(console, "hashing pictures", 2 * len(images)) as advance:
-        pixels = pixel_hashes(images, decoded, advance)
-        dct = dct_of(images, decoded, advance)
-    found = find_duplicates(images, [pixel or hashes[sample.id] for pixel, sample in zip(pixels, images, strict=True)], dct)
-    seen = look(recipe, samples, found, hashes, console)
-    findings = [*found.findings, *seen.findings]
-    verdict = leak_verdict(samples, found, unreadable=len(samples.skipped))
-    write_audit(samples, findings, run / "audit.csv")
-    if samples.skipped:
-        write_skipped(samples, run / "skipped.csv")
-    write_gallery(run / "gallery.html", recipe.name, samples, findings, verdict=verdict, seen=seen.kinds, note=seen.note, decoded=decoded)
-    print_audit(samples, findings, verdict, seen, run)
-    if fix:
-        check_left(samples, found.dropped)
-        print_cleaned(samples, found, write_cleaned(samples, found.dropped, _of_kind(findings, "label"), run), run)
-    grave = [finding for finding in findings if finding.kind == "label" or (finding.kind != "similar" and is_grave(finding))]
-    return 2 if strict and grave else 0
+    console = Console(stderr=True, highlight=False)
+    with log_to_file(run / "log.txt"):
+        limits = recipe.data
+        decoded = partial(
+            decode, channels=limits.channels, max_pixels=limits.max_pixels, background=limits.background, range_16bit=limits.range_16bit
+        )
+        images = samples.samples
+        hashes = hash_images(samples)
+        with images_progress(console, "hashing pictures", 2 * len(images)) as advance:
+            pixels = pixel_hashes(images, decoded, advance)
+            dct = dct_of(images, decoded, advance)
+        found = find_duplicates(images, [pixel or hashes[sample.id] for pixel, sample in zip(pixels, images, strict=True)], dct)
+        seen = look(recipe, samples, found, hashes, console)
+        findings = [*found.findings, *seen.findings]
+        verdict = leak_verdict(samples, found, unreadable=len(samples.skipped))
+        write_audit(samples, findings, run / "audit.csv")
+        if samples.skipped:
+            write_skipped(samples, run / "skipped.csv")
+        write_gallery(
+            run / "gallery.html", recipe.name, samples, findings, verdict=verdict, seen=seen.kinds, note=seen.note, decoded=decoded
+        )
+        print_audit(samples, findings, verdict, seen, run)
+        if fix:
+            check_left(samples, found.dropped)
+            print_cleaned(samples, found, write_cleaned(samples, found.dropped, _of_kind(findings, "label"), run), run)
+        grave = [finding for finding in findings if finding.kind == "label" or (finding.kind != "similar" and is_grave(finding))]
+        return 2 if strict and grave else 0
 
 
 def is_grave(finding: Finding) -> bool:

@@ -19,9 +19,10 @@ from tlkit.models.weights import Weights
 from tlkit.recipe.schema import Recipe
 from tlkit.system import cache_folder
 from tlkit.training.checkpointing.resume import image_changes
+from tlkit.training.distributed.ranks import is_main_process
 from tlkit.training.environment import differences, read_environment
 from tlkit.training.finetune import finetune
-from tlkit.training.run_folder import check_out, is_main_process
+from tlkit.training.run_folder import check_out
 from tlkit.training.setup import gather
 from tlkit.workflows.compare_runs import TOLERANCES, Finding, compare, first_beyond, run_folders
 

@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 from tlkit.errors import DataError
 from tlkit.recipe.load import load_recipe
 from tlkit.training.distributed.launch import first_difference
+from tlkit.training.distributed.ranks import is_main_process
 from tlkit.training.finetune import finetune
-from tlkit.training.run_folder import is_main_process
 
 COLOURS = {"blue": (40, 60, 200), "green": (30, 180, 60), "red": (210, 40, 50)}
 ON_TWO = ["trainer.devices=2"]

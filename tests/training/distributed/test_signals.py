@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from tests import warm
+from tlkit.commands.signals import handle_signals
 from tlkit.errors import Interrupted
 from tlkit.training.checkpointing.files import good_checkpoints
-from tlkit.training.distributed.signals import handle_signals
 
 RECIPE = """
 name: patient
@@ -33,7 +33,7 @@ def test_between_batches_one_signal_waits_and_only_a_second_ctrl_c_stops_at_once
     with pytest.raises(Interrupted) as caught, handle_signals() as stop, stop.between_batches():  # noqa: PT012
         for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGTERM):
             os.kill(os.getpid(), number)
-        assert stop.asked == signal.SIGUSR1
+        assert stop.requested == signal.SIGUSR1
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(5)
     assert caught.value.code == 75

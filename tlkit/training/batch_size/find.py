@@ -32,7 +32,7 @@ PRECISION = 1.125
 
 
 def with_batch_size(recipe: Recipe) -> Recipe:
-    """The recipe with a number for `data.batch_size`, told on stderr; as it is where that is a number already.
+    """The recipe with a number for `data.batch_size`, logged; as it is where that is a number already.
 
     A step of the largest phase is tried, forward and backward with its optimizer, in another process: where memory ends, that one ends.
     Raises DeviceError where not even two pictures fit, and RecipeError where the processes of other devices were started from outside.
@@ -59,7 +59,7 @@ def largest_batch(recipe: Recipe, *, most: int) -> int:
 
 
 def _find(recipe: Recipe, wanted: FindBatchSize) -> int:
-    print("looking for the largest batch that fits", file=sys.stderr)
+    LOG.info("looking for the largest batch that fits")
     with _Prober(recipe) as prober:
         most = min(LARGEST, prober.training_images // (STEPS_AN_EPOCH * prober.devices))
         largest = largest_that_fits(prober.fits, round(most / wanted.find))
@@ -70,7 +70,7 @@ def _find(recipe: Recipe, wanted: FindBatchSize) -> int:
         )
     found = prober.devices * rounded(max(SMALLEST, min(most, int(wanted.find * largest))))
     bound = f"{largest} pictures fit on a device" if largest < round(most / wanted.find) else f"an epoch keeps {STEPS_AN_EPOCH} steps"
-    print(f"data.batch_size: {found}. {bound[0].upper()}{bound[1:]}; phase {prober.phase + 1} is the largest", file=sys.stderr)
+    LOG.info("data.batch_size: %d. %s%s; phase %d is the largest", found, bound[0].upper(), bound[1:], prober.phase + 1)
     return found
 
 

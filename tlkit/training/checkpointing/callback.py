@@ -30,8 +30,8 @@ from tlkit.training.callbacks import BestWeights, MetricsTable
 from tlkit.training.checkpointing.files import KEPT, Checkpoint, next_number, put_back, remove_others, write_checkpoint
 from tlkit.training.checkpointing.rng import generator_states, set_generators
 from tlkit.training.distributed.launch import all_gather_objects
+from tlkit.training.distributed.ranks import is_main_process
 from tlkit.training.distributed.signals import Stop
-from tlkit.training.run_folder import is_main_process
 
 LOG = logging.getLogger("tlkit")
 
@@ -141,7 +141,7 @@ class Checkpoints(CheckpointCallback):
         self.resumed_file = self._resumed = None
         ranks = all_gather_objects(self._of_this_process())
         self._stop.handle(max(rank["asked"] for rank in ranks))
-        if is_main_process() and (self._stop.asked or time.perf_counter() - self._saved_at > self._between_s):
+        if is_main_process() and (self._stop.requested or time.perf_counter() - self._saved_at > self._between_s):
             self._at = (0, 0)
             self.write({"state_dict": self._weights(), "run": self._run(ranks)})
         self._stop.raise_if_requested()
@@ -182,7 +182,7 @@ class Checkpoints(CheckpointCallback):
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *arguments: Any, **named: Any) -> None:
         # Ranks may have different numbers of batches to validate, so that they can't agree here.
-        if self._stop.asked and trainer.world_size == 1:
+        if self._stop.requested and trainer.world_size == 1:
             for callback in trainer.callbacks:  # type: ignore[attr-defined]
                 if isinstance(callback, WeightAveraging):
                     callback.on_validation_epoch_end(trainer, pl_module)  # swaps the weights that train back in
@@ -195,9 +195,9 @@ class Checkpoints(CheckpointCallback):
 
     def _save_if_due(self, trainer: Trainer, every_s: float, *, batch: int) -> None:
         """All ranks save and stop together."""
-        due, stops = time.perf_counter() - self._saved_at > every_s, self._stop.asked is not None
+        due, stops = time.perf_counter() - self._saved_at > every_s, self._stop.requested is not None
         if trainer.world_size > 1:
-            flags = [due and trainer.is_global_zero, int(self._stop.asked or 0)]
+            flags = [due and trainer.is_global_zero, int(self._stop.requested or 0)]
             asked = torch.tensor(flags, dtype=torch.int32, device=trainer.strategy.root_device)
             distributed.all_reduce(asked, distributed.ReduceOp.MAX)
             due, number = asked.tolist()
@@ -226,7 +226,7 @@ class Checkpoints(CheckpointCallback):
         checkpoint["run"] = self._run(all_gather_objects(mine))
 
     def _of_this_process(self) -> dict[str, Any]:
-        return {"generators": generator_states(), "gradients": [], "figures": {}, "asked": int(self._stop.asked or 0)}
+        return {"generators": generator_states(), "gradients": [], "figures": {}, "asked": int(self._stop.requested or 0)}
 
     def _run(self, ranks: list[Any]) -> dict[str, Any]:
         """What is known beyond weights and optimizer. ranks: of each process what is its own."""

@@ -5,27 +5,25 @@ import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from tlkit.data.datamodule import ImageDataModule
 from tlkit.data.samples import Samples
 from tlkit.evaluation.metrics import metric_label, primary_metric_of
-from tlkit.models.classifier import Classifier
 from tlkit.models.heads import NearestNeighbours
 from tlkit.recipe.fields.model import Head
 from tlkit.recipe.fields.trainer import Cache
 from tlkit.training.callbacks import write_metrics_table
 from tlkit.training.closed_form.features import features_of
+from tlkit.training.context import RunContext
 from tlkit.training.metrics import measured, score
 from tlkit.training.phases import Trained
+from tlkit.training.setup import Setup
 
 LOG = logging.getLogger("tlkit")
 
@@ -36,17 +34,16 @@ A larger C costs an svm ten times the time, and on thousand features all trainin
 """
 
 
-def fit_classical_head(
-    classifier: Classifier, data: ImageDataModule, head: Head, cache: Cache, trained: Trained, *, phase: int, run: Path, console: Console
-) -> Trained:
-    """Puts a head that scikit-learn has fitted in place of the classifier's. metrics.csv gets a row for it, as phase `phase`.
+def fit_classical_head(setup: Setup, head: Head, cache: Cache, trained: Trained, *, phase: int, context: RunContext) -> Trained:
+    """Put a head that scikit-learn has fitted in place of the classifier's. metrics.csv gets a row for it, as phase `phase`.
 
     Training pictures are taken as they are, without augmentation.
     """
     began = time.perf_counter()
+    classifier, data = setup.classifier, setup.data
     classifier.to(trained.device)
-    features, labels = features_of(classifier, data, "train", cache, console)
-    val_features, val_labels = features_of(classifier, data, "val", cache, console)
+    features, labels = features_of(classifier, data, "train", cache, context.console)
+    val_features, val_labels = features_of(classifier, data, "val", cache, context.console)
     fitted = fit_head(head, (features, labels), (val_features, val_labels), data.samples)
     with torch.inference_mode():
         logits, val_logits = fitted(features), fitted(val_features)
@@ -61,7 +58,7 @@ def fit_classical_head(
         "seconds": seconds,
     }
     rows = [*trained.rows, row]
-    write_metrics_table(rows, run / "metrics.csv")
+    write_metrics_table(rows, context.folder / "metrics.csv")
     LOG.info("%s  train accuracy %.4f  val accuracy %.4f  %.1f s", head.kind, row["train/accuracy"], row["val/accuracy"], seconds)
     return replace(trained, rows=rows, best_phase=phase, best_epoch=0, seconds={**trained.seconds, head.kind: seconds})
 

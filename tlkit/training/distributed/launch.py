@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 from tlkit.errors import DataError, DeviceError
 from tlkit.recipe.load import recipe_yaml
 from tlkit.recipe.schema import Recipe
-from tlkit.training.distributed.shutdown import STARTED_BY, are_connected, was_started, watch
-from tlkit.training.run_folder import is_local_main_process, is_main_process
+from tlkit.training.distributed.ranks import are_connected, is_local_main_process, is_main_process
+from tlkit.training.distributed.shutdown import STARTED_BY, was_started, watch
 
 T = TypeVar("T")
 

@@ -9,8 +9,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 
-from tlkit.errors import Interrupted, RunError, TlkitError
-from tlkit.training.run_folder import is_local_main_process
+from tlkit.errors import RunError, TlkitError
+from tlkit.training.distributed.ranks import are_connected, is_local_main_process
+from tlkit.training.distributed.signals import Stop
 
 STARTED_BY = "TLKIT_STARTED_BY"
 """Tells the processes that tlkit starts for other devices of this machine the number of the one that did."""
@@ -27,15 +28,15 @@ HOW_TO_GO_ON = "Go on from the last checkpoint by the same command, with --out a
 
 
 @contextmanager
-def ending_together() -> Iterator[None]:
-    """All processes of a run end where one does by an error or a signal. One of them raises what is to be told, the others SystemExit.
+def ending_together(stop: Stop) -> Iterator[None]:
+    """End all processes of a run where one ends by an error or a signal: one of them raises what is to be reported, the others SystemExit.
 
     Raises RunError in place of the account that torch gives of a connection to a process that has ended.
     """
     run = next(_RUNS)
     try:
         yield
-    except (Exception, Interrupted) as error:
+    except (Exception, KeyboardInterrupt) as error:
         _ENDING.set()
         told: BaseException = error
         if are_connected() and is_lost_connection(error):
@@ -44,18 +45,18 @@ def ending_together() -> Iterator[None]:
                 raise SystemExit(LOST) from error
             told = RunError(_account(_dead(wait_s=GRACE_S)))
         tells = _is_first_to_report(run)
-        if not tells or isinstance(error, Interrupted):
+        if not tells or isinstance(error, KeyboardInterrupt):
             _all_end(within_s=GRACE_S)  # the one that tells may not be done with it; or all were asked to stop
         for process in _STARTED:
             process.kill()
         if tells and told is error:
             raise
-        raise (told if tells else SystemExit(_exit_code(told))) from error
+        raise (told if tells else SystemExit(_exit_code(told, stop))) from error
 
 
-def _exit_code(error: BaseException) -> int:
-    if isinstance(error, Interrupted):
-        return error.code
+def _exit_code(error: BaseException, stop: Stop) -> int:
+    if isinstance(error, KeyboardInterrupt):
+        return stop.exit_code
     return 2 if isinstance(error, TlkitError) else 1
 
 
@@ -169,9 +170,3 @@ def _end(message: str, *, code: int) -> None:
     for process in _STARTED:
         process.kill()
     os._exit(code)
-
-
-def are_connected() -> bool:
-    from torch import distributed
-
-    return distributed.is_available() and distributed.is_initialized()

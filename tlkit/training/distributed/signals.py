@@ -1,52 +1,64 @@
-"""Ctrl-C, and what schedulers send before they take a machine away: training saves and stops at the end of the batch, all else at once."""
+"""A request to stop, as Ctrl-C and schedulers send it: training saves and stops at the end of the batch, all else at once.
+
+The command line installs the handlers (`tlkit.commands.signals`); as a library tlkit installs none, and Ctrl-C is Python's own.
+"""
 
 import logging
 import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from types import FrameType
 
-from tlkit.errors import Interrupted
-
 LOG = logging.getLogger("tlkit")
-
-STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
-"""SLURM sends SIGTERM at a job's end or when it is pre-empted, and with `--signal` SIGUSR1 some time before."""
 
 TRY_AGAIN = 75
 """The exit code after SIGTERM and SIGUSR1. EX_TEMPFAIL in BSD's sysexits.h: "the user is invited to retry". Not the shell's 143, which
 is also what a process that died without saving leaves."""
+INTERRUPTED = 130
+"""The exit code after Ctrl-C, as shells have it: 128 + SIGINT."""
 
 
 class Stop:
-    """What the signals have asked for. hint: what to tell of how to go on; empty where nothing was begun."""
+    """What signals have requested. resume_hint: how the run can go on; empty where nothing has begun."""
 
     def __init__(self) -> None:
-        self.asked: signal.Signals | None = None
-        self.hint = ""
+        self.requested: signal.Signals | None = None
+        self.resume_hint = ""
         self._waits = False
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
-        again = self.asked is not None
-        self.asked = self.asked or signal.Signals(number)
+        """Handle a signal: raise KeyboardInterrupt, or leave that to the end of the batch."""
+        again = self.requested is not None
+        self.requested = self.requested or signal.Signals(number)
         # A scheduler may send its signal to every process of a job more than once: only a second Ctrl-C means "at once".
         if not self._waits or (again and number == signal.SIGINT):
             raise KeyboardInterrupt
 
     def handle(self, number: int) -> None:
-        """A signal that another process of the run was sent; 0 is none."""
+        """Take over a signal that another process of the run was sent; 0 is none."""
         if number:
-            self.asked = self.asked or signal.Signals(number)
+            self.requested = self.requested or signal.Signals(number)
 
     def raise_if_requested(self) -> None:
-        """Raises KeyboardInterrupt if a signal came."""
-        if self.asked is not None:
+        """Raise KeyboardInterrupt if a signal came."""
+        if self.requested is not None:
             raise KeyboardInterrupt
+
+    @property
+    def by_scheduler(self) -> bool:
+        return self.requested not in (None, signal.SIGINT)
+
+    @property
+    def exit_code(self) -> int:
+        return TRY_AGAIN if self.by_scheduler else INTERRUPTED
+
+    def __str__(self) -> str:
+        return f"stopped by {self.requested.name}" if self.requested and self.by_scheduler else "interrupted"
 
     @contextmanager
     def between_batches(self) -> Iterator[None]:
-        """What runs inside looks for itself, after each batch, whether it is asked to stop.
+        """Let a signal wait: what runs inside calls raise_if_requested after each batch.
 
         Raised wherever Python happens to be, KeyboardInterrupt was lost twice in seventeen times: once TensorBoard's writer waited for
         itself for ever, once training went on.
@@ -57,23 +69,30 @@ class Stop:
         finally:
             self._waits = False
 
+    @contextmanager
+    def resume_hint_logged(self) -> Iterator[None]:
+        """Log how the run goes on where KeyboardInterrupt ends what runs inside."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            if self.resume_hint:
+                LOG.warning("%s; %s", self, self.resume_hint)
+            raise
+
+
+_CURRENT: ContextVar[Stop | None] = ContextVar("tlkit_stop", default=None)
+
+
+def current_stop() -> Stop:
+    """Return the request that the caller's signal handlers fill in; one that nobody fills in where there are none."""
+    return _CURRENT.get() or Stop()
+
 
 @contextmanager
-def handle_signals() -> Iterator[Stop]:
-    """Inside, the signals raise KeyboardInterrupt, at once or between batches; it comes out as Interrupted."""
-    stop = Stop()
-    if threading.current_thread() is not threading.main_thread():  # only the main thread is told of signals
-        yield stop
-        return
-    before = {number: signal.signal(number, stop.on_signal) for number in STOPPING}
+def stopped_by(stop: Stop) -> Iterator[None]:
+    """Make `stop` the current one."""
+    token = _CURRENT.set(stop)
     try:
-        yield stop
-    except KeyboardInterrupt as error:
-        by_hand = stop.asked in (None, signal.SIGINT)
-        words = "interrupted" if by_hand or stop.asked is None else f"stopped by {stop.asked.name}"
-        if stop.hint:
-            LOG.warning("%s; %s", words, stop.hint)
-        raise Interrupted(f"{words[0].upper()}{words[1:]}.", 130 if by_hand else TRY_AGAIN) from error
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        _CURRENT.reset(token)

@@ -1,0 +1,41 @@
+"""What a command shows of the log: plain lines on standard error."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from tlkit.training.log import LOG, hide_passwords
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@contextmanager
+def show_log() -> Iterator[None]:
+    """Print the log's lines, from INFO on, as they come, and keep them from other handlers."""
+    from rich.console import Console
+
+    handler = _ConsoleHandler(Console(stderr=True, highlight=False))
+    handler.addFilter(hide_passwords)
+    level, propagate = LOG.level, LOG.propagate
+    LOG.setLevel(logging.INFO)
+    LOG.propagate = False
+    LOG.addHandler(handler)
+    try:
+        yield
+    finally:
+        LOG.removeHandler(handler)
+        LOG.setLevel(level)
+        LOG.propagate = propagate
+
+
+class _ConsoleHandler(logging.Handler):
+    def __init__(self, console: "Console") -> None:
+        super().__init__()
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        style = "yellow" if record.levelno >= logging.WARNING else None
+        prefix = "warning: " if record.levelno >= logging.WARNING else ""
+        self._console.print(prefix + record.getMessage(), style=style, markup=False, soft_wrap=True)

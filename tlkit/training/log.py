@@ -1,0 +1,69 @@
+"""log.txt: what a run reports, written beside what the caller's own logging does with it."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from tlkit.errors import without_passwords
+
+LOG = logging.getLogger("tlkit")
+
+
+@contextmanager
+def log_to_file(file: Path) -> Iterator[None]:
+    """Append the run's lines, from INFO on, to `file`. Other handlers and loggers get what they would get without it."""
+    to_file = _LogFile(file, encoding="utf-8")
+    to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    to_file.addFilter(hide_passwords)
+    level, propagate = LOG.level, LOG.propagate
+    added: list[logging.Handler] = [to_file]
+    if (before := LOG.getEffectiveLevel()) > logging.INFO:
+        LOG.setLevel(logging.INFO)
+        if propagate:
+            added.append(_ToParents(before))
+            LOG.propagate = False
+    for handler in added:
+        LOG.addHandler(handler)
+    try:
+        yield
+    finally:
+        for handler in added:
+            LOG.removeHandler(handler)
+        with suppress(OSError):  # what a full disk has no room for is lost
+            to_file.close()
+        LOG.setLevel(level)
+        LOG.propagate = propagate
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Report nothing: for the processes of other devices, whose lines would be those of the main process again."""
+    LOG.addFilter(_nothing)
+    try:
+        yield
+    finally:
+        LOG.removeFilter(_nothing)
+
+
+def hide_passwords(record: logging.LogRecord) -> bool:
+    """Filter a handler's records: addresses lose the passwords in them."""
+    record.msg, record.args = without_passwords(record.getMessage()), None
+    return True
+
+
+def _nothing(record: logging.LogRecord) -> bool:
+    return False
+
+
+class _LogFile(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:
+        """A line that a full disk has no room for is lost, and no traceback is printed: what has to be written says so itself."""
+
+
+class _ToParents(logging.Handler):
+    """Hands on to the loggers above what they would get if this one's level hadn't been lowered."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if LOG.parent is not None:
+            LOG.parent.callHandlers(record)
