@@ -1,18 +1,56 @@
-"""Fine-tune pretrained image backbones from one recipe file."""
+"""Fine-tune pretrained image backbones from one recipe file.
+
+The functions and classes below are the Python API; docs/python.md shows them at work. Each is imported when it is first used, so that
+`import tlkit` takes no time, while torch, timm and lightning take seconds. As a library tlkit installs no signal handlers, configures no
+loggers but writes to the one called "tlkit", and never ends the process.
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tlkit.data.datamodule import ImageDataModule
+    from tlkit.deploy.export.export import export
     from tlkit.deploy.predict.predict import predict
+    from tlkit.errors import TlkitError
+    from tlkit.evaluation.evaluate import evaluate
+    from tlkit.models.catalog import list_models
+    from tlkit.models.classifier import Classifier
+    from tlkit.models.model_folder import load_model
     from tlkit.recipe.load import load_recipe
+    from tlkit.recipe.schema import Recipe
     from tlkit.training.finetune import finetune
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "finetune", "load_recipe", "predict"]
+__all__ = [
+    "Classifier",
+    "ImageDataModule",
+    "Recipe",
+    "TlkitError",
+    "__version__",
+    "evaluate",
+    "export",
+    "finetune",
+    "list_models",
+    "load_model",
+    "load_recipe",
+    "predict",
+]
 
-# Imported on use: `import tlkit` takes no time, while torch, timm and lightning take seconds.
-_HOMES = {"finetune": "tlkit.training.finetune", "load_recipe": "tlkit.recipe.load", "predict": "tlkit.deploy.predict.predict"}
+# The module of each name. No sub-package has one of these names: importing it would put it in the place of the function.
+_HOMES = {
+    "Classifier": "tlkit.models.classifier",
+    "ImageDataModule": "tlkit.data.datamodule",
+    "Recipe": "tlkit.recipe.schema",
+    "TlkitError": "tlkit.errors",
+    "evaluate": "tlkit.evaluation.evaluate",
+    "export": "tlkit.deploy.export.export",
+    "finetune": "tlkit.training.finetune",
+    "list_models": "tlkit.models.catalog",
+    "load_model": "tlkit.models.model_folder",
+    "load_recipe": "tlkit.recipe.load",
+    "predict": "tlkit.deploy.predict.predict",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,6 +1,7 @@
 """`tlkit evaluate RUN`: the shipped model measured again on the pictures that its run kept for it."""
 
 from collections.abc import Callable, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tlkit.evaluation.metrics import measure, measure_multilabel, primary_metric
 from tlkit.evaluation.primary_metric import named_primary_metric
 from tlkit.evaluation.test_time_augmentation import Tta, averaged, views_of, with_views
 from tlkit.models.classifier import Classifier
+from tlkit.models.devices import find_device
 from tlkit.models.inference import infer
 from tlkit.models.model_folder import load_with_card
 from tlkit.recipe.load import load_recipe
@@ -48,14 +50,37 @@ def measure_logits(logits: Tensor, labels: Tensor, samples: Samples, thresholds:
     return {**named_primary_metric(primary_metric_of(samples)), **figures}
 
 
-def evaluate_run(run: Path, split: str, tta: Tta | None = None) -> dict[str, Any]:
+def evaluate(run: str | PathLike[str], *, split: str = "test", tta: Tta | None = None, device: str = "auto") -> dict[str, Any]:
+    """Measure the model of a finished run again, on the images that the run kept for it.
+
+    Args:
+        run: The run folder. Images are read where the run's recipe says, and split as in its split.csv.
+        split: test, val or train.
+        tta: Average the probabilities over several views of each image: flip (mirrored too), crops (corners and centre too), or a number
+            of views as the recipe augments them. None looks at each image once.
+        device: cpu, cuda, cuda:1, mps, or auto for an accelerator where there is one.
+
+    Returns:
+        The metrics as metrics.json has them for a split, plain JSON values; under `tta` those with test-time augmentation.
+
+    Raises:
+        RunError: It is no run folder, or its model is damaged.
+        DataError: Images of the split are gone, can't be read, or there are none.
+        DeviceError: This machine doesn't have the device.
+    """
+    return evaluate_run(Path(run), split, tta, device=device)
+
+
+def evaluate_run(run: Path, split: str, tta: Tta | None = None, *, device: str = "auto") -> dict[str, Any]:
     """Metrics of the run's model on one of its splits, as split.csv has them; and under `tta` those with test-time augmentation.
 
     With the recipe's `on_bad: skip`, pictures that can't be read any more are left out, and are in `skipped`: id -> reason.
     Raises RunError if this is no run folder, DataError if pictures of the split are gone or the split is empty.
     """
     check_run_folder(run)
+    place = find_device(device)
     classifier, card = load_with_card(run)
+    classifier.to(place)
     recipe = load_recipe(run / "recipe.yaml")
     samples = samples_of_run(run, card.classes)
     if recipe.data.on_bad == "skip":

@@ -26,19 +26,34 @@ def published(figure: str) -> dict[str, str]:
     return {row["backbone"]: row[figure] for row in csv.DictReader(lines)}
 
 
+def list_models(pattern: str | None = None, *, pretrained: bool = False) -> list[str]:
+    """List the backbones that a recipe can name.
+
+    Args:
+        pattern: A part of the name, or a pattern such as `resnet*`. With a dot (`resnet50.*`) it lists weights by their tags. None lists
+            all backbones.
+        pretrained: Leave out backbones for which nobody has published weights.
+
+    Returns:
+        timm's names and tlkit's own (googlenet, lenet5, ..), sorted as timm sorts them; empty where no name matches.
+    """
+    matches = re.compile(translate(pattern if pattern and "*" in pattern else f"*{pattern or ''}*")).match
+    everything = timm.list_pretrained() if pattern and "." in pattern else timm.list_models(pretrained=pretrained)
+    return [str(name) for name in everything if matches(name)]
+
+
 def print_models(pattern: str | None) -> int:
-    """Prints a row for every backbone whose name matches; a pattern with a dot (`resnet50.*`) gives a row for each of its weights.
+    """Print a row for every backbone whose name matches; a pattern with a dot (`resnet50.*`) gives a row for each of its weights.
 
     Raises BackboneError if no name matches.
     """
-    everything = timm.list_pretrained() if pattern and "." in pattern else timm.list_models()
-    matches = re.compile(translate(pattern if pattern and "*" in pattern else f"*{pattern or ''}*")).match
-    names = [str(name) for name in everything if matches(name)]
+    names = list_models(pattern)
     if not names:
         raise BackboneError(f"No model's name matches '{pattern}'.\n  {expected_one_of(pattern or '', timm.list_models())}")
+    everything = len(timm.list_pretrained() if pattern and "." in pattern else timm.list_models())
     Console(width=None if sys.stdout.isatty() else WIDTH_IN_PIPES).print(_table(names))
     Console(stderr=True).print(
-        f"{len(names)} of {len(everything)}. top-1: in % on ImageNet-1k, as timm and torchvision publish it for the default weights.\n"
+        f"{len(names)} of {everything}. top-1: in % on ImageNet-1k, as timm and torchvision publish it for the default weights.\n"
         "M: million parameters, with 1000 classes. here: where the default weights lie on this machine.\n"
         "All weights of one: tlkit models 'resnet50.*'   Its stages: tlkit models show resnet50",
         highlight=False,

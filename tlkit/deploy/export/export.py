@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,46 @@ class Wanted:
     quantize: str | None = None
     max_drop: float = 0.01
     push_to_hub: str | None = None
+
+
+def export(
+    run: str | PathLike[str],
+    *,
+    formats: Sequence[str] = ("onnx",),
+    out: str | PathLike[str] | None = None,
+    raw: bool = True,
+    features: bool = False,
+    quantize: str | None = None,
+    images: str | PathLike[str] | None = None,
+) -> list[Path]:
+    """Export the model of a finished run, and prove with real image files that the export answers as the model does.
+
+    Args:
+        run: The run folder, or a model folder with `images`.
+        formats: One or more of onnx, torch, safetensors, openvino.
+        out: Gets a folder a format; None is RUN/export.
+        raw: The network takes uint8 images [B, S, S, C] and normalises them itself; False takes float32 [B, C, S, S], normalised.
+        features: The network gives what its head sees, too.
+        quantize: int8 or float16, of onnx, with its accuracy measured on the validation split; None is float32.
+        images: Prove it with the images of this folder, in place of the run's own validation images.
+
+    Returns:
+        The artifacts' folders, one a format. `predict`, `tlkit verify` and `tlkit serve` take them.
+
+    Raises:
+        ArtifactError: A format can't be made, or doesn't answer as the model does; nothing is left then.
+        RunError: It is no run folder, or its model is damaged.
+        MissingExtraError: The packages of a format aren't installed.
+    """
+    wanted = Wanted(
+        formats=tuple(formats),
+        raw=raw,
+        features=features,
+        out=Path(out) if out is not None else None,
+        image_folder=Path(images) if images is not None else None,
+        quantize=quantize,
+    )
+    return export_run(Path(run), wanted)
 
 
 def export_run(run: Path, wanted: Wanted) -> list[Path]:

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from io import BufferedReader
+from os import PathLike
 from pathlib import Path
 from typing import Literal, cast
 
@@ -42,14 +43,29 @@ class Asked:
     features: bool = False
 
 
-def predict(model: Path | str, images: Sequence[Path | str]) -> tuple[tuple[str, ...], list[Prediction]]:
-    """The model's classes, and a prediction for each picture file in the order given.
+def predict(
+    model: str | PathLike[str], images: Sequence[str | PathLike[str]], *, device: str = "auto"
+) -> tuple[tuple[str, ...], list[Prediction]]:
+    """Classify image files. Needs neither training data nor a network.
 
-    A file that can't be read gets a prediction with `error`. Needs neither training data nor network.
-    Raises RunError or ArtifactError if `model` is no whole model.
+    Args:
+        model: A run folder, the model folder in it, or what `export` made: a folder or a .zip.
+        images: The files, which are decoded a batch at a time.
+        device: Where a run's model is put: cpu, cuda, cuda:1, mps, or auto for an accelerator where there is one. An artifact's runtime
+            chooses for itself.
+
+    Returns:
+        The K classes of the model, and a prediction for each file in the order given: `probabilities` [K], or `error` where the file
+        can't be read. `prediction.ranked(classes, 3)` gives the likeliest three with their probabilities.
+
+    Raises:
+        RunError: The run or model folder is none, or damaged.
+        ArtifactError: The artifact is damaged.
+        DeviceError: This machine doesn't have the device.
     """
-    predictor = open_predictor(Path(model))
-    return predictor.classes, [found for batch in predictions(predictor, map(str, images)) for found in batch]
+    predictor = open_predictor(Path(model), device=device)
+    names = [str(Path(image)) for image in images]
+    return predictor.classes, [found for batch in predictions(predictor, names) for found in batch]
 
 
 def predict_command(model: Path, asked: Asked) -> int:

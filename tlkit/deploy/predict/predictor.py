@@ -33,9 +33,10 @@ class Predictor:
     fingerprint: str
 
 
-def open_predictor(model: Path, threads: int | None = None) -> Predictor:
-    """Of a run folder, the model folder in it, or an artifact. threads: of an artifact's network, see load_runtime.
+def open_predictor(model: Path, threads: int | None = None, *, device: str = "auto") -> Predictor:
+    """Open a run folder, the model folder in it, or an artifact.
 
+    threads: of an artifact's network, see load_runtime. device: of a run's network, see find_device.
     Raises RunError or ArtifactError if it holds none of these, or is damaged.
     """
     if model.is_file() and not is_artifact(model):
@@ -44,7 +45,7 @@ def open_predictor(model: Path, threads: int | None = None) -> Predictor:
         raise ArtifactError(f"{model} is a file that tlkit can't use by itself.\n  Expected {nearest}.")
     if is_artifact(model) and not (model / "tlkit.json").is_file():
         return _of_artifact(model, threads)
-    return _of_run(model)  # which the safetensors format is, too
+    return _of_run(model, device)  # which the safetensors format is, too
 
 
 def _of_artifact(path: Path, threads: int | None) -> Predictor:
@@ -70,14 +71,15 @@ def _of_artifact(path: Path, threads: int | None) -> Predictor:
     )
 
 
-def _of_run(run: Path) -> Predictor:
+def _of_run(run: Path, device_name: str) -> Predictor:
     import torch
 
+    from tlkit.models.devices import find_device
     from tlkit.models.model_folder import find_model_folder, load_with_card
 
+    device = find_device(device_name)
     classifier, card = load_with_card(run)
     preprocessing = Preprocessing.from_json(card.preprocessing, card.mean_picture)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     classifier.to(device)
 
     def normalized(images: Pixels) -> torch.Tensor:
