@@ -13,7 +13,7 @@ MODULES = {path.relative_to(PACKAGE).as_posix(): path for path in sorted(PACKAGE
 
 # A part may import itself and everything in the rows above its own; parts in one row don't import each other.
 ROWS = (
-    ("errors", "files", "system"),
+    ("errors", "files", "system", "terminal"),
     ("recipe",),
     ("data",),
     ("models",),

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from tlkit import __version__
 from tlkit.commands import data, deploy, evaluate, models, training
 from tlkit.errors import Interrupted, TlkitError, expected_one_of, without_passwords
+from tlkit.terminal import escape_unencodable_output
 
 EXAMPLES = """examples:
   tlkit finetune recipes/quickstart.yaml
@@ -46,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command. Returns 0 if done, 2 if the user can mend it, 1 for a fault of tlkit, 130 if interrupted, 75 to go on."""
     # albumentations asks the network for a newer version when it is imported, unless told not to.
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    escape_unencodable_output()
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     try:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tlkit.system import keep_freed_memory
+from tlkit.terminal import takes_unicode
 
 
 def evaluate_arguments(parser: ArgumentParser) -> None:
@@ -32,7 +33,7 @@ def evaluate(arguments: Namespace) -> int:
     if arguments.format == "json":
         import json
 
-        print(json.dumps(metrics, indent=2, ensure_ascii=False))
+        print(json.dumps(metrics, indent=2, ensure_ascii=not takes_unicode()))
     else:
         print(metrics_table(metrics))
     return 0

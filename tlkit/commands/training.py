@@ -10,6 +10,7 @@ from tlkit.commands.log import show_log
 from tlkit.commands.signals import handle_signals
 from tlkit.errors import TlkitError
 from tlkit.system import keep_freed_memory
+from tlkit.terminal import takes_unicode
 
 
 def finetune_arguments(parser: ArgumentParser) -> None:
@@ -98,7 +99,7 @@ def check(arguments: Namespace) -> int:
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     if arguments.resolved:
-        print(recipe_yaml(recipe), end="")
+        print(recipe_yaml(recipe, ascii_only=not takes_unicode()), end="")
         return 0
     print(f"{arguments.recipe}: no faults found. Pictures and weights are looked for when it runs.\n\n{recipe_summary(recipe)}")
     for warning in recipe_warnings(recipe):

@@ -74,14 +74,17 @@ def find_recipe(path: str | Path) -> Path:
     raise RecipeError([Fault(str(path), "does not exist.", f"{hint}tlkit ships these: {', '.join(recipe.stem for recipe in ours)}.")])
 
 
-def recipe_yaml(recipe: Recipe) -> str:
-    """Every value of the recipe, defaults too, as YAML that load_recipe reads back to the same recipe."""
+def recipe_yaml(recipe: Recipe, *, ascii_only: bool = False) -> str:
+    """Return every value of the recipe, defaults too, as YAML that load_recipe reads back to the same recipe.
+
+    ascii_only: write every other character as an escape in double quotes.
+    """
     values = recipe.model_dump(by_alias=True)
     values["augment"] = [{item.name: item.arguments} if item.arguments else item.name for item in recipe.augment]
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = None  # short parts on one line, as people write recipes
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
-    yaml.allow_unicode = True
+    yaml.allow_unicode = not ascii_only
     yaml.width = 120
     text = StringIO()
     yaml.dump(_plain(values), text)

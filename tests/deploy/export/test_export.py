@@ -190,7 +190,7 @@ def test_an_export_and_its_script_without_tlkit_answer_as_torch_does(
     assert main(["export", str(folder), entrance, "--images", str(images[0].parent)]) == 0
     np.testing.assert_allclose(load_runtime(folder / "export/onnx").probabilities(images), by_torch(folder, images), atol=1e-5)
     script = folder / "export/onnx/predict.py"
-    assert len(script.read_text().splitlines()) <= 15
+    assert len(script.read_text().splitlines()) <= 17
     plain = [file for file in images if Image.open(file).mode in ("RGB", "L", "P")]
     code = "import runpy, sys\nfor name in ('torch', 'tlkit', 'timm'): sys.modules[name] = None\n"
     code += f"sys.path[0] = {str(script.parent)!r}\nrunpy.run_path({str(script)!r})"

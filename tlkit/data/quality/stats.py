@@ -22,6 +22,7 @@ from tlkit.data.samples import LARGEST_FOLD, Samples
 from tlkit.data.splits.folds import split_by_recipe
 from tlkit.errors import TlkitError
 from tlkit.recipe.schema import Recipe
+from tlkit.terminal import takes_unicode
 
 LONG = 2.0
 """Times: of a picture that is longer than wide by more, `resize: crop` shows less than half."""
@@ -51,7 +52,7 @@ def stats_command(recipe: Recipe, *, drawn: bool, mean_px: int | None, out: Path
     if out is not None:
         _write(out, found, facts)
     if as_json:
-        print(json.dumps(facts, indent=2, ensure_ascii=False))
+        print(json.dumps(facts, indent=2, ensure_ascii=not takes_unicode()))
     else:
         print_statistics(facts, Console())
     return 2 if found.failed else 0

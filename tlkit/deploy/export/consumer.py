@@ -1,4 +1,4 @@
-"""The script that an artifact brings along: how to use it with onnxruntime, numpy and Pillow alone, in at most 15 lines."""
+"""The script that an artifact brings along: how to use it with onnxruntime, numpy and Pillow alone, in at most 17 lines."""
 
 from math import floor
 
@@ -10,8 +10,10 @@ _MODES = {1: "L", 3: "RGB"}
 
 _SCRIPT = """\
 # python predict.py PICTURE...   with: pip install onnxruntime numpy pillow
-import json, sys, numpy as np, onnxruntime
+import json, os, sys, numpy as np, onnxruntime
 from PIL import Image, ImageOps
+sys.stdout.reconfigure(errors="backslashreplace")
+if not os.path.exists(sys.path[0] + "/artifact.json"): sys.exit("predict.py has no artifact.json beside it: copy the whole folder.")
 facts = json.load(open(sys.path[0] + "/artifact.json", encoding="utf-8"))
 session = onnxruntime.InferenceSession(sys.path[0] + "/" + facts["network"])
 for file in sys.argv[1:]:

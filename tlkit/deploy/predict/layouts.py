@@ -35,13 +35,14 @@ class Layout:
     end: str
 
 
-def layout(name: str, question: Question) -> Layout:
-    """name: csv, json or jsonl."""
+def layout(name: str, question: Question, *, ascii_only: bool = False) -> Layout:
+    """Return how rows are written. name: csv, json or jsonl. ascii_only: JSON escapes every other character."""
     if name == "csv":
         columns = csv_columns(question)
         return Layout(_csv_line(columns), lambda prediction: _csv_line(_csv_cells(prediction, question)), "", "")
     begin, between, end = ("", "", "") if name == "jsonl" else ("[\n", ",\n", "\n]\n")
-    return Layout(begin, lambda prediction: _json_text(prediction, question) + ("\n" if name == "jsonl" else ""), between, end)
+    line_end = "\n" if name == "jsonl" else ""
+    return Layout(begin, lambda prediction: _json_text(prediction, question, ascii_only=ascii_only) + line_end, between, end)
 
 
 def csv_columns(question: Question) -> list[str]:
@@ -74,9 +75,9 @@ def _csv_line(cells: Iterable[object]) -> str:
     return line.getvalue().removesuffix("\r\n") + "\n"
 
 
-def _json_text(prediction: Prediction, question: Question) -> str:
+def _json_text(prediction: Prediction, question: Question, *, ascii_only: bool) -> str:
     values = json_values(prediction, question)
-    text = json.dumps(values, ensure_ascii=False)
+    text = json.dumps(values, ensure_ascii=ascii_only)
     # A name that is no UTF-8 is written with escapes, which json reads back as the same name.
     return text if text.isascii() or _is_unicode(text) else json.dumps(values)
 

@@ -19,6 +19,7 @@ from tlkit.deploy.predict.predictor import Predictor, open_predictor
 from tlkit.deploy.predict.progress import progress
 from tlkit.deploy.predict.stream import batches, predictions
 from tlkit.errors import DataError
+from tlkit.terminal import takes_unicode
 
 Format = Literal["table", "json", "csv", "jsonl"]
 # Files that can't be read are named up to this many; each has a row that says why.
@@ -152,7 +153,7 @@ def _print_all(predictor: Predictor, asked: Asked, how: Format, question: Questi
         if how == "table":
             print_tables((prediction for batch in found for prediction in batch), question)
             return tally
-        text = layout(how, question)
+        text = layout(how, question, ascii_only=not takes_unicode())
         out = sys.stdout
         out.write(text.begin)
         for number, batch in enumerate(found):

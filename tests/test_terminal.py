@@ -1,0 +1,123 @@
+"""Output that the terminal can't encode is escaped: no command ends half-way because a class is called 日本."""
+
+import io
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tlkit.cli import COMMANDS, main
+from tlkit.recipe.load import load_recipe
+from tlkit.terminal import escape
+
+CLASSES = ("日本", "café", "smile😀")
+RECIPE = """
+name: photos
+data: {source: {folder: 写真}, validation: 0.25, test: 0.25, image_size: 32, batch_size: 8, workers: 0}
+model: {backbone: resnet10t, weights: random}
+phases: [{train: head, epochs: 1, lr: 1e-3}]
+"""
+WORDS = {
+    "check": "check 写真.yaml",
+    "models": "models show resnet10t",
+    "data check": "data check 写真 --out findings.csv",
+    "data stats": "data stats 写真 --out statistics",
+    "data audit": "data audit 写真.yaml --out audit",
+    "data preview": "data preview 写真.yaml --out preview.png",
+    "data fetch": "data fetch 写真.yaml --to fetched",
+    "plan": "plan 写真.yaml",
+    "lr": "lr 写真.yaml --steps 40 --out lr",
+    "evaluate": "evaluate run",
+    "reproduce": "reproduce run --out again",
+    "predict": "predict run 写真/日本/0.png",
+    "export": "export run",
+    "verify": "verify run/export/onnx",
+    "cache": "cache list",
+    # Those two have no end of their own, or none within seconds: an error of theirs is printed.
+    "serve": "serve 写真",
+    "bench": "bench curve --stage 日本",
+}
+
+
+@contextmanager
+def printing_in(encoding: str) -> Iterator[tuple[io.TextIOWrapper, io.TextIOWrapper]]:
+    """Replace stdout and stderr by streams as Python opens them for a terminal or a file in this encoding."""
+    out = io.TextIOWrapper(io.BytesIO(), encoding=encoding, write_through=True)
+    err = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="backslashreplace", write_through=True)
+    with redirect_stdout(out), redirect_stderr(err):
+        yield out, err
+
+
+def printed(*words: str, encoding: str = "ascii", code: int = 0) -> bytes:
+    """Return what a command that ends with `code` has written: to stdout if that is 0, else to stderr."""
+    with printing_in(encoding) as streams:
+        ended = main(words)
+    out, err = (stream.buffer.getvalue() for stream in streams)  # type: ignore[attr-defined]  # BytesIO
+    assert ended == code, err
+    return out if code == 0 else err  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with pictures, a recipe and a finished run, whose own output was in ASCII."""
+    folder = tmp_path_factory.mktemp("encoding")
+    for number, name in enumerate(CLASSES):
+        (folder / "写真" / name).mkdir(parents=True)
+        for image in range(8):
+            pixels = np.random.default_rng([number, image]).integers(60 * number, 60 * number + 90, (32, 32, 3), np.uint8)
+            Image.fromarray(pixels).save(folder / "写真" / name / f"{image}.png")
+    (folder / "写真.yaml").write_text(RECIPE, encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert b"test accuracy" in printed("finetune", "写真.yaml", "--out", "run")
+    return folder
+
+
+@pytest.fixture
+def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def test_every_command_is_tried() -> None:
+    assert {"finetune", *WORDS} == set(COMMANDS)
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_a_command_ends_as_in_utf8_where_output_is_ascii(name: str, here: Path) -> None:
+    text = printed(*WORDS[name].split(), code=2 if name in ("serve", "bench") else 0)
+    assert text
+    assert b"internal error" not in text
+    assert b"fault of tlkit" not in text
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_json_and_yaml_are_ascii_and_read_back_as_they_are(encoding: str, here: Path) -> None:
+    answers = json.loads(printed("predict", "run", "写真/*/0.png", "--format", "json", encoding=encoding))
+    assert {answer["path"].split("/")[1] for answer in answers} == set(CLASSES)
+    lines = printed("predict", "run", "写真/日本/0.png", "--format", "jsonl", encoding=encoding).splitlines()
+    assert [json.loads(line)["path"] for line in lines] == ["写真/日本/0.png"]
+    assert set(json.loads(printed("evaluate", "run", "--format", "json", encoding=encoding))["per_class"]) == set(CLASSES)
+    assert set(json.loads(printed("data", "stats", "写真", "--format", "json", encoding=encoding))["classes"]) == set(CLASSES)
+    assert json.loads(printed("data", "check", "写真", "--format", "json", encoding=encoding))["findings"]
+    (here / "again.yaml").write_bytes(printed("check", "写真.yaml", "--resolved", encoding=encoding))
+    assert load_recipe("again.yaml", []).data.source.folder == "写真"
+
+
+def test_csv_has_the_characters_that_there_are_and_escapes_the_others(here: Path) -> None:
+    text = printed("predict", "run", "写真/café/0.png", "--format", "csv", encoding="cp1252").decode("cp1252")
+    assert text.splitlines()[1].startswith(r"\u5199\u771f/café/0.png,")
+
+
+def test_utf8_output_has_the_characters_themselves(here: Path) -> None:
+    assert "日本" in printed("evaluate", "run", "--format", "json", encoding="utf-8").decode()
+
+
+def test_an_escape_is_one_that_json_reads() -> None:
+    error = UnicodeEncodeError("ascii", "é日😀", 0, 3, "ordinal not in range")
+    text, end = escape(error)
+    assert (json.loads(f'"{text}"'), end) == ("é日😀", 3)
