@@ -1,6 +1,7 @@
 """`tlkit export` as a user runs it: what it writes answers as the run's model does, and without torch."""
 
 import json
+import os
 import subprocess
 import sys
 import zipfile
@@ -200,6 +201,19 @@ def test_an_export_and_its_script_without_tlkit_answer_as_torch_does(
         _, name, probability = line.rsplit(" ", 2)
         assert name == ("cat", "dog", "owl")[row.argmax()]
         assert float(probability) == pytest.approx(row.max(), abs=1e-4)
+    if entrance == "--raw" and not spec:
+        check_other_encodings_and_missing_facts(script, plain[0])
+
+
+def check_other_encodings_and_missing_facts(script: Path, image: Path) -> None:
+    """Run the script where output is ASCII, then without the file that it reads its facts from."""
+    copied = script.parent / "日本.png"
+    Image.open(image).save(copied)
+    command, ascii_only = [sys.executable, str(script), str(copied)], {**os.environ, "PYTHONIOENCODING": "ascii"}
+    assert rb"\u65e5" in subprocess.run(command, capture_output=True, check=True, env=ascii_only).stdout
+    (script.parent / "artifact.json").unlink()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "predict.py has no artifact.json beside it: copy the whole folder.\n")
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,6 @@ def consumer_script(spec: Preprocessing, *, raw: bool, multilabel: bool) -> str 
     return _SCRIPT.format(
         **numbers,
         fit=(_RESIZE[spec.resize] + (_CROP if cropped else "")).format(**numbers),
-        images=(_RAW if raw else _NORMALIZED).format(**numbers),
+        pictures=(_RAW if raw else _NORMALIZED).format(**numbers),
         answer=_CALLED if multilabel else _BEST,
     )

@@ -85,7 +85,7 @@ def model_card(card: ModelCard) -> str:
         task="one label a picture" if card.task == "multiclass" else "any number of labels a picture, each with its own threshold",
         classes=", ".join(card.classes) if len(card.classes) <= 50 else f"{len(card.classes)}, listed in tlkit.json",
         source=_source(card),
-        images=", ".join(f"{number} {split}" for split, number in card.metrics.get("pictures", {}).items()) or "unknown",
+        pictures=", ".join(f"{number} {split}" for split, number in card.metrics.get("pictures", {}).items()) or "unknown",
         size=card.preprocessing["image_size"],
         resize=card.preprocessing["resize"],
         backbone=card.backbone,

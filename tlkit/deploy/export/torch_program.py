@@ -41,6 +41,6 @@ def exported_program(shipped: Shipped, image_size: int, channels: int) -> torch.
         example = torch.zeros(2, image_size, image_size, channels, dtype=torch.uint8)
     else:
         example = torch.zeros(2, channels, image_size, image_size)
-    shapes = {"pictures": {0: torch.export.Dim("batch", min=1)}}
+    shapes = {"images": {0: torch.export.Dim("batch", min=1)}}
     with torch.no_grad():
         return torch.export.export(shipped.eval(), (example,), dynamic_shapes=shapes, strict=False)
