@@ -97,7 +97,7 @@ def make_faulty_folder(root: Path) -> tuple[set[str], set[str]]:
     frames[0].save(place / "pages.tiff", save_all=True, append_images=frames[1:])
     make_image(913, (1, 1)).save(place / "dot.png")
     make_image(914, (1, 5000)).save(place / "hair.png")
-    good |= {f"{CLASSES[0]}/{name}" for name in ("animated.gif", "pages.tiff", "dot.png", "hair.png")}
+    good |= {f"{CLASSES[0]}/{name}" for name in ("animated.gif", "pages.tiff", "dot.png", "hair.png", "photo.jfif")}
     (place / "folder.jpg").mkdir()
     os.mkfifo(place / "pipe.png")
     bad |= {f"{CLASSES[0]}/folder.jpg/", f"{CLASSES[0]}/pipe.png"}
@@ -105,7 +105,8 @@ def make_faulty_folder(root: Path) -> tuple[set[str], set[str]]:
     for name in (".DS_Store", "Thumbs.db", "._01.png", "notes.txt", "labels.csv"):
         (place / name).write_bytes(b"\0\0\0\x01Bud1")
     (place / "photo.heic").write_bytes(b"\0\0\0\x18ftypheic")
-    (place / "photo.jfif").write_bytes(encoded(make_image(915), "JPEG"))
+    for name in ("photo.jfif", "photo.jpg_large"):
+        (place / name).write_bytes(encoded(make_image(915), "JPEG"))
     make_image(916).save(root / "loose.png")
     (root / "empty class").mkdir()
     return good, bad

@@ -5,6 +5,7 @@ import re
 import struct
 import warnings
 import zlib
+from functools import cache
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 from tokenize import TokenError
@@ -17,7 +18,9 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from tlkit.data.samples import ImageSource
 from tlkit.errors import DataError
 
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".npy"})
+# Formats that Pillow knows and can't decode by itself: it hands EPS to Ghostscript, and knows no more than the header of the others.
+_TRIED_FIRST = frozenset({"JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "AVIF"})
+_NOT_DECODED = frozenset({"EPS", "WMF", "MPEG", "HDF5", "GRIB", "BUFR"})
 # Pixels of one picture: twice Pillow's warning limit, beyond which Pillow itself refuses; half a gigabyte as RGB.
 MAX_PIXELS = 178_956_970
 WHITE = (255, 255, 255)
@@ -32,6 +35,20 @@ _DAMAGED = (
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 # Of tags and EXIF blocks that make no sense, which change no pixel.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+
+
+@cache
+def image_formats() -> tuple[str, ...]:
+    """Pillow's names of the formats that are read, as far as the installed Pillow has them, in the order in which they are tried."""
+    Image.init()
+    return tuple(sorted((name for name in Image.ID if name not in _NOT_DECODED), key=lambda name: name not in _TRIED_FIRST))
+
+
+@cache
+def image_endings() -> frozenset[str]:
+    """The endings of files that are read, such as `.jpg`, in lower case."""
+    formats = {*image_formats(), "MPO"}  # which Pillow opens as JPEG
+    return frozenset({".npy", *(ending for ending, name in Image.registered_extensions().items() if name in formats)})
 
 
 def decode(
@@ -63,7 +80,7 @@ def decode(
         if image.suffix.lower() == ".npy":
             return _from_npy(image, channels, max_pixels, range_16bit)
         # By a file, not its name: with a name Pillow 13 maps some files, and gives turned grey TIFFs with their rows mixed up.
-        with image.open("rb") as file, Image.open(file) as opened:
+        with image.open("rb") as file, Image.open(file, formats=image_formats()) as opened:
             return _from_pillow(opened, channels, max_pixels, background, range_16bit)
     except DataError as error:
         raise DataError(f"{image}: {error}") from error
@@ -79,7 +96,7 @@ def header(file: Path) -> tuple[int, int]:
     try:
         if file.suffix.lower() == ".npy" or not file.is_file():
             return 0, 1
-        with file.open("rb") as content, Image.open(content) as opened:
+        with file.open("rb") as content, Image.open(content, formats=image_formats()) as opened:
             # An MPO is a photograph by a telephone, with its own thumbnail as the second picture.
             return opened.width * opened.height, 1 if opened.format == "MPO" else int(getattr(opened, "n_frames", 1))
     except (*_DAMAGED, Image.DecompressionBombError):
@@ -94,7 +111,7 @@ def _from_pillow(
         raise DataError(_too_large(f"{image.width} x {image.height} pixels", max_pixels))
     content = encoded(image) if _is_16_bit_colour(image) else b""
     image.load()
-    if image.mode in ("I", "F") and not _is_16_bit_png(image):
+    if image.mode in ("I", "F") and not _is_16_bit_grey(image):
         raise DataError(
             f"pixels of mode {image.mode} (32 bit) have no known range, so they can't become 0..255.\n"
             "  Save the picture as 8-bit or 16-bit PNG or TIFF."
@@ -154,9 +171,9 @@ def _other_channels(found: str, number: int, expected: int) -> str:
     )
 
 
-def _is_16_bit_png(image: Image.Image) -> bool:
-    """Pillow before 10.4 reads 16-bit grey PNG as mode I."""
-    return image.mode == "I" and image.format == "PNG"
+def _is_16_bit_grey(image: Image.Image) -> bool:
+    """Pillow reads 16-bit PGM as mode I, with the largest value of the file as 65535, and before 10.4 16-bit grey PNG too."""
+    return image.mode == "I" and image.format in ("PNG", "PPM")
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -275,7 +292,7 @@ def _no_image(image: ImageSource) -> str:
     for pattern, holds, fix in _OTHER_CONTENT:
         if re.search(pattern, start, re.IGNORECASE):
             return f"this is not a picture that can be read but {holds}.\n  {fix}"
-    return "this is not a picture in a format that can be read (JPEG, PNG, WebP, BMP, TIFF, GIF).\n  Replace or remove it."
+    return "this is not a picture in a format that can be read (JPEG, PNG, WebP, AVIF, TIFF and others).\n  Replace or remove it."
 
 
 # (pattern in the first bytes, what it is, what to do)

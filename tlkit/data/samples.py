@@ -13,8 +13,12 @@ from PIL import Image
 if TYPE_CHECKING:  # `tlkit predict ARTIFACT` needs what is below where pydantic may be missing
     from tlkit.recipe.schema import Task
 
-# What a folder or a cell calls a split -> the split.
-SPLIT_WORDS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+SPLIT_WORDS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+"""What a folder or a cell calls a split, in lower case -> the split."""
 LABEL_SEPARATOR = "|"
 LARGEST_FOLD = 5
 """Classes that differ more in their training pictures are uneven: accuracy is then mostly about the large ones."""
@@ -79,6 +83,8 @@ class Samples:
     """In cross-validation: which fold validates, counted from 1, and of how many."""
 
     skipped: tuple[Skipped, ...] = ()
+    warnings: tuple[str, ...] = ()
+    """What reading the source has found, and its user should know: for the log, the plan and the report."""
 
     def of(self, split: str) -> tuple[Sample, ...]:
         return tuple(sample for sample in self.samples if sample.split == split)

@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError
 
 from tlkit.errors import DataError, WeightsError
 from tlkit.recipe.fields.model import Model
+from tlkit.recipe.fields.source import Source
 from tlkit.recipe.fields.strict import Strict
 from tlkit.recipe.schema import Recipe
 
@@ -99,7 +100,7 @@ def from_folder(recipe: Recipe, folder: Path) -> Recipe:
     values = recipe.model_dump(by_alias=True)
     source = values["data"]["source"]
     if "bundled" not in source:
-        found = next((data for data in fetched.data if data.asked == _as_json(source)), None)
+        found = next((data for data in fetched.data if _is_same(data.asked, recipe.data.source)), None)
         if found is None:
             there = " and ".join(_label(data.asked) for data in fetched.data) or "no data"
             raise DataError(
@@ -114,6 +115,14 @@ def from_folder(recipe: Recipe, folder: Path) -> Recipe:
     taken = Recipe.model_validate(values)
     taken._places.update(recipe._places)
     return taken
+
+
+def _is_same(asked: dict[str, Any], source: Source) -> bool:
+    """Whether a source that was written down is this one: an older tlkit wrote fewer keys."""
+    try:
+        return type(source).model_validate(asked) == source
+    except ValidationError:
+        return False
 
 
 def fetched_weights(model: Model) -> tuple[str, Path, str] | None:

@@ -155,6 +155,7 @@ def write_results(run: Path, recipe: Recipe, samples: Samples, weights: Weights,
     facts = {
         "pictures": split_summary(samples),
         **({"left out": f"{len(samples.skipped)} pictures that can't be read; skipped.csv names each"} if samples.skipped else {}),
+        **({"about the data": "\n".join(samples.warnings)} if samples.warnings else {}),
         "classes": f"{len(samples.classes)}: {', '.join(samples.classes[:20])}{' ...' if len(samples.classes) > 20 else ''}",
         "backbone": f"{recipe.model.backbone}, weights from {weights.origin}",
         "head": f"{head.kind}, fitted by scikit-learn" if head.kind in CLASSICAL_HEADS else f"{head.kind}, dropout {head.dropout}",

@@ -32,7 +32,7 @@ from tlkit.data.quality.audit import (
 )
 from tlkit.data.quality.label_errors import FOLDS, doubt_labels, predict_unseen
 from tlkit.data.quality.near_duplicates import dct_of, joined
-from tlkit.data.quality.on_bad import without_bad, write_skipped
+from tlkit.data.quality.on_bad import log_warnings, without_bad, write_skipped
 from tlkit.data.samples import Sample, Samples
 from tlkit.data.sources.read import read_source
 from tlkit.data.splits.folds import split_by_recipe
@@ -83,6 +83,7 @@ def audit_command(recipe: Recipe, *, drawn: bool, out: Path | None, fix: bool, s
     run = make_run_folder(f"{recipe.name}-audit", out)
     console = Console(stderr=True, highlight=False)
     with log_to_file(run / "log.txt"):
+        log_warnings(samples)
         limits = recipe.data
         decoded = partial(
             decode, channels=limits.channels, max_pixels=limits.max_pixels, background=limits.background, range_16bit=limits.range_16bit

@@ -1,6 +1,6 @@
 import errno
-import logging
 import os
+import shutil
 import unicodedata
 from importlib import import_module
 from pathlib import Path
@@ -25,8 +25,8 @@ def put(root: Path, *names: str) -> None:
         Image.new("RGB", (4, 4)).save(path, "PNG")
 
 
-def read(folder: Path) -> Samples:
-    return read_source(FolderSource(folder=str(folder)), Path("unused"))
+def read(folder: Path, **keys: str) -> Samples:
+    return read_source(FolderSource.model_validate({"folder": str(folder), **keys}), Path("unused"))
 
 
 def faults(folder: Path) -> str:
@@ -67,7 +67,12 @@ def test_class_folders_alone_are_still_to_be_split(tmp_path: Path) -> None:
 
 def test_a_class_called_train_is_a_class(tmp_path: Path) -> None:
     put(tmp_path, "train/1.png", "bus/2.png")
-    assert read(tmp_path).classes == ("bus", "train")
+    samples = read(tmp_path)
+    assert samples.classes == ("bus", "train")
+    assert "is read as a class, since it has images and no class folders: train" in samples.warnings[0]
+    assert read(tmp_path, layout="class").warnings == ()
+    put(tmp_path, "car/test/1.png", "car/train/1.png", "bus/test/1.png", "bus/train/1.png")  # nothing is doubtful where it is named
+    assert read(tmp_path, layout="class").classes == ("bus", "car", "train")
 
 
 def test_hidden_files_thumbs_and_other_files_are_left_out(tmp_path: Path) -> None:
@@ -117,7 +122,7 @@ def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
 
 def test_images_without_class_folders_are_refused(tmp_path: Path) -> None:
     put(tmp_path, "1.png")
-    assert "has pictures but no class folders" in faults(tmp_path)
+    assert "has images but no class folders" in faults(tmp_path)
 
 
 def test_one_class_is_refused(tmp_path: Path) -> None:
@@ -153,9 +158,123 @@ def test_two_validation_folders_and_no_training_folder_are_refused(tmp_path: Pat
     assert "val and valid both mean validation" in faults(tmp_path)
 
 
-def test_an_unsorted_test_folder_is_refused(tmp_path: Path) -> None:
-    put(tmp_path, "train/cat/1.png", "train/dog/1.png", "test/1.png")
-    assert f"{tmp_path / 'test'}: has no class folders" in faults(tmp_path)
+@pytest.mark.parametrize("unlabelled", ["test/1.png", "Test/unknown/1.png"])
+def test_a_test_folder_without_labels_is_left_out_and_reported(tmp_path: Path, unlabelled: str) -> None:
+    put(tmp_path, "train/cat/1.png", "train/dog/1.png", unlabelled)
+    samples = read(tmp_path)
+    assert [sample.id for sample in samples.samples] == ["train/cat/1.png", "train/dog/1.png"]
+    (warning,) = samples.warnings
+    assert f"{unlabelled.split('/')[0]} has no class folders, so its images have no labels and are not read" in warning
+    assert "test images are taken from train instead" in warning
+    assert split_warnings(samples)[0] == warning  # which the log of a run and the plan have
+
+
+def parts(samples: Samples) -> dict[str, list[str]]:
+    return {split: [sample.id for sample in samples.of(split)] for split in ("train", "val", "test", "") if samples.of(split)}
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "test"),
+    [
+        ("Train", "Val", "Test"),
+        ("training", "validation", "testing"),
+        ("TRAIN", "valid", "TEST"),
+        ("train", "dev", "test"),
+        ("training_set", "val-images", "test data"),
+    ],
+)
+def test_splits_are_known_by_the_usual_words_in_any_case(tmp_path: Path, train: str, val: str, test: str) -> None:
+    put(tmp_path, *(f"{split}/{name}/1.png" for split in (train, val, test) for name in ("cat", "dog")))
+    samples = read(tmp_path)
+    assert (samples.classes, samples.warnings) == (("cat", "dog"), ())
+    assert parts(samples) == {
+        split: [f"{folder}/cat/1.png", f"{folder}/dog/1.png"] for split, folder in (("train", train), ("val", val), ("test", test))
+    }
+
+
+def test_splits_below_the_classes_are_read_and_reported(tmp_path: Path) -> None:
+    put(tmp_path, *(f"{name}/{split}/1.png" for name in ("cat", "dog") for split in ("Train", "test")), "cat/loose.png")
+    samples = read(tmp_path)
+    assert samples.classes == ("cat", "dog")
+    assert parts(samples) == {"train": ["cat/Train/1.png", "dog/Train/1.png"], "test": ["cat/test/1.png", "dog/test/1.png"]}
+    assert "cat has images beside its folders of splits: they are not read" in samples.warnings[0]
+    assert "every class folder has Train and test: read as splits. If they aren't: data.source.layout=class" in samples.warnings[1]
+    as_classes = read(tmp_path, layout="class")
+    assert len(as_classes.of("")) == 5
+
+
+def test_splits_below_some_of_the_classes_are_images_of_the_class_and_reported(tmp_path: Path) -> None:
+    put(tmp_path, "cat/train/1.png", "cat/test/1.png", "dog/1.png")
+    samples = read(tmp_path)
+    assert len(samples.of("")) == 3
+    (warning,) = samples.warnings
+    assert "all their images belong to the class: cat/test, cat/train" in warning
+    put(tmp_path, "dog/train/1.png")
+    assert len(read(tmp_path, layout="class/split").of("train")) == 2
+
+
+@pytest.mark.parametrize("names", [("train", "test"), ("Training", "Testing"), ("train", "val", "test")])
+def test_a_classifier_of_train_against_test_is_refused(tmp_path: Path, names: tuple[str, ...]) -> None:
+    put(tmp_path, *(f"{name}/{number}.png" for name in names for number in range(3)))
+    message = faults(tmp_path)
+    assert "have images and no class folders, so the images have no labels" in message
+    assert "If these are the classes: data.source.layout=class." in message
+    assert read(tmp_path, layout="class").classes == tuple(sorted(names))
+
+
+def test_folders_beside_the_splits_are_reported(tmp_path: Path) -> None:
+    put(tmp_path, "train/cat/1.png", "train/dog/1.png", "holdout/cat/1.png", "extra/1.png")
+    (warning,) = read(tmp_path).warnings
+    assert "only train is read as a split; not read: extra and holdout" in warning
+    assert "If they are classes, as train then is: data.source.layout=class" in warning
+    assert read(tmp_path, layout="class").classes == ("extra", "holdout", "train")
+
+
+def test_a_folder_inside_the_folder_is_named(tmp_path: Path) -> None:
+    put(tmp_path, "photos/cat/1.png", "photos/dog/1.png")
+    assert f"Did you mean {tmp_path / 'photos'}?" in faults(tmp_path)
+
+
+def save(file: Path, kind: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 8), (200, 100, 50)).save(file, kind)
+
+
+def test_every_ending_that_pillow_reads_is_read_and_names_without_one_by_their_content(tmp_path: Path) -> None:
+    kinds = {
+        "1.jfif": "JPEG",
+        "2.jpe": "JPEG",
+        "3.avif": "AVIF",
+        "4.jp2": "JPEG2000",
+        "5.ppm": "PPM",
+        "6.TGA": "TGA",
+        "7": "PNG",
+        "8": "WEBP",
+    }
+    for name in ("cat", "dog"):
+        for file, kind in kinds.items():
+            save(tmp_path / name / file, kind)
+    (tmp_path / "cat/LICENSE").write_text("All rights reserved.")
+    samples = read(tmp_path)
+    assert len(samples.samples) == 16
+    assert samples.warnings == ()
+    for sample in samples.samples:
+        assert decode(sample.image).shape == (8, 8, 3)
+
+
+def test_files_that_look_like_images_and_are_not_used_are_counted(tmp_path: Path) -> None:
+    put(tmp_path, "a/1.png", "b/1.png", "a/2.bak", "a/3.jpg_large")
+    for name in ("a/1.heic", "a/2.HEIC", "b/3.heic", "b/a.svg", "b/notes.txt", "b/labels.xml"):
+        (tmp_path / name).write_bytes(b"x")
+    (warning,) = read(tmp_path).warnings
+    assert "6 files look like images and are not used: 3 .heic, such as a/1.heic; 1 .bak, such as a/2.bak; 1 .jpg_large" in warning
+
+
+@pytest.mark.skipif(shutil.which("gs") is None, reason="Ghostscript is not installed")
+def test_no_other_program_is_started_for_an_image(tmp_path: Path) -> None:
+    save(tmp_path / "a.png", "EPS")
+    with pytest.raises(DataError, match="not a picture in a format that can be read"):
+        decode(tmp_path / "a.png")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="names there are always Unicode")
@@ -201,19 +320,22 @@ def test_links_upwards_bring_no_images_of_other_classes(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="has no pipes")
-def test_pipes_are_left_out_and_reported_and_never_opened(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_pipes_are_left_out_and_reported_and_never_opened(tmp_path: Path) -> None:
     put(tmp_path, "a/1.png", "b/1.png")
-    os.mkfifo(tmp_path / "a/pipe.png")
-    with caplog.at_level(logging.WARNING, "tlkit"):
-        assert len(read(tmp_path).samples) == 2
-    assert f"not read, since they are no files: {tmp_path / 'a/pipe.png'}" in caplog.text
+    for name in ("a/pipe.png", "a/pipe", "a/pipe.old"):
+        os.mkfifo(tmp_path / name)
+    (tmp_path / "a/linked").symlink_to("pipe")
+    samples = read(tmp_path)
+    assert len(samples.samples) == 2
+    assert samples.warnings == (f"{tmp_path}: not read, since they are no files: {tmp_path / 'a/pipe.png'}",)
 
 
-def test_images_beside_the_class_folders_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_images_beside_the_class_folders_are_reported(tmp_path: Path) -> None:
     put(tmp_path, "train/a/1.png", "train/b/1.png", "train/loose.png", "train/other.png")
-    with caplog.at_level(logging.WARNING, "tlkit"):
-        assert len(read(tmp_path).samples) == 2
-    assert "2 pictures lie beside the class folders and are not read: loose.png, other.png" in caplog.text
+    samples = read(tmp_path)
+    assert len(samples.samples) == 2
+    expected = f"{tmp_path}: 2 images are beside the class folders and not read: train/loose.png, train/other.png"
+    assert samples.warnings == (expected,)
 
 
 def test_folders_that_may_not_be_read_are_all_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

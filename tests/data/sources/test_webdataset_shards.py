@@ -16,7 +16,7 @@ from tlkit.data.decode import decode
 from tlkit.data.preprocess import Preprocessing
 from tlkit.data.samples import Samples
 from tlkit.data.sources.read import read_source
-from tlkit.data.splits.holdout import hash_images, split_samples
+from tlkit.data.splits.holdout import hash_images, split_samples, split_warnings
 from tlkit.errors import DataError
 from tlkit.recipe.fields.source import WebDatasetSource
 from tlkit.recipe.schema import Task
@@ -132,6 +132,48 @@ def test_labels_are_in_cls_json_or_txt_and_may_be_words_or_several(tmp_path: Pat
     assert "b.tar: a: has 2 labels; for any number of them set task to multilabel." in fault(tmp_path, str(tmp_path / "b.tar"))
 
 
+def test_keys_with_dots_are_samples_and_masks_beside_an_image_are_not(tmp_path: Path) -> None:
+    members = {}
+    for key in ("cat_1", "cat_v1.002", "cat_v1.003", "v2.0.dog.004"):
+        members |= {f"{key}.JPG": image(len(members)), f"{key}.cls": key[:3].replace("v2.", "dog").encode()}
+    members |= {"dog_5.png": image(5), "dog_5.cls": b"dog", "dog_5.seg.png": image(6), "dog_5.seg.json": b"{}"}
+    pattern = tar(tmp_path / "a.tar", members)
+    for _ in range(2):  # the second time from the index
+        samples = read(tmp_path / "data", pattern)
+        assert [sample.id for sample in samples.samples] == [
+            *(f"a.tar:{key}" for key in ("cat_1", "cat_v1.002", "cat_v1.003", "v2.0.dog.004", "dog_5"))
+        ]
+        assert [samples.label_text(sample) for sample in samples.samples] == ["cat", "cat", "cat", "dog", "dog"]
+        (warning,) = samples.warnings
+        assert "a.tar: 1 image is not used, such as dog_5.seg.png" in warning
+    tar(tmp_path / "b.tar", {"a.rgb.png": image(1), "a.cls": b"0", "b.heic": b"x", "b.cls": b"1"})
+    message = fault(tmp_path / "data", str(tmp_path / "b.tar"))
+    assert "b.tar: a.rgb: has no label." in message
+    assert "b.tar: b: has no image, but .heic, .cls." in message
+
+
+def test_every_ending_that_pillow_reads_is_read_in_a_shard(tmp_path: Path) -> None:
+    content = {}
+    for number, (ending, kind) in enumerate({"jfif": "JPEG", "avif": "AVIF", "jp2": "JPEG2000", "ppm": "PPM"}.items()):
+        file = io.BytesIO()
+        Image.new("RGB", (8, 8), (9, 9, 9)).save(file, kind)
+        content |= {f"{number}.{ending}": file.getvalue(), f"{number}.cls": str(number).encode()}
+    samples = read(tmp_path, tar(tmp_path / "a.tar", content)).samples
+    assert [decode(sample.image).shape for sample in samples] == [(8, 8, 3)] * 4
+
+
+def test_a_label_is_the_text_that_is_there(tmp_path: Path) -> None:
+    labels = ["007", "7", "10", "9", "-1", "1.0", "1"]
+    members = {name: content for i, label in enumerate(labels) for name, content in ((f"{i}.png", image(i)), (f"{i}.txt", label.encode()))}
+    samples = read(tmp_path, tar(tmp_path / "a.tar", members))
+    assert samples.classes == ("1", "7", "9", "10", "-1", "007", "1.0")  # numbers in their order, then texts
+    assert [samples.label_text(sample) for sample in samples.samples] == labels
+    warnings = " ".join(split_warnings(samples))
+    assert "'007' and '7'" in warnings
+    assert "'1.0' and '1'" in warnings
+    assert "the class '-1' is a class like others" in warnings
+
+
 def test_what_macs_leave_in_a_tar_is_passed_over(tmp_path: Path) -> None:
     members = {
         "./a.jpg": image(1),
@@ -169,14 +211,14 @@ def test_all_faults_of_all_shards_are_reported_and_nothing_is_written(tmp_path: 
         "0.tar: the member ../../escaped.jpg leads out of the shard; nothing was written.",
         "0.tar: the member /tmp/absolute.jpg leads out",
         "0.tar: nolabel: has no label.",
-        "0.tar: nopicture: has no picture.",
-        "0.tar: two: has more than one picture.",
+        "0.tar: nopicture: has no image, but .cls.",
+        "0.tar: two: has more than one image.",
         "0.tar: bad: no label can be read from its .json (it has none of the keys label, labels, cls, class).",
         "0.tar: odd: no label can be read from its .json (1.5 is no label).",
         "0.tar: text: no label can be read from its .cls",
         "0.tar: large: its .txt has 1,000,001 bytes, which is no label.",
         "0.tar: the key again comes more than once.",
-        "1.tar: has no pictures.",
+        "1.tar: has no images.",
         "2.tar: is no tar",
         "3.tar: is no tar",
         "4.tar: is packed with gzip",

@@ -68,6 +68,21 @@ def test_a_folder_is_walked_in_the_order_of_its_names(capsys: pytest.CaptureFixt
     assert paths(capsys.readouterr().out) == ["photos/a/deep/000.png", *(f"photos/b/{i:03d}.png" for i in range(1, 100))]
 
 
+def test_all_that_pillow_reads_is_predicted_and_what_is_left_out_or_empty_is_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, kind in {"1.png": "PNG", "2.jfif": "JPEG", "3.avif": "AVIF", "4": "WEBP"}.items():
+        Image.new("RGB", (8, 8), (9, 99, 199)).save(tmp_path / name, kind)
+    for name in ("5.heic", "6.heic", "notes.txt"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "none").mkdir()
+    assert main(["predict", "model", str(tmp_path), str(tmp_path / "none"), "--format", "csv"]) == 0
+    out, error = capsys.readouterr()
+    assert [Path(path).name for path in paths(out)] == ["1.png", "2.jfif", "3.avif", "4"]
+    assert f"2 files look like images and are not used: 2 .heic, such as {tmp_path / '5.heic'}" in error
+    assert f"{tmp_path / 'none'}: there is no image in this folder; the others are predicted." in error
+
+
 def test_a_quoted_glob_is_expanded_and_a_file_with_such_a_name_is_taken_as_it_is(
     workplace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -83,7 +98,7 @@ def test_a_quoted_glob_is_expanded_and_a_file_with_such_a_name_is_taken_as_it_is
     ("words", "told"),
     [
         (["nothing*.png"], "no file matches"),
-        (["empty"], "there is no picture in this folder"),
+        (["empty"], "empty: there is no image in this folder"),
         (["-", "-"], "read only once"),
         (["photos", "--resume"], "Add --out"),
         (["photos", "--out", "x.txt"], "says no format"),

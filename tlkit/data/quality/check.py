@@ -2,11 +2,10 @@
 
 import csv
 import json
-import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import asdict, astuple, dataclass, fields, replace
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from tlkit.data.quality.decode_results import DecodeResult, judge
 from tlkit.data.quality.on_bad import lost_classes
 from tlkit.data.samples import Samples, Skipped
 from tlkit.data.sources.classes import odd_class_findings
-from tlkit.data.sources.kind import LEVELS, Finding, ReadOptions, SourceCheck
+from tlkit.data.sources.kind import LEVELS, Finding, ReadOptions, SourceCheck, faults_of, warning_of
 from tlkit.data.sources.read import kind_of
 from tlkit.data.splits.folds import split_by_recipe
 from tlkit.errors import DataError, RunError, TlkitError
@@ -85,51 +84,27 @@ def check_images(data: Data, task: Task, seed: int) -> Checked:
 
 def _read(data: Data, options: ReadOptions) -> tuple[Samples | None, list[Finding]]:
     """Return the samples, if they can be read, and what was warned of or was wrong."""
-    findings: list[Finding] = []
-    with _warnings_as(findings):
-        try:
-            return kind_of(data.source).read(data.source, options), findings
-        except TlkitError as error:
-            return None, [*findings, *faults_of(error)]
+    try:
+        samples = kind_of(data.source).read(data.source, options)
+    except TlkitError as error:
+        return None, list(faults_of(error))
+    return samples, [warning_of(text) for text in samples.warnings]
 
 
 def _check_source(data: Data, options: ReadOptions, samples: Samples | None) -> SourceCheck:
     """Return what the kind of source finds; where that is no more than was read, the samples that were read."""
     check = SourceCheck()
-    try:
-        with _warnings_as([]):
-            check = kind_of(data.source).check(data.source, options)
-    except TlkitError:  # which reading has reported already
-        pass
+    with suppress(TlkitError):  # which reading has reported already
+        check = kind_of(data.source).check(data.source, options)
     if check.findings is not None or samples is None:
         return check
     return SourceCheck({sample.id: sample.image for sample in samples.samples}, classes=len(samples.classes))
 
 
-@contextmanager
-def _warnings_as(findings: list[Finding]) -> Iterator[None]:
-    """Warnings in the log become rows."""
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: findings.append(_warning(record.getMessage()))  # type: ignore[method-assign]
-    log = logging.getLogger("tlkit")
-    log.addHandler(handler)
-    log.propagate, before = False, log.propagate
-    try:
-        yield
-    finally:
-        log.removeHandler(handler)
-        log.propagate = before
-
-
-def _warning(message: str) -> Finding:
-    where, colon, problem = message.partition(": ")
-    return Finding("warning", where if colon else "", (problem if colon else message).removesuffix("."))
-
-
 def _image_findings(results: dict[str, DecodeResult], data: Data) -> Iterator[Finding]:
     several = sorted(id_ for id_, result in results.items() if result.frames > 1 and not result.problem)
     if several:
-        more = f"; so have {len(several) - 1} more" if len(several) > 1 else ""
+        more = f"; so {'has' if len(several) == 2 else 'have'} {len(several) - 1} more" if len(several) > 1 else ""
         yield Finding("note", several[0], f"has {results[several[0]].frames} frames or pages, and the first is taken{more}")
     for id_, result in results.items():
         if result.problem:
@@ -169,31 +144,9 @@ def _split_findings(samples: Samples, bad: set[str], data: Data, seed: int) -> I
         yield from faults_of(DataError("\n".join(lost) + "\n  Mend some of its pictures, or remove the class."))
         return
     try:
-        with _warnings_as([]):
-            split_by_recipe(left, data, seed)
+        split_by_recipe(left, data, seed)
     except TlkitError as error:
         yield from faults_of(error)
-
-
-def faults_of(error: TlkitError) -> Iterator[Finding]:
-    """The rows of a message, which has a line for each problem, and then what mends them all, indented."""
-    problems: list[str] = []
-    fixes: list[str] = []
-    for line in [*str(error).splitlines(), ""]:
-        if line.startswith("  "):
-            fixes.append(line.strip())
-            continue
-        if fixes or not line:
-            yield from (_fault(problem, " ".join(fixes)) for problem in problems)
-            problems, fixes = [], []
-        if line:
-            problems.append(line)
-
-
-def _fault(problem: str, fix: str) -> Finding:
-    """`FILE: what is wrong.` parted at the first colon with a space after it."""
-    where, colon, what = problem.partition(": ")
-    return Finding("fault", where, what.removesuffix("."), fix) if colon else Finding("fault", "", problem.removesuffix("."), fix)
 
 
 # --- for people and scripts ---

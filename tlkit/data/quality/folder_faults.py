@@ -1,23 +1,19 @@
 """A folder of pictures as it lies, looked through to its end: everything in it that will not be read as its owner expects."""
 
 import os
-import stat
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from PIL import Image
-
-from tlkit.data.samples import SPLIT_WORDS, composed
+from tlkit.data.samples import composed
 from tlkit.data.sources.classes import odd_class_findings
-from tlkit.data.sources.image_files import SYSTEM_FOLDERS, has_image_ending, is_folder
-from tlkit.data.sources.kind import Finding, SourceCheck
-from tlkit.errors import did_you_mean
+from tlkit.data.sources.image_files import OTHER_IMAGES, SYSTEM_FOLDERS, file_use, has_image_ending, is_folder
+from tlkit.data.sources.kind import Finding, SourceCheck, faults_of, warning_of
+from tlkit.data.sources.layout import Layout, LayoutName, find_layout
+from tlkit.errors import DataError, did_you_mean
 
 SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"})
-PHOTOGRAPHS = frozenset({".heic", ".heif", ".raw", ".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".rw2"})
-"""Of cameras: Pillow can't read them."""
 
 
 @dataclass
@@ -36,52 +32,39 @@ class Looked:
         self.findings.append(Finding(level, where, problem, fix))  # type: ignore[arg-type]  # written below
 
 
-def look_through(root: Path) -> SourceCheck:
+def look_through(root: Path, asked: LayoutName = "auto") -> SourceCheck:
     """root: a folder as `data.source.folder` takes it. Nothing in it stops the search."""
     looked = Looked()
-    splits = _splits(root, looked)
-    for split, place in splits.items():
-        for name, folder in _class_folders(root, place, looked).items():
+    layout = _layout(root, asked, looked)
+    _entries(root, root, looked)  # for what is hidden there
+    for place in dict.fromkeys([root, *layout.places.values()]):
+        _loose(root, place, looked)
+    for split, folders in layout.folders.items():
+        for name, folder in sorted(folders.items()):
             looked.counts[split, name] += 0
-            for id_, file in _files(root, folder, {_identity(root), _identity(place)}, looked):
+            for id_, file in _files(root, folder, {_identity(root), _identity(layout.places[split])}, looked):
                 looked.images[id_] = file
                 looked.counts[split, name] += 1
-    findings = dict.fromkeys([*looked.findings, *_class_findings(root, splits, looked), *_left_aside(looked)])
+    findings = dict.fromkeys([*looked.findings, *_class_findings(layout, looked), *_left_aside(looked)])
     return SourceCheck(looked.images, tuple(findings), len({name for _, name in looked.counts}))
 
 
-def _splits(root: Path, looked: Looked) -> dict[str, Path]:
-    """Split -> folder; the empty split where the folders of root are classes."""
-    folders = _entries(root, root, looked)[0]
-    named = {name: path for name, path in folders.items() if name in SPLIT_WORDS}
-    if not any(_entries(root, path, Looked())[0] for path in named.values()):
-        return {"": root}
-    splits: dict[str, Path] = {}
-    for name, path in named.items():
-        if SPLIT_WORDS[name] in splits:
-            looked.add("fault", name, f"{splits[SPLIT_WORDS[name]].name} and {name} both mean validation", "Keep one of them.")
-        splits.setdefault(SPLIT_WORDS[name], path)
-    if "train" not in named:
-        looked.add(
-            "fault", ".", f"there is {' and '.join(sorted(named))} but no train folder", "Put the training pictures into train/CLASS/."
-        )
-    for name, path in folders.items():
-        if name not in named:
-            number = sum(1 for _ in _files(root, path, set(), Looked()))
-            fix = "Sort them into train, val or test, or move the folder away."
-            looked.add("warning", f"{name}/", f"lies beside the splits, so its {number} pictures are not read", fix)
-    _loose(root, root, looked)
-    return splits
-
-
-def _class_folders(root: Path, place: Path, looked: Looked) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for name, path in _entries(root, place, looked)[0].items():
-        if composed(name) in found:
-            looked.add("fault", _id(root, path), "two folders have this name in two Unicode spellings", "Join them in one folder.")
-        found[composed(name)] = path
-    _loose(root, place, looked)
-    return found
+def _layout(root: Path, asked: LayoutName, looked: Looked) -> Layout:
+    try:
+        layout = find_layout(root, asked)
+    except DataError as error:
+        looked.findings += faults_of(error)
+        folders = {composed(name): path for name, path in _entries(root, root, looked)[0].items()}
+        return Layout(root, {"": folders}, {"": root})
+    looked.findings += (replace(warning_of(text), where=".") for text in layout.warnings)
+    for split, place in layout.places.items():
+        if place != root or not split:
+            names = Counter(map(composed, _entries(root, place, looked)[0]))
+            for name in sorted(name for name, number in names.items() if number > 1):
+                looked.add(
+                    "fault", _id(root, place / name), "two folders have this name in two Unicode spellings", "Join them in one folder."
+                )
+    return layout
 
 
 def _loose(root: Path, place: Path, looked: Looked) -> None:
@@ -105,7 +88,7 @@ def _files(root: Path, folder: Path, seen: set[tuple[int, int]], looked: Looked)
             continue
         seen.add(identity)
         for name in files:
-            if has_image_ending(name):
+            if file_use(str(place / name)) == "image":
                 id_ = composed(_id(root, place / name))
                 if id_ in looked.images:
                     looked.add("fault", id_, "two files have this name in two Unicode spellings", "Rename one of them.")
@@ -143,35 +126,26 @@ def _entries(root: Path, place: Path, looked: Looked) -> tuple[dict[str, Path], 
 
 
 def _other(root: Path, file: Path, looked: Looked) -> None:
-    """A file whose ending is none of a picture's."""
+    """A file that is not read."""
     where, ending = _id(root, file), file.suffix.lower()
-    if ending in PHOTOGRAPHS:
-        looked.add("warning", where, f"pictures in {ending[1:].upper()} form are not read", "Save it as JPEG or PNG.")
-        return
     if file.is_symlink() and not file.exists():
         looked.add("warning", where, "is a link that leads nowhere, or in a circle", "Restore what it led to, or remove it.")
-        return
-    try:
-        kind = None
-        if stat.S_ISREG(file.stat().st_mode):
-            with Image.open(file) as opened:
-                kind = opened.format
-    except Exception:  # noqa: S110  (of any file whatever: it is no picture then)
-        pass
-    if kind is None:
+    elif file_use(str(file)) != "unused":
         looked.others[ending or file.name].append(where)
-        return
-    fix = f"Rename it to {file.stem}.jpg." if kind in ("JPEG", "MPO") else "Save it as JPEG or PNG."
-    looked.add("warning", where, f"holds a picture ({kind}), but files ending in {ending or 'nothing'} are not read", fix)
+    elif ending in OTHER_IMAGES:
+        looked.add("warning", where, f"images in {ending[1:].upper()} form are not read", "Save it as JPEG or PNG.")
+    else:
+        problem = f"holds an image, but files ending in {ending or 'nothing'} are not read"
+        looked.add("warning", where, problem, "Give it the ending of its format, such as .jpg, or save it as JPEG or PNG.")
 
 
-def _class_findings(root: Path, splits: Mapping[str, Path], looked: Looked) -> Iterator[Finding]:
-    training = "train" if "train" in splits else ""
+def _class_findings(layout: Layout, looked: Looked) -> Iterator[Finding]:
+    training, root = layout.training, layout.root
     classes = sorted(name for split, name in looked.counts if split == training)
-    place = f"{splits[training].name}/" if training in splits and splits[training] != root else ""
-    if training in splits and len(classes) < 2:
+    place = f"{layout.places[training].name}/" if layout.places[training] != root else ""
+    if len(classes) < 2:
         what = f"there is one class only, '{classes[0]}'" if classes else "there are no class folders"
-        yield Finding("fault", place or ".", what, f"Expected at least two folders of pictures: {place}CLASS/*.jpg")
+        yield Finding("fault", place or ".", what, f"Expected at least two folders of images: {place}CLASS/*.jpg")
     for name in classes:
         if not looked.counts[training, name]:
             yield Finding("fault", f"{place}{name}/", "the class folder holds no picture", "Put pictures into it, or remove the folder.")
@@ -185,16 +159,16 @@ def _class_findings(root: Path, splits: Mapping[str, Path], looked: Looked) -> I
         yield Finding(
             "note", f"{place}{quoted[0]}/", f"the name of the class is taken as it is{more}", "On the command line it needs quotes."
         )
-    for split in splits:
+    for split, folder in layout.places.items():
         if split == training or not classes:
             continue
         held = {name: number for (where, name), number in looked.counts.items() if where == split}
         for name in sorted(held.keys() - set(classes)):
             fix = f"Give it training pictures, or rename or remove it here. {did_you_mean(name, classes)}".rstrip()
-            yield Finding("fault", f"{splits[split].name}/{name}/", "training has no such class", fix)
+            yield Finding("fault", f"{folder.name}/{name}/", "training has no such class", fix)
         if missing := [name for name in classes if not held.get(name)]:
             problem = f"has no picture of {', '.join(missing)}: its figures say nothing about them"
-            yield Finding("warning", f"{splits[split].name}/", problem, "Move some pictures of each class there.")
+            yield Finding("warning", f"{folder.name if folder != root else split}/", problem, "Move some pictures of each class there.")
 
 
 def _left_aside(looked: Looked) -> Iterator[Finding]:

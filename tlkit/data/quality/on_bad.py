@@ -1,6 +1,7 @@
 """`data.on_bad`: pictures that can't be read end a run, or are left out of it, and each is listed."""
 
 import csv
+import logging
 from collections import Counter
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,14 +20,23 @@ from tlkit.recipe.fields.data import Data
 from tlkit.recipe.schema import Task
 
 COLUMNS = ("id", "class", "split", "reason")
-_SEVERAL_FRAMES = frozenset({".gif", ".tif", ".tiff", ".webp"})
+_SEVERAL_FRAMES = frozenset({".gif", ".tif", ".tiff", ".webp", ".avif", ".apng"})
+
+log = logging.getLogger("tlkit")
 
 
 def read_images(data: Data, task: Task) -> Samples:
     """The source's pictures; with `on_bad: skip` without those that can't be read, see leave_out_bad."""
     skips = data.on_bad == "skip"
     samples = read_source(data.source, Path(data.root), task, keep_missing=skips)
+    log_warnings(samples)
     return leave_out_bad(samples, data) if skips else samples
+
+
+def log_warnings(samples: Samples) -> None:
+    """Log what reading the source has found, where no run or plan reports it."""
+    for text in samples.warnings:
+        log.warning("%s", text)
 
 
 def leave_out_bad(samples: Samples, data: Data) -> Samples:

@@ -1,5 +1,6 @@
-"""Labels as a source has them, numbers or words -> classes, the same for every split."""
+"""Labels as a source has them, numbers or words -> classes, the same for every split. A label is the text that is there."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from tlkit.data.samples import composed
@@ -10,23 +11,30 @@ from tlkit.recipe.schema import Task
 Label = int | str
 NO_VALUE = frozenset({"nan", "null", "none", "n/a", "<na>", "nat"})
 """What programs write into a cell that has no value."""
+_BLANKS = " _-.\t\u00a0"
+_NUMBER = re.compile(r"[+-]?\d{1,300}(\.\d*)?", re.ASCII)
 
 
 def odd_classes(classes: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """(class, another that differs from it by case, blanks or hyphens alone), or (class, "") where it is called as nothing is.
+    """Yield (class, another that looks like it) or (class, "") for one that programs write where there is no label.
 
-    Numbers differ by their signs: -1 and 1, 1.5 and 15.
+    Words look alike where they differ by case, blanks, dots or hyphens alone, and numbers where their values are equal: 7, 007 and 7.0.
     """
-    seen: dict[str, str] = {}
+    seen: dict[str | float, str] = {}
+    numbers = [number for name in classes if (number := _number(name)) is not None]
     for name in classes:
-        if not any(sign.isalpha() for sign in name):
-            continue
-        plain = "".join(sign for sign in name.casefold() if sign not in " _-.")
+        number = _number(name)
+        plain = "".join(sign for sign in name.casefold() if sign not in _BLANKS) if number is None else number
         if plain in seen:
             yield name, seen[plain]
-        elif name.casefold() in NO_VALUE:
+        elif name.strip().casefold() in NO_VALUE or (number == -1 and sum(value < 0 for value in numbers) == 1):
             yield name, ""
         seen.setdefault(plain, name)
+
+
+def _number(name: str) -> float | None:
+    """1e5 is a word here, as are nan and 1_000, which Python would take."""
+    return float(name) if _NUMBER.fullmatch(name.strip()) else None
 
 
 def odd_class_findings(classes: Sequence[str], where: Callable[[str], str] = "class '{}'".format) -> Iterator[Finding]:

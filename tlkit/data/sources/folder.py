@@ -1,45 +1,49 @@
-"""Pictures in folders, one folder a class. Nothing is opened but the folders themselves."""
+"""Images in folders, one folder a class. Nothing is opened but the folders themselves, and files whose names have no ending."""
 
-import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tlkit.data.decode import EXTENSIONS
 from tlkit.data.quality.folder_faults import look_through
-from tlkit.data.samples import SPLIT_WORDS, Sample, Samples, composed
-from tlkit.data.sources.image_files import has_image_ending, is_folder, is_hidden
+from tlkit.data.samples import Sample, Samples, composed
+from tlkit.data.sources.image_files import UnusedImages, file_use, has_image_ending, is_folder, is_hidden
 from tlkit.data.sources.kind import LocalFiles, ReadOptions, SourceCheck, SourceKind, below, image_files
+from tlkit.data.sources.layout import EXPECTED, Layout, LayoutName, find_layout, nested_root, split_of, subfolders
 from tlkit.errors import DataError, did_you_mean
 from tlkit.recipe.fields.source import FolderSource
 
-_LAYOUT = "Expected {root}/train/CLASS/*.jpg (with val and test folders beside train if you have them), or {root}/CLASS/*.jpg."
 
-log = logging.getLogger("tlkit")
+def read_folder(folder: Path, layout: LayoutName = "auto") -> Samples:
+    """Read ROOT/train/CLASS/*, ROOT/val/CLASS/*, ROOT/test/CLASS/*, or ROOT/CLASS/* to be split; any depth below CLASS.
 
-
-def read_folder(folder: Path) -> Samples:
-    """ROOT/train/CLASS/*, ROOT/val/CLASS/*, ROOT/test/CLASS/*, or ROOT/CLASS/* to be split; any depth below CLASS.
-
-    Links are followed. A link that leads nowhere is a picture like others, so that reading it says what is wrong.
-    Raises DataError where folders are missing, may not be read, or hold no pictures or fewer than two classes.
+    Links are followed. A link that leads nowhere is an image like others, so that reading it says what is wrong.
+    Raises DataError where folders are missing, can't be read, or have no images or fewer than two classes.
     """
     root = _existing_folder(folder)
-    splits = _split_folders(root) or {"": root}
-    training = splits.get("train", root)
-    classes = _classes(training)
+    found = find_layout(root, layout)
+    classes = _classes(found)
+    for split, place in found.places.items():
+        _check_split(found, split, place, classes)
     notes = _Notes()
-    samples = [sample for split, place in splits.items() for sample in _split_samples(root, place, split, classes, notes)]
-    notes.tell(root)
-    _check(root, classes, samples, splits)
-    return Samples(classes, tuple(samples))
+    for place in dict.fromkeys(found.places.values()):
+        notes.loose += [(place / name).relative_to(root).as_posix() for name in _loose_images(place)]
+    labels = {name: label for label, name in enumerate(classes)}
+    samples = tuple(
+        Sample(composed(id_), path, (labels[name],), split)
+        for split, folders in found.folders.items()
+        for name, place in sorted(folders.items())
+        for id_, path in _images(found, split, place, notes)
+    )
+    notes.raise_unreadable(root)
+    _check(found, classes, samples)
+    return Samples(classes, samples, warnings=(*found.warnings, *(f"{root}: {text}" for text in notes.warnings())))
 
 
 def check_folder(source: FolderSource, options: ReadOptions) -> SourceCheck:
     root = Path(source.folder).expanduser()
-    return look_through(root) if root.is_dir() else SourceCheck()
+    return look_through(root, source.layout) if root.is_dir() else SourceCheck()
 
 
 def folder_files(source: FolderSource, samples: Samples) -> LocalFiles:
@@ -48,17 +52,36 @@ def folder_files(source: FolderSource, samples: Samples) -> LocalFiles:
 
 @dataclass
 class _Notes:
-    """What can't be read (path -> why), and what isn't because it is no file: pipes, sockets, devices."""
+    """What was met on the way through the folders.
+
+    unreadable: path -> why. special: pipes, sockets, devices. loose: images beside class folders. splits: folders below a class that are
+    called after a split.
+    """
 
     unreadable: dict[Path, str] = field(default_factory=dict)
-    special: list[Path] = field(default_factory=list)
+    special: list[str] = field(default_factory=list)
+    loose: list[str] = field(default_factory=list)
+    splits: list[str] = field(default_factory=list)
+    unused: UnusedImages = field(default_factory=UnusedImages)
 
-    def tell(self, root: Path) -> None:
+    def raise_unreadable(self, root: Path) -> None:
         if self.unreadable:
             lines = [f"{place}: the folder can't be read ({why})." for place, why in sorted(self.unreadable.items())]
-            raise DataError("\n".join([*lines, "  Give yourself the right to read and enter it, or move it out of " + f"{root}."]))
+            raise DataError("\n".join([*lines, f"  Give yourself the right to read and enter it, or move it out of {root}."]))
+
+    def warnings(self) -> Iterator[str]:
         if self.special:
-            log.warning("%s: not read, since they are no files: %s", root, _some([str(path) for path in self.special]))
+            yield f"not read, since they are no files: {_some(self.special)}"
+        if self.loose:
+            number = "1 image is" if len(self.loose) == 1 else f"{len(self.loose)} images are"
+            yield f"{number} beside the class folders and not read: {_some(self.loose)}"
+        if self.splits:
+            yield (
+                f"folders in a class are called after splits, and all their images belong to the class: {_some(self.splits)}. "
+                "If they are splits, every class needs a train folder: data.source.layout=class/split."
+            )
+        if text := str(self.unused):
+            yield text
 
 
 def _existing_folder(folder: Path) -> Path:
@@ -66,41 +89,24 @@ def _existing_folder(folder: Path) -> Path:
     if root.is_dir():
         return root
     if root.exists():
-        raise DataError(f"data.source.folder: {root} is a file, not a folder.\n  {_LAYOUT.format(root=root.parent)}")
-    siblings = [path.name for path in _subfolders(root.parent)] if root.parent.is_dir() else []
+        raise DataError(f"data.source.folder: {root} is a file, not a folder.\n  {EXPECTED.format(root=root.parent)}")
+    siblings = [path.name for path in subfolders(root.parent)] if root.parent.is_dir() else []
     hint = did_you_mean(root.name, siblings) or f"Looked in {root.parent.resolve()}."
     raise DataError(f"data.source.folder: the folder {root} does not exist.\n  {hint}")
 
 
-def _split_folders(root: Path) -> dict[str, Path]:
-    """Split name -> folder, or nothing where the folders of root are classes."""
-    folders = {folder.name: folder for folder in _subfolders(root)}
-    named = {name: folder for name, folder in folders.items() if name in SPLIT_WORDS}
-    if not any(_subfolders(folder) for folder in named.values()):
-        return {}
-    if "train" not in named:
-        raise DataError(f"{root}: has {' and '.join(sorted(named))} but no train folder.\n  {_LAYOUT.format(root=root)}")
-    splits: dict[str, Path] = {}
-    for name, folder in named.items():
-        split = SPLIT_WORDS[name]
-        if split in splits:
-            raise DataError(f"{root}: {splits[split].name} and {name} both mean validation.\n  Keep one of them.")
-        splits[split] = folder
-    ignored = sorted(set(folders) - set(named))
-    if ignored:
-        log.warning("%s: only train, val and test are read; not read: %s", root, ", ".join(ignored))
-    return splits
-
-
-def _classes(training: Path) -> tuple[str, ...]:
+def _classes(layout: Layout) -> tuple[str, ...]:
     """Sorted by code point, so that every machine numbers them alike."""
-    names = sorted(composed(folder.name) for folder in _subfolders(training))
+    training = layout.places[layout.training]
+    names = sorted(layout.folders[layout.training])
     if not names:
-        what = "has pictures but no class folders" if _loose_images(training) else "is empty: it has no class folders"
+        what = "has images but no class folders" if _loose_images(training) else "is empty: it has no class folders"
         raise DataError(f"{training}: {what}.\n  Expected one folder a class: {training}/CLASS/*.jpg.")
     if len(names) == 1:
+        hint = nested_root(training, [layout.folders[layout.training][names[0]]])
         raise DataError(
-            f"{training}: has one class only, {names[0]!r}.\n  A classifier needs at least two class folders: {training}/CLASS/*.jpg."
+            f"{training}: has one class only, {names[0]!r}.\n"
+            f"  {f'A classifier needs at least two class folders: {training}/CLASS/*.jpg. {hint}'.rstrip()}"
         )
     odd = [name for name in names if not name.isprintable()]  # The bytes of names that aren't UTF-8 come as lone surrogates.
     if odd:
@@ -109,32 +115,24 @@ def _classes(training: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _split_samples(root: Path, place: Path, split: str, classes: tuple[str, ...], notes: _Notes) -> Iterator[Sample]:
-    labels = {name: label for label, name in enumerate(classes)}
-    folders = {composed(folder.name): folder for folder in _subfolders(place)}
-    unknown = sorted(set(folders) - set(labels))
+def _check_split(layout: Layout, split: str, place: Path, classes: tuple[str, ...]) -> None:
+    unknown = sorted(set(layout.folders[split]) - set(classes))
     if unknown:
         raise DataError(
             f"{place}: has classes that training lacks: {', '.join(unknown)}. {did_you_mean(unknown[0], classes)}".rstrip()
             + "\n  Give each of them a folder in train, or rename or remove it here."
         )
-    if not folders:
-        raise DataError(f"{place}: has no class folders.\n  Sort its pictures into {place}/CLASS/, or move it out of {root}.")
-    if loose := _loose_images(place):
-        log.warning("%s: %d pictures lie beside the class folders and are not read: %s", place, len(loose), _some(loose))
-    above = "" if place == root else f"{place.name}/"
-    for name, folder in sorted(folders.items()):
-        for id_, path in _images(folder, f"{above}{folder.name}/", {_identity(root), _identity(place)}, notes):
-            yield Sample(composed(id_), path, (labels[name],), split)
 
 
-def _images(folder: Path, above: str, seen: set[tuple[int, int]], notes: _Notes) -> Iterator[tuple[str, Path]]:
-    """(id, path) of picture files at any depth, a folder at a time.
+def _images(layout: Layout, split: str, folder: Path, notes: _Notes) -> Iterator[tuple[str, Path]]:
+    """Yield (id, path) of the images of a class at any depth, a folder at a time, and note what else is there.
 
-    above: of the ids. seen: folders that are not entered, so that loops of links end. One scandir a folder, no stat a file: 300,000
-    files are listed in seconds.
+    One scandir a folder, no stat a file: 300,000 files are listed in seconds. Folders that were read already aren't entered, so that
+    loops of links end.
     """
-    waiting = [(folder, above)]
+    root = layout.root
+    seen = {_identity(root), _identity(layout.places[split])}
+    waiting = [(folder, f"{folder.relative_to(root).as_posix()}/")]
     while waiting:
         place, above = waiting.pop()
         try:
@@ -142,16 +140,18 @@ def _images(folder: Path, above: str, seen: set[tuple[int, int]], notes: _Notes)
             if identity in seen:
                 continue
             seen.add(identity)
-            folders, files = _listed(place, notes)
+            folders, files = _listed(place, above, notes)
         except OSError as error:
             notes.unreadable[place] = error.strerror or str(error)
             continue
         yield from ((above + name, place / name) for name in files)
         waiting += [(place / name, f"{above}{name}/") for name in reversed(folders)]
+        if place == folder and not split:
+            notes.splits += [above + name for name in folders if split_of(name)]
 
 
-def _listed(place: Path, notes: _Notes) -> tuple[list[str], list[str]]:
-    """Names of folders and of pictures, sorted, without hidden ones."""
+def _listed(place: Path, above: str, notes: _Notes) -> tuple[list[str], list[str]]:
+    """Names of folders and of images, sorted, without hidden ones."""
     folders, files = [], []
     with os.scandir(place) as entries:
         for entry in entries:
@@ -159,11 +159,13 @@ def _listed(place: Path, notes: _Notes) -> tuple[list[str], list[str]]:
                 continue
             if is_folder(entry):
                 folders.append(entry.name)
-            elif has_image_ending(entry.name):
-                if entry.is_symlink() or entry.is_file():
-                    files.append(entry.name)
-                else:
-                    notes.special.append(place / entry.name)
+            elif not (entry.is_symlink() or entry.is_file()):
+                if has_image_ending(entry.name):
+                    notes.special.append(str(place / entry.name))
+            elif (use := file_use(entry.path)) == "image":
+                files.append(entry.name)
+            elif use == "unused":
+                notes.unused.add(above + entry.name)
     return sorted(folders), sorted(files)
 
 
@@ -172,39 +174,29 @@ def _identity(folder: Path) -> tuple[int, int]:
     return state.st_dev, state.st_ino
 
 
-def _subfolders(folder: Path) -> list[Path]:
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(folder / entry.name for entry in entries if not is_hidden(entry.name) and is_folder(entry))
-    except OSError as error:
-        raise DataError(
-            f"{folder}: the folder can't be read ({error.strerror}).\n  Give yourself the right to read and enter it."
-        ) from error
-
-
 def _loose_images(folder: Path) -> list[str]:
     with os.scandir(folder) as entries:
         shown = [entry for entry in entries if not is_hidden(entry.name)]
         return sorted(entry.name for entry in shown if has_image_ending(entry.name) and not is_folder(entry))
 
 
-def _check(root: Path, classes: tuple[str, ...], samples: list[Sample], splits: Iterable[str]) -> None:
-    """Every class has a picture to train on, and no id comes twice."""
-    counts = Counter((sample.split, sample.label) for sample in samples)
-    training = "train" if "train" in splits else ""
-    empty = [name for label, name in enumerate(classes) if not counts[training, label]]
-    if empty:
-        place = root / training / empty[0]
-        raise DataError(f"{place}: the class folder is empty{_other_files(place)}{_and_more(empty)}.\n  {_extensions_fix()}")
+def _check(layout: Layout, classes: tuple[str, ...], samples: tuple[Sample, ...]) -> None:
+    """Every class has an image to train on, and no id comes twice."""
+    training, root = layout.training, layout.root
+    trained = Counter(sample.label for sample in samples if sample.split == training)
+    if empty := [name for label, name in enumerate(classes) if not trained[label]]:
+        place = layout.folders[training][empty[0]]
+        raise DataError(
+            f"{place}: the class folder is empty{_other_files(place)}{_and_more(empty)}.\n"
+            "  Put images into it (.jpg, .png and others that Pillow reads), or remove the folder."
+        )
     if len({sample.id for sample in samples}) != len(samples):
         twice = next(name for name, number in Counter(sample.id for sample in samples).items() if number > 1)
         raise DataError(f"{root / twice}: two files have this name in two Unicode spellings.\n  Rename one of them.")
 
 
 def _other_files(folder: Path) -> str:
-    """` (it has .heic files)`: what lies there instead of pictures."""
-    if not folder.is_dir():
-        return ""
+    """` (it has .heic files, which are not read)`: what is there instead of images."""
     endings = sorted({path.suffix.lower() or path.name for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")})
     return f" (it has {', '.join(endings[:4])} files, which are not read)" if endings else ""
 
@@ -217,8 +209,4 @@ def _some(names: list[str]) -> str:
     return f"{', '.join(names[:5])}{' and others' if len(names) > 5 else ''}"
 
 
-def _extensions_fix() -> str:
-    return f"Put pictures into it ({' '.join(sorted(ending[1:] for ending in EXTENSIONS))}), or remove the folder."
-
-
-KIND = SourceKind(lambda source, options: read_folder(Path(source.folder)), local_files=folder_files, check=check_folder)
+KIND = SourceKind(lambda source, options: read_folder(Path(source.folder), source.layout), local_files=folder_files, check=check_folder)

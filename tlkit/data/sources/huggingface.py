@@ -12,6 +12,7 @@ from typing import Any
 
 from PIL import Image
 
+from tlkit.data.decode import image_formats
 from tlkit.data.samples import SPLIT_WORDS, Sample, Samples
 from tlkit.data.sources.classes import Label, number_classes
 from tlkit.data.sources.kind import LocalFiles, Origin, ReadOptions, SourceKind, below
@@ -42,7 +43,7 @@ class HuggingFaceImage:
         return content
 
     def __call__(self) -> Image.Image:
-        return Image.open(BytesIO(self.read_bytes()))
+        return Image.open(BytesIO(self.read_bytes()), formats=image_formats())
 
     def __str__(self) -> str:
         return f"{self.column}[{self.index}]"

@@ -1,13 +1,13 @@
 """What each kind of source does: read its images, list its files, check them, save a copy. `read.py` has the table of all kinds."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 from tlkit.data.samples import ImageSource, Samples
-from tlkit.errors import DataError
+from tlkit.errors import DataError, TlkitError
 from tlkit.recipe.schema import Task
 
 Origin = Literal["shipped", "local", "downloaded"]
@@ -46,6 +46,32 @@ class Finding:
     where: str
     problem: str
     fix: str = ""
+
+
+def faults_of(error: TlkitError) -> Iterator[Finding]:
+    """The rows of a message, which has a line for each problem, and then what mends them all, indented."""
+    problems: list[str] = []
+    fixes: list[str] = []
+    for line in [*str(error).splitlines(), ""]:
+        if line.startswith("  "):
+            fixes.append(line.strip())
+            continue
+        if fixes or not line:
+            yield from (_fault(problem, " ".join(fixes)) for problem in problems)
+            problems, fixes = [], []
+        if line:
+            problems.append(line)
+
+
+def _fault(problem: str, fix: str) -> Finding:
+    """`FILE: what is wrong.` parted at the first colon with a space after it."""
+    where, colon, what = problem.partition(": ")
+    return Finding("fault", where, what.removesuffix("."), fix) if colon else Finding("fault", "", problem.removesuffix("."), fix)
+
+
+def warning_of(text: str) -> Finding:
+    where, colon, problem = text.partition(": ")
+    return Finding("warning", where if colon else "", (problem if colon else text).removesuffix("."))
 
 
 @dataclass(frozen=True)

@@ -5,23 +5,23 @@ import logging
 import os
 import tarfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import IO, Any
 
+from tlkit.data.decode import image_endings
 from tlkit.data.samples import LABEL_SEPARATOR
 from tlkit.data.sources.classes import Label
 from tlkit.recipe.schema import Task
 
-IMAGES = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif"})
 LABELS = ("cls", "json", "txt")
 """Members that may hold the label; the first of them that a sample has is read."""
 JSON_KEYS = ("label", "labels", "cls", "class")
 MOST_LABEL_BYTES = 1_000_000
 _BLOCK = 512
-_FORM = 1  # of the kept index
+_FORM = 2  # of the kept index
 _PACKED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"(\xb5": "zstd"}
 
 log = logging.getLogger("tlkit")
@@ -45,8 +45,18 @@ class Entry:
     labels: tuple[Label, ...]
 
 
-def shard_index(shard: Path, folder: Path, task: Task) -> Sequence[Entry]:
-    """The pictures of a shard in its order. Kept in `folder` for as long as the shard has the same size and time.
+@dataclass(frozen=True)
+class ShardIndex:
+    """entries: the images of a shard in its order. unused: the first image member that isn't used, such as a mask `a.seg.png`, and how
+    many there are. links: that aren't followed."""
+
+    entries: Sequence[Entry]
+    unused: tuple[str, int] = ("", 0)
+    links: int = 0
+
+
+def shard_index(shard: Path, folder: Path, task: Task) -> ShardIndex:
+    """Return the index of a shard. Kept in `folder` for as long as the shard has the same size and time.
 
     Raises ShardFault.
     """
@@ -54,28 +64,31 @@ def shard_index(shard: Path, folder: Path, task: Task) -> Sequence[Entry]:
         state = shard.stat()
         facts = [_FORM, task, os.path.abspath(shard), state.st_size, state.st_mtime_ns]
         kept = folder / f"{sha256(os.fsencode(os.path.abspath(shard))).hexdigest()[:24]}-{task}.json"
-        if (entries := _kept(kept, facts)) is not None:
-            return entries
-        entries = _Scan(shard, task).entries()
+        if (index := _kept(kept, facts)) is not None:
+            return index
+        index = _Scan(shard, task).index()
     except (OSError, tarfile.TarError) as error:
         raise ShardFault([f"{shard}: can't be read ({error})."]) from error
-    _keep(kept, facts, entries)
-    return entries
+    _keep(kept, facts, index)
+    return index
 
 
-def _kept(file: Path, facts: list[Any]) -> list[Entry] | None:
+def _kept(file: Path, facts: list[Any]) -> ShardIndex | None:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         if content["facts"] != facts:
             return None
-        return [Entry(key, offset, size, tuple(labels)) for key, offset, size, labels in content["entries"]]
+        entries = [Entry(key, offset, size, tuple(labels)) for key, offset, size, labels in content["entries"]]
+        first, number = content["unused"]
+        return ShardIndex(entries, (first, number), content["links"])
     except (OSError, ValueError, TypeError, KeyError):
         return None
 
 
-def _keep(file: Path, facts: list[Any], entries: Sequence[Entry]) -> None:
+def _keep(file: Path, facts: list[Any], index: ShardIndex) -> None:
     unfinished = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    content = {"facts": facts, "entries": [[entry.key, entry.offset, entry.size, entry.labels] for entry in entries]}
+    entries = [[entry.key, entry.offset, entry.size, entry.labels] for entry in index.entries]
+    content = {"facts": facts, "entries": entries, "unused": index.unused, "links": index.links}
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         unfinished.write_text(json.dumps(content), encoding="utf-8")
@@ -86,11 +99,19 @@ def _keep(file: Path, facts: list[Any], entries: Sequence[Entry]) -> None:
 
 @dataclass
 class _Member:
-    """Of one key: its picture's place, and where its label members are."""
+    """The files of one key: the places of its images and of its labels, and the endings of all."""
 
     key: str
     images: list[tuple[int, int]] = field(default_factory=list)
     labels: dict[str, tuple[int, int]] = field(default_factory=dict)
+    endings: list[str] = field(default_factory=list)
+
+    def add(self, ending: str, place: tuple[int, int]) -> None:
+        self.endings.append(ending)
+        if f".{ending}" in image_endings() and ending != "npy":
+            self.images.append(place)
+        elif ending in LABELS:
+            self.labels[ending] = place
 
 
 class _Scan:
@@ -98,8 +119,9 @@ class _Scan:
         self.shard, self.task = shard, task
         self.faults: list[str] = []
         self.links = 0
+        self.unused: list[str] = []
 
-    def entries(self) -> list[Entry]:
+    def index(self) -> ShardIndex:
         """Raises ShardFault where anything is wrong."""
         entries: list[Entry] = []
         with self.shard.open("rb") as file:
@@ -111,30 +133,38 @@ class _Scan:
             more = f", and so do {len(twice) - 1} more" if len(twice) > 1 else ""
             self.faults.append(f"{self.shard}: the key {twice[0]} comes more than once{more}.")
         if not entries and not self.faults:
-            self.faults.append(f"{self.shard}: has no pictures.")
+            self.faults.append(f"{self.shard}: has no images.")
         if self.faults:
             raise ShardFault(self.faults, entries)
-        if self.links:
-            log.warning("%s: %d links are not followed", self.shard, self.links)
-        return entries
+        return ShardIndex(entries, (min(self.unused, default=""), len(self.unused)), self.links)
 
     def _grouped(self, file: IO[bytes]) -> Iterator[_Member]:
         """Members that follow each other and have the same key, by webdataset's rule: the name up to the first dot."""
         from webdataset.tariterators import base_plus_ext
 
-        current = _Member("")
+        current, members = "", dict[str, _Member]()
         for name, offset, size in self._files(file):
-            key, ending = base_plus_ext(name.removeprefix("./"))
+            key, endings = base_plus_ext(name.removeprefix("./"))
             if key is None or os.path.basename(key).startswith("__"):
                 continue
-            if key != current.key:
-                yield current
-                current = _Member(key)
-            if ending.lower() in IMAGES:
-                current.images.append((offset, size))
-            elif ending.lower() in LABELS:
-                current.labels[ending.lower()] = (offset, size)
-        yield current
+            if key != current:
+                yield from self._samples(members)
+                current, members = key, {}
+            more, _, ending = endings.rpartition(".")
+            members.setdefault(more, _Member(f"{key}.{more}" if more else key)).add(ending.lower(), (offset, size))
+        yield from self._samples(members)
+
+    def _samples(self, members: Mapping[str, _Member]) -> Iterator[_Member]:
+        """Of the files of one key by webdataset's rule: `a.jpg` and `a.cls` are a sample, and so are `a.1.jpg` and `a.1.cls`.
+
+        What else is beside `a.jpg`, such as a mask `a.seg.png`, is no sample. members: by what is between the first and the last dot.
+        """
+        whole = "" in members and bool(members[""].images)
+        for more, member in members.items():
+            if not more or not whole or (member.images and "cls" in member.labels):
+                yield member
+            elif member.images:
+                self.unused += [f"{member.key}.{ending}" for ending in member.endings if f".{ending}" in image_endings()]
 
     def _files(self, file: IO[bytes]) -> Iterator[tuple[str, int, int]]:
         """(name, offset, size) of each file in the tar, until its end mark."""
@@ -177,7 +207,8 @@ class _Scan:
             return None
         place = f"{self.shard}: {member.key}"
         if len(member.images) != 1:
-            self.faults.append(f"{place}: has {'no picture' if not member.images else 'more than one picture'}.")
+            has = "more than one image" if member.images else f"no image, but {', '.join(f'.{ending}' for ending in member.endings)}"
+            self.faults.append(f"{place}: has {has}.")
             return None
         labels = self._labels(member, place, file)
         return None if labels is None else Entry(member.key, *member.images[0], labels)
@@ -209,10 +240,13 @@ def _begins(file: IO[bytes], start: bytes) -> bool:
 
 
 def _parsed(ending: str, text: str) -> tuple[Label, ...]:
-    """Numbers as numbers. Raises ValueError, KeyError or TypeError where there is none."""
+    """Return the text that is there; a number only where its text says no more: 7, but not 007.
+
+    Raises ValueError, KeyError or TypeError where there is no label.
+    """
     if ending != "json":
         words = [word.strip() for word in text.split(LABEL_SEPARATOR)]
-        return tuple(int(word) if word.isdecimal() else word for word in words if word)
+        return tuple(int(word) if word.isdecimal() and str(int(word)) == word else word for word in words if word)
     content = json.loads(text)
     if isinstance(content, dict):
         found = next((key for key in JSON_KEYS if key in content), None)

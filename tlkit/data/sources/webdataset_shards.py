@@ -17,10 +17,11 @@ from pathlib import Path
 
 from PIL import Image
 
+from tlkit.data.decode import image_formats
 from tlkit.data.samples import Sample, Samples
 from tlkit.data.sources.classes import Label, number_classes
 from tlkit.data.sources.kind import LocalFiles, ReadOptions, SourceCheck, SourceKind, below, path_inside
-from tlkit.data.sources.tar_index import Entry, ShardFault, shard_index
+from tlkit.data.sources.tar_index import Entry, ShardFault, ShardIndex, shard_index
 from tlkit.errors import DataError, MissingExtraError, did_you_mean
 from tlkit.recipe.fields.source import WebDatasetSource
 from tlkit.recipe.schema import Task
@@ -50,7 +51,7 @@ class TarImage:
             return file.read(self.size)
 
     def __call__(self) -> Image.Image:
-        return Image.open(BytesIO(self.read_bytes()))
+        return Image.open(BytesIO(self.read_bytes()), formats=image_formats())
 
     def __str__(self) -> str:
         return f"{self.shard}, at byte {self.offset}"
@@ -61,19 +62,19 @@ def read_webdataset(source: WebDatasetSource, options: ReadOptions) -> Samples:
 
     Raises DataError with everything that is wrong with the shards: missing, cut off, packed, members without picture or label.
     """
-    entries, faults = _entries(_shards(source), options.root, options.task)
+    entries, faults, warnings = _entries(_shards(source), options.root, options.task)
     if faults:
         more = f"\n... and {len(faults) - MOST_FAULTS:,} more." if len(faults) > MOST_FAULTS else ""
         fix = "  Write these shards anew: for each picture KEY.jpg with KEY.cls, KEY.json (its key label) or KEY.txt beside it."
         raise DataError("\n".join(faults[:MOST_FAULTS]) + f"{more}\n{fix}")
     labels = {split: [entry.labels for found in shards.values() for entry in found] for split, shards in entries.items()}
     classes, numbers = number_classes(f"data.source.webdataset: {source.webdataset}", labels, source.classes, options.task)
-    return Samples(classes, tuple(_samples(entries, numbers)), options.task)
+    return Samples(classes, tuple(_samples(entries, numbers)), options.task, warnings=warnings)
 
 
 def check_webdataset(source: WebDatasetSource, options: ReadOptions) -> SourceCheck:
     """Return the images that can be found in shards, whatever else is wrong with them."""
-    entries, _ = _entries(_shards(source), options.root, options.task)
+    entries, _, _ = _entries(_shards(source), options.root, options.task)
     return SourceCheck({id_: image for id_, image, _, _ in _images(entries)})
 
 
@@ -113,16 +114,22 @@ def _images(entries: Entries) -> Iterator[tuple[str, TarImage, tuple[Label, ...]
                 yield f"{name}:{entry.key}", TarImage(shard, entry.offset, entry.size), entry.labels, split
 
 
-def _entries(shards: Mapping[str, Sequence[Path]], root: Path, task: Task) -> tuple[Entries, list[str]]:
-    """And everything that is wrong with the shards. Says how far it is where that takes long. root: what the index is kept below."""
+def _entries(shards: Mapping[str, Sequence[Path]], root: Path, task: Task) -> tuple[Entries, list[str], tuple[str, ...]]:
+    """Return the entries, everything that is wrong with the shards, and what to warn of. Logs how far it is where that takes long.
+
+    root: what the index is kept below.
+    """
     folder = root.expanduser() / "webdataset_index"
     faults: list[str] = []
+    indices: list[tuple[Path, ShardIndex]] = []
     found: dict[str, dict[Path, Sequence[Entry]]] = {split: {} for split in shards}
     total, done, told = sum(map(len, shards.values())), 0, time.monotonic()
     for split, files in shards.items():
         for shard in files:
             try:
-                found[split][shard] = shard_index(shard, folder, task)
+                index = shard_index(shard, folder, task)
+                indices.append((shard, index))
+                found[split][shard] = index.entries
             except ShardFault as fault:
                 faults += fault.lines
                 found[split][shard] = fault.entries
@@ -130,7 +137,19 @@ def _entries(shards: Mapping[str, Sequence[Path]], root: Path, task: Task) -> tu
             if time.monotonic() - told > _TOLD_EVERY_S:
                 log.info("indexed %d of %d shards", done, total)
                 told = time.monotonic()
-    return found, faults
+    return found, faults, tuple(_warnings(indices))
+
+
+def _warnings(indices: Sequence[tuple[Path, ShardIndex]]) -> Iterator[str]:
+    links = sum(index.links for _, index in indices)
+    if links:
+        shard = next(shard for shard, index in indices if index.links)
+        yield f"{shard}: {links:,} {'link is' if links == 1 else 'links are'} not followed"
+    unused = sum(index.unused[1] for _, index in indices)
+    if unused:
+        shard, index = next((shard, index) for shard, index in indices if index.unused[1])
+        number = "1 image is" if unused == 1 else f"{unused:,} images are"
+        yield f"{shard}: {number} not used, such as {index.unused[0]}: beside the image of its key, and without a label of its own"
 
 
 def _check_apart(shards: Mapping[str, Sequence[Path]]) -> None:

@@ -101,9 +101,15 @@ def _check_every_class(samples: Samples, wanted: Mapping[str, float]) -> None:
 
 
 def split_warnings(samples: Samples) -> list[str]:
-    """What makes figures say less than they seem to: one class in two spellings, classes that a held-out split lacks, groups in two."""
-    alike = [f"'{other}' and '{name}'" for name, other in odd_classes(samples.classes) if other]
-    found = [f"the names of these classes differ by case, blanks or hyphens alone: {shortened(alike)}."] if alike else []
+    """Return what reading the source warned of, and what makes figures say less than they seem to.
+
+    The latter: one class in two spellings, classes that a held-out split lacks, groups in two splits.
+    """
+    odd = list(odd_classes(samples.classes))
+    alike = [f"'{name}' and '{other}'" for name, other in odd if other]
+    found = list(samples.warnings)
+    found += [f"these classes look alike and count as different ones: {shortened(alike)}. Join them if they are the same."] if alike else []
+    found += [f"the class '{name}' is a class like others. If it means no label, remove its images." for name, other in odd if not other]
     for split, words in (("val", "validation"), ("test", "test")):
         held_out = samples.of(split)
         have = {label for sample in held_out for label in sample.labels}

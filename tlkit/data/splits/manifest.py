@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+from tlkit.data.quality.on_bad import log_warnings
 from tlkit.data.samples import LABEL_SEPARATOR, Sample, Samples, Skipped
 from tlkit.data.sources.read import read_source
 from tlkit.data.splits.holdout import read_manifest
@@ -20,6 +21,7 @@ def samples_of_run(run: Path, classes: tuple[str, ...]) -> Samples:
     recipe = load_recipe(run / "recipe.yaml")
     skips = recipe.data.on_bad == "skip"
     source = read_source(recipe.data.source, Path(recipe.data.root), recipe.task, keep_missing=skips)
+    log_warnings(source)
     return _as_split(source, run / "split.csv", classes, skips=skips)
 
 

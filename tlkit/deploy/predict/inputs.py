@@ -6,50 +6,59 @@ from collections.abc import Iterator, Sequence
 from io import BufferedIOBase
 from pathlib import Path
 
-from tlkit.data.decode import EXTENSIONS
+from tlkit.data.sources.image_files import UnusedImages, file_use
 from tlkit.errors import DataError
 
 STDIN = "-"
 _READ_BYTES = 1 << 16
 
 
-def check_paths(paths: Sequence[str]) -> None:
-    """Raises DataError for a folder or a glob that holds no picture, before anything slow begins."""
+def check_paths(paths: Sequence[str]) -> list[str]:
+    """Return the folders that hold no image. Raises DataError, before anything slow begins, where no path leads to one, or a glob
+    matches nothing."""
     if paths.count(STDIN) > 1:
         raise DataError("'-' stands twice among the pictures, but standard input can be read only once.\n  Name it once.")
+    empty: list[str] = []
+    unused = UnusedImages()
     for path in paths:
-        if path == STDIN or next(_expand(path), None) is not None:
+        if path == STDIN or next(_expand(path, unused), None) is not None:
             continue
-        endings = ", ".join(sorted(EXTENSIONS))
-        if Path(path).is_dir():
-            raise DataError(f"{path}: there is no picture in this folder or below it.\n  Looked for files that end in {endings}.")
-        raise DataError(f"{path}: no file matches.\n  Expected files, folders, globs such as 'photos/**/*.jpg', or - for a list.")
+        if not Path(path).is_dir():
+            raise DataError(f"{path}: no file matches.\n  Expected files, folders, globs such as 'photos/**/*.jpg', or - for a list.")
+        empty.append(path)
+    if empty and len(empty) == len(paths):
+        fix = str(unused) or "Looked for files that Pillow reads, such as .jpg, .png, .webp, .avif and .tif."
+        raise DataError(f"{', '.join(empty[:5])}: there is no image in {'this folder' if len(empty) == 1 else 'these folders'}.\n  {fix}")
+    return empty
 
 
-def file_names(paths: Sequence[str], stdin: BufferedIOBase, *, separator: bytes = b"\n") -> Iterator[str]:
+def file_names(
+    paths: Sequence[str], stdin: BufferedIOBase, *, separator: bytes = b"\n", unused: UnusedImages | None = None
+) -> Iterator[str]:
     """Names of files, in the order of the paths; a folder's sorted, and those of the folders in it with them.
 
     A name that is no file is given too: whoever reads it says what is wrong. separator: of the list on stdin, which `-` stands for;
-    names in it are taken as they are.
+    names in it are taken as they are. unused: counts files in folders that look like images and are left out.
     """
+    unused = unused if unused is not None else UnusedImages()
     for path in paths:
-        yield from _listed(stdin, separator) if path == STDIN else _expand(path)
+        yield from _listed(stdin, separator) if path == STDIN else _expand(path, unused)
 
 
-def _expand(path: str) -> Iterator[str]:
+def _expand(path: str, unused: UnusedImages) -> Iterator[str]:
     if os.path.isdir(path):
-        yield from _walk(path)
+        yield from _walk(path, unused)
     elif glob.has_magic(path) and not os.path.lexists(path):
         for found in sorted(glob.iglob(path, recursive=True)):
             if not os.path.isdir(found):
                 yield found
             elif "**" not in path:  # which finds what lies in the folder by itself
-                yield from _walk(found)
+                yield from _walk(found, unused)
     else:
         yield path
 
 
-def _walk(folder: str) -> Iterator[str]:
+def _walk(folder: str, unused: UnusedImages) -> Iterator[str]:
     """Pictures in a folder and below it; hidden ones and links to folders are left out."""
     try:
         with os.scandir(folder) as found:
@@ -59,9 +68,11 @@ def _walk(folder: str) -> Iterator[str]:
         return
     for entry in entries:
         if entry.is_dir(follow_symlinks=False):
-            yield from _walk(entry.path)
-        elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
+            yield from _walk(entry.path, unused)
+        elif (use := file_use(entry.path)) == "image":
             yield entry.path
+        elif use == "unused":
+            unused.add(entry.path)
 
 
 def _listed(stdin: BufferedIOBase, separator: bytes) -> Iterator[str]:

@@ -10,6 +10,7 @@ from typing import Literal, cast
 
 import numpy as np
 
+from tlkit.data.sources.image_files import UnusedImages
 from tlkit.deploy.predict.feature_files import open_features
 from tlkit.deploy.predict.inputs import STDIN, check_paths, file_names
 from tlkit.deploy.predict.layouts import Question, layout, print_tables
@@ -72,7 +73,8 @@ def predict(
 def predict_command(model: Path, asked: Asked) -> int:
     """Writes predictions to stdout or a file; unreadable files are named on stderr, and make the exit code 2."""
     how = _format_of(asked)
-    check_paths(asked.paths)
+    for folder in check_paths(asked.paths):
+        print(f"{_printable(folder)}: there is no image in this folder; the others are predicted.", file=sys.stderr)
     predictor = open_predictor(model)
     if asked.features and asked.out:
         tally = _write_features(predictor, asked, asked.out)
@@ -93,6 +95,7 @@ class Tally:
     def __init__(self) -> None:
         self.images = self.unreadable = self.earlier = 0
         self._first: list[str] = []
+        self.unused = UnusedImages()
 
     def add(self, images: int, errors: Iterable[str]) -> None:
         self.images += images
@@ -115,6 +118,8 @@ class Tally:
             print(f"{number} pictures in {asked.out}{before}", file=sys.stderr)
         if self.unreadable:
             print(f"{self.unreadable} of {number} files could not be read; the others were predicted.", file=sys.stderr)
+        if text := str(self.unused):
+            print(_printable(text), file=sys.stderr)
         return 2 if self.unreadable else 0
 
 
@@ -136,9 +141,9 @@ def _format_of(asked: Asked) -> Format:
     return how  # type: ignore[return-value]  # it is one of the two
 
 
-def _names(asked: Asked) -> Iterator[str]:
+def _names(asked: Asked, unused: UnusedImages | None = None) -> Iterator[str]:
     stdin = cast(BufferedReader, sys.stdin.buffer)  # typeshed says less of it than it is
-    return file_names(asked.paths, stdin, separator=asked.separator)
+    return file_names(asked.paths, stdin, separator=asked.separator, unused=unused)
 
 
 def _count(asked: Asked, done: int = 0) -> Callable[[], int] | None:
@@ -149,7 +154,7 @@ def _count(asked: Asked, done: int = 0) -> Callable[[], int] | None:
 def _print_all(predictor: Predictor, asked: Asked, how: Format, question: Question) -> Tally:
     tally = Tally()
     with progress(_count(asked), rows=how != "table") as advance:
-        found = _tallied(predictions(predictor, _names(asked)), tally, advance)
+        found = _tallied(predictions(predictor, _names(asked, tally.unused)), tally, advance)
         if how == "table":
             print_tables((prediction for batch in found for prediction in batch), question)
             return tally
@@ -175,7 +180,7 @@ def _write_out(predictor: Predictor, asked: Asked, file: Path, how: Format, ques
     with open_out(file, text, made_by, resume=asked.resume) as (out, rows):
         tally.earlier, tally.unreadable = len(rows.names), rows.unreadable
         with progress(_count(asked, len(rows.names))) as advance:
-            for batch in _tallied(predictions(predictor, rows.without(_names(asked))), tally, advance):
+            for batch in _tallied(predictions(predictor, rows.without(_names(asked, tally.unused))), tally, advance):
                 out.write("".join(map(text.row, batch)).encode(errors="surrogateescape"))
                 out.flush()  # a batch in one piece: what is lost by a kill is at most what is in the network
     return tally
@@ -199,7 +204,7 @@ def _write_features(predictor: Predictor, asked: Asked, file: Path) -> Tally:
     with open_features(file, width, made_by, resume=asked.resume) as (write, rows):
         tally.earlier, tally.unreadable = len(rows.names), rows.unreadable
         with progress(_count(asked, len(rows.names))) as advance:
-            for batch in batches(predictor.preprocessing, rows.without(_names(asked))):
+            for batch in batches(predictor.preprocessing, rows.without(_names(asked, tally.unused))):
                 features = predictor.features(batch.images) if batch.images is not None else np.empty((0, width), np.float32)
                 write(batch.readable, features, [batch.names[i] for i in batch.errors])
                 tally.add(len(batch.names), batch.errors.values())

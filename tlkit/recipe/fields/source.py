@@ -9,6 +9,9 @@ from tlkit.recipe.fields.strict import Strict
 
 class FolderSource(Strict):
     folder: str = Field(min_length=1, title="FOLDER", description="train/val/test folders of classes, or classes to be split")
+    layout: Literal["auto", "split/class", "class/split", "class"] = Field(
+        "auto", description="what the folders are, from the outer to the inner ones; auto goes by their names"
+    )
 
 
 class TorchvisionSource(Strict):
