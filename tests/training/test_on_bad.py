@@ -60,7 +60,7 @@ def test_skip_trains_on_every_good_image_and_lists_every_bad_one(place: Path, ca
     assert f"{len(skipped)} of {len(good) + len(skipped)} pictures can't be read and are left out" in output
     assert "the first frame or page is taken of 2 files that have several, such as plain/animated.gif" in output
     assert f"{len(skipped)} pictures that can&#39;t be read" in (place / "run" / "report.html").read_text()
-    assert len(good) == 3 * GOOD + 4
+    assert len(good) == 3 * GOOD + 5
 
 
 def test_error_ends_with_the_image_and_what_can_be_done(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -68,7 +68,7 @@ def test_error_ends_with_the_image_and_what_can_be_done(place: Path, capsys: pyt
     assert run("--out", "run") == 2
     error = capsys.readouterr().err
     assert "picture cat/5.png: photos/cat/5.png: the file is empty (0 bytes)." in error
-    assert "`tlkit data check RECIPE` names every such make_image, and data.on_bad=skip leaves them out of a run." in error
+    assert "`tlkit data check RECIPE` names every such picture, and data.on_bad=skip leaves them out of a run." in error
     assert not (place / "run" / "skipped.csv").exists()
 
 

@@ -283,6 +283,7 @@ def test_classes_in_two_spellings_and_cells_without_a_value_are_reported_of_any_
     np.savez(tmp_path / "a.npz", images=np.zeros((28, 8, 8), np.uint8), labels=np.array(classes))
     found = check_images(Data(source=NpzSource(npz=str(tmp_path / "a.npz"))), "multiclass", 0)
     assert rows(found, "warning") == {
+        "class '-1'": "'-1' is a class like others",
         "class 'NaN'": "'NaN' is a class like others",
         "class 'cat'": "'cat' and 'Cat' count as two classes",
         "class 'sea gull'": "'sea gull' and 'Sea-Gull' count as two classes",
