@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from tlkit import __version__
 from tlkit.commands import data, deploy, evaluate, models, training
 from tlkit.errors import Interrupted, TlkitError, expected_one_of, without_passwords
+from tlkit.files import is_disk_full
 from tlkit.terminal import escape_unencodable_output
 
 EXAMPLES = """examples:
@@ -131,7 +132,7 @@ def _exit_status(error: BaseException) -> tuple[int, str]:
         return error.code, str(error)
     if isinstance(error, KeyboardInterrupt):
         return 130, "Interrupted."
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and is_disk_full(error):
         _discard_output()
         return 2, f"The disk is full: {error.filename or 'no space left to write to'}.\n  Free some space, or write elsewhere with --out."
     if isinstance(error, OSError) and error.filename and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):

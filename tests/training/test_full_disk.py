@@ -2,15 +2,13 @@
 
 import errno
 import os
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tlkit.commands.log import show_log
 from tlkit.errors import RunError
-from tlkit.evaluation.curves import draw_curves
+from tlkit.files import _unfinished as unfinished
 from tlkit.recipe.load import load_recipe
 from tlkit.training.distributed.signals import Stop
 from tlkit.training.finetune import finetune
@@ -37,12 +35,14 @@ def test_a_run_whose_report_has_no_room_is_not_finished_and_goes_on(
     monkeypatch.setenv("TLKIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("TLKIT_RUN_FOLDER", raising=False)
 
-    def draw_and_fill(rows: Sequence[Mapping[str, Any]], names: Sequence[str], file: Path) -> None:
-        draw_curves(rows, names, file)
-        (run / "report.writing").symlink_to(FULL)
+    def no_room_for_the_report(file: Path) -> Path:
+        writing = unfinished(file)
+        if file.name == "report.html":
+            writing.symlink_to(FULL)
+        return writing
 
     with monkeypatch.context() as patch:
-        patch.setattr("tlkit.training.results.draw_curves", draw_and_fill)
+        patch.setattr("tlkit.files._unfinished", no_room_for_the_report)
         with pytest.raises(RunError) as caught:
             finetune(recipe, out=run)
     assert str(caught.value) == (

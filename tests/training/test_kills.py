@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests import warm
+from tlkit.files import UNFINISHED
 
 BUNDLED = Path(__file__).parents[2] / "data/fashion_mnist_mini"
 RECIPE = """
@@ -45,17 +46,17 @@ def rows(run: Path, phase: int) -> bool:
 
 def writing(run: Path, first: int) -> bool:
     """Whether a checkpoint is being written, this number or a later one."""
-    return any(int(file.name[:4]) >= first for file in run.glob("checkpoints/[0-9]*.writing"))
+    return any(int(file.name[1:5]) >= first for file in run.glob(f"checkpoints/.[0-9]*{UNFINISHED}"))
 
 
 MOMENTS: dict[str, Callable[[Path, Path], bool]] = {
-    "cache writing": lambda run, cache: any(cache.glob("activations/*.writing")),
+    "cache writing": lambda run, cache: any(cache.glob(f"activations/*{UNFINISHED}")),
     "head phase": lambda run, cache: any(run.glob("checkpoints/*.json")),
     "checkpoint writing": lambda run, cache: writing(run, 4),
     "second phase": lambda run, cache: rows(run, 1),
-    "best writing": lambda run, cache: rows(run, 1) and (run / "checkpoints/best.writing").exists(),
+    "best writing": lambda run, cache: rows(run, 1) and any(run.glob(f"checkpoints/.best.*{UNFINISHED}")),
     "checkpoint writing, full phase": lambda run, cache: rows(run, 2) and writing(run, 12),
-    "model writing": lambda run, cache: any(run.glob(".model-*")),
+    "model writing": lambda run, cache: any(run.glob(f".model.*{UNFINISHED}")),
     "test": lambda run, cache: (run / "model").is_dir(),
 }
 """In the order in which a run comes to them."""
@@ -99,7 +100,7 @@ def killed(place: Path, run: Path, cache: Path, moment: str, delay_s: float) -> 
 
 
 def left_in(run: Path) -> list[str]:
-    return sorted(str(file.relative_to(run)) for file in (*run.glob("checkpoints/*.writing"), *run.glob(".model-*")))
+    return sorted(str(file.relative_to(run)) for file in run.rglob(f"*{UNFINISHED}"))
 
 
 def result(run: Path) -> str:

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from tlkit.data.dataset import ImageDataset
 from tlkit.errors import DataError
+from tlkit.files import atomic_file
 from tlkit.recipe.explain import shown
 from tlkit.recipe.fields.learning import Mix
 from tlkit.recipe.schema import Recipe
@@ -139,7 +140,8 @@ def draw_sheet(rows: Sequence[Row], headings: Sequence[str], file: Path, *, titl
             sheet.paste(view, (left + column * (side + GAP_PX), y))
     for number, line in enumerate(folded):
         _write(draw, (MARGIN_PX, head + body + GAP_PX + number * LINE_PX), line, colour=SOFT)
-    sheet.save(file, format="PNG")
+    with atomic_file(file) as writing:
+        sheet.save(writing, format="PNG")
 
 
 def _format_value(view: ImageArray) -> Image.Image:

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tlkit.files import atomic_file
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -29,7 +31,8 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], phase_names: Sequence[str], f
         _mark_phases(axis, rows, phase_names)
     axes[0].legend(frameon=False, loc="best")
     axes[1].set_ylim(bottom=0)
-    figure.savefig(file, dpi=120)
+    with atomic_file(file) as writing:
+        figure.savefig(writing, format="png", dpi=120)
     plt.close(figure)
 
 

@@ -12,6 +12,7 @@ from tlkit.data.quality.audit import Finding
 from tlkit.data.quality.near_duplicates import Decode
 from tlkit.data.samples import ImageSource, Samples
 from tlkit.errors import DataError
+from tlkit.files import write_atomically
 
 THUMBNAIL_PX = 112
 MOST_FINDINGS, MOST_IMAGES = 100, 6
@@ -70,7 +71,7 @@ def write_gallery(
         sections.append({"kind": kind, "title": title, "meaning": meaning, "number": len(of_kind), "entries": entries})
     environment = Environment(loader=PackageLoader("tlkit", "evaluation"), autoescape=select_autoescape(), undefined=StrictUndefined)
     page = environment.get_template("gallery.html").render(name=name, sections=sections, verdict=verdict, note=note)
-    file.write_bytes(page.encode("utf-8", "replace"))  # a file name that isn't UTF-8 has no letters to show
+    write_atomically(file, page.encode("utf-8", "replace"))  # a file name that isn't UTF-8 has no letters to show
 
 
 def thumbnail(image: ImageSource, decoded: Decode) -> str:

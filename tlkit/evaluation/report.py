@@ -1,10 +1,11 @@
 """report.html: one page on a run, without outside resources, that can be sent by mail."""
 
 import base64
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from tlkit.files import write_atomically
 
 MATRIX_CLASSES = 40
 """Up to so many classes the page has the whole confusion matrix, and one table of classes."""
@@ -39,7 +40,7 @@ def write_report(
         augmentations=base64.b64encode(augmentations.read_bytes()).decode() if augmentations.is_file() else "",
         **_of_classes(measured),
     )
-    _write_whole(file, page)
+    write_atomically(file, page)  # a run that has it is finished: half of one, on a full disk, must not be there
 
 
 def write_folds_report(file: Path, *, name: str, summary: Mapping[str, Any], recipe_yaml: str) -> None:
@@ -48,14 +49,7 @@ def write_folds_report(file: Path, *, name: str, summary: Mapping[str, Any], rec
 
     environment = Environment(loader=PackageLoader("tlkit", "evaluation"), autoescape=select_autoescape(), undefined=StrictUndefined)
     page = environment.get_template("folds.html").render(name=name, summary=summary, recipe_yaml=recipe_yaml)
-    _write_whole(file, page)
-
-
-def _write_whole(file: Path, page: str) -> None:
-    """A run with a report.html is taken for finished: half of one, on a full disk, must not lie there."""
-    writing = file.with_suffix(".writing")
-    writing.write_text(page, encoding="utf-8")
-    os.replace(writing, file)
+    write_atomically(file, page)
 
 
 def _of_classes(measured: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,13 +1,10 @@
 """The model folder: what ships. Safetensors and JSON only, readable without Lightning, and by timm's own local-dir loader."""
 
-import hashlib
 import json
-import os
 import platform
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -24,6 +21,7 @@ from torch import Tensor, nn
 import tlkit
 from tlkit.data.preprocess import Preprocessing
 from tlkit.errors import BackboneError, RunError
+from tlkit.files import atomic_folder, sha256_of, write_json
 from tlkit.models.backbones import build_options, classifier_names, create_backbone
 from tlkit.models.classifier import Classifier
 from tlkit.models.devices import find_device
@@ -58,14 +56,13 @@ class ModelCard:
 
 
 def save_model(folder: Path, classifier: Classifier, card: ModelCard) -> None:
-    """Writes the model folder, whole or not at all.
+    """Write the model folder, whole or not at all; one that is there already stays until the new one is whole.
 
     With one of LINEAR_HEADS `model.safetensors` holds timm's whole model, so that plain timm gives the same logits. Other heads lie in
     `head.safetensors`, and plain timm gives the features.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    writing = Path(tempfile.mkdtemp(prefix=".model-", dir=folder.parent))
-    try:
+    with atomic_folder(folder) as writing:
         backbone_state = _on_cpu(classifier.backbone)
         if card.head.kind in LINEAR_HEADS:
             state = {**backbone_state, **_as_timm_classifier(classifier, card)}
@@ -76,19 +73,13 @@ def save_model(folder: Path, classifier: Classifier, card: ModelCard) -> None:
         if card.mean_picture is not None:
             write_tensors({MEAN_IMAGE: torch.from_numpy(card.mean_picture)}, writing / card.preprocessing[MEAN_IMAGE]["file"])
         _write_timm_config(writing / "config.json", card)
-        _write_json(writing / "tlkit.json", _facts(card, writing))
-        if folder.exists():
-            shutil.rmtree(folder)
-        writing.chmod(0o755)
-        os.replace(writing, folder)
-    finally:
-        shutil.rmtree(writing, ignore_errors=True)
+        write_json(writing / "tlkit.json", _facts(card, writing))
 
 
 def update_metrics(folder: Path, metrics: Mapping[str, Any]) -> None:
     """Writes what was measured on the shipped model into its tlkit.json."""
     facts = json.loads((folder / "tlkit.json").read_text(encoding="utf-8"))
-    _write_json(folder / "tlkit.json", {**facts, "metrics": metrics})
+    write_json(folder / "tlkit.json", {**facts, "metrics": metrics})
 
 
 def load_model(folder: str | PathLike[str], *, device: str = "cpu") -> Classifier:
@@ -233,7 +224,7 @@ def _facts(card: ModelCard, folder: Path) -> dict[str, Any]:
         "weights": dict(card.weights),
         "metrics": dict(card.metrics),
         "recipe": dict(card.recipe),
-        "sha256": {file.name: _sha256(file) for file in sorted(folder.glob("*.safetensors"))},
+        "sha256": {file.name: sha256_of(file) for file in sorted(folder.glob("*.safetensors"))},
         "versions": {
             "python": platform.python_version(),
             "tlkit": tlkit.__version__,
@@ -250,7 +241,7 @@ def read_card(folder: Path) -> ModelCard:
         if facts["format"] > FORMAT:
             raise RunError(f"{folder / 'tlkit.json'} has format {facts['format']}; this tlkit reads up to {FORMAT}. Update tlkit.")
         for name, expected in facts["sha256"].items():
-            if Path(name).name != name or _sha256(folder / name) != expected:
+            if Path(name).name != name or sha256_of(folder / name) != expected:
                 raise RunError(
                     f"{folder / name} is not the file that tlkit.json describes (sha256 differs).\n  Copy the whole folder again."
                 )
@@ -271,7 +262,7 @@ def _mean_picture(folder: Path, facts: Mapping[str, Any]) -> NDArray[np.float32]
     if named["file"] not in facts["sha256"]:
         raise RunError(f"{folder / 'tlkit.json'} has no sha256 of {named['file']}.\n  Copy the whole model folder again.")
     image = _read_state(folder / named["file"])[MEAN_IMAGE].numpy()
-    if hashlib.sha256(image.tobytes()).hexdigest() != named["values_sha256"]:
+    if sha256(image.tobytes()).hexdigest() != named["values_sha256"]:
         raise RunError(f"{folder / named['file']} holds another picture than tlkit.json describes.\n  Copy the whole model folder again.")
     return image
 
@@ -281,14 +272,3 @@ def _read_state(file: Path) -> dict[str, Tensor]:
         return load_file(file)
     except (SafetensorError, OSError) as error:
         raise RunError(f"{file} can't be read: {error}\n  Copy the whole model folder again.") from error
-
-
-def _write_json(file: Path, values: Mapping[str, Any]) -> None:
-    temporary = file.with_suffix(".writing")
-    temporary.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, file)
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tlkit.errors import WeightsError
+from tlkit.files import atomic_file
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".pth.tar")
 # Where training scripts put a state dict: timm's, torchvision's and Lightning's, and DINO's teacher. Averaged weights go first, as in timm.
@@ -40,9 +41,13 @@ def read_tensors(file: Path) -> tuple[dict[str, Tensor], str]:
 
 
 def write_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
-    """As safetensors. Raises OSError, with the file's name, for what the system says: safetensors 0.8 has an error of its own for it."""
+    """Write safetensors, whole or not at all. Their user flushes them where they must outlive a power failure.
+
+    Raises OSError, with the file's name, for what the system says: safetensors 0.8 has an error of its own for it.
+    """
     try:
-        save_file(dict(tensors), file)
+        with atomic_file(file, durable=False) as writing:
+            save_file(dict(tensors), writing)
     except SafetensorError as error:
         if number := re.search(r"os error (\d+)", str(error)):
             raise OSError(int(number[1]), os.strerror(int(number[1])), str(file)) from error

@@ -1,6 +1,5 @@
 """Where a backbone's weights come from: timm's hub repository or url, a file, an installed package, an earlier run, or nowhere."""
 
-import hashlib
 import logging
 import re
 from collections.abc import Callable, Mapping
@@ -15,6 +14,7 @@ from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from tlkit.errors import Fault, MissingExtraError, RecipeError, RunError, WeightsError, expected_one_of
+from tlkit.files import sha256_of
 from tlkit.models.backbones import classifier_names, create_backbone, first_convolutions, pretrained_cfg
 from tlkit.models.model_folder import find_model_folder, read_card
 from tlkit.models.state_files import SUFFIXES, read_tensors, under_names
@@ -111,8 +111,7 @@ def weights_here(name: str) -> str:
 
 
 def _described(origin: str, file: Path) -> Weights:
-    with file.open("rb") as opened:
-        return Weights(origin, file, hashlib.file_digest(opened, "sha256").hexdigest())
+    return Weights(origin, file, sha256_of(file))
 
 
 def _local_file(name: str) -> Path:
@@ -200,9 +199,8 @@ def _url_file(url: str) -> Path:
 
     file = _in_torch_hub(url)
     if file.is_file():
-        with file.open("rb") as opened:
-            if not hashlib.file_digest(opened, "sha256").hexdigest().startswith(_sha256_start(url)):
-                raise WeightsError(f"{file} is not what its name says (sha256 differs).\n  Delete it, and it is fetched again.")
+        if not sha256_of(file).startswith(_sha256_start(url)):
+            raise WeightsError(f"{file} is not what its name says (sha256 differs).\n  Delete it, and it is fetched again.")
         return file
     try:
         if constants.HF_HUB_OFFLINE or is_offline():

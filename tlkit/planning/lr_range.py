@@ -4,7 +4,6 @@ Lightning 2.6's lr_find sets one rate for all parameter groups, and leaves the r
 Source: Smith 2017, section 3.3, https://arxiv.org/abs/1506.01186
 """
 
-import csv
 import math
 import shlex
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from rich.table import Table
 from tlkit.data.datamodule import ImageDataModule
 from tlkit.errors import RunError, TlkitError
 from tlkit.evaluation.curves import TRAINING, VALIDATION
+from tlkit.files import atomic_file, write_csv
 from tlkit.models.classifier import Classifier
 from tlkit.planning.trial import try_phase, unchanged
 from tlkit.recipe.fields.phases import SolvedPhase
@@ -73,8 +73,9 @@ def lr_command(recipe: Recipe, number: int, *, steps: int, out: Path | None, wor
     console = Console(stderr=True)
     result = lr_range(ready.classifier, ready.data, recipe, phase, ready.trained[phase], steps=steps, console=console)
     run = make_run_folder(f"{recipe.name}-lr", out)
-    with (run / "lr.csv").open("w", newline="", encoding="utf-8") as opened:
-        csv.writer(opened).writerows([("lr", "loss", "smoothed"), *zip(result.lrs, result.losses, result.smoothed, strict=True)])
+    columns = ("lr", "loss", "smoothed")
+    steps_taken = zip(result.lrs, result.losses, result.smoothed, strict=True)
+    write_csv(run / "lr.csv", columns, (dict(zip(columns, step, strict=True)) for step in steps_taken))
     draw_lr_range(result, recipe, phase, run / "lr.png")
     print_lr_range(result, recipe, phase, run, words=words)
     return 0
@@ -184,7 +185,8 @@ def draw_lr_range(result: LrRange, recipe: Recipe, phase: int, file: Path) -> No
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False, loc="best")
-    figure.savefig(file, dpi=120)
+    with atomic_file(file) as writing:
+        figure.savefig(writing, format="png", dpi=120)
     plt.close(figure)
 
 

@@ -1,6 +1,5 @@
 """A folder by `tlkit data fetch`, from which a machine without network takes weights and data; and whether the network may be asked."""
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -11,6 +10,7 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from tlkit.errors import DataError, WeightsError
+from tlkit.files import sha256_of
 from tlkit.recipe.fields.model import Model
 from tlkit.recipe.fields.source import Source
 from tlkit.recipe.fields.strict import Strict
@@ -155,11 +155,6 @@ def check_files(folder: Path, files: Mapping[str, FetchedFile], names: Iterable[
         raise DataError(
             f"{folder} is not as it was fetched:\n{listed}\n  Copy it again from where it was fetched, or fetch again: {_fetch_it(folder)}"
         )
-
-
-def sha256_of(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _fault(file: Path, expected: FetchedFile) -> str:

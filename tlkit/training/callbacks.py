@@ -1,8 +1,6 @@
 """What happens beside the steps: the best weights kept, a row an epoch, and progress that a person can follow."""
 
-import csv
 import logging
-import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +15,7 @@ from torch import Tensor
 
 from tlkit.data.progress import LINE_EVERY_S
 from tlkit.evaluation.metrics import PrimaryMetric, metric_label
+from tlkit.files import write_csv
 from tlkit.models.classifier import Classifier
 from tlkit.models.state_files import write_tensors
 from tlkit.recipe.fields.learning import Ema
@@ -47,7 +46,7 @@ class BestWeights(Callback):
             return
         best = load_file(self.file)
         if names - best.keys():
-            save_tensors({**_tensors(self._classifier, names), **best}, self.file)
+            write_tensors({**_tensors(self._classifier, names), **best}, self.file)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # The metric itself: the figures that are logged are ready only after this hook, when a moving average is swapped out again.
@@ -60,21 +59,14 @@ class BestWeights(Callback):
             return
         self.score, self.phase, self.epoch = score, self.current_phase, epoch
         if keeps:
-            save_tensors(_tensors(self._classifier, self._changing), self.file)
+            write_tensors(_tensors(self._classifier, self._changing), self.file)
 
     def restore(self) -> None:
         self._classifier.load_state_dict(load_file(self.file), strict=False)
 
 
 def save_state(classifier: Classifier, file: Path) -> None:
-    save_tensors(_tensors(classifier, frozenset(classifier.state_dict())), file)
-
-
-def save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
-    """Writes the whole file or none of it."""
-    writing = file.with_suffix(".writing")
-    write_tensors(tensors, writing)
-    os.replace(writing, file)
+    write_tensors(_tensors(classifier, frozenset(classifier.state_dict())), file)
 
 
 def _tensors(classifier: Classifier, names: frozenset[str]) -> dict[str, Tensor]:
@@ -125,13 +117,8 @@ class MetricsTable(Callback):
 
 
 def write_metrics_table(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
-    """The file appears whole or not at all."""
-    writing = file.with_suffix(".writing")
-    with writing.open("w", newline="", encoding="utf-8") as opened:
-        writer = csv.DictWriter(opened, METRICS_COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(writing, file)
+    """Write metrics.csv. Checkpoints have its rows too, so that none is lost with the power."""
+    write_csv(file, METRICS_COLUMNS, rows, durable=False)
 
 
 class ShowProgress(Callback):

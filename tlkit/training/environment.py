@@ -17,6 +17,7 @@ import torch
 from PIL import features
 
 import tlkit
+from tlkit.files import write_json
 
 FILE = "environment.json"
 
@@ -36,7 +37,7 @@ def write_environment(run: Path, recipe_place: str, device: torch.device) -> Non
     if earlier:
         before = earlier.pop("earlier", [])
         facts["earlier"] = before if earlier == facts else [*before, earlier]
-    (run / FILE).write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(run / FILE, facts)
 
 
 def read_environment(run: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from tlkit.evaluation.primary_metric import named_primary_metric, recorded_primary_metric
 from tlkit.evaluation.report import write_folds_report
+from tlkit.files import write_atomically, write_json
 from tlkit.recipe.load import recipe_yaml
 from tlkit.recipe.schema import Recipe
 from tlkit.training.distributed.launch import broadcast_from_main, local_main_process_first, start_processes
@@ -33,13 +34,12 @@ def finetune_folds(recipe: Recipe, out: Path | None, *, resume: bool, stop: Stop
     folds = recipe.data.folds or 0
     with local_main_process_first():
         setup = prepare(recipe, fold=1)
-    from tlkit.training.checkpointing.files import write_whole
 
     start_processes(recipe)
     run = broadcast_from_main(lambda: make_run_folder(recipe.name, out, resume=resume))
     stop.resume_hint = f"go on with the same command, --out {run} and --resume"
     if is_main_process():
-        write_whole(run / FIRST, recipe_yaml(recipe).encode())
+        write_atomically(run / FIRST, recipe_yaml(recipe))
     folders = make_fold_folders(run, folds, resume=resume)
     for fold, folder in enumerate(folders, 1):
         started = time.perf_counter()
@@ -54,7 +54,7 @@ def finetune_folds(recipe: Recipe, out: Path | None, *, resume: bool, stop: Stop
     summary = summarize(each)
     summary["seconds"] = {f"fold {i}": metrics["seconds"]["total"] for i, metrics in enumerate(each, 1)}
     summary["seconds"]["total"] = round(time.perf_counter() - began, 3)
-    (run / "metrics.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(run / "metrics.json", summary)
     write_folds_report(run / "report.html", name=recipe.name, summary=summary, recipe_yaml=recipe_yaml(recipe))
     with log_to_file(run / "log.txt"):
         LOG.info("%d folds done in %.0f s", folds, summary["seconds"]["total"])

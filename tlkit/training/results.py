@@ -1,6 +1,5 @@
 """What a run leaves for people and scripts: thresholds, the metrics of what ships, curves, report and panel."""
 
-import json
 import logging
 import os
 import shlex
@@ -17,6 +16,7 @@ from tlkit.evaluation.evaluate import measure_logits, measure_split
 from tlkit.evaluation.metrics import best_thresholds, metric_label, primary_metric_of
 from tlkit.evaluation.primary_metric import named_primary_metric, recorded_primary_metric
 from tlkit.evaluation.report import write_report
+from tlkit.files import write_json
 from tlkit.models.classifier import Classifier
 from tlkit.models.inference import infer
 from tlkit.models.model_folder import load_with_card, update_metrics
@@ -148,7 +148,7 @@ def write_results(run: Path, recipe: Recipe, samples: Samples, weights: Weights,
     """metrics.json, curves.png, report.html, and the panel that a person reads."""
     from tlkit.training.phases import phase_name
 
-    (run / "metrics.json").write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(run / "metrics.json", metrics)
     head = recipe.model.head
     names = [*(phase_name(phase.train) for phase in recipe.phases), head.kind]
     draw_curves(result.rows, names, run / "curves.png")

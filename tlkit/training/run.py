@@ -9,6 +9,7 @@ from tlkit.data.quality.audit import compare_splits
 from tlkit.data.quality.on_bad import several_frames, write_skipped
 from tlkit.data.samples import Samples
 from tlkit.data.splits.holdout import hash_images, manifest_rows, split_warnings, write_manifest
+from tlkit.files import remove_unfinished, write_atomically
 from tlkit.models.model_folder import ModelCard, save_model
 from tlkit.recipe.fields.data import Data
 from tlkit.recipe.fields.model import CLASSICAL_HEADS
@@ -23,7 +24,7 @@ from tlkit.training.distributed.signals import Stop
 from tlkit.training.environment import write_environment
 from tlkit.training.log import log_to_file, silent
 from tlkit.training.results import choose_thresholds, measure_shipped, metric_notes, split_summary, write_results
-from tlkit.training.run_folder import FIRST, remove_unfinished_files
+from tlkit.training.run_folder import FIRST
 from tlkit.training.setup import Setup
 
 if TYPE_CHECKING:
@@ -128,14 +129,13 @@ def write_run_header(recipe: Recipe, setup: Setup, context: RunContext, rows: li
     rows: of split.csv. goes_on: the folder holds an unfinished run.
     """
     from tlkit.data.preview import draw_preview
-    from tlkit.training.checkpointing.files import write_whole
 
     samples, data, folder = setup.samples, setup.data, context.folder
     if goes_on:
-        remove_unfinished_files(folder)
+        remove_unfinished(folder)  # never whole, and as large as the network
         check_same_images(folder / "split.csv", rows)
     else:
-        write_whole(folder / FIRST, recipe_yaml(recipe).encode())
+        write_atomically(folder / FIRST, recipe_yaml(recipe))
     context.stop.resume_hint = context.stop.resume_hint or f"go on with the same command, --out {folder} and --resume"
     write_environment(folder, recipe.place_of(""), setup.devices.here)
     log_header(recipe, setup, folder)

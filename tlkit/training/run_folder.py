@@ -1,12 +1,11 @@
 """The folder of one run: `runs/NAME/NNN/`, or the one that was asked for. Nothing of a finished run is ever overwritten."""
 
-import errno
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from tlkit.errors import RunError
+from tlkit.files import is_disk_full
 from tlkit.training.distributed.ranks import is_main_process
 from tlkit.training.distributed.signals import Stop
 
@@ -58,21 +57,13 @@ def make_fold_folders(run: Path, folds: int, *, resume: bool = False) -> list[Pa
     return folders
 
 
-def remove_unfinished_files(run: Path) -> None:
-    """What a killed process was writing: never whole, and as large as the network."""
-    for file in (*run.glob("*.writing"), *run.glob("checkpoints/*.writing")):
-        file.unlink()
-    for folder in run.glob(".model-*"):
-        shutil.rmtree(folder)
-
-
 @contextmanager
 def disk_full_explained(stop: Stop) -> Iterator[None]:
     """Raise RunError, with how the run goes on, in place of the system's error of a full disk; leave it alone before a run has begun."""
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not stop.resume_hint:
+        if not is_disk_full(error) or not stop.resume_hint:
             raise
         what = f": {error.filename} can't be written" if error.filename else ""  # closing a file doesn't say which
         raise RunError(f"The disk is full{what}.\n  What was written before is whole: free some space, then {stop.resume_hint}.") from error

@@ -1,7 +1,6 @@
 """What two runs left, compared: splits, epochs, figures, weights. No torch, so that a folder which is no run is told at once."""
 
 import csv
-import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,6 +10,7 @@ from typing import Any
 
 from tlkit.errors import RunError
 from tlkit.evaluation.primary_metric import recorded_primary_metric
+from tlkit.files import sha256_of
 
 SHARE_TOLERANCE, IMAGES_TOLERANCE, CHANCE_TOLERANCE = 0.02, 2, 0.7
 LOSS_TOLERANCE, LOSS_SLACK = 0.05, 0.01
@@ -84,7 +84,7 @@ def read_epochs(run: Path) -> list[dict[str, str]]:
 def weights_sha256(run: Path) -> dict[str, str]:
     """Of every file of weights in the model folder."""
     try:
-        found = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted((run / "model").glob("*.safetensors"))}
+        found = {file.name: sha256_of(file) for file in sorted((run / "model").glob("*.safetensors"))}
     except OSError as error:
         raise RunError(f"{run / 'model'} can't be read: {error}\n  Copy the whole run folder again.") from error
     if not found:

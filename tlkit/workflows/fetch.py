@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-import os
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +13,7 @@ from tlkit.data.samples import Samples
 from tlkit.data.sources.kind import ReadOptions
 from tlkit.data.sources.read import kind_of, read_source
 from tlkit.errors import DataError, RunError
-from tlkit.files import format_bytes
+from tlkit.files import atomic_file, format_bytes, remove_unfinished, sha256_of, write_atomically, write_json
 from tlkit.models.backbones import check_backbone_name
 from tlkit.models.model_folder import find_model_folder
 from tlkit.models.weights import find_weights
@@ -26,7 +26,6 @@ from tlkit.recipe.fetched import (
     FetchedFile,
     FetchedWeights,
     read_fetched,
-    sha256_of,
 )
 from tlkit.recipe.fields.model import FileWeights, RunWeights
 from tlkit.recipe.fields.source import Source
@@ -34,7 +33,6 @@ from tlkit.recipe.load import recipe_yaml
 from tlkit.recipe.schema import Recipe
 
 TOLD_EVERY_S = 5.0
-PIECE = 1 << 20
 
 
 def fetch_command(recipe: Recipe, to: Path, *, leave_local: bool) -> int:
@@ -45,7 +43,7 @@ def fetch_command(recipe: Recipe, to: Path, *, leave_local: bool) -> int:
         bring.begin()
         local = [*_weights(recipe, bring, leave_local), *_data(recipe, bring, leave_local)]
     file = to / f"{recipe.name}.yaml"
-    file.write_text(recipe_yaml(recipe), encoding="utf-8")
+    write_atomically(file, recipe_yaml(recipe))
     bring.end()
     size = sum(one.size for one in bring.files.values())
     print(f"{to}: {len(bring.files)} files, {format_bytes(size)}, each with its sha256 in {MANIFEST}")
@@ -78,13 +76,12 @@ class _Folder:
             before = read_fetched(self.folder)
             self.files, self.weights, self.data = dict(before.files), list(before.weights), list(before.data)
         self.folder.mkdir(parents=True, exist_ok=True)
+        remove_unfinished(self.folder)
         (self.folder / UNFINISHED).touch()
 
     def end(self) -> None:
         fetched = Fetched(tlkit=__version__, weights=tuple(self.weights), data=tuple(self.data), files=dict(sorted(self.files.items())))
-        unfinished = self.folder / f"{MANIFEST}.part"
-        unfinished.write_text(json.dumps(fetched.model_dump(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        unfinished.replace(self.folder / MANIFEST)
+        write_json(self.folder / MANIFEST, fetched.model_dump())
         (self.folder / UNFINISHED).unlink()
 
     def copy(self, source: Path, name: str) -> str:
@@ -92,13 +89,8 @@ class _Folder:
         target = self.folder / name
         if not (target.is_file() and target.stat().st_size == source.stat().st_size and sha256_of(target) == sha256_of(source)):
             target.parent.mkdir(parents=True, exist_ok=True)
-            part = target.with_name(f"{target.name}.part")
-            with source.open("rb") as reading, part.open("wb") as writing:
-                while piece := reading.read(PIECE):
-                    writing.write(piece)
-                writing.flush()
-                os.fsync(writing.fileno())
-            part.replace(target)
+            with atomic_file(target) as writing:
+                shutil.copyfile(source, writing)
         return self.note(name)
 
     def forget(self, place: str) -> None:

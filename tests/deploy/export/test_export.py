@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +59,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for i in range(30):
             Image.fromarray(noisy(draws, colour)).save(folder / "pictures" / name / f"{i:02d}.png")
     (folder / "recipe.yaml").write_text(RECIPE.format(source=f"folder: {folder / 'pictures'}", resize="crop"))
-    return finetune(load_recipe(str(folder / "recipe.yaml")), out=folder / "run")
+    with umask(0o027):
+        return finetune(load_recipe(str(folder / "recipe.yaml")), out=folder / "run")
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +68,26 @@ def exported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run in every format."""
     out = tmp_path_factory.mktemp("exported")
     words = ["--format", "onnx", "torch,safetensors", "openvino", "--out", str(out), "--features", "--zip", "--with-samples", "2"]
-    assert main(["export", str(run), *words]) == 0
+    with umask(0o027):
+        assert main(["export", str(run), *words]) == 0
     return out
+
+
+@contextmanager
+def umask(mask: int) -> Iterator[None]:
+    before = os.umask(mask)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def test_all_that_a_run_and_an_export_write_follows_the_umask(run: Path, exported: Path) -> None:
+    """model.safetensors had mode 0600 beside files of 0644, so that another user could not serve it."""
+    written = [path for folder in (run, exported) for path in folder.rglob("*")]
+    assert {oct(path.stat().st_mode & 0o777) for path in written if path.is_dir()} == {"0o750"}
+    assert [path for path in written if path.is_file() and path.stat().st_mode & 0o777 != 0o640] == []
+    assert {"model.safetensors", "metrics.json", "report.html", "model.onnx", "model.xml", "onnx.zip"} <= {path.name for path in written}
 
 
 @pytest.fixture(scope="module")

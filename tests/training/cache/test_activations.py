@@ -13,6 +13,7 @@ from PIL import Image
 
 from tests import warm
 from tlkit.data.decode import decode
+from tlkit.files import UNFINISHED
 from tlkit.recipe.load import load_recipe
 from tlkit.system import cache_folder
 from tlkit.training.cache import activations as activation_cache
@@ -150,11 +151,11 @@ def test_a_run_killed_while_it_writes_leaves_nothing_that_is_taken_for_whole(pla
     paths = os.pathsep.join([str(place), os.environ.get("PYTHONPATH", "")])
     done = warm.run("finetune", "recipe.yaml", "--out", str(place / "killed"), cwd=workplace, env={**os.environ, "PYTHONPATH": paths})
     assert done.returncode == -signal.SIGKILL
-    assert [path.suffix for path in (cache_folder() / "activations").iterdir() if path.is_dir()] == [".writing"]
+    assert [path.suffix for path in (cache_folder() / "activations").iterdir() if path.is_dir()] == [UNFINISHED]
     assert entries() == []
     rows, _, log = train(place, "next", "phases=[{train: head, epochs: 1, lr: 1e-2}]")
     assert "frozen part run once" in log
-    assert not list((cache_folder() / "activations").glob("*.writing"))
+    assert not list((cache_folder() / "activations").glob(f"*{UNFINISHED}"))
     plain, _, _ = train(place, "plain", "phases=[{train: head, epochs: 1, lr: 1e-2}]", "cache.use=false")
     np.testing.assert_allclose(figures(rows), figures(plain), rtol=1e-4)
 

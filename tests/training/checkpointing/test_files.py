@@ -86,7 +86,7 @@ def test_nothing_in_a_checkpoint_is_run(tmp_path: Path) -> None:
 
 
 def test_others_are_removed_with_all_their_files(folder: Path) -> None:
-    (folder / "0004.ckpt.writing").write_bytes(b"")
+    (folder / "0004.ckpt").write_bytes(b"")
     remove_others(folder, good_checkpoints(folder)[1:])
     assert sorted(file.name for file in folder.iterdir()) == [
         f"000{i}.{end}" for i in (2, 3) for end in ("best.safetensors", "ckpt", "json")

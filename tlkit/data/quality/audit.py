@@ -1,6 +1,5 @@
 """What is wrong with a set of pictures as a set: the same one twice, on two sides of a split, under two labels, or labelled wrongly."""
 
-import csv
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,6 +17,7 @@ from tlkit.data.quality.label_errors import Doubts
 from tlkit.data.quality.near_duplicates import Dct, Decode, cached_dct, find_near, joined
 from tlkit.data.samples import Sample, Samples
 from tlkit.errors import DataError
+from tlkit.files import write_csv
 
 Kind = Literal["exact", "near", "similar", "label"]
 RANKS = {"": 0, "train": 0, "val": 1, "test": 2}
@@ -234,14 +234,13 @@ def _row_of(samples: Samples, row: int) -> dict[str, str]:
 
 def write_audit(samples: Samples, findings: Sequence[Finding], file: Path) -> None:
     """audit.csv: a row for each picture of each finding."""
-    with file.open("w", newline="", encoding="utf-8", errors="surrogateescape") as opened:
-        writer = csv.DictWriter(opened, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        for number, finding in enumerate(findings, start=1):
-            said = {"finding": number, "kind": finding.kind, "suggestion": finding.suggestion}
-            said |= {"across_splits": _yes(finding.across), "two_labels": _yes(finding.two_labels)}
-            for row, score in zip(finding.rows, finding.scores, strict=True):
-                writer.writerow({**said, **_row_of(samples, row), "score": score})
+    rows: list[dict[str, object]] = []
+    for number, finding in enumerate(findings, start=1):
+        facts = {"finding": number, "kind": finding.kind, "suggestion": finding.suggestion}
+        facts |= {"across_splits": _yes(finding.across), "two_labels": _yes(finding.two_labels)}
+        scored = zip(finding.rows, finding.scores, strict=True)
+        rows += ({**facts, **_row_of(samples, row), "score": score} for row, score in scored)
+    write_csv(file, COLUMNS, rows)
 
 
 def _yes(value: bool) -> str:
@@ -270,10 +269,7 @@ def write_cleaned(samples: Samples, dropped: Mapping[int, str], doubts: Iterable
         entry = {"path": sample.id, "label": samples.label_text(sample), "split": sample.split, "group": sample.group or ""}
         removed.append({**entry, "reason": skipped.reason.partition("\n")[0]})
     for name, entries, last in (("cleaned.csv", kept, "doubt"), ("removed.csv", removed, "reason")):
-        with (folder / name).open("w", newline="", encoding="utf-8", errors="surrogateescape") as opened:
-            writer = csv.DictWriter(opened, ("path", "label", "split", "group", last), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(entries)
+        write_csv(folder / name, ("path", "label", "split", "group", last), entries)
     return {"csv": (folder / "cleaned.csv").as_posix(), "root": root.as_posix()}
 
 

@@ -1,12 +1,10 @@
 """`tlkit data check DIR|RECIPE`: every picture decoded, and everything that is wrong with a source in one table."""
 
-import csv
 import json
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, astuple, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -22,6 +20,7 @@ from tlkit.data.sources.kind import LEVELS, Finding, ReadOptions, SourceCheck, f
 from tlkit.data.sources.read import kind_of
 from tlkit.data.splits.folds import split_by_recipe
 from tlkit.errors import DataError, RunError, TlkitError
+from tlkit.files import write_csv
 from tlkit.recipe.fields.data import Data
 from tlkit.recipe.schema import Recipe, Task
 
@@ -202,11 +201,5 @@ def _check_out(out: Path | None) -> None:
 
 
 def _write_csv(checked: Checked, out: Path) -> None:
-    """The whole file or none of it."""
-    unfinished = out.with_name(f"{out.name}.{os.getpid()}.tmp")
-    with unfinished.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows(astuple(finding) for finding in checked.findings)
-    unfinished.replace(out)
+    write_csv(out, COLUMNS, map(asdict, checked.findings))
     print(f"{len(checked.findings)} rows written to {out}", file=sys.stderr)

@@ -1,6 +1,5 @@
 """Whether pictures can be read: each is decoded once, and what was found is kept for as long as its file stays the same."""
 
-import json
 import os
 import sqlite3
 import time
@@ -8,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from stat import S_ISREG
 from threading import Lock
@@ -19,6 +17,7 @@ from tlkit.data.decode import decode, header
 from tlkit.data.samples import ImageSource
 from tlkit.data.sources.webdataset_shards import TarImage
 from tlkit.errors import DataError
+from tlkit.files import key_of
 from tlkit.recipe.fields.data import Data
 from tlkit.system import cache_folder, processors
 
@@ -123,7 +122,7 @@ class _Kept:
             "max_pixels": data.max_pixels,
             "range_16bit": data.range_16bit,
         }
-        self._settings = sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+        self._settings = key_of(facts)[:16]
         self._written = time.monotonic()
         self._table = _open_table(cache_folder() / "checked" / "pictures.sqlite")
 

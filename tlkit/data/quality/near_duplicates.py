@@ -1,12 +1,9 @@
 """Pictures that are the same to the eye: found by a perceptual hash, confirmed by the numbers that the hash was made of."""
 
-import json
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from hashlib import sha256
 from itertools import chain
 from pathlib import Path
 
@@ -22,6 +19,7 @@ from tlkit.data.decode import decode
 from tlkit.data.preprocess import Preprocessing
 from tlkit.data.samples import ImageSource, Sample
 from tlkit.errors import DataError
+from tlkit.files import atomic_file, key_of
 from tlkit.system import cache_folder
 
 SIDE_PX, DCT_SIZE = 32, 8
@@ -186,7 +184,7 @@ FOLDER = "waves"
 def cached_dct(samples: Sequence[Sample], hashes: Mapping[str, str], preprocessing: Preprocessing, on_image: Callable[[int], None]) -> Dct:
     """As waves_of gives them. hashes: a picture's id -> its sha256, by which the pictures are known again, 256 bytes for each."""
     facts = [FORMAT, preprocessing.to_json(), [hashes[sample.id] for sample in samples]]
-    file = cache_folder() / FOLDER / f"{sha256(json.dumps(facts).encode()).hexdigest()[:32]}.npy"
+    file = cache_folder() / FOLDER / f"{key_of(facts)}.npy"
     with suppress(OSError, ValueError):
         found = np.load(file, allow_pickle=False)
         if found.shape == (len(samples), DCT_SIZE * DCT_SIZE) and found.dtype == np.float32:
@@ -196,7 +194,6 @@ def cached_dct(samples: Sequence[Sample], hashes: Mapping[str, str], preprocessi
     if not np.isnan(dct).any():  # else one may be mended without another hash: a disk, permissions
         with suppress(OSError):
             file.parent.mkdir(parents=True, exist_ok=True)
-            writing = file.with_suffix(f".{os.getpid()}.npy")
-            np.save(writing, dct)
-            writing.replace(file)
+            with atomic_file(file, durable=False) as writing, writing.open("wb") as opened:
+                np.save(opened, dct)
     return dct

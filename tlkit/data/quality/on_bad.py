@@ -1,6 +1,5 @@
 """`data.on_bad`: pictures that can't be read end a run, or are left out of it, and each is listed."""
 
-import csv
 import logging
 from collections import Counter
 from collections.abc import Collection, Iterator
@@ -16,6 +15,7 @@ from tlkit.data.quality.decode_results import judge
 from tlkit.data.samples import Sample, Samples, Skipped
 from tlkit.data.sources.read import read_source
 from tlkit.errors import DataError
+from tlkit.files import write_csv
 from tlkit.recipe.fields.data import Data
 from tlkit.recipe.schema import Task
 
@@ -89,12 +89,9 @@ def _lost_splits(samples: Samples) -> Iterator[str]:
 
 def write_skipped(samples: Samples, file: Path) -> None:
     """A row for each picture that was left out, with what is wrong with it."""
-    with file.open("w", encoding="utf-8", errors="surrogateescape", newline="") as opened:
-        writer = csv.writer(opened, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        for skipped in samples.skipped:
-            sample = skipped.sample
-            writer.writerow((sample.id, samples.label_text(sample), sample.split, skipped.reason))
+    left_out = ((skipped.sample, skipped.reason) for skipped in samples.skipped)
+    rows = ({"id": s.id, "class": samples.label_text(s), "split": s.split, "reason": reason} for s, reason in left_out)
+    write_csv(file, COLUMNS, rows)
 
 
 def several_frames(samples: Collection[Sample]) -> list[str]:

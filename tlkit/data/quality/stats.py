@@ -21,6 +21,7 @@ from tlkit.data.quality.survey import Size, Survey, spread, survey
 from tlkit.data.samples import LARGEST_FOLD, Samples
 from tlkit.data.splits.folds import split_by_recipe
 from tlkit.errors import TlkitError
+from tlkit.files import atomic_file, write_json
 from tlkit.recipe.schema import Recipe
 from tlkit.terminal import takes_unicode
 
@@ -117,11 +118,13 @@ def _write(out: Path, found: Survey, facts: dict[str, Any]) -> None:
     image = np.rint(found.mean_picture() * 255).astype(np.uint8)
     if image.shape[2] in (1, 3):
         facts["mean_picture"] = str(out / "mean_picture.png")
-        Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(out / "mean_picture.png")
+        with atomic_file(out / "mean_picture.png") as writing:
+            Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(writing, format="PNG")
     else:
         facts["mean_picture"] = str(out / "mean_picture.npy")
-        np.save(out / "mean_picture.npy", image)
-    (out / "statistics.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        with atomic_file(out / "mean_picture.npy") as writing, writing.open("wb") as opened:
+            np.save(opened, image)
+    write_json(out / "statistics.json", facts)
 
 
 def print_statistics(facts: Mapping[str, Any], console: Console) -> None:

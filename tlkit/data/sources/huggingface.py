@@ -2,7 +2,6 @@
 
 import logging
 import os
-import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from tlkit.data.samples import SPLIT_WORDS, Sample, Samples
 from tlkit.data.sources.classes import Label, number_classes
 from tlkit.data.sources.kind import LocalFiles, Origin, ReadOptions, SourceKind, below
 from tlkit.errors import DataError, MissingExtraError, did_you_mean
+from tlkit.files import atomic_folder
 from tlkit.recipe.fields.source import HuggingFaceSource
 from tlkit.recipe.schema import Task
 
@@ -88,10 +88,8 @@ def save_huggingface(source: HuggingFaceSource, options: ReadOptions, folder: Pa
     """In the form of save_to_disk, images inside: whole or not at all. What is there already stays."""
     if folder.exists():
         return
-    part = folder.with_name(f"{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    load_huggingface(source, options.root).save_to_disk(str(part))
-    part.replace(folder)
+    with atomic_folder(folder) as writing:
+        load_huggingface(source, options.root).save_to_disk(str(writing))
 
 
 def _datasets() -> Any:

@@ -14,6 +14,7 @@ from typing import IO, Any
 from tlkit.data.decode import image_endings
 from tlkit.data.samples import LABEL_SEPARATOR
 from tlkit.data.sources.classes import Label
+from tlkit.files import write_atomically
 from tlkit.recipe.schema import Task
 
 LABELS = ("cls", "json", "txt")
@@ -86,13 +87,11 @@ def _kept(file: Path, facts: list[Any]) -> ShardIndex | None:
 
 
 def _keep(file: Path, facts: list[Any], index: ShardIndex) -> None:
-    unfinished = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     entries = [[entry.key, entry.offset, entry.size, entry.labels] for entry in index.entries]
     content = {"facts": facts, "entries": entries, "unused": index.unused, "links": index.links}
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(json.dumps(content), encoding="utf-8")
-        unfinished.replace(file)
+        write_atomically(file, json.dumps(content), durable=False)
     except OSError as error:
         log.warning("the index of shards can't be kept in %s (%s): it is made anew in every run", file.parent, error.strerror)
 

@@ -1,7 +1,6 @@
 """Which picture trains, validates and tests: seeded, stratified, whole groups, written down with hashes."""
 
 import csv
-import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ from tlkit.data.samples import Sample, Samples
 from tlkit.data.sources.classes import odd_classes
 from tlkit.data.splits.stratify import counts_of_share, deal_by_labels, hold_out
 from tlkit.errors import HOW_TO_GO_ON, DataError
+from tlkit.files import sha256_of, write_csv
 
 COLUMNS = ("id", "class", "split", "group", "sha256")
 _HASHING_THREADS = 4
@@ -148,13 +148,7 @@ def manifest_rows(samples: Samples, hashes: Mapping[str, str]) -> list[dict[str,
 def write_manifest(samples: Samples, hashes: Mapping[str, str], path: Path) -> list[dict[str, str]]:
     """Writes split.csv, a row a picture with its hash; returns the rows. The file appears whole or not at all."""
     rows = manifest_rows(samples, hashes)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    # Names of files that aren't UTF-8 come from Python with surrogate escapes, and must come back the same.
-    with unfinished.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    unfinished.replace(path)
+    write_csv(path, COLUMNS, rows)
     return rows
 
 
@@ -174,6 +168,8 @@ def read_manifest(path: Path) -> list[dict[str, str]]:
 
 def _hash(sample: Sample) -> str:
     try:
+        if isinstance(sample.image, Path):
+            return sha256_of(sample.image)
         if hasattr(sample.image, "read_bytes"):
             return sha256(sample.image.read_bytes()).hexdigest()
         return sha256(np.asarray(sample.image()).tobytes()).hexdigest()

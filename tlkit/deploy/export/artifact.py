@@ -4,12 +4,10 @@ Nothing here needs torch, and nothing in an artifact is ever run: networks are O
 """
 
 import json
-import os
 import stat
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from hashlib import file_digest
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,6 +16,7 @@ import numpy as np
 
 from tlkit.data.preprocess import Preprocessing
 from tlkit.errors import ArtifactError
+from tlkit.files import atomic_file, sha256_of, write_json
 
 MANIFEST = "artifact.json"
 MEAN_IMAGE = "mean_picture.npy"
@@ -88,9 +87,8 @@ def is_artifact(path: Path) -> bool:
 def write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
     """artifact.json, with the sha256 of every other file in the folder."""
     files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != MANIFEST)
-    sums = {file.relative_to(folder).as_posix(): sha256(file) for file in files}
-    text = json.dumps({"artifact": VERSION, **facts, "sha256": sums}, indent=2, ensure_ascii=False)
-    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    sums = {file.relative_to(folder).as_posix(): sha256_of(file) for file in files}
+    write_json(folder / MANIFEST, {"artifact": VERSION, **facts, "sha256": sums})
 
 
 def read_artifact(path: Path) -> Artifact:
@@ -118,12 +116,10 @@ def refuse_pickle(path: Path) -> None:
 
 def pack(folder: Path, file: Path) -> None:
     """The folder's files in one .zip, not compressed: weights hardly shrink, and a server can read them where they lie."""
-    writing = file.with_suffix(".writing")
-    with zipfile.ZipFile(writing, "w", zipfile.ZIP_STORED) as archive:
+    with atomic_file(file) as writing, zipfile.ZipFile(writing, "w", zipfile.ZIP_STORED) as archive:
         for entry in sorted(folder.rglob("*")):
             if entry.is_file():
                 archive.write(entry, entry.relative_to(folder).as_posix())
-    os.replace(writing, file)
 
 
 def unpack(file: Path, folder: Path) -> None:
@@ -185,7 +181,7 @@ def _checked_facts(folder: Path) -> dict[str, Any]:
             raise ArtifactError(f"{folder / MANIFEST} names a file outside the artifact: {name!r}. Don't use it.")
         if not file.is_file():
             raise ArtifactError(f"{file} is missing.\n{_COPY_AGAIN}")
-        if sha256(file) != expected:
+        if sha256_of(file) != expected:
             raise ArtifactError(f"{file} is not the file that {MANIFEST} describes (its sha256 differs).\n{_COPY_AGAIN}")
     if str(facts["network"]) not in facts["sha256"]:
         raise ArtifactError(f"{folder / MANIFEST} has no sha256 of its network, {facts['network']!r}.\n{_COPY_AGAIN}")
@@ -210,8 +206,3 @@ def _read_facts(folder: Path) -> dict[str, Any]:
         what = f"it has no {error}" if isinstance(error, KeyError) else error
         raise ArtifactError(f"{file} can't be used: {what}\n{_COPY_AGAIN}") from error
     return dict(facts)
-
-
-def sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return file_digest(opened, "sha256").hexdigest()

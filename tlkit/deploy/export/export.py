@@ -1,18 +1,18 @@
 """`tlkit export RUN`: a model folder -> artifacts that have been shown to answer as it does."""
 
 import json
-import os
 import platform
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 import tlkit
 from tlkit.data.preprocess import Preprocessing
-from tlkit.deploy.export.artifact import MEAN_IMAGE, pack, read_artifact, sha256, write_manifest
+from tlkit.deploy.export.artifact import MEAN_IMAGE, pack, read_artifact, write_manifest
 from tlkit.deploy.export.consumer import CONSUMER, consumer_script
 from tlkit.deploy.export.formats import (
     Facts,
@@ -39,6 +39,7 @@ from tlkit.deploy.export.runtime import Runtime, import_openvino, load_runtime
 from tlkit.deploy.export.torch_runtime import trusted_runtime
 from tlkit.deploy.export.verify import PROOF, SAMPLES, answers_to_generated, image_files
 from tlkit.errors import ArtifactError, expected_one_of
+from tlkit.files import atomic_folder, sha256_of
 from tlkit.models.model_folder import ModelCard, find_model_folder, load_with_card, read_card
 
 FORMATS: dict[str, Callable[[Path, Network], Facts]] = {
@@ -129,16 +130,17 @@ def export_run(run: Path, wanted: Wanted) -> list[Path]:
     )
     out = wanted.out or run / "export"
     out.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=".export-", dir=out))
-    try:
-        proof = _proof(run, network, wanted, staging / "pictures")
-        writers = _writers(run, network, wanted)
-        for name, write in writers.items():
+    with TemporaryDirectory(prefix=".export-", dir=out) as images, ExitStack() as finished:
+        proof = _proof(run, network, wanted, Path(images))
+        made = {}
+        for name, write in _writers(run, network, wanted).items():
             say(f"{name}: exporting, then proving it with {proof.what}")
-            make_artifact(staging / name, write, network, proof, wanted)
-        return [_put_in_place(staging / name, out / name, zipped=wanted.zipped) for name in writers]
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+            made[out / name] = finished.enter_context(atomic_folder(out / name))
+            make_artifact(made[out / name], write, network, proof, wanted)
+        if wanted.zipped:
+            for folder, writing in made.items():
+                pack(writing, folder.with_name(f"{folder.name}.zip"))
+    return list(made)
 
 
 def _writers(run: Path, network: Network, wanted: Wanted) -> dict[str, Callable[[Path, Network], Facts]]:
@@ -150,8 +152,8 @@ def _writers(run: Path, network: Network, wanted: Wanted) -> dict[str, Callable[
 
 
 def make_artifact(folder: Path, write: Callable[[Path, Network], Facts], network: Network, proof: Proof, wanted: Wanted) -> Facts:
-    """Writes the whole artifact and proves it. Returns its facts."""
-    folder.mkdir()
+    """Write the whole artifact into a new or empty folder and prove it. Returns its facts."""
+    folder.mkdir(exist_ok=True)
     facts = {**_facts(network, proof.card), **write(folder, network)}
     if facts["format"] == "onnx" and (script := consumer_script(network.spec, raw=network.raw, multilabel=bool(facts["thresholds"]))):
         (folder / CONSUMER).write_text(script, encoding="utf-8")
@@ -225,7 +227,7 @@ def _write_record(folder: Path, proof: Proof, probabilities: NDArray[np.float32]
     They are those of training code; of a quantized network, its own.
     """
     files, rows = proof.files[:RECORDED], rounded(probabilities[:RECORDED])
-    images = [{"sha256": sha256(file), "probabilities": row} for file, row in zip(files, rows, strict=True)]
+    images = [{"sha256": sha256_of(file), "probabilities": row} for file, row in zip(files, rows, strict=True)]
     content = {"pictures": images, "generated": rounded(generated)}
     (folder / PROOF).write_text(json.dumps(content) + "\n", encoding="utf-8")
     for number, file in enumerate(files[:samples]):
@@ -272,17 +274,6 @@ def _version(package: str) -> str:
         return version(package)
     except ModuleNotFoundError:  # PackageNotFoundError is one
         return ""
-
-
-def _put_in_place(made: Path, target: Path, *, zipped: bool) -> Path:
-    """Renames `made` to `target`, in place of what an earlier export put there."""
-    made.chmod(0o755)
-    if zipped:
-        pack(made, target.with_name(f"{target.name}.zip"))
-    if target.exists():
-        shutil.rmtree(target)
-    os.replace(made, target)
-    return target
 
 
 def say(line: str) -> None:

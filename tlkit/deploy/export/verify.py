@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tlkit.deploy.export.artifact import MANIFEST, Artifact, read_artifact, sha256
+from tlkit.deploy.export.artifact import MANIFEST, Artifact, read_artifact
 from tlkit.deploy.export.compare import compare, generated_images
 from tlkit.deploy.export.runtime import Runtime, load_runtime
 from tlkit.errors import ArtifactError
+from tlkit.files import sha256_of
 
 PROOF = "proof.json"
 SAMPLES = "samples"
@@ -39,7 +40,7 @@ def verify_command(path: Path, images: Path | None) -> int:
     _check("generated pictures", recorded.generated, answers_to_generated(runtime), artifact, tolerance)
     folders = [folder for folder in (artifact.folder / SAMPLES, images) if folder and (folder == images or folder.is_dir())]
     for folder in folders:
-        files = [(file, row) for file in image_files(folder) if (row := recorded.images.get(sha256(file)))]
+        files = [(file, row) for file in image_files(folder) if (row := recorded.images.get(sha256_of(file)))]
         if not files:
             raise ArtifactError(
                 f"{folder} has none of the {len(recorded.images)} pictures that the export was proved with (they are known by sha256).\n"

@@ -19,8 +19,9 @@ from typing import IO, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from tlkit.deploy.predict.out_file import Rows, check_notes, check_out, digest, only_writer, sorted_digests, write_notes
+from tlkit.deploy.predict.out_file import Rows, check_notes, check_out, digest, only_writer, sorted_digests
 from tlkit.errors import DataError, MissingExtraError
+from tlkit.files import atomic_file, atomic_folder, write_json
 
 Features = NDArray[np.float32]
 Write = Callable[[Sequence[str], Features, Sequence[str]], None]
@@ -95,8 +96,8 @@ def open_features(file: Path, width: int, made_by: Mapping[str, Any], *, resume:
         rows = parts.cut()
         with parts.features.open("ab") as features, parts.names.open("ab") as names:
             yield partial(_add, features, names), rows
-        put_together(parts, parts.folder / "whole")
-        os.replace(parts.folder / "whole", file)
+        with atomic_file(file) as writing:
+            put_together(parts, writing)
         shutil.rmtree(parts.folder)
 
 
@@ -111,13 +112,10 @@ def _begin(file: Path, parts: Parts, made_by: Mapping[str, Any], *, resume: bool
         return
     if resume and file.exists():
         raise DataError(f"--resume: {file} is whole, and nothing is added to a whole file of features.\n  Write to another file.")
-    beginning = file.with_name(f".{parts.folder.name}")
-    shutil.rmtree(beginning, ignore_errors=True)
-    beginning.mkdir()
-    for part in (parts.features, parts.names):
-        (beginning / part.name).touch()
-    write_notes(beginning / parts.notes.name, made_by)
-    os.replace(beginning, parts.folder)
+    with atomic_folder(parts.folder) as beginning:
+        for part in (parts.features, parts.names):
+            (beginning / part.name).touch()
+        write_json(beginning / parts.notes.name, made_by)
 
 
 def _add(features: IO[bytes], names: IO[bytes], batch: Sequence[str], rows: Features, bad: Sequence[str]) -> None:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from tlkit.deploy.predict.layouts import Layout
 from tlkit.errors import DataError
+from tlkit.files import write_json
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def open_out(file: Path, layout: Layout, made_by: Mapping[str, Any], *, resume: 
     with only_writer(file):
         if not (resume and file.exists()):
             _refuse_existing(file)
-            write_notes(notes, made_by)
+            write_json(notes, made_by)
             file.write_bytes(layout.begin.encode())
         check_notes(file, notes, made_by)
         rows = _read_rows(file, layout)
@@ -84,10 +85,6 @@ def check_out(file: Path) -> None:
 
 def notes_file(file: Path) -> Path:
     return file.with_name(f"{file.name}.made_by.json")
-
-
-def write_notes(notes: Path, made_by: Mapping[str, Any]) -> None:
-    notes.write_text(json.dumps(made_by, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _refuse_existing(file: Path) -> None:

@@ -4,11 +4,8 @@ An entry is a folder named by its key; it appears whole or not at all. Everythin
 later phases, other seeds, other heads and a search find what an earlier run left, and nothing stale is ever found.
 """
 
-import errno
-import json
 import logging
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -28,7 +25,7 @@ from tlkit.data.dataset import ImageLoader, make_loader
 from tlkit.data.progress import images_progress
 from tlkit.data.samples import Sample
 from tlkit.errors import CacheUnavailable
-from tlkit.files import format_bytes
+from tlkit.files import atomic_folder, format_bytes, is_disk_full, key_of, remove_unfinished, write_json
 from tlkit.models.classifier import Classifier
 from tlkit.models.split import Activations, CannotCut, Suffix, cut
 from tlkit.recipe.fields.trainer import Cache
@@ -186,7 +183,7 @@ class ActivationCache:
             "precision": self._precision,
             "versions": [torch.__version__, timm.__version__],
         }
-        return sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+        return key_of(facts)
 
     def _agrees(self, stored: Stored, samples: Sequence[Sample]) -> bool:
         """Compares the first batch with what the network gives now."""
@@ -204,22 +201,17 @@ class ActivationCache:
         """Raises NotKept if the disk is full."""
         needed = len(samples) * max(1, views) * sum(int(np.prod(shape)) for shape in shapes) * DTYPES[dtype].itemsize
         make_room(needed, self._cache.budget_gb)
-        writing = entry.with_suffix(".writing")
-        shutil.rmtree(writing, ignore_errors=True)  # of a process that was killed
-        writing.mkdir()
+        remove_unfinished(entry.parent, entry.name)
         began = time.perf_counter()
         try:
-            self._write(writing, samples, DTYPES[dtype], views)
-            facts = {"boundary": self._cut.boundary, "pictures": len(samples), "views": views, "dtype": dtype, "shapes": shapes}
-            (writing / "entry.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
-            shutil.rmtree(entry, ignore_errors=True)
-            writing.rename(entry)
+            with atomic_folder(entry) as writing:
+                self._write(writing, samples, DTYPES[dtype], views)
+                facts = {"boundary": self._cut.boundary, "pictures": len(samples), "views": views, "dtype": dtype, "shapes": shapes}
+                write_json(writing / "entry.json", facts, durable=False)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if not is_disk_full(error):
                 raise
             raise CacheUnavailable(f"the disk of {entry.parent} is full: {format_bytes(needed)} are needed") from error
-        finally:
-            shutil.rmtree(writing, ignore_errors=True)
         LOG.info(
             "frozen part run once, up to %s: %d pictures%s, %s in %.1f s",
             self._cut.boundary,
@@ -244,8 +236,6 @@ class ActivationCache:
                     array.write(as_bytes(activation.to(dtype).cpu()))
                 advance(sum(len(labels) for _, labels in batches))
         for array in arrays:
-            array.flush()
-            os.fsync(array.fileno())
             array.close()
 
     def _loader(self, samples: Sequence[Sample], *, view: int, augmented: bool) -> ImageLoader:

@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from tlkit.files import UNFINISHED
 from tlkit.system import cache_folder
 
 
@@ -46,7 +47,7 @@ def entries() -> list[Entry]:
             json.loads((folder / "entry.json").read_text(encoding="utf-8")),
         )
         for folder in folders
-        if folder.suffix != ".writing"
+        if folder.suffix != UNFINISHED
     ]
     return sorted(found, key=lambda entry: entry.used)
 

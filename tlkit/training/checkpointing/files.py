@@ -13,14 +13,14 @@ import shutil
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from hashlib import file_digest, sha256
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from tlkit.errors import RunError
-from tlkit.files import format_bytes
+from tlkit.files import atomic_file, format_bytes, is_disk_full, sha256_of, write_atomically, write_json
 
 LOG = logging.getLogger("tlkit")
 
@@ -66,36 +66,21 @@ def write_checkpoint(folder: Path, number: int, state: Mapping[str, Any], best: 
     checkpoint = folder / f"{number:04d}.ckpt"
     linked = folder / f"{number:04d}.best.safetensors"
     try:
-        facts: dict[str, Any] = {"format": FORMAT, "sha256": write_whole(checkpoint, content.getbuffer())}
+        write_atomically(checkpoint, content.getbuffer())
+        facts: dict[str, Any] = {"format": FORMAT, "sha256": sha256(content.getbuffer()).hexdigest()}
         if best.is_file():
             _link(best, linked)
-            facts["best_sha256"] = _digest(linked)
+            facts["best_sha256"] = sha256_of(linked)
         facts |= about
-        write_whole(folder / f"{number:04d}.json", (json.dumps(facts, indent=2) + "\n").encode())
+        write_json(folder / f"{number:04d}.json", facts)
     except OSError as error:
         for unfinished in (checkpoint, linked):
             unfinished.unlink(missing_ok=True)
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if not is_disk_full(error) and error.errno != errno.EFBIG:
             raise
         needed = format_bytes(content.getbuffer().nbytes)
         raise RunError(f"The disk of {folder} is full: a checkpoint of {needed} can't be written.\n{AFTER_FULL}") from error
     return Checkpoint(checkpoint, linked if "best_sha256" in facts else None, facts)
-
-
-def write_whole(file: Path, content: bytes | memoryview) -> str:
-    """Writes the whole file or none of it, so that it outlives a power failure too. Returns its sha256."""
-    writing = file.with_name(f"{file.name}.writing")
-    try:
-        with writing.open("wb") as opened:
-            opened.write(content)
-            opened.flush()
-            os.fsync(opened.fileno())
-        os.replace(writing, file)
-        _sync_folder(file.parent)
-    except OSError:
-        writing.unlink(missing_ok=True)
-        raise
-    return sha256(content).hexdigest()
 
 
 def good_checkpoints(folder: Path) -> list[Checkpoint]:
@@ -123,11 +108,8 @@ def remove_others(folder: Path, kept: list[Checkpoint]) -> None:
 
 def put_back(best: Path, where: Path) -> None:
     """Makes the best weights that a checkpoint knew the best weights of the run again."""
-    writing = where.with_name(f"{where.name}.writing")
-    writing.unlink(missing_ok=True)
-    _link(best, writing)
-    os.replace(writing, where)
-    writing.unlink(missing_ok=True)  # POSIX leaves it where both are names of the same content
+    with atomic_file(where) as writing:
+        _link(best, writing)
 
 
 class _Damaged(Exception):
@@ -149,7 +131,7 @@ def _checked(described: Path) -> Checkpoint:
             continue
         if not file.is_file():
             raise _Damaged(f"{file.name} is missing")
-        if _digest(file) != digest:
+        if sha256_of(file) != digest:
             raise _Damaged(f"{file.name} isn't as it was written ({file.stat().st_size} bytes)")
     return Checkpoint(files[0][0], files[1][0] if expected_best else None, about)
 
@@ -160,24 +142,8 @@ def _link(file: Path, name: Path) -> None:
     try:
         os.link(file, name)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_disk_full(error):
             raise
         shutil.copyfile(file, name)
     with name.open("rb") as opened:
         os.fsync(opened.fileno())
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as opened:
-        return file_digest(opened, "sha256").hexdigest()
-
-
-def _sync_folder(folder: Path) -> None:
-    """A rename is on the disk once its folder is."""
-    if os.name == "nt":  # which opens no folders
-        return
-    opened = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
