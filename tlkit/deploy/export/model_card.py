@@ -41,7 +41,7 @@ _TEXT = """---
 | task | {task} |
 | classes | {classes} |
 | data | {source} |
-| pictures | {images} |
+| pictures | {pictures} |
 | picture size | {size} x {size}, {resize} |
 | backbone | {backbone}, head: {head} |
 | starting weights | {origin} |
