@@ -71,7 +71,7 @@ def split_summary(samples: Samples) -> str:
 
 def choose_thresholds(classifier: Classifier, data: "ImageDataModule", device: "torch.device") -> tuple[float, ...]:
     """For each class the probability from which on it is called, best by F1 on validation."""
-    logits, labels = infer(classifier.to(device), data.whole("val"), data.preprocessing.normalize)
+    logits, labels = infer(classifier.to(device), data.whole("val"), data.preprocessing)
     unseen = [name for name, number in zip(data.samples.classes, labels.sum(0).tolist(), strict=True) if not number]
     if unseen:
         LOG.warning("no validation picture of %s: the threshold stays at 0.5", ", ".join(unseen))

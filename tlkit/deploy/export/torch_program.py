@@ -1,10 +1,11 @@
 """What ships: a classifier with everything around it that isn't a picture file, as one program that torch can export."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from tlkit.data.normalize import Normalize
 from tlkit.models.classifier import Classifier
 
 NORMALIZED = "normalized"
@@ -18,7 +19,7 @@ class Shipped(nn.Module):
     """
 
     def __init__(
-        self, classifier: Classifier, normalize: Callable[[Tensor], Tensor] | None, outputs: Sequence[str], *, multilabel: bool
+        self, classifier: Classifier, normalize: Normalize | None, outputs: Sequence[str], *, multilabel: bool
     ) -> None:
         super().__init__()
         self.classifier = classifier
