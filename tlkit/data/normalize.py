@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 
-
 class Normalize(nn.Module):
     """Map images [B, C, S, S] uint8 to (images / 255 - mean) / std in float32, in their memory layout.
 
-    mean: [S, S, C] or [1, 1, C], std: [C], in units of 0..1. Both follow the module to its device, in no state dict and, whatever the network's precision, in 32 bits.
+    mean: [S, S, C] or [1, 1, C], std: [C], in units of 0..1. Both follow the module to its device, are in no state dict, and stay in
+    32 bits whatever the network's precision.
     """
 
     def __init__(self, mean: NDArray[np.float32], std: Sequence[float]) -> None:

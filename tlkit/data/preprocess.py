@@ -106,7 +106,8 @@ class Preprocessing:
 
         For batch after batch use `normalizer`, which keeps mean and std on the device.
         """
-        return self.normalizer().to(images.device)(images)
+        normalized: Tensor = self.normalizer().to(images.device)(images)
+        return normalized
 
     def normalizer(self) -> "Normalize":
         """Return the normalisation as a module. Raises ValueError where the mean picture is missing."""

@@ -18,9 +18,7 @@ class Shipped(nn.Module):
     normalize: for raw pictures uint8 [B, S, S, C], which this then takes; None takes normalised ones, float32 [B, C, S, S].
     """
 
-    def __init__(
-        self, classifier: Classifier, normalize: Normalize | None, outputs: Sequence[str], *, multilabel: bool
-    ) -> None:
+    def __init__(self, classifier: Classifier, normalize: Normalize | None, outputs: Sequence[str], *, multilabel: bool) -> None:
         super().__init__()
         self.classifier = classifier
         self.normalize = normalize

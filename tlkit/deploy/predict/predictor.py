@@ -84,7 +84,8 @@ def _of_run(run: Path, device_name: str) -> Predictor:
     normalize = preprocessing.normalizer().to(device)
 
     def normalized(images: Pixels) -> torch.Tensor:
-        return normalize(torch.from_numpy(images).to(device).permute(0, 3, 1, 2))
+        found: torch.Tensor = normalize(torch.from_numpy(images).to(device).permute(0, 3, 1, 2))
+        return found
 
     @torch.inference_mode()
     def answer(images: Pixels) -> tuple[Numbers, Numbers]:
