@@ -12,7 +12,7 @@ from tlkit.evaluation.metrics import measure
 from tlkit.evaluation.report import write_report
 
 AUDIT = {"verdict": "no leak found between splits", "compared": "", "unreadable": 0, "two_labels": 0, "examples": []}
-ROW = {"phase": 0, "epoch": 0, "train/loss": 1.0, "train/accuracy": 0.5, "val/loss": 1.0, "val/accuracy": 0.5}
+ROW = {"phase": 1, "epoch": 1, "train/loss": 1.0, "train/accuracy": 0.5, "val/loss": 1.0, "val/accuracy": 0.5}
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def curves(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def page(curves: Path, metrics: dict[str, Any]) -> str:
-    best = {"phase": 0, "epoch": 0, "train_accuracy": 0.5, "fitted_by": ""}
+    best = {"phase": 1, "epoch": 1, "train_accuracy": 0.5, "fitted_by": ""}
     file = curves.with_name("report.html")
     write_report(
         file,

@@ -81,7 +81,7 @@ def test_metrics_csv_has_a_row_an_epoch_with_the_columns_of_the_contract(run: Pa
     with (run / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["phase", "epoch", "train/loss", "train/accuracy", "val/loss", "val/accuracy", "lr", "seconds"]
-    assert [(row["phase"], row["epoch"]) for row in rows] == [("0", "0"), ("1", "0"), ("2", "0"), ("2", "1")]
+    assert [(row["phase"], row["epoch"]) for row in rows] == [("1", "1"), ("2", "1"), ("3", "1"), ("3", "2")]
 
 
 def test_metrics_json_has_test_validation_and_seconds(run: Path) -> None:
@@ -272,7 +272,7 @@ def test_a_classical_head_is_fitted_shipped_and_measured_without_a_phase(
     with (run / "metrics.csv").open() as file:
         (row,) = csv.DictReader(file)
     metrics = json.loads((run / "metrics.json").read_text())
-    assert (row["phase"], row["epoch"], row["lr"]) == ("0", "0", "")
+    assert (row["phase"], row["epoch"], row["lr"]) == ("1", "1", "")
     assert float(row["val/accuracy"]) == pytest.approx(metrics["val"]["accuracy"])
     assert metrics["test"]["accuracy"] > 0.9
     assert evaluate_run(run, "test") == metrics["test"]
@@ -288,7 +288,7 @@ def test_the_last_head_phase_of_a_classical_head_is_left_to_scikit_learn(workpla
     phases = "phases=[{train: all, epochs: 1, lr: 1e-2}, {train: head, epochs: 9, lr: 1e-2}]"
     run = finetune(load_recipe("recipe.yaml", ["model.head={kind: svm}", phases]), out=Path("run_phases"))
     with (run / "metrics.csv").open() as file:
-        assert [(row["phase"], row["epoch"]) for row in csv.DictReader(file)] == [("0", "0"), ("2", "0")]
+        assert [(row["phase"], row["epoch"]) for row in csv.DictReader(file)] == [("1", "1"), ("3", "1")]
     assert "phases[1] is not run: it would train the head alone, which scikit-learn fits." in (run / "log.txt").read_text()
 
 

@@ -44,7 +44,7 @@ def test_balanced_accuracy_chooses_the_best_epoch_and_leads(
     scores = [float(line.split("balanced accuracy ")[1].split()[0]) for line in log.splitlines() if " val loss" in line]
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["primary_metric"] == metrics["lead"] == "balanced_accuracy"
-    assert metrics["best"]["epoch"] == int(np.argmax(scores))
+    assert metrics["best"]["epoch"] == 1 + int(np.argmax(scores))
     assert metrics["val"]["balanced_accuracy"] == pytest.approx(max(scores), abs=1e-4)
     assert metrics["test"]["accuracy"] > 0
     assert evaluate_run(run, "test") == metrics["test"]

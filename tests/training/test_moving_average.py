@@ -15,8 +15,10 @@ from tlkit.recipe.load import load_recipe
 from tlkit.recipe.schema import Recipe
 from tlkit.training.callbacks import moving_average
 from tlkit.training.finetune import finetune
+from tlkit.training.objective import build_objective
 from tlkit.training.phases import build_module
 from tlkit.training.setup import prepare
+from tlkit.training.specs import Learning
 
 RECIPE = """
 name: halves
@@ -55,7 +57,9 @@ def fit(recipe: Recipe, epochs: int, folder: Path, checkpoint: Path | None = Non
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
     )
-    module = build_module(ready.classifier, ready.data, recipe, phase, None)
+    learning = Learning.of(recipe)
+    objective = build_objective(learning, ready.classifier, ready.samples)
+    module = build_module(ready.classifier, ready.data, objective, learning, phase)
     trainer.fit(module, datamodule=ready.data, ckpt_path=checkpoint)
     saved = torch.load(folder / "last.ckpt", weights_only=True)
     return int(saved["averaging_state"]["n_averaged"]), saved["state_dict"]

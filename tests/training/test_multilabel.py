@@ -75,7 +75,7 @@ def test_the_best_epoch_is_that_of_the_highest_mean_average_precision(run: Path)
     lines = (run / "log.txt").read_text().splitlines()
     scores = [float(line.split("mean average precision ")[1].split()[0]) for line in lines if " val loss" in line]
     metrics = json.loads((run / "metrics.json").read_text())
-    assert metrics["best"]["epoch"] == int(np.argmax(scores))
+    assert metrics["best"]["epoch"] == 1 + int(np.argmax(scores))
     assert metrics["val"]["mean_average_precision"] == pytest.approx(max(scores), abs=1e-4)
 
 

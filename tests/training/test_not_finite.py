@@ -46,7 +46,7 @@ def named(run: Path) -> list[dict[str, str]]:
 def test_training_stops_with_the_images_of_the_batch_and_what_to_do(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert finetune(folder, "stop", lr=1e38) == 2
     printed = capsys.readouterr().err
-    assert re.search(r"The loss became (nan|inf) in batch \d of epoch 0, phase 1\.", printed)
+    assert re.search(r"The loss became (nan|inf) in batch \d of epoch 1, phase 1\.", printed)
     assert "tlkit lr RECIPE" in printed
     assert "trainer.on_nan=skip" in printed
     assert "Traceback" not in printed
@@ -73,7 +73,7 @@ def test_skipped_batches_leave_the_weights_finite(folder: Path, monkeypatch: pyt
     monkeypatch.setattr(PhaseModule, "_network", sometimes_infinite)
     assert finetune(folder, "skip", lr=1e-2, accumulate=accumulate) == 0
     run = folder.parent / "run"
-    assert {(row["epoch"], row["batch"]) for row in named(run)} == {("0", "1")}
+    assert {(row["epoch"], row["batch"]) for row in named(run)} == {("1", "2")}
     assert len(named(run)) == 4
     assert all(tensor.isfinite().all() for tensor in load_file(run / "model" / "model.safetensors").values())
     with (run / "metrics.csv").open(encoding="utf-8", newline="") as file:

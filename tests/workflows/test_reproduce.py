@@ -95,7 +95,7 @@ def test_what_came_out_otherwise_is_not_reproduced_and_the_first_difference_is_n
     metrics.write_text("\n".join([lines[0], lines[1].replace(loss, "9.0", 1), *lines[2:]]) + "\n")
     assert main(["reproduce", "run", "--out", "again"]) == 2
     told = capsys.readouterr().out
-    assert f"NOT reproduced: metrics.csv, phase 0, epoch 0, train/loss was 9.0 and is {loss}" in told
+    assert f"NOT reproduced: metrics.csv, phase 1, epoch 1, train/loss was 9.0 and is {loss}" in told
 
 
 def test_on_another_machine_tolerances_hold_and_what_differs_is_listed(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,6 +20,7 @@ from tlkit.data.statistics import PerChannel, channel_statistics, pixel_statisti
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from tlkit.data.normalize import Normalize
     from tlkit.recipe.fields.data import Data
 
 Read = Callable[[ImageSource], NDArray[np.uint8]]
@@ -101,12 +102,18 @@ class Preprocessing:
         return self._square(image)
 
     def normalize(self, images: "Tensor") -> "Tensor":
-        """(images / 255 - mean) / std as float32, on the images' device and in their memory layout. images: [B, C, S, S] uint8."""
-        import torch
+        """Return (images / 255 - mean) / std as float32, on the images' device. images: [B, C, S, S] uint8.
 
-        mean = torch.tensor(self._mean(), device=images.device).permute(2, 0, 1)
-        std = torch.tensor(self.std, dtype=torch.float32, device=images.device).view(1, -1, 1, 1)
-        return images.to(torch.float32).div_(255).sub_(mean).div_(std)
+        For batch after batch use `normalizer`, which keeps mean and std on the device.
+        """
+        normalized: Tensor = self.normalizer().to(images.device)(images)
+        return normalized
+
+    def normalizer(self) -> "Normalize":
+        """Return the normalisation as a module. Raises ValueError where the mean picture is missing."""
+        from tlkit.data.normalize import Normalize
+
+        return Normalize(self._mean(), self.std)
 
     def normalize_arrays(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """The same without torch: [B, S, S, C] uint8 -> [B, C, S, S] float32."""
@@ -114,7 +121,7 @@ class Preprocessing:
         return np.ascontiguousarray(normalized.transpose(0, 3, 1, 2))
 
     def _mean(self) -> NDArray[np.float32]:
-        """What is subtracted: [S, S, C], or [1, 1, C]."""
+        """Return what is subtracted, [S, S, C] or [1, 1, C] float32. Raises ValueError where a mean picture is missing."""
         if self.mean_picture is not None:
             return self.mean_picture
         if self.mean_picture_sha256:

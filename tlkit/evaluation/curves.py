@@ -40,9 +40,9 @@ def _mark_phases(axis: "Axes", rows: Sequence[Mapping[str, Any]], phase_names: S
     """Bands in turn, with the phase's name above the plot, where no curve can run over it."""
     starts = [i for i, row in enumerate(rows) if i == 0 or row["phase"] != rows[i - 1]["phase"]]
     for start, end in zip(starts, [*starts[1:], len(rows)], strict=True):
-        number = int(rows[start]["phase"])
-        if number % 2:
+        number = int(rows[start]["phase"])  # counted from 1
+        if number % 2 == 0:
             axis.axvspan(start + 0.5, end + 0.5, color="#000000", alpha=0.05, lw=0)
         above: dict[str, Any] = {"transform": axis.get_xaxis_transform(), "ha": "center", "va": "bottom"}
-        axis.text((start + end + 1) / 2, 1.0, phase_names[number], fontsize=8.5, color="#444444", **above)
+        axis.text((start + end + 1) / 2, 1.0, phase_names[number - 1], fontsize=8.5, color="#444444", **above)
     axis.set_title(axis.get_title(), pad=18, fontweight="bold")

@@ -39,7 +39,7 @@ def measure_split(
     thresholds: of each class, for multilabel.
     """
     loader = make_loader(samples.of(split), preprocessing, batch_size=batch_size, multi_hot=samples.multi_hot)
-    logits, labels = infer(classifier, loader, preprocessing.normalize, on_batch=on_batch)
+    logits, labels = infer(classifier, loader, preprocessing, on_batch=on_batch)
     return measure_logits(logits, labels, samples, thresholds)
 
 
@@ -94,7 +94,7 @@ def evaluate_run(run: Path, split: str, tta: Tta | None = None, *, device: str =
         return {**found, **skipped}
     views = views_of(tta, recipe, preprocessing)
     loader = make_loader(samples.of(split), preprocessing, batch_size=batch_size, multi_hot=samples.multi_hot)
-    logits, labels = infer(classifier, with_views(loader, views), preprocessing.normalize)
+    logits, labels = infer(classifier, with_views(loader, views), preprocessing)
     plain, mean = averaged(logits, batch_size, len(views), multilabel=samples.task == "multilabel")
     labels = torch.cat([block[: len(block) // len(views)] for block in torch.split(labels, batch_size * len(views))])
     with_tta = {"kind": tta, "views": len(views), **measure_logits(mean.float(), labels, samples, card.thresholds)}

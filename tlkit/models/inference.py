@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
+from tlkit.data.preprocess import Preprocessing
 from tlkit.models.classifier import Classifier
 
 
@@ -12,7 +13,7 @@ from tlkit.models.classifier import Classifier
 def infer(
     classifier: Classifier,
     batches: Iterable[tuple[Tensor, Tensor]],
-    normalize: Callable[[Tensor], Tensor],
+    preprocessing: Preprocessing,
     *,
     outputs: Callable[[Tensor], Tensor] | None = None,
     on_batch: Callable[[int], None] = lambda count: None,
@@ -24,6 +25,7 @@ def infer(
     """
     classifier.eval()
     device = next(classifier.parameters()).device
+    normalize = preprocessing.normalizer().to(device)
     outputs = outputs or classifier
     found, labels = [], []
     for images, batch_labels in batches:

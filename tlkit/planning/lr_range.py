@@ -28,9 +28,9 @@ from tlkit.planning.trial import try_phase, unchanged
 from tlkit.recipe.fields.phases import SolvedPhase
 from tlkit.recipe.schema import Recipe
 from tlkit.training.batch_size.find import with_batch_size
-from tlkit.training.phases import phase_name
 from tlkit.training.run_folder import check_out, make_run_folder
 from tlkit.training.setup import prepare
+from tlkit.training.specs import phase_name
 
 LOWEST, HIGHEST = 1e-7, 10.0
 DIVERGED = 4
@@ -124,12 +124,12 @@ class Sweep(Callback):
         self._step = trainer.global_step
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        # Lightning divides the loss by the number of batches that make a step.
-        self._batches.append(float(outputs["loss"]) * trainer.accumulate_grad_batches)
+        # Each is the batch's part of the step's mean loss.
+        self._batches.append(float(outputs["loss"]))
         if trainer.global_step == self._step and math.isfinite(self._batches[-1]):
             return
         self.lrs.append(self._lr)
-        self.losses.append(sum(self._batches) / len(self._batches))
+        self.losses.append(sum(self._batches))
         self._batches.clear()
         self._progress.advance(self._task)
         if ran_away(self.losses):

@@ -9,8 +9,8 @@ from tlkit.planning.plan import PhasePlan, Plan, StageRow, make_plan, remarks
 from tlkit.recipe.fields.model import CLASSICAL_HEADS
 from tlkit.recipe.fields.phases import SolvedPhase
 from tlkit.recipe.schema import Recipe
-from tlkit.training.phases import phase_name
 from tlkit.training.results import split_summary
+from tlkit.training.specs import phase_name
 
 MANY_STAGES = 12
 """With more, neighbours to which the same happens share a row."""

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from dataclasses import replace
 from hashlib import sha256
 
 import torch
@@ -14,11 +15,11 @@ from tlkit.models.classifier import Classifier
 from tlkit.recipe.fields.learning import Schedule
 from tlkit.recipe.fields.phases import Phase
 from tlkit.recipe.schema import Recipe
-from tlkit.training.auxiliary import build_auxiliary_heads
 from tlkit.training.checkpointing.rng import generator_states, set_generators
-from tlkit.training.losses import StartingPoint
 from tlkit.training.module import PhaseModule
+from tlkit.training.objective import build_objective
 from tlkit.training.phases import build_module
+from tlkit.training.specs import Learning
 from tlkit.training.trainer import build_trial_trainer, fit_unsaved
 
 
@@ -37,11 +38,10 @@ def try_phase(
     trained: the backbone's parameters that train beside the head. limits: Lightning's `max_steps`, `limit_train_batches` and the like."""
     copied = deepcopy(classifier)
     copied.train_only(trained, phase.batchnorm)
-    auxiliary = build_auxiliary_heads(copied.backbone, len(data.samples.classes), recipe.model.auxiliary_loss)
-    start = StartingPoint(copied, recipe.loss.l2_sp) if recipe.loss.l2_sp else None
+    learning = replace(Learning.of(recipe), schedule=Schedule(name="constant"))
     # Compiling takes longer than a trial.
     phase = phase.model_copy(update={"compile": False})
-    module = build_module(copied, data, recipe.model_copy(update={"schedule": Schedule(name="constant")}), phase, auxiliary, start)
+    module = build_module(copied, data, build_objective(learning, copied, data.samples), learning, phase)
     trainer = build_trial_trainer(recipe.trainer_of(phase), optimizer=recipe.optimizer, callbacks=[callback], **limits)
     fit_unsaved(trainer, module, data)
     return module

@@ -57,8 +57,12 @@ class AuxiliaryHeads(nn.Module):
                 hook.remove()
 
 
+def has_auxiliary_heads(backbone: nn.Module) -> bool:
+    return hasattr(backbone, "auxiliary_heads")
+
+
 def build_auxiliary_heads(backbone: nn.Module, classes: int, weight: float) -> AuxiliaryHeads | None:
     """New heads for `classes` classes; None for a backbone that has none, or if their loss has no weight."""
-    if weight == 0 or not hasattr(backbone, "auxiliary_heads"):
+    if weight == 0 or not has_auxiliary_heads(backbone):
         return None
     return AuxiliaryHeads(backbone.auxiliary_heads(classes), weight)  # type: ignore[operator]

@@ -19,6 +19,8 @@ from tlkit.files import write_csv
 from tlkit.models.classifier import Classifier
 from tlkit.models.state_files import write_tensors
 from tlkit.recipe.fields.learning import Ema
+from tlkit.training.checkpointing.files import put_back
+from tlkit.training.private_api import resumed_mid_epoch
 
 LOG = logging.getLogger("tlkit")
 
@@ -39,6 +41,23 @@ class BestWeights(Callback):
         self._classifier = classifier
         self._changing: frozenset[str] = frozenset(classifier.state_dict())
 
+    def state(self) -> tuple[float, int, int]:
+        """Return what a checkpoint needs to know, beside the file of the weights."""
+        return self.score, self.phase, self.epoch
+
+    def load_state(self, state: tuple[float, int, int], weights: Path | None, *, keeps: bool) -> None:
+        """Go on from a checkpoint. weights: those that were the best then, if any. keeps: whether this process writes the weights."""
+        self.score, self.phase, self.epoch = state
+        if not keeps:
+            return
+        if weights is not None:
+            put_back(weights, self.file)
+        else:
+            self.file.unlink(missing_ok=True)
+
+    def begin_phase(self, number: int) -> None:
+        self.current_phase = number
+
     def set_trainable_names(self, names: frozenset[str], *, keeps: bool) -> None:
         """To be called before a phase. names: of the classifier's tensors. keeps: whether this process writes the weights."""
         self._changing = names
@@ -51,7 +70,7 @@ class BestWeights(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # The metric itself: the figures that are logged are ready only after this hook, when a moving average is swapped out again.
         score = float(pl_module.val_score.compute())  # type: ignore[union-attr, operator]
-        self.update(score, trainer.current_epoch, keeps=trainer.is_global_zero)
+        self.update(score, trainer.current_epoch + 1, keeps=trainer.is_global_zero)
 
     def update(self, score: float, epoch: int, *, keeps: bool) -> None:
         """keeps: whether this process writes the weights."""
@@ -89,25 +108,46 @@ def moving_average(ema: Ema) -> WeightAveraging:
 
 
 class MetricsTable(Callback):
-    """metrics.csv: a row an epoch. `lr` is the head's, the highest, at the end of the epoch; a solved phase has one row and none."""
+    """metrics.csv: a row an epoch, phases and epochs counted from 1.
+
+    `lr` is the head's, the highest, at the end of the epoch; a solved phase has one row and none.
+    """
 
     def __init__(self, file: Path) -> None:
         self.file = file
         self.rows: list[dict[str, Any]] = []
         self.phase = 0
-        self.epoch_began = 0.0
+        self._epoch_began = 0.0
+
+    def begin_phase(self, number: int) -> None:
+        self.phase = number
+
+    def state(self) -> list[dict[str, Any]]:
+        """Return what a checkpoint needs to know."""
+        return self.rows
+
+    def load_state(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        self.rows = [dict(row) for row in rows]
+
+    @property
+    def epoch_seconds(self) -> float:
+        return time.perf_counter() - self._epoch_began
+
+    def go_on_within_epoch(self, seconds: float) -> None:
+        """seconds: that the epoch took before it was interrupted. To be called when training starts."""
+        self._epoch_began -= seconds
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.epoch_began = time.perf_counter()
+        self._epoch_began = time.perf_counter()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.epoch_began = time.perf_counter()
+        self._epoch_began = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         metrics = {name: float(trainer.callback_metrics[name]) for name in METRICS_COLUMNS if "/" in name}
-        seconds = round(time.perf_counter() - self.epoch_began, 3)
+        seconds = round(self.epoch_seconds, 3)
         lr = trainer.optimizers[0].param_groups[0]["lr"]
-        self.add({"epoch": trainer.current_epoch, **metrics, "lr": lr, "seconds": seconds}, writes=trainer.is_global_zero)
+        self.add({"epoch": trainer.current_epoch + 1, **metrics, "lr": lr, "seconds": seconds}, writes=trainer.is_global_zero)
 
     def add(self, row: Mapping[str, Any], *, writes: bool) -> None:
         """row: all but the phase."""
@@ -133,7 +173,7 @@ class ShowProgress(Callback):
         self._images = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.fit_loop.restarted_mid_epoch:  # then the epoch's own start lies in the past
+        if resumed_mid_epoch(trainer):  # then the epoch's own start lies in the past
             self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -4,6 +4,7 @@ import logging
 import time
 from pathlib import Path
 
+from tlkit.recipe.load import recipe_yaml
 from tlkit.recipe.schema import Recipe
 from tlkit.training.batch_size.find import with_batch_size
 from tlkit.training.checkpointing.resume import recipe_as_begun
@@ -36,7 +37,7 @@ def finetune(recipe: Recipe, *, out: Path | None = None, resume: bool = False) -
     stop = current_stop()
     end_with_the_first()
     with ending_together(stop), disk_full_explained(stop):
-        join_processes(recipe)
+        join_processes(recipe.trainer, recipe_yaml(recipe))
         check_out(out, resume=resume)
         recipe = with_scaled_lr(recipe)
         if resume and out is not None and broadcast_from_main((out / FIRST).is_file):
@@ -52,6 +53,7 @@ def finetune(recipe: Recipe, *, out: Path | None = None, resume: bool = False) -
             return finetune_folds(recipe, out, resume=resume, stop=stop)
         with local_main_process_first():
             setup = prepare(recipe)
-        start_processes(recipe)
+        if recipe.gradient_phases:
+            start_processes(recipe.trainer, recipe_yaml(recipe))
         run = broadcast_from_main(lambda: make_run_folder(recipe.name, out, resume=resume))
         return train_and_measure(recipe, setup, run, began=began, resume=resume, stop=stop)

@@ -35,7 +35,8 @@ def finetune_folds(recipe: Recipe, out: Path | None, *, resume: bool, stop: Stop
     with local_main_process_first():
         setup = prepare(recipe, fold=1)
 
-    start_processes(recipe)
+    if recipe.gradient_phases:
+        start_processes(recipe.trainer, recipe_yaml(recipe))
     run = broadcast_from_main(lambda: make_run_folder(recipe.name, out, resume=resume))
     stop.resume_hint = f"go on with the same command, --out {run} and --resume"
     if is_main_process():

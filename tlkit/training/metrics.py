@@ -1,7 +1,8 @@
 """What is counted while a phase trains: accuracy for the eye, and the one score that chooses the best epoch."""
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -112,3 +113,26 @@ def count(metric: Metric, task: Task, logits: Tensor, labels: Tensor) -> None:
         metric.update(logits.sigmoid(), (labels > 0.5).to(torch.int64))
     else:
         metric.update(logits, labels if labels.ndim == 1 else labels.argmax(1))
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What a phase counts. classes: how many there are. primary_metric: what chooses the best epoch."""
+
+    task: Task
+    classes: int
+    primary_metric: PrimaryMetric
+
+    @classmethod
+    def of(cls, samples: Samples) -> Self:
+        return cls(samples.task, len(samples.classes), primary_metric_of(samples))
+
+    def accuracy(self) -> Metric:
+        return accuracy_of(self.task, self.classes)
+
+    def score(self) -> Metric:
+        return score_of(self.primary_metric, self.classes)
+
+    def count(self, metric: Metric, logits: Tensor, labels: Tensor) -> None:
+        """Add a batch: logits [B, K], labels [B] or [B, K]."""
+        count(metric, self.task, logits, labels)

@@ -5,66 +5,62 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from torch import Tensor, distributed, nn
+from torch import Tensor, distributed
 from torchmetrics import Metric
 
-from tlkit.evaluation.metrics import PrimaryMetric
+from tlkit.data.normalize import Normalize
 from tlkit.models.classifier import Classifier
 from tlkit.models.split import Activations, Suffix
-from tlkit.recipe.fields.learning import Mix, Optimizer, Schedule
-from tlkit.recipe.fields.phases import Phase
-from tlkit.recipe.schema import Task
-from tlkit.training.auxiliary import AuxiliaryHeads
 from tlkit.training.distributed.sharding import sharded
-from tlkit.training.losses import StartingPoint, build_mix, plain_loss
-from tlkit.training.metrics import MeanLoss, accuracy_of, count, score_of
-from tlkit.training.optimizers import build_optimizer, build_schedule, can_fuse, parameter_groups
+from tlkit.training.losses import plain_loss
+from tlkit.training.metrics import MeanLoss, Scoring
+from tlkit.training.objective import Objective
+from tlkit.training.optimizers import Optimization, build_optimizer, build_schedule, can_fuse, parameter_groups
+from tlkit.training.private_api import leave_out_of_ddp, metric_state, set_metric_state
 
 Batch = tuple[Tensor | Activations, Tensor]
 
 
 class PhaseModule(LightningModule):
-    """classifier: frozen as the phase says already. normalize: uint8 [B, C, H, W] -> float, on the batch's device.
+    """Train a classifier as one phase of a recipe says.
 
-    criterion: logits, labels -> the mean training loss of a batch. primary_metric: the figure that `val_score` is.
+    Args:
+        classifier: Frozen as the phase says already.
+        objective: What training makes small.
+        scoring: What is counted, and which figure `val/score` is.
+        optimization: The phase with its rates, the optimizer and the schedule.
+        normalize: Maps uint8 images [B, C, S, S] to what the classifier takes.
+        suffix: The layers after cached activations, where batches are such; None where they are images.
     """
 
     def __init__(
         self,
         classifier: Classifier,
-        classes: int,
+        objective: Objective,
+        scoring: Scoring,
+        optimization: Optimization,
         *,
-        normalize: Callable[[Tensor], Tensor],
-        phase: Phase,
-        optimizer: Optimizer,
-        schedule: Schedule,
-        task: Task,
-        criterion: nn.Module,
-        primary_metric: PrimaryMetric,
-        mix: Mix,
-        auxiliary: AuxiliaryHeads | None = None,
-        start: StartingPoint | None = None,
+        normalize: Normalize,
         suffix: Suffix | None = None,
     ) -> None:
         super().__init__()
         self.classifier = classifier
-        self.criterion = criterion
+        self.criterion = objective.criterion
         self.train_loss, self.val_loss = MeanLoss(of_finite=True), MeanLoss()
-        self.train_accuracy = accuracy_of(task, classes)
-        self.val_accuracy = accuracy_of(task, classes)
-        self.val_score = score_of(primary_metric, classes)
-        self.auxiliary = auxiliary
-        if auxiliary is not None:
-            auxiliary.follow(classifier)
-        self._start = start
+        self.train_accuracy, self.val_accuracy = scoring.accuracy(), scoring.accuracy()
+        self.val_score = scoring.score()
+        self.auxiliary = objective.auxiliary
+        if self.auxiliary is not None:
+            self.auxiliary.follow(classifier)
+        self.normalize = normalize
+        leave_out_of_ddp(self, [f"normalize.{name}" for name, _ in normalize.named_buffers()])
+        self._start, self._mix = objective.start, objective.mix
         # Not as a module of its own: its layers are the classifier's.
         self._suffix = [suffix] if suffix is not None else []
         self._compiled: Callable[[Tensor | Activations], Tensor] | None = None
-        self._normalize = normalize
-        self._task = task
-        self._mix = build_mix(mix, classes)
-        self._phase, self._optimizer, self._schedule = phase, optimizer, schedule
-        self._processes = 1
+        self._scoring = scoring
+        self._processes = self._accumulate = 1
+        self._phase, self._optimizer, self._schedule = optimization.phase, optimization.optimizer, optimization.schedule
 
     def configure_model(self) -> None:
         # Lightning 2.6 calls it once the processes know each other; a mesh of them is there with `strategy: fsdp` alone.
@@ -77,8 +73,8 @@ class PhaseModule(LightningModule):
         images, labels = batch
         if not isinstance(images, Tensor):
             return batch
-        # Pictures travel as uint8, a quarter of the bytes, and become floats where they are used.
-        images = self._normalize(images)
+        # Images travel as uint8, a quarter of the bytes, and become floats where they are used.
+        images = self.normalize(images)
         return self._mix(images, labels) if self._mix is not None and self.trainer.training else (images, labels)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -92,15 +88,25 @@ class PhaseModule(LightningModule):
                 loss = loss + self.auxiliary.weight * self.criterion(logits, batch[1])
         if self._start is not None:
             loss = loss + self._start.penalty(self.classifier.backbone)
-        return loss if self._processes == 1 else loss * self._weight(len(batch[1]), batch_idx)
+        weight = self._weight(len(batch[1]), batch_idx)
+        return loss if weight == 1 else loss * weight
 
-    def _weight(self, images: int, step: int) -> float:
-        """Gradients are averaged over processes: one counts by its pictures, of which the last step may have dealt it one less."""
+    def _weight(self, images: int, batch: int) -> float:
+        """Return what makes an optimizer's step the mean over its own images.
+
+        DDP averages over processes, and Lightning divides by `accumulate`, whatever each of them has: a batch counts by its images.
+        images: of this process in the batch, of which the last one of an epoch may have fewer, or others than those of other processes.
+        """
+        if self._processes == self._accumulate == 1:
+            return 1.0
         loader: Any = self.trainer.train_dataloader
-        return float(images * self._processes / loader.sampler.images_of_step(step))
+        first = batch - batch % self._accumulate
+        last = min(first + self._accumulate, int(self.trainer.num_training_batches))
+        of_step = sum(loader.sampler.images_of_step(number) for number in range(first, last))
+        return float(images * self._processes * self._accumulate / of_step)
 
     def on_fit_start(self) -> None:
-        self._processes = self.trainer.world_size
+        self._processes, self._accumulate = self.trainer.world_size, self.trainer.accumulate_grad_batches
 
     def on_validation_start(self) -> None:
         # Batch-norm's statistics are each process's own while it trains; DDP gives the first one's to all, but not to weights that a moving
@@ -121,27 +127,24 @@ class PhaseModule(LightningModule):
         loss: Tensor = self.criterion(logits, labels) if trains else plain_loss(logits, labels)
         mean_loss, accuracy = (self.train_loss, self.train_accuracy) if trains else (self.val_loss, self.val_accuracy)
         mean_loss.update(loss, len(labels))
-        count(accuracy, self._task, logits, labels)
+        self._scoring.count(accuracy, logits, labels)
         figures: dict[str, Metric] = {f"{split}/loss": mean_loss, f"{split}/accuracy": accuracy}
         if not trains:
-            count(self.val_score, self._task, logits, labels)
+            self._scoring.count(self.val_score, logits, labels)
             figures["val/score"] = self.val_score
         # Lightning computes and resets them at the end of the epoch. Told in every step, it takes longer over it than over a linear head.
         if batch_idx == 0:
             self.log_dict(figures, on_step=False, on_epoch=True, batch_size=len(labels))
         return loss
 
-    def figures(self) -> dict[str, Any]:
-        """What the unfinished epoch has counted so far, in this process."""
-        return {name: (metric.update_count, metric.metric_state) for name, metric in self._training_figures().items()}
+    def epoch_state(self) -> dict[str, Any]:
+        """Return what the unfinished epoch has counted so far, in this process."""
+        return {name: metric_state(metric) for name, metric in self._training_figures().items()}
 
-    def go_on(self, figures: dict[str, Any]) -> None:
-        """Goes on within an epoch. To be called when training starts. figures: from `figures`."""
+    def load_epoch_state(self, state: dict[str, Any]) -> None:
+        """Go on within an epoch. To be called when training starts. state: from `epoch_state`."""
         for name, metric in self._training_figures().items():
-            # torchmetrics 1.9 has no public way to put a count back; without it, it warns that nothing was counted.
-            metric._update_count, states = figures[name]
-            for state, value in states.items():
-                setattr(metric, state, value.to(self.device))
+            set_metric_state(metric, state[name], self.device)
         # The batch that would have told Lightning of them is in the past.
         self.log_dict(self._training_figures(), on_step=False, on_epoch=True, batch_size=1)
 

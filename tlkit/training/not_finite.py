@@ -15,6 +15,7 @@ from tlkit.data.samples import Sample
 from tlkit.errors import TrainingError
 from tlkit.recipe.fields.trainer import OnNan
 from tlkit.training.distributed.launch import all_gather_objects
+from tlkit.training.private_api import batch_index
 
 LOG = logging.getLogger("tlkit")
 
@@ -28,7 +29,7 @@ class NotFinite(Callback):
 
     on_nan: `stop` raises TrainingError; on a GPU up to fifty batches later, with the weights already lost. `skip` undoes what the batch
     did: its gradients, and what batch-norm took from it. samples: of the training split, in the order of the loader's indices.
-    file: gets a row for each picture of such a batch.
+    file: gets a row for each image of such a batch; phases, epochs and batches count from 1. phase: this one's number.
     """
 
     def __init__(self, on_nan: OnNan, samples: Sequence[Sample], file: Path, *, phase: int) -> None:
@@ -51,7 +52,7 @@ class NotFinite(Callback):
             self._buffers = {name: buffer.clone() for name, buffer in pl_module.named_buffers()}
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        batch, loss = trainer.fit_loop.epoch_loop.batch_idx, loss.detach().float()
+        batch, loss = batch_index(trainer), loss.detach().float()
         bad = ~loss.isfinite()
         if self._on_nan == "skip":
             self._skip = bool(_on_any_rank(trainer, bad))
@@ -61,7 +62,7 @@ class NotFinite(Callback):
                     for part_loss, ids in parts:
                         self._write(trainer, batch, part_loss, ids)
                 self.skipped += 1
-                where = f"batch {batch} of epoch {trainer.current_epoch}"
+                where = f"batch {batch + 1} of epoch {trainer.current_epoch + 1}"
                 told = next(part_loss for part_loss, _ in parts if not isfinite(part_loss))
                 LOG.warning("%s left out: its loss is %s; its pictures are in %s", where, told, self._file)
             return
@@ -93,7 +94,7 @@ class NotFinite(Callback):
             return
         self._write(trainer, batch, float(self._first_loss), self._images(trainer, batch))
         raise TrainingError(
-            f"The loss became {float(self._first_loss)} in batch {batch} of epoch {trainer.current_epoch}, phase {self._phase + 1}. "
+            f"The loss became {float(self._first_loss)} in batch {batch + 1} of epoch {trainer.current_epoch + 1}, phase {self._phase}. "
             f"Its pictures are in {self._file}.\n"
             "  Mostly the learning rate is too high: lower the phase's lr (tlkit lr RECIPE finds one), or set optimizer.gradient_clip=1.\n"
             "  trainer.on_nan=skip goes on without such batches."
@@ -112,7 +113,7 @@ class NotFinite(Callback):
             writer = csv.writer(opened)
             if is_new:
                 writer.writerow(COLUMNS)
-            writer.writerows((self._phase, trainer.current_epoch, batch, loss, id_) for id_ in ids)
+            writer.writerows((self._phase, trainer.current_epoch + 1, batch + 1, loss, id_) for id_ in ids)
 
 
 def _on_any_rank(trainer: Trainer, bad: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import timm.optim
@@ -16,6 +17,15 @@ from tlkit.recipe.fields.phases import Phase
 
 OWN_NAMES = ("sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw")
 """Optimizers by torch's own meaning of the word; timm's `sgd` has Nesterov's momentum, for one."""
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """How the weights of one phase move."""
+
+    phase: Phase
+    optimizer: Optimizer
+    schedule: Schedule
 
 
 def parameter_groups(classifier: Classifier, phase: Phase, optimizer: Optimizer, *, decay_backbone: bool = True) -> list[dict[str, Any]]:

@@ -1,16 +1,16 @@
 """The phases, one `trainer.fit` each: own optimizer, own schedule, own wrapping for DDP."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
-from rich.console import Console
 from torch import nn
 
 from tlkit.data.datamodule import ImageDataModule
@@ -20,11 +20,9 @@ from tlkit.evaluation.metrics import metric_label, primary_metric_of
 from tlkit.models.classifier import Classifier
 from tlkit.models.split import Suffix
 from tlkit.recipe.fields.learning import Mix
-from tlkit.recipe.fields.phases import FromStage, Phase, SolvedPhase, Train
-from tlkit.recipe.schema import Recipe
+from tlkit.recipe.fields.phases import Phase
+from tlkit.recipe.fields.trainer import Cache, Trainer
 from tlkit.system import cache_folder
-from tlkit.training.auxiliary import AuxiliaryHeads, build_auxiliary_heads
-from tlkit.training.batch_size.out_of_memory import memory_explained
 from tlkit.training.cache.activations import ActivationCache
 from tlkit.training.callbacks import BestWeights, MetricsTable, ShowProgress, moving_average, save_state
 from tlkit.training.checkpointing.callback import Checkpoints, WholeFiles
@@ -32,10 +30,13 @@ from tlkit.training.closed_form.solve import solve_head
 from tlkit.training.context import RunContext
 from tlkit.training.distributed.ranks import is_main_process
 from tlkit.training.distributed.sharding import Gathered
-from tlkit.training.losses import StartingPoint, build_criterion
+from tlkit.training.metrics import Scoring
 from tlkit.training.module import PhaseModule
 from tlkit.training.not_finite import NotFinite
+from tlkit.training.objective import Objective, build_objective
+from tlkit.training.optimizers import Optimization
 from tlkit.training.setup import Setup
+from tlkit.training.specs import Learning, PhaseSpec
 from tlkit.training.time_shares import Clock, Setting, TimeShares
 from tlkit.training.trainer import build_trainer, fit
 
@@ -47,7 +48,10 @@ BEFORE = "before.safetensors"
 
 @dataclass(frozen=True)
 class Trained:
-    """What the phases left behind. rows: those of metrics.csv. seconds: a phase's name -> its wall-clock time."""
+    """What the phases left behind. rows: those of metrics.csv. seconds: a phase's name -> its wall-clock time.
+
+    best_phase, best_epoch: counted from 1.
+    """
 
     rows: list[dict[str, Any]]
     best_phase: int
@@ -57,136 +61,147 @@ class Trained:
     wise_ft: Mapping[str, Any] | None = None
 
 
-def phase_name(train: Train) -> str:
-    if isinstance(train, str):
-        return train
-    return f"from {train.from_}" if isinstance(train, FromStage) else f"last {train.last}"
+@dataclass(frozen=True)
+class Training:
+    """What goes on from one phase of a run to the next."""
+
+    setup: Setup
+    learning: Learning
+    cache: Cache
+    context: RunContext
+    objective: Objective
+    best: BestWeights
+    table: MetricsTable
+    checkpoints: Checkpoints
+
+    @classmethod
+    def begin(cls, setup: Setup, learning: Learning, cache: Cache, trainer: Trainer, context: RunContext) -> Self:
+        """Build it, and put it into the state of the checkpoint that the run goes on from, if it does."""
+        objective = build_objective(learning, setup.classifier, setup.samples)
+        if is_main_process():
+            context.checkpoints.mkdir(exist_ok=True)
+        best = BestWeights(context.checkpoints / "best.safetensors", setup.classifier)
+        table = MetricsTable(context.folder / "metrics.csv")
+        every = trainer.checkpoint_every
+        checkpoints = Checkpoints(setup.classifier, objective.auxiliary, best, table, every=every, context=context)
+        if context.resumed is not None:
+            checkpoints.go_on(context.resumed.checkpoint, context.resumed.state)
+        return cls(setup, learning, cache, context, objective, best, table, checkpoints)
 
 
-def train_phases(recipe: Recipe, setup: Setup, context: RunContext) -> Trained:
+def train_phases(training: Training, specs: Sequence[PhaseSpec]) -> Trained:
     """Train phase after phase; the classifier is left with the weights of the best epoch of all.
 
     Raises KeyboardInterrupt after a signal, with the best weights and a checkpoint in `run/checkpoints`.
     """
-    classifier, data, trained, device = setup.classifier, setup.data, setup.trained, setup.devices.here
-    run, console, stop, began, resumed = context.folder, context.console, context.stop, context.began, context.resumed
-    checkpoints = run / "checkpoints"
-    if is_main_process():
-        checkpoints.mkdir(exist_ok=True)
-    # Made once, so that they go on from one phase to the next.
-    auxiliary = build_auxiliary_heads(classifier.backbone, len(data.samples.classes), recipe.model.auxiliary_loss)
-    if auxiliary is not None:
-        check_compile(recipe)
-    primary_metric = primary_metric_of(data.samples)
-    best = BestWeights(checkpoints / "best.safetensors", classifier)
-    table = MetricsTable(run / "metrics.csv")
-    start = StartingPoint(classifier, recipe.loss.l2_sp) if recipe.loss.l2_sp else None
-    every = recipe.trainer.checkpoint_every
-    saves = Checkpoints(checkpoints, classifier, best, table, auxiliary, every=every, stop=stop, began=began)
-    if resumed is not None:
-        saves.go_on(resumed.checkpoint, resumed.state)
-    for number, phase in recipe.run_phases.items():
-        if number < saves.phase:
+    best, checkpoints = training.best, training.checkpoints
+    for spec in specs:
+        if spec.index < checkpoints.phase:
             continue  # done before
-        saves.begin_phase(number)
-        name = f"phase {number + 1} {phase_name(phase.train)}"
-        title = f"phase {number + 1}/{len(recipe.phases)} {phase_name(phase.train)}"
-        if isinstance(phase, SolvedPhase):
-            saves.set_trainable_names(frozenset(f"head.{name}" for name in classifier.head.state_dict()))
-            # The first process alone: where the next phase wraps the network, DDP gives its weights to all others.
-            if is_main_process():
-                row, score = solve_head(classifier.to(device), data, recipe, phase, title=title, console=console)
-                table.add(row, writes=True)
-                best.update(score, epoch=0, keeps=True)
-            saves.end_phase(name)
-            continue
-        if recipe.wise_ft and phase.train != "head" and not (checkpoints / BEFORE).exists() and is_main_process():
-            save_state(classifier, checkpoints / BEFORE)
-        classifier.train_only(trained[number], phase.batchnorm)
-        saves.set_trainable_names(classifier.changing)
-        data.first_epoch = sum(earlier.epochs for i, earlier in recipe.gradient_phases.items() if i < number)
-        callbacks = [
-            *([Gathered(classifier)] if recipe.trainer_of(phase).strategy == "fsdp" else []),
-            best,
-            table,
-            ShowProgress(console, phase_title=title, primary_metric=primary_metric),
-            NotFinite(recipe.trainer.on_nan, data.samples.of("train"), run / "not_finite.csv", phase=number),
-            *_of_recipe(recipe),
-            saves,
-        ]
-        trainer = build_trainer(
-            recipe.trainer_of(phase),
-            epochs=phase.epochs,
-            optimizer=recipe.optimizer,
-            phase_name=f"phase{number + 1}",
-            callbacks=callbacks,
-            files=WholeFiles(saves),
-            out=run,
-            profiler=(clock := Clock()),
-        )
-        check_batch_size(classifier, data.batch_size // trainer.world_size)
-        inputs, suffix = inputs_of_phase(classifier, data, recipe, auxiliary, trainer=trainer, title=title, console=console)
-        if suffix is None:
-            cache_decoded(data, recipe, number, trainer.num_devices, title=title)
-        setting = setting_of(classifier, data, recipe, phase, trainer, kept=suffix is not None)
-        trainer.callbacks.append(TimeShares(clock, title=title, setting=setting))  # type: ignore[attr-defined]
-        with compiling_explained(recipe, number), memory_explained(recipe, title):
-            module = build_module(classifier, data, recipe, phase, auxiliary, start, suffix)
-            fit(trainer, module, inputs, stop, checkpoint=saves.resumed_file)
-        if recipe.early_stopping and trainer.current_epoch < phase.epochs:
-            metric, patience = metric_label(primary_metric), recipe.early_stopping.patience
-            LOG.info("%s ended early: no better validation %s for %d epochs", title, metric, patience)
-        saves.end_phase(name)
+        checkpoints.begin_phase(spec)
+        if isinstance(spec.phase, Phase):
+            train_phase(training, spec, spec.phase)
+        else:
+            solve_phase(training, spec)
+        checkpoints.end_phase(spec)
     if is_main_process() and best.file.is_file():
         best.restore()
-    return Trained(table.rows, best.phase, best.epoch, saves.seconds, device)
+    return Trained(training.table.rows, best.phase, best.epoch, checkpoints.seconds, training.setup.devices.here)
+
+
+def solve_phase(training: Training, spec: PhaseSpec) -> None:
+    """Solve the head, in the main process alone: where the next phase wraps the network, DDP gives its weights to all others."""
+    setup, context = training.setup, training.context
+    classifier = setup.classifier
+    training.checkpoints.set_trainable_names(frozenset(f"head.{name}" for name in classifier.head.state_dict()))
+    if is_main_process():
+        row, score = solve_head(
+            classifier.to(setup.devices.here),
+            setup.data,
+            spec,
+            criterion=training.objective.criterion,
+            cache=training.cache,
+            console=context.console,
+        )
+        training.table.add(row, writes=True)
+        training.best.update(score, epoch=row["epoch"], keeps=True)
+
+
+def train_phase(training: Training, spec: PhaseSpec, phase: Phase) -> None:
+    """Freeze, build, cache and fit."""
+    classifier, data, learning = training.setup.classifier, training.setup.data, training.learning
+    keep_start(training, spec)
+    classifier.train_only(spec.trained, phase.batchnorm)
+    training.checkpoints.set_trainable_names(classifier.changing)
+    data.first_epoch = spec.epochs_before
+    clock = Clock()
+    trainer = build_trainer(
+        spec.trainer,
+        epochs=phase.epochs,
+        optimizer=learning.optimizer,
+        callbacks=phase_callbacks(training, spec),
+        files=WholeFiles(training.checkpoints),
+        logger=TensorBoardLogger(training.context.folder, name="tensorboard", version=f"phase{spec.number}"),
+        profiler=clock,
+    )
+    check_batch_size(classifier, data.batch_size // trainer.world_size)
+    inputs, suffix = inputs_of_phase(training, spec, trainer)
+    if suffix is None:
+        cache_decoded(data, training.cache, spec, trainer.num_devices)
+    setting = setting_of(training, phase, trainer, kept=suffix is not None)
+    trainer.callbacks.append(TimeShares(clock, title=spec.title, setting=setting))  # type: ignore[attr-defined]
+    with compiling_explained(spec, phase):
+        module = build_module(classifier, data, training.objective, learning, phase, suffix)
+        fit(trainer, module, inputs, training.context.stop, checkpoint=training.checkpoints.resumed_file)
+    log_early_end(trainer, learning, spec, phase, training.setup)
+
+
+def keep_start(training: Training, spec: PhaseSpec) -> None:
+    """Save the weights that the phase begins with, if they are to be blended with those that it ends with."""
+    file = training.context.checkpoints / BEFORE
+    if spec.keeps_start and not file.exists() and is_main_process():
+        save_state(training.setup.classifier, file)
+
+
+def phase_callbacks(training: Training, spec: PhaseSpec) -> list[Callback]:
+    """The average comes after BestWeights, which sees it so while it is swapped in."""
+    setup, learning, context = training.setup, training.learning, training.context
+    callbacks: list[Callback] = [Gathered(setup.classifier)] if spec.trainer.strategy == "fsdp" else []
+    callbacks += [
+        training.best,
+        training.table,
+        ShowProgress(context.console, phase_title=spec.title, primary_metric=primary_metric_of(setup.samples)),
+        NotFinite(spec.trainer.on_nan, setup.samples.of("train"), context.folder / "not_finite.csv", phase=spec.number),
+    ]
+    if early := learning.early_stopping:
+        callbacks.append(EarlyStopping("val/score", mode="max", patience=early.patience, min_delta=early.min_delta))
+    if learning.ema:
+        callbacks.append(moving_average(learning.ema))
+    return [*callbacks, training.checkpoints]
 
 
 def build_module(
-    classifier: Classifier,
-    data: ImageDataModule,
-    recipe: Recipe,
-    phase: Phase,
-    auxiliary: AuxiliaryHeads | None = None,
-    start: StartingPoint | None = None,
-    suffix: Suffix | None = None,
+    classifier: Classifier, data: ImageDataModule, objective: Objective, learning: Learning, phase: Phase, suffix: Suffix | None = None
 ) -> PhaseModule:
-    """classifier: frozen as the phase says already. auxiliary, start: made before the first phase, None where the recipe has none."""
+    """Return the phase for Lightning. classifier: frozen as the phase says already."""
     return PhaseModule(
         classifier,
-        len(data.samples.classes),
-        normalize=data.preprocessing.normalize,
-        phase=phase,
-        optimizer=recipe.optimizer,
-        schedule=recipe.schedule,
-        task=recipe.task,
-        criterion=build_criterion(recipe.loss, recipe.imbalance, data.samples),
-        primary_metric=primary_metric_of(data.samples),
-        mix=recipe.mix,
-        auxiliary=auxiliary,
-        start=start,
+        objective,
+        Scoring.of(data.samples),
+        Optimization(phase, learning.optimizer, learning.schedule),
+        normalize=data.preprocessing.normalizer(),
         suffix=suffix,
     )
 
 
-def inputs_of_phase(
-    classifier: Classifier,
-    data: ImageDataModule,
-    recipe: Recipe,
-    auxiliary: AuxiliaryHeads | None,
-    *,
-    trainer: lightning.Trainer,
-    title: str,
-    console: Console,
-) -> tuple[lightning.LightningDataModule, Suffix | None]:
-    """The pictures; or, where the frozen part has to run only once, its activations and the layers that come after it.
-
-    classifier: frozen as the phase says already.
-    """
-    if not recipe.cache.use or classifier.trains_whole_backbone:
+def inputs_of_phase(training: Training, spec: PhaseSpec, trainer: lightning.Trainer) -> tuple[lightning.LightningDataModule, Suffix | None]:
+    """Return the images; or, where the frozen part has to run only once, its activations and the layers that come after it."""
+    classifier, data = training.setup.classifier, training.setup.data
+    auxiliary, cache = training.objective.auxiliary, training.cache
+    if not cache.use or classifier.trains_whole_backbone:
         return data, None
     try:
-        if recipe.mix != Mix():
+        if training.learning.mix != Mix():
             raise CacheUnavailable("mix blends pictures in every epoch")
         if isinstance(trainer.strategy, ModelParallelStrategy):
             raise CacheUnavailable("with trainer.strategy = fsdp a block is put together when the whole network runs")
@@ -194,28 +209,26 @@ def inputs_of_phase(
             raise CacheUnavailable("an auxiliary head looks at layers before what trains")
         # The trainer's word, not the recipe's: on a CPU Lightning takes bf16-mixed for 16-mixed.
         device, precision = trainer.strategy.root_device, str(trainer.precision)
-        kept = ActivationCache(classifier, data, recipe.cache, device=device, precision=precision, console=console)
-        return kept.splits(), kept.suffix
+        cached = ActivationCache(classifier, data, cache, device=device, precision=precision, console=training.context.console)
+        return cached.splits(), cached.suffix
     except CacheUnavailable as why:
-        LOG.info("%s  its frozen part runs in every epoch: %s", title, why)
+        LOG.info("%s  its frozen part runs in every epoch: %s", spec.title, why)
         return data, None
 
 
-def cache_decoded(data: ImageDataModule, recipe: Recipe, number: int, processes: int, *, title: str) -> None:
-    """Lets a phase that needs the pictures themselves decode each of them once, if they are needed again."""
-    passes = sum(phase.epochs for i, phase in recipe.gradient_phases.items() if i >= number)
-    if not recipe.cache.use or passes < 2:
+def cache_decoded(data: ImageDataModule, cache: Cache, spec: PhaseSpec, processes: int) -> None:
+    """Let a phase that needs the images themselves decode each of them once, if they are needed again."""
+    if not cache.use or spec.epochs_left < 2:
         return
     try:
-        data.cache_decoded(cache_folder(), budget_gb=recipe.cache.budget_gb, processes=processes)
+        data.cache_decoded(cache_folder(), budget_gb=cache.budget_gb, processes=processes)
     except CacheUnavailable as why:
-        LOG.info("%s  its pictures are decoded in every epoch: %s", title, why)
+        LOG.info("%s  its pictures are decoded in every epoch: %s", spec.title, why)
 
 
-def setting_of(
-    classifier: Classifier, data: ImageDataModule, recipe: Recipe, phase: Phase, trainer: lightning.Trainer, *, kept: bool
-) -> Setting:
-    """kept: whether activations of the frozen part take the place of pictures."""
+def setting_of(training: Training, phase: Phase, trainer: lightning.Trainer, *, kept: bool) -> Setting:
+    """kept: whether activations of the frozen part take the place of images."""
+    classifier, data = training.setup.classifier, training.setup.data
     return Setting(
         device=trainer.strategy.root_device.type,
         precision=str(trainer.precision),
@@ -225,49 +238,37 @@ def setting_of(
         runs_frozen=not kept and not classifier.trains_whole_backbone,
         decodes=not kept and not data.uses_decoded_cache and phase.epochs > 1,
         augments=data.augmentation is not None,
-        mixes=recipe.mix != Mix(),
-        cache=recipe.cache,
+        mixes=training.learning.mix != Mix(),
+        cache=training.cache,
     )
 
 
-def check_compile(recipe: Recipe) -> None:
-    """Raises RecipeError for a phase that is to be compiled, although auxiliary heads listen to layers within."""
-    with recipe.located():
-        for number, phase in recipe.gradient_phases.items():
-            if phase.compile:
-                problem = f"= true, but auxiliary heads of {recipe.model.backbone} listen to its layers, which compiling merges."
-                raise RecipeError([Fault(f"phases[{number}].compile", problem, "Remove it, or set model.auxiliary_loss to 0.")])
+def log_early_end(trainer: lightning.Trainer, learning: Learning, spec: PhaseSpec, phase: Phase, setup: Setup) -> None:
+    if learning.early_stopping and trainer.current_epoch < phase.epochs:
+        metric, patience = metric_label(primary_metric_of(setup.samples)), learning.early_stopping.patience
+        LOG.info("%s ended early: no better validation %s for %d epochs", spec.title, metric, patience)
 
 
 @contextmanager
-def compiling_explained(recipe: Recipe, number: int) -> Iterator[None]:
-    """Raises RecipeError in place of torch's own account of what it couldn't compile."""
+def compiling_explained(spec: PhaseSpec, phase: Phase) -> Iterator[None]:
+    """Raise RecipeError in place of torch's own account of what it couldn't compile."""
     try:
         yield
     except Exception as error:
-        if not (recipe.gradient_phases[number].compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))):
+        if not (phase.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))):
             raise
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         # The first line of a failed backend says only which one it was.
         why = lines[1 if lines and lines[0].endswith("raised:") and len(lines) > 1 else 0] if lines else type(error).__name__
         fix = "Set it to false; or install a C++ compiler such as g++, if that is what is missing."
-        with recipe.located():
-            raise RecipeError([Fault(f"phases[{number}].compile", f"= true can't be done here: {why}", fix)]) from error
+        raise RecipeError([Fault(f"{spec.key}.compile", f"= true can't be done here: {why}", fix)]) from error
 
 
 def check_batch_size(classifier: Classifier, per_device_batch_size: int) -> None:
-    """a_device: pictures a step on one device. Raises DataError where batch-norm would have one number to take statistics of."""
+    """Raise DataError where batch-norm would have one number to take statistics of. per_device_batch_size: images a step on one device."""
     trained_norms = any(isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training for module in classifier.modules())
     if trained_norms and per_device_batch_size < 2:
         raise DataError(
             f"data.batch_size gives {per_device_batch_size} pictures a step to each device, and batch-norm needs two or more to train.\n"
             "  Use a larger data.batch_size, or fewer devices."
         )
-
-
-def _of_recipe(recipe: Recipe) -> list[Callback]:
-    """The callbacks that a recipe asks for. The average comes after BestWeights, which sees it so while it is swapped in."""
-    asked: list[Callback] = []
-    if early := recipe.early_stopping:
-        asked.append(EarlyStopping("val/score", mode="max", patience=early.patience, min_delta=early.min_delta))
-    return [*asked, moving_average(recipe.ema)] if recipe.ema else asked

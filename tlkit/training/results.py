@@ -71,7 +71,7 @@ def split_summary(samples: Samples) -> str:
 
 def choose_thresholds(classifier: Classifier, data: "ImageDataModule", device: "torch.device") -> tuple[float, ...]:
     """For each class the probability from which on it is called, best by F1 on validation."""
-    logits, labels = infer(classifier.to(device), data.whole("val"), data.preprocessing.normalize)
+    logits, labels = infer(classifier.to(device), data.whole("val"), data.preprocessing)
     unseen = [name for name, number in zip(data.samples.classes, labels.sum(0).tolist(), strict=True) if not number]
     if unseen:
         LOG.warning("no validation picture of %s: the threshold stays at 0.5", ", ".join(unseen))
@@ -116,10 +116,10 @@ def measure_shipped(model: Path, ready: Setup, recipe: Recipe, result: "Trained"
 
 
 def fitted_by(recipe: Recipe, phase: int) -> str:
-    """What found the head in one go, without epochs, in the phase that was best; empty for epochs."""
-    if phase >= len(recipe.phases):
+    """What found the head in one go, without epochs, in the phase that was best; empty for epochs. phase: counted from 1."""
+    if phase > len(recipe.phases):
         return "scikit-learn"
-    return "L-BFGS" if isinstance(recipe.phases[phase], SolvedPhase) else ""
+    return "L-BFGS" if isinstance(recipe.phases[phase - 1], SolvedPhase) else ""
 
 
 def cached_validation(
@@ -128,12 +128,12 @@ def cached_validation(
     """Logits and labels of validation by what the best phase has kept, if the classifier's frozen part is still the very same."""
     from tlkit.training.cache.activations import ActivationCache
 
-    if not recipe.cache.use or result.best_phase >= len(ready.trained):
+    if not recipe.cache.use or result.best_phase > len(ready.trained):
         return None
-    phase = recipe.phases[result.best_phase]
+    phase = recipe.phases[result.best_phase - 1]
     if isinstance(phase, Phase) and recipe.trainer_of(phase).precision != "32-true":
         return None  # the shipped model is measured in 32 bits
-    classifier.train_only(ready.trained[result.best_phase], phase.batchnorm if isinstance(phase, Phase) else "frozen")
+    classifier.train_only(ready.trained[result.best_phase - 1], phase.batchnorm if isinstance(phase, Phase) else "frozen")
     try:
         return ActivationCache(classifier, ready.data, recipe.cache, device=result.device, precision="32-true", console=console).logits(
             "val"
@@ -146,7 +146,7 @@ def cached_validation(
 
 def write_results(run: Path, recipe: Recipe, samples: Samples, weights: Weights, result: "Trained", metrics: Mapping[str, Any]) -> None:
     """metrics.json, curves.png, report.html, and the panel that a person reads."""
-    from tlkit.training.phases import phase_name
+    from tlkit.training.specs import phase_name
 
     write_json(run / "metrics.json", metrics)
     head = recipe.model.head

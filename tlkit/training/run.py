@@ -26,6 +26,7 @@ from tlkit.training.log import log_to_file, silent
 from tlkit.training.results import choose_thresholds, measure_shipped, metric_notes, split_summary, write_results
 from tlkit.training.run_folder import FIRST
 from tlkit.training.setup import Setup
+from tlkit.training.specs import Learning, phase_specs
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -54,14 +55,17 @@ def train_and_measure(recipe: Recipe, setup: Setup, folder: Path, *, began: floa
 
 
 def _train_and_measure(recipe: Recipe, setup: Setup, context: RunContext, *, resume: bool) -> None:
-    from tlkit.training.phases import train_phases
+    from tlkit.training.batch_size.out_of_memory import memory_explained
+    from tlkit.training.phases import Training, train_phases
 
     goes_on = resume and (context.folder / FIRST).is_file()
     rows = _hash_and_compare(setup)
     audit = write_run_header(recipe, setup, context, rows, goes_on=goes_on) if is_main_process() else {}
     context = _resumed(context, len(recipe.phases)) if goes_on else context
     check_same("The checkpoint to go on from is", [context.resumed.checkpoint.file.name if context.resumed else "none"])
-    trained = train_phases(recipe, setup, context)
+    with recipe.located(), memory_explained(recipe):
+        training = Training.begin(setup, Learning.of(recipe), recipe.cache, recipe.trainer, context)
+        trained = train_phases(training, phase_specs(recipe, setup.trained))
     if is_main_process():
         _measure(recipe, setup, context, _finished_head(recipe, setup, context, trained), audit)
 
@@ -87,7 +91,7 @@ def _finished_head(recipe: Recipe, setup: Setup, context: RunContext, trained: "
     from tlkit.training.wise_ft import ship_best_blend
 
     if recipe.model.head.kind in CLASSICAL_HEADS:
-        trained = fit_classical_head(setup, recipe.model.head, recipe.cache, trained, phase=len(recipe.phases), context=context)
+        trained = fit_classical_head(setup, recipe.model.head, recipe.cache, trained, phase=len(recipe.phases) + 1, context=context)
     if recipe.wise_ft:
         blend = ship_best_blend(setup.classifier, context.checkpoints / BEFORE, setup.data, console=context.console)
         trained = replace(trained, wise_ft=blend)

@@ -13,7 +13,7 @@ from tlkit.data.quality.on_bad import leave_out_bad
 from tlkit.data.samples import Samples
 from tlkit.data.sources.read import read_source
 from tlkit.data.splits.folds import split_by_recipe
-from tlkit.errors import RecipeError, TlkitError
+from tlkit.errors import Fault, RecipeError, TlkitError
 from tlkit.models.backbones import check_backbone_name, pretrained_cfg
 from tlkit.models.classifier import Classifier
 from tlkit.models.freeze import trained_parameters
@@ -21,6 +21,7 @@ from tlkit.models.heads import trained_head
 from tlkit.models.model_folder import check_can_ship
 from tlkit.models.weights import Weights, find_weights, load_backbone
 from tlkit.recipe.schema import Recipe
+from tlkit.training.auxiliary import has_auxiliary_heads
 
 if TYPE_CHECKING:
     from tlkit.data.datamodule import ImageDataModule
@@ -65,6 +66,7 @@ def prepare(recipe: Recipe, *, fold: int = 1) -> Setup:
         classifier, preprocessing = build(recipe, samples, weights, log=notes.append)
         augmentation = build_augmentation(recipe.augment, recipe.data.image_size, recipe.data.channels)
         trained = trainable_parameters(recipe, classifier)
+        check_compile(recipe, classifier)
     data = ImageDataModule(
         samples,
         preprocessing,
@@ -106,6 +108,16 @@ def trainable_parameters(recipe: Recipe, classifier: Classifier) -> list[frozens
         trained_parameters(phase.train, classifier.backbone, classifier.stages, key=f"phases[{i}].train", name=recipe.model.backbone)
         for i, phase in enumerate(recipe.phases)
     ]
+
+
+def check_compile(recipe: Recipe, classifier: Classifier) -> None:
+    """Raise RecipeError for a phase that is to be compiled, although auxiliary heads listen to layers within."""
+    if not (recipe.model.auxiliary_loss and has_auxiliary_heads(classifier.backbone)):
+        return
+    for number, phase in recipe.gradient_phases.items():
+        if phase.compile:
+            problem = f"= true, but auxiliary heads of {recipe.model.backbone} listen to its layers, which compiling merges."
+            raise RecipeError([Fault(f"phases[{number}].compile", problem, "Remove it, or set model.auxiliary_loss to 0.")])
 
 
 T = TypeVar("T")

@@ -22,6 +22,7 @@ from tlkit.recipe.fields.learning import Optimizer
 from tlkit.recipe.fields.trainer import Trainer
 from tlkit.training.distributed.signals import Stop, current_stop
 from tlkit.training.module import PhaseModule
+from tlkit.training.private_api import keyboard_interrupt_kept
 
 
 class Devices(NamedTuple):
@@ -52,10 +53,9 @@ def build_trainer(
     *,
     epochs: int,
     optimizer: Optimizer,
-    phase_name: str,
     callbacks: list[Callback],
     files: CheckpointIO,
-    out: Path,
+    logger: TensorBoardLogger,
     profiler: Profiler,
 ) -> LightningTrainer:
     """files: writes what is to be resumed from."""
@@ -67,8 +67,8 @@ def build_trainer(
         callbacks=callbacks,
         plugins=[files],
         profiler=profiler,
-        logger=TensorBoardLogger(out, name="tensorboard", version=phase_name),
-        default_root_dir=out,
+        logger=logger,
+        default_root_dir=logger.save_dir,
         # The sanity pass costs more than it tells: validation comes after the first epoch anyway.
         num_sanity_val_steps=0,
         # tlkit's own sampler splits over ranks, and seeds every picture's augmentation.
@@ -144,12 +144,8 @@ def fit(
 
     checkpoint: where to go on from.
     """
-    with stop.between_batches(), _quiet():
-        try:
-            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-        except SystemExit as error:
-            # Lightning 2.6 makes it out of KeyboardInterrupt, and leaves SIGINT ignored.
-            raise KeyboardInterrupt from error
+    with stop.between_batches(), _quiet(), keyboard_interrupt_kept():
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
 
 
 def fit_unsaved(trainer: lightning.Trainer, module: PhaseModule, data: lightning.LightningDataModule) -> None:

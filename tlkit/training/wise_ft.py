@@ -37,7 +37,7 @@ def ship_best_blend(classifier: Classifier, before: Path, data: ImageDataModule,
     with images_progress(console, "blends on the validation pictures", len(samples) * len(SHARES)) as advance:
         for share in SHARES:
             classifier.load_state_dict(blend(old, new, share))
-            logits, labels = infer(classifier, data.whole("val"), data.preprocessing.normalize, on_batch=advance)
+            logits, labels = infer(classifier, data.whole("val"), data.preprocessing, on_batch=advance)
             tried.append({"share": share, primary_metric: score(data.samples, logits, labels), "loss": float(plain_loss(logits, labels))})
     best = max(tried, key=lambda row: (row[primary_metric], -row["loss"]))
     classifier.load_state_dict(blend(old, new, best["share"]))

@@ -72,12 +72,15 @@ def read_metrics(run: Path) -> dict[str, Any]:
 
 
 def read_epochs(run: Path) -> list[dict[str, str]]:
-    """The rows of metrics.csv, without what their times were."""
+    """Return the rows of metrics.csv, without what their times were. Older runs count phases and epochs from 0."""
     try:
         with (run / "metrics.csv").open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
-        return [{key: row[key] for key in row if key != "seconds"} for row in rows]
-    except (OSError, ValueError, csv.Error) as error:
+        before = int(any(row["epoch"] == "0" for row in rows))
+        numbers = [{key: str(int(row[key]) + before) for key in ("phase", "epoch")} for row in rows]
+        pairs = zip(rows, numbers, strict=True)
+        return [{key: value for key, value in (row | number).items() if key != "seconds"} for row, number in pairs]
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise RunError(f"{run / 'metrics.csv'} can't be read: {error}\n  Copy the whole run folder again.") from error
 
 

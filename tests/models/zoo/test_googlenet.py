@@ -3,6 +3,7 @@
 import hashlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 from torch.nn.functional import adaptive_avg_pool2d, cross_entropy
 from torchvision.models.googlenet import InceptionAux
 
+from tlkit.data.normalize import Normalize
 from tlkit.errors import WeightsError
 from tlkit.models import weights as weights_module
 from tlkit.models.backbones import create_backbone, pretrained_cfg, stages
@@ -20,11 +22,14 @@ from tlkit.models.model_folder import ModelCard, check_can_ship, load_with_card,
 from tlkit.models.weights import Weights, find_weights, load_backbone
 from tlkit.models.zoo.googlenet import INCEPTIONS
 from tlkit.models.zoo.layers import PoolTo
-from tlkit.recipe.fields.learning import Mix, Optimizer, Schedule
+from tlkit.recipe.fields.learning import Optimizer, Schedule
 from tlkit.recipe.fields.model import Head, Model
 from tlkit.recipe.fields.phases import Phase, Train
 from tlkit.training.auxiliary import AuxiliaryHeads, build_auxiliary_heads
+from tlkit.training.metrics import Scoring
 from tlkit.training.module import PhaseModule
+from tlkit.training.objective import Objective
+from tlkit.training.optimizers import Optimization
 
 SIZE = 64
 
@@ -51,16 +56,10 @@ def classifier_in_phase(train: Train) -> Classifier:
 def phase_module(classifier: Classifier, auxiliary: AuxiliaryHeads | None) -> PhaseModule:
     module = PhaseModule(
         classifier,
-        3,
-        normalize=lambda images: images,
-        phase=Phase(train="all", epochs=1, lr=1e-2),
-        optimizer=Optimizer(),
-        schedule=Schedule(name="constant"),
-        task="multiclass",
-        criterion=torch.nn.CrossEntropyLoss(),
-        primary_metric="accuracy",
-        mix=Mix(),
-        auxiliary=auxiliary,
+        Objective(torch.nn.CrossEntropyLoss(), auxiliary=auxiliary),
+        Scoring("multiclass", 3, "accuracy"),
+        Optimization(Phase(train="all", epochs=1, lr=1e-2), Optimizer(), Schedule(name="constant")),
+        normalize=Normalize(np.zeros((1, 1, 3), np.float32), (1.0, 1.0, 1.0)),
     )
     module.log_dict = lambda *args, **kwargs: None  # type: ignore[method-assign]
     return module

@@ -175,7 +175,7 @@ def test_a_solved_phase_alone_is_shipped_and_measured(there: None) -> None:
     run = finetune(load_recipe("recipe.yaml"), out=Path("alone"))
     (row,) = rows_of(run)
     metrics = json.loads((run / "metrics.json").read_text())
-    assert (row["phase"], row["epoch"], row["lr"]) == ("0", "0", "")
+    assert (row["phase"], row["epoch"], row["lr"]) == ("1", "1", "")
     assert float(row["val/accuracy"]) == pytest.approx(metrics["val"]["accuracy"])
     assert float(row["val/loss"]) == pytest.approx(metrics["val"]["loss"], rel=1e-4)
     assert metrics["test"]["accuracy"] > 0.6
@@ -191,17 +191,17 @@ def test_later_phases_go_on_from_the_solution_and_its_score_competes(there: None
     alone = finetune(load_recipe("recipe.yaml", ["augment=[]"]), out=Path("first"))
     run = finetune(load_recipe("recipe.yaml", ["augment=[]", THEN_HEAD, "wise_ft=false"]), out=Path("then"))
     first, second = rows_of(run)
-    assert (first["phase"], second["phase"]) == ("0", "1")
+    assert (first["phase"], second["phase"]) == ("1", "2")
     assert float(second["val/loss"]) == pytest.approx(float(first["val/loss"]), rel=1e-4)
     # The second phase can't be better, and of equals the earliest is taken.
-    assert json.loads((run / "metrics.json").read_text())["best"]["phase"] == 0
+    assert json.loads((run / "metrics.json").read_text())["best"]["phase"] == 1
     assert torch.equal(*(load_file(folder / "model/model.safetensors")["fc.weight"] for folder in (alone, run)))
 
 
 def test_fine_tuning_may_come_before_and_after(there: None) -> None:
     phases = "phases=[{train: head, solver: lbfgs, weight_decay: 0.1}, {train: all, epochs: 1, lr: 1e-3}, {train: head, solver: lbfgs}]"
     run = finetune(load_recipe("recipe.yaml", [phases, "wise_ft=true"]), out=Path("around"))
-    assert [row["phase"] for row in rows_of(run)] == ["0", "1", "2"]
+    assert [row["phase"] for row in rows_of(run)] == ["1", "2", "3"]
     assert [bool(row["lr"]) for row in rows_of(run)] == [False, True, False]
     log = (run / "log.txt").read_text()
     assert "phase 1/3 head  weight decay 0.1\n" in log

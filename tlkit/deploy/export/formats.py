@@ -37,7 +37,7 @@ class Network:
 
     def program(self, outputs: Sequence[str]) -> torch.export.ExportedProgram:
         multilabel = self.card.task == "multilabel"
-        shipped = Shipped(self.classifier, self.spec.normalize if self.raw else None, outputs, multilabel=multilabel)
+        shipped = Shipped(self.classifier, self.spec.normalizer() if self.raw else None, outputs, multilabel=multilabel)
         return exported_program(shipped, self.spec.image_size, self.spec.channels)
 
     @property

@@ -102,7 +102,7 @@ def _proof(
     spec = Preprocessing.from_json(card.preprocessing, card.mean_picture)
     # Labels play no part here, and some pictures have none.
     loader = make_loader([replace(sample, labels=()) for sample in samples], spec, batch_size=BATCH_SIZE, multi_hot=len(card.classes))
-    logits, _ = infer(classifier, loader, spec.normalize)
+    logits, _ = infer(classifier, loader, spec)
     files = tuple(image_file(sample, number, folder) for number, sample in enumerate(samples))
     return Proof(classifier, card, samples, files, probabilities_of(logits, card), labels, what)
 

@@ -1,10 +1,11 @@
 """What ships: a classifier with everything around it that isn't a picture file, as one program that torch can export."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from tlkit.data.normalize import Normalize
 from tlkit.models.classifier import Classifier
 
 NORMALIZED = "normalized"
@@ -17,9 +18,7 @@ class Shipped(nn.Module):
     normalize: for raw pictures uint8 [B, S, S, C], which this then takes; None takes normalised ones, float32 [B, C, S, S].
     """
 
-    def __init__(
-        self, classifier: Classifier, normalize: Callable[[Tensor], Tensor] | None, outputs: Sequence[str], *, multilabel: bool
-    ) -> None:
+    def __init__(self, classifier: Classifier, normalize: Normalize | None, outputs: Sequence[str], *, multilabel: bool) -> None:
         super().__init__()
         self.classifier = classifier
         self.normalize = normalize

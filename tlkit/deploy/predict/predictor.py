@@ -81,9 +81,11 @@ def _of_run(run: Path, device_name: str) -> Predictor:
     classifier, card = load_with_card(run)
     preprocessing = Preprocessing.from_json(card.preprocessing, card.mean_picture)
     classifier.to(device)
+    normalize = preprocessing.normalizer().to(device)
 
     def normalized(images: Pixels) -> torch.Tensor:
-        return preprocessing.normalize(torch.from_numpy(images).to(device).permute(0, 3, 1, 2))
+        found: torch.Tensor = normalize(torch.from_numpy(images).to(device).permute(0, 3, 1, 2))
+        return found
 
     @torch.inference_mode()
     def answer(images: Pixels) -> tuple[Numbers, Numbers]:

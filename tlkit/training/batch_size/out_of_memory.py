@@ -22,14 +22,14 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def memory_explained(recipe: Recipe, title: str) -> Iterator[None]:
+def memory_explained(recipe: Recipe) -> Iterator[None]:
     """Raises RecipeError in place of torch's account: tries, in another process, which batch the largest phase has room for."""
     try:
         yield
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        LOG.warning("%s ran out of memory; looking for the largest batch that fits", title)
+        LOG.warning("training ran out of memory; looking for the largest batch that fits")
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         asked = recipe.data.known_batch_size

@@ -22,12 +22,12 @@ from tlkit.models.weights import Weights
 from tlkit.recipe.load import load_recipe
 from tlkit.recipe.schema import Recipe
 from tlkit.system import keep_freed_memory
-from tlkit.training.auxiliary import build_auxiliary_heads
 from tlkit.training.batch_size.out_of_memory import is_out_of_memory
 from tlkit.training.callbacks import moving_average
-from tlkit.training.losses import StartingPoint
+from tlkit.training.objective import build_objective
 from tlkit.training.phases import build_module
 from tlkit.training.setup import build, trainable_parameters
+from tlkit.training.specs import Learning
 from tlkit.training.trainer import build_trial_trainer, check_devices, fit_unsaved
 
 LEFT_TO_OTHERS = 0.05
@@ -64,13 +64,13 @@ def two_steps(recipe: Recipe, samples: Samples, number: int, trained: frozenset[
     phase = recipe.gradient_phases[number].model_copy(update={"compile": False})
     classifier.train_only(trained, phase.batchnorm)
     data = ImageDataModule(made_up(samples, 2 * images, recipe.data.channels), preprocessing, batch_size=images, workers=0)
-    auxiliary = build_auxiliary_heads(classifier.backbone, len(samples.classes), recipe.model.auxiliary_loss)
-    start = StartingPoint(classifier, recipe.loss.l2_sp) if recipe.loss.l2_sp else None
+    learning = Learning.of(recipe)
+    objective = build_objective(learning, classifier, samples)
     callbacks = [moving_average(recipe.ema)] if recipe.ema else []
     trainer = build_trial_trainer(
         recipe.trainer_of(phase), optimizer=recipe.optimizer, callbacks=[*callbacks], max_epochs=1, limit_val_batches=0
     )
-    fit_unsaved(trainer, build_module(classifier, data, recipe, phase, auxiliary, start), data)
+    fit_unsaved(trainer, build_module(classifier, data, objective, learning, phase), data)
 
 
 def made_up(samples: Samples, images: int, channels: int) -> Samples:

@@ -57,11 +57,12 @@ class ActivationCache:
         if precision not in AUTOCAST:
             raise CacheUnavailable(f"trainer.precision is {precision}")
         size, channels = data.preprocessing.image_size, data.preprocessing.channels
-        black = data.preprocessing.normalize(torch.zeros(1, channels, size, size, dtype=torch.uint8))
+        self._normalize = data.preprocessing.normalizer()
         try:
-            self._cut = cut(classifier, black)
+            self._cut = cut(classifier, self._normalize(torch.zeros(1, channels, size, size, dtype=torch.uint8)))
         except CannotCut as why:
             raise CacheUnavailable(str(why)) from why
+        self._normalize.to(device)
         self._classifier, self._data, self._cache = classifier, data, cache
         self._device, self._precision, self._console = device, precision, console
         self._weights = digest(self._cut.prefix.state_dict())
@@ -149,7 +150,7 @@ class ActivationCache:
     def _activations(self, images: Tensor) -> Activations:
         """images: uint8 [B, C, S, S]."""
         self._cut.prefix.to(self._device)
-        normalized = self._data.preprocessing.normalize(images.to(self._device, non_blocking=True))
+        normalized = self._normalize(images.to(self._device, non_blocking=True))
         with AUTOCAST[self._precision](self._device.type):
             return tuple(self._cut.prefix(normalized.contiguous(memory_format=torch.channels_last)))
 

@@ -6,8 +6,6 @@ what a run knows beyond one phase.
 """
 
 import logging
-import signal
-import threading
 import time
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -17,7 +15,6 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint as CheckpointCallback
-from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import distributed
 
@@ -27,11 +24,23 @@ from tlkit.recipe.fields.trainer import CheckpointEvery
 from tlkit.training.auxiliary import AuxiliaryHeads
 from tlkit.training.cache.activations import digest
 from tlkit.training.callbacks import BestWeights, MetricsTable
-from tlkit.training.checkpointing.files import KEPT, Checkpoint, next_number, put_back, remove_others, write_checkpoint
+from tlkit.training.checkpointing.files import KEPT, Checkpoint, next_number, remove_others, write_checkpoint
 from tlkit.training.checkpointing.rng import generator_states, set_generators
-from tlkit.training.distributed.launch import all_gather_objects
+from tlkit.training.context import RunContext
+from tlkit.training.distributed.flags import SharedFlags
+from tlkit.training.distributed.launch import COLLECTIVE_TIMEOUT, all_gather_objects
 from tlkit.training.distributed.ranks import is_main_process
-from tlkit.training.distributed.signals import Stop
+from tlkit.training.private_api import (
+    WEIGHTS,
+    accumulates,
+    forget_resuming,
+    is_within_phase,
+    restore_sigterm,
+    rewind,
+    swap_back_average,
+    training_weights,
+)
+from tlkit.training.specs import PhaseSpec
 
 LOG = logging.getLogger("tlkit")
 
@@ -41,37 +50,30 @@ allow, don't write a checkpoint each: that took a quarter of such a phase."""
 SHARE = 0.05
 """Of the time, at most, goes into checkpoints between epochs: those of large networks take seconds."""
 
-WEIGHTS = ("state_dict", "current_model_state")
-"""Where Lightning has them: with a moving average that one, and beside it those that train."""
-
 
 class Checkpoints(CheckpointCallback):
     """Lightning calls it after all other callbacks, so that it saves what they have done with a batch.
 
-    seconds: a phase's name -> its wall-clock time, of the phases that are done. phase: the one that runs.
+    seconds: a phase's name -> its wall-clock time, of the phases that are done. phase: the index of the one that runs.
     """
 
     def __init__(
         self,
-        folder: Path,
         classifier: Classifier,
+        auxiliary: AuxiliaryHeads | None,
         best: BestWeights,
         table: MetricsTable,
-        auxiliary: AuxiliaryHeads | None,
         *,
         every: CheckpointEvery,
-        stop: Stop,
-        began: float,
+        context: RunContext,
     ) -> None:
-        """began: when the run did, or would have without a break, by time.perf_counter."""
         self.seconds: dict[str, float] = {}
         self.phase = 0
         self.resumed_file: Path | None = None
-        """Of a phase that goes on in its midst: what Lightning reads its part from."""
-        self._folder, self._classifier, self._best, self._table, self._auxiliary = folder, classifier, best, table, auxiliary
+        """Of a phase that is resumed half-way: what Lightning reads its part from."""
+        self._folder, self._stop, self._context = context.checkpoints, context.stop, context
+        self._classifier, self._auxiliary, self._best, self._table = classifier, auxiliary, best, table
         self._within_s = 60 * every.minutes
-        self._stop = stop
-        self._run_began = began
         self._phase_began = self._saved_at = time.perf_counter()
         self._seconds_before = 0.0
         self._resumed: Mapping[str, Any] | None = None
@@ -80,42 +82,38 @@ class Checkpoints(CheckpointCallback):
         self._changing: frozenset[str] = frozenset()
         self._frozen: tuple[frozenset[str], str] = (frozenset(), "")
         self._took_s = 0.0
+        self._flags: SharedFlags | None = None
 
     # --- going on ---
 
     def go_on(self, checkpoint: Checkpoint, state: Mapping[str, Any]) -> None:
-        """Puts everything back but what Lightning restores when it fits. state: the checkpoint's content."""
-        run = state["run"]
-        if "loops" in state:  # within a phase, else before one
-            # With a moving average, Lightning has it in place of the weights, and these beside it.
-            weights = state.get("current_model_state", state["state_dict"])
+        """Put everything back but what Lightning restores when it fits. state: the checkpoint's content."""
+        run = counted_from_one(state["run"])
+        if is_within_phase(state):  # else before one
             self.resumed_file, self._resumed = checkpoint.file, run
-        else:
-            weights = state["state_dict"]
-        changed = _part(weights, "classifier.")
-        self._changing = frozenset(changed)
-        if self._frozen_digest() != run["frozen"]:
-            raise RunError(
-                "The weights that the run began with are not those of now: what hasn't trained yet differs.\n"
-                "  Restore the weights that its recipe names; or start anew in another --out."
-            )
-        self._classifier.load_state_dict(changed, strict=False)
-        if self._auxiliary is not None:
-            self._auxiliary.load_state_dict(_part(weights, "auxiliary."))
+        self._load_weights(training_weights(state), run["frozen"])
         self.phase, self.seconds, self._seconds_before = run["phase"], dict(run["seconds"]), run["phase_seconds"]
-        self._table.rows = [dict(row) for row in run["rows"]]
-        self._best.score, self._best.phase, self._best.epoch = run["best"]
-        if is_main_process():
-            if checkpoint.best is not None:
-                put_back(checkpoint.best, self._best.file)
-            else:
-                self._best.file.unlink(missing_ok=True)
+        self._table.load_state(run["rows"])
+        self._best.load_state(run["best"], checkpoint.best, keeps=is_main_process())
         self._kept = [checkpoint]
         if len(run["ranks"]) != (processes := len(all_gather_objects(None))):
             LOG.warning(
                 "the run began on %d processes and goes on with %d: what is drawn at random will differ", len(run["ranks"]), processes
             )
         set_generators(_mine(run["ranks"])["generators"])
+
+    def _load_weights(self, weights: Mapping[str, torch.Tensor], frozen: str) -> None:
+        """frozen: the digest of what no phase had changed. Raises RunError where that isn't what it was."""
+        changed = _part(weights, "classifier.")
+        self._changing = frozenset(changed)
+        if self._frozen_digest() != frozen:
+            raise RunError(
+                "The weights that the run began with are not those of now: what hasn't trained yet differs.\n"
+                "  Restore the weights that its recipe names; or start again in another --out."
+            )
+        self._classifier.load_state_dict(changed, strict=False)
+        if self._auxiliary is not None:
+            self._auxiliary.load_state_dict(_part(weights, "auxiliary."))
 
     @property
     def _between_s(self) -> float:
@@ -128,16 +126,18 @@ class Checkpoints(CheckpointCallback):
         self._changing |= names
         self._best.set_trainable_names(names, keeps=is_main_process())
 
-    def begin_phase(self, number: int) -> None:
-        self._phase_began = time.perf_counter() - (self._seconds_before if number == self.phase else 0.0)
+    def begin_phase(self, spec: PhaseSpec) -> None:
+        self._phase_began = time.perf_counter() - (self._seconds_before if spec.index == self.phase else 0.0)
         self._seconds_before = 0.0
-        self.phase = self._best.current_phase = self._table.phase = number
+        self.phase = spec.index
+        self._best.begin_phase(spec.number)
+        self._table.begin_phase(spec.number)
 
-    def end_phase(self, name: str) -> None:
-        """Saves that it is done, if that is worth it, and stops the run if a signal came."""
-        self.seconds[name] = round(time.perf_counter() - self._phase_began, 3)
+    def end_phase(self, spec: PhaseSpec) -> None:
+        """Save that it is done, if that is worth it, and stop the run if a signal came."""
+        self.seconds[spec.name] = round(time.perf_counter() - self._phase_began, 3)
         self._phase_began = time.perf_counter()
-        self.phase += 1
+        self.phase = spec.index + 1
         self.resumed_file = self._resumed = None
         ranks = all_gather_objects(self._of_this_process())
         self._stop.handle(max(rank["asked"] for rank in ranks))
@@ -155,9 +155,9 @@ class Checkpoints(CheckpointCallback):
     # --- within a phase ---
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if threading.current_thread() is threading.main_thread():
-            # Lightning 2.6 has just put its own handler here. With several processes that one broadcasts wherever Python happens to be.
-            signal.signal(signal.SIGTERM, self._stop.on_signal)
+        restore_sigterm(trainer)
+        if trainer.world_size > 1 and self._flags is None:
+            self._flags = SharedFlags(COLLECTIVE_TIMEOUT)
         if self._resumed is None:
             return
         mine = _mine(self._resumed["ranks"])
@@ -165,8 +165,8 @@ class Checkpoints(CheckpointCallback):
             # Lightning 2.6 would load it only where nobody has asked for the number of steps before; a schedule does.
             trainer.train_dataloader.load_state_dict({"batches": self._resumed["batch"]})  # type: ignore[union-attr]
         if self._resumed["batch"]:
-            pl_module.go_on(mine["figures"])  # type: ignore[operator]
-            self._table.epoch_began -= self._resumed["epoch_seconds"]
+            pl_module.load_epoch_state(mine["figures"])  # type: ignore[operator]
+            self._table.go_on_within_epoch(self._resumed["epoch_seconds"])
         for parameter, gradient in zip(pl_module.parameters(), mine["gradients"], strict=False):
             parameter.grad = None if gradient is None else gradient.to(parameter.device)
         self._resumed = None
@@ -183,32 +183,26 @@ class Checkpoints(CheckpointCallback):
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *arguments: Any, **named: Any) -> None:
         # Ranks may have different numbers of batches to validate, so that they can't agree here.
         if self._stop.requested and trainer.world_size == 1:
-            for callback in trainer.callbacks:  # type: ignore[attr-defined]
-                if isinstance(callback, WeightAveraging):
-                    callback.on_validation_epoch_end(trainer, pl_module)  # swaps the weights that train back in
+            swap_back_average(trainer, pl_module)
             self._save(trainer, batch=int(trainer.num_training_batches))
             self._stop.raise_if_requested()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Still set in an epoch that was resumed in its midst, and then Lightning 2.6 doesn't tell plateau how it went.
-        trainer.fit_loop.restarting = False
+        forget_resuming(trainer)
 
     def _save_if_due(self, trainer: Trainer, every_s: float, *, batch: int) -> None:
         """All ranks save and stop together."""
-        due, stops = time.perf_counter() - self._saved_at > every_s, self._stop.requested is not None
-        if trainer.world_size > 1:
-            flags = [due and trainer.is_global_zero, int(self._stop.requested or 0)]
-            asked = torch.tensor(flags, dtype=torch.int32, device=trainer.strategy.root_device)
-            distributed.all_reduce(asked, distributed.ReduceOp.MAX)
-            due, number = asked.tolist()
-            self._stop.handle(number)
-            stops = number > 0
+        due = int(time.perf_counter() - self._saved_at > every_s)
+        requested = int(self._stop.requested or 0)
+        if self._flags is not None:
+            due, requested = self._flags.exchange([due * trainer.is_global_zero, requested])
+            self._stop.handle(requested)
             # Gradients that aren't averaged yet are each rank's own, and as large as the network.
-            if batch and trainer.fit_loop._should_accumulate():
+            if batch and accumulates(trainer):
                 return
-        if due or stops:
+        if due or requested:
             self._save(trainer, batch=batch)
-        if stops:
+        if requested:
             raise KeyboardInterrupt
 
     def _save(self, trainer: Trainer, *, batch: int) -> None:
@@ -217,11 +211,11 @@ class Checkpoints(CheckpointCallback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         epoch, batch = self._at
-        _rewind(checkpoint["loops"]["fit_loop"], epoch=epoch, batch=batch, batches=int(trainer.num_training_batches))
+        rewind(checkpoint, epoch=epoch, batch=batch, batches=int(trainer.num_training_batches))
         mine = self._of_this_process()
         if batch:
-            mine["figures"] = pl_module.figures()  # type: ignore[operator]
-            if trainer.fit_loop._should_accumulate():
+            mine["figures"] = pl_module.epoch_state()  # type: ignore[operator]
+            if accumulates(trainer):
                 mine["gradients"] = [parameter.grad for parameter in pl_module.parameters()]
         checkpoint["run"] = self._run(all_gather_objects(mine))
 
@@ -236,12 +230,13 @@ class Checkpoints(CheckpointCallback):
             "phase": self.phase,
             "epoch": epoch,
             "batch": batch,
-            "best": (self._best.score, self._best.phase, self._best.epoch),
-            "rows": self._table.rows,
+            "best": self._best.state(),
+            "rows": self._table.state(),
+            "counts_from": 1,
             "seconds": self.seconds,
             "phase_seconds": now - self._phase_began,
-            "epoch_seconds": now - self._table.epoch_began,
-            "run_seconds": now - self._run_began,
+            "epoch_seconds": self._table.epoch_seconds,
+            "run_seconds": self._context.seconds,
             "frozen": self._frozen_digest(),
             "ranks": ranks,
         }
@@ -288,30 +283,13 @@ class WholeFiles(TorchCheckpointIO):
         return self._saves.with_frozen(super().load_checkpoint(*arguments, **named))
 
 
-def _rewind(fit_loop: dict[str, Any], *, epoch: int, batch: int, batches: int) -> None:
-    """Lightning's counters as they have to stand for it to go on with this batch of this epoch.
-
-    2.6 takes what it saved at the start of an epoch for an epoch that is done, and what it saved after the last batch of training for
-    one whose validation is done.
-    """
-    started = epoch + (batch > 0)
-    for tracker in _trackers(fit_loop["epoch_progress"]):
-        tracker.update(ready=started, started=started, processed=epoch, completed=epoch)
-    training = fit_loop["epoch_loop.batch_progress"]
-    if batch == batches:
-        for tracker in _trackers(training):
-            tracker["completed"] = tracker["ready"]
-        training["is_last_batch"] = True
-        # A validation whose first batch has begun and isn't done: Lightning runs it, from the first batch on.
-        validation = fit_loop["epoch_loop.val_loop.batch_progress"]
-        for tracker in _trackers(validation):
-            tracker.update(ready=1, started=1, processed=0, completed=0)
-        validation["is_last_batch"] = False
-    fit_loop["state_dict"].pop("combined_loader", None)
-
-
-def _trackers(progress: dict[str, Any]) -> tuple[dict[str, int], dict[str, int]]:
-    return progress["total"], progress["current"]
+def counted_from_one(run: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what a checkpoint knows; where an older tlkit has counted phases and epochs in the table and of the best from 0, from 1."""
+    if "counts_from" in run:
+        return run
+    score, phase, epoch = run["best"]
+    rows = [{**row, "phase": row["phase"] + 1, "epoch": row["epoch"] + 1} for row in run["rows"]]
+    return {**run, "best": (score, phase + 1, epoch + 1), "rows": rows}
 
 
 def _part(state: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

@@ -51,7 +51,7 @@ def fit_classical_head(setup: Setup, head: Head, cache: Cache, trained: Trained,
     seconds = round(time.perf_counter() - began, 3)
     row = {
         "phase": phase,
-        "epoch": 0,
+        "epoch": 1,
         **measured("train", data.samples, logits, labels),
         **measured("val", data.samples, val_logits, val_labels),
         "lr": "",
@@ -60,7 +60,7 @@ def fit_classical_head(setup: Setup, head: Head, cache: Cache, trained: Trained,
     rows = [*trained.rows, row]
     write_metrics_table(rows, context.folder / "metrics.csv")
     LOG.info("%s  train accuracy %.4f  val accuracy %.4f  %.1f s", head.kind, row["train/accuracy"], row["val/accuracy"], seconds)
-    return replace(trained, rows=rows, best_phase=phase, best_epoch=0, seconds={**trained.seconds, head.kind: seconds})
+    return replace(trained, rows=rows, best_phase=phase, best_epoch=1, seconds={**trained.seconds, head.kind: seconds})
 
 
 @torch.no_grad()

@@ -29,4 +29,4 @@ def features_of(classifier: Classifier, data: ImageDataModule, split: str, cache
     except CacheUnavailable as why:
         LOG.info("the features are not kept for another time: %s", why)
     with images_progress(console, f"features of the {split} pictures", len(data.samples.of(split))) as advance:
-        return infer(classifier, data.whole(split), data.preprocessing.normalize, outputs=classifier.features, on_batch=advance)
+        return infer(classifier, data.whole(split), data.preprocessing, outputs=classifier.features, on_batch=advance)

@@ -7,6 +7,7 @@ a preconditioner made from the features' covariance didn't pay.
 
 import logging
 import time
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -22,10 +23,11 @@ from tlkit.evaluation.metrics import metric_label, primary_metric_of
 from tlkit.models.classifier import Classifier
 from tlkit.models.heads import last_linear
 from tlkit.recipe.fields.phases import SolvedPhase
-from tlkit.recipe.schema import Recipe
+from tlkit.recipe.fields.trainer import Cache
 from tlkit.training.closed_form.features import features_of
-from tlkit.training.losses import build_criterion, plain_loss
+from tlkit.training.losses import plain_loss
 from tlkit.training.metrics import measured, score
+from tlkit.training.specs import PhaseSpec
 
 LOG = logging.getLogger("tlkit")
 
@@ -42,15 +44,18 @@ Split = tuple[Tensor, Tensor]
 
 
 def solve_head(
-    classifier: Classifier, data: ImageDataModule, recipe: Recipe, phase: SolvedPhase, *, title: str, console: Console
+    classifier: Classifier, data: ImageDataModule, spec: PhaseSpec, *, criterion: nn.Module, cache: Cache, console: Console
 ) -> tuple[dict[str, Any], float]:
-    """Puts the solution into the classifier's head. Returns its row for metrics.csv, but for the phase, and its validation score."""
+    """Put the solution into the classifier's head. Returns its row for metrics.csv, but for the phase, and its validation score.
+
+    spec: of a solved phase. criterion: logits, labels -> the mean training loss.
+    """
     began = time.perf_counter()
     samples = data.samples
-    train, val = (features_of(classifier, data, split, recipe.cache, console) for split in ("train", "val"))
-    criterion = build_criterion(recipe.loss, recipe.imbalance, samples)
-    weight_decays = WEIGHT_DECAYS if phase.weight_decay is None else (phase.weight_decay,)
-    solved = solve(Regression(train, criterion, len(samples.classes)), val, samples, weight_decays, title=title)
+    train, val = (features_of(classifier, data, split, cache, console) for split in ("train", "val"))
+    decay = spec.phase.weight_decay if isinstance(spec.phase, SolvedPhase) else None
+    weight_decays = WEIGHT_DECAYS if decay is None else (decay,)
+    solved = solve(Regression(train, criterion, len(samples.classes)), val, samples, weight_decays, title=spec.title)
     layer = last_linear(classifier.head)
     with torch.no_grad():
         layer.weight.copy_(solved.weight)
@@ -58,8 +63,8 @@ def solve_head(
         logits, val_logits = solved(train[0]), solved(val[0])
     figures = {**measured("train", samples, logits, train[1], criterion), **measured("val", samples, val_logits, val[1])}
     seconds = round(time.perf_counter() - began, 3)
-    LOG.info("%s  solved  train loss %.4f accuracy %.4f  val loss %.4f accuracy %.4f  %.1f s", title, *figures.values(), seconds)
-    return {"epoch": 0, **figures, "lr": "", "seconds": seconds}, score(samples, val_logits, val[1])
+    LOG.info("%s  solved  train loss %.4f accuracy %.4f  val loss %.4f accuracy %.4f  %.1f s", spec.title, *figures.values(), seconds)
+    return {"epoch": 1, **figures, "lr": "", "seconds": seconds}, score(samples, val_logits, val[1])
 
 
 def solve(regression: "Regression", val: Split, samples: Samples, weight_decays: tuple[float, ...], *, title: str) -> nn.Linear:
@@ -95,7 +100,8 @@ class Regression:
         self._features, labels = train
         # Inference made them: a clone can have a gradient beside it.
         self._labels = labels.double() if labels.is_floating_point() else labels.clone()
-        self._criterion, self._classes = criterion.double(), classes
+        # A copy: the criterion itself goes on in 32 bits.
+        self._criterion, self._classes = deepcopy(criterion).double(), classes
         scaler = StandardScaler()
         for features in torch.split(self._features, CHUNK):
             scaler.partial_fit(features.numpy())

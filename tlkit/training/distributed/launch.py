@@ -9,10 +9,10 @@ from hashlib import sha256
 from typing import Any, TypeVar
 
 from tlkit.errors import DataError, DeviceError
-from tlkit.recipe.load import recipe_yaml
-from tlkit.recipe.schema import Recipe
+from tlkit.recipe.fields.trainer import Trainer
 from tlkit.training.distributed.ranks import are_connected, is_local_main_process, is_main_process
 from tlkit.training.distributed.shutdown import STARTED_BY, was_started, watch
+from tlkit.training.private_api import set_timeout, start_scripts, starts_scripts
 
 T = TypeVar("T")
 
@@ -22,53 +22,44 @@ TASKS = "SLURM_STEP_NUM_TASKS"
 """How many processes srun has started."""
 
 
-def join_processes(recipe: Recipe) -> None:
+def join_processes(trainer: Trainer, recipe_yaml: str) -> None:
     """Connects this process with the others where torchrun or SLURM have started all of them.
 
     Raises DeviceError where the recipe asks for another number, and DataError where the others read another recipe.
     """
     if not was_started() and ("TORCHELASTIC_RUN_ID" in os.environ or "SLURM_PROCID" in os.environ):
-        _connect(recipe)
+        start_processes(trainer, recipe_yaml)
 
 
-def start_processes(recipe: Recipe) -> None:
-    """Starts a process for each further device of this machine, and connects them; nothing where they are there, or nothing trains on them.
+def start_processes(trainer: Trainer, recipe_yaml: str) -> None:
+    """Start a process for each further device of this machine, and connect them; nothing where they are there already.
 
-    Each of them runs the same command up to here.
+    Each of them runs the same command up to here. recipe_yaml: what all of them have to have read.
     """
-    if recipe.gradient_phases:
-        _connect(recipe)
-
-
-def _connect(recipe: Recipe) -> None:
     if are_connected():
         return
     from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-    from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
     from tlkit.training.trainer import lightning_trainer
 
     # The processes are the same with fsdp, which Lightning can't set up before there is a model.
-    trainer = recipe.trainer.model_copy(update={"strategy": "ddp"}) if recipe.trainer.strategy == "fsdp" else recipe.trainer
-    built = lightning_trainer(trainer, logger=False, enable_checkpointing=False)
+    as_ddp = trainer.model_copy(update={"strategy": "ddp"}) if trainer.strategy == "fsdp" else trainer
+    built = lightning_trainer(as_ddp, logger=False, enable_checkpointing=False)
     strategy: Any = built.strategy
     _check_number(built.num_devices, built.num_nodes)
     if built.world_size == 1:
         return
-    launcher = strategy.launcher
-    if not isinstance(launcher, _SubprocessScriptLauncher):
-        raise DeviceError(f"trainer.strategy = '{recipe.trainer.strategy}' copies this process.\n  Use ddp, which starts new ones.")
+    if not starts_scripts(strategy):
+        raise DeviceError(f"trainer.strategy = '{trainer.strategy}' copies this process.\n  Use ddp, which starts new ones.")
     environment = strategy.cluster_environment
     if isinstance(environment, SLURMEnvironment) and environment.creates_processes_externally and TASKS not in os.environ:
         raise DeviceError("This is a SLURM job, and its processes are not started yet.\n  Put srun before the command.")
     if not environment.creates_processes_externally:
         os.environ[STARTED_BY] = str(os.getpid())
-        # Not launch(): the observer that this would start kills all processes, the first one too, and says nothing.
-        launcher._call_children_scripts()
-        watch(launcher.procs)
-    strategy._timeout = COLLECTIVE_TIMEOUT  # an argument of DDPStrategy, which Lightning has made by its name
+        watch(start_scripts(strategy))
+    set_timeout(strategy, COLLECTIVE_TIMEOUT)
     strategy.setup_environment()
-    check_same("The recipe is", recipe_yaml(recipe).splitlines())
+    check_same("The recipe is", recipe_yaml.splitlines())
 
 
 def _check_number(devices: int, machines: int) -> None:

@@ -12,6 +12,7 @@ from itertools import count
 from tlkit.errors import RunError, TlkitError
 from tlkit.training.distributed.ranks import are_connected, is_local_main_process
 from tlkit.training.distributed.signals import Stop
+from tlkit.training.private_api import add_to_store
 
 STARTED_BY = "TLKIT_STARTED_BY"
 """Tells the processes that tlkit starts for other devices of this machine the number of the one that did."""
@@ -64,10 +65,8 @@ def _is_first_to_report(run: int) -> bool:
     """What fails after the first error of a run, in whatever process, fails because of it, or alike. run: counted alike by all."""
     if not are_connected():
         return is_local_main_process() or was_started()
-    from torch import distributed
-
     try:
-        return int(distributed.distributed_c10d._get_default_store().add(f"tlkit/told/{run}", 1)) == 1
+        return add_to_store(f"tlkit/told/{run}") == 1
     except RuntimeError:  # the process that keeps it has gone
         return is_local_main_process()
 
