@@ -16,18 +16,22 @@ if TYPE_CHECKING:
     from tlkit.evaluation.evaluate import evaluate
     from tlkit.models.catalog import list_models
     from tlkit.models.classifier import Classifier
+    from tlkit.models.create import create_classifier
     from tlkit.models.model_folder import load_model
     from tlkit.recipe.load import load_recipe
     from tlkit.recipe.schema import Recipe
     from tlkit.training.finetune import finetune
+    from tlkit.training.finished import Run
 
 __version__ = "0.1.0"
 __all__ = [
     "Classifier",
     "ImageDataModule",
     "Recipe",
+    "Run",
     "TlkitError",
     "__version__",
+    "create_classifier",
     "evaluate",
     "export",
     "finetune",
@@ -42,7 +46,9 @@ _HOMES = {
     "Classifier": "tlkit.models.classifier",
     "ImageDataModule": "tlkit.data.datamodule",
     "Recipe": "tlkit.recipe.schema",
+    "Run": "tlkit.training.finished",
     "TlkitError": "tlkit.errors",
+    "create_classifier": "tlkit.models.create",
     "evaluate": "tlkit.evaluation.evaluate",
     "export": "tlkit.deploy.export.export",
     "finetune": "tlkit.training.finetune",

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from tlkit.errors import DataError, DeviceError
 from tlkit.recipe.fields.trainer import Trainer
+from tlkit.system import is_command_line
 from tlkit.training.distributed.ranks import are_connected, is_local_main_process, is_main_process
 from tlkit.training.distributed.shutdown import STARTED_BY, was_started, watch
 from tlkit.training.private_api import set_timeout, start_scripts, starts_scripts
@@ -40,7 +41,7 @@ def start_processes(trainer: Trainer, recipe_yaml: str) -> None:
         return
     from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
-    from tlkit.training.trainer import lightning_trainer
+    from tlkit.training.trainer import lightning_quiet, lightning_trainer
 
     # The processes are the same with fsdp, which Lightning can't set up before there is a model.
     as_ddp = trainer.model_copy(update={"strategy": "ddp"}) if trainer.strategy == "fsdp" else trainer
@@ -58,7 +59,8 @@ def start_processes(trainer: Trainer, recipe_yaml: str) -> None:
         os.environ[STARTED_BY] = str(os.getpid())
         watch(start_scripts(strategy))
     set_timeout(strategy, COLLECTIVE_TIMEOUT)
-    strategy.setup_environment()
+    with lightning_quiet():
+        strategy.setup_environment()
     check_same("The recipe is", recipe_yaml.splitlines())
 
 
@@ -113,7 +115,10 @@ def all_gather_objects(mine: T) -> list[T]:
 
 
 def check_same(what: str, lines: Iterable[str]) -> None:
-    """Raises DataError in the first process where another one has other lines, with the first difference; the others end in silence."""
+    """Raise DataError, with the first difference, where a process has other lines than the first.
+
+    Of a `tlkit` command the first process alone does, and the others end in silence.
+    """
     if not are_connected():
         return
     lines = list(lines)
@@ -122,11 +127,12 @@ def check_same(what: str, lines: Iterable[str]) -> None:
     other = next((rank for rank, (_, digest) in enumerate(found) if digest != found[0][1]), None)
     if other is None:
         return
-    theirs = [lines]
+    first, theirs = [lines], [lines]
+    _broadcast(first, source=0)
     _broadcast(theirs, source=other)
-    if not is_main_process():
+    if not is_main_process() and (is_command_line() or was_started()):
         raise SystemExit(2)
-    here, there = first_difference(lines, theirs[0])
+    here, there = first_difference(first[0], theirs[0])
     raise DataError(
         f"{what} not the same in all processes of this run.\n"
         f"    process 0 ({found[0][0]}): {here}\n    process {other} ({found[other][0]}): {there}\n"
