@@ -253,7 +253,7 @@ class Observed:
             path = scope["path"] if scope["path"] in PATHS else "other"
             self._metrics.requests.labels(path, status).inc()
             self._metrics.seconds.labels(path).observe(seconds)
-            images = scope.get("state", {}).get("pictures", 0)
+            images = scope.get("state", {}).get("images", 0)
             facts = {"method": scope["method"], "path": path, "status": status, "ms": round(1000 * seconds, 1)}
             LOG.info("request", extra={**facts, "bytes": received, "pictures": images})
 
