@@ -113,4 +113,4 @@ def test_a_model_folder_whose_weights_are_nan_is_refused_with_the_file_and_the_t
     card = ModelCard("test_resnet", Head(), ("a", "b", "c"), preprocessing, {}, {}, {})
     save_model(tmp_path / "model", Classifier(backbone, Head(), 3, 32), card)
     with pytest.raises(RunError, match=rf"model\.safetensors: {re.escape(key)} holds NaN or infinity in 1 of its"):
-        load_model(tmp_path / "model")
+        load_with_card(tmp_path / "model")

@@ -14,7 +14,7 @@ from tlkit.cli import main
 from tlkit.models.backbones import create_backbone
 from tlkit.models.classifier import Classifier
 from tlkit.models.heads import last_linear
-from tlkit.models.model_folder import ModelCard, load_model, save_model
+from tlkit.models.model_folder import ModelCard, load_with_card, save_model
 from tlkit.recipe.fields.model import Head
 
 
@@ -82,7 +82,7 @@ def test_unreadable_files_are_named_and_the_others_predicted(workplace: Path, ca
 
 def test_a_model_never_answers_nan(workplace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Weights of 3e38 are finite, and what a network makes of them isn't: every image has a row that says so, and no figure."""
-    classifier, card = load_model(workplace)
+    classifier, card = load_with_card(workplace)
     with torch.no_grad():
         last_linear(classifier.head).weight.fill_(3e38)
     save_model(tmp_path / "model", classifier, card)
