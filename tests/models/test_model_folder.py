@@ -1,6 +1,7 @@
 """The model folder holds what was trained, and plain timm reads it."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -101,3 +102,15 @@ def test_a_backbone_whose_classifier_is_no_linear_layer_is_refused_before_traini
     classifier = Classifier(create_backbone("resnet18", 64), Head(), 3, 64)
     with pytest.raises(BackboneError, match="mlp"):
         check_can_ship("resnet34", Head(), classifier, 3, 64)
+
+
+def test_a_model_folder_whose_weights_are_nan_is_refused_with_the_file_and_the_tensor(tmp_path: Path) -> None:
+    """As a run of an older version can have left it: the sha256 is right."""
+    backbone = create_backbone("test_resnet", 32)
+    key = next(key for key in backbone.state_dict() if key.endswith("running_var"))
+    backbone.state_dict()[key][0] = float("nan")
+    preprocessing = {"image_size": 32, "resize": "crop", "crop_pct": 1.0, "interpolation": "bicubic", "mean": [0.5] * 3, "std": [0.5] * 3}
+    card = ModelCard("test_resnet", Head(), ("a", "b", "c"), preprocessing, {}, {}, {})
+    save_model(tmp_path / "model", Classifier(backbone, Head(), 3, 32), card)
+    with pytest.raises(RunError, match=rf"model\.safetensors: {re.escape(key)} holds NaN or infinity in 1 of its"):
+        load_with_card(tmp_path / "model")

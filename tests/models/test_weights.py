@@ -71,32 +71,95 @@ def test_a_pickle_of_tensors_alone_is_read(tmp_path: Path, name: str) -> None:
     assert all(torch.equal(tensor, whole.state_dict()[key]) for key, tensor in backbone.state_dict().items())
 
 
+def nested(state: dict[str, torch.Tensor], container: str, prefix: str) -> dict[str, object]:
+    """A checkpoint as trainers write it: the state dict under a prefix, in dictionaries within dictionaries, beside other things."""
+    content: dict[str, object] = {f"{prefix}{key}": tensor for key, tensor in state.items()}
+    for name in reversed(container.split(".") if container else []):
+        content = {"optimizer": {"state": {0: {"exp_avg": torch.zeros(3)}}}, name: content, "epoch": 3, "acc": 90.1}
+    return content
+
+
 @pytest.mark.parametrize(
-    ("container", "prefix", "words"),
+    ("container", "prefix"),
     [
-        (("state_dict",), "module.", "'state_dict' and in it the tensors named 'module.*' were taken"),
-        (("model",), "", "'model' were taken"),
-        (("model", "state_dict"), "_orig_mod.", "'model.state_dict' and in it the tensors named '_orig_mod.*' were taken"),
-        (("state_dict",), "model.backbone.", "the tensors named 'model.backbone.*' were taken, and 1 other tensors left"),
-        ((), "backbone.", "the tensors named 'backbone.*' were taken, and 1 other tensors left"),
+        *(("", prefix) for prefix in ("module.", "_orig_mod.", "module.encoder_q.", "encoder.", "backbone.", "net.0.")),
+        *((container, "") for container in ("state_dict", "model", "net", "ema", "params_ema", "teacher", "a.b.c.d")),
+        ("model.state_dict", "model.backbone."),
     ],
 )
-def test_containers_and_prefixes_of_other_trainers_are_taken_off_and_said(
-    tmp_path: Path, container: tuple[str, ...], prefix: str, words: str
-) -> None:
+def test_the_container_and_the_prefix_are_found_whatever_they_are_called(tmp_path: Path, container: str, prefix: str) -> None:
     backbone = create_backbone("test_resnet", 64)
-    content: dict[str, object] = {f"{prefix}{key}": tensor for key, tensor in backbone.state_dict().items()}
-    if "backbone." in prefix:
-        content["head.weight"] = torch.zeros(3, 4)
-    for name in reversed(container):
-        content = {name: content, "epoch": 3}
-    torch.save(content, tmp_path / "w.pth")
+    torch.save(nested(backbone.state_dict(), container, prefix), tmp_path / "w.pth")
     recipe = model("test_resnet", {"file": str(tmp_path / "w.pth")})
-    said: list[str] = []
-    loaded = load_backbone(recipe, find_weights(recipe), 64, log=said.append)
+    logged: list[str] = []
+    loaded = load_backbone(recipe, find_weights(recipe), 64, log=logged.append)
     assert all(torch.equal(tensor, backbone.state_dict()[key]) for key, tensor in loaded.state_dict().items())
-    (sentence,) = said
-    assert words in sentence
+    assert len(logged) == bool(container or prefix)
+    assert all(f"'{container}'" in line for line in logged if container)
+    assert all(f"without the prefix '{prefix}'" in line for line in logged if prefix)
+
+
+def test_averaged_weights_go_before_others_that_fit_as_well_and_it_is_logged(tmp_path: Path) -> None:
+    raw, averaged = (create_backbone("test_resnet", 64).state_dict() for _ in range(2))
+    student = {f"student.{key}": tensor for key, tensor in raw.items()}
+    contents: list[tuple[dict[str, object], str]] = [
+        ({"model": raw, "model_ema": averaged}, "'model_ema' (averaged weights, preferred to 'model')"),
+        ({"state_dict": raw, "ema": {"module": averaged}}, "'ema.module' (averaged weights, preferred to 'state_dict')"),
+        ({**student, **{f"teacher.{key}": tensor for key, tensor in averaged.items()}}, "without the prefix 'teacher.'"),
+    ]
+    for content, expected in contents:
+        torch.save(content, tmp_path / "w.pth")
+        recipe = model("test_resnet", {"file": str(tmp_path / "w.pth")})
+        logged: list[str] = []
+        loaded = load_backbone(recipe, find_weights(recipe), 64, log=logged.append).state_dict()
+        assert all(torch.equal(tensor, averaged[key]) for key, tensor in loaded.items())
+        assert expected in logged[0]
+
+
+def test_averaged_weights_that_lack_the_statistics_of_batchnorm_are_not_taken(tmp_path: Path) -> None:
+    whole = create_backbone("test_resnet", 64)
+    torch.save({"ema": {key: value + 1 for key, value in whole.named_parameters()}, "model": whole.state_dict()}, tmp_path / "w.pth")
+    loaded = load(model("test_resnet", {"file": str(tmp_path / "w.pth")})).state_dict()
+    assert all(torch.equal(tensor, whole.state_dict()[key]) for key, tensor in loaded.items())
+
+
+def test_a_head_of_several_layers_in_the_place_of_the_classifier_is_left_out(tmp_path: Path) -> None:
+    """As MoCo v2's `fc.0` and `fc.2`."""
+    backbone = create_backbone("resnet18", 64)
+    fc = {"fc.0.weight": torch.zeros(512, 512), "fc.2.weight": torch.zeros(128, 512)}
+    torch.save(nested({**backbone.state_dict(), **fc}, "state_dict", "module.encoder_q."), tmp_path / "w.pth")
+    loaded = load(model("resnet18", {"file": str(tmp_path / "w.pth")})).state_dict()
+    assert all(torch.equal(tensor, backbone.state_dict()[key]) for key, tensor in loaded.items())
+
+
+def test_weights_without_the_counters_of_batchnorm_are_whole_as_for_torch(tmp_path: Path) -> None:
+    whole = timm.create_model("test_resnet")
+    old = {key: tensor for key, tensor in whole.state_dict().items() if "num_batches_tracked" not in key}
+    assert len(old) < len(whole.state_dict())
+    whole.load_state_dict(old)  # strict, and torch takes it
+    save_file(old, tmp_path / "w.safetensors")
+    loaded = load(model("test_resnet", {"file": str(tmp_path / "w.safetensors")})).state_dict()
+    assert all(torch.equal(tensor, whole.state_dict()[key]) for key, tensor in loaded.items())
+
+
+def test_a_container_of_another_architecture_names_where_was_looked_and_how_much_fits(tmp_path: Path) -> None:
+    torch.save(nested(timm.create_model("resnet34").state_dict(), "net", "module."), tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=r"Looked at 'net' without the prefix 'module\.': there 100 of 100 tensors fit") as caught:
+        load(model("resnet18", {"file": str(tmp_path / "w.pth")}))
+    assert "layer1.2.conv1.weight: came [64, 64, 3, 3], not in this backbone" in str(caught.value)
+
+
+@pytest.mark.parametrize(("value", "key"), [(float("nan"), "layer1.0.bn1.running_var"), (float("-inf"), "conv1.weight")])
+def test_weights_that_are_nan_or_infinite_are_refused_with_the_file_and_the_tensor(tmp_path: Path, value: float, key: str) -> None:
+    whole = timm.create_model("resnet18").state_dict()
+    whole[key].view(-1)[:2] = value
+    torch.save(nested(whole, "", "module."), tmp_path / "w.pth")
+    expected = rf"w\.pth: module\.{key} holds NaN or infinity in 2 of its {whole[key].numel()} values\."
+    with pytest.raises(WeightsError, match=expected):
+        load(model("resnet18", {"file": str(tmp_path / "w.pth")}))
+    save_file(whole, tmp_path / "hub.safetensors")
+    with pytest.raises(WeightsError, match=rf"hub\.safetensors: {key} holds NaN or infinity"):
+        load_backbone(model("resnet18", "pretrained"), Weights("hub", tmp_path / "hub.safetensors"), 64)
 
 
 def test_a_pickle_that_needs_more_than_tensors_is_refused_unopened_with_the_way_to_convert_it(tmp_path: Path) -> None:
@@ -133,7 +196,7 @@ def test_weights_of_another_image_size_are_resampled_as_timm_does_and_it_is_said
     theirs = timm.create_model(name, pretrained=True, num_classes=0, img_size=96, in_chans=1, pretrained_cfg_overlay=overlay).state_dict()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(tensor, theirs[key]) for key, tensor in ours.items())
-    assert [sentence for sentence in said if "resampled to pictures of 96 px" in sentence]
+    assert [sentence for sentence in said if "resampled to images of 96 px" in sentence]
 
 
 def test_what_is_no_state_dict_says_what_it_is(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from tlkit.models.backbones import build_options, classifier_names, create_backb
 from tlkit.models.classifier import Classifier
 from tlkit.models.devices import find_device
 from tlkit.models.heads import LINEAR_HEADS, last_linear
-from tlkit.models.state_files import write_tensors
+from tlkit.models.state_files import not_finite, write_tensors
 from tlkit.recipe.fields.model import Head
 from tlkit.recipe.schema import Task
 
@@ -269,6 +269,9 @@ def _mean_picture(folder: Path, facts: Mapping[str, Any]) -> NDArray[np.float32]
 
 def _read_state(file: Path) -> dict[str, Tensor]:
     try:
-        return load_file(file)
+        tensors = load_file(file)
     except (SafetensorError, OSError) as error:
         raise RunError(f"{file} can't be read: {error}\n  Copy the whole model folder again.") from error
+    if found := not_finite(tensors):
+        raise RunError(f"{file}: {found}.\n  This model answers NaN, and has to be trained again.")
+    return tensors

@@ -1,9 +1,11 @@
-"""A file of weights -> its tensors, under a backbone's own names. Nothing in a file is ever run."""
+"""Read a file of weights and find in it the tensors that belong to a backbone. Nothing in a file is ever run."""
 
 import os
 import re
 import warnings
-from collections.abc import Collection, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,34 +18,115 @@ from tlkit.errors import WeightsError
 from tlkit.files import atomic_file
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".pth.tar")
-# Where training scripts put a state dict: timm's, torchvision's and Lightning's, and DINO's teacher. Averaged weights go first, as in timm.
-CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "teacher")
-# What they put before its names: DDP, torch.compile, the attribute that held the network, tlkit's own checkpoints.
-PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "classifier.", "backbone.")
+
+COUNTERS = "num_batches_tracked"
+"""Batch-norm's counters, which old files lack and torch's own load_state_dict sets to 0: they say nothing about fit."""
+
+_AVERAGED = re.compile(r"(?<![a-z])(ema|teacher|averaged|swa|shadow)(?![a-z])", re.IGNORECASE)
+"""Words by which trainers name averaged weights: `state_dict_ema`, `params_ema`, DINO's `teacher`."""
+
+_DEEPEST = 6
+"""Dictionaries in dictionaries that are looked into."""
 
 
-def read_tensors(file: Path) -> tuple[dict[str, Tensor], str]:
-    """The tensors of a file with one of SUFFIXES, by name, and which of CONTAINERS they lay in: `state_dict`, or nothing.
+@dataclass(frozen=True)
+class Fit:
+    """A state dict of a file, seen as a backbone's.
+
+    container: keys that lead to it, `model.state_dict`; empty for the file itself. prefix: what was taken off the tensors' names.
+    tensors: those below the prefix, without it. fitting: how many are the backbone's by name and shape, of `expected`.
+    left_out: tensors of the container that have another prefix.
+    """
+
+    container: str
+    prefix: str
+    tensors: Mapping[str, Tensor]
+    fitting: int
+    expected: int
+    left_out: int
+
+    @property
+    def is_averaged(self) -> bool:
+        return bool(_AVERAGED.search(f"{self.container}.{self.prefix}"))
+
+    def __str__(self) -> str:
+        """`'state_dict' without the prefix 'module.'`; empty for the names of the file as they are."""
+        parts = [f"'{self.container}'"] if self.container else []
+        parts += [f"without the prefix '{self.prefix}'"] if self.prefix else []
+        return " ".join(parts)
+
+
+def read_state_dicts(file: Path) -> dict[str, dict[str, Tensor]]:
+    """Return every dictionary of tensors in a file with one of SUFFIXES, by the keys that lead to it: `model.state_dict`, or nothing.
 
     Raises WeightsError if the file is damaged, holds no tensors, or is a pickle of more than tensors and plain containers.
     """
     content = _read_safetensors(file) if file.suffix == ".safetensors" else _read_pickle(file)
-    container = ""
-    while isinstance(content, Mapping) and (name := next((name for name in CONTAINERS if isinstance(content.get(name), Mapping)), None)):
-        content, container = content[name], f"{container}.{name}".removeprefix(".")
-    tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)} if isinstance(content, Mapping) else {}
-    if not tensors:
+    found = dict(_state_dicts(content))
+    if not found:
         what = (
             f"a dictionary of {', '.join(map(str, list(content)[:8]))}" if isinstance(content, Mapping) else f"a {type(content).__name__}"
         )
         raise WeightsError(f"{file} holds no state dict but {what}.\n  Save the network's state_dict() into it, or in it as 'state_dict'.")
-    return tensors, container
+    return found
+
+
+def fits(state_dicts: Mapping[str, Mapping[str, Tensor]], expected: Mapping[str, Tensor]) -> list[Fit]:
+    """Return the ways to see a file as a backbone's, the best first: of each dictionary the prefix under which most tensors fit.
+
+    Averaged weights go before others that fit as well. expected: the backbone's own state dict.
+    """
+    found = [_fit(container, tensors, expected) for container, tensors in state_dicts.items()]
+    return sorted(found, key=lambda fit: (-fit.fitting, not fit.is_averaged, -len(fit.tensors)))
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> str:
+    """Return `bn1.running_var holds NaN or infinity in 1 of its 64 values` for the first tensor that does, or an empty string."""
+    broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    if not broken:
+        return ""
+    tensor = tensors[broken[0]]
+    more = f" (and {len(broken) - 1} other tensors)" if len(broken) > 1 else ""
+    return f"{broken[0]} holds NaN or infinity in {int((~tensor.isfinite()).sum())} of its {tensor.numel()} values{more}"
+
+
+def _fit(container: str, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Fit:
+    """A name fits under the prefix that leaves one of the backbone's; the first of equal prefixes wins, averaged ones before."""
+    by_name, by_shape = Counter({"": 0}), Counter[str]()
+    for name, tensor in tensors.items():
+        for prefix, rest in _prefixes(name):
+            if rest in expected and not rest.endswith(COUNTERS):
+                by_name[prefix] += 1
+                by_shape[prefix] += tensor.shape == expected[rest].shape
+    prefix = max(by_name, key=lambda prefix: (by_shape[prefix], by_name[prefix], bool(_AVERAGED.search(prefix))))
+    below = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    counted = sum(not name.endswith(COUNTERS) for name in expected)
+    return Fit(container, prefix, below, by_shape[prefix], counted, len(tensors) - len(below))
+
+
+def _prefixes(name: str) -> Iterator[tuple[str, str]]:
+    """`a.b.c` -> ("", "a.b.c"), ("a.", "b.c"), ("a.b.", "c")."""
+    start = 0
+    while True:
+        yield name[:start], name[start:]
+        if (dot := name.find(".", start)) < 0:
+            return
+        start = dot + 1
+
+
+def _state_dicts(content: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    if not isinstance(content, Mapping) or depth > _DEEPEST:
+        return
+    if tensors := {str(key): value for key, value in content.items() if isinstance(value, Tensor)}:
+        yield path, tensors
+    for key, value in content.items():
+        yield from _state_dicts(value, f"{path}.{key}".removeprefix("."), depth + 1)
 
 
 def write_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
     """Write safetensors, whole or not at all. Their user flushes them where they must outlive a power failure.
 
-    Raises OSError, with the file's name, for what the system says: safetensors 0.8 has an error of its own for it.
+    Raises OSError with the file's name where safetensors 0.8 raises an error of its own.
     """
     try:
         with atomic_file(file, durable=False) as writing:
@@ -52,21 +135,6 @@ def write_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
         if number := re.search(r"os error (\d+)", str(error)):
             raise OSError(int(number[1]), os.strerror(int(number[1])), str(file)) from error
         raise
-
-
-def under_names(tensors: Mapping[str, Tensor], expected: Collection[str]) -> tuple[dict[str, Tensor], str]:
-    """The tensors without the PREFIXES that keep every name from being an expected one, and what was taken off: `module.backbone.`.
-
-    What doesn't begin so (the head of a whole classifier, a loss) is left out. Unchanged where no prefix helps.
-    """
-    found, taken = dict(tensors), ""
-    while not any(name in expected for name in found):
-        prefix = next((prefix for prefix in PREFIXES if any(name.startswith(prefix) for name in found)), None)
-        if prefix is None:
-            return dict(tensors), ""
-        found = {name.removeprefix(prefix): tensor for name, tensor in found.items() if name.startswith(prefix)}
-        taken += prefix
-    return found, taken
 
 
 def _read_safetensors(file: Path) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,7 +17,7 @@ from tlkit.errors import Fault, MissingExtraError, RecipeError, RunError, Weight
 from tlkit.files import sha256_of
 from tlkit.models.backbones import classifier_names, create_backbone, first_convolutions, pretrained_cfg
 from tlkit.models.model_folder import find_model_folder, read_card
-from tlkit.models.state_files import SUFFIXES, read_tensors, under_names
+from tlkit.models.state_files import COUNTERS, SUFFIXES, Fit, fits, not_finite, read_state_dicts
 from tlkit.recipe.fetched import fetched_weights, is_offline
 from tlkit.recipe.fields.model import FileWeights, Model, PackageWeights, RunWeights
 
@@ -71,28 +71,34 @@ def find_weights(model: Model) -> Weights:
 def load_backbone(
     model: Model, weights: Weights, image_size: int, *, channels: int = 3, log: Callable[[str], None] = LOG.info
 ) -> nn.Module:
-    """The recipe's backbone with its weights in place: [B, channels, H, W] -> features [B, F].
+    """Return the recipe's backbone with its weights in place: [B, channels, H, W] -> features [B, F].
 
-    say: is told what was taken from a file, and what was converted to another number of channels or another picture size.
-    Raises WeightsError if the weights are another architecture's, with the first tensors that don't fit.
+    log: gets what was taken from a file, and what was converted to another number of channels or another image size.
+    Raises WeightsError if the weights are another architecture's, with the first tensors that don't fit, or hold NaN or infinite values.
     """
-    state: dict[str, Tensor] | None = None
-    if weights.file is not None and model.weights == "pretrained":
-        # timm's own way to read its weights: some families' are converted from their authors' names, or to the size of the pictures.
-        read = create_backbone(model.backbone, image_size, weights.file, drop_path=model.drop_path, pool=model.head.pool)
+    options: dict[str, Any] = {"drop_path": model.drop_path, "pool": model.head.pool}
+    if weights.file is None:
+        return create_backbone(model.backbone, image_size, channels=channels, **options)
+    if model.weights == "pretrained":
+        # timm's own way to read its weights: some families' are converted from their authors' names, or to the size of the images.
+        read = create_backbone(model.backbone, image_size, weights.file, **options)
+        _check_finite(read.state_dict(), weights.file)
         if read.in_chans == channels:
             return read
-        state = read.state_dict()
-    backbone = create_backbone(model.backbone, image_size, channels=channels, drop_path=model.drop_path, pool=model.head.pool)
-    if weights.file is None:
-        return backbone
-    if state is None:
-        state = _state_of(model, weights.file, backbone, log)
+        state_dicts = {"": read.state_dict()}
+    else:
+        state_dicts = read_state_dicts(weights.file)
+    backbone = create_backbone(model.backbone, image_size, channels=channels, **options)
+    fit = _best_fit(model, weights.file, state_dicts, backbone, log)
+    _check_finite(fit.tensors, weights.file, fit.prefix)
+    state = dict(fit.tensors)
     _convert_stem(state, backbone, log)
-    _check_fits(backbone, state, weights.origin)
+    _check_fits(backbone, state, weights.origin, fit)
+    counters = {key: tensor for key, tensor in backbone.state_dict().items() if key.endswith(COUNTERS)}
+    state = {**counters, **state}
     if tables := [key for key, tensor in backbone.state_dict().items() if tensor.shape != state[key].shape]:
-        log(f"what the weights know of places ({tables[0]} ..) was resampled to pictures of {image_size} px, as timm does")
-        return create_backbone(model.backbone, image_size, state, channels=channels, drop_path=model.drop_path, pool=model.head.pool)
+        log(f"the position tables of the weights ({tables[0]} ..) were resampled to images of {image_size} px, as timm does")
+        return create_backbone(model.backbone, image_size, state, channels=channels, **options)
     backbone.load_state_dict(state)
     return backbone
 
@@ -219,18 +225,20 @@ def _url_file(url: str) -> Path:
     return file
 
 
-def _state_of(model: Model, file: Path, backbone: nn.Module, log: Callable[[str], None]) -> dict[str, Tensor]:
-    """The tensors of a file under timm's names, without its classifier."""
-    tensors, container = read_tensors(file)
+def _best_fit(
+    model: Model, file: Path, state_dicts: Mapping[str, Mapping[str, Tensor]], backbone: nn.Module, log: Callable[[str], None]
+) -> Fit:
+    """Return the state dict of a file that fits best, under timm's names and without its classifier; log which it is."""
+    expected = backbone.state_dict()
     if isinstance(model.weights, PackageWeights):
-        return _without_classifier(_in_timm_names(tensors, model.backbone), model.backbone)
-    found, prefix = under_names(tensors, backbone.state_dict().keys())
-    if container or prefix:
-        parts = [f"'{container}'"] if container else []
-        parts += [f"the tensors named '{prefix}*'"] if prefix else []
-        left = len(tensors) - len(found)
-        log(f"of {file} {' and in it '.join(parts)} were taken" + (f", and {left} other tensors left" if left else ""))
-    return _without_classifier(found, model.backbone)
+        state_dicts = {name: _in_timm_names(tensors, model.backbone) for name, tensors in state_dicts.items()}
+    best, *others = fits(state_dicts, expected)
+    if str(best) or best.left_out:
+        equal = [str(other) or "the rest" for other in others if other.fitting == best.fitting]
+        over = f" (averaged weights, preferred to {' and '.join(equal)})" if best.is_averaged and equal else ""
+        left_out = f"; {best.left_out} other tensors are left out" if best.left_out else ""
+        log(f"the weights in {file} are {best}{over}, {best.fitting} of {best.expected} tensors fit{left_out}")
+    return replace(best, tensors=_without_classifier(best.tensors, expected, classifier_names(model.backbone)))
 
 
 def _in_timm_names(state: Mapping[str, Tensor], architecture: str) -> dict[str, Tensor]:
@@ -245,9 +253,10 @@ def _in_timm_names(state: Mapping[str, Tensor], architecture: str) -> dict[str, 
     return dict(zip(expected, state.values(), strict=True))
 
 
-def _without_classifier(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    classifiers = classifier_names(name)
-    return {key: tensor for key, tensor in state.items() if key.rpartition(".")[0] not in classifiers}
+def _without_classifier(state: Mapping[str, Tensor], expected: Collection[str], classifiers: Sequence[str]) -> dict[str, Tensor]:
+    """Leave out the classifier, whatever layers it is made of: MoCo puts `fc.0` and `fc.2` in the place of `fc`."""
+    below = tuple(f"{classifier}." for classifier in classifiers)
+    return {key: tensor for key, tensor in state.items() if key in expected or not key.startswith(below)}
 
 
 def _convert_stem(state: dict[str, Tensor], backbone: nn.Module, log: Callable[[str], None]) -> None:
@@ -278,19 +287,32 @@ def _convert_stem(state: dict[str, Tensor], backbone: nn.Module, log: Callable[[
         log(f"the first convolution ({', '.join(converted)}) was converted from {next(iter(converted.values()))} to {channels} channels")
 
 
-def _check_fits(backbone: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
-    """Raises WeightsError unless every tensor is there, in its shape, and no other; tables of places may be for another picture size."""
+def _check_finite(tensors: Mapping[str, Tensor], file: Path, prefix: str = "") -> None:
+    if found := not_finite(tensors):
+        raise WeightsError(
+            f"{file}: {prefix}{found}.\n  A network with these weights answers NaN: take the file of an earlier epoch, or fetch it again."
+        )
+
+
+def _check_fits(backbone: nn.Module, state: Mapping[str, Tensor], origin: str, fit: Fit) -> None:
+    """Raise WeightsError unless every tensor is there, in its shape, and no other; position tables may be for another image size."""
     expected = backbone.state_dict()
     both = [(key, state[key].shape, tensor.shape) for key, tensor in expected.items() if key in state and not _is_table(key)]
     differing = [f"{key}: came {list(came)}, expected {list(wanted)}" for key, came, wanted in both if came != wanted]
-    missing = [f"{key}: missing, expected {list(tensor.shape)}" for key, tensor in expected.items() if key not in state]
+    absent = [key for key in expected if key not in state and not key.endswith(COUNTERS)]
+    missing = [f"{key}: missing, expected {list(expected[key].shape)}" for key in absent]
     # Convolutions first: a safetensors file has the counters of batch-norm layers there, which say little.
     others = sorted((key for key in state if key not in expected), key=lambda key: (-state[key].ndim, key))
     unknown = [f"{key}: came {list(state[key].shape)}, not in this backbone" for key in others]
     faults = differing + missing + unknown
     if faults:
         listed = "\n  ".join([*differing[:3], *missing[:3], *unknown[:3]])
-        raise WeightsError(f"The weights ({origin}) are not this backbone's: {len(faults)} tensors don't fit. The first:\n  {listed}")
+        looked = (
+            f"\n  Looked at {fit}: there {fit.fitting} of {fit.expected} tensors fit, more than elsewhere in the file." if str(fit) else ""
+        )
+        raise WeightsError(
+            f"The weights ({origin}) are not this backbone's: {len(faults)} tensors don't fit. The first:\n  {listed}{looked}"
+        )
 
 
 def _is_table(key: str) -> bool:

@@ -13,7 +13,8 @@ from PIL import Image
 from tlkit.cli import main
 from tlkit.models.backbones import create_backbone
 from tlkit.models.classifier import Classifier
-from tlkit.models.model_folder import ModelCard, save_model
+from tlkit.models.heads import last_linear
+from tlkit.models.model_folder import ModelCard, load_with_card, save_model
 from tlkit.recipe.fields.model import Head
 
 
@@ -77,6 +78,26 @@ def test_unreadable_files_are_named_and_the_others_predicted(workplace: Path, ca
     assert "broken.jpg" in printed.err
     assert "nowhere.png" in printed.err
     assert "2 of 3 files could not be read" in printed.err
+
+
+def test_a_model_never_answers_nan(workplace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Weights of 3e38 are finite, and what a network makes of them isn't: every image has a row that says so, and no figure."""
+    classifier, card = load_with_card(workplace)
+    with torch.no_grad():
+        last_linear(classifier.head).weight.fill_(3e38)
+    save_model(tmp_path / "model", classifier, card)
+    assert main(["predict", str(tmp_path), *images(workplace)[:3], "--format", "jsonl"]) == 2
+    printed = capsys.readouterr()
+    rows = [json.loads(line) for line in printed.out.splitlines()]
+    assert [row["error"] for row in rows] == [f"{file}: the model answers NaN for this image." for file in images(workplace)[:3]]
+    assert all(row.keys() == {"path", "error"} for row in rows)
+    assert "3 of 3 files could not be read or predicted" in printed.err
+    with torch.no_grad():
+        next(classifier.backbone.parameters()).fill_(3e38)
+    save_model(tmp_path / "model", classifier, card)
+    assert main(["predict", str(tmp_path), images(workplace)[0], "--features", "--out", str(tmp_path / "f.npz")]) == 2
+    written = np.load(tmp_path / "f.npz")
+    assert (written["features"].shape, written["unreadable"].tolist()) == ((0, 96), [images(workplace)[0]])
 
 
 def test_the_table_shows_class_names_as_they_are(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ from tlkit.deploy.predict.feature_files import open_features
 from tlkit.deploy.predict.inputs import STDIN, check_paths, file_names
 from tlkit.deploy.predict.layouts import Question, layout, print_tables
 from tlkit.deploy.predict.out_file import open_out
-from tlkit.deploy.predict.prediction import Prediction
+from tlkit.deploy.predict.prediction import NOT_FINITE, Prediction
 from tlkit.deploy.predict.predictor import Predictor, open_predictor
 from tlkit.deploy.predict.progress import progress
 from tlkit.deploy.predict.stream import batches, predictions
@@ -117,7 +117,8 @@ class Tally:
             before = f", {self.earlier} of them from before" if self.earlier else ""
             print(f"{number} pictures in {asked.out}{before}", file=sys.stderr)
         if self.unreadable:
-            print(f"{self.unreadable} of {number} files could not be read; the others were predicted.", file=sys.stderr)
+            others = "; the others were predicted" if self.unreadable < number else ""
+            print(f"{self.unreadable} of {number} files could not be read or predicted{others}.", file=sys.stderr)
         if text := str(self.unused):
             print(_printable(text), file=sys.stderr)
         return 2 if self.unreadable else 0
@@ -206,8 +207,10 @@ def _write_features(predictor: Predictor, asked: Asked, file: Path) -> Tally:
         with progress(_count(asked, len(rows.names))) as advance:
             for batch in batches(predictor.preprocessing, rows.without(_names(asked, tally.unused))):
                 features = predictor.features(batch.images) if batch.images is not None else np.empty((0, width), np.float32)
-                write(batch.readable, features, [batch.names[i] for i in batch.errors])
-                tally.add(len(batch.names), batch.errors.values())
+                finite = np.isfinite(features).all(1)
+                names = np.array(batch.readable, object)
+                write(names[finite].tolist(), features[finite], [*(batch.names[i] for i in batch.errors), *names[~finite]])
+                tally.add(len(batch.names), [*batch.errors.values(), *(f"{name}: {NOT_FINITE}" for name in names[~finite])])
                 advance(len(batch.names))
     return tally
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+NOT_FINITE = "the model answers NaN for this image."
+
 
 @dataclass(frozen=True)
 class Prediction:

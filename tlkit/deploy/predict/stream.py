@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tlkit.data.preprocess import Preprocessing
-from tlkit.deploy.predict.prediction import Prediction
+from tlkit.deploy.predict.prediction import NOT_FINITE, Prediction
 from tlkit.deploy.predict.predictor import Predictor
 from tlkit.errors import DataError
 from tlkit.system import processors
@@ -74,8 +74,14 @@ def _predict(predictor: Predictor, batch: Batch) -> list[Prediction]:
     if batch.images is not None:
         probabilities, logits = predictor.answer(batch.images)
         rows = [()] * len(probabilities) if logits is None else map(tuple, logits.tolist())
-        answers = map(partial(Prediction, thresholds=predictor.thresholds), batch.readable, probabilities, rows)
+        answers = map(partial(_prediction, thresholds=predictor.thresholds), batch.readable, probabilities, rows)
     return [Prediction(name, error=batch.errors[i]) if i in batch.errors else next(answers) for i, name in enumerate(batch.names)]
+
+
+def _prediction(name: str, probabilities: NDArray[np.float64], logits: tuple[float, ...], thresholds: tuple[float, ...]) -> Prediction:
+    if not np.isfinite(probabilities).all():
+        return Prediction(name, error=f"{name}: {NOT_FINITE}")
+    return Prediction(name, probabilities, logits, thresholds=thresholds)
 
 
 def _read_all(names: Iterable[str], preprocessing: Preprocessing) -> list[Fitted]:

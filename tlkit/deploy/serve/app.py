@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 
 import tlkit
 from tlkit.deploy.predict.layouts import Question, json_values
-from tlkit.deploy.predict.prediction import Prediction
+from tlkit.deploy.predict.prediction import NOT_FINITE, Prediction
 from tlkit.deploy.predict.predictor import Predictor
 from tlkit.deploy.serve.batching import Batches
 from tlkit.deploy.serve.limits import Limits, Refusal, Room
@@ -81,6 +81,8 @@ class Server:
         loop = asyncio.get_running_loop()
         fitted = await loop.run_in_executor(self.decoders, image, upload, self.service.predictor.preprocessing, self.service.limits)
         row = await self.batches.ask(fitted)
+        if not np.isfinite(row).all():
+            raise Refusal(500, f"{upload}: {NOT_FINITE}")
         self.metrics.images.inc()
         return row
 
@@ -253,7 +255,7 @@ class Observed:
             path = scope["path"] if scope["path"] in PATHS else "other"
             self._metrics.requests.labels(path, status).inc()
             self._metrics.seconds.labels(path).observe(seconds)
-            images = scope.get("state", {}).get("pictures", 0)
+            images = scope.get("state", {}).get("images", 0)
             facts = {"method": scope["method"], "path": path, "status": status, "ms": round(1000 * seconds, 1)}
             LOG.info("request", extra={**facts, "bytes": received, "pictures": images})
 

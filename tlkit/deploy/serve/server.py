@@ -50,7 +50,9 @@ def serve_command(artifact: Path, serving: Serving) -> int:
     token = _token()
     predictor = open_predictor(artifact, threads=serving.threads)
     size, channels = predictor.preprocessing.image_size, predictor.preprocessing.channels
-    predictor.answer(np.zeros((1, size, size, channels), np.uint8))  # the first answer takes longer than others
+    first, _ = predictor.answer(np.zeros((1, size, size, channels), np.uint8))  # it takes longer than those that follow
+    if not np.isfinite(first).all():
+        raise ArtifactError(f"{artifact} answers NaN for a black image, so it isn't served.\n  Export it again from a run that is sound.")
     listening = _listen(serving)
     url = f"http://{f'[{serving.host}]' if ':' in serving.host else serving.host}:{listening.getsockname()[1]}"
     log_to_stderr()
