@@ -1,6 +1,7 @@
 """The progress bar: on a terminal a live line, elsewhere a plain one now and then. No torch, so that commands answer at once."""
 
 import logging
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -46,7 +47,13 @@ def progress(
     """
     began = last_line = time.perf_counter()
     done = 0
-    with Progress(*_columns(what, unit), console=console, transient=True, disable=not (live and console.is_terminal)) as bar:
+    with Progress(
+        *_columns(what, unit),
+        console=console,
+        transient=True,
+        disable=not (live and console.is_terminal),
+        redirect_stdout=sys.stdout.isatty(),
+    ) as bar:
         task = bar.add_task(what, total=None if callable(total) else total, rate=0.0)
         if callable(total):
             Thread(target=lambda: bar.update(task, total=total()), daemon=True).start()

@@ -28,7 +28,7 @@ PREPROCESSING = {"image_size": 32, "resize": "stretch", "crop_pct": 1.0, "interp
 A_LINE_A_BATCH = """
 import sys
 from tlkit.cli import main
-from tlkit.deploy.predict import progress
+from tlkit.data import progress
 progress.LINE_EVERY_S = -1.0
 sys.exit(main(sys.argv[1:]))
 """

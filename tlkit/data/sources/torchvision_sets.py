@@ -1,6 +1,7 @@
 """torchvision's classification sets by name: found under data.root, or downloaded with torchvision's own checksums."""
 
 import csv
+import logging
 import re
 import shutil
 import tarfile
@@ -48,6 +49,8 @@ SETS: dict[str, Mapping[str, Arguments]] = {
     **dict.fromkeys(("EuroSAT", "Caltech101", "Caltech256", "SUN397", "SEMEION"), _ONE),
 }
 NOT_DOWNLOADABLE = ("ImageNet", "StanfordCars")
+LOG = logging.getLogger("tlkit")
+
 _FAILURES = (OSError, RuntimeError, ImportError, EOFError, ValueError, HTTPException, tarfile.TarError, zipfile.BadZipFile, zlib.error)
 
 
@@ -113,7 +116,7 @@ def read_torchvision(source: TorchvisionSource, options: ReadOptions) -> Samples
 def _open(name: str, root: Path, *, download: bool = False) -> dict[str, Any]:
     """Split -> torchvision's data set."""
     make = getattr(datasets, name.partition("/")[0])
-    more = {"download": True} if download else {}
+    more = {} if name in NOT_DOWNLOADABLE else {"download": download}  # SEMEION's is True where it isn't given
     return {split: make(root=str(root), **arguments, **more) for split, arguments in SETS[name].items()}
 
 
@@ -142,7 +145,7 @@ def _labels(dataset: Any) -> list[int]:
     pairs = getattr(dataset, "_samples", None)
     if pairs is not None and len(pairs) == len(dataset):
         return [int(label) for _, label in pairs]
-    log.info("%s keeps no list of labels: reading all of its %d pictures for them", type(dataset).__name__, len(dataset))
+    LOG.info("%s keeps no list of labels: reading all of its %d pictures for them", type(dataset).__name__, len(dataset))
     return [int(dataset[index][1]) for index in range(len(dataset))]
 
 
@@ -206,14 +209,16 @@ def _bring_archives(name: str, root: Path, unfinished: Path) -> None:
         try:
             if is_offline():
                 raise OSError("--offline asks no network")
+            LOG.info("downloading %s", archive.url)
             download(archive.url, place)
             if not check_integrity(place, archive.md5):
                 raise OSError("what came is damaged or cut off (its checksum is not the right one)")
         except (OSError, HTTPException) as error:
             raise DataError(
-                f"data.source.torchvision: {name} is not in {root.resolve()}, and {urlsplit(archive.url).hostname} did not give it"
-                f" ({archive.url}): {_one_line(error)}.\n  Put {archive.name} into {root / archive.folder}, set data.root to the folder that"
-                f" has {name}, or use data.source.folder."
+                f"data.source.torchvision: {name} is not in {root.resolve()}, and {urlsplit(archive.url).hostname} did not give it "
+                f"({archive.url}): {_one_line(error)}.\n"
+                f"  Put {archive.name} into {root / archive.folder}, "
+                f"set data.root to the folder that has {name}, or use data.source.folder."
             ) from error
 
 
