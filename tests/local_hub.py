@@ -145,22 +145,25 @@ def point_torchvision_here(folder: Path, address: str, cifar10: Cifar10) -> Path
     folder.mkdir(exist_ok=True)
     train = [[name, md5] for name, md5 in cifar10.md5.items() if name.startswith("data_batch")]
     text = f"""
-import importlib.abc, sys
+import importlib.abc, importlib.util, sys
 
-def change(module):
-    module.CIFAR10.url = {address + ARCHIVE!r}
+def change_sums(module):
     module.CIFAR10.tgz_md5 = {cifar10.archive_md5!r}
     module.CIFAR10.train_list = {train!r}
     module.CIFAR10.test_list = [["test_batch", {cifar10.md5["test_batch"]!r}]]
     module.CIFAR10.meta = {{"filename": "batches.meta", "key": "label_names", "md5": {cifar10.md5["batches.meta"]!r}}}
 
-class AfterCifar(importlib.abc.MetaPathFinder):
-    # Waits for torchvision's own module, so that nothing is imported that the command wouldn't import.
+def change_address(module):
+    module.archives_of = lambda name: [module.Archive("", {address + ARCHIVE!r}, {cifar10.archive_md5!r})]
+
+CHANGES = {{"torchvision.datasets.cifar": change_sums, "tlkit.data.sources.torchvision_sets": change_address}}
+
+class AfterImport(importlib.abc.MetaPathFinder):
+    # Waits for the modules themselves, so that nothing is imported that the command wouldn't import.
     def find_spec(self, name, path, target=None):
-        if name != "torchvision.datasets.cifar":
+        change = CHANGES.pop(name, None)
+        if change is None:
             return None
-        sys.meta_path.remove(self)
-        import importlib.util
         spec = importlib.util.find_spec(name)
         run = spec.loader.exec_module
         def exec_module(module):
@@ -170,9 +173,8 @@ class AfterCifar(importlib.abc.MetaPathFinder):
         return spec
 
 if "torchvision.datasets.cifar" in sys.modules:
-    change(sys.modules["torchvision.datasets.cifar"])
-else:
-    sys.meta_path.insert(0, AfterCifar())
+    CHANGES.pop("torchvision.datasets.cifar")(sys.modules["torchvision.datasets.cifar"])
+sys.meta_path.insert(0, AfterImport())
 """
     (folder / "sitecustomize.py").write_text(text)
     return folder

@@ -148,7 +148,7 @@ def test_a_hub_that_never_answers_is_given_up(tmp_path: Path) -> None:
         hub = LocalHub({}, address=address)
         variables = environment(hub, tmp_path)
         with (tmp_path / "start/sitecustomize.py").open("a") as file:
-            file.write("from tlkit.data.sources import torchvision_sets\ntorchvision_sets.STALLED_S = 1.0  # in place of 30\n")
+            file.write("from tlkit.data.sources import download\ndownload.SILENT_S = 1.0  # in place of 20\n")
         finished = tlkit(*COMMAND, cwd=tmp_path, **variables)
     assert finished.returncode == 2
     assert "timm/resnet18.a1_in1k are not on this machine" in finished.stderr

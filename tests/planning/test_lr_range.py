@@ -10,7 +10,6 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from PIL import Image
-from rich.progress import Progress
 from torch.nn.functional import cross_entropy
 
 from tlkit import cli
@@ -73,10 +72,9 @@ class Recorded(Sweep):
 
 def test_groups_keep_the_ratio_of_their_rates(there: None) -> None:
     recipe, things = ready()
-    with Progress(disable=True) as progress:
-        sweep = Recorded(0.01, 3, progress, progress.add_task(""))
-        limits = {"max_steps": 2, "max_epochs": -1, "limit_val_batches": 0}
-        try_phase(things.classifier, things.data, recipe, recipe.phases[0], things.trained[0], callback=sweep, **limits)
+    sweep = Recorded(0.01, 3, lambda steps: None)
+    limits = {"max_steps": 2, "max_epochs": -1, "limit_val_batches": 0}
+    try_phase(things.classifier, things.data, recipe, recipe.phases[0], things.trained[0], callback=sweep, **limits)
     # The second of three steps is half-way between 1e-7 and 10 on the logarithm's scale: 1e-3. layer_decay is 0.5, a stage a step.
     stages = [stage.name for stage in reversed(things.classifier.stages)]
     assert sweep.lrs == pytest.approx([1e-7, 1e-3])

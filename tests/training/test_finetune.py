@@ -4,9 +4,6 @@ import csv
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from tests import warm
 from tlkit.data.decode import decode
 from tlkit.data.preprocess import Preprocessing
 from tlkit.deploy.predict.predict import predict
@@ -246,17 +244,16 @@ def test_one_image_a_step_is_refused_where_batchnorm_would_train_on_it(workplace
 @pytest.mark.slow
 def test_ctrl_c_keeps_the_checkpoints_and_exits_with_130(workplace: Path) -> None:
     out = workplace / "interrupted"
-    command = [sys.executable, "-m", "tlkit", "finetune", "recipe.yaml", "--out", str(out), "phases=[{train: all, epochs: 500, lr: 1e-2}]"]
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    words = ("finetune", "recipe.yaml", "--out", str(out), "phases=[{train: all, epochs: 500, lr: 1e-2}]")
     # A test run in the background of a shell inherits an ignored SIGINT, which Python would leave ignored.
-    listens = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    process = subprocess.Popen(command, cwd=workplace, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=listens)
-    deadline = time.monotonic() + 120
-    while not (out / "checkpoints/0001.json").exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
+    listens = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    process = warm.start(*words, cwd=workplace, env=os.environ, out=workplace / "out", first=listens)
+    process.until("epoch 1/500")
+    assert process.process.pid is not None
+    os.kill(process.process.pid, signal.SIGINT)
+    ended = process.finished()
+    errors = ended.stderr
+    assert ended.returncode == 130, errors
     assert "Traceback" not in errors
     assert f"go on with the same command, --out {out} and --resume" in errors
     assert (out / "checkpoints/best.safetensors").is_file()

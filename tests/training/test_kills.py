@@ -1,4 +1,4 @@
-"""Runs that are killed with SIGKILL wherever they happen to be, and resumed, end with the uninterrupted run's weights.
+"""Runs that are killed wherever they happen to be, and resumed, end with the uninterrupted run's weights.
 
 `TLKIT_KILLS=20 pytest -s tests/training/test_kills.py -m slow` kills 20 runs and prints a table: the moments, files left half
 written, where it went on, the outcome. By default one run is killed at every moment in turn.
@@ -11,14 +11,15 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
 from tests import warm
+from tests.processes import when_written
 from tlkit.files import UNFINISHED
 
 BUNDLED = Path(__file__).parents[2] / "data/fashion_mnist_mini"
@@ -35,31 +36,38 @@ optimizer: {accumulate: 2}
 ema: {decay: 0.99}
 early_stopping: {patience: 2}
 cache: {views: 2}
-trainer: {checkpoint_every: {minutes: 0.0005}, accelerator: cpu}
+trainer: {checkpoint_every: {minutes: 0.000001}, accelerator: cpu}
 """
 
 
-def rows(run: Path, phase: int) -> bool:
+def phases(run: Path) -> int:
+    """Return how many phases have a row in metrics.csv."""
     file = run / "metrics.csv"
-    return file.is_file() and f"\n{phase}," in file.read_text()
+    return len({line.partition(",")[0] for line in file.read_text().splitlines()[1:]}) if file.is_file() else 0
 
 
-def writing(run: Path, first: int) -> bool:
-    """Whether a checkpoint is being written, this number or a later one."""
-    return any(int(file.name[1:5]) >= first for file in run.glob(f"checkpoints/.[0-9]*{UNFINISHED}"))
+def checkpoint(run: Path, path: Path) -> int:
+    """Return the number of the checkpoint that a file belongs to, written or being written; 0 if it is none."""
+    number = path.name.removeprefix(".")[:4]
+    return int(number) if path.parent == run / "checkpoints" and number.isdigit() else 0
+
+
+def is_best(run: Path, path: Path) -> bool:
+    """Whether these are the best weights, written or being written."""
+    return path.parent == run / "checkpoints" and path.name.removeprefix(".").startswith("best.")
 
 
 MOMENTS: dict[str, Callable[[Path, Path], bool]] = {
-    "cache writing": lambda run, cache: any(cache.glob(f"activations/*{UNFINISHED}")),
-    "head phase": lambda run, cache: any(run.glob("checkpoints/*.json")),
-    "checkpoint writing": lambda run, cache: writing(run, 4),
-    "second phase": lambda run, cache: rows(run, 1),
-    "best writing": lambda run, cache: rows(run, 1) and any(run.glob(f"checkpoints/.best.*{UNFINISHED}")),
-    "checkpoint writing, full phase": lambda run, cache: rows(run, 2) and writing(run, 12),
-    "model writing": lambda run, cache: any(run.glob(f".model.*{UNFINISHED}")),
-    "test": lambda run, cache: (run / "model").is_dir(),
+    "cache writing": lambda run, path: path.parent.name == "activations" and path.name.endswith(UNFINISHED),
+    "head phase": lambda run, path: checkpoint(run, path) > 1,
+    "checkpoint writing": lambda run, path: checkpoint(run, path) >= 4,
+    "second phase": lambda run, path: phases(run) == 2,
+    "best writing": lambda run, path: is_best(run, path) and phases(run) >= 2,
+    "checkpoint writing, full phase": lambda run, path: checkpoint(run, path) > 0 and phases(run) == 3,
+    "model writing": lambda run, path: path.parent == run and "model" in path.name,
+    "test": lambda run, path: run / "model" in path.parents,
 }
-"""In the order in which a run comes to them."""
+"""In the order in which a run comes to them. path: what it is about to make, open for writing or rename to."""
 DELAY_S = {
     "cache writing": 0.2,
     "head phase": 0.2,
@@ -68,9 +76,15 @@ DELAY_S = {
     "best writing": 0.001,
     "checkpoint writing, full phase": 0.004,
     "model writing": 0.003,
-    "test": 0.1,
+    "test": 0.01,
 }
-"""Killed so long after the moment has come, at most."""
+"""Killed so long after the moment has come, at most: whenever that is, the run ends the same."""
+
+
+def kill_at(run: Path, moment: str, delay_s: float) -> None:
+    """Have the kernel end this process at the moment, or at a later one where this is not to come any more: no line of Python runs then."""
+    awaited = list(MOMENTS.values())[list(MOMENTS).index(moment) :]
+    when_written(lambda path: any(came(run, path) for came in awaited), partial(signal.setitimer, signal.ITIMER_REAL, delay_s))
 
 
 def words(run: Path) -> list[str]:
@@ -81,22 +95,10 @@ def environment(cache: Path) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "TLKIT_RUN_FOLDER"} | {"TLKIT_CACHE": str(cache)}
 
 
-def log_bytes(run: Path) -> int:
-    return (run / "log.txt").stat().st_size if (run / "log.txt").exists() else 0
-
-
 def killed(place: Path, run: Path, cache: Path, moment: str, delay_s: float) -> None:
-    """At this moment, or where that is over too soon to be seen, at a later one."""
-    logged = log_bytes(run)
-    process = warm.start(*words(run), cwd=place, env=environment(cache), folder=place / f"{run.name}, {moment}").process
-    awaited = list(MOMENTS.values())[list(MOMENTS).index(moment) :]
-    # What an earlier process left may look like the moment: only from its own first line on is it this one's.
-    while process.is_alive() and not (log_bytes(run) > logged and any(came(run, cache) for came in awaited)):
-        time.sleep(0.001)
-    time.sleep(delay_s)
-    process.kill()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL, f"{moment} was over before the run could be killed"
+    first = partial(kill_at, run, moment, max(delay_s, 1e-6))
+    ended = warm.start(*words(run), cwd=place, env=environment(cache), out=place / "out", first=first).finished()
+    assert ended.returncode == -signal.SIGALRM, f"{moment} was over before the run could be killed:\n{ended.stderr}"
 
 
 def left_in(run: Path) -> list[str]:
@@ -119,7 +121,7 @@ def test_runs_killed_at_any_moment_end_with_the_same_weights_and_figures(tmp_pat
             shutil.copy(file, tmp_path / "pictures" / folder.name)
     # A fresh process: another hash seed than all those that are forked.
     command = [sys.executable, "-m", "tlkit", *words(tmp_path / "whole")]
-    ended = subprocess.run(command, cwd=tmp_path, env=environment(tmp_path / "cache"), capture_output=True, text=True, timeout=240)
+    ended = subprocess.run(command, cwd=tmp_path, env=environment(tmp_path / "cache"), capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     whole = result(tmp_path / "whole")
     draws = random.Random(0)
@@ -132,7 +134,7 @@ def test_runs_killed_at_any_moment_end_with_the_same_weights_and_figures(tmp_pat
         for moment in moments:
             killed(tmp_path, run, cache, moment, draws.uniform(0, DELAY_S[moment]))
             left += left_in(run)
-        ended = warm.run(*words(run), cwd=tmp_path, env=environment(cache), timeout_s=240)
+        ended = warm.run(*words(run), cwd=tmp_path, env=environment(cache))
         assert ended.returncode == 0, ended.stderr
         outcomes.append(result(run))
         assert left_in(run) == []

@@ -1,12 +1,23 @@
-"""A long pass over pictures, as a person sees it. No torch, so that commands answer at once."""
+"""The progress bar: on a terminal a live line, elsewhere a plain one now and then. No torch, so that commands answer at once."""
 
 import logging
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import Thread
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 from tlkit.system import is_command_line
 
@@ -22,28 +33,61 @@ def progress_console(*, quiet: bool = False) -> Console:
     return Console(stderr=True, highlight=False, quiet=not shown, force_terminal=None if shown else False)
 
 
-def bar_columns(what: str) -> tuple[ProgressColumn, ...]:
-    """Pictures so far, pictures a second (the task's field `speed`) and the time left."""
-    speed = TextColumn("{task.fields[speed]:.0f} pictures/s")
-    return TextColumn(what), BarColumn(bar_width=30), MofNCompleteColumn(), speed, TimeRemainingColumn()
-
-
 @contextmanager
-def images_progress(console: Console, what: str, images: int) -> Iterator[Callable[[int], None]]:
-    """Shows a pass over pictures outside of the phases. Gives what is to be called with the number of pictures after each batch."""
+def progress(
+    console: Console,
+    what: str,
+    total: int | Callable[[], int] | None,
+    *,
+    unit: str = "images",
+    live: bool = True,
+    write: Callable[[str], None] = LOG.info,
+) -> Iterator[Callable[[int], None]]:
+    """Show how far a long piece of work is; what is given is to be called with the number that each part of it did.
+
+    Args:
+        console: Whether it is a terminal decides between a bar and lines.
+        what: The work, as `hashing images`.
+        total: How many units it is; None where nobody can know; a function is called beside the work, because counting takes a while.
+        unit: What is counted; of `bytes`, megabytes are shown.
+        live: Whether there is a bar on a terminal.
+        write: Takes a line where there is no terminal.
+    """
     began = last_line = time.perf_counter()
     done = 0
-    with Progress(*bar_columns(what), console=console, transient=True, disable=not console.is_terminal) as live:
-        task = live.add_task(what, total=images, speed=0.0)  # rich's own speed is None at first
+    with Progress(
+        *_columns(what, unit),
+        console=console,
+        transient=True,
+        disable=not (live and console.is_terminal),
+        redirect_stdout=sys.stdout.isatty(),
+    ) as bar:
+        task = bar.add_task(what, total=None if callable(total) else total, rate=0.0)
+        if callable(total):
+            Thread(target=lambda: bar.update(task, total=total()), daemon=True).start()
 
-        def advance(batch: int) -> None:
+        def advance(number: int) -> None:
             nonlocal done, last_line
-            done += batch
+            done += number
             now = time.perf_counter()
-            live.update(task, advance=batch, speed=done / (now - began))
+            bar.update(task, advance=number, rate=done / (now - began))
             if not console.is_terminal and now - last_line > LINE_EVERY_S:
                 last_line = now
-                speed = done / (now - began)
-                LOG.info("%s  %d/%d  %.0f pictures/s, %.0f s left", what, done, images, speed, (images - done) / speed)
+                write(_line(what, done, bar.tasks[0].total, done / (now - began), unit))
 
         yield advance
+
+
+def _columns(what: str, unit: str) -> tuple[ProgressColumn, ...]:
+    bar = TextColumn(what), BarColumn(bar_width=30)
+    if unit == "bytes":
+        return *bar, DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
+    return *bar, MofNCompleteColumn(), TextColumn(f"{{task.fields[rate]:.0f}} {unit}/s"), TimeRemainingColumn()
+
+
+def _line(what: str, done: int, total: float | None, rate: float, unit: str) -> str:
+    if unit == "bytes":
+        done, total, rate, unit = done // 10**6, total and total // 10**6, rate / 1e6, "MB"
+    if total is None:
+        return f"{what}  {done}  {rate:.0f} {unit}/s"
+    return f"{what}  {done}/{total:.0f}  {rate:.0f} {unit}/s, {max(0.0, total - done) / rate:.0f} s left"

@@ -6,7 +6,7 @@ Source: Smith 2017, section 3.3, https://arxiv.org/abs/1506.01186
 
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
-from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from tlkit.data.datamodule import ImageDataModule
+from tlkit.data.progress import progress
 from tlkit.errors import RunError, TlkitError
 from tlkit.evaluation.curves import TRAINING, VALIDATION
 from tlkit.files import atomic_file, write_csv
@@ -96,8 +96,8 @@ def lr_range(
     trained: the backbone's parameters that train beside the head.
     Raises RunError if the classifier or a random generator is not as it was before.
     """
-    with unchanged(classifier), Progress(console=console, transient=True, disable=console is None) as progress:
-        sweep = Sweep(recipe.gradient_phases[phase].lr, steps, progress, progress.add_task("raising the learning rate", total=steps))
+    with unchanged(classifier), progress(console or Console(quiet=True), "raising the learning rate", steps, unit="steps") as advance:
+        sweep = Sweep(recipe.gradient_phases[phase].lr, steps, advance)
         limits = {"max_steps": steps, "max_epochs": -1, "limit_val_batches": 0}
         try_phase(classifier, data, recipe, recipe.gradient_phases[phase], trained, callback=sweep, **limits)
     return judged(sweep.lrs, sweep.losses, diverged=sweep.diverged)
@@ -106,9 +106,9 @@ def lr_range(
 class Sweep(Callback):
     """Sets the rate before every step, and stops when the loss runs away. phase_lr: the rate that the groups' own are relative to."""
 
-    def __init__(self, phase_lr: float, steps: int, progress: Progress, task: TaskID) -> None:
+    def __init__(self, phase_lr: float, steps: int, advance: Callable[[int], None]) -> None:
         self._phase_lr, self._steps = phase_lr, steps
-        self._progress, self._task = progress, task
+        self._advance = advance
         self._batches: list[float] = []
         self.lrs: list[float] = []
         self.losses: list[float] = []
@@ -131,7 +131,7 @@ class Sweep(Callback):
         self.lrs.append(self._lr)
         self.losses.append(sum(self._batches))
         self._batches.clear()
-        self._progress.advance(self._task)
+        self._advance(1)
         if ran_away(self.losses):
             self.diverged = trainer.should_stop = True
 

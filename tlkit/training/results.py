@@ -149,7 +149,6 @@ def write_results(run: Path, recipe: Recipe, samples: Samples, weights: Weights,
     """Write metrics.json, curves.png and report.html, and for a command the panel that a person reads."""
     from tlkit.training.specs import phase_name
 
-
     write_json(run / "metrics.json", metrics)
     head = recipe.model.head
     names = [*(phase_name(phase.train) for phase in recipe.phases), head.kind]

@@ -178,9 +178,9 @@ def report_left_out(samples: Samples, data: Data, run: Path) -> None:
 
 def check_leaks(setup: Setup, console: "Console") -> dict[str, Any]:
     """Compares the splits, for the log here and for the metrics and the report later."""
-    from tlkit.data.progress import images_progress
+    from tlkit.data.progress import progress
 
-    with images_progress(console, "comparing the splits", len(setup.samples.samples)) as advance:
+    with progress(console, "comparing the splits", len(setup.samples.samples)) as advance:
         verdict = compare_splits(setup.samples, setup.data.hashes, setup.data.preprocessing, advance)
     leaked = verdict["leaked_exact"] + verdict["leaked_near"]
     grave = leaked > SMALL_LEAK * verdict["held_out"]

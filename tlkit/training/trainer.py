@@ -1,8 +1,6 @@
 """recipe.trainer -> Lightning's Trainer, one for each phase."""
 
 import logging
-import signal
-import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tlkit.data.datamodule import ImageDataModule
-from tlkit.data.progress import images_progress
+from tlkit.data.progress import progress
 from tlkit.evaluation.metrics import metric_label, primary_metric_of
 from tlkit.models.classifier import Classifier
 from tlkit.models.inference import infer
@@ -34,7 +34,7 @@ def ship_best_blend(classifier: Classifier, before: Path, data: ImageDataModule,
     new = {name: tensor.detach().cpu().clone() for name, tensor in classifier.state_dict().items()}
     samples, primary_metric = data.samples.of("val"), primary_metric_of(data.samples)
     tried = []
-    with images_progress(console, "blends on the validation pictures", len(samples) * len(SHARES)) as advance:
+    with progress(console, "blends on the validation pictures", len(samples) * len(SHARES)) as advance:
         for share in SHARES:
             classifier.load_state_dict(blend(old, new, share))
             logits, labels = infer(classifier, data.whole("val"), data.preprocessing, on_batch=advance)

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from tlkit.data.datamodule import ImageDataModule
 from tlkit.data.decode import decode
-from tlkit.data.progress import images_progress
+from tlkit.data.progress import progress
 from tlkit.data.quality.audit import (
     Duplicates,
     Finding,
@@ -90,7 +90,7 @@ def audit_command(recipe: Recipe, *, drawn: bool, out: Path | None, fix: bool, s
         )
         images = samples.samples
         hashes = hash_images(samples)
-        with images_progress(console, "hashing pictures", 2 * len(images)) as advance:
+        with progress(console, "hashing pictures", 2 * len(images)) as advance:
             pixels = pixel_hashes(images, decoded, advance)
             dct = dct_of(images, decoded, advance)
         found = find_duplicates(images, [pixel or hashes[sample.id] for pixel, sample in zip(pixels, images, strict=True)], dct)
@@ -135,7 +135,7 @@ def _doubted(
 ) -> tuple[list[Finding], str]:
     """Findings, and which classes couldn't be judged."""
     labels = np.array([sample.label for sample in samples.samples])
-    with images_progress(console, "labels, each fold by the others", FOLDS) as advance:
+    with progress(console, "labels, each fold by the others", FOLDS) as advance:
         units = whole_units(samples.samples, alike)
         probabilities = predict_unseen(features, labels, units, classes=len(samples.classes), seed=recipe.seed, on_fold=advance)
     unjudged = sorted({samples.classes[label] for label in labels[np.isnan(probabilities).any(axis=1)]})

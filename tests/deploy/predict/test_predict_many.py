@@ -5,10 +5,8 @@ import importlib
 import io
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.processes import read_until
 from tlkit.cli import main
 from tlkit.deploy.predict import feature_files
 from tlkit.models.backbones import create_backbone
@@ -25,6 +24,14 @@ from tlkit.recipe.fields.model import Head
 
 CLASSES = ("cat", "dog", "owl")
 PREPROCESSING = {"image_size": 32, "resize": "stretch", "crop_pct": 1.0, "interpolation": "bicubic", "mean": [0.5] * 3, "std": [0.5] * 3}
+
+A_LINE_A_BATCH = """
+import sys
+from tlkit.cli import main
+from tlkit.data import progress
+progress.LINE_EVERY_S = -1.0
+sys.exit(main(sys.argv[1:]))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -165,19 +172,19 @@ def test_a_killed_call_is_gone_on_with_and_every_file_has_one_row(workplace: Pat
     out = tmp_path / "out.csv"
     names = [str(file) for file in sorted((workplace / "photos").rglob("0*.png"))]
     names += [f"nowhere/{i}.png" for i in range(300)]  # these have a row with an error
-    words = [sys.executable, "-m", "tlkit", "predict", "model", "-", "--out", str(out)]
+    words = [sys.executable, "-c", A_LINE_A_BATCH, "predict", "model", "-", "--out", str(out)]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
-    process = subprocess.Popen(words, stdin=subprocess.PIPE, cwd=workplace, env=environment)
+    process = subprocess.Popen(words, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=workplace, env=environment)
     assert process.stdin is not None
-    process.stdin.write("\n".join(names[:170]).encode() + b"\n")
+    assert process.stderr is not None
+    process.stdin.write("\n".join(names[:170]) + "\n")
     process.stdin.flush()
-    deadline = time.monotonic() + 120
-    while not (out.exists() and out.read_bytes().count(b"\n") > 32):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
+    for _ in range(2):
+        read_until(process.stderr, "predict  ")
+    process.kill()
     process.wait()
     process.stdin.close()
+    process.stderr.close()
     out.write_bytes(out.read_bytes()[:-9])
     listed = "\n".join(names).encode()
     again = subprocess.run([*words, "--resume"], input=listed, cwd=workplace, env=environment, stderr=subprocess.PIPE)

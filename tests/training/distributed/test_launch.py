@@ -6,8 +6,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -16,7 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors.torch import load_file
+from torch.distributed import TCPStore
 
+from tests.processes import errors_of, finished, read_until, start
 from tlkit.errors import DataError
 from tlkit.recipe.load import load_recipe
 from tlkit.training.distributed.launch import first_difference
@@ -93,23 +93,19 @@ def command(out: str, *overrides: str) -> list[str]:
     return ["-m", "tlkit", "finetune", "recipe.yaml", "--out", out, *overrides]
 
 
-def torchrun(port: int, *arguments: str) -> list[str]:
-    return ["-m", "torch.distributed.run", "--master-addr", "127.0.0.1", "--master-port", str(port), *arguments]
+def torchrun(*arguments: str) -> list[str]:
+    """On this machine alone."""
+    return ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
 
 
-def start(words: list[str], folder: Path) -> "subprocess.Popen[str]":
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    return subprocess.Popen(
-        [sys.executable, *words], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
-def finished(words: list[str], folder: Path) -> str:
-    """What it says on stderr."""
-    process = start(words, folder)
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-    return errors
+def start_machines(arguments: list[str], folders: tuple[Path, Path]) -> list["subprocess.Popen[str]"]:
+    """torchrun as on two machines, which meet at a port that the system has chosen; the first one is number 0."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    meet = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{store.port}", "--rdzv-conf", "is_host=0", "--local-addr", "127.0.0.1"]
+    words = ["-m", "torch.distributed.run", "--nnodes", "2", *meet, *arguments]
+    machines = [start(words, folder) for folder in folders]
+    machines[0].store = store  # type: ignore[attr-defined]  # kept as long as the process is
+    return machines
 
 
 @pytest.fixture(scope="module")
@@ -150,8 +146,8 @@ def test_two_processes_learn_and_measure_what_one_does(place: Path, two: Path) -
 def test_two_machines_learn_what_one_does_and_hold_the_same_weights_after_every_epoch(place: Path, two: Path) -> None:
     """Without --out: the first process takes the next number, and tells the other. The script notes each one's weights."""
     words = ["noted.py", "finetune", "recipe.yaml", "trainer.num_nodes=2"]
-    machines = [start(torchrun(29731, "--nnodes", "2", "--node-rank", str(rank), *words), place) for rank in (0, 1)]
-    errors = [machine.communicate(timeout=300)[1] for machine in machines]
+    machines = start_machines(words, (place, place))
+    errors = sorted((errors_of(machine) for machine in machines), key=lambda text: "epoch" not in text)
     assert [machine.returncode for machine in machines] == [0, 0], errors
     assert errors[0].count("phase 2/2 all  epoch 2/2") == 1
     assert "epoch" not in errors[1]
@@ -169,7 +165,7 @@ def test_batchnorm_and_a_moving_average_are_the_same_on_both_processes(place: Pa
         (tmp_path / name).symlink_to(place / name)
     words = ["noted.py", "finetune", "recipe.yaml", *ON_TWO, "model.backbone=test_resnet", "ema={decay: 0.9}"]
     phases = "phases=[{train: head, epochs: 1, lr: 1e-2}, {train: {from: layer3}, epochs: 2, lr: 1e-2}, {train: all, epochs: 2, lr: 1e-3}]"
-    finished(torchrun(29732, "--nproc-per-node", "2", *words, phases), tmp_path)
+    finished(torchrun(*words, phases), tmp_path)
     first, second = ((tmp_path / f"weights_{rank}.txt").read_text().splitlines() for rank in (0, 1))
     assert first == second
     assert len({line.split()[2] for line in second}) == 5
@@ -182,10 +178,8 @@ def test_machines_with_other_images_end_with_the_first_difference(place: Path, t
     changed = there / "pictures/train/green/0004.png"
     Image.fromarray(255 - np.asarray(Image.open(changed))).save(changed)
     words = [*command(str(tmp_path / "run"), "trainer.num_nodes=2", "data.normalize=none")]
-    machines = [
-        start(torchrun(29734, "--nnodes", "2", "--node-rank", str(rank), *words), folder) for rank, folder in enumerate((place, there))
-    ]
-    first, second = (machine.communicate(timeout=300)[1] for machine in machines)
+    machines = start_machines(words, (place, there))
+    first, second = sorted((errors_of(machine) for machine in machines), key=lambda text: "not the same" not in text)
     assert all(machine.returncode != 0 for machine in machines)
     assert "The pictures are not the same in all processes of this run.\n    process 0 (" in first
     assert first.count("id train/green/0004.png, class green, split train") == 2
@@ -196,12 +190,11 @@ def test_machines_with_other_images_end_with_the_first_difference(place: Path, t
 def test_a_killed_process_ends_the_run_with_one_message(place: Path, tmp_path: Path, victim: int, told: str) -> None:
     out = tmp_path / "run"
     process = start(command(str(out), *ON_TWO, LONG), place)
-    wait_until((out / "metrics.csv").exists)
+    assert process.stderr is not None
+    read_until(process.stderr, "epoch 1/500")
     processes = [process.pid, *children_of(process.pid)]
     os.kill(processes[victim], signal.SIGKILL)
-    began = time.monotonic()
-    _, errors = process.communicate(timeout=60)  # ends when the last process that holds the pipe has ended
-    assert time.monotonic() - began < 30
+    errors = errors_of(process)  # ends when the last process that holds the pipe has ended
     assert process.returncode == (2 if victim else -signal.SIGKILL)
     assert errors.count(f"{told}(number {processes[victim]})") == 1
     assert errors.count("Go on from the last checkpoint by the same command, with --out and --resume.") == 1
@@ -212,13 +205,13 @@ def test_a_killed_process_ends_the_run_with_one_message(place: Path, tmp_path: P
 def test_a_process_killed_under_torchrun_ends_the_run_on_both_machines(place: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     words = command(str(out), "trainer.num_nodes=2", LONG)
-    machines = [start(torchrun(29733, "--nnodes", "2", "--node-rank", str(rank), *words), place) for rank in (0, 1)]
-    wait_until((out / "metrics.csv").exists)
+    machines = start_machines(words, (place, place))
+    first_process = machines[0]
+    assert first_process.stderr is not None
+    read_until(first_process.stderr, "epoch 1/500")
     (victim,) = children_of(machines[1].pid)
     os.kill(victim, signal.SIGKILL)
-    began = time.monotonic()
-    first, second = (machine.communicate(timeout=60)[1] for machine in machines)
-    assert time.monotonic() - began < 60
+    first, second = (errors_of(machine) for machine in machines)
     assert all(machine.returncode for machine in machines)
     assert first.count("A process of this run has ended") == 1
     assert "Signal 9 (SIGKILL)" in second  # torchrun's own account, on the machine where it happened
@@ -227,7 +220,7 @@ def test_a_process_killed_under_torchrun_ends_the_run_on_both_machines(place: Pa
 def test_a_signal_to_one_process_saves_and_stops_both_and_the_run_goes_on_to_the_same_weights(place: Path, two: Path) -> None:
     words = ["stopped.py", "finetune", "recipe.yaml", "--out", "stopped", *ON_TWO]
     process = start(words, place)
-    _, errors = process.communicate(timeout=120)
+    errors = errors_of(process)
     assert process.returncode == 75, errors
     assert errors.count("Stopped by SIGTERM.") == 1
     assert errors.count("go on with the same command") == 1
@@ -238,8 +231,8 @@ def test_a_signal_to_one_process_saves_and_stops_both_and_the_run_goes_on_to_the
 
 def test_processes_that_torchrun_has_started_but_the_recipe_does_not_ask_for_are_refused_once(place: Path, tmp_path: Path) -> None:
     """Each would train alone, into the same folder."""
-    process = start(torchrun(29735, "--nproc-per-node", "2", *command(str(tmp_path / "run"))), place)
-    _, errors = process.communicate(timeout=120)
+    process = start(torchrun(*command(str(tmp_path / "run"))), place)
+    errors = errors_of(process)
     assert process.returncode
     assert errors.count("Set trainer.devices=2 trainer.num_nodes=1, or start others.") == 1
     assert not (tmp_path / "run").exists()
@@ -250,13 +243,6 @@ def test_a_batch_that_cannot_be_shared_out_is_refused_before_anything_starts(pla
     with pytest.raises(DataError, match="15 can't be dealt out evenly to 2 devices"):
         run_recipe(recipe, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
-
-
-def wait_until(is_so: Any) -> None:
-    deadline = time.monotonic() + 120
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def children_of(parent: int) -> list[int]:

@@ -1,11 +1,7 @@
 """`strategy: fsdp` on two real processes over gloo: what DDP gives, with half of the weights on each."""
 
 import csv
-import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from textwrap import dedent
 
@@ -15,6 +11,7 @@ import timm
 from PIL import Image
 from safetensors.torch import load_file
 
+from tests.processes import errors_of, finished, read_until, start
 from tlkit.errors import DeviceError, RecipeError
 from tlkit.models.classifier import Classifier
 from tlkit.recipe.fields.model import Head
@@ -76,22 +73,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def start(folder: Path, *words: str) -> "subprocess.Popen[str]":
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, *words[:1], "finetune", "recipe.yaml", *words[1:]] if words[0].endswith(".py") else [sys.executable, *words]
-    return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def finished(folder: Path, *words: str) -> str:
-    process = start(folder, *words)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
-    return errors
-
-
 @pytest.fixture(scope="module")
 def split(place: Path) -> Path:
-    finished(place, "noted.py", "--out", "split")
+    finished(["noted.py", "finetune", "recipe.yaml", "--out", "split"], place)
     return place / "split"
 
 
@@ -101,7 +85,7 @@ def rows_of(run: Path) -> list[dict[str, float]]:
 
 
 def test_a_network_that_is_split_learns_what_a_whole_one_does(place: Path, split: Path) -> None:
-    finished(place, "-m", "tlkit", "finetune", "recipe.yaml", "--out", "whole", "trainer.strategy=ddp")
+    finished(["-m", "tlkit", "finetune", "recipe.yaml", "--out", "whole", "trainer.strategy=ddp"], place)
     for ddp, fsdp in zip(rows_of(place / "whole"), rows_of(split), strict=True):
         for name in ("train/loss", "val/loss", "train/accuracy", "val/accuracy", "lr"):
             assert fsdp[name] == pytest.approx(ddp[name], abs=1e-5), name
@@ -128,19 +112,15 @@ def test_each_process_holds_half_of_the_weights_and_of_what_the_optimizer_knows_
 def test_a_split_run_that_is_stopped_goes_on_to_the_same_weights(place: Path, split: Path, tmp_path: Path) -> None:
     for name in ("pictures", "recipe.yaml"):
         (tmp_path / name).symlink_to(place / name)
-    words = ("-m", "tlkit", "finetune", "recipe.yaml", "--out", "stopped", "--resume")
-    process = start(tmp_path, *words)
-    table = tmp_path / "stopped/metrics.csv"
-    deadline = time.monotonic() + 120
-    while not (table.exists() and len(table.read_text().splitlines()) >= 3):  # in a phase that splits, and freezes
-        assert time.monotonic() < deadline
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.01)
+    words = ["-m", "tlkit", "finetune", "recipe.yaml", "--out", "stopped", "--resume"]
+    process = start(words, tmp_path)
+    assert process.stderr is not None
+    read_until(process.stderr, "phase 2/3 last 2  epoch 1/2")  # a phase that splits, and freezes
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=120)
+    errors = errors_of(process)
     assert process.returncode == 75, errors
     assert list((tmp_path / "stopped/checkpoints").glob("*.ckpt"))
-    told = finished(tmp_path, *words)
+    told = finished(words, tmp_path)
     assert "resumed from" in told
     assert (tmp_path / "stopped/model/model.safetensors").read_bytes() == (split / "model/model.safetensors").read_bytes()
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tlkit.data.progress import images_progress
+from tlkit.data.progress import progress
 from tlkit.data.quality.decode_results import DecodeResult, judge
 from tlkit.data.quality.on_bad import lost_classes
 from tlkit.data.samples import Samples, Skipped
@@ -71,7 +71,7 @@ def check_images(data: Data, task: Task, seed: int) -> Checked:
         findings = [*check.findings, *([] if known else (finding for finding in findings if finding.level == "fault"))]
     elif samples:
         findings += odd_class_findings(samples.classes)
-    with images_progress(Console(stderr=True), "pictures decoded", len(check.images)) as advance:
+    with progress(Console(stderr=True), "pictures decoded", len(check.images)) as advance:
         results = dict(zip(check.images, judge(list(check.images.values()), data, advance), strict=True))
     bad = {id_ for id_, result in results.items() if result.problem}
     findings += _image_findings(results, data)

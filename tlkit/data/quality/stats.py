@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tlkit.data.decode import decode
-from tlkit.data.progress import images_progress
+from tlkit.data.progress import progress
 from tlkit.data.quality.on_bad import read_images
 from tlkit.data.quality.survey import Size, Survey, spread, survey
 from tlkit.data.samples import LARGEST_FOLD, Samples
@@ -47,7 +47,7 @@ def stats_command(recipe: Recipe, *, drawn: bool, mean_px: int | None, out: Path
     console = Console(stderr=True)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     read = partial(decode, channels=data.channels, max_pixels=data.max_pixels, background=data.background, range_16bit=data.range_16bit)
-    with images_progress(console, "looking at", len(samples.samples)) as advance:
+    with progress(console, "looking at", len(samples.samples)) as advance:
         found = survey(samples, read=read, mean_size=(mean_px, mean_px) if mean_px else None, on_image=advance)
     facts = statistics(samples, found)
     if out is not None:

@@ -1,34 +1,28 @@
 """torchvision's classification sets by name: found under data.root, or downloaded with torchvision's own checksums."""
 
+import csv
 import logging
 import re
 import shutil
-import socket
-import sys
 import tarfile
-import time
-import urllib.error
-import urllib.request
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import partial
-from http.client import HTTPException, HTTPResponse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from http.client import HTTPException
+from importlib.resources import files
 from pathlib import Path
-from queue import Empty, Queue
-from threading import Thread
 from typing import Any
 from urllib.parse import urlsplit
 
 from filelock import FileLock
 from PIL import Image
 from torchvision import datasets
-from torchvision.datasets import utils as torchvision_utils
+from torchvision.datasets.utils import check_integrity
 
 from tlkit.data.samples import Sample, Samples
+from tlkit.data.sources.download import download
 from tlkit.data.sources.kind import ReadOptions, SourceKind
 from tlkit.errors import DataError, Fault, RecipeError, expected_one_of
 from tlkit.recipe.fetched import is_offline
@@ -55,13 +49,29 @@ SETS: dict[str, Mapping[str, Arguments]] = {
     **dict.fromkeys(("EuroSAT", "Caltech101", "Caltech256", "SUN397", "SEMEION"), _ONE),
 }
 NOT_DOWNLOADABLE = ("ImageNet", "StanfordCars")
-# What a user may have put under data.root instead of a download.
-ARCHIVES = (".gz", ".tgz", ".tar", ".zip", ".bz2", ".xz", ".mat", ".h5")
-NO_NETWORK_S = 4.0  # for name look-up and connecting, over all mirrors together
-STALLED_S = 30.0  # without a byte
+LOG = logging.getLogger("tlkit")
+
 _FAILURES = (OSError, RuntimeError, ImportError, EOFError, ValueError, HTTPException, tarfile.TarError, zipfile.BadZipFile, zlib.error)
 
-log = logging.getLogger("tlkit")
+
+@dataclass(frozen=True)
+class Archive:
+    """folder: where torchvision looks for it, below its root. md5: None where torchvision has none."""
+
+    folder: str
+    url: str
+    md5: str | None
+
+    @property
+    def name(self) -> str:
+        return self.url.rpartition("/")[2]
+
+
+def archives_of(name: str) -> list[Archive]:
+    """Return what torchvision 0.29 downloads for a set; nothing for PCAM, which it gets by gdown, and for what it can't download."""
+    with (files(__package__) / "torchvision_archives.csv").open(encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["set"] == name.partition("/")[0]]
+    return [Archive(row["folder"], row["url"], row["md5"] or None) for row in rows]
 
 
 @dataclass(frozen=True)
@@ -80,10 +90,9 @@ class TorchvisionImage:
 
 
 def read_torchvision(source: TorchvisionSource, options: ReadOptions) -> Samples:
-    """The set as it lies under root; downloaded into root first where it isn't there.
+    """Return the set under root, which is downloaded into it first where it isn't there.
 
-    Raises RecipeError for an unknown name, and DataError, within five seconds where there is no network,
-    if the set is neither there nor to be had.
+    Raises RecipeError for an unknown name, and DataError if the set is neither there nor can be downloaded.
     """
     name = source.torchvision
     if name not in SETS:
@@ -107,7 +116,7 @@ def read_torchvision(source: TorchvisionSource, options: ReadOptions) -> Samples
 def _open(name: str, root: Path, *, download: bool = False) -> dict[str, Any]:
     """Split -> torchvision's data set."""
     make = getattr(datasets, name.partition("/")[0])
-    more = {"download": True} if download else {}
+    more = {} if name in NOT_DOWNLOADABLE else {"download": download}  # SEMEION's is True where it isn't given
     return {split: make(root=str(root), **arguments, **more) for split, arguments in SETS[name].items()}
 
 
@@ -136,7 +145,7 @@ def _labels(dataset: Any) -> list[int]:
     pairs = getattr(dataset, "_samples", None)
     if pairs is not None and len(pairs) == len(dataset):
         return [int(label) for _, label in pairs]
-    log.info("%s keeps no list of labels: reading all of its %d pictures for them", type(dataset).__name__, len(dataset))
+    LOG.info("%s keeps no list of labels: reading all of its %d pictures for them", type(dataset).__name__, len(dataset))
     return [int(dataset[index][1]) for index in range(len(dataset))]
 
 
@@ -155,7 +164,6 @@ def _fetch(name: str, root: Path, *, missing: Exception) -> dict[str, Any]:
             f"data.source.torchvision: {name} is not in {root.resolve()}, and torchvision can't download it ({_one_line(missing)}).\n"
             "  Put its files there as torchvision's documentation says, set data.root to where they lie, or use data.source.folder."
         )
-    attempt = _Attempt()
     unfinished, lock = (root / f".{name.replace('/', '-')}.{ending}" for ending in ("unfinished", "lock"))
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -166,43 +174,63 @@ def _fetch(name: str, root: Path, *, missing: Exception) -> dict[str, Any]:
                 pass
             shutil.rmtree(unfinished, ignore_errors=True)
             unfinished.mkdir()
-            _lend_archives(root, unfinished)
-            with attempt.watching(), _without_drive():
-                _open(name, unfinished, download=True)
+            _bring_archives(name, root, unfinished)
+            _open(name, unfinished, download=True)  # finds every archive there, and unpacks it
             _move_in(unfinished, root)
             return _open(name, root)
-    except _FAILURES as error:
+    except (*_FAILURES, DataError) as error:
         lock.unlink(missing_ok=True)  # Kept after a success: another process may be waiting for it.
-        raise DataError(_no_set(name, root, attempt, error, place=root / _looked_in(unfinished, root, name))) from error
+        if isinstance(error, DataError):
+            raise
+        raise DataError(
+            f"data.source.torchvision: {name} is not whole in {root.resolve()} and could not be made ready there: {_one_line(error)}.\n"
+            "  Mend or remove what is there, set data.root to another folder, or use data.source.folder."
+        ) from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-@contextmanager
-def _without_drive() -> Iterator[None]:
-    """Offline: the package by which torchvision downloads from Google Drive, past urllib, can't be imported in here."""
-    if not is_offline():
-        yield
-        return
-    before = sys.modules.get("gdown")
-    sys.modules["gdown"] = None  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        if before is None:
-            del sys.modules["gdown"]
-        else:
-            sys.modules["gdown"] = before
+def _bring_archives(name: str, root: Path, unfinished: Path) -> None:
+    """Put every archive of the set where torchvision looks for it: a link to the one that the user has under root, or a download.
 
-
-def _looked_in(unfinished: Path, root: Path, name: str) -> Path:
-    """Where, below its root, torchvision wanted the archive: the deepest folder that it made (MNIST/raw; for CIFAR10 the root).
-
-    Folders that only hold lent archives of other sets are in root too.
+    Raises DataError where it can't be downloaded, or has another checksum than torchvision expects.
     """
-    folders = [path.relative_to(unfinished) for path in unfinished.rglob("*") if path.is_dir()]
-    own = [path for path in folders if path.parts[0] == name.partition("/")[0] or not (root / path).exists()]
-    return max(own, key=lambda path: len(path.parts), default=Path())
+    archives = archives_of(name)
+    if not archives and is_offline():
+        raise OSError("--offline asks no network")
+    for archive in archives:
+        place = unfinished / archive.folder / archive.name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        own = next((path for path in (root / archive.folder / archive.name, root / archive.name) if path.is_file()), None)
+        if own is not None:
+            _check_own(own, archive)
+            place.symlink_to(own.resolve())
+            continue
+        try:
+            if is_offline():
+                raise OSError("--offline asks no network")
+            LOG.info("downloading %s", archive.url)
+            download(archive.url, place)
+            if not check_integrity(place, archive.md5):
+                raise OSError("what came is damaged or cut off (its checksum is not the right one)")
+        except (OSError, HTTPException) as error:
+            raise DataError(
+                f"data.source.torchvision: {name} is not in {root.resolve()}, and {urlsplit(archive.url).hostname} did not give it "
+                f"({archive.url}): {_one_line(error)}.\n"
+                f"  Put {archive.name} into {root / archive.folder}, "
+                f"set data.root to the folder that has {name}, or use data.source.folder."
+            ) from error
+
+
+def _check_own(file: Path, archive: Archive) -> None:
+    """Raise DataError if the file that the user has put there is another one than torchvision's."""
+    if check_integrity(file, archive.md5):
+        return
+    use = f"use data.source={{idx: {file.parent}}}, which reads it as it is" if "ubyte" in file.name else "use data.source.folder"
+    raise DataError(
+        f"data.source.torchvision: {file} is damaged, or packed by somebody else: its checksum is not torchvision's.\n"
+        f"  Fetch it again from {archive.url}, or {use}."
+    )
 
 
 def _remove_if_empty(folder: Path) -> None:
@@ -212,37 +240,6 @@ def _remove_if_empty(folder: Path) -> None:
         _remove_if_empty(path)
     if not any(folder.iterdir()):
         folder.rmdir()
-
-
-def _no_set(name: str, root: Path, attempt: "_Attempt", error: Exception, *, place: Path) -> str:
-    if not attempt.urls:
-        return (
-            f"data.source.torchvision: {name} is not whole in {root.resolve()} and could not be made ready there: {_one_line(error)}.\n"
-            "  Mend or remove what lies there, set data.root to another folder, or use data.source.folder."
-        )
-    url = attempt.urls[-1]
-    archive = place / Path(urlsplit(url).path).name
-    if archive.is_file():
-        use = f"use data.source={{idx: {place}}}, which reads it as it is" if "ubyte" in archive.name else "use data.source.folder"
-        return (
-            f"data.source.torchvision: {archive} is damaged, or packed by somebody else: its checksum is not torchvision's.\n"
-            f"  Fetch it anew from {url}, or {use}."
-        )
-    return (
-        f"data.source.torchvision: {name} is not in {root.resolve()}, and {urlsplit(url).hostname} did not give it ({url}): "
-        f"{_one_line(attempt.failure or error)}.\n"
-        f"  Put {archive.name} into {place}, set data.root to the folder that has {name}, or use data.source.folder."
-    )
-
-
-def _lend_archives(root: Path, unfinished: Path) -> None:
-    """Links archives that the user put under root to where torchvision looks for them; it checks their checksums."""
-    for depth in ("*", "*/*", "*/*/*"):
-        for path in root.glob(depth):
-            if path.suffix in ARCHIVES and path.is_file() and not path.relative_to(root).parts[0].startswith("."):
-                link = unfinished / path.relative_to(root)
-                link.parent.mkdir(parents=True, exist_ok=True)
-                link.symlink_to(path.resolve())
 
 
 def _move_in(unfinished: Path, root: Path) -> None:
@@ -266,93 +263,8 @@ def _without_links(folder: Path) -> None:
             path.unlink()
 
 
-@dataclass
-class _Attempt:
-    """Watches what torchvision asks the network for: notes the addresses, and gives up soon where nobody answers."""
-
-    urls: list[str] = field(default_factory=list)
-    answered: set[tuple[str, int]] = field(default_factory=set)
-    left_s: float = NO_NETWORK_S
-    failure: OSError | None = None
-
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        """torchvision calls urllib.request.urlopen without a timeout, and shows a bar in logs too: both are set here for its time."""
-        opener_before, timeout_before = getattr(urllib.request, "_opener", None), socket.getdefaulttimeout()
-        bar_before = getattr(torchvision_utils, "tqdm", None)
-        urllib.request.install_opener(urllib.request.build_opener(_http(self), _https(self)))
-        socket.setdefaulttimeout(STALLED_S)
-        if bar_before is not None:
-            torchvision_utils.tqdm = partial(bar_before, disable=not sys.stderr.isatty())
-        try:
-            yield
-        finally:
-            urllib.request.install_opener(opener_before)
-            socket.setdefaulttimeout(timeout_before)
-            if bar_before is not None:
-                torchvision_utils.tqdm = bar_before
-
-    def connect(self, request: urllib.request.Request, port: int) -> None:
-        """Raises URLError unless the host, or the proxy in front of it, answers in the time that is left for all of them.
-
-        In a thread of its own, because looking up a name has no timeout.
-        """
-        if request.full_url not in self.urls:
-            self.urls.append(request.full_url)
-            if not is_offline():
-                log.info("downloading %s", request.full_url)
-        if is_offline():
-            self.failure = OSError("--offline asks no network")
-            raise urllib.error.URLError(self.failure)
-        address = urlsplit(f"//{request.host}")
-        target = (address.hostname or "", address.port or port)
-        if target in self.answered:
-            return
-        began = time.monotonic()
-        outcome: Queue[OSError | None] = Queue()
-        Thread(target=_try_to_connect, args=(target, outcome), daemon=True).start()
-        try:
-            failure = outcome.get(timeout=max(0.0, self.left_s))
-        except Empty:
-            failure = TimeoutError(f"no answer within {NO_NETWORK_S:.0f} seconds")
-        if failure is not None:
-            self.left_s -= time.monotonic() - began
-            self.failure = failure
-            raise urllib.error.URLError(failure)
-        self.failure = None
-        self.answered.add(target)
-
-
-def _try_to_connect(target: tuple[str, int], outcome: "Queue[OSError | None]") -> None:
-    try:
-        socket.create_connection(target, timeout=NO_NETWORK_S).close()
-        outcome.put(None)
-    except OSError as error:
-        outcome.put(error)
-
-
-def _http(attempt: _Attempt) -> urllib.request.BaseHandler:
-    class Watched(urllib.request.HTTPHandler):
-        def http_open(self, req: urllib.request.Request) -> HTTPResponse:
-            attempt.connect(req, 80)
-            return super().http_open(req)
-
-    return Watched()
-
-
-def _https(attempt: _Attempt) -> urllib.request.BaseHandler:
-    class Watched(urllib.request.HTTPSHandler):
-        def https_open(self, req: urllib.request.Request) -> HTTPResponse:
-            attempt.connect(req, 443)
-            return super().https_open(req)
-
-    return Watched()
-
-
 def _one_line(error: Exception) -> str:
-    """MNIST's error is a list of the mirrors over several lines."""
-    if str(error) == "File not found or corrupted.":  # torchvision's words for a checksum that doesn't match
-        return "what came is damaged or cut off (its checksum is not the right one)"
+    """Return the message of an error in one line, without what urllib puts around it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = " ".join(lines).strip("<>").removeprefix("urlopen error ").rstrip(".")
     return re.sub(r"^\[Errno -?\d+\] ", "", text) or type(error).__name__

@@ -2,14 +2,18 @@
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from io import BufferedReader
 from os import PathLike
 from pathlib import Path
 from typing import Literal, cast
 
 import numpy as np
+from rich.console import Console
 
+from tlkit.data.progress import progress
 from tlkit.data.sources.image_files import UnusedImages
 from tlkit.deploy.predict.feature_files import open_features
 from tlkit.deploy.predict.inputs import STDIN, check_paths, file_names
@@ -17,7 +21,6 @@ from tlkit.deploy.predict.layouts import Question, layout, print_tables
 from tlkit.deploy.predict.out_file import open_out
 from tlkit.deploy.predict.prediction import NOT_FINITE, Prediction
 from tlkit.deploy.predict.predictor import Predictor, open_predictor
-from tlkit.deploy.predict.progress import progress
 from tlkit.deploy.predict.stream import batches, predictions
 from tlkit.errors import DataError
 from tlkit.terminal import takes_unicode
@@ -152,9 +155,15 @@ def _count(asked: Asked, done: int = 0) -> Callable[[], int] | None:
     return None if STDIN in asked.paths else lambda: max(0, sum(1 for _ in _names(asked)) - done)
 
 
+def _progress(count: Callable[[], int] | None, *, answers_on_stdout: bool = False) -> AbstractContextManager[Callable[[int], None]]:
+    """On a terminal, answers that are printed as they come are progress enough."""
+    live = not (answers_on_stdout and sys.stdout.isatty())
+    return progress(Console(stderr=True), "predict", count, live=live, write=partial(print, file=sys.stderr))
+
+
 def _print_all(predictor: Predictor, asked: Asked, how: Format, question: Question) -> Tally:
     tally = Tally()
-    with progress(_count(asked), rows=how != "table") as advance:
+    with _progress(_count(asked), answers_on_stdout=how != "table") as advance:
         found = _tallied(predictions(predictor, _names(asked, tally.unused)), tally, advance)
         if how == "table":
             print_tables((prediction for batch in found for prediction in batch), question)
@@ -180,7 +189,7 @@ def _write_out(predictor: Predictor, asked: Asked, file: Path, how: Format, ques
     text = layout(how, question)
     with open_out(file, text, made_by, resume=asked.resume) as (out, rows):
         tally.earlier, tally.unreadable = len(rows.names), rows.unreadable
-        with progress(_count(asked, len(rows.names))) as advance:
+        with _progress(_count(asked, len(rows.names))) as advance:
             for batch in _tallied(predictions(predictor, rows.without(_names(asked, tally.unused))), tally, advance):
                 out.write("".join(map(text.row, batch)).encode(errors="surrogateescape"))
                 out.flush()  # a batch in one piece: what is lost by a kill is at most what is in the network
@@ -204,7 +213,7 @@ def _write_features(predictor: Predictor, asked: Asked, file: Path) -> Tally:
     made_by = {"model": predictor.fingerprint, "number of features": width}
     with open_features(file, width, made_by, resume=asked.resume) as (write, rows):
         tally.earlier, tally.unreadable = len(rows.names), rows.unreadable
-        with progress(_count(asked, len(rows.names))) as advance:
+        with _progress(_count(asked, len(rows.names))) as advance:
             for batch in batches(predictor.preprocessing, rows.without(_names(asked, tally.unused))):
                 features = predictor.features(batch.images) if batch.images is not None else np.empty((0, width), np.float32)
                 finite = np.isfinite(features).all(1)

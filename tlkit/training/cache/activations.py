@@ -22,7 +22,7 @@ from torch import Tensor
 
 from tlkit.data.datamodule import ImageDataModule
 from tlkit.data.dataset import ImageLoader, make_loader
-from tlkit.data.progress import images_progress
+from tlkit.data.progress import progress
 from tlkit.data.samples import Sample
 from tlkit.errors import CacheUnavailable
 from tlkit.files import atomic_folder, format_bytes, is_disk_full, key_of, remove_unfinished, write_json
@@ -226,7 +226,7 @@ class ActivationCache:
         """Plain files of rows, a picture's views side by side. Files, since a full disk kills who writes to mapped memory."""
         what = "frozen part, once"
         arrays: list[Any] = []
-        with images_progress(self._console, what, len(samples) * max(1, views)) as advance:
+        with progress(self._console, what, len(samples) * max(1, views)) as advance:
             loaders = [iter(self._loader(samples, view=view, augmented=views > 0)) for view in range(max(1, views))]
             for batches in zip(*loaders, strict=True):
                 found = [self._activations(images) for images, _ in batches]  # a view each

@@ -6,7 +6,7 @@ from rich.console import Console
 from torch import Tensor
 
 from tlkit.data.datamodule import ImageDataModule
-from tlkit.data.progress import images_progress
+from tlkit.data.progress import progress
 from tlkit.errors import CacheUnavailable
 from tlkit.models.classifier import Classifier
 from tlkit.models.inference import infer
@@ -28,5 +28,5 @@ def features_of(classifier: Classifier, data: ImageDataModule, split: str, cache
             return ActivationCache(classifier, data, cache, device=device, precision="32-true", console=console).features(split)
     except CacheUnavailable as why:
         LOG.info("the features are not kept for another time: %s", why)
-    with images_progress(console, f"features of the {split} pictures", len(data.samples.of(split))) as advance:
+    with progress(console, f"features of the {split} pictures", len(data.samples.of(split))) as advance:
         return infer(classifier, data.whole(split), data.preprocessing, outputs=classifier.features, on_batch=advance)
