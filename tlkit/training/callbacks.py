@@ -5,6 +5,7 @@ import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,9 @@ METRICS_COLUMNS = ("phase", "epoch", "train/loss", "train/accuracy", "val/loss",
 
 
 class BestWeights(Callback):
-    """Keeps the weights of the epoch with the highest validation score over all phases; of equals, the earliest.
+    """Keeps the weights of the epoch with the highest validation score over all phases; of equals, of the lowest validation loss.
+
+    An epoch whose validation loss is NaN or infinite doesn't count.
 
     What isn't in the file is as the classifier has it: only what a phase may change is written, and joins the file before it does.
     Of vgg11's half a gigabyte a head is 20 kB, and its epochs on kept activations take 20 ms.
@@ -35,7 +38,7 @@ class BestWeights(Callback):
 
     def __init__(self, file: Path, classifier: Classifier) -> None:
         self.file = file
-        self.score = float("-inf")
+        self.score, self.loss = float("-inf"), float("inf")
         self.current_phase = self.phase = self.epoch = 0
         self._classifier = classifier
         self._changing: frozenset[str] = frozenset(classifier.state_dict())
@@ -51,14 +54,14 @@ class BestWeights(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # The metric itself: the figures that are logged are ready only after this hook, when a moving average is swapped out again.
-        score = float(pl_module.val_score.compute())  # type: ignore[union-attr, operator]
-        self.update(score, trainer.current_epoch, keeps=trainer.is_global_zero)
+        score, loss = (float(metric.compute()) for metric in (pl_module.val_score, pl_module.val_loss))  # type: ignore[union-attr, operator]
+        self.update(score, loss, trainer.current_epoch, keeps=trainer.is_global_zero)
 
-    def update(self, score: float, epoch: int, *, keeps: bool) -> None:
-        """keeps: whether this process writes the weights."""
-        if score <= self.score:
+    def update(self, score: float, loss: float, epoch: int, *, keeps: bool) -> None:
+        """score, loss: on validation. keeps: whether this process writes the weights."""
+        if not isfinite(loss) or (score, -loss) <= (self.score, -self.loss):
             return
-        self.score, self.phase, self.epoch = score, self.current_phase, epoch
+        self.score, self.loss, self.phase, self.epoch = score, loss, self.current_phase, epoch
         if keeps:
             save_tensors(_tensors(self._classifier, self._changing), self.file)
 

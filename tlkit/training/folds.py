@@ -54,7 +54,7 @@ def finetune_folds(recipe: Recipe, out: Path | None, *, resume: bool, stop: Stop
     summary = summarize(each)
     summary["seconds"] = {f"fold {i}": metrics["seconds"]["total"] for i, metrics in enumerate(each, 1)}
     summary["seconds"]["total"] = round(time.perf_counter() - began, 3)
-    (run / "metrics.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (run / "metrics.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
     write_folds_report(run / "report.html", name=recipe.name, summary=summary, recipe_yaml=recipe_yaml(recipe))
     with log_to_file(run / "log.txt"):
         LOG.info("%d folds done in %.0f s", folds, summary["seconds"]["total"])

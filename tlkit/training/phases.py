@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 import lightning
@@ -15,7 +16,7 @@ from torch import nn
 
 from tlkit.data.datamodule import ImageDataModule
 from tlkit.data.dataset import processors, worker_count
-from tlkit.errors import CacheUnavailable, DataError, Fault, RecipeError
+from tlkit.errors import CacheUnavailable, DataError, Fault, RecipeError, TrainingError
 from tlkit.evaluation.metrics import metric_label, primary_metric_of
 from tlkit.models.classifier import Classifier
 from tlkit.models.split import Suffix
@@ -97,7 +98,7 @@ def train_phases(recipe: Recipe, setup: Setup, context: RunContext) -> Trained:
             if is_main_process():
                 row, score = solve_head(classifier.to(device), data, recipe, phase, title=title, console=console)
                 table.add(row, writes=True)
-                best.update(score, epoch=0, keeps=True)
+                best.update(score, row["val/loss"], epoch=0, keeps=True)
             saves.end_phase(name)
             continue
         if recipe.wise_ft and phase.train != "head" and not (checkpoints / BEFORE).exists() and is_main_process():
@@ -137,6 +138,8 @@ def train_phases(recipe: Recipe, setup: Setup, context: RunContext) -> Trained:
             metric, patience = metric_label(primary_metric), recipe.early_stopping.patience
             LOG.info("%s ended early: no better validation %s for %d epochs", title, metric, patience)
         saves.end_phase(name)
+    if is_main_process() and recipe.run_phases and not isfinite(best.score):
+        raise TrainingError("No epoch had a validation loss that is a number, so there is no model to ship.\n  Lower the phases' lr.")
     if is_main_process() and best.file.is_file():
         best.restore()
     return Trained(table.rows, best.phase, best.epoch, saves.seconds, device)

@@ -95,7 +95,7 @@ def measure_shipped(model: Path, ready: Setup, recipe: Recipe, result: "Trained"
         metrics["test"] = measure_split(classifier, samples, "test", preprocessing, batch_size=batch_size, thresholds=card.thresholds)
     kept = cached_validation(classifier, ready, recipe, result, console=console)
     if kept is not None:
-        metrics["val"] = measure_logits(*kept, samples, card.thresholds)
+        metrics["val"] = measure_logits(*kept, samples=samples, split="val", thresholds=card.thresholds)
     else:
         metrics["val"] = measure_split(classifier, samples, "val", preprocessing, batch_size=batch_size, thresholds=card.thresholds)
     best = next(row for row in result.rows if (row["phase"], row["epoch"]) == (result.best_phase, result.best_epoch))
@@ -148,7 +148,7 @@ def write_results(run: Path, recipe: Recipe, samples: Samples, weights: Weights,
     """metrics.json, curves.png, report.html, and the panel that a person reads."""
     from tlkit.training.phases import phase_name
 
-    (run / "metrics.json").write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (run / "metrics.json").write_text(json.dumps(metrics, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
     head = recipe.model.head
     names = [*(phase_name(phase.train) for phase in recipe.phases), head.kind]
     draw_curves(result.rows, names, run / "curves.png")

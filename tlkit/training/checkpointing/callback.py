@@ -104,7 +104,8 @@ class Checkpoints(CheckpointCallback):
             self._auxiliary.load_state_dict(_part(weights, "auxiliary."))
         self.phase, self.seconds, self._seconds_before = run["phase"], dict(run["seconds"]), run["phase_seconds"]
         self._table.rows = [dict(row) for row in run["rows"]]
-        self._best.score, self._best.phase, self._best.epoch = run["best"]
+        self._best.score, self._best.phase, self._best.epoch, *loss = run["best"]
+        self._best.loss = loss[0] if loss else float("inf")  # not in checkpoints of earlier versions
         if is_main_process():
             if checkpoint.best is not None:
                 put_back(checkpoint.best, self._best.file)
@@ -236,7 +237,7 @@ class Checkpoints(CheckpointCallback):
             "phase": self.phase,
             "epoch": epoch,
             "batch": batch,
-            "best": (self._best.score, self._best.phase, self._best.epoch),
+            "best": (self._best.score, self._best.phase, self._best.epoch, self._best.loss),
             "rows": self._table.rows,
             "seconds": self.seconds,
             "phase_seconds": now - self._phase_began,
