@@ -72,7 +72,7 @@ def write_atomically(file: Path, content: bytes | memoryview | str, *, durable: 
 
 def write_json(file: Path, values: Mapping[str, Any], *, durable: bool = True) -> None:
     """Write JSON that people can read, whole or not at all."""
-    write_atomically(file, json.dumps(values, indent=2, ensure_ascii=False) + "\n", durable=durable)
+    write_atomically(file, json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n", durable=durable)
 
 
 def write_csv(file: Path, columns: Sequence[str], rows: Iterable[Mapping[str, object]], *, durable: bool = True) -> None:

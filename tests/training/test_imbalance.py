@@ -42,9 +42,10 @@ def test_balanced_accuracy_chooses_the_best_epoch_and_leads(
     run = run_recipe(load_recipe("recipe.yaml", [f"imbalance={imbalance}"]), out=workplace / imbalance)
     log = (run / "log.txt").read_text()
     scores = [float(line.split("balanced accuracy ")[1].split()[0]) for line in log.splitlines() if " val loss" in line]
+    losses = [float(line.split("val loss ")[1].split()[0]) for line in log.splitlines() if " val loss" in line]
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["primary_metric"] == metrics["lead"] == "balanced_accuracy"
-    assert metrics["best"]["epoch"] == 1 + int(np.argmax(scores))
+    assert metrics["best"]["epoch"] == 1 + max(range(len(scores)), key=lambda epoch: (scores[epoch], -losses[epoch]))
     assert metrics["val"]["balanced_accuracy"] == pytest.approx(max(scores), abs=1e-4)
     assert metrics["test"]["accuracy"] > 0
     assert evaluate_run(run, "test") == metrics["test"]

@@ -74,8 +74,9 @@ def test_lamps_are_reported_apart_and_mean_average_precision_leads(run: Path) ->
 def test_the_best_epoch_is_that_of_the_highest_mean_average_precision(run: Path) -> None:
     lines = (run / "log.txt").read_text().splitlines()
     scores = [float(line.split("mean average precision ")[1].split()[0]) for line in lines if " val loss" in line]
+    losses = [float(line.split("val loss ")[1].split()[0]) for line in lines if " val loss" in line]
     metrics = json.loads((run / "metrics.json").read_text())
-    assert metrics["best"]["epoch"] == 1 + int(np.argmax(scores))
+    assert metrics["best"]["epoch"] == 1 + max(range(len(scores)), key=lambda epoch: (scores[epoch], -losses[epoch]))
     assert metrics["val"]["mean_average_precision"] == pytest.approx(max(scores), abs=1e-4)
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,10 +33,10 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "pictures"
 
 
-def finetune(folder: Path, on_nan: str, lr: float, accumulate: int = 1) -> int:
+def finetune(folder: Path, on_nan: str, lr: float, accumulate: int = 1, overrides: Sequence[str] = ()) -> int:
     recipe = folder.parent / "recipe.yaml"
     recipe.write_text(RECIPE.format(folder=folder, on_nan=on_nan, lr=lr, accumulate=accumulate), encoding="utf-8")
-    return main(["finetune", str(recipe), "--out", str(folder.parent / "run")])
+    return main(["finetune", str(recipe), *overrides, "--out", str(folder.parent / "run")])
 
 
 def named(run: Path) -> list[dict[str, str]]:
@@ -78,3 +79,42 @@ def test_skipped_batches_leave_the_weights_finite(folder: Path, monkeypatch: pyt
     assert all(tensor.isfinite().all() for tensor in load_file(run / "model" / "model.safetensors").values())
     with (run / "metrics.csv").open(encoding="utf-8", newline="") as file:
         assert all(float(row["train/loss"]) < 100 for row in csv.DictReader(file))
+
+
+@pytest.mark.parametrize(
+    ("on_nan", "message"),
+    [("stop", "The validation loss became nan in epoch 0, phase 1"), ("skip", "No epoch had a validation loss that is a number")],
+)
+def test_nan_that_only_validation_sees_ships_no_model(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], on_nan: str, message: str
+) -> None:
+    from tlkit.training.module import PhaseModule
+
+    forward = PhaseModule._network
+
+    def statistics_overflow(self: PhaseModule, inputs: object) -> object:
+        self.classifier.backbone.bn1.running_var.fill_(float("inf"))  # training takes the batch's own
+        self.classifier.backbone.bn1.running_mean.fill_(float("inf"))
+        return forward(self, inputs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(PhaseModule, "_network", statistics_overflow)
+    assert finetune(folder, on_nan, lr=1e-3, overrides=["model.backbone=resnet10t", "phases[0].epochs=1"]) == 2
+    printed, run = capsys.readouterr().err, folder.parent / "run"
+    assert message in printed
+    assert "learning rate is too high" not in printed
+    assert ("backbone.bn1.running_mean" in printed) == (on_nan == "stop")
+    assert not (run / "model").exists()
+    assert not (run / "report.html").exists()
+
+
+def test_a_loss_that_is_nan_before_any_step_is_not_laid_to_the_learning_rate(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tlkit.training.module import PhaseModule
+
+    forward = PhaseModule._network
+    monkeypatch.setattr(PhaseModule, "_network", lambda self, inputs: forward(self, inputs) * float("nan"))
+    assert finetune(folder, "stop", lr=1e-3) == 2
+    printed = capsys.readouterr().err
+    assert "The loss became nan in batch 0 of epoch 0" in printed
+    assert "No step was taken before, so it isn't the learning rate" in printed

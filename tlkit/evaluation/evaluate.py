@@ -13,7 +13,7 @@ from tlkit.data.preprocess import Preprocessing
 from tlkit.data.quality.on_bad import without_bad_of
 from tlkit.data.samples import Samples
 from tlkit.data.splits.manifest import check_run_folder, samples_of_run
-from tlkit.errors import DataError
+from tlkit.errors import DataError, RunError
 from tlkit.evaluation.metrics import measure, measure_multilabel, primary_metric_of
 from tlkit.evaluation.primary_metric import named_primary_metric
 from tlkit.evaluation.test_time_augmentation import Tta, averaged, views_of, with_views
@@ -40,11 +40,20 @@ def measure_split(
     """
     loader = make_loader(samples.of(split), preprocessing, batch_size=batch_size, multi_hot=samples.multi_hot)
     logits, labels = infer(classifier, loader, preprocessing, on_batch=on_batch)
-    return measure_logits(logits, labels, samples, thresholds)
+    return measure_logits(logits, labels, samples=samples, split=split, thresholds=thresholds)
 
 
-def measure_logits(logits: Tensor, labels: Tensor, samples: Samples, thresholds: Sequence[float]) -> dict[str, Any]:
-    """Return the metrics of a split's logits [N, K] and labels, and which of them is the primary one."""
+def measure_logits(logits: Tensor, labels: Tensor, *, samples: Samples, split: str, thresholds: Sequence[float]) -> dict[str, Any]:
+    """Return the metrics of a split's logits [N, K] and labels, and which of them is the primary one.
+
+    Raises RunError where logits are NaN or infinite, with the number of images and the first of them.
+    """
+    bad = (~logits.isfinite()).any(1).nonzero().flatten().tolist()
+    if bad:
+        raise RunError(
+            f"The model answers NaN or infinity for {len(bad)} of {len(logits)} {split} images, so it can't be measured. The first:"
+            f" {samples.of(split)[bad[0]].id}\n  Its activations overflow there: train again with a lower lr, or data.normalize=weights."
+        )
     multilabel = samples.task == "multilabel"
     figures = measure_multilabel(logits, labels, samples.classes, thresholds) if multilabel else measure(logits, labels, samples.classes)
     return {**named_primary_metric(primary_metric_of(samples)), **figures}
@@ -97,8 +106,9 @@ def evaluate_run(run: Path, split: str, tta: Tta | None = None, *, device: str =
     logits, labels = infer(classifier, with_views(loader, views), preprocessing)
     plain, mean = averaged(logits, batch_size, len(views), multilabel=samples.task == "multilabel")
     labels = torch.cat([block[: len(block) // len(views)] for block in torch.split(labels, batch_size * len(views))])
-    with_tta = {"kind": tta, "views": len(views), **measure_logits(mean.float(), labels, samples, card.thresholds)}
+    measured_as: Any = {"samples": samples, "split": split, "thresholds": card.thresholds}
+    with_tta = {"kind": tta, "views": len(views), **measure_logits(mean.float(), labels, **measured_as)}
     if samples.task == "multiclass":
         right, right_with = plain.argmax(1) == labels, mean.argmax(1) == labels
         with_tta |= {"gained": int((right_with & ~right).sum()), "lost": int((right & ~right_with).sum())}
-    return {**measure_logits(plain, labels, samples, card.thresholds), "tta": with_tta, **skipped}
+    return {**measure_logits(plain, labels, **measured_as), "tta": with_tta, **skipped}

@@ -5,7 +5,7 @@ from typing import Any
 
 
 def named_primary_metric(primary_metric: str) -> dict[str, str]:
-    """Return what results name it under. `lead` is its name up to tlkit 0.1, and goes in the version after the next."""
+    """Return what results name it under. `lead`, its only name in earlier versions, stays for one more."""
     return {"primary_metric": primary_metric, "lead": primary_metric}
 
 

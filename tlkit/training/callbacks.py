@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,9 @@ METRICS_COLUMNS = ("phase", "epoch", "train/loss", "train/accuracy", "val/loss",
 
 
 class BestWeights(Callback):
-    """Keeps the weights of the epoch with the highest validation score over all phases; of equals, the earliest.
+    """Keeps the weights of the epoch with the highest validation score over all phases; of equals, of the lowest validation loss.
+
+    An epoch whose validation loss is NaN or infinite doesn't count.
 
     What isn't in the file is as the classifier has it: only what a phase may change is written, and joins the file before it does.
     Of vgg11's half a gigabyte a head is 20 kB, and its epochs on kept activations take 20 ms.
@@ -36,18 +39,19 @@ class BestWeights(Callback):
 
     def __init__(self, file: Path, classifier: Classifier) -> None:
         self.file = file
-        self.score = float("-inf")
+        self.score, self.loss = float("-inf"), float("inf")
         self.current_phase = self.phase = self.epoch = 0
         self._classifier = classifier
         self._changing: frozenset[str] = frozenset(classifier.state_dict())
 
-    def state(self) -> tuple[float, int, int]:
+    def state(self) -> tuple[float, int, int, float]:
         """Return what a checkpoint needs to know, beside the file of the weights."""
-        return self.score, self.phase, self.epoch
+        return self.score, self.phase, self.epoch, self.loss
 
-    def load_state(self, state: tuple[float, int, int], weights: Path | None, *, keeps: bool) -> None:
+    def load_state(self, state: Sequence[Any], weights: Path | None, *, keeps: bool) -> None:
         """Go on from a checkpoint. weights: those that were the best then, if any. keeps: whether this process writes the weights."""
-        self.score, self.phase, self.epoch = state
+        self.score, self.phase, self.epoch, *loss = state
+        self.loss = loss[0] if loss else float("inf")  # not in checkpoints of earlier versions
         if not keeps:
             return
         if weights is not None:
@@ -69,14 +73,14 @@ class BestWeights(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # The metric itself: the figures that are logged are ready only after this hook, when a moving average is swapped out again.
-        score = float(pl_module.val_score.compute())  # type: ignore[union-attr, operator]
-        self.update(score, trainer.current_epoch + 1, keeps=trainer.is_global_zero)
+        score, loss = (float(metric.compute()) for metric in (pl_module.val_score, pl_module.val_loss))  # type: ignore[union-attr, operator]
+        self.update(score, loss, trainer.current_epoch + 1, keeps=trainer.is_global_zero)
 
-    def update(self, score: float, epoch: int, *, keeps: bool) -> None:
-        """keeps: whether this process writes the weights."""
-        if score <= self.score:
+    def update(self, score: float, loss: float, epoch: int, *, keeps: bool) -> None:
+        """score, loss: on validation. keeps: whether this process writes the weights."""
+        if not isfinite(loss) or (score, -loss) <= (self.score, -self.loss):
             return
-        self.score, self.phase, self.epoch = score, self.current_phase, epoch
+        self.score, self.loss, self.phase, self.epoch = score, loss, self.current_phase, epoch
         if keeps:
             write_tensors(_tensors(self._classifier, self._changing), self.file)
 

@@ -1,4 +1,4 @@
-"""A loss that is no number: training ends there, or goes on without the batch; either way its pictures are named."""
+"""A loss that is NaN or infinite: training ends there, or goes on without the batch; either way its images are named."""
 
 import csv
 import logging
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tlkit.data.samples import Sample
 from tlkit.errors import TrainingError
+from tlkit.models.state_files import not_finite
 from tlkit.recipe.fields.trainer import OnNan
 from tlkit.training.distributed.launch import all_gather_objects
 from tlkit.training.private_api import batch_index
@@ -70,7 +71,7 @@ class NotFinite(Callback):
         self._first = torch.where(is_first, batch, self._first)
         self._first_loss = torch.where(is_first, loss, self._first_loss)
         if pl_module.device.type == "cpu" or batch % LOOK_EVERY == LOOK_EVERY - 1:
-            self._stop_if_found(trainer)
+            self._stop_if_found(trainer, pl_module)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         if self._skip:
@@ -86,19 +87,31 @@ class NotFinite(Callback):
             self._skip = False
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._stop_if_found(trainer)
+        self._stop_if_found(trainer, pl_module)
 
-    def _stop_if_found(self, trainer: Trainer) -> None:
+    def _stop_if_found(self, trainer: Trainer, pl_module: LightningModule) -> None:
         batch = int(self._first)
         if batch < 0:
             return
         self._write(trainer, batch, float(self._first_loss), self._images(trainer, batch))
+        stepped = trainer.current_epoch > 0 or batch >= trainer.accumulate_grad_batches
         raise TrainingError(
             f"The loss became {float(self._first_loss)} in batch {batch + 1} of epoch {trainer.current_epoch + 1}, phase {self._phase}. "
-            f"Its pictures are in {self._file}.\n"
-            "  Mostly the learning rate is too high: lower the phase's lr (tlkit lr RECIPE finds one), or set optimizer.gradient_clip=1.\n"
+            f"Its images are in {self._file}.\n"
+            f"  {_likely_cause(trainer, pl_module, stepped=stepped)}\n"
             "  trainer.on_nan=skip goes on without such batches."
         )
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stop_if_found(trainer, pl_module)
+        loss = float(pl_module.val_loss.compute())  # type: ignore[union-attr, operator]
+        if isfinite(loss):
+            return
+        found = f"The validation loss became {loss} in epoch {trainer.current_epoch + 1}, phase {self._phase}"
+        if self._on_nan == "skip":
+            LOG.warning("%s: this epoch can't be the best one", found)
+            return
+        raise TrainingError(f"{found}, and the training loss did not.\n  {_likely_cause(trainer, pl_module, stepped=True)}")
 
     def _images(self, trainer: Trainer, batch: int) -> list[str]:
         """Ids of those that this process had in the batch."""
@@ -114,6 +127,26 @@ class NotFinite(Callback):
             if is_new:
                 writer.writerow(COLUMNS)
             writer.writerows((self._phase, trainer.current_epoch + 1, batch + 1, loss, id_) for id_ in ids)
+
+
+def _likely_cause(trainer: Trainer, pl_module: LightningModule, *, stepped: bool) -> str:
+    """Return what can have made a loss NaN or infinite, and what to do. stepped: whether the phase has changed the weights before."""
+    state = pl_module.classifier.state_dict()  # type: ignore[union-attr]
+    statistics = {name: tensor for name, tensor in state.items() if "running_" in name}
+    if (found := not_finite(statistics)) and not not_finite({name: state[name] for name in state.keys() - statistics.keys()}):
+        return (
+            f"Batch-norm's running statistics, which validation uses and training doesn't, overflowed: {found}.\n"
+            "  Activations grow without bound: lower the phase's lr (tlkit lr RECIPE finds one), or use batchnorm: frozen."
+        )
+    overflows = (
+        " Or 16 bits are too few for the activations: use precision bf16-mixed or 32-true." if "16-" in str(trainer.precision) else ""
+    )
+    if not stepped:
+        return f"No step was taken before, so it isn't the learning rate: the network's activations overflow on these images.{overflows}"
+    return (
+        "Mostly the learning rate is too high: lower the phase's lr (tlkit lr RECIPE finds one), or set optimizer.gradient_clip=1."
+        f"{overflows}"
+    )
 
 
 def _on_any_rank(trainer: Trainer, bad: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any, Self
 
 import lightning
@@ -15,7 +16,7 @@ from torch import nn
 
 from tlkit.data.datamodule import ImageDataModule
 from tlkit.data.dataset import processors, worker_count
-from tlkit.errors import CacheUnavailable, DataError, Fault, RecipeError
+from tlkit.errors import CacheUnavailable, DataError, Fault, RecipeError, TrainingError
 from tlkit.evaluation.metrics import metric_label, primary_metric_of
 from tlkit.models.classifier import Classifier
 from tlkit.models.split import Suffix
@@ -104,6 +105,8 @@ def train_phases(training: Training, specs: Sequence[PhaseSpec]) -> Trained:
         else:
             solve_phase(training, spec)
         checkpoints.end_phase(spec)
+    if is_main_process() and specs and not isfinite(best.score):
+        raise TrainingError("No epoch had a validation loss that is a number, so there is no model to ship.\n  Lower the phases' lr.")
     if is_main_process() and best.file.is_file():
         best.restore()
     return Trained(training.table.rows, best.phase, best.epoch, checkpoints.seconds, training.setup.devices.here)
@@ -124,7 +127,7 @@ def solve_phase(training: Training, spec: PhaseSpec) -> None:
             console=context.console,
         )
         training.table.add(row, writes=True)
-        training.best.update(score, epoch=row["epoch"], keeps=True)
+        training.best.update(score, row["val/loss"], row["epoch"], keeps=True)
 
 
 def train_phase(training: Training, spec: PhaseSpec, phase: Phase) -> None:

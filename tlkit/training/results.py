@@ -96,7 +96,7 @@ def measure_shipped(model: Path, ready: Setup, recipe: Recipe, result: "Trained"
         metrics["test"] = measure_split(classifier, samples, "test", preprocessing, batch_size=batch_size, thresholds=card.thresholds)
     kept = cached_validation(classifier, ready, recipe, result, console=console)
     if kept is not None:
-        metrics["val"] = measure_logits(*kept, samples, card.thresholds)
+        metrics["val"] = measure_logits(*kept, samples=samples, split="val", thresholds=card.thresholds)
     else:
         metrics["val"] = measure_split(classifier, samples, "val", preprocessing, batch_size=batch_size, thresholds=card.thresholds)
     best = next(row for row in result.rows if (row["phase"], row["epoch"]) == (result.best_phase, result.best_epoch))

@@ -24,10 +24,10 @@ SHARES = tuple(tenth / 10 for tenth in range(11))
 
 
 def ship_best_blend(classifier: Classifier, before: Path, data: ImageDataModule, *, console: Console) -> dict[str, Any]:
-    """Leaves the classifier with (1 - share) * before + share * after of the share with the best primary metric on validation.
+    """Leave the classifier with (1 - share) * before + share * after of the share with the best primary metric on validation.
 
     before: a state dict of the classifier when fine-tuning began; after is what it holds now. Of equal figures the lower loss wins.
-    Returns `share` and, for each share tried, the primary metric on validation and the loss.
+    Returns `share` and, for each share whose network answers with numbers, the primary metric on validation and the loss.
     Source: Wortsman et al. 2022, eq. 1, https://arxiv.org/abs/2109.01903
     """
     old = load_file(before)
@@ -38,12 +38,14 @@ def ship_best_blend(classifier: Classifier, before: Path, data: ImageDataModule,
         for share in SHARES:
             classifier.load_state_dict(blend(old, new, share))
             logits, labels = infer(classifier, data.whole("val"), data.preprocessing, on_batch=advance)
-            tried.append({"share": share, primary_metric: score(data.samples, logits, labels), "loss": float(plain_loss(logits, labels))})
+            if logits.isfinite().all():  # between two good networks there may be one that overflows
+                figures = {primary_metric: score(data.samples, logits, labels), "loss": float(plain_loss(logits, labels))}
+                tried.append({"share": share, **figures})
     best = max(tried, key=lambda row: (row[primary_metric], -row["loss"]))
     classifier.load_state_dict(blend(old, new, best["share"]))
-    figures = " ".join(f"{row['share']:g}:{row[primary_metric]:.4f}" for row in tried)
+    listed = " ".join(f"{row['share']:g}:{row[primary_metric]:.4f}" for row in tried)
     metric = metric_label(primary_metric)
-    LOG.info("wise_ft  ships %g of the way to the fine-tuned weights; validation %s by share: %s", best["share"], metric, figures)
+    LOG.info("wise_ft  ships %g of the way to the fine-tuned weights; validation %s by share: %s", best["share"], metric, listed)
     return {"share": best["share"], "tried": tried}
 
 

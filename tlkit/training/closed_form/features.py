@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tlkit.data.datamodule import ImageDataModule
 from tlkit.data.progress import progress
-from tlkit.errors import CacheUnavailable
+from tlkit.errors import CacheUnavailable, TrainingError
 from tlkit.models.classifier import Classifier
 from tlkit.models.inference import infer
 from tlkit.recipe.fields.trainer import Cache
@@ -17,10 +17,22 @@ LOG = logging.getLogger("tlkit")
 
 
 def features_of(classifier: Classifier, data: ImageDataModule, split: str, cache: Cache, console: Console) -> tuple[Tensor, Tensor]:
-    """Features [N, F] and labels, [N] or for multilabel [N, K], of the split's pictures in order, without augmentation.
+    """Return features [N, F] and labels, [N] or for multilabel [N, K], of the split's images in order, without augmentation.
 
-    Freezes the whole backbone. What is kept already is taken, and what is not is kept, as the cache allows.
+    Freezes the whole backbone. What is cached already is taken, and what is not is cached, as the cache allows.
+    Raises TrainingError where a feature is NaN or infinite, with the first image of which it is.
     """
+    features, labels = _features_of(classifier, data, split, cache, console)
+    bad = (~features.isfinite()).any(1).nonzero().flatten().tolist()
+    if bad:
+        raise TrainingError(
+            f"The backbone's features are NaN or infinite for {len(bad)} of {len(features)} {split} images. The first:"
+            f" {data.samples.of(split)[bad[0]].id}\n  Its activations overflow there: use data.normalize=weights, or other weights."
+        )
+    return features, labels
+
+
+def _features_of(classifier: Classifier, data: ImageDataModule, split: str, cache: Cache, console: Console) -> tuple[Tensor, Tensor]:
     classifier.train_only(frozenset())
     device = next(classifier.parameters()).device
     try:
