@@ -23,11 +23,9 @@ def progress(count: Callable[[], int] | None, *, rows: bool = False) -> Iterator
 
     console = Console(stderr=True)
     began = last_line = time.perf_counter()
-    # Taken over, what goes to stdout comes out above the bar; but then on stderr, and so never when stdout is a file.
-    over = sys.stdout.isatty()
-    bar = console.is_terminal and not (rows and over)
+    bar = console.is_terminal and not (rows and sys.stdout.isatty())
     with Progress(
-        *bar_columns("predict"), console=console, transient=True, disable=not bar, redirect_stdout=over, redirect_stderr=over
+        *bar_columns("predict"), console=console, transient=True, disable=not bar, redirect_stdout=False, redirect_stderr=False
     ) as live:
         task = live.add_task("predict", total=None, speed=0.0)
         if count is not None:
