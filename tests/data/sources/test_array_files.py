@@ -220,6 +220,14 @@ def test_an_npy_is_mapped_and_its_labels_may_be_words(tmp_path: Path) -> None:
     assert PIXELS[0].tobytes() not in pickle.dumps(samples.samples)
 
 
+def test_test_images_without_labels_are_not_replaced_without_a_word(tmp_path: Path) -> None:
+    np.savez(tmp_path / "set.npz", x_train=PIXELS, y_train=LABELS, x_test=PIXELS)
+    samples = read(NpzSource(npz=str(tmp_path / "set.npz")))
+    assert {sample.split for sample in samples.samples} == {"train"}
+    (warning,) = samples.warnings
+    assert "has x_test and no y_test, so it is not read; test images are taken from training instead" in warning
+
+
 def test_columns_of_0_and_1_are_label_sets(tmp_path: Path) -> None:
     marks = np.eye(3, dtype=np.uint8)[LABELS]
     marks[0] = 1

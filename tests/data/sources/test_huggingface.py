@@ -134,11 +134,13 @@ def test_lists_of_named_labels_are_label_sets(tmp_path: Path) -> None:
     assert "has lists of labels.\n  Set task to multilabel" in fault(tmp_path / "set")
 
 
-def test_a_test_split_whose_labels_are_hidden_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_test_split_whose_labels_are_hidden_is_left_out_and_reported(tmp_path: Path) -> None:
     hidden = rows(slice(6, 12)).remove_columns("label").add_column("label", [-1] * 6)
     features = rows().features
     datasets.DatasetDict({"train": rows(slice(0, 6)), "test": hidden.cast(features)}).save_to_disk(tmp_path / "set")
-    assert {s.split for s in read(tmp_path / "set").samples} == {"train"}
+    samples = read(tmp_path / "set")
+    assert {s.split for s in samples.samples} == {"train"}
+    assert "the labels of the test split are hidden (-1), so it is not read" in samples.warnings[0]
 
 
 def test_rows_without_labels_or_images_are_reported(tmp_path: Path) -> None:

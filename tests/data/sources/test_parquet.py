@@ -31,8 +31,8 @@ def table(folder: Path, columns: dict[str, object] | pa.Table) -> Path:
     return folder / "pictures.parquet"
 
 
-def read(file: Path, task: Task = "multiclass") -> Samples:
-    return read_source(ParquetSource(parquet=str(file)), Path("unused"), task)
+def read(file: Path, task: Task = "multiclass", **keys: object) -> Samples:
+    return read_source(ParquetSource.model_validate({"parquet": str(file), **keys}), Path("unused"), task)
 
 
 def fault(file: Path, task: Task = "multiclass") -> str:
@@ -79,8 +79,8 @@ def test_rows_are_read_over_several_row_groups(tmp_path: Path) -> None:
             {"path": [None, "b.png", "../e.png", "d.png"], "label": ["x", None, "y", "y"]},
             ["row 1: the path is empty", "row 2: the label", "row 3: the path ../e"],
         ),
-        ({"path": ["a.png", "no.png"], "label": ["x", "y"]}, ["row 1: the picture a.png does not exist.", "row 2: the picture no.png"]),
-        ({"image": [{"bytes": b"x", "path": "p"}], "label": [1]}, ["holds the pictures themselves", "{huggingface: "]),
+        ({"path": ["e.png", "no.png"], "label": ["x", "y"]}, ["row 1: the image e.png does not exist (and 1 more such row: 2)."]),
+        ({"image": [{"bytes": b"x", "path": "p"}], "label": [1]}, ["holds the images themselves", "{huggingface: "]),
         ({"path": pa.array([], pa.string()), "label": pa.array([], pa.string())}, ["has no rows below the header"]),
     ],
 )
@@ -95,3 +95,21 @@ def test_a_damaged_file_is_reported(tmp_path: Path) -> None:
     assert "is no parquet file that can be read" in fault(file)
     file.write_bytes(b"")
     assert "is no parquet file that can be read" in fault(file)
+
+
+def test_columns_of_other_names_several_labels_and_columns_of_0_and_1_are_read_as_in_a_csv(tmp_path: Path) -> None:
+    file = table(tmp_path, {"Image": ["deep\\a", *IMAGES[1:]], "species": ["hat;bag", "bag", "hat", "bag"], "vector": [[0.1]] * 4})
+    assert "Did you mean data.source.path=Image?" in fault(file)
+    assert "labels seem to be separated by ';'" in fault_of(file, "multilabel", path="Image", label="species")
+    samples = read(file, "multilabel", path="Image", label="species", separator=";")
+    assert [(sample.id, sample.labels) for sample in samples.samples] == list(zip(IMAGES, [(0, 1), (0,), (1,), (0,)], strict=True))
+    flags = {"path": list(IMAGES), "hat": [True, False, True, None], "bag": [1, 1, 0, 1], "weight": [0.5] * 4, "id": [1, 2, 3, 4]}
+    found = read(table(tmp_path, flags), "multilabel")
+    assert [(sample.id, sample.labels) for sample in found.samples] == list(zip(IMAGES, [(0, 1), (0,), (1,), (0,)], strict=True))
+    assert "its columns of 0 and 1 are read as classes: hat, bag" in found.warnings[0]
+
+
+def fault_of(file: Path, task: Task, **keys: object) -> str:
+    with pytest.raises(DataError) as raised:
+        read(file, task, **keys)
+    return str(raised.value)

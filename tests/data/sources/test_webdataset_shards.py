@@ -174,6 +174,17 @@ def test_a_label_is_the_text_that_is_there(tmp_path: Path) -> None:
     assert "the class '-1' is a class like others" in warnings
 
 
+def test_labels_of_shards_that_another_sign_separates_are_not_taken_for_classes(tmp_path: Path) -> None:
+    labels = {"a": b"hat, bag", "b": b"bag", "c": b"hat", "d": b""}
+    members = {name: content for key, label in labels.items() for name, content in ((f"{key}.png", image(1)), (f"{key}.txt", label))}
+    pattern = tar(tmp_path / "a.tar", members)
+    assert "labels seem to be separated by ',': 'hat, bag' would be one class" in fault(tmp_path, pattern, "multilabel")
+    samples = read(tmp_path, pattern, "multilabel", separator=",")
+    assert samples.classes == ("bag", "hat")
+    assert [sample.labels for sample in samples.samples] == [(0, 1), (0,), (1,), ()]
+    assert len(read(tmp_path, pattern, "multilabel", separator="|").classes) == 3
+
+
 def test_what_macs_leave_in_a_tar_is_passed_over(tmp_path: Path) -> None:
     members = {
         "./a.jpg": image(1),

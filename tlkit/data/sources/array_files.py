@@ -2,7 +2,8 @@
 
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -48,7 +49,16 @@ def read_arrays(source: NpzSource | NpySource, options: ReadOptions) -> Samples:
     if "train" in pairs:
         pairs.pop("", None)
     parts = {split: _npz_part(file, pair, headers, options.task) for split, pair in pairs.items()}
-    return array_samples(f"data.source.npz: {file}", parts, source.classes, options.task)
+    samples = array_samples(f"data.source.npz: {file}", parts, source.classes, options.task)
+    return replace(samples, warnings=tuple(_unlabelled(file, pairs, headers)))
+
+
+def _unlabelled(file: Path, pairs: Mapping[str, tuple[str, str]], headers: Mapping[str, object]) -> Iterator[str]:
+    """Warn of held-out images without labels, in whose place others are taken from training."""
+    for split, word in (("val", "validation"), ("test", "test")):
+        if split not in pairs and (images := next((images for images, _ in NAMES[split] if images in headers), "")):
+            labels = dict(NAMES[split])[images]
+            yield f"{file}: has {images} and no {labels}, so it is not read; {word} images are taken from training instead"
 
 
 def array_files(source: NpzSource | NpySource, samples: Samples) -> LocalFiles:

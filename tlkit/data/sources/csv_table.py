@@ -1,14 +1,19 @@
-"""A table as text: a row a picture, with its path, its labels and, if needed, its split and its group."""
+"""A table as text: a row an image, with its path, its labels and, if needed, its split and its group."""
 
 import csv
+import re
 from collections.abc import Iterator
 from io import StringIO
 
 from tlkit.data.samples import Samples
 from tlkit.data.sources.kind import LocalFiles, ReadOptions, SourceCheck, SourceKind
-from tlkit.data.sources.table import Table, check_columns, open_table, table_files, table_images, table_samples
+from tlkit.data.sources.table import Cells, Table, open_table, table_files, table_images, table_samples
 from tlkit.errors import DataError
 from tlkit.recipe.fields.source import CsvSource
+
+DELIMITERS = ",;\t"
+_EXCEL = re.compile(r'"?sep=(.)"?\s*$', re.IGNORECASE)
+"""The first line by which a spreadsheet is told how cells are separated."""
 
 
 def read_csv(source: CsvSource, options: ReadOptions) -> Samples:
@@ -16,47 +21,75 @@ def read_csv(source: CsvSource, options: ReadOptions) -> Samples:
 
     Raises DataError, with every line, for what can't be used.
     """
-    table = open_table(source.csv, source.root, "data.source.csv")
-    return table_samples(table, _lines(table), options)
+    table = open_table(source)
+    header, cells = _read(table)
+    return table_samples(table, header, cells, options)
 
 
 def check_csv(source: CsvSource, options: ReadOptions) -> SourceCheck:
-    table = open_table(source.csv, source.root, "data.source.csv")
-    return SourceCheck(table_images(table, _lines(table)))
+    table = open_table(source)
+    header, cells = _read(table)
+    return SourceCheck(table_images(table, header, cells))
 
 
 def csv_files(source: CsvSource, samples: Samples) -> LocalFiles:
-    return table_files("csv", source.csv, source.root, samples)
+    return table_files(open_table(source), samples)
 
 
-def _lines(table: Table) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line, column -> cell) of each row that isn't empty. Lines with too many or too few cells are noted as faults."""
-    text = _text(table)
-    first = text.readline()
-    text.seek(0)
-    reader = csv.reader(text, delimiter=next((sign for sign in ",;\t" if sign in first), ","), strict=True)
-    whole = 0  # the line that ends the last row that could be read: a quote without its partner swallows all lines after it
+def _read(table: Table) -> tuple[list[str], Iterator[Cells]]:
+    """The header, and the rows below it that aren't empty."""
+    lines = list(StringIO(_text(table), newline=""))
+    start = next((i for i, line in enumerate(lines) if line.strip(" ,;\t\r\n")), len(lines))
+    delimiter = ""
+    if start < len(lines) and (excel := _EXCEL.match(lines[start])):
+        delimiter, start = excel[1], start + 1
+    delimiter = delimiter or max(DELIMITERS, key=lambda sign: _fit(table, _header(lines[start:], sign)))
+    header = _header(lines[start:], delimiter)
+    if len(header) == 1 and (found := next((sign for sign in "|: " if sign in header[0]), "")):
+        problem = f"{table.file}:{start + 1}: the header is one cell, '{header[0]}'; its words are separated by '{found}'."
+        raise DataError(f"{problem}\n  Separate cells by comma, semicolon or tab.")
+    return header, _rows(table, lines[start:], delimiter, header, before=start)
+
+
+def _header(lines: list[str], delimiter: str) -> list[str]:
+    """Names of columns, of which a quoted one may have the delimiter in it; nothing where it can't be read so."""
     try:
-        header = [name.strip() for name in next(reader, [])]
-        check_columns(table, header, f"{table.file}:1")
-        whole = reader.line_num
+        return [name.strip() for name in next(csv.reader(lines, delimiter=delimiter, strict=True), [])]
+    except csv.Error:
+        return []
+
+
+def _fit(table: Table, header: list[str]) -> tuple[int, int]:
+    """How well a way to separate a header's cells fits: wanted columns first, and then their number."""
+    keys = table.keys
+    labels = keys.label if isinstance(keys.label, tuple) else (keys.label,)
+    return sum(name in header for name in (keys.path, *labels, keys.split, keys.group)), len(header)
+
+
+def _rows(table: Table, lines: list[str], delimiter: str, header: list[str], *, before: int) -> Iterator[Cells]:
+    """Yield (line, cells). Lines with too many or too few cells are noted as faults. before: lines above the header."""
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    whole = before  # the line that ends the last row that could be read: a quote without its partner swallows all lines after it
+    try:
+        next(reader, [])
+        whole = before + reader.line_num
         for cells in reader:
-            whole = reader.line_num
+            whole = before + reader.line_num
             if not any(cell.strip() for cell in cells):
                 continue
             if len(cells) == len(header):
-                yield reader.line_num, {name: cell.strip() for name, cell in zip(header, cells, strict=True)}
+                yield whole, cells
                 continue
-            problem = f"has {len(cells)} cells, and the header has {len(header)}."
-            table.faults.append((f"{table.place(reader.line_num)}: {problem}", "Put a cell with the separator in it into double quotes."))
+            problem = f"has {len(cells)} {'cell' if len(cells) == 1 else 'cells'}, and the header has {len(header)}."
+            table.faults.add(whole, problem, "Put a cell with the separator in it into double quotes.", kind="cells")
     except csv.Error as error:  # Nothing after it can be told apart.
-        table.faults.append((f"{table.place(whole + 1)}: the row that begins here can't be read ({error}).", "Check its double quotes."))
+        table.faults.add(whole + 1, f"the row that begins here can't be read ({error}).", "Check its double quotes.")
 
 
-def _text(table: Table) -> StringIO:
+def _text(table: Table) -> str:
     content = table.file.read_bytes()
     try:
-        return StringIO(content.decode("utf-8-sig"), newline="")
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise DataError(f"{table.file}:{line}: is not UTF-8 text.\n  Save the table as UTF-8 (in a spreadsheet: CSV UTF-8).") from error

@@ -55,14 +55,17 @@ def read_huggingface(source: HuggingFaceSource, options: ReadOptions) -> Samples
     Tables of parquet in a folder are converted once, into root; from the hub everything goes into the hub's own cache.
     Raises DataError where the set, or a column, isn't there, and MissingExtraError without the package datasets.
     """
-    parts = _splits(source, load_huggingface(source, options.root))
+    warnings: list[str] = []
+    parts = _splits(source, load_huggingface(source, options.root), warnings)
     place = f"data.source.huggingface: {source.huggingface}"
     features = next(iter(parts.values())).features
     image, label = _image_column(source, features, place), _label_column(source, features, place)
     names = _names(features[label])
     labels = {split: _labels(rows, label, f"{place}, split {split or 'all'}", options.task) for split, rows in parts.items()}
     for split in [split for split, found in labels.items() if found and all(given == (-1,) for given in found)]:
-        log.warning("%s: the labels of the %s split are hidden (-1), so it is not read", place, split)
+        warnings.append(
+            f"{place}: the labels of the {split} split are hidden (-1), so it is not read, and its images are taken from training"
+        )
         del labels[split], parts[split]
     classes, numbers = number_classes(place, labels, names, options.task)
     samples = []
@@ -72,7 +75,7 @@ def read_huggingface(source: HuggingFaceSource, options: ReadOptions) -> Samples
             Sample(f"{split or 'all'}/{i:06d}", HuggingFaceImage(images, image, i), tuple(sorted(numbers[word] for word in given)), split)
             for i, given in enumerate(labels[split])
         ]
-    return Samples(classes, tuple(samples), options.task)
+    return Samples(classes, tuple(samples), options.task, warnings=tuple(warnings))
 
 
 def huggingface_origin(source: HuggingFaceSource) -> Origin:
@@ -153,7 +156,7 @@ def _not_loaded(source: HuggingFaceSource, folder: Path, error: Exception) -> st
     return f"{problem}\n  Check the name on the hub and the network, or name a folder that has the set."
 
 
-def _splits(source: HuggingFaceSource, loaded: Any) -> dict[str, Any]:
+def _splits(source: HuggingFaceSource, loaded: Any, warnings: list[str]) -> dict[str, Any]:
     """Our split -> rows."""
     place = f"data.source.huggingface: {source.huggingface}"
     if not isinstance(loaded, dict):
@@ -162,7 +165,7 @@ def _splits(source: HuggingFaceSource, loaded: Any) -> dict[str, Any]:
     unread = [name for name in loaded if name.lower() not in SPLIT_WORDS]
     if "train" in named:
         if unread:
-            log.warning("%s: only train, validation and test are read; not read: %s", place, ", ".join(unread))
+            warnings.append(f"{place}: only train, validation and test are read; not read: {', '.join(unread)}")
         return named
     if len(loaded) == 1:
         return {"": next(iter(loaded.values()))}

@@ -1,76 +1,106 @@
 """A table as parquet: the columns of a csv; a list in the column label is several labels."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from tlkit.data.samples import LABEL_SEPARATOR, Samples
+from tlkit.data.samples import Samples
 from tlkit.data.sources.kind import LocalFiles, ReadOptions, SourceCheck, SourceKind
-from tlkit.data.sources.table import OPTIONAL, REQUIRED, Table, check_columns, open_table, table_files, table_images, table_samples
+from tlkit.data.sources.table import Cells, Table, open_table, table_files, table_images, table_samples
 from tlkit.errors import DataError, MissingExtraError
 from tlkit.recipe.fields.source import ParquetSource
 
 
 def read_parquet(source: ParquetSource, options: ReadOptions) -> Samples:
     """Return every image of a table. Raises DataError, with every row (counted from 1), for what can't be used."""
-    table = open_table(source.parquet, source.root, "data.source.parquet")
-    return table_samples(table, _rows(table), options)
+    table = open_table(source)
+    header, cells = _read(table, source)
+    return table_samples(table, header, cells, options)
 
 
 def check_parquet(source: ParquetSource, options: ReadOptions) -> SourceCheck:
-    table = open_table(source.parquet, source.root, "data.source.parquet")
-    return SourceCheck(table_images(table, _rows(table)))
+    table = open_table(source)
+    header, cells = _read(table, source)
+    return SourceCheck(table_images(table, header, cells))
 
 
 def parquet_files(source: ParquetSource, samples: Samples) -> LocalFiles:
-    return table_files("parquet", source.parquet, source.root, samples)
+    return table_files(open_table(source), samples)
 
 
-def _rows(table: Table) -> Iterator[tuple[int, dict[str, str]]]:
-    """(row, column -> text), a few thousand rows in memory at a time."""
+def _read(table: Table, source: ParquetSource) -> tuple[list[str], Iterator[Cells]]:
+    """The names of all columns, and the rows; cells of columns that aren't needed are empty and not read."""
     try:
         import pyarrow.parquet
     except ImportError as error:
         raise MissingExtraError("pyarrow", "parquet", "data.source.parquet") from error
-    number = 0
     try:
-        with pyarrow.parquet.ParquetFile(table.file) as file:
-            _check(table, file.schema_arrow)
-            columns = [name for name in (*REQUIRED, *OPTIONAL) if name in file.schema_arrow.names]
-            for batch in file.iter_batches(columns=columns):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield number, {name: _text(value) for name, value in row.items()}
+        schema = pyarrow.parquet.read_schema(table.file)
     except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
-        problem = str(error).splitlines()[0].rstrip(".")
-        raise DataError(f"{table.file}: is no parquet file that can be read, or is damaged ({problem}).\n  Write it anew.") from error
+        raise _unreadable(table, error) from error
+    header = list(schema.names)
+    columns = [name for name in dict.fromkeys(header) if name in _wanted(table, source, schema)]
+    _check(table, source, schema)
+    return header, _rows(table, header, columns)
 
 
-def _check(table: Table, schema: Any) -> None:
-    """Columns are there, and hold what can be text: words, numbers, or for labels lists of them."""
+def _wanted(table: Table, source: ParquetSource, schema: Any) -> set[str]:
+    """The columns that may be needed: those that are named, and without a label column all that may hold 0 and 1."""
     import pyarrow.types as types
 
-    if "path" not in schema.names and any(types.is_struct(kind) or types.is_binary(kind) for kind in schema.types):
+    labels = source.label if isinstance(source.label, tuple) else (source.label,)
+    flags = [field.name for field in schema if types.is_integer(field.type) or types.is_boolean(field.type)]
+    return {source.path, source.split, source.group, *labels, *([] if set(labels) & set(schema.names) else flags)}
+
+
+def _rows(table: Table, header: Sequence[str], columns: Sequence[str]) -> Iterator[Cells]:
+    """A few thousand rows in memory at a time."""
+    import pyarrow.parquet
+
+    number = 0
+    separator = table.separator
+    try:
+        with pyarrow.parquet.ParquetFile(table.file) as file:
+            for batch in file.iter_batches(columns=list(columns)):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, [_text(row.get(name), separator) for name in header]
+    except (OSError, ValueError) as error:
+        raise _unreadable(table, error) from error
+
+
+def _unreadable(table: Table, error: Exception) -> DataError:
+    problem = str(error).splitlines()[0].rstrip(".")
+    return DataError(f"{table.file}: is no parquet file that can be read, or is damaged ({problem}).\n  Write it again.")
+
+
+def _check(table: Table, source: ParquetSource, schema: Any) -> None:
+    """Columns hold what can be text: words, numbers, or for labels lists of them."""
+    import pyarrow.types as types
+
+    if source.path not in schema.names and any(types.is_struct(kind) or types.is_binary(kind) for kind in schema.types):
         raise DataError(
-            f"{table.file}: holds the pictures themselves, and no column path.\n"
+            f"{table.file}: holds the images themselves, and no column {source.path}.\n"
             f"  Use {{huggingface: {table.file.parent}}}, which reads such tables."
         )
-    check_columns(table, schema.names, str(table.file))
-    for name in (column for column in (*REQUIRED, *OPTIONAL) if column in schema.names):
+    label = source.label if isinstance(source.label, str) else ""
+    for name in (column for column in (source.path, label, source.split, source.group) if schema.names.count(column) == 1):
         kind = schema.field(name).type
-        if name == "label" and (types.is_list(kind) or types.is_large_list(kind)):
+        if name == label and (types.is_list(kind) or types.is_large_list(kind)):
             kind = kind.value_type
         if types.is_dictionary(kind):
             kind = kind.value_type
-        if not (types.is_string(kind) or types.is_large_string(kind) or types.is_null(kind) or (types.is_integer(kind) and name != "path")):
-            wanted = "text" if name == "path" else "text or whole numbers"
-            table.faults.append((f"{table.file}: the column {name} holds {kind}.", f"Expected {wanted}."))
-    table.raise_faults()
+        whole = types.is_integer(kind) and name != source.path
+        if not (types.is_string(kind) or types.is_large_string(kind) or types.is_null(kind) or whole):
+            wanted = "text" if name == source.path else "text or whole numbers"
+            table.faults.add(0, f"the column {name} holds {kind}.", f"Expected {wanted}.")
+    if source.path in schema.names and (label in schema.names or not label):
+        table.faults.raise_all()
 
 
-def _text(value: Any) -> str:
+def _text(value: Any, separator: str) -> str:
     if isinstance(value, list):
-        return LABEL_SEPARATOR.join(map(str, value))
-    return "" if value is None else str(value).strip()
+        return separator.join(map(str, value))
+    return "" if value is None else str(value)
 
 
 KIND = SourceKind(read_parquet, local_files=parquet_files, check=check_parquet)

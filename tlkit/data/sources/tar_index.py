@@ -238,14 +238,17 @@ def _begins(file: IO[bytes], start: bytes) -> bool:
     return file.read(len(start)) == start
 
 
-def _parsed(ending: str, text: str) -> tuple[Label, ...]:
-    """Return the text that is there; a number only where its text says no more: 7, but not 007.
+def as_label(text: str) -> Label:
+    """Return the text without blanks around it; as a number only where that says the same: 7, but not 007."""
+    word = text.strip()
+    return int(word) if word.isdecimal() and str(int(word)) == word else word
 
-    Raises ValueError, KeyError or TypeError where there is no label.
-    """
+
+def _parsed(ending: str, text: str) -> tuple[Label, ...]:
+    """Raises ValueError, KeyError or TypeError where there is no label."""
     if ending != "json":
-        words = [word.strip() for word in text.split(LABEL_SEPARATOR)]
-        return tuple(int(word) if word.isdecimal() and str(int(word)) == word else word for word in words if word)
+        labels = [as_label(word) for word in text.split(LABEL_SEPARATOR)]
+        return tuple(label for label in labels if label != "")
     content = json.loads(text)
     if isinstance(content, dict):
         found = next((key for key in JSON_KEYS if key in content), None)

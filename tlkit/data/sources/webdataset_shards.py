@@ -9,7 +9,7 @@ import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from glob import glob
 from io import BytesIO
 from itertools import islice
@@ -21,7 +21,8 @@ from tlkit.data.decode import image_formats
 from tlkit.data.samples import Sample, Samples
 from tlkit.data.sources.classes import Label, number_classes
 from tlkit.data.sources.kind import LocalFiles, ReadOptions, SourceCheck, SourceKind, below, path_inside
-from tlkit.data.sources.tar_index import Entry, ShardFault, ShardIndex, shard_index
+from tlkit.data.sources.table_columns import meant_separator
+from tlkit.data.sources.tar_index import Entry, ShardFault, ShardIndex, as_label, shard_index
 from tlkit.errors import DataError, MissingExtraError, did_you_mean
 from tlkit.recipe.fields.source import WebDatasetSource
 from tlkit.recipe.schema import Task
@@ -67,9 +68,35 @@ def read_webdataset(source: WebDatasetSource, options: ReadOptions) -> Samples:
         more = f"\n... and {len(faults) - MOST_FAULTS:,} more." if len(faults) > MOST_FAULTS else ""
         fix = "  Write these shards anew: for each picture KEY.jpg with KEY.cls, KEY.json (its key label) or KEY.txt beside it."
         raise DataError("\n".join(faults[:MOST_FAULTS]) + f"{more}\n{fix}")
+    if options.task == "multilabel":
+        entries = _separated(entries, source)
     labels = {split: [entry.labels for found in shards.values() for entry in found] for split, shards in entries.items()}
     classes, numbers = number_classes(f"data.source.webdataset: {source.webdataset}", labels, source.classes, options.task)
     return Samples(classes, tuple(_samples(entries, numbers)), options.task, warnings=warnings)
+
+
+def _separated(entries: Entries, source: WebDatasetSource) -> Entries:
+    """Separate the labels by data.source.separator. Raises DataError where there is none and another sign than | seems meant."""
+    sign = source.separator
+    if sign is None:
+        written = {str(label) for shards in entries.values() for found in shards.values() for entry in found for label in entry.labels}
+        if meant := meant_separator(written):
+            example = min(text for text in written if meant in text)
+            raise DataError(
+                f"data.source.webdataset: {source.webdataset}: labels seem to be separated by '{meant}': '{example}' would be one class.\n"
+                f"  Set data.source.separator='{meant}', or data.source.separator='|' if these are the names of classes."
+            )
+        return entries
+    return {
+        split: {shard: [replace(entry, labels=_parts(entry.labels, sign)) for entry in found] for shard, found in shards.items()}
+        for split, shards in entries.items()
+    }
+
+
+def _parts(labels: tuple[Label, ...], sign: str) -> tuple[Label, ...]:
+    return tuple(
+        part for label in labels for part in ([label] if isinstance(label, int) else map(as_label, label.split(sign))) if part != ""
+    )
 
 
 def check_webdataset(source: WebDatasetSource, options: ReadOptions) -> SourceCheck:

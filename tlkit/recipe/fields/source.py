@@ -1,6 +1,6 @@
 """data.source: the places that pictures and labels come from."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -18,18 +18,35 @@ class TorchvisionSource(Strict):
     torchvision: str = Field(min_length=1, title="NAME", description="a torchvision data set by its class name: CIFAR10, MNIST, ...")
 
 
+_ROOT = "folder that the paths are relative to; by default the table's"
+_SEPARATOR = "what separates several labels in a cell; by default |, and an error where another sign seems meant"
+_PATH = "the column of paths"
+_LABEL = "the column of labels, or a list of columns of 0 and 1, one for each class"
+_SPLIT, _GROUP = (
+    "the column of splits, if there is one",
+    "the column of groups, if there is one: images of one group never are in two splits",
+)
+Label = Annotated[str, Field(min_length=1)] | Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False, min_length=2)]
+
+
 class CsvSource(Strict):
-    csv: str = Field(
-        min_length=1,
-        title="FILE",
-        description="a table with the columns path, label and, if needed, split and group; several labels are parted by |",
-    )
-    root: str | None = Field(None, min_length=1, title="DIR", description="folder that the paths are relative to; by default the table's")
+    csv: str = Field(min_length=1, title="FILE", description="a table with a row an image, separated by comma, semicolon or tab")
+    root: str | None = Field(None, min_length=1, title="DIR", description=_ROOT)
+    path: str = Field("path", min_length=1, title="COLUMN", description=_PATH)
+    label: Label = Field("label", title="COLUMN", description=_LABEL)
+    split: str = Field("split", min_length=1, title="COLUMN", description=_SPLIT)
+    group: str = Field("group", min_length=1, title="COLUMN", description=_GROUP)
+    separator: str | None = Field(None, min_length=1, max_length=8, description=_SEPARATOR)
 
 
 class ParquetSource(Strict):
     parquet: str = Field(min_length=1, title="FILE", description="a table as for csv; a list in the column label is several labels")
-    root: str | None = Field(None, min_length=1, title="DIR", description="folder that the paths are relative to; by default the table's")
+    root: str | None = Field(None, min_length=1, title="DIR", description=_ROOT)
+    path: str = Field("path", min_length=1, title="COLUMN", description=_PATH)
+    label: Label = Field("label", title="COLUMN", description=_LABEL)
+    split: str = Field("split", min_length=1, title="COLUMN", description=_SPLIT)
+    group: str = Field("group", min_length=1, title="COLUMN", description=_GROUP)
+    separator: str | None = Field(None, min_length=1, max_length=8, description=_SEPARATOR)
 
 
 _CLASSES = "names of the labels 0, 1, 2 ..., in this order"
@@ -65,6 +82,7 @@ class WebDatasetSource(Strict):
     webdataset: str = Field(min_length=1, title="SHARDS", description="tar files: shards/train-{000..009}.tar, or with * and ?")
     val: str | None = Field(None, min_length=1, description="tar files of the validation split")
     test: str | None = Field(None, min_length=1, description="tar files of the test split")
+    separator: str | None = Field(None, min_length=1, max_length=8, description=_SEPARATOR)
     classes: tuple[str, ...] = Field((), strict=False, description=_CLASSES)
 
 

@@ -1,0 +1,116 @@
+"""The files that a table names: as they are written, with back-slashes of Windows, or without their ending."""
+
+import os
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+from tlkit.data.decode import image_endings
+from tlkit.data.sources.table_faults import Faults
+
+
+class TableFiles:
+    """Turns written paths into ids, finds their files, and remembers those that aren't there or lead out of the root."""
+
+    def __init__(self, file: Path, folder: Path, faults: Faults) -> None:
+        self.file, self.folder, self.faults = file, folder, faults
+        self.root = os.path.abspath(folder)
+        self.inside = self.root if self.root.endswith(os.sep) else self.root + os.sep
+        self.outside: list[tuple[int, str]] = []
+        self.missing: dict[str, tuple[int, list[str]]] = {}
+        self.completed: list[tuple[str, str]] = []
+        self.turned: list[str] = []
+        self._stems: dict[str, dict[str, list[str]]] = {}
+
+    def id(self, number: int, path: str) -> str | None:
+        """Return the path relative to the root with forward slashes, or None where it leads out of the root."""
+        id_ = self._inside(path)
+        if id_ is None:
+            self.outside.append((number, path))
+            return None
+        if os.path.isfile(self.inside + id_):
+            return id_
+        if "\\" in path and (turned := self._inside(path.replace("\\", "/"))) is not None:
+            if found := self._find(turned):
+                self.turned.append(path)
+                return found
+        elif found := self._find(id_):
+            return found
+        self.missing.setdefault(id_, (number, self._of_stem(id_)))
+        return id_
+
+    def _inside(self, path: str) -> str | None:
+        whole = os.path.normpath(os.path.join(self.root, path))
+        return whole[len(self.inside) :].replace(os.sep, "/") if whole.startswith(self.inside) else None
+
+    def _find(self, id_: str) -> str:
+        """The id itself, or the only one that is it with an image's ending; or the empty string."""
+        if os.path.isfile(self.inside + id_):
+            return id_
+        names = self._of_stem(id_)
+        if len(names) != 1 or os.path.lexists(self.inside + id_):
+            return ""
+        found = f"{id_.rpartition('/')[0]}/{names[0]}".lstrip("/")
+        self.completed.append((id_, found))
+        return found
+
+    def _of_stem(self, id_: str) -> list[str]:
+        """Images beside where the id would be that are called so, but for their ending. A folder is listed once."""
+        folder, _, name = id_.rpartition("/")
+        if folder not in self._stems:
+            stems: dict[str, list[str]] = defaultdict(list)
+            place = self.inside + folder
+            for found in sorted(os.listdir(place)) if os.path.isdir(place) else []:
+                stem, ending = os.path.splitext(found)
+                if ending.lower() in image_endings():
+                    stems[stem].append(found)
+            self._stems[folder] = stems
+        return self._stems[folder].get(name, [])
+
+    def warnings(self) -> Iterator[str]:
+        for paths, what, example in (
+            (self.completed, "without an ending: completed", " -> ".join(self.completed[0]) if self.completed else ""),
+            (self.turned, "with back-slashes: read with forward slashes", self.turned[0] if self.turned else ""),
+        ):
+            if paths:
+                number = "1 path is" if len(paths) == 1 else f"{len(paths):,} paths are"
+                yield f"{self.file}: {number} {what}, such as {example}"
+
+    def report_missing(self) -> None:
+        if not self.missing:
+            return
+        fix = f"Paths are relative to {Path(self.root)}. {self._root_hint()}".rstrip()
+        for id_, (number, names) in self.missing.items():
+            path = self.inside + id_
+            what = "is a folder" if os.path.isdir(path) else "is a link that leads nowhere" if os.path.islink(path) else "does not exist"
+            if names:
+                self.faults.add(
+                    number, f"the image {id_} {what}; {' and '.join(names[:4])} do.", "Write the ending too.", kind="several endings"
+                )
+            else:
+                self.faults.add(number, f"the image {id_} {what}.", fix, kind=f"file {what}")
+
+    def _root_hint(self) -> str:
+        """`If data.source.root=.. has them`: the folder below the root where the first missing image is."""
+        first = next(iter(self.missing)).replace("\\", "/")
+        with os.scandir(self.root) as entries:
+            folders = sorted(entry.path for entry in entries if entry.is_dir())
+        for folder in folders:
+            place = os.path.join(folder, first)
+            if os.path.isfile(place) or any(os.path.isfile(place + ending) for ending in (".jpg", ".png", ".jpeg", ".tif")):
+                return f"{first} is in {folder}: data.source.root={folder}."
+        return ""
+
+    def report_outside(self) -> None:
+        """The nearest folder that holds all images is part of the fix."""
+        if not self.outside:
+            return
+        wholes = [os.path.normpath(os.path.join(self.root, path)) for _, path in self.outside]
+        together = os.path.commonpath([self.root, *wholes])
+        word = "csv" if self.faults.word == "line" else "parquet"
+        fix = "Put the images below it, or remove these rows."
+        if together != os.path.dirname(together):  # the root of the disk holds everything
+            source = f"{{{word}: {self.file}, root: {together}}}"
+            fix = f"Put them below it, or name a folder that holds all images: {source}, with paths from there."
+        for number, path in self.outside:
+            self.faults.add(number, f"the path {path} leads out of {self.root}.", fix, kind="outside")
