@@ -24,7 +24,7 @@ from tlkit.cli import main
 from tlkit.deploy.export.artifact import write_manifest
 from tlkit.errors import without_passwords
 from tlkit.recipe.load import load_recipe
-from tlkit.training.finetune import finetune
+from tlkit.training.finetune import run_recipe
 
 ROOT = Path(__file__).parents[1]
 RECIPE = """
@@ -55,7 +55,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "recipe.yaml").write_text(RECIPE)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        finetune(load_recipe("recipe.yaml"), out=Path("run"))
+        run_recipe(load_recipe("recipe.yaml"), out=Path("run"))
     return folder
 
 

@@ -20,12 +20,14 @@ if TYPE_CHECKING:
     from tlkit.recipe.load import load_recipe
     from tlkit.recipe.schema import Recipe
     from tlkit.training.finetune import finetune
+    from tlkit.training.finished import Run
 
 __version__ = "0.1.0"
 __all__ = [
     "Classifier",
     "ImageDataModule",
     "Recipe",
+    "Run",
     "TlkitError",
     "__version__",
     "evaluate",
@@ -42,6 +44,7 @@ _HOMES = {
     "Classifier": "tlkit.models.classifier",
     "ImageDataModule": "tlkit.data.datamodule",
     "Recipe": "tlkit.recipe.schema",
+    "Run": "tlkit.training.finished",
     "TlkitError": "tlkit.errors",
     "evaluate": "tlkit.evaluation.evaluate",
     "export": "tlkit.deploy.export.export",

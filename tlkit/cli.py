@@ -14,6 +14,7 @@ from tlkit import __version__
 from tlkit.commands import data, deploy, evaluate, models, training
 from tlkit.errors import Interrupted, TlkitError, did_you_mean, expected_one_of, without_passwords
 from tlkit.files import is_disk_full
+from tlkit.system import as_command_line, ignore_pillow_warnings
 from tlkit.terminal import escape_unencodable_output, print_text, wrap
 
 EXAMPLES = """examples:
@@ -68,11 +69,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command. Returns 0 if done, 2 if the user can mend it, 1 for a fault of tlkit, 130 if interrupted, 75 to go on."""
     # albumentations asks the network for a newer version when it is imported, unless told not to.
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    ignore_pillow_warnings()
     escape_unencodable_output()
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     try:
-        code = _dispatch([word for word in words if word != "--debug"])
+        with as_command_line():
+            code = _dispatch([word for word in words if word != "--debug"])
         sys.stdout.flush()
         return code
     except SystemExit as stop:  # argparse ends so, after its own message

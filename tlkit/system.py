@@ -1,9 +1,30 @@
-"""This machine and this installation: the cache folder, processors, the memory allocator, the files that come with tlkit."""
+"""This machine, this process and this installation: the cache folder, processors, the allocator, the files that come with tlkit."""
 
 import ctypes
 import os
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
+
+_COMMAND_LINE: ContextVar[bool] = ContextVar("tlkit_command_line", default=False)
+
+
+def is_command_line() -> bool:
+    """Return whether this process is a `tlkit` command, which may draw on the terminal and end it; as a library tlkit does neither."""
+    return _COMMAND_LINE.get()
+
+
+@contextmanager
+def as_command_line() -> Iterator[None]:
+    """Make what runs inside a `tlkit` command."""
+    token = _COMMAND_LINE.set(True)
+    try:
+        yield
+    finally:
+        _COMMAND_LINE.reset(token)
 
 
 def cache_folder() -> Path:
@@ -32,6 +53,15 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_MAX, 0)
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def ignore_pillow_warnings() -> None:
+    """From here on hide what Pillow says of large images, whose limit is tlkit's own, and of tags and EXIF blocks that change no pixel.
+
+    The filters are the whole process's and shared by all threads, so a library call leaves them as they are.
+    """
+    warnings.filterwarnings("ignore", message=r"Image size \(\d+ pixels\) exceeds limit", category=RuntimeWarning)
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 _PACKAGE = Path(__file__).parent

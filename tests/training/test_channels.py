@@ -17,7 +17,7 @@ from tlkit.errors import DataError, RecipeError
 from tlkit.evaluation.evaluate import evaluate_run
 from tlkit.models.model_folder import load_with_card
 from tlkit.recipe.load import load_recipe
-from tlkit.training.finetune import finetune
+from tlkit.training.finetune import run_recipe
 
 RECIPE = """
 name: channels
@@ -50,7 +50,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def grey_run(workplace: Path) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(workplace)
-        return finetune(load_recipe("recipe.yaml"), out=Path("grey_run")).absolute()
+        return run_recipe(load_recipe("recipe.yaml"), out=Path("grey_run")).absolute()
 
 
 def assert_ships(run: Path, channels: int, files: list[Path]) -> None:
@@ -86,7 +86,7 @@ def test_grey_images_are_trained_measured_and_shipped(grey_run: Path, workplace:
 
 def test_arrays_of_five_channels_are_trained_measured_and_shipped(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workplace)
-    run = finetune(load_recipe("recipe.yaml", ["data.source={folder: many}", "data.channels=5"]), out=workplace / "many_run")
+    run = run_recipe(load_recipe("recipe.yaml", ["data.source={folder: many}", "data.channels=5"]), out=workplace / "many_run")
     assert_ships(run, 5, sorted((workplace / "many").rglob("*.npy"))[:6])
 
 
@@ -100,7 +100,7 @@ def test_a_grey_run_goes_on_in_colour_with_its_weights_converted_and_says_so(
         "data.normalize=weights",
         "phases=[{train: head, epochs: 1, lr: 1e-2}]",
     ]
-    run = finetune(load_recipe("recipe.yaml", overrides), out=workplace / "colour_run")
+    run = run_recipe(load_recipe("recipe.yaml", overrides), out=workplace / "colour_run")
     log = (run / "log.txt").read_text()
     assert log.count("the first convolution (conv1.0) was converted from 1 to 3 channels") == 1
     grey, colour = (load_file(folder / "model/model.safetensors") for folder in (grey_run, run))
@@ -113,7 +113,7 @@ def test_a_grey_run_goes_on_in_colour_with_its_weights_converted_and_says_so(
 def test_images_of_another_number_of_channels_are_named_with_the_fix(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workplace)
     with pytest.raises(DataError, match=r"00\.npy: the number of its channels is 5 .* but data\.channels is 3\.\n  Set data\.channels=5"):
-        finetune(load_recipe("recipe.yaml", ["data.source={folder: many}", "data.channels=3"]), out=workplace / "three")
+        run_recipe(load_recipe("recipe.yaml", ["data.source={folder: many}", "data.channels=3"]), out=workplace / "three")
     assert not (workplace / "three").exists()
 
 

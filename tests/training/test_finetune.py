@@ -25,7 +25,7 @@ from tlkit.errors import DataError, DeviceError, RecipeError, RunError
 from tlkit.evaluation.evaluate import evaluate_run
 from tlkit.models.model_folder import load_with_card
 from tlkit.recipe.load import load_recipe
-from tlkit.training.finetune import finetune
+from tlkit.training.finetune import run_recipe
 
 COLOURS = {"blue": (40, 60, 200), "green": (30, 180, 60), "red": (210, 40, 50)}
 
@@ -65,7 +65,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(workplace: Path) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(workplace)
-        return finetune(load_recipe("recipe.yaml"), out=Path("run")).absolute()
+        return run_recipe(load_recipe("recipe.yaml"), out=Path("run")).absolute()
 
 
 def test_the_run_folder_holds_what_scripts_rely_on(run: Path) -> None:
@@ -136,7 +136,7 @@ def test_plain_timm_gives_the_logits_that_predict_gives(run: Path, workplace: Pa
 
 def test_the_same_recipe_and_seed_give_the_same_weights_and_figures(run: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workplace)
-    again = finetune(load_recipe("recipe.yaml"), out=workplace / "again")
+    again = run_recipe(load_recipe("recipe.yaml"), out=workplace / "again")
     assert (again / "model/model.safetensors").read_bytes() == (run / "model/model.safetensors").read_bytes()
     first, second = (json.loads((folder / "metrics.json").read_text()) for folder in (run, again))
     assert {**first, "seconds": None} == {**second, "seconds": None}
@@ -144,7 +144,7 @@ def test_the_same_recipe_and_seed_give_the_same_weights_and_figures(run: Path, w
 
 def test_another_seed_gives_another_split_and_other_weights(run: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workplace)
-    other = finetune(load_recipe("recipe.yaml", ["seed=1", "phases=[{train: head, epochs: 1, lr: 1e-2}]"]), out=workplace / "seed1")
+    other = run_recipe(load_recipe("recipe.yaml", ["seed=1", "phases=[{train: head, epochs: 1, lr: 1e-2}]"]), out=workplace / "seed1")
     assert (other / "split.csv").read_text() != (run / "split.csv").read_text()
 
 
@@ -152,7 +152,7 @@ def test_a_folder_with_files_in_it_is_never_overwritten(run: Path, workplace: Pa
     monkeypatch.chdir(workplace)
     before = (run / "metrics.json").read_bytes()
     with pytest.raises(RunError, match="never overwrites"):
-        finetune(load_recipe("recipe.yaml"), out=run)
+        run_recipe(load_recipe("recipe.yaml"), out=run)
     assert (run / "metrics.json").read_bytes() == before
 
 
@@ -162,7 +162,7 @@ def test_an_unknown_stage_in_the_last_phase_is_found_before_training_with_its_li
     monkeypatch.chdir(workplace)
     (workplace / "wrong.yaml").write_text(RECIPE.replace("from: layer3", "from: layr3"))
     with pytest.raises(RecipeError) as caught:
-        finetune(load_recipe("wrong.yaml"), out=workplace / "wrong")
+        run_recipe(load_recipe("wrong.yaml"), out=workplace / "wrong")
     assert str(caught.value).startswith("wrong.yaml:10: phases[1].train.from = 'layr3' is not a stage of test_resnet.")
     assert "Did you mean 'layer3'?" in str(caught.value)
     assert not (workplace / "wrong").exists()
@@ -171,7 +171,7 @@ def test_an_unknown_stage_in_the_last_phase_is_found_before_training_with_its_li
 def test_an_mlp_head_ships_and_predicts(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workplace)
     overrides = ["model.head={kind: mlp, hidden: 16}", "phases=[{train: all, epochs: 2, lr: 1e-2}]", "early_stopping={patience: 1}"]
-    out = finetune(load_recipe("recipe.yaml", overrides), out=workplace / "mlp")
+    out = run_recipe(load_recipe("recipe.yaml", overrides), out=workplace / "mlp")
     assert (out / "model/head.safetensors").is_file()
     classes, predictions = predict(out, [workplace / "pictures/red/00.png"])
     assert classes == ("blue", "green", "red")
@@ -182,8 +182,8 @@ def test_an_average_with_no_past_is_the_plain_run(workplace: Path, monkeypatch: 
     """decay near 0 keeps nothing of the past, so the same epoch must ship the same weights but for rounding."""
     monkeypatch.chdir(workplace)
     phases = "phases=[{train: all, epochs: 1, lr: 1e-2}]"
-    plain = finetune(load_recipe("recipe.yaml", [phases]), out=workplace / "plain")
-    average = finetune(load_recipe("recipe.yaml", [phases, "ema={decay: 1e-9}"]), out=workplace / "ema0")
+    plain = run_recipe(load_recipe("recipe.yaml", [phases]), out=workplace / "plain")
+    average = run_recipe(load_recipe("recipe.yaml", [phases, "ema={decay: 1e-9}"]), out=workplace / "ema0")
     first, second = (load_file(folder / "model/model.safetensors") for folder in (plain, average))
     for key, tensor in first.items():
         torch.testing.assert_close(second[key], tensor, rtol=1e-5, atol=1e-6)
@@ -194,7 +194,7 @@ def test_a_moving_average_is_in_the_checkpoint_with_its_counter(
 ) -> None:
     monkeypatch.chdir(workplace)
     recipe = load_recipe("recipe.yaml", ["phases=[{train: all, epochs: 2, lr: 1e-2}]", "ema={decay: 0.9}", EVERY_BATCH])
-    finetune(recipe, out=workplace / "ema_counter")
+    run_recipe(recipe, out=workplace / "ema_counter")
     checkpoint = [state for state in saved if "loops" in state][-1]
     # 36 pictures in batches of 8 are 5 steps an epoch; the first copies the weights.
     assert int(checkpoint["averaging_state"]["n_averaged"]) == 10
@@ -207,7 +207,7 @@ def test_what_ships_with_ema_is_the_average_and_not_the_last_weights(
 ) -> None:
     monkeypatch.chdir(workplace)
     overrides = ["phases=[{train: all, epochs: 2, lr: 1e-2}]", "ema={decay: 0.9}", "mix={mixup: 0.2, cutmix: 1.0}", EVERY_BATCH]
-    run = finetune(load_recipe("recipe.yaml", overrides), out=workplace / "ema9")
+    run = run_recipe(load_recipe("recipe.yaml", overrides), out=workplace / "ema9")
     last = [state for state in saved if "loops" in state][-1]
     average, current = last["state_dict"], last["current_model_state"]
     shipped = load_file(run / "model/model.safetensors")["fc.weight"]
@@ -224,7 +224,7 @@ def test_drop_path_is_refused_where_the_backbone_has_none(workplace: Path, monke
     monkeypatch.chdir(workplace)
     overrides = ["model.backbone=vgg11", "model.drop_path=0.1"]
     with pytest.raises(RecipeError, match=r"model\.drop_path = 0\.1, but vgg11 has no residual branches"):
-        finetune(load_recipe("recipe.yaml", overrides), out=workplace / "droppath")
+        run_recipe(load_recipe("recipe.yaml", overrides), out=workplace / "droppath")
 
 
 def test_a_device_that_is_not_there_is_reported_before_a_folder_is_made(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,7 +232,7 @@ def test_a_device_that_is_not_there_is_reported_before_a_folder_is_made(workplac
         pytest.skip("this machine has the GPU that the test asks for in vain")
     monkeypatch.chdir(workplace)
     with pytest.raises(DeviceError, match=r"accelerator: gpu(.|\n)*No supported gpu backend"):
-        finetune(load_recipe("recipe.yaml", ["trainer.accelerator=gpu"]), out=workplace / "gpu")
+        run_recipe(load_recipe("recipe.yaml", ["trainer.accelerator=gpu"]), out=workplace / "gpu")
     assert not (workplace / "gpu").exists()
 
 
@@ -240,7 +240,7 @@ def test_one_image_a_step_is_refused_where_batchnorm_would_train_on_it(workplace
     monkeypatch.chdir(workplace)
     overrides = ["data.batch_size=1", "phases=[{train: all, epochs: 1, lr: 1e-2}]"]
     with pytest.raises(DataError, match="batch-norm needs two or more"):
-        finetune(load_recipe("recipe.yaml", overrides), out=workplace / "one")
+        run_recipe(load_recipe("recipe.yaml", overrides), out=workplace / "one")
 
 
 @pytest.mark.slow
@@ -268,7 +268,7 @@ def test_a_classical_head_is_fitted_shipped_and_measured_without_a_phase(
     workplace: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     monkeypatch.chdir(workplace)
-    run = finetune(load_recipe("recipe.yaml", [f"model.head={{kind: {kind}}}", "phases=[]"]), out=Path(f"run_{kind}"))
+    run = run_recipe(load_recipe("recipe.yaml", [f"model.head={{kind: {kind}}}", "phases=[]"]), out=Path(f"run_{kind}"))
     with (run / "metrics.csv").open() as file:
         (row,) = csv.DictReader(file)
     metrics = json.loads((run / "metrics.json").read_text())
@@ -286,7 +286,7 @@ def test_a_classical_head_is_fitted_shipped_and_measured_without_a_phase(
 def test_the_last_head_phase_of_a_classical_head_is_left_to_scikit_learn(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workplace)
     phases = "phases=[{train: all, epochs: 1, lr: 1e-2}, {train: head, epochs: 9, lr: 1e-2}]"
-    run = finetune(load_recipe("recipe.yaml", ["model.head={kind: svm}", phases]), out=Path("run_phases"))
+    run = run_recipe(load_recipe("recipe.yaml", ["model.head={kind: svm}", phases]), out=Path("run_phases"))
     with (run / "metrics.csv").open() as file:
         assert [(row["phase"], row["epoch"]) for row in csv.DictReader(file)] == [("0", "0"), ("2", "0")]
     assert "phases[1] is not run: it would train the head alone, which scikit-learn fits." in (run / "log.txt").read_text()
@@ -294,7 +294,7 @@ def test_the_last_head_phase_of_a_classical_head_is_left_to_scikit_learn(workpla
 
 def test_wise_ft_ships_the_blend_that_validates_best(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workplace)
-    run = finetune(load_recipe("recipe.yaml", ["wise_ft=true", "loss.l2_sp=0.01"]), out=Path("run_wise"))
+    run = run_recipe(load_recipe("recipe.yaml", ["wise_ft=true", "loss.l2_sp=0.01"]), out=Path("run_wise"))
     metrics = json.loads((run / "metrics.json").read_text())
     tried = metrics["wise_ft"]["tried"]
     assert [row["share"] for row in tried] == pytest.approx([tenth / 10 for tenth in range(11)])

@@ -15,7 +15,7 @@ from tlkit.planning.plan_table import print_plan
 from tlkit.recipe.load import load_recipe
 from tlkit.recipe.schema import Recipe
 from tlkit.recipe.summary import recipe_summary
-from tlkit.training.finetune import finetune
+from tlkit.training.finetune import run_recipe
 
 RECIPE = """
 name: shades
@@ -42,7 +42,7 @@ def recipe(workplace: Path, *overrides: str) -> Recipe:
 def run(workplace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TLKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
-        return finetune(recipe(workplace), out=workplace / "run")
+        return run_recipe(recipe(workplace), out=workplace / "run")
 
 
 def test_each_fold_is_a_whole_run(run: Path, workplace: Path) -> None:
@@ -112,7 +112,7 @@ def test_the_plan_and_the_summary_say_how_many_folds_and_how_few_images(workplac
 
 
 def test_a_limited_run_says_so_in_its_log_and_metrics(workplace: Path, tmp_path: Path) -> None:
-    folder = finetune(recipe(workplace, "data.folds=null", "data.limit=0.5"), out=tmp_path / "run")
+    folder = run_recipe(recipe(workplace, "data.folds=null", "data.limit=0.5"), out=tmp_path / "run")
     assert json.loads((folder / "metrics.json").read_text())["limited_from"] == 40
     for file in ("log.txt", "report.html"):
         assert "(of 40, by data.limit)" in (folder / file).read_text()

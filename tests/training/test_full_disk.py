@@ -11,7 +11,7 @@ from tlkit.errors import RunError
 from tlkit.files import _unfinished as unfinished
 from tlkit.recipe.load import load_recipe
 from tlkit.training.distributed.signals import Stop
-from tlkit.training.finetune import finetune
+from tlkit.training.finetune import run_recipe
 from tlkit.training.log import LOG, log_to_file
 from tlkit.training.run_folder import disk_full_explained, is_finished
 
@@ -44,14 +44,14 @@ def test_a_run_whose_report_has_no_room_is_not_finished_and_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr("tlkit.files._unfinished", no_room_for_the_report)
         with pytest.raises(RunError) as caught:
-            finetune(recipe, out=run)
+            run_recipe(recipe, out=run)
     assert str(caught.value) == (
         "The disk is full.\n  What was written before is whole: free some space, then "
         f"go on with the same command, --out {run} and --resume."
     )
     assert not is_finished(run)
     weights = (run / "model" / "model.safetensors").read_bytes()
-    finetune(recipe, out=run, resume=True)
+    run_recipe(recipe, out=run, resume=True)
     assert is_finished(run)
     assert "</html>" in (run / "report.html").read_text()
     assert (run / "model" / "model.safetensors").read_bytes() == weights

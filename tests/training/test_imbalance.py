@@ -9,7 +9,7 @@ from PIL import Image
 
 from tlkit.evaluation.evaluate import evaluate_run
 from tlkit.recipe.load import load_recipe
-from tlkit.training.finetune import finetune
+from tlkit.training.finetune import run_recipe
 
 RECIPE = """
 name: rare
@@ -39,7 +39,7 @@ def test_balanced_accuracy_chooses_the_best_epoch_and_leads(
     workplace: Path, imbalance: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(workplace)
-    run = finetune(load_recipe("recipe.yaml", [f"imbalance={imbalance}"]), out=workplace / imbalance)
+    run = run_recipe(load_recipe("recipe.yaml", [f"imbalance={imbalance}"]), out=workplace / imbalance)
     log = (run / "log.txt").read_text()
     scores = [float(line.split("balanced accuracy ")[1].split()[0]) for line in log.splitlines() if " val loss" in line]
     metrics = json.loads((run / "metrics.json").read_text())

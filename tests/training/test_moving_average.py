@@ -14,7 +14,7 @@ from tlkit.recipe.fields.phases import LastStages
 from tlkit.recipe.load import load_recipe
 from tlkit.recipe.schema import Recipe
 from tlkit.training.callbacks import moving_average
-from tlkit.training.finetune import finetune
+from tlkit.training.finetune import run_recipe
 from tlkit.training.phases import build_module
 from tlkit.training.setup import prepare
 
@@ -83,5 +83,5 @@ def test_counter_and_average_of_a_resumed_phase_are_those_of_one_that_was_not_in
 
 
 def test_a_run_with_an_average_brings_no_advice_of_lightnings(recipe: Recipe, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
-    finetune(recipe, out=tmp_path / "run")
+    run_recipe(recipe, out=tmp_path / "run")
     assert [str(warning.message) for warning in recwarn if "lightning" in warning.filename] == []

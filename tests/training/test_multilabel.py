@@ -17,7 +17,7 @@ from tlkit.evaluation.evaluate import evaluate_run
 from tlkit.models.model_folder import load_with_card
 from tlkit.recipe.fields.learning import Mix
 from tlkit.recipe.load import load_recipe
-from tlkit.training.finetune import finetune
+from tlkit.training.finetune import run_recipe
 from tlkit.training.losses import build_mix
 from tlkit.training.metrics import accuracy_of, count
 
@@ -54,7 +54,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(workplace: Path) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(workplace)
-        return finetune(load_recipe("recipe.yaml"), out=Path("run")).absolute()
+        return run_recipe(load_recipe("recipe.yaml"), out=Path("run")).absolute()
 
 
 def truth(workplace: Path) -> dict[str, set[str]]:
@@ -120,7 +120,7 @@ def test_predict_calls_the_classes_above_their_thresholds(run: Path, workplace: 
 def test_weights_smoothing_mixup_and_cutmix_train_too(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workplace)
     overrides = ["imbalance=loss_weights", "loss.label_smoothing=0.1", "mix={mixup: 0.4, cutmix: 1.0}", "phases[0].epochs=2"]
-    run = finetune(load_recipe("recipe.yaml", overrides), out=workplace / "mixed")
+    run = run_recipe(load_recipe("recipe.yaml", overrides), out=workplace / "mixed")
     assert "imbalance" in (run / "report.html").read_text()
     _, predictions = predict(run, [workplace / "000.png"])
     assert len(predictions[0].logits) == 3
@@ -152,7 +152,7 @@ def test_a_class_without_a_validation_image_keeps_the_threshold_of_one_half_and_
         Image.new("RGB", (32, 32), (0, 200, 200)).save(workplace / name)
     (workplace / "unseen.csv").write_text("\n".join(["path,label,split", *rows]))
     overrides = ["data.source={csv: unseen.csv}", "data.test=0", "phases[0].epochs=1"]
-    run = finetune(load_recipe("recipe.yaml", overrides), out=workplace / "unseen")
+    run = run_recipe(load_recipe("recipe.yaml", overrides), out=workplace / "unseen")
     assert "no validation picture of red: the threshold stays at 0.5" in (run / "log.txt").read_text()
     assert load_with_card(run)[1].thresholds[2] == 0.5
     assert json.loads((run / "metrics.json").read_text())["val"]["per_class"]["red"]["average_precision"] is None

@@ -7,7 +7,7 @@ import pytest
 from tests.data.faulty_folder import CLASSES, GOOD, make_faulty_folder, make_image
 from tlkit.cli import main
 from tlkit.recipe.load import load_recipe
-from tlkit.training.finetune import finetune
+from tlkit.training.finetune import run_recipe
 
 RECIPE = """
 name: trial
@@ -176,7 +176,7 @@ def test_the_settings_of_the_decoder_ship_and_old_models_have_the_defaults(place
 
     folder_of_two(place)
     settings = ["data.background=[0, 0, 0]", "data.range_16bit=[0, 4095]", "data.max_pixels=2000"]
-    out = finetune(load_recipe("recipe.yaml", settings), out=place / "run")
+    out = run_recipe(load_recipe("recipe.yaml", settings), out=place / "run")
     shipped = read_card(out / "model").preprocessing
     read = Preprocessing.from_json(shipped)
     assert (read.background, read.range_16bit, read.max_pixels) == ((0, 0, 0), (0, 4095), 2000)

@@ -15,7 +15,7 @@ from tests.shades import draw_shades
 from tlkit.errors import RecipeError
 from tlkit.recipe.load import load_recipe
 from tlkit.training import module, phases
-from tlkit.training.finetune import finetune
+from tlkit.training.finetune import run_recipe
 from tlkit.training.module import PhaseModule
 
 RECIPE = """
@@ -74,9 +74,9 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
 
 
 def test_a_phase_has_its_own_number_format_and_the_weights_stay_in_32_bits(place: Path, watch: Watch) -> None:
-    run = finetune(load_recipe("recipe.yaml"), out=place / "run")
+    run = run_recipe(load_recipe("recipe.yaml"), out=place / "run")
     assert watch.seen == [(torch.float32, torch.float32, True), (torch.bfloat16, torch.float32, True)]
-    plain = losses(finetune(load_recipe("recipe.yaml", ["phases[1].precision=32-true"]), out=place / "plain"))
+    plain = losses(run_recipe(load_recipe("recipe.yaml", ["phases[1].precision=32-true"]), out=place / "plain"))
     assert losses(run)[0] == plain[0]
     assert losses(run)[1] != plain[1]
     assert losses(run)[1] == pytest.approx(plain[1], rel=0.2)
@@ -84,15 +84,15 @@ def test_a_phase_has_its_own_number_format_and_the_weights_stay_in_32_bits(place
 
 def test_what_is_kept_has_the_phases_number_format(place: Path) -> None:
     recipe = "phases=[{train: {last: 1}, epochs: 1, lr: 1e-2}, {train: {last: 1}, epochs: 1, lr: 1e-2, precision: bf16-mixed}]"
-    run = finetune(load_recipe("recipe.yaml", [recipe]), out=place / "run")
+    run = run_recipe(load_recipe("recipe.yaml", [recipe]), out=place / "run")
     assert (run / "log.txt").read_text().count("frozen part run once") == 2
 
 
 def test_fused_steps_give_the_weights_of_plain_ones(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = load_recipe("recipe.yaml", ["phases[1].precision=32-true"])
-    fused = finetune(recipe, out=place / "fused")
+    fused = run_recipe(recipe, out=place / "fused")
     monkeypatch.setattr(module, "can_fuse", lambda device, precision: False)
-    plain = finetune(recipe, out=place / "plain")
+    plain = run_recipe(recipe, out=place / "plain")
     np.testing.assert_allclose(losses(fused), losses(plain), rtol=1e-4)
 
 
@@ -112,10 +112,10 @@ def test_compiled_phases_give_the_same_losses_and_the_same_names(
     compile, traced = torch.compile, []
     monkeypatch.setattr(torch, "compile", lambda network: (traced.append(network), compile(network, backend="aot_eager"))[1])
     every_batch = "trainer.checkpoint_every={minutes: 1e-6}"
-    fast = finetune(load_recipe("recipe.yaml", [COMPILED, every_batch]), out=place / "compiled")
+    fast = run_recipe(load_recipe("recipe.yaml", [COMPILED, every_batch]), out=place / "compiled")
     assert len(traced) == 2
     names = {frozenset(state["state_dict"]) for state in saved}
-    plain = finetune(load_recipe("recipe.yaml", [COMPILED.replace("true", "false"), every_batch]), out=place / "plain")
+    plain = run_recipe(load_recipe("recipe.yaml", [COMPILED.replace("true", "false"), every_batch]), out=place / "plain")
     np.testing.assert_allclose(losses(fast), losses(plain), rtol=1e-4)
     for file in ("checkpoints/best.safetensors", "model/model.safetensors"):
         assert set(load_file(fast / file)) == set(load_file(plain / file))
@@ -126,8 +126,8 @@ def test_compiled_phases_give_the_same_losses_and_the_same_names(
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU, and there is no g++ here")
 def test_the_default_compiler_gives_the_same_losses(place: Path) -> None:
     phases = "phases=[{train: all, epochs: 2, lr: 1e-2, compile: true}]"
-    fast = finetune(load_recipe("recipe.yaml", [phases]), out=place / "compiled")
-    plain = finetune(load_recipe("recipe.yaml", [phases.replace("true", "false")]), out=place / "plain")
+    fast = run_recipe(load_recipe("recipe.yaml", [phases]), out=place / "compiled")
+    plain = run_recipe(load_recipe("recipe.yaml", [phases.replace("true", "false")]), out=place / "plain")
     # Fused kernels round otherwise, and what an epoch rounds the next one trains on.
     np.testing.assert_allclose(losses(fast)[0], losses(plain)[0], rtol=1e-3)
     np.testing.assert_allclose(losses(fast), losses(plain), rtol=0.05)
@@ -140,7 +140,7 @@ def test_what_can_not_be_compiled_is_reported_with_the_phase_and_the_fix(place: 
     compile = torch.compile
     monkeypatch.setattr(torch, "compile", lambda network: compile(network, backend=fails))
     with pytest.raises(RecipeError) as raised:
-        finetune(load_recipe("recipe.yaml", ["phases[1].compile=true"]), out=place / "run")
+        run_recipe(load_recipe("recipe.yaml", ["phases[1].compile=true"]), out=place / "run")
     message = str(raised.value)
     assert "phases[1].compile = true can't be done here: ValueError: no working C++ compiler found" in message
     assert "Set it to false; or install a C++ compiler" in message
@@ -152,10 +152,10 @@ def test_other_faults_of_a_compiled_phase_stay_what_they_are(place: Path, monkey
 
     monkeypatch.setattr(PhaseModule, "_logits", fails)
     with pytest.raises(ZeroDivisionError):
-        finetune(load_recipe("recipe.yaml", ["phases[0].compile=true"]), out=place / "run")
+        run_recipe(load_recipe("recipe.yaml", ["phases[0].compile=true"]), out=place / "run")
 
 
 def test_auxiliary_heads_can_not_listen_to_compiled_layers(place: Path) -> None:
     recipe = ["model.backbone=googlenet", "phases=[{train: all, epochs: 1, lr: 1e-2, compile: true}]"]
     with pytest.raises(RecipeError, match=r"phases\[0\]\.compile = true, but auxiliary heads of googlenet .*\n.*auxiliary_loss to 0"):
-        finetune(load_recipe("recipe.yaml", recipe), out=place / "run")
+        run_recipe(load_recipe("recipe.yaml", recipe), out=place / "run")

@@ -16,7 +16,7 @@ from tlkit.deploy.predict.predict import predict
 from tlkit.errors import RunError
 from tlkit.evaluation.evaluate import evaluate_run
 from tlkit.recipe.load import load_recipe
-from tlkit.training.finetune import finetune
+from tlkit.training.finetune import run_recipe
 
 RECIPE = """
 name: shades
@@ -44,7 +44,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run(workplace: Path) -> Path:
     recipe = load_recipe(workplace / "recipe.yaml", [f"data.source={{folder: {workplace / 'pictures'}}}"])
-    return finetune(recipe, out=workplace / "run")
+    return run_recipe(recipe, out=workplace / "run")
 
 
 def pixels(file: Path) -> np.ndarray:
@@ -105,7 +105,7 @@ def test_the_log_says_what_plain_timm_needs(run: Path) -> None:
 
 def test_weights_of_such_a_run_are_reported_to_have_seen_a_mean_image(run: Path, workplace: Path, tmp_path: Path) -> None:
     overrides = [f"data.source={{folder: {workplace / 'pictures'}}}", f"model.weights={{run: {run}}}", "data.normalize=weights"]
-    again = finetune(load_recipe(workplace / "recipe.yaml", overrides), out=tmp_path / "again")
+    again = run_recipe(load_recipe(workplace / "recipe.yaml", overrides), out=tmp_path / "again")
     assert "they were trained with a mean picture subtracted" in (again / "log.txt").read_text()
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from tlkit.recipe.fields.trainer import Cache
 from tlkit.recipe.load import load_recipe
-from tlkit.training.finetune import finetune
+from tlkit.training.finetune import run_recipe
 from tlkit.training.time_shares import Setting, in_percent, quicker_with, shares_of
 
 LIVE = Setting(
@@ -85,7 +85,7 @@ data: {source: {folder: pictures}, image_size: 32, resize: stretch, batch_size: 
 model: {backbone: test_resnet, weights: random}
 phases: [{train: head, epochs: 1, lr: 1e-2}, {train: all, epochs: 2, lr: 1e-2}]
 """)
-    log = (finetune(load_recipe("recipe.yaml"), out=tmp_path / "run") / "log.txt").read_text()
+    log = (run_recipe(load_recipe("recipe.yaml"), out=tmp_path / "run") / "log.txt").read_text()
     lines = re.findall(r"phase (\d)/2 .*  time: (.+)", log)
     assert [number for number, _ in lines] == ["1", "2"]
     for _, line in lines:

@@ -14,7 +14,7 @@ from PIL import Image
 from tests.shades import draw_shades
 from tlkit.cli import main
 from tlkit.recipe.load import load_recipe
-from tlkit.training.finetune import finetune
+from tlkit.training.finetune import run_recipe
 from tlkit.workflows import compare_runs as finished
 
 RECIPE = """
@@ -35,8 +35,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("TLKIT_SECRET_FOR_TESTS", "hush-hush-5")
-        finetune(load_recipe("recipe.yaml"), out=Path("run"))
-        finetune(load_recipe("recipe.yaml", ["data.folds=2", "phases=[{train: head, epochs: 1, lr: 1e-2}]"]), out=Path("folds"))
+        run_recipe(load_recipe("recipe.yaml"), out=Path("run"))
+        run_recipe(load_recipe("recipe.yaml", ["data.folds=2", "phases=[{train: head, epochs: 1, lr: 1e-2}]"]), out=Path("folds"))
     return folder
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import mean
 
 from tlkit.recipe.load import load_recipe
-from tlkit.training.finetune import finetune
+from tlkit.training.finetune import run_recipe
 
 HEAD_ONLY = "phases=[{train: head, epochs: 5, lr: 3e-3}]"
 WAYS = {
@@ -40,7 +40,7 @@ def table_of_ways(out: Path, seeds: Sequence[int], overrides: Sequence[str]) -> 
 
 def _run(folder: Path, overrides: Sequence[str]) -> Mapping[str, Mapping[str, float]]:
     if not (folder / "metrics.json").is_file():
-        finetune(load_recipe("quickstart", overrides), out=folder)
+        run_recipe(load_recipe("quickstart", overrides), out=folder)
     measured: Mapping[str, Mapping[str, float]] = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     return measured
 

@@ -27,11 +27,11 @@ def finetune(arguments: Namespace) -> int:
     if arguments.init_from is not None:
         arguments.overrides = [*arguments.overrides, f"model.weights={{run: {json.dumps(str(arguments.init_from))}}}"]
     recipe = recipe_to_run(arguments)
-    from tlkit.training.finetune import finetune as finetune_recipe
+    from tlkit.training.finetune import run_recipe
 
     keep_freed_memory()
     with handle_signals(), show_log():
-        finetune_recipe(recipe, out=arguments.out, resume=arguments.resume)
+        run_recipe(recipe, out=arguments.out, resume=arguments.resume)
     return 0
 
 

@@ -18,6 +18,7 @@ from tlkit.data.preprocess import Preprocessing
 from tlkit.data.samples import Sample
 from tlkit.data.sources.webdataset_shards import TarImage
 from tlkit.errors import HOW_TO_GO_ON, DataError
+from tlkit.system import ignore_pillow_warnings
 
 Key = tuple[int, int]
 """(epoch, index): all that a sample's augmentation depends on, next to the seed."""
@@ -310,7 +311,8 @@ class _Caught(Dataset[tuple[NDArray[np.uint8], Target] | DataError]):
 
 
 def _start_worker(_: int) -> None:
-    """OpenCV's own threads would compete with the other workers."""
+    """Set up a worker process. OpenCV's own threads would compete with the other workers."""
     import cv2
 
+    ignore_pillow_warnings()
     cv2.setNumThreads(0)

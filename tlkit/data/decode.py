@@ -3,7 +3,6 @@
 import os
 import re
 import struct
-import warnings
 import zlib
 from functools import cache
 from pathlib import Path
@@ -31,10 +30,6 @@ WHOLE_RANGE = (0, 65535)
 _DAMAGED = (
     OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, ArithmeticError, RuntimeError, struct.error, zlib.error, TokenError
 )  # fmt: skip
-# Pillow warns at half the limit above; the limit itself raises. Once, and not around each picture: the filters are shared by all threads.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-# Of tags and EXIF blocks that make no sense, which change no pixel.
-warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 @cache

@@ -8,10 +8,18 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 
+from tlkit.system import is_command_line
+
 LOG = logging.getLogger("tlkit")
 
 LINE_EVERY_S = 30
 """Without a terminal, a line at most this often."""
+
+
+def progress_console(*, quiet: bool = False) -> Console:
+    """Return the console for bars and live lines: standard error of a `tlkit` command; one that shows nothing in a library call."""
+    shown = is_command_line() and not quiet
+    return Console(stderr=True, highlight=False, quiet=not shown, force_terminal=None if shown else False)
 
 
 def bar_columns(what: str) -> tuple[ProgressColumn, ...]:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from io import StringIO
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ _PATH = re.compile(r"[A-Za-z_]\w*(\[\d{1,6}\])*(\.[A-Za-z_]\w*(\[\d{1,6}\])*)*")
 _STEP = re.compile(r"\w+|\[\d+\]")
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(path: str | PathLike[str], overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe from a YAML file.
 
     Args:
@@ -53,7 +54,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     return recipe
 
 
-def find_recipe(path: str | Path) -> Path:
+def find_recipe(path: str | PathLike[str]) -> Path:
     """The file itself; else the recipe of that name that ships with tlkit: `quickstart`, `recipes/quickstart.yaml`.
 
     Raises RecipeError, with the nearest recipe, if there is neither.

@@ -2,8 +2,10 @@
 
 import logging
 import time
+from os import PathLike
 from pathlib import Path
 
+from tlkit.recipe.load import load_recipe
 from tlkit.recipe.schema import Recipe
 from tlkit.training.batch_size.find import with_batch_size
 from tlkit.training.checkpointing.resume import recipe_as_begun
@@ -11,6 +13,8 @@ from tlkit.training.distributed.launch import broadcast_from_main, join_processe
 from tlkit.training.distributed.ranks import is_main_process
 from tlkit.training.distributed.shutdown import end_with_the_first, ending_together
 from tlkit.training.distributed.signals import current_stop
+from tlkit.training.finished import Run
+from tlkit.training.left_as_found import left_as_found
 from tlkit.training.run import train_and_measure
 from tlkit.training.run_folder import FIRST, check_out, disk_full_explained, is_finished, make_run_folder
 from tlkit.training.scale_lr import with_scaled_lr
@@ -19,18 +23,35 @@ from tlkit.training.setup import prepare
 LOG = logging.getLogger("tlkit")
 
 
-def finetune(recipe: Recipe, *, out: Path | None = None, resume: bool = False) -> Path:
-    """Run a recipe to its end and return the run folder; with `data.folds` it holds a run folder for each fold.
+def finetune(recipe: Recipe | str | PathLike[str], *, out: str | PathLike[str] | None = None, resume: bool = False) -> Run:
+    """Train a recipe's model, measure it, and keep it in a run folder.
 
-    Installs no signal handlers: a caller that wants a signal to save a checkpoint first makes its `Stop` the current one (`stopped_by`).
+    What it reports goes to log.txt in the folder and to the logger "tlkit": `logging.basicConfig(level=logging.INFO)` shows it. No signal
+    handlers are installed: after Ctrl-C the run can be resumed from its last checkpoint.
 
     Args:
+        recipe: The recipe, or what `load_recipe` takes: a file, or the name of a recipe that ships with tlkit.
         out: The folder to make; None takes the next free number under runs/NAME.
-        resume: `out` may hold an unfinished run, which goes on.
+        resume: Go on with the unfinished run in `out`; start it if there is none, do nothing if it is finished.
+
+    Returns:
+        The finished run. With `data.folds` its folder holds a run folder for each fold, and its metrics are means over them.
 
     Raises:
         TlkitError: What the user can mend, nearly always before the folder is made.
-        KeyboardInterrupt: After Ctrl-C, or a signal that the caller's `Stop` was told of; the run can be resumed.
+        KeyboardInterrupt: After Ctrl-C.
+    """
+    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    with left_as_found():
+        return Run(run_recipe(recipe, out=Path(out) if out is not None else None, resume=resume))
+
+
+def run_recipe(recipe: Recipe, *, out: Path | None = None, resume: bool = False) -> Path:
+    """Run a recipe to its end and return the run folder; with `data.folds` it holds a run folder for each fold.
+
+    A caller that wants a signal to save a checkpoint first makes its `Stop` the current one (`stopped_by`).
+    Raises TlkitError, nearly always before the folder is made, and KeyboardInterrupt after Ctrl-C or a signal that the caller's `Stop`
+    has taken.
     """
     began = time.perf_counter()
     stop = current_stop()

@@ -12,6 +12,7 @@ from tlkit.evaluation.report import write_folds_report
 from tlkit.files import write_atomically, write_json
 from tlkit.recipe.load import recipe_yaml
 from tlkit.recipe.schema import Recipe
+from tlkit.system import is_command_line
 from tlkit.terminal import print_panel
 from tlkit.training.distributed.launch import broadcast_from_main, local_main_process_first, start_processes
 from tlkit.training.distributed.ranks import is_main_process
@@ -62,7 +63,8 @@ def finetune_folds(recipe: Recipe, out: Path | None, *, resume: bool, stop: Stop
         for split, figures in summary["over_folds"].items():
             for figure, found in figures.items():
                 LOG.info("%s %s: mean %.3f, range %.3f to %.3f", split, figure.replace("_", " "), found["mean"], found["min"], found["max"])
-    print_folds(run, summary)
+    if is_command_line():
+        print_folds(run, summary)
     return run
 
 

@@ -24,6 +24,7 @@ from tlkit.recipe.fields.model import CLASSICAL_HEADS
 from tlkit.recipe.fields.phases import Phase, SolvedPhase
 from tlkit.recipe.load import recipe_yaml
 from tlkit.recipe.schema import Recipe
+from tlkit.system import is_command_line
 from tlkit.terminal import can_print, print_panel, tlkit_command
 from tlkit.training.setup import Setup
 
@@ -145,7 +146,7 @@ def cached_validation(
 
 
 def write_results(run: Path, recipe: Recipe, samples: Samples, weights: Weights, result: "Trained", metrics: Mapping[str, Any]) -> None:
-    """metrics.json, curves.png, report.html, and the panel that a person reads."""
+    """Write metrics.json, curves.png and report.html, and for a command the panel that a person reads."""
     from tlkit.training.phases import phase_name
 
     write_json(run / "metrics.json", metrics)
@@ -176,7 +177,8 @@ def write_results(run: Path, recipe: Recipe, samples: Samples, weights: Weights,
         augmentations=run / "augmentations.png",
     )
     LOG.info("done in %.0f s", metrics["seconds"]["total"])
-    print_run(run, samples, metrics)
+    if is_command_line():
+        print_run(run, samples, metrics)
 
 
 def how_trained(phase: Phase | SolvedPhase) -> str:

@@ -43,11 +43,10 @@ def train_and_measure(recipe: Recipe, setup: Setup, folder: Path, *, began: floa
 
     began: by time.perf_counter(), for the seconds of the whole run. resume: the folder may hold an unfinished run, which goes on.
     """
-    from rich.console import Console
+    from tlkit.data.progress import progress_console
 
     first = is_main_process()
-    console = Console(stderr=True, highlight=False, quiet=not first)
-    context = RunContext(folder, console, stop, began)
+    context = RunContext(folder, progress_console(quiet=not first), stop, began)
     with log_to_file(folder / "log.txt") if first else silent(), stop.resume_hint_logged():
         _train_and_measure(recipe, setup, context, resume=resume)
     return folder

@@ -1,6 +1,8 @@
 """recipe.trainer -> Lightning's Trainer, one for each phase."""
 
 import logging
+import signal
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -94,22 +96,20 @@ def build_trial_trainer(trainer: Trainer, *, optimizer: Optimizer, callbacks: li
 
 def lightning_trainer(trainer: Trainer, **settings: Any) -> LightningTrainer:
     """settings: Lightning's own. Raises DeviceError if this machine doesn't have what the recipe asks for."""
-    # Lightning tells which devices it doesn't use and advertises; what matters reaches the user by tlkit's own log.
-    for noisy in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
     try:
-        return LightningTrainer(
-            accelerator=trainer.accelerator,
-            devices=trainer.devices,
-            num_nodes=trainer.num_nodes,
-            strategy=_strategy(trainer.strategy),
-            precision=trainer.precision,
-            # "warn": where a GPU has no deterministic way, the run goes on and says so.
-            deterministic="warn" if trainer.deterministic else False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            **settings,
-        )
+        with lightning_quiet():
+            return LightningTrainer(
+                accelerator=trainer.accelerator,
+                devices=trainer.devices,
+                num_nodes=trainer.num_nodes,
+                strategy=_strategy(trainer.strategy),
+                precision=trainer.precision,
+                # "warn": where a GPU has no deterministic way, the run goes on and says so.
+                deterministic="warn" if trainer.deterministic else False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                **settings,
+            )
     except (MisconfigurationException, ValueError, RuntimeError, TypeError) as error:
         asked = (
             f"accelerator: {trainer.accelerator}, devices: {trainer.devices}, strategy: {trainer.strategy}, precision: {trainer.precision}"
@@ -144,11 +144,14 @@ def fit(
 
     checkpoint: where to go on from.
     """
-    with stop.between_batches(), _quiet():
+    handler = signal.getsignal(signal.SIGINT)
+    with stop.between_batches(), lightning_quiet(), _advice_ignored():
         try:
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         except SystemExit as error:
             # Lightning 2.6 makes it out of KeyboardInterrupt, and leaves SIGINT ignored.
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGINT, handler)
             raise KeyboardInterrupt from error
 
 
@@ -160,8 +163,22 @@ def fit_unsaved(trainer: lightning.Trainer, module: PhaseModule, data: lightning
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Lightning 2.6's advice that doesn't apply: workers and log interval are decided, frozen parts are in eval mode on purpose."""
+def lightning_quiet() -> Iterator[None]:
+    """Keep Lightning from logging which devices it doesn't use and what it advertises; what matters reaches the user by tlkit's own log."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+@contextmanager
+def _advice_ignored() -> Iterator[None]:
+    """Ignore Lightning 2.6's advice that doesn't apply: workers and log interval are decided, frozen parts are in eval mode on purpose."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*module\\(s\\) in eval mode at the start of training.*")

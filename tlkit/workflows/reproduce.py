@@ -22,7 +22,7 @@ from tlkit.terminal import print_line
 from tlkit.training.checkpointing.resume import image_changes
 from tlkit.training.distributed.ranks import is_main_process
 from tlkit.training.environment import differences, read_environment
-from tlkit.training.finetune import finetune
+from tlkit.training.finetune import run_recipe
 from tlkit.training.run_folder import check_out
 from tlkit.training.setup import gather
 from tlkit.workflows.compare_runs import TOLERANCES, Finding, compare, first_beyond, run_folders
@@ -39,7 +39,7 @@ def reproduce_run(run: Path, recipe: Recipe, *, out: Path | None = None) -> int:
     if is_main_process():
         check_inputs(run, recipe, *gather(recipe))
     with _activations_of_its_own():
-        again = finetune(recipe, out=out)
+        again = run_recipe(recipe, out=out)
     if not is_main_process():
         return 0
     return _decode_result(run, again, recipe)

@@ -22,7 +22,7 @@ from tlkit.models.classifier import Classifier
 from tlkit.models.model_folder import ModelCard, load_with_card, save_model
 from tlkit.recipe.fields.model import Head
 from tlkit.recipe.load import load_recipe
-from tlkit.training.finetune import finetune
+from tlkit.training.finetune import run_recipe
 
 SPEC = {"image_size": 32, "resize": "crop", "crop_pct": 0.9, "interpolation": "bicubic", "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}
 
@@ -60,7 +60,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
             Image.fromarray(noisy(draws, colour)).save(folder / "pictures" / name / f"{i:02d}.png")
     (folder / "recipe.yaml").write_text(RECIPE.format(source=f"folder: {folder / 'pictures'}", resize="crop"))
     with umask(0o027):
-        return finetune(load_recipe(str(folder / "recipe.yaml")), out=folder / "run")
+        return run_recipe(load_recipe(str(folder / "recipe.yaml")), out=folder / "run")
 
 
 @pytest.fixture(scope="module")

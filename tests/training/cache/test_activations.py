@@ -18,7 +18,7 @@ from tlkit.recipe.load import load_recipe
 from tlkit.system import cache_folder
 from tlkit.training.cache import activations as activation_cache
 from tlkit.training.cache.entries import entries, make_room
-from tlkit.training.finetune import finetune
+from tlkit.training.finetune import run_recipe
 
 RECIPE = """
 name: stripes
@@ -55,7 +55,7 @@ def place(workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
 
 def train(place: Path, name: str, *overrides: str) -> tuple[list[dict[str, str]], dict[str, object], str]:
     """The rows of metrics.csv, metrics.json and the log."""
-    run = finetune(load_recipe("recipe.yaml", overrides), out=place / name)
+    run = run_recipe(load_recipe("recipe.yaml", overrides), out=place / name)
     with (run / "metrics.csv").open() as file:
         return list(csv.DictReader(file)), json.loads((run / "metrics.json").read_text()), (run / "log.txt").read_text()
 
@@ -86,7 +86,7 @@ def test_a_backbone_that_can_not_be_cut_says_so_and_keeps_its_features_all_the_s
 
 def test_another_seed_and_another_head_find_what_was_kept(place: Path) -> None:
     head_only = "phases=[{train: head, epochs: 1, lr: 1e-2}]"
-    first = finetune(load_recipe("recipe.yaml", [head_only]), out=place / "first")
+    first = run_recipe(load_recipe("recipe.yaml", [head_only]), out=place / "first")
     # Random weights would differ with the seed: the first run's are taken.
     weights = f"model.weights={{run: {first}}}"
     _, _, log = train(place, "second", head_only, weights, "seed=7")
@@ -198,7 +198,7 @@ def test_a_live_phase_decodes_each_image_once_or_says_why_not(place: Path, monke
 
 
 def test_solved_and_classical_heads_find_what_a_phase_has_kept(place: Path) -> None:
-    first = finetune(load_recipe("recipe.yaml", ["phases=[{train: head, epochs: 1, lr: 1e-2}]"]), out=place / "first")
+    first = run_recipe(load_recipe("recipe.yaml", ["phases=[{train: head, epochs: 1, lr: 1e-2}]"]), out=place / "first")
     weights = f"model.weights={{run: {first}}}"
     for name, change in (("svm", "model.head={kind: svm}"), ("lbfgs", "phases=[{train: head, solver: lbfgs}]")):
         phases = ["phases=[]"] if name == "svm" else []

@@ -18,7 +18,7 @@ from tlkit.errors import RunError
 from tlkit.models.classifier import Classifier
 from tlkit.recipe.load import load_recipe
 from tlkit.training.checkpointing.callback import Checkpoints
-from tlkit.training.finetune import finetune
+from tlkit.training.finetune import run_recipe
 
 RECIPE = """
 name: shades
@@ -83,9 +83,9 @@ def start(out: Path, overrides: tuple[str, ...] = PLAIN, *, resume: bool = False
 
         patch.setattr(Checkpoints, "write", then_kill)
         if killed_after is None:
-            return finetune(load_recipe("recipe.yaml", overrides), out=out, resume=resume)
+            return run_recipe(load_recipe("recipe.yaml", overrides), out=out, resume=resume)
         with pytest.raises(Killed):
-            finetune(load_recipe("recipe.yaml", overrides), out=out, resume=resume)
+            run_recipe(load_recipe("recipe.yaml", overrides), out=out, resume=resume)
         return out
 
 
@@ -244,7 +244,7 @@ def test_images_that_changed_are_refused_with_their_number_and_ids(place: Path, 
 
 def test_resume_needs_the_folder(place: Path) -> None:
     with pytest.raises(RunError, match=r"--resume needs the folder .*\n  Add --out DIR"):
-        finetune(load_recipe("recipe.yaml"), resume=True)
+        run_recipe(load_recipe("recipe.yaml"), resume=True)
 
 
 def test_a_folder_of_something_else_is_not_resumed(place: Path, tmp_path: Path) -> None:
@@ -276,7 +276,7 @@ def test_folds_that_are_done_stay_and_the_one_that_was_cut_off_goes_on(place: Pa
 
         patch.setattr(Checkpoints, "write", kill_in_the_second)
         with pytest.raises(Killed):
-            finetune(load_recipe("recipe.yaml", folds), out=run)
+            run_recipe(load_recipe("recipe.yaml", folds), out=run)
     first = (run / "fold_1/report.html").stat().st_mtime_ns
     start(run, folds, resume=True)
     assert (run / "fold_1/report.html").stat().st_mtime_ns == first

@@ -28,7 +28,7 @@ from tlkit.recipe.load import load_recipe
 from tlkit.recipe.schema import Imbalance
 from tlkit.training.closed_form import solve as solving
 from tlkit.training.closed_form.solve import WEIGHT_DECAYS, Regression, solve
-from tlkit.training.finetune import finetune
+from tlkit.training.finetune import run_recipe
 from tlkit.training.losses import build_criterion
 
 N, F = 120, 6
@@ -172,7 +172,7 @@ def rows_of(run: Path) -> list[dict[str, str]]:
 
 
 def test_a_solved_phase_alone_is_shipped_and_measured(there: None) -> None:
-    run = finetune(load_recipe("recipe.yaml"), out=Path("alone"))
+    run = run_recipe(load_recipe("recipe.yaml"), out=Path("alone"))
     (row,) = rows_of(run)
     metrics = json.loads((run / "metrics.json").read_text())
     assert (row["phase"], row["epoch"], row["lr"]) == ("0", "0", "")
@@ -188,8 +188,8 @@ def test_a_solved_phase_alone_is_shipped_and_measured(there: None) -> None:
 
 
 def test_later_phases_go_on_from_the_solution_and_its_score_competes(there: None) -> None:
-    alone = finetune(load_recipe("recipe.yaml", ["augment=[]"]), out=Path("first"))
-    run = finetune(load_recipe("recipe.yaml", ["augment=[]", THEN_HEAD, "wise_ft=false"]), out=Path("then"))
+    alone = run_recipe(load_recipe("recipe.yaml", ["augment=[]"]), out=Path("first"))
+    run = run_recipe(load_recipe("recipe.yaml", ["augment=[]", THEN_HEAD, "wise_ft=false"]), out=Path("then"))
     first, second = rows_of(run)
     assert (first["phase"], second["phase"]) == ("0", "1")
     assert float(second["val/loss"]) == pytest.approx(float(first["val/loss"]), rel=1e-4)
@@ -200,7 +200,7 @@ def test_later_phases_go_on_from_the_solution_and_its_score_competes(there: None
 
 def test_fine_tuning_may_come_before_and_after(there: None) -> None:
     phases = "phases=[{train: head, solver: lbfgs, weight_decay: 0.1}, {train: all, epochs: 1, lr: 1e-3}, {train: head, solver: lbfgs}]"
-    run = finetune(load_recipe("recipe.yaml", [phases, "wise_ft=true"]), out=Path("around"))
+    run = run_recipe(load_recipe("recipe.yaml", [phases, "wise_ft=true"]), out=Path("around"))
     assert [row["phase"] for row in rows_of(run)] == ["0", "1", "2"]
     assert [bool(row["lr"]) for row in rows_of(run)] == [False, True, False]
     log = (run / "log.txt").read_text()

@@ -21,7 +21,7 @@ from tlkit.errors import DataError
 from tlkit.recipe.load import load_recipe
 from tlkit.training.distributed.launch import first_difference
 from tlkit.training.distributed.ranks import is_main_process
-from tlkit.training.finetune import finetune
+from tlkit.training.finetune import run_recipe
 
 COLOURS = {"blue": (40, 60, 200), "green": (30, 180, 60), "red": (210, 40, 50)}
 ON_TWO = ["trainer.devices=2"]
@@ -248,7 +248,7 @@ def test_processes_that_torchrun_has_started_but_the_recipe_does_not_ask_for_are
 def test_a_batch_that_cannot_be_shared_out_is_refused_before_anything_starts(place: Path, tmp_path: Path) -> None:
     recipe = load_recipe(place / "recipe.yaml", [f"data.source={{folder: '{place / 'pictures'}'}}", *ON_TWO, "data.batch_size=15"])
     with pytest.raises(DataError, match="15 can't be dealt out evenly to 2 devices"):
-        finetune(recipe, out=tmp_path / "run")
+        run_recipe(recipe, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

@@ -7,10 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from rich.console import Console
-
 from tlkit.data.decode import header
-from tlkit.data.progress import images_progress
+from tlkit.data.progress import images_progress, progress_console
 from tlkit.data.quality.decode_results import judge
 from tlkit.data.samples import Sample, Samples, Skipped
 from tlkit.data.sources.read import read_source
@@ -55,7 +53,7 @@ def leave_out_bad(samples: Samples, data: Data) -> Samples:
 
 def without_bad(samples: Samples, data: Data) -> Samples:
     """Every picture is decoded, unless known from an earlier time; those that can't be are in `skipped`, and nothing replaces them."""
-    with images_progress(Console(stderr=True), "pictures checked", len(samples.samples)) as advance:
+    with images_progress(progress_console(), "pictures checked", len(samples.samples)) as advance:
         verdicts = judge([sample.image for sample in samples.samples], data, advance)
     judged = list(zip(samples.samples, verdicts, strict=True))
     bad = tuple(Skipped(sample, verdict.problem) for sample, verdict in judged if verdict.problem)

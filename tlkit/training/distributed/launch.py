@@ -46,7 +46,7 @@ def _connect(recipe: Recipe) -> None:
     from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
     from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
-    from tlkit.training.trainer import lightning_trainer
+    from tlkit.training.trainer import lightning_quiet, lightning_trainer
 
     # The processes are the same with fsdp, which Lightning can't set up before there is a model.
     trainer = recipe.trainer.model_copy(update={"strategy": "ddp"}) if recipe.trainer.strategy == "fsdp" else recipe.trainer
@@ -67,7 +67,8 @@ def _connect(recipe: Recipe) -> None:
         launcher._call_children_scripts()
         watch(launcher.procs)
     strategy._timeout = COLLECTIVE_TIMEOUT  # an argument of DDPStrategy, which Lightning has made by its name
-    strategy.setup_environment()
+    with lightning_quiet():
+        strategy.setup_environment()
     check_same("The recipe is", recipe_yaml(recipe).splitlines())
 
 
@@ -122,7 +123,7 @@ def all_gather_objects(mine: T) -> list[T]:
 
 
 def check_same(what: str, lines: Iterable[str]) -> None:
-    """Raises DataError in the first process where another one has other lines, with the first difference; the others end in silence."""
+    """Raise DataError, with the first difference, in every process where one has other lines than the first."""
     if not are_connected():
         return
     lines = list(lines)
@@ -131,11 +132,10 @@ def check_same(what: str, lines: Iterable[str]) -> None:
     other = next((rank for rank, (_, digest) in enumerate(found) if digest != found[0][1]), None)
     if other is None:
         return
-    theirs = [lines]
+    first, theirs = [lines], [lines]
+    _broadcast(first, source=0)
     _broadcast(theirs, source=other)
-    if not is_main_process():
-        raise SystemExit(2)
-    here, there = first_difference(lines, theirs[0])
+    here, there = first_difference(first[0], theirs[0])
     raise DataError(
         f"{what} not the same in all processes of this run.\n"
         f"    process 0 ({found[0][0]}): {here}\n    process {other} ({found[other][0]}): {there}\n"

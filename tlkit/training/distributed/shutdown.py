@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from itertools import count
 
 from tlkit.errors import RunError, TlkitError
+from tlkit.system import is_command_line
 from tlkit.training.distributed.ranks import are_connected, is_local_main_process
 from tlkit.training.distributed.signals import Stop
 
@@ -29,8 +30,9 @@ HOW_TO_GO_ON = "Go on from the last checkpoint by the same command, with --out a
 
 @contextmanager
 def ending_together(stop: Stop) -> Iterator[None]:
-    """End all processes of a run where one ends by an error or a signal: one of them raises what is to be reported, the others SystemExit.
+    """End the run in all its processes where it ends in one by an error or a signal.
 
+    Of a `tlkit` command one process raises what is to be reported, the others SystemExit; in a library call each raises its own.
     Raises RunError in place of the account that torch gives of a connection to a process that has ended.
     """
     run = next(_RUNS)
@@ -49,6 +51,7 @@ def ending_together(stop: Stop) -> Iterator[None]:
             _all_end(within_s=GRACE_S)  # the one that tells may not be done with it; or all were asked to stop
         for process in _STARTED:
             process.kill()
+        tells = tells or not (is_command_line() or was_started())
         if tells and told is error:
             raise
         raise (told if tells else SystemExit(_exit_code(told, stop))) from error
@@ -119,8 +122,12 @@ _RUNS = count()
 
 
 def watch(started: list[subprocess.Popen[bytes]]) -> None:
-    """Ends this process where another one has ended, even if the main thread waits for that one for ever."""
+    """End the run where a process has ended, even if the main thread waits for that one for ever.
+
+    A `tlkit` command is ended. In a library call the other processes are, so that what the main thread waits for fails.
+    """
     _STARTED[:] = started
+    end = _end if is_command_line() else _end_others
 
     def look() -> None:
         while not (dead := _dead()):
@@ -132,7 +139,7 @@ def watch(started: list[subprocess.Popen[bytes]]) -> None:
         if _ENDING.wait(SAVING_S if codes <= set(STOPPED) else GRACE_S):
             time.sleep(5 * GRACE_S)
         told = codes & {*FAILED, *STOPPED}
-        _end("" if told or _ENDING.is_set() else _account(dead), code=max(told, default=2))
+        end("" if told or _ENDING.is_set() else _account(dead), code=max(told, default=2))
 
     threading.Thread(target=look, name="tlkit-processes", daemon=True).start()
 
@@ -164,9 +171,14 @@ def _account(dead: Sequence[subprocess.Popen[bytes]]) -> str:
 
 
 def _end(message: str, *, code: int) -> None:
-    """From a thread, while the main one may wait for ever."""
+    """End this process from a thread, while the main one may wait for ever."""
     if message:
         print(message, file=sys.stderr, flush=True)
     for process in _STARTED:
         process.kill()
     os._exit(code)
+
+
+def _end_others(message: str, *, code: int) -> None:
+    for process in _STARTED:
+        process.kill()

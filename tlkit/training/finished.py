@@ -1,0 +1,54 @@
+"""What a finished run has left behind, as a program uses it."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tlkit.errors import RunError
+from tlkit.models.classifier import Classifier
+from tlkit.models.model_folder import load_model
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run. It stands for its folder wherever a path is taken: `tlkit.evaluate(run)`, `tlkit.predict(run, files)`.
+
+    Attributes:
+        folder: What the run has written: model, metrics, report, recipe and split.
+    """
+
+    folder: Path
+
+    def __fspath__(self) -> str:
+        return str(self.folder)
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """What is in metrics.json: `metrics["test"]["accuracy"]`, and the same under `val`.
+
+        Raises:
+            RunError: The file isn't there, because the run has not ended.
+        """
+        file = self.folder / "metrics.json"
+        try:
+            metrics: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            fix = "A run writes it at its end: go on with it by finetune(.., resume=True)."
+            raise RunError(f"{file} can't be read: {error}\n  {fix}") from error
+        return metrics
+
+    def model(self, *, device: str = "cpu") -> Classifier:
+        """Load the trained classifier.
+
+        Args:
+            device: cpu, cuda, cuda:1, mps, or auto for an accelerator where there is one.
+
+        Returns:
+            The classifier in eval mode, see `load_model`.
+
+        Raises:
+            RunError: The run is a cross-validation, which has a model for each fold, or its model is damaged.
+            DeviceError: This machine doesn't have the device.
+        """
+        return load_model(self.folder, device=device)
