@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tlkit.evaluation.evaluate import evaluate
     from tlkit.models.catalog import list_models
     from tlkit.models.classifier import Classifier
+    from tlkit.models.create import create_classifier
     from tlkit.models.model_folder import load_model
     from tlkit.recipe.load import load_recipe
     from tlkit.recipe.schema import Recipe
@@ -30,6 +31,7 @@ __all__ = [
     "Run",
     "TlkitError",
     "__version__",
+    "create_classifier",
     "evaluate",
     "export",
     "finetune",
@@ -46,6 +48,7 @@ _HOMES = {
     "Recipe": "tlkit.recipe.schema",
     "Run": "tlkit.training.finished",
     "TlkitError": "tlkit.errors",
+    "create_classifier": "tlkit.models.create",
     "evaluate": "tlkit.evaluation.evaluate",
     "export": "tlkit.deploy.export.export",
     "finetune": "tlkit.training.finetune",

@@ -1,27 +1,45 @@
 """The three splits as Lightning's loaders."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
+from os import PathLike
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Self
 
 import lightning
 from torch import distributed
 
-from tlkit.data.augment import Augmentation
+from tlkit.data.augment import Augmentation, build_augmentation
 from tlkit.data.dataset import ImageLoader, make_loader
 from tlkit.data.decoded_cache import DecodedCache
-from tlkit.data.preprocess import Preprocessing
+from tlkit.data.preprocess import Preprocessing, preprocessing_for
 from tlkit.data.samples import Samples
+from tlkit.data.sources.read import read_source
+from tlkit.data.splits.folds import split_by_recipe
 from tlkit.errors import CacheUnavailable, DataError
 from tlkit.files import format_bytes
+from tlkit.recipe.fields.data import Data
+from tlkit.recipe.validate import document_of, transforms_of, validated
 
 
 class ImageDataModule(lightning.LightningDataModule):
-    """batch_size: pictures a step over all devices. Needs a Trainer with use_distributed_sampler=False: the samplers deal out themselves.
+    """The splits of labelled images as Lightning's loaders.
 
-    balanced: training draws every class as often as any other, with replacement.
-    first_epoch: epochs of earlier phases, so that a phase goes on with the order and the augmentation instead of repeating them.
+    Batches are (images, labels): uint8 [B, C, S, S] in channels_last memory, not yet normalised, and int64 [B]; for multilabel float
+    [B, K]. Any Trainer takes it. Over several processes each image is seen once, whatever the Trainer's `use_distributed_sampler` is.
+    `from_folder` makes one from plain arguments.
+
+    Args:
+        samples: Images with their labels and splits.
+        preprocessing: How an image file becomes what the network sees.
+        augmentation: Of training images; None leaves them as they are.
+        batch_size: Images a step over all devices.
+        workers: Processes that load images; auto is none for few images or on two processors.
+        seed: Decides the order and the augmentation of every epoch.
+        balanced: Training draws every class as often as any other, with replacement.
+
+    Attributes:
+        first_epoch: Epochs of earlier phases: a phase goes on with the order and the augmentation instead of repeating them.
     """
 
     def __init__(
@@ -34,7 +52,6 @@ class ImageDataModule(lightning.LightningDataModule):
         workers: int | Literal["auto"] = "auto",
         seed: int = 0,
         balanced: bool = False,
-        first_epoch: int = 0,
     ) -> None:
         super().__init__()
         self.samples = samples
@@ -46,8 +63,51 @@ class ImageDataModule(lightning.LightningDataModule):
         self.workers = workers
         self.seed = seed
         self.balanced = balanced
-        self.first_epoch = first_epoch
+        self.first_epoch = 0
         self._kept: dict[str, DecodedCache] = {}
+
+    @classmethod
+    def from_folder(
+        cls,
+        folder: str | PathLike[str],
+        *,
+        image_size: int = 224,
+        batch_size: int = 64,
+        validation: float = 0.1,
+        augment: str | Sequence[Any] = (),
+        seed: int = 0,
+    ) -> Self:
+        """Read a folder of images, one folder a class: `photos/rose/1.jpg`, or with splits `photos/train/rose/1.jpg`.
+
+        Args:
+            folder: The folder. A validation and a test split that aren't there are cut from the training split, stratified.
+            image_size: S, in pixels: the side of the square image that the network sees.
+            batch_size: Images a step over all devices.
+            validation: Share of the training split kept for validation, and the same for the test, where the folder has no such split.
+            augment: What is done to training images, as in a recipe: light, medium, heavy, or a list of albumentations' transforms such
+                as `["HorizontalFlip", {"Rotate": {"limit": 15}}]`.
+            seed: Decides the splits, and the order and the augmentation of every epoch.
+
+        Returns:
+            The data, split. Images are cropped as timm does. The mean and std of its preprocessing are ImageNet's; `create_classifier`
+            takes those of the weights in their place.
+
+        Raises:
+            DataError: The folder is missing, holds no images, or fewer than two classes.
+            RecipeError: A value or a transform can't be used.
+        """
+        source = {"folder": folder}
+        shares = {"validation": validation, "test": validation}
+        values = {"source": source, "image_size": image_size, "batch_size": batch_size, **shares}
+        data = validated(Data, document_of(values), "data")
+        samples = split_by_recipe(read_source(data.source, Path(data.root)), data, seed)
+        augmentation = build_augmentation(transforms_of(augment), image_size)
+        return cls(samples, preprocessing_for(data, {}), augmentation, batch_size=batch_size, seed=seed)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the K classes, in the order of the labels."""
+        return self.samples.classes
 
     @property
     def uses_decoded_cache(self) -> bool:
@@ -83,6 +143,8 @@ class ImageDataModule(lightning.LightningDataModule):
                 )
 
     def train_dataloader(self) -> ImageLoader:
+        if (ranks := _rank_and_ranks()[1]) > 1:
+            self.check_shares(ranks)
         return self._loader("train", train=True)
 
     def val_dataloader(self) -> ImageLoader:
@@ -91,13 +153,17 @@ class ImageDataModule(lightning.LightningDataModule):
     def test_dataloader(self) -> ImageLoader:
         return self._loader("test")
 
+    def predict_dataloader(self) -> ImageLoader:
+        """The images of the test split."""
+        return self._loader("test")
+
     def whole(self, split: str) -> ImageLoader:
         """Every picture of a split once, in order and as it is, whatever the rank."""
         samples = self.samples.of(split)
         return make_loader(samples, self.preprocessing, batch_size=self.batch_size, workers=self.workers, multi_hot=self.samples.multi_hot)
 
     def _loader(self, split: str, *, train: bool = False) -> ImageLoader:
-        rank, ranks = (distributed.get_rank(), distributed.get_world_size()) if _is_distributed() else (0, 1)
+        rank, ranks = _rank_and_ranks()
         return make_loader(
             self.samples.of(split),
             self.preprocessing,
@@ -113,6 +179,10 @@ class ImageDataModule(lightning.LightningDataModule):
             balanced=self.balanced and train,
             kept=self._kept.get(split),
         )
+
+
+def _rank_and_ranks() -> tuple[int, int]:
+    return (distributed.get_rank(), distributed.get_world_size()) if _is_distributed() else (0, 1)
 
 
 def _is_distributed() -> bool:

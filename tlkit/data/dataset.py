@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from tlkit.data.augment import Augmentation
 from tlkit.data.decoded_cache import DecodedCache
@@ -63,9 +63,12 @@ class ImageDataset(Dataset[tuple[NDArray[np.uint8], Target]]):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, key: Key) -> tuple[NDArray[np.uint8], Target]:
-        """Raises DataError with the sample's id where its picture can't be read."""
-        epoch, index = key
+    def __getitem__(self, key: Key | int) -> tuple[NDArray[np.uint8], Target]:
+        """Return an image and its label; an index alone is one of epoch 0.
+
+        Raises DataError with the sample's id where its image can't be read.
+        """
+        epoch, index = (0, key) if isinstance(key, int) else key
         began = time.perf_counter()
         image = self.fitted(index)
         fitted = time.perf_counter()
@@ -102,9 +105,11 @@ class ImageDataset(Dataset[tuple[NDArray[np.uint8], Target]]):
         return target
 
 
-class EpochSampler(Sampler[Key]):
-    """(epoch, index) of the pictures that this rank sees, in the order of (seed, epoch).
+class EpochSampler(DistributedSampler[Key]):
+    """Yield (epoch, index) of the images that this rank sees, in the order of (seed, epoch).
 
+    It splits over ranks itself, without torch's padding. By its type Lightning knows that, and leaves it in place whatever its Trainer's
+    `use_distributed_sampler` is; nothing of torch's class is used.
     shuffle: a training order, otherwise every picture once and in order. Either is one order for all ranks, dealt out like cards: a step
     of all ranks together sees the same pictures whatever their number. A last training step that leaves a rank less than two, of which
     batch-norm could take statistics, is left out, unless it is the only one.
@@ -128,6 +133,7 @@ class EpochSampler(Sampler[Key]):
         chances: NDArray[np.float64] | None = None,
         shards: NDArray[np.int64] | None = None,
     ) -> None:
+        # Not torch's __init__, which wants a data set and counts its own shares of it.
         self.chances, self.shards = chances, shards
         self.size, self.shuffle, self.seed, self.first_epoch = size, shuffle, seed, first_epoch
         self.rank, self.ranks = rank, ranks
@@ -207,7 +213,8 @@ class ImageLoader(DataLoader[Any]):
         return caught.images
 
     def __iter__(self) -> Any:
-        self._handed_out = self.sampler.skip // (self.batch_size or 1)  # type: ignore[attr-defined]  # ours has one
+        # To predict, Lightning puts its own sampler in the place of ours.
+        self._handed_out = self.sampler.skip // (self.batch_size or 1) if isinstance(self.sampler, EpochSampler) else 0
         for batch in super().__iter__():
             if isinstance(batch, DataError):
                 raise batch
@@ -219,7 +226,8 @@ class ImageLoader(DataLoader[Any]):
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """The next pass begins after so many batches."""
-        self.sampler.skip = state["batches"] * (self.batch_size or 1)  # type: ignore[attr-defined]  # ours has one
+        if isinstance(self.sampler, EpochSampler):
+            self.sampler.skip = state["batches"] * (self.batch_size or 1)
 
 
 def make_loader(
@@ -303,7 +311,7 @@ class _Caught(Dataset[tuple[NDArray[np.uint8], Target] | DataError]):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, key: Key) -> tuple[NDArray[np.uint8], Target] | DataError:
+    def __getitem__(self, key: Key | int) -> tuple[NDArray[np.uint8], Target] | DataError:
         try:
             return self.images[key]
         except DataError as error:

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from tlkit.errors import Fault, RecipeError
 from tlkit.recipe.augmentations import read_augment
 from tlkit.recipe.explain import MOST_FAULTS, schema_faults, shown
+from tlkit.recipe.fields.augment import Transform
 from tlkit.recipe.yaml12 import MAX_DEPTH, MAX_VALUES, WHOLE, Document, join, nearest_place
 
 R = TypeVar("R", bound=BaseModel)
@@ -40,6 +41,15 @@ def validated(model: type[R], document: Document, name: str) -> R:
     if remaining:
         raise RecipeError(_in_order(fault.at(nearest_place(document.places, fault.key)) for fault in remaining))
     return model.model_validate(values)
+
+
+def transforms_of(augment: Any, channels: int = 3) -> tuple[Transform, ...]:
+    """Return the transforms of what `augment` may be in a recipe. Raises RecipeError with all faults."""
+    document = document_of(augment)
+    items, faults = read_augment(document.value, channels)
+    if document.faults or faults:
+        raise RecipeError([*document.faults, *faults])
+    return tuple(Transform.model_validate(item) for item in items)
 
 
 def document_of(values: Any) -> Document:
