@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from tlkit.errors import DataError, DeviceError
 from tlkit.recipe.load import recipe_yaml
 from tlkit.recipe.schema import Recipe
+from tlkit.system import is_command_line
 from tlkit.training.distributed.ranks import are_connected, is_local_main_process, is_main_process
 from tlkit.training.distributed.shutdown import STARTED_BY, was_started, watch
 
@@ -123,7 +124,10 @@ def all_gather_objects(mine: T) -> list[T]:
 
 
 def check_same(what: str, lines: Iterable[str]) -> None:
-    """Raise DataError, with the first difference, in every process where one has other lines than the first."""
+    """Raise DataError, with the first difference, where a process has other lines than the first.
+
+    Of a `tlkit` command the first process alone does, and the others end in silence.
+    """
     if not are_connected():
         return
     lines = list(lines)
@@ -135,6 +139,8 @@ def check_same(what: str, lines: Iterable[str]) -> None:
     first, theirs = [lines], [lines]
     _broadcast(first, source=0)
     _broadcast(theirs, source=other)
+    if not is_main_process() and (is_command_line() or was_started()):
+        raise SystemExit(2)
     here, there = first_difference(first[0], theirs[0])
     raise DataError(
         f"{what} not the same in all processes of this run.\n"
