@@ -13,7 +13,6 @@ import pytest
 from tlkit import __version__, cli
 from tlkit.commands import models
 from tlkit.commands.evaluate import metrics_table
-from tlkit.errors import expected_one_of
 
 REPOSITORY = Path(__file__).parents[1]
 SLOW_TO_IMPORT = ("torch", "timm", "lightning", "albumentations", "numpy", "PIL", "matplotlib")
@@ -104,8 +103,11 @@ def test_debug_anywhere_shows_the_traceback_with_the_same_exit_code() -> None:
     [
         (
             "fintune x.yaml",
-            f"tlkit has no command 'fintune'.\n  {expected_one_of('fintune', tuple(cli.COMMANDS))} See",
+            f"tlkit has no command 'fintune'.\n  Expected one of: {', '.join(cli.COMMANDS)}. Did you mean 'finetune'?\n  See",
         ),
+        ("train x.yaml", "Did you mean 'finetune'?"),
+        ("eval runs/quickstart/001", "Did you mean 'evaluate'?"),
+        ("finetune tests", "tests is a folder, not a recipe.\n  If it holds a folder of images for each class, train on them"),
         ("--vrsion", "tlkit has no option '--vrsion'.\n  Expected one of: --help, --version, --debug. Did you mean '--version'?"),
         ("finetune", "the following arguments are required: RECIPE\n"),
         ("predict run", "the following arguments are required: PATH\n"),

@@ -1,7 +1,9 @@
-"""Output that the terminal can't encode is escaped: no command ends half-way because a class is called 日本."""
+"""Output fits a narrow terminal, and what its encoding lacks is escaped: no command ends half-way for a class called 日本."""
 
 import io
 import json
+import shlex
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -9,10 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
+from rich.text import Text
 
+from tlkit import __version__
 from tlkit.cli import COMMANDS, main
 from tlkit.recipe.load import load_recipe
-from tlkit.terminal import escape
+from tlkit.terminal import escape, print_line, print_panel, tlkit_command, wrap
 
 CLASSES = ("日本", "café", "smile😀")
 RECIPE = """
@@ -121,3 +126,62 @@ def test_an_escape_is_one_that_json_reads() -> None:
     error = UnicodeEncodeError("ascii", "é日😀", 0, 3, "ordinal not in range")
     text, end = escape(error)
     assert (json.loads(f'"{text}"'), end) == ("é日😀", 3)
+
+
+@pytest.mark.parametrize("columns", [44, 60, 80])
+@pytest.mark.parametrize("name", ["", "data", *COMMANDS])
+def test_help_fits_a_narrow_terminal(name: str, columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert main([*name.split(), "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) > 3
+    # A command to copy stays whole.
+    assert not [line for line in lines if len(line) > columns and not line.startswith("  tlkit ")]
+
+
+def test_lines_are_broken_between_words_and_commands_are_not() -> None:
+    text = (
+        "photos is a folder, not a recipe.\n  Train on them by:\n    tlkit finetune quickstart name=photos\n  data       a folder of photos"
+    )
+    assert wrap(text, 24).splitlines() == [
+        "photos is a folder, not",
+        "a recipe.",
+        "  Train on them by:",
+        "    tlkit finetune quickstart name=photos",
+        "  data       a folder of",
+        "  photos",
+    ]
+    assert wrap("  data       a folder of photos", 40).splitlines() == ["  data       a folder of photos"]
+    assert wrap("  data  a folder of photos", 24).splitlines() == ["  data  a folder of", "        photos"]
+    assert wrap("see /a/very/long/path-that-is/one/word", 20).splitlines() == ["see", "/a/very/long/path-that-is/one/word"]
+
+
+def test_a_log_line_is_broken_on_a_terminal_alone() -> None:
+    text = "no leak found between splits (12 train, 6 val, 6 test images)"
+    shown = {}
+    for is_terminal in (True, False):
+        console = Console(file=io.StringIO(), width=30, force_terminal=is_terminal, color_system=None)
+        print_line(console, text)
+        shown[is_terminal] = console.file.getvalue()  # type: ignore[attr-defined]  # StringIO
+    assert shown[True].splitlines() == ["no leak found between splits", "(12 train, 6 val, 6 test", "images)"]
+    assert shown[False] == f"{text}\n"
+
+
+def test_a_panel_is_as_wide_as_the_terminal_and_its_command_stands_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "60")
+    command = f"tlkit predict runs/001 'my images/{'long-' * 20}.png'"
+    print_panel("runs/001", [("report", "deep/" * 20 + "report.html"), ("accuracy", "[bold]0.8[/bold]")], [command])
+    lines = Text.from_ansi(capsys.readouterr().out).plain.splitlines()
+    assert lines[-2:] == ["next:", f"  {command}"]
+    assert {len(line) for line in lines[:-2]} == {60}
+
+
+def test_the_command_that_is_printed_runs_where_tlkit_is_not_on_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    command = tlkit_command("--version")
+    assert command.endswith(" --version")
+    assert subprocess.run(shlex.split(command), capture_output=True, text=True, check=True).stdout == f"tlkit {__version__}\n"

@@ -4,19 +4,22 @@ import errno
 import os
 import sys
 import traceback
-from argparse import ArgumentParser, Namespace
+from argparse import Action, ArgumentParser, HelpFormatter, Namespace
 from collections.abc import Callable, Iterable, Sequence
+from shutil import get_terminal_size
+from textwrap import fill
+from typing import Any
 
 from tlkit import __version__
 from tlkit.commands import data, deploy, evaluate, models, training
-from tlkit.errors import Interrupted, TlkitError, expected_one_of, without_passwords
+from tlkit.errors import Interrupted, TlkitError, did_you_mean, expected_one_of, without_passwords
 from tlkit.files import is_disk_full
 from tlkit.system import as_command_line, ignore_pillow_warnings
-from tlkit.terminal import escape_unencodable_output
+from tlkit.terminal import escape_unencodable_output, print_text, wrap
 
 EXAMPLES = """examples:
   tlkit finetune recipes/quickstart.yaml
-  tlkit finetune recipes/cifar_resnet.yaml 'phases[0].epochs=1' trainer.accelerator=gpu --out runs/trial"""
+  tlkit finetune quickstart 'phases[0].epochs=1' --out runs/trial"""
 
 
 # name: (what it does, its arguments, the command)
@@ -43,6 +46,23 @@ COMMANDS: dict[str, tuple[str, Callable[[ArgumentParser], None], Callable[[Names
 """In the order in which a user meets them: the run, what comes before it, what comes after it."""
 
 OPTIONS = ("--help", "--version", "--debug")
+OTHER_NAMES = {
+    **dict.fromkeys(("train", "fit", "run", "start"), "finetune"),
+    **dict.fromkeys(("test", "eval", "measure", "score"), "evaluate"),
+    **dict.fromkeys(("classify", "infer", "inference"), "predict"),
+    **dict.fromkeys(("validate", "lint"), "check"),
+    **dict.fromkeys(("list", "backbones"), "models"),
+    "resume": "finetune",
+}
+"""What other tools call a command -> its name here."""
+WIDEST_HELP = 110
+NARROW = 60
+"""Columns below which the help of an option stands under its name."""
+HELP_OPTIONS = {
+    "--version": "print the version",
+    "--debug": "show the traceback of an error",
+    "-h, --help": "print this, or with a command its arguments: tlkit finetune --help",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             print(without_passwords(traceback.format_exc()), end="", file=sys.stderr)
         code, message = _exit_status(error)
-        print(without_passwords(message), file=sys.stderr)
+        print_text(without_passwords(message), sys.stderr)
         return code
 
 
@@ -82,14 +102,15 @@ def _dispatch(words: list[str]) -> int:
         return 0 if words else 2
     group = [name for name in COMMANDS if name.startswith(f"{words[0]} ")]
     if group and words[1:] in ([], ["-h"], ["--help"]):
-        print(f"usage: tlkit {words[0]} COMMAND ...\n\ncommands:\n{_rows(group)}")
+        print(f"usage: tlkit {words[0]} COMMAND ...\n\ncommands:\n{_rows((name, COMMANDS[name][0]) for name in group)}")
         return 0 if words[1:] else 2
     if words[0] == "--version":
         print(f"tlkit {__version__}")
         return 0
     name, rest = _command(words, group)
     purpose, add_arguments, command = COMMANDS[name]
-    parser = ArgumentParser(f"tlkit {name}", description=f"{purpose[0].upper()}{purpose[1:]}.", allow_abbrev=False)
+    description = f"{purpose[0].upper()}{purpose[1:]}."
+    parser = ArgumentParser(f"tlkit {name}", description=description, allow_abbrev=False, formatter_class=_Help)
     add_arguments(parser)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     # Intermixed: overrides may come after --out too.
@@ -104,27 +125,57 @@ def _command(words: list[str], group: list[str]) -> tuple[str, list[str]]:
         return name, words[number:]
     if name.startswith("-"):
         raise TlkitError(f"tlkit has no option '{name}'.\n  {expected_one_of(name, OPTIONS)} See: tlkit --help")
-    raise TlkitError(f"tlkit has no command '{name}'.\n  {expected_one_of(name, group or tuple(COMMANDS))} See: tlkit --help")
+    names = group or list(COMMANDS)
+    nearest = f"Did you mean '{OTHER_NAMES[name]}'?" if name in OTHER_NAMES else did_you_mean(name, names)
+    raise TlkitError(f"tlkit has no command '{name}'.\n  Expected one of: {', '.join(names)}. {nearest}".rstrip() + "\n  See: tlkit --help")
 
 
 def _help() -> str:
     return f"""usage: tlkit COMMAND ... [--debug]
 
-Fine-tune pretrained image backbones from one recipe file.
+{_folded("Fine-tune pretrained image backbones from one recipe file.")}
 
 commands:
-{_rows(COMMANDS)}
+{_rows((name, purpose) for name, (purpose, *_) in COMMANDS.items())}
 
 options:
-  --version  print the version
-  --debug    show the traceback of an error
-  -h, --help print this, or with a command its arguments: tlkit finetune --help
+{_rows(HELP_OPTIONS.items())}
 
 {EXAMPLES}"""
 
 
-def _rows(names: Iterable[str]) -> str:
-    return "\n".join(f"  {name:<13} {COMMANDS[name][0]}" for name in names)
+def _rows(rows: Iterable[tuple[str, str]]) -> str:
+    """Return a line for each name and its purpose, folded beside the name where the terminal is narrow."""
+    return "\n".join(_folded(f"  {name:<13} {purpose}", indent=16) for name, purpose in rows)
+
+
+def _folded(text: str, *, indent: int = 0) -> str:
+    return fill(text, _help_columns(), subsequent_indent=indent * " ", break_on_hyphens=False)
+
+
+def _help_columns() -> int:
+    return min(get_terminal_size((WIDEST_HELP, 24)).columns, WIDEST_HELP)
+
+
+class _Help(HelpFormatter):
+    """argparse's own, for narrow terminals too, and without its breaks at any hyphen: in `data-fetch` or 'photos/**'."""
+
+    def __init__(self, prog: str) -> None:
+        self._is_narrow = _help_columns() < NARROW
+        super().__init__(prog, width=_help_columns() - 2, max_help_position=8 if self._is_narrow else 24)
+
+    def add_usage(self, usage: str | None, actions: Iterable[Action], groups: Iterable[Any], prefix: str | None = None) -> None:
+        if self._is_narrow and usage is None:
+            positional = (self._format_args(action, action.dest) for action in actions if not action.option_strings)
+            usage = _folded(" ".join(("usage:", self._prog, "[OPTIONS]", *positional)), indent=7)
+            prefix = ""
+        super().add_usage(usage, actions, groups, prefix)
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return wrap(" ".join(text.split()), width).splitlines()
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return wrap(" ".join(text.split()), width)
 
 
 def _exit_status(error: BaseException) -> tuple[int, str]:

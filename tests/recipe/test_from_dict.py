@@ -93,7 +93,7 @@ def test_what_programs_write_for_lists_numbers_and_text_is_taken() -> None:
             "ema": None,
         }
     )
-    assert (recipe.data.source.model_dump(), recipe.data.image_size) == ({"folder": "my/photos"}, 64)
+    assert (recipe.data.source.model_dump(), recipe.data.image_size) == ({"folder": "my/photos", "layout": "auto"}, 64)
     assert (recipe.data.background, recipe.optimizer.name, recipe.optimizer.weight_decay) == ((0, 128, 255), "sgd", 0.5)
     assert type(recipe.optimizer.name) is str
     assert type(recipe.optimizer.weight_decay) is float

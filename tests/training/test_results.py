@@ -7,16 +7,16 @@ import pytest
 
 from tlkit.data.samples import Sample, Samples
 from tlkit.evaluation.primary_metric import recorded_primary_metric
-from tlkit.training.results import print_panel
+from tlkit.training.results import print_run
 
 
 def test_the_command_at_the_end_can_be_copied_whatever_files_are_called(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     image, run = tmp_path / "Bag & Co" / "it's [red]1.png", tmp_path / "runs [bold]" / "001"
     samples = Samples(("a", "b"), (Sample("1", image, (0,), "test"),))
     metrics = {"test": {"pictures": 1, "primary_metric": "accuracy", "accuracy": 1.0, "accuracy_interval": (0.2, 1.0)}}
-    print_panel(run, samples, metrics)
+    print_run(run, samples, metrics)
     line = next(line for line in capsys.readouterr().out.splitlines() if "tlkit predict" in line)
-    words = shlex.split(line[line.index("tlkit") :].rstrip("│ "))
+    words = shlex.split(line[line.index("tlkit predict") :])
     assert words[:3] == ["tlkit", "predict", str(run)]
     assert Path(words[3]).resolve() == image
 

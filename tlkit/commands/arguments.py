@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tlkit.errors import TlkitError
+from tlkit.terminal import print_text
 
 if TYPE_CHECKING:
     from tlkit.recipe.schema import Recipe
@@ -37,7 +38,7 @@ def recipe_to_run(arguments: Namespace) -> "Recipe":
     with told_once_a_machine():
         recipe = _found_offline(arguments, arguments.recipe, arguments.overrides)
     if is_main_process():
-        print(f"{recipe.name}: loading torch, then looking for pictures and weights", file=sys.stderr)
+        print_text(f"{recipe.name}: loading torch, then looking for pictures and weights", sys.stderr)
     return recipe
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tlkit.commands.arguments import count, images_arguments, images_recipe, recipe_arguments
 from tlkit.commands.log import show_log
+from tlkit.terminal import print_text
 
 
 def check_arguments(parser: ArgumentParser) -> None:
@@ -79,7 +80,7 @@ def audit_arguments(parser: ArgumentParser) -> None:
 
 def audit(arguments: Namespace) -> int:
     recipe, as_they_lie = images_recipe(arguments, fitted="image_size: 128, resize: pad")
-    print(f"{recipe.name}: loading torch, then looking for pictures", file=sys.stderr)
+    print_text(f"{recipe.name}: loading torch, then looking for pictures", sys.stderr)
     from tlkit.workflows.audit import audit_command
 
     with show_log():

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tlkit.system import keep_freed_memory
-from tlkit.terminal import takes_unicode
+from tlkit.terminal import print_text, takes_unicode
 
 
 def evaluate_arguments(parser: ArgumentParser) -> None:
@@ -35,7 +35,7 @@ def evaluate(arguments: Namespace) -> int:
 
         print(json.dumps(metrics, indent=2, ensure_ascii=not takes_unicode()))
     else:
-        print(metrics_table(metrics))
+        print_text(metrics_table(metrics))
     return 0
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from tlkit.terminal import print_line
 from tlkit.training.log import LOG, hide_passwords
 
 if TYPE_CHECKING:
@@ -38,4 +39,4 @@ class _ConsoleHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         style = "yellow" if record.levelno >= logging.WARNING else None
         prefix = "warning: " if record.levelno >= logging.WARNING else ""
-        self._console.print(prefix + record.getMessage(), style=style, markup=False, soft_wrap=True)
+        print_line(self._console, prefix + record.getMessage(), style)

@@ -10,7 +10,7 @@ from tlkit.commands.log import show_log
 from tlkit.commands.signals import handle_signals
 from tlkit.errors import TlkitError
 from tlkit.system import keep_freed_memory
-from tlkit.terminal import takes_unicode
+from tlkit.terminal import print_text, takes_unicode
 
 
 def finetune_arguments(parser: ArgumentParser) -> None:
@@ -101,11 +101,11 @@ def check(arguments: Namespace) -> int:
     if arguments.resolved:
         print(recipe_yaml(recipe, ascii_only=not takes_unicode()), end="")
         return 0
-    print(f"{arguments.recipe}: no faults found. Pictures and weights are looked for when it runs.\n\n{recipe_summary(recipe)}")
+    print_text(f"{arguments.recipe}: no faults found. Pictures and weights are looked for when it runs.\n\n{recipe_summary(recipe)}")
     for warning in recipe_warnings(recipe):
-        print(f"  {'warning':<11}{warning}")
+        print_text(f"  {'warning':<11}{warning}")
     for note in recipe_notes(recipe):
-        print(f"  {'note':<11}{note}")
+        print_text(f"  {'note':<11}{note}")
     return 0
 
 
@@ -122,7 +122,8 @@ def bench_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--size", type=_bench_size, default=SIZES["small"], metavar="SIZE", help=help)
     parser.add_argument("--repeats", type=count, default=3, metavar="N", help="runs of each side, after a warm-up (default: 3)")
     parser.add_argument("--epochs", type=count, default=5, metavar="N", help="of each run (default: 5)")
-    parser.add_argument("--sides", nargs="+", choices=tuple(SIDES), default=tuple(SIDES), help="default: all")
+    help = f"what to measure beside each other: {', '.join(SIDES)} (default: all)"
+    parser.add_argument("--sides", nargs="+", choices=tuple(SIDES), default=tuple(SIDES), metavar="SIDE", help=help)
     parser.add_argument("--stage", metavar="NAME", help="of from: the first stage that trains (default: the last)")
     parser.add_argument("--backbone", default=DEFAULT_BACKBONE, metavar="NAME", help=f"default: {DEFAULT_BACKBONE}")
     parser.add_argument("--warm-cache", action="store_true", help="tlkit finds what an earlier run with another seed cached")

@@ -4,7 +4,9 @@ import csv
 import re
 import sys
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from fnmatch import translate
+from functools import cache
 from pathlib import Path
 
 import timm
@@ -14,11 +16,16 @@ from rich.table import Table
 from tlkit.errors import BackboneError, expected_one_of
 from tlkit.models.backbones import pretrained_cfg
 from tlkit.models.weights import weights_here
+from tlkit.terminal import print_text
 
+COLUMNS = ("backbone", "top-1", "M", "input", "here", "licence", "default weights")
+NARROW = 80
+"""Terminals with fewer columns than this show the first five."""
 WIDTH_IN_PIPES = 1000
 """Characters a line when no terminal shows it: one model stays one line for grep."""
 
 
+@cache
 def published(figure: str) -> dict[str, str]:
     """`top1` in percent by backbone and tag (`resnet50.a1_in1k`), or `parameters` by backbone. What nobody published is not there."""
     file = Path(__file__).with_name({"top1": "imagenet_top1.csv", "parameters": "parameters.csv"}[figure])
@@ -51,38 +58,48 @@ def print_models(pattern: str | None) -> int:
     if not names:
         raise BackboneError(f"No model's name matches '{pattern}'.\n  {expected_one_of(pattern or '', timm.list_models())}")
     everything = len(timm.list_pretrained() if pattern and "." in pattern else timm.list_models())
-    Console(width=None if sys.stdout.isatty() else WIDTH_IN_PIPES).print(_table(names))
-    Console(stderr=True).print(
+    console = Console(width=None if sys.stdout.isatty() else WIDTH_IN_PIPES)
+    console.print(_table(names, COLUMNS if console.width >= NARROW else COLUMNS[:5]))
+    print_text(
         f"{len(names)} of {everything}. top-1: in % on ImageNet-1k, as timm and torchvision publish it for the default weights.\n"
-        "M: million parameters, with 1000 classes. here: where the default weights lie on this machine.\n"
-        "All weights of one: tlkit models 'resnet50.*'   Its stages: tlkit models show resnet50",
-        highlight=False,
-        soft_wrap=True,
+        "M: million parameters, with 1000 classes. here: where the default weights are on this machine.\n"
+        "All weights of one:  tlkit models 'resnet50.*'\n"
+        "The stages of one:   tlkit models show resnet50",
+        sys.stderr,
     )
     return 0
 
 
-def _table(names: list[str]) -> Table:
-    top1, parameters = published("top1"), published("parameters")
-    sets_of_weights = Counter(str(pretrained).partition(".")[0] for pretrained in timm.list_pretrained())
+def _row(name: str) -> tuple[str, ...]:
+    cfg = pretrained_cfg(name)
+    architecture, _, own_tag = name.partition(".")
+    tag = own_tag or str(cfg.get("tag") or "")
+    accuracy, count = published("top1").get(f"{architecture}.{tag}"), published("parameters").get(architecture)
+    return (
+        name,
+        f"{float(accuracy):.1f}" if accuracy else "",
+        f"{int(count) / 1e6:.1f}" if count else "",
+        "x".join(map(str, cfg.get("input_size", ()))),
+        weights_here(name),
+        cfg.get("license") or "",
+        "" if own_tag else _weights(tag, _sets_of_weights()[architecture]),
+    )
+
+
+def _table(names: Iterable[str], columns: Sequence[str]) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for heading in ("backbone", "top-1", "M", "input", "here", "licence", "default weights"):
-        table.add_column(heading, justify="right" if heading in ("top-1", "M") else "left", overflow="fold")
+    for heading in columns:
+        is_number = heading in ("top-1", "M")
+        table.add_column(heading, justify="right" if is_number else "left", overflow="fold", no_wrap=is_number or heading == "input")
     for name in names:
-        cfg = pretrained_cfg(name)
-        architecture, _, own_tag = name.partition(".")
-        tag = own_tag or str(cfg.get("tag") or "")
-        accuracy, count = top1.get(f"{architecture}.{tag}"), parameters.get(architecture)
-        table.add_row(
-            name,
-            f"{float(accuracy):.1f}" if accuracy else "",
-            f"{int(count) / 1e6:.1f}" if count else "",
-            "x".join(map(str, cfg.get("input_size", ()))),
-            weights_here(name),
-            cfg.get("license") or "",
-            "" if own_tag else _weights(tag, sets_of_weights[architecture]),
-        )
+        table.add_row(*_row(name)[: len(columns)])
     return table
+
+
+@cache
+def _sets_of_weights() -> Counter[str]:
+    """Return for each architecture how many sets of weights timm names."""
+    return Counter(str(pretrained).partition(".")[0] for pretrained in timm.list_pretrained())
 
 
 def _weights(tag: str, sets: int) -> str:

@@ -153,8 +153,9 @@ def _table(cost: BackboneCost, classes: int) -> Table:
     parameters = sum(stage.parameters for stage in cost.stages) + head + classes
     multiply_adds = sum(stage.multiply_adds for stage in cost.stages) + cost.other_multiply_adds + head
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for heading in ("stage", "output", "parameters", "share", "multiply-adds", "share"):
-        table.add_column(heading, justify="left" if heading in ("stage", "output") else "right")
+    for heading in ("stage", "output", "parameters", "share", "multiply-\nadds", "share"):
+        is_text = heading in ("stage", "output")
+        table.add_column(heading, justify="left" if is_text else "right", no_wrap=not is_text, overflow="fold")
 
     def add(name: str, output: tuple[int, ...], own_parameters: int, own_multiply_adds: int, style: str = "") -> None:
         shares = (f"{100 * own_parameters / parameters:.1f} %", f"{100 * own_multiply_adds / multiply_adds:.1f} %")

@@ -5,7 +5,6 @@ Source: Smith 2017, section 3.3, https://arxiv.org/abs/1506.01186
 """
 
 import math
-import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,6 @@ import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.markup import escape
-from rich.panel import Panel
-from rich.table import Table
 
 from tlkit.data.datamodule import ImageDataModule
 from tlkit.data.progress import progress
@@ -27,6 +24,7 @@ from tlkit.models.classifier import Classifier
 from tlkit.planning.trial import try_phase, unchanged
 from tlkit.recipe.fields.phases import SolvedPhase
 from tlkit.recipe.schema import Recipe
+from tlkit.terminal import print_panel, tlkit_command
 from tlkit.training.batch_size.find import with_batch_size
 from tlkit.training.run_folder import check_out, make_run_folder
 from tlkit.training.setup import prepare
@@ -191,26 +189,19 @@ def draw_lr_range(result: LrRange, recipe: Recipe, phase: int, file: Path) -> No
 
 
 def print_lr_range(result: LrRange, recipe: Recipe, phase: int, run: Path, *, words: Sequence[str]) -> None:
-    table = Table.grid(padding=(0, 2))
     now = recipe.gradient_phases[phase].lr
     end = "then it ran away" if result.diverged else "and it never ran away"
     if result.suggestion is None:
-        table.add_row("[dim]suggestion[/dim]", "none: no rate made the loss fall. More steps may tell: --steps 300")
+        rows = [("suggestion", "none: no rate made the loss fall. More steps may tell: --steps 300")]
     else:
-        table.add_row("[dim]suggestion[/dim]", f"[bold]{result.suggestion:.1e}[/bold]  (the recipe has {now:.1e})")
-    table.add_row("[dim]lowest loss[/dim]", f"{min(result.smoothed):.3f} at {result.lowest_at:.1e}, {end}")
-    table.add_row("[dim]curve[/dim]", str(run / "lr.png"))
-    command = shlex.join(["tlkit", "finetune", *words, f"phases[{phase}].lr={result.suggestion:.1e}"]) if result.suggestion else ""
-    if command:
-        table.add_row("[dim]next[/dim]", escape(command))
+        rows = [("suggestion", f"[bold]{result.suggestion:.1e}[/bold]  (the recipe has {now:.1e})")]
+    rows.append(("lowest loss", f"{min(result.smoothed):.3f} at {result.lowest_at:.1e}, {end}"))
+    rows.append(("curve", escape(str(run / "lr.png"))))
     if phase:
         earlier = "phase 1 was" if phase == 1 else f"phases 1 to {phase} were"
-        table.add_row("[dim]note[/dim]", f"{earlier} not trained before it: the head is new here")
-    console = Console()
-    # Wider than a narrow terminal rather than folded: a folded command can't be copied.
-    console.width = max(console.width, 24 + len(command), 24 + len(str(run)))
-    title = f"phase {phase + 1}/{len(recipe.phases)} {phase_name(recipe.phases[phase].train)}"
-    console.print(Panel(table, title=title, title_align="left", expand=False))
+        rows.append(("note", f"{earlier} not trained before it: the head is new here"))
+    commands = [tlkit_command("finetune", *words, f"phases[{phase}].lr={result.suggestion:.1e}")] if result.suggestion else []
+    print_panel(f"phase {phase + 1}/{len(recipe.phases)} {phase_name(recipe.phases[phase].train)}", rows, commands)
 
 
 def _phase_index(recipe: Recipe, number: int) -> int:

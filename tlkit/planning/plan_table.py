@@ -9,9 +9,14 @@ from tlkit.planning.plan import PhasePlan, Plan, StageRow, make_plan, remarks
 from tlkit.recipe.fields.model import CLASSICAL_HEADS
 from tlkit.recipe.fields.phases import SolvedPhase
 from tlkit.recipe.schema import Recipe
+from tlkit.terminal import counted, print_fitting
 from tlkit.training.results import split_summary
 from tlkit.training.specs import phase_name
 
+COLUMNS = ("stage", "trains", "batch\nnorm", "lr", "weight\ndecay", "parameters", "trained")
+NUMBERS = COLUMNS[3:]
+LEFT_OUT: tuple[tuple[str, ...], ...] = ((), ("trains",), ("trains", "batch\nnorm"))
+"""On narrower and narrower terminals; what `trains` says can be seen from `trained`."""
 MANY_STAGES = 12
 """With more, neighbours to which the same happens share a row."""
 
@@ -29,7 +34,10 @@ def print_plan(plan: Plan, console: Console) -> None:
     planned = {phase.number: phase for phase in plan.phases}
     for number, phase in plan.recipe.run_phases.items():
         console.print()
-        console.print(_solved(plan, number, phase) if isinstance(phase, SolvedPhase) else _phase_table(plan, planned[number]))
+        if isinstance(phase, SolvedPhase):
+            console.print(_solved(plan, number, phase))
+        else:
+            print_fitting(console, _phase_tables(plan, planned[number]))
     if plan.recipe.model.head.kind in CLASSICAL_HEADS:
         console.print(f"\n[bold]head[/bold] {plan.recipe.model.head.kind}, fitted by scikit-learn on the features")
     if plan.phases:
@@ -90,35 +98,42 @@ def _warmup(plan: Plan) -> str:
     return f" with warm-up over {plan.recipe.schedule.warmup:.0%} of each phase" if plan.recipe.schedule.warmup else ""
 
 
-def _phase_table(plan: Plan, phase: PhasePlan) -> Table:
+def _phase_tables(plan: Plan, phase: PhasePlan) -> list[Table]:
+    """Return the table of a phase with all columns, then with fewer and fewer."""
     title = f"phase {phase.number + 1}/{len(plan.recipe.phases)}: {phase_name(phase.phase.train)}, {counted(phase.phase.epochs, 'epoch')}"
     if plan.steps is not None:
         title += f" of {counted(plan.steps, 'step')}"
     if phase.seconds is not None:
         title += f", about {duration(phase.seconds)}"
-    table = Table(title=f"[bold]{title}[/bold]", title_justify="left", title_style="", box=None, header_style="dim", padding=(0, 3, 0, 0))
-    # Widths that hold for every phase, so that the tables stand in line.
-    table.add_column("stage", min_width=max(len(row.name) for row in phase.rows))
-    for name in ("trains", "batch norm"):
-        table.add_column(name)
-    for name, width in (("lr", 8), ("weight decay", 12), ("parameters", 11), ("trained", 11)):
-        table.add_column(name, justify="right", min_width=width)
+    return [_stage_table(title, phase, [name for name in COLUMNS if name not in without]) for without in LEFT_OUT]
+
+
+def _stage_table(title: str, phase: PhasePlan, columns: list[str]) -> Table:
+    table = Table(title=f"[bold]{title}[/bold]", title_justify="left", title_style="", box=None, header_style="dim", padding=(0, 2, 0, 0))
+    for name in columns:
+        is_number = name in NUMBERS
+        table.add_column(name, justify="right" if is_number else "left", no_wrap=is_number, overflow="fold")
     rows = _joined(phase.rows) if len(phase.rows) > MANY_STAGES else list(phase.rows)
     for row in rows:
-        trains = "all" if row.trained == row.parameters else "some" if row.trained else "frozen"
-        table.add_row(
-            row.name,
-            trains,
-            row.batchnorm,
-            f"{row.lr:.3g}" if row.lr is not None else "",
-            f"{row.weight_decay:.3g}" if row.weight_decay is not None else "",
-            f"{row.parameters:,}",
-            f"{row.trained:,}" if row.trained else "",
-            style="" if row.trained else "dim",
-        )
+        cells = _cells(row)
+        table.add_row(*(cells[name] for name in columns), style="" if row.trained else "dim")
+    total = {"stage": "total", "parameters": f"{sum(row.parameters for row in phase.rows):,}", "trained": f"{phase.trained:,}"}
     table.add_section()
-    table.add_row("total", "", "", "", "", f"{sum(row.parameters for row in phase.rows):,}", f"{phase.trained:,}", style="bold")
+    table.add_row(*(total.get(name, "") for name in columns), style="bold")
     return table
+
+
+def _cells(row: StageRow) -> dict[str, str]:
+    cells = (
+        row.name,
+        "all" if row.trained == row.parameters else "some" if row.trained else "frozen",
+        row.batchnorm,
+        f"{row.lr:.3g}" if row.lr is not None else "",
+        f"{row.weight_decay:.3g}" if row.weight_decay is not None else "",
+        f"{row.parameters:,}",
+        f"{row.trained:,}" if row.trained else "",
+    )
+    return dict(zip(COLUMNS, cells, strict=True))
 
 
 def _solved(plan: Plan, number: int, phase: SolvedPhase) -> str:
@@ -170,10 +185,6 @@ def _costs(plan: Plan) -> Table:
         took = f"about [bold]{duration(plan.seconds)}[/bold]{times}, by a few batches of each phase on this machine"
         table.add_row("[dim]time[/dim]", took)
     return table
-
-
-def counted(number: int, word: str) -> str:
-    return f"{number:,} {word}{'' if number == 1 else 's'}"
 
 
 def duration(seconds: float) -> str:

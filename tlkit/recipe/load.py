@@ -1,5 +1,6 @@
 """A recipe file and `key=value` overrides -> Recipe, or everything that is wrong with them at once; and back to YAML."""
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
@@ -16,11 +17,14 @@ from tlkit.recipe.schema import Recipe
 from tlkit.recipe.validate import validated
 from tlkit.recipe.yaml12 import WHOLE, Document, read_yaml
 from tlkit.system import shipped
+from tlkit.terminal import tlkit_command
 
 MAX_BYTES = 200_000
 MAX_OVERRIDES = 200
 """Ten times what fits on a screen; each takes a millisecond."""
 
+PLAIN = re.compile(r"[./~]*[A-Za-z][A-Za-z0-9._/-]*")
+"""Text that YAML takes for text without quotes."""
 _PATH = re.compile(r"[A-Za-z_]\w*(\[\d{1,6}\])*(\.[A-Za-z_]\w*(\[\d{1,6}\])*)*")
 _STEP = re.compile(r"\w+|\[\d+\]")
 
@@ -60,9 +64,7 @@ def find_recipe(path: str | PathLike[str]) -> Path:
         return path
     ours = sorted(shipped("recipes").glob("*.yaml"))
     if path.is_dir():
-        inside = sorted(found.name for found in path.glob("*.yaml"))
-        hint = f"It holds {', '.join(inside[:12])}." if inside else "Name a file in it."
-        raise RecipeError([Fault(str(path), "is a folder, not a recipe.", hint)])
+        raise RecipeError([Fault(str(path), "is a folder, not a recipe.", _recipe_for(path))])
     # A name alone, or in a folder called recipes: a path to anywhere else means that very file.
     if path.parent in (Path("."), Path("recipes")):
         for recipe in ours:
@@ -73,6 +75,17 @@ def find_recipe(path: str | PathLike[str]) -> Path:
     near = get_close_matches(path.stem, candidates, n=1)
     hint = f"Did you mean '{candidates[near[0]]}'? " if near else ""
     raise RecipeError([Fault(str(path), "does not exist.", f"{hint}tlkit ships these: {', '.join(recipe.stem for recipe in ours)}.")])
+
+
+def _recipe_for(folder: Path) -> str:
+    """Return what to do with a folder in place of a recipe: the recipes in it, or a command that trains on its images."""
+    inside = sorted(found.name for found in folder.glob("*.yaml"))
+    if inside:
+        return f"It holds {', '.join(inside[:12])}."
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", folder.resolve().name).strip("-._")[:100] or "photos"
+    words = [text if PLAIN.fullmatch(text) else json.dumps(text, ensure_ascii=False) for text in (name, str(folder))]
+    command = tlkit_command("finetune", "quickstart", f"name={words[0]}", f"data={{source: {{folder: {words[1]}}}}}")
+    return f"If it holds a folder of images for each class, train on them by the recipe `quickstart`:\n    {command}"
 
 
 def recipe_yaml(recipe: Recipe, *, ascii_only: bool = False) -> str:

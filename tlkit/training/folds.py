@@ -13,6 +13,7 @@ from tlkit.files import write_atomically, write_json
 from tlkit.recipe.load import recipe_yaml
 from tlkit.recipe.schema import Recipe
 from tlkit.system import is_command_line
+from tlkit.terminal import print_panel
 from tlkit.training.distributed.launch import broadcast_from_main, local_main_process_first, start_processes
 from tlkit.training.distributed.ranks import is_main_process
 from tlkit.training.distributed.signals import Stop
@@ -64,7 +65,7 @@ def finetune_folds(recipe: Recipe, out: Path | None, *, resume: bool, stop: Stop
             for figure, found in figures.items():
                 LOG.info("%s %s: mean %.3f, range %.3f to %.3f", split, figure.replace("_", " "), found["mean"], found["min"], found["max"])
     if is_command_line():
-        print_folds_panel(run, summary)
+        print_folds(run, summary)
     return run
 
 
@@ -95,23 +96,19 @@ def _spread(values: list[float]) -> dict[str, Any]:
     return {"mean": sum(values) / len(values), "min": min(values), "max": max(values), "folds": values}
 
 
-def print_folds_panel(run: Path, summary: Metrics) -> None:
-    """The end of a cross-validation on one screen."""
-    from rich.console import Console
-    from rich.panel import Panel
-    from rich.table import Table
+def print_folds(run: Path, summary: Metrics) -> None:
+    """Print the end of a cross-validation on one screen."""
+    from rich.markup import escape
 
-    table = Table.grid(padding=(0, 2))
-    for split, figures in summary["over_folds"].items():
-        for figure, found in figures.items():
-            values = f"[bold]{found['mean']:.3f}[/bold]  (mean of {summary['folds']} folds; {found['min']:.3f} to {found['max']:.3f})"
-            table.add_row(f"[dim]{split} {figure.replace('_', ' ')}[/dim]", values)
-    for label, text in (
-        ("runs", f"{run / 'fold_1'} to fold_{summary['folds']}"),
-        ("report", str(run / "report.html")),
-        ("to ship", "train once more without data.folds: these models say how good that one will be"),
-    ):
-        table.add_row(f"[dim]{label}[/dim]", text)
-    console = Console()
-    console.width = max(console.width, 100, 30 + len(str(run)))
-    console.print(Panel(table, title=str(run), title_align="left", expand=False))
+    rows = [
+        (
+            f"{split} {figure.replace('_', ' ')}",
+            f"[bold]{found['mean']:.3f}[/bold]  (mean of {summary['folds']} folds; {found['min']:.3f} to {found['max']:.3f})",
+        )
+        for split, figures in summary["over_folds"].items()
+        for figure, found in figures.items()
+    ]
+    rows.append(("runs", escape(f"{run / 'fold_1'} to fold_{summary['folds']}")))
+    rows.append(("report", escape(str(run / "report.html"))))
+    rows.append(("to ship", "train once more without data.folds: these models say how good that one will be"))
+    print_panel(str(run), rows)

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -26,6 +25,7 @@ from tlkit.recipe.fields.phases import Phase, SolvedPhase
 from tlkit.recipe.load import recipe_yaml
 from tlkit.recipe.schema import Recipe
 from tlkit.system import is_command_line
+from tlkit.terminal import can_print, print_panel, tlkit_command
 from tlkit.training.setup import Setup
 
 if TYPE_CHECKING:
@@ -178,34 +178,26 @@ def write_results(run: Path, recipe: Recipe, samples: Samples, weights: Weights,
     )
     LOG.info("done in %.0f s", metrics["seconds"]["total"])
     if is_command_line():
-        print_panel(run, samples, metrics)
+        print_run(run, samples, metrics)
 
 
 def how_trained(phase: Phase | SolvedPhase) -> str:
     return "solved by L-BFGS" if isinstance(phase, SolvedPhase) else f"{phase.epochs} epochs at {phase.lr:g}"
 
 
-def print_panel(run: Path, samples: Samples, metrics: Mapping[str, Any]) -> None:
-    """The end of a run on one screen: how good, where things lie, what to try next."""
-    from rich.console import Console
+def print_run(run: Path, samples: Samples, metrics: Mapping[str, Any]) -> None:
+    """Print the end of a run on one screen: how good it is, where everything is, what to try next."""
     from rich.markup import escape
-    from rich.panel import Panel
-    from rich.table import Table
 
     split = "test" if "test" in metrics else "val"
-    measured = metrics[split]
-    image = next((os.path.relpath(sample.image) for sample in samples.of(split) if isinstance(sample.image, Path)), "IMAGE.jpg")
-    following = shlex.join(["tlkit", "predict", str(run), image])
-    places: dict[str, object] = {"model": run / "model", "curves": run / "curves.png", "report": run / "report.html", "next": following}
+    places = {"model": run / "model", "curves": run / "curves.png", "report": run / "report.html"}
+    rows = [*_panel_figures(split, metrics[split])]
     if samples.skipped:
-        places = {"left out": f"{len(samples.skipped)} pictures that can't be read: {run / 'skipped.csv'}", **places}
-    table = Table.grid(padding=(0, 2))
-    for label, text in (*_panel_figures(split, measured), *((label, escape(str(text))) for label, text in places.items())):
-        table.add_row(f"[dim]{label}[/dim]", text)
-    console = Console()
-    # Wider than a narrow terminal rather than folded: a folded command can't be copied.
-    console.width = max(console.width, 25 + len(following))
-    console.print(Panel(table, title=escape(str(run)), title_align="left", expand=False))
+        rows.append(("left out", escape(f"{len(samples.skipped)} pictures that can't be read: {run / 'skipped.csv'}")))
+    rows += [(label, escape(str(place))) for label, place in places.items()]
+    images = (os.path.relpath(sample.image) for sample in samples.of(split) if isinstance(sample.image, Path))
+    image = next(filter(can_print, images), "IMAGE.jpg")
+    print_panel(str(run), rows, [tlkit_command("predict", str(run), image)])
 
 
 def _panel_figures(split: str, measured: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -41,6 +41,7 @@ from tlkit.errors import WeightsError
 from tlkit.evaluation.gallery import write_gallery
 from tlkit.models.weights import find_weights
 from tlkit.recipe.schema import Recipe
+from tlkit.terminal import print_line
 from tlkit.training.closed_form.features import features_of
 from tlkit.training.log import log_to_file
 from tlkit.training.run_folder import check_out, make_run_folder
@@ -194,14 +195,14 @@ def print_audit(samples: Samples, findings: Sequence[Finding], verdict: dict[str
         if of_kind:
             console.print(f"\n[bold]{words}[/bold]" + (f", the first {WORST} of {len(of_kind)}" if len(of_kind) > WORST else ""))
         for finding in of_kind[:WORST]:
-            console.print(f"  {_label(samples, finding)}", soft_wrap=True, markup=False, highlight=False)
-    console.print(f"\n{verdict['verdict']} ({verdict['compared']})", soft_wrap=True, markup=False, highlight=False)
+            print_line(console, f"  {_label(samples, finding)}")
+    print_line(console, f"\n{verdict['verdict']} ({verdict['compared']})")
     if samples.skipped:
         told = f"{len(samples.skipped)} pictures can't be read and were left out: {run / 'skipped.csv'}"
-        console.print(told, style="yellow", soft_wrap=True, markup=False, highlight=False)
+        print_line(console, told, "yellow")
     if seen.note:
-        console.print(seen.note, style="yellow", soft_wrap=True, markup=False, highlight=False)
-    console.print(f"all of it in {run / 'audit.csv'}; to look at: {run / 'gallery.html'}", soft_wrap=True, markup=False, highlight=False)
+        print_line(console, seen.note, "yellow")
+    print_line(console, f"all of it in {run / 'audit.csv'}; to look at: {run / 'gallery.html'}")
 
 
 def _label(samples: Samples, finding: Finding) -> str:
@@ -221,4 +222,4 @@ def print_cleaned(samples: Samples, found: Duplicates, source: dict[str, str], r
     marked = "labels that are doubted are marked in it, not removed"
     removed = f"{len(found.dropped)} of {len(samples.samples)} pictures left out, listed in {run / 'removed.csv'}; {marked}"
     use = shlex.quote(f"data.source={json.dumps(source, ensure_ascii=False)}")
-    console.print(f"{source['csv']}: {removed}.\nTrain on it with: {use}", soft_wrap=True, markup=False, highlight=False)
+    print_line(console, f"{source['csv']}: {removed}.\nTrain on it with: {use}")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shlex
 import shutil
 import time
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ from tlkit.recipe.fields.model import FileWeights, RunWeights
 from tlkit.recipe.fields.source import Source
 from tlkit.recipe.load import recipe_yaml
 from tlkit.recipe.schema import Recipe
+from tlkit.terminal import counted, print_text
 
 TOLD_EVERY_S = 5.0
 
@@ -46,10 +48,10 @@ def fetch_command(recipe: Recipe, to: Path, *, leave_local: bool) -> int:
     write_atomically(file, recipe_yaml(recipe))
     bring.end()
     size = sum(one.size for one in bring.files.values())
-    print(f"{to}: {len(bring.files)} files, {format_bytes(size)}, each with its sha256 in {MANIFEST}")
+    print_text(f"{to}: {counted(len(bring.files), 'file')}, {format_bytes(size)}, each with its sha256 in {MANIFEST}")
     for what in local:
-        print(f"  not copied: {what}. It has to be at the same place on the other machine.")
-    print(f"  Copy the folder to the other machine, and run there: tlkit finetune {file} --offline")
+        print_text(f"  not copied: {what}. It has to be at the same place on the other machine.")
+    print_text(f"  Copy the folder to the other machine, and run there:\n    tlkit finetune {shlex.quote(str(file))} --offline")
     return 0
 
 

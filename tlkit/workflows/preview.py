@@ -12,6 +12,7 @@ from tlkit.models.backbones import check_backbone_name
 from tlkit.models.weights import Weights, find_weights
 from tlkit.recipe.fields.model import RunWeights
 from tlkit.recipe.schema import Recipe
+from tlkit.terminal import print_text
 from tlkit.training.setup import preprocessing_of
 
 MOST_CELLS = 2000
@@ -36,10 +37,10 @@ def preview_command(recipe: Recipe, out: Path, *, rows: int, columns: int) -> in
         augmentation = build_augmentation(recipe.augment, recipe.data.image_size, recipe.data.channels)
     images = ImageDataset(samples.of("train"), preprocessing, augmentation=augmentation, seed=recipe.seed)
     found = draw_preview(images, samples.classes, recipe, out, rows=rows, columns=columns)
-    print(f"{out}: {len(found)} of {len(images)} training pictures, {_columns_label(recipe, columns)}")
+    print_text(f"{out}: {len(found)} of {len(images)} training pictures, {_columns_label(recipe, columns)}")
     for name in dict.fromkeys(row.name for row in found):
         if readable(name) != name:
-            print(f"  □ in {readable(name)!r} stands for what the sheet's font lacks: {name}")
+            print_text(f"  □ in {readable(name)!r} stands for what the sheet's font lacks: {name}")
     return 0
 
 

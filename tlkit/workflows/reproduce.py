@@ -18,6 +18,7 @@ from tlkit.models.model_folder import read_card
 from tlkit.models.weights import Weights
 from tlkit.recipe.schema import Recipe
 from tlkit.system import cache_folder
+from tlkit.terminal import print_line
 from tlkit.training.checkpointing.resume import image_changes
 from tlkit.training.distributed.ranks import is_main_process
 from tlkit.training.environment import differences, read_environment
@@ -103,7 +104,7 @@ def _decode_result(run: Path, again: Path, recipe: Recipe) -> int:
         found += findings
         console.print(_table(findings, title=f"{fold}{was} and {now}", to_the_bit=to_the_bit))
     for line in _about_machines(environments, differ, recipe):
-        console.print(line, highlight=False, soft_wrap=True)
+        print_line(console, line)
     beyond = first_beyond(found, to_the_bit=to_the_bit)
     if beyond is not None:
         expected = "every bit should be the same" if to_the_bit else f"expected: {TOLERANCES}"
@@ -112,7 +113,7 @@ def _decode_result(run: Path, again: Path, recipe: Recipe) -> int:
         words = "Reproduced, equal to the last bit: splits, epochs, figures and weights."
     else:
         words = f"Reproduced within the tolerances: {TOLERANCES}."
-    console.print(words, highlight=False, soft_wrap=True)
+    print_line(console, words)
     return 0 if beyond is None else 2
 
 

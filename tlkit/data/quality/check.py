@@ -23,6 +23,7 @@ from tlkit.errors import DataError, RunError, TlkitError
 from tlkit.files import write_csv
 from tlkit.recipe.fields.data import Data
 from tlkit.recipe.schema import Recipe, Task
+from tlkit.terminal import print_text
 
 LONG = 3.0
 """Sides: a crop of a picture that is this many times as long as it is wide loses two thirds of it."""
@@ -156,7 +157,7 @@ def _print_table(checked: Checked, name: str, out: Path | None) -> None:
     verdict = f"{checked.bad} of them can't be read" if checked.bad else "all of them can be read"
     classes = f" in {checked.classes} classes" if checked.classes else ""
     decoded = f"{checked.images} pictures{classes} were" if checked.images != 1 else f"one picture{classes} was"
-    print(f"{name}: {decoded} decoded, {verdict}." if checked.images else f"{name}: no picture was found.")
+    print_text(f"{name}: {decoded} decoded, {verdict}." if checked.images else f"{name}: no picture was found.")
     if checked.findings:
         table = Table("", "where", "what is wrong", "what to do", box=None, header_style="bold")
         for finding in checked.findings[:MOST_ROWS]:
@@ -170,10 +171,10 @@ def _print_table(checked: Checked, name: str, out: Path | None) -> None:
         if len(checked.findings) > MOST_ROWS:
             print(f"... and {len(checked.findings) - MOST_ROWS} more: --out FILE.csv writes all.")
         print()
-    print(", ".join(f"{number} {level}{'' if number == 1 else 's'}" for level, number in counts.items()) + ".", end="")
+    summary = ", ".join(f"{number} {level}{'' if number == 1 else 's'}" for level, number in counts.items()) + "."
     others = ", and mends nothing else" if counts["fault"] > checked.bad else ""
-    print(f" data.on_bad=skip trains without the pictures that can't be read{others}." if checked.bad else "", end="")
-    print(f" All rows: {out}" if out else "")
+    summary += f" data.on_bad=skip trains without the pictures that can't be read{others}." if checked.bad else ""
+    print_text(summary + (f" All rows: {out}" if out else ""))
 
 
 def shown(text: str) -> str:
@@ -202,4 +203,4 @@ def _check_out(out: Path | None) -> None:
 
 def _write_csv(checked: Checked, out: Path) -> None:
     write_csv(out, COLUMNS, map(asdict, checked.findings))
-    print(f"{len(checked.findings)} rows written to {out}", file=sys.stderr)
+    print_text(f"{len(checked.findings)} rows written to {out}", sys.stderr)

@@ -23,7 +23,7 @@ from tlkit.data.splits.folds import split_by_recipe
 from tlkit.errors import TlkitError
 from tlkit.files import atomic_file, write_json
 from tlkit.recipe.schema import Recipe
-from tlkit.terminal import takes_unicode
+from tlkit.terminal import print_line, takes_unicode
 
 LONG = 2.0
 """Times: of a picture that is longer than wide by more, `resize: crop` shows less than half."""
@@ -151,7 +151,7 @@ def print_statistics(facts: Mapping[str, Any], console: Console) -> None:
         table.add_row(f"[dim]{label}[/dim]", text)
     console.print(table)
     for hint in hints(facts):
-        console.print(f"[yellow]{escape(hint)}[/yellow]", soft_wrap=True)
+        print_line(console, hint, "yellow")
 
 
 def _class_table(facts: Mapping[str, Any]) -> Table:

@@ -41,6 +41,7 @@ from tlkit.deploy.export.verify import PROOF, SAMPLES, answers_to_generated, ima
 from tlkit.errors import ArtifactError, expected_one_of
 from tlkit.files import atomic_folder, sha256_of
 from tlkit.models.model_folder import ModelCard, find_model_folder, load_with_card, read_card
+from tlkit.terminal import print_text
 
 FORMATS: dict[str, Callable[[Path, Network], Facts]] = {
     "onnx": write_onnx_format,
@@ -277,7 +278,7 @@ def _version(package: str) -> str:
 
 
 def say(line: str) -> None:
-    print(line, file=sys.stderr)
+    print_text(line, sys.stderr)
 
 
 def export_command(run: Path, wanted: Wanted) -> int:

@@ -13,6 +13,7 @@ from tlkit.deploy.export.compare import compare, generated_images
 from tlkit.deploy.export.runtime import Runtime, load_runtime
 from tlkit.errors import ArtifactError
 from tlkit.files import sha256_of
+from tlkit.terminal import print_text
 
 PROOF = "proof.json"
 SAMPLES = "samples"
@@ -30,9 +31,9 @@ class Recorded:
 def verify_command(path: Path, images: Path | None) -> int:
     """Prints a line for each thing that holds. Raises ArtifactError at the first that doesn't."""
     artifact = read_artifact(path)
-    print(f"{path}: {len(artifact.facts['sha256'])} files are those that artifact.json describes")
+    print_text(f"{path}: {len(artifact.facts['sha256'])} files are those that artifact.json describes")
     if artifact.format in ("torch", "safetensors"):
-        print(f"  The format {artifact.format} answers under torch only: its answers were compared when it was exported, not here.")
+        print_text(f"  The format {artifact.format} answers under torch only: its answers were compared when it was exported, not here.")
         return 0
     recorded = read_recorded(artifact)
     runtime = load_runtime(artifact)
@@ -94,7 +95,7 @@ def _check(what: str, expected: NDArray[np.float64], found: NDArray[np.float32],
             f"(allowed: {tolerance:.2g}).\n"
             "  Export the run again; if it differs still, this machine's libraries resize or calculate otherwise: compare `versions`."
         )
-    print(
+    print_text(
         f"  {what}: the same answer for {measured['agreement']:.2%}, a probability differs by {measured['max_difference']:.1e} "
         f"at most (allowed: {tolerance:.1e})"
     )

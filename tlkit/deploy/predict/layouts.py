@@ -10,6 +10,7 @@ from typing import Any
 
 from tlkit.data.samples import LABEL_SEPARATOR
 from tlkit.deploy.predict.prediction import Prediction
+from tlkit.terminal import WIDTH_IN_FILES
 
 # Rows of one table: the columns of the next thousand pictures are as wide as those need.
 TABLE_ROWS = 1000
@@ -120,20 +121,25 @@ def print_tables(predictions: Iterable[Prediction], question: Question) -> None:
 
 
 def _print_table(predictions: Sequence[Prediction], question: Question) -> None:
+    from rich.cells import cell_len
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     columns = ("picture", "classes above their thresholds") if question.multilabel else ("picture", "class", "probability", "then")
-    table = Table(*columns, box=None, header_style="bold")
+    table = Table(box=None, header_style="bold")
+    console = Console()
+    if not console.is_terminal:
+        console.width = WIDTH_IN_FILES
+    longest = max(cell_len(_printable(prediction.path)) for prediction in predictions)
+    for column in columns:
+        width = min(max(longest, len(column)), console.width // 2) if column == "picture" else None
+        table.add_column(column, overflow="fold", width=width, no_wrap=column == "probability")
     for prediction in predictions:
         if prediction.error:
             table.add_row(Text(_printable(prediction.path)), Text("can't be read", style="red"))
         else:
             table.add_row(Text(_printable(prediction.path)), *map(Text, _table_cells(prediction, question)))
-    console = Console()
-    if not console.is_terminal:  # a pipe has no width to fold into
-        console = Console(width=max(80, max(len(prediction.path) for prediction in predictions) + 100))
     console.print(table)
 
 

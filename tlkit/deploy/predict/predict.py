@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from io import BufferedReader
+from itertools import chain, islice
 from os import PathLike
 from pathlib import Path
 from typing import Literal, cast
@@ -17,7 +18,7 @@ from tlkit.data.progress import progress
 from tlkit.data.sources.image_files import UnusedImages
 from tlkit.deploy.predict.feature_files import open_features
 from tlkit.deploy.predict.inputs import STDIN, check_paths, file_names
-from tlkit.deploy.predict.layouts import Question, layout, print_tables
+from tlkit.deploy.predict.layouts import TABLE_ROWS, Layout, Question, layout, print_tables
 from tlkit.deploy.predict.out_file import open_out
 from tlkit.deploy.predict.prediction import NOT_FINITE, Prediction
 from tlkit.deploy.predict.predictor import Predictor, open_predictor
@@ -165,16 +166,22 @@ def _print_all(predictor: Predictor, asked: Asked, how: Format, question: Questi
     tally = Tally()
     with _progress(_count(asked), answers_on_stdout=how != "table") as advance:
         found = _tallied(predictions(predictor, _names(asked, tally.unused)), tally, advance)
-        if how == "table":
-            print_tables((prediction for batch in found for prediction in batch), question)
+        if how != "table":
+            _print_rows(found, layout(how, question, ascii_only=not takes_unicode()))
             return tally
-        text = layout(how, question, ascii_only=not takes_unicode())
-        out = sys.stdout
-        out.write(text.begin)
-        for number, batch in enumerate(found):
-            out.write((text.between if number else "") + text.between.join(map(text.row, batch)))
-        out.write(text.end)
+        rows = (prediction for batch in found for prediction in batch)
+        # The bar ends before the first table is printed; of more pictures the tables are progress enough.
+        first = list(islice(rows, TABLE_ROWS))
+    print_tables(chain(first, rows), question)
     return tally
+
+
+def _print_rows(found: Iterable[list[Prediction]], text: Layout) -> None:
+    out = sys.stdout
+    out.write(text.begin)
+    for number, batch in enumerate(found):
+        out.write((text.between if number else "") + text.between.join(map(text.row, batch)))
+    out.write(text.end)
 
 
 def _write_out(predictor: Predictor, asked: Asked, file: Path, how: Format, question: Question) -> Tally:

@@ -14,6 +14,7 @@ from tlkit.deploy.export.artifact import is_artifact, refuse_pickle
 from tlkit.deploy.predict.predictor import open_predictor
 from tlkit.deploy.serve.limits import Limits
 from tlkit.errors import ArtifactError, MissingExtraError, TlkitError
+from tlkit.terminal import print_text
 
 TOKEN_VARIABLE = "TLKIT_TOKEN"  # noqa: S105  # its name
 PACKAGES = {
@@ -69,7 +70,7 @@ def serve_command(artifact: Path, serving: Serving) -> int:
     _end_quietly()
     print(f"Serving {artifact} on {url}: a page to drop pictures on, and POST {url}/predict. Ctrl-C stops it.", flush=True)
     if token is None and not _is_loopback(serving.host):
-        print(f"Anybody who reaches {serving.host} can ask: set {TOKEN_VARIABLE} to have a token asked for.", file=sys.stderr)
+        print_text(f"Anybody who reaches {serving.host} can ask: set {TOKEN_VARIABLE} to have a token asked for.", sys.stderr)
     LOG.info("listening", extra={"url": url})
     uvicorn.Server(config).run(sockets=[listening])
     LOG.info("stopped")

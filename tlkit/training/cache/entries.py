@@ -13,6 +13,7 @@ from rich.table import Table
 
 from tlkit.files import UNFINISHED
 from tlkit.system import cache_folder
+from tlkit.terminal import print_text, tlkit_command
 
 
 def make_room(needed: int, budget_gb: float) -> None:
@@ -65,7 +66,9 @@ def print_entries() -> None:
     """`tlkit cache list`."""
 
     found = entries()
-    table = Table("entry", "up to", "pictures", "views", "format", "MB", "last used", box=None, header_style="bold")
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
+    for heading in ("entry", "up to", "pictures", "views", "format", "MB", "last used"):
+        table.add_column(heading, overflow="fold", no_wrap=heading != "up to")
     for entry in reversed(found):
         facts, used = entry.facts, time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
         views = str(facts["views"] or "")
@@ -74,4 +77,5 @@ def print_entries() -> None:
         )
     if found:
         Console().print(table)
-    print(f"{sum(entry.size for entry in found) / 1e6:.1f} MB in {cache_folder() / 'activations'}. Remove it all: tlkit cache clear")
+    print_text(f"{sum(entry.size for entry in found) / 1e6:.1f} MB in {cache_folder() / 'activations'}. To remove it all:")
+    print_text(f"  {tlkit_command('cache', 'clear')}")
