@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tlkit.data.decode import MAX_PIXELS, decode, header
+from tlkit.data.decode import MAX_PIXELS, decode, header, range_of_16bit
+from tlkit.data.quality.value_range import range_warning
 from tlkit.errors import DataError
 from tlkit.recipe.fields.data import Data
 from tlkit.recipe.fields.source import BundledSource
@@ -433,3 +434,50 @@ def test_an_npy_file_that_promises_too_much_or_is_cut_off_is_refused(tmp_path: P
         decode(tmp_path / "nowhere.npy")
     with pytest.raises(DataError, match=r"too large \(11 x 10 x 3"):
         decode(array(tmp_path, np.zeros((11, 10, 3), np.uint8)), max_pixels=100)
+
+
+# --- ranges that are hardly used ---
+
+
+def test_16_bit_pgm_is_read_with_its_largest_value_as_white(tmp_path: Path) -> None:
+    (tmp_path / "a.pgm").write_bytes(b"P5 3 1 4095\n" + np.array([0, 2048, 4095], ">u2").tobytes())
+    assert decode(tmp_path / "a.pgm", 1).ravel().tolist() == [0, 128, 255]
+
+
+@pytest.mark.parametrize("kind", ["float", "uint32"])
+def test_a_tiff_of_32_bit_colours_is_named_as_what_it_is(tmp_path: Path, kind: str) -> None:
+    import cv2
+
+    values = np.full((4, 4, 3), 0.5, np.float32)
+    file = tmp_path / "a.tiff"
+    assert cv2.imwrite(str(file), values)
+    if kind == "uint32":
+        content = file.read_bytes()
+        tag = b"\x53\x01\x03\x00\x03\x00\x00\x00"  # SampleFormat, three shorts at an offset
+        place = int.from_bytes(content[content.index(tag) + 8 :][:4], "little")
+        file.write_bytes(content[:place] + b"\x01\x00" * 3 + content[place + 6 :])
+    with pytest.raises(DataError) as raised:
+        decode(file)
+    words = "floating-point numbers" if kind == "float" else "whole numbers"
+    assert f"a TIFF of 3 channels of 32-bit {words}, which have no known range" in str(raised.value)
+    assert "Save the image as 8-bit or 16-bit PNG or TIFF." in str(raised.value)
+
+
+def test_the_range_that_fits_16_bit_images_is_named(tmp_path: Path) -> None:
+    grey, colour = np.array([[7, 4000]], np.uint16), np.array([[[9, 300, 3000]] * 2], np.uint16)
+    np.save(tmp_path / "array.npy", grey[:, :, None])
+    files = [saved(tmp_path, "a.png", Image.fromarray(grey)), saved(tmp_path, "b.tif", Image.fromarray(grey)), tmp_path / "array.npy"]
+    for file in files:
+        assert range_of_16bit(file) == (7, 4000)
+    import cv2
+
+    cv2.imwrite(str(tmp_path / "colour.png"), colour)
+    assert range_of_16bit(tmp_path / "colour.png") == (9, 3000)
+    eight = saved(tmp_path, "eight.png", Image.new("L", (2, 2), 3))
+    assert range_of_16bit(eight) is None
+    source = BundledSource(bundled="fashion_mnist_mini")
+    warning = range_warning([eight, *files], Data(source=source))
+    assert "3 16-bit images looked at go from 7 to 4000" in warning
+    assert "data.range_16bit=[0, 4095] fits." in warning  # 2 ** 12 - 1
+    assert range_warning(files, Data(source=source, range_16bit=(0, 4095))) == ""
+    assert range_warning([eight], Data(source=source)) == ""

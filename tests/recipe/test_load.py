@@ -588,3 +588,9 @@ def test_settings_of_the_decoder_survive_yaml(tmp_path: Path) -> None:
     assert recipe.data.background == (1, 2, 3)
     (tmp_path / "again.yaml").write_text(recipe_yaml(recipe))
     assert load_recipe(tmp_path / "again.yaml").data == recipe.data
+
+
+def test_a_key_that_several_sources_have_is_suggested_once() -> None:
+    with pytest.raises(RecipeError) as raised:
+        load_recipe("quickstart", ["data.classes=4"])
+    assert str(raised.value).endswith("Did you mean data.source.classes?")

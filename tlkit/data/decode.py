@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from tlkit.data.samples import ImageSource
 from tlkit.errors import DataError
@@ -96,6 +96,34 @@ def header(file: Path) -> tuple[int, int]:
             return opened.width * opened.height, 1 if opened.format == "MPO" else int(getattr(opened, "n_frames", 1))
     except (*_DAMAGED, Image.DecompressionBombError):
         return 0, 1
+
+
+def range_of_16bit(image: ImageSource, max_pixels: int = MAX_PIXELS) -> tuple[int, int] | None:
+    """Return the least and the largest value of a 16-bit image; None for any other, and for one that can't be read."""
+    try:
+        if isinstance(image, Path):
+            if image.suffix.lower() == ".npy":
+                return _range(np.lib.format.open_memmap(image, mode="r"))
+            with image.open("rb") as file, Image.open(file, formats=image_formats()) as opened:
+                return _range(_values_16bit(opened, max_pixels))
+        given = image()
+        return _range(_values_16bit(given, max_pixels) if isinstance(given, Image.Image) else given)
+    except (*_DAMAGED, Image.DecompressionBombError, DataError):
+        return None
+
+
+def _values_16bit(image: Image.Image, max_pixels: int) -> NDArray[Any] | None:
+    if image.width * image.height > max_pixels:
+        return None
+    if _is_16_bit_colour(image):
+        return _colour_values(encoded(image))[:, :, :3]
+    return np.asarray(image).astype(np.uint16) if image.mode.startswith("I;16") or _is_16_bit_grey(image) else None
+
+
+def _range(values: NDArray[Any] | None) -> tuple[int, int] | None:
+    if values is None or values.dtype != np.uint16 or not values.size:
+        return None
+    return int(values.min()), int(values.max())
 
 
 def _from_pillow(
@@ -196,8 +224,8 @@ def encoded(image: Image.Image) -> bytes:
     return content
 
 
-def _from_16_bit_colour(content: bytes, high_bytes: Image.Image, range_16bit: tuple[int, int]) -> Image.Image:
-    """RGB or RGBA of a 16-bit PNG or TIFF. high_bytes: as Pillow has read it; its orientation is taken over, and still to be applied."""
+def _colour_values(content: bytes) -> NDArray[np.uint16]:
+    """[H, W, C] of a 16-bit PNG or TIFF, with blue first, as OpenCV has it. Raises DataError where it can't be read."""
     try:
         import cv2
     except ImportError as error:  # an exported model runs without it
@@ -209,7 +237,13 @@ def _from_16_bit_colour(content: bytes, high_bytes: Image.Image, range_16bit: tu
         values = None
     if values is None or values.dtype != np.uint16 or values.ndim != 3:
         raise DataError("16-bit colour in a form that can't be read.\n  Save the picture as 8-bit, or as 16-bit RGB PNG.")
-    colour = _from_16_bit(values[:, :, 2::-1], range_16bit)  # OpenCV has blue first
+    return values
+
+
+def _from_16_bit_colour(content: bytes, high_bytes: Image.Image, range_16bit: tuple[int, int]) -> Image.Image:
+    """RGB or RGBA of a 16-bit PNG or TIFF. high_bytes: as Pillow has read it; its orientation is taken over, and still to be applied."""
+    values = _colour_values(content)
+    colour = _from_16_bit(values[:, :, 2::-1], range_16bit)
     if values.shape[2] == 4:
         colour = np.dstack([colour, _from_16_bit(values[:, :, 3:], WHOLE_RANGE)])
     image = Image.fromarray(colour)
@@ -274,8 +308,29 @@ def _reason(image: ImageSource, error: Exception, max_pixels: int) -> str:
     if isinstance(image, Path) and image.stat().st_size == 0:
         return "the file is empty (0 bytes).\n  Replace or remove it."
     if isinstance(error, UnidentifiedImageError):
-        return _no_image(image)
+        return _float_tiff(image) or _no_image(image)
     return f"the picture is damaged or cut off ({error}).\n  Replace or remove it."
+
+
+def _float_tiff(image: ImageSource) -> str:
+    """What a TIFF of 32-bit colour holds, which Pillow doesn't open; the empty string for any other file."""
+    if not isinstance(image, Path):
+        return ""
+    try:
+        with image.open("rb") as file:
+            tags = TiffImagePlugin.ImageFileDirectory_v2(file.read(8))
+            file.seek(tags.next)
+            tags.load(file)
+        bits, kind = tags[TiffImagePlugin.BITSPERSAMPLE], tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))
+    except (*_DAMAGED, AssertionError):
+        return ""
+    if max(bits) <= 16:
+        return ""
+    numbers = "floating-point numbers" if kind[0] == 3 else "whole numbers"
+    return (
+        f"a TIFF of {len(bits)} channels of {max(bits)}-bit {numbers}, which have no known range, so they can't become 0..255.\n"
+        "  Save the image as 8-bit or 16-bit PNG or TIFF."
+    )
 
 
 def _no_image(image: ImageSource) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tlkit.data.quality.audit import compare_splits
 from tlkit.data.quality.on_bad import several_frames, write_skipped
+from tlkit.data.quality.value_range import range_warning
 from tlkit.data.samples import Samples
 from tlkit.data.splits.holdout import hash_images, manifest_rows, split_warnings, write_manifest
 from tlkit.files import remove_unfinished, write_atomically
@@ -172,6 +173,8 @@ def report_left_out(samples: Samples, data: Data, run: Path) -> None:
             LOG.warning("%d of %d pictures can't be read and are left out: %s", len(samples.skipped), total, run / "skipped.csv")
         else:
             LOG.info("all pictures can be read: none is left out")
+    if warning := range_warning([sample.image for sample in samples.of("train")], data):
+        LOG.warning("%s", warning)
     if several := several_frames(samples.samples):
         LOG.info("the first frame or page is taken of %d files that have several, such as %s", len(several), several[0])
 

@@ -216,6 +216,14 @@ def test_what_a_long_image_loses_depends_on_resize(tmp_path: Path, resize: str, 
     assert words in warning[1]
 
 
+def test_16_bit_images_that_would_be_nearly_black_are_a_warning(tmp_path: Path) -> None:
+    folder = small_folder(tmp_path / "photos")
+    for number in range(3):
+        Image.fromarray(np.full((9, 9), 4000 + number, np.uint16)).save(folder / "cat" / f"deep{number}.png")
+    assert "data.range_16bit=[0, 4095] fits" in rows(checked(folder), "warning")[""]
+    assert checked(folder, range_16bit=[0, 4095]).count("warning") == 0
+
+
 def test_settings_of_the_recipe_decide(tmp_path: Path) -> None:
     folder = small_folder(tmp_path / "photos")
     Image.fromarray(np.array([[5000]] * 9, np.uint16)).resize((9, 9)).save(folder / "cat" / "deep.png")

@@ -14,6 +14,7 @@ from rich.text import Text
 from tlkit.data.progress import progress
 from tlkit.data.quality.decode_results import DecodeResult, judge
 from tlkit.data.quality.on_bad import lost_classes
+from tlkit.data.quality.value_range import range_warning
 from tlkit.data.samples import Samples, Skipped
 from tlkit.data.sources.classes import odd_class_findings
 from tlkit.data.sources.kind import LEVELS, Finding, ReadOptions, SourceCheck, faults_of, warning_of
@@ -76,6 +77,8 @@ def check_images(data: Data, task: Task, seed: int) -> Checked:
         results = dict(zip(check.images, judge(list(check.images.values()), data, advance), strict=True))
     bad = {id_ for id_, result in results.items() if result.problem}
     findings += _image_findings(results, data)
+    if warning := range_warning(list(check.images.values()), data):
+        findings.append(Finding("warning", "", warning.removesuffix(".")))
     if samples:
         findings += _split_findings(samples, bad, data, seed)
     ordered = sorted(findings, key=lambda found: (LEVELS.index(found.level), found.where))
@@ -155,7 +158,8 @@ def _split_findings(samples: Samples, bad: set[str], data: Data, seed: int) -> I
 def _print_table(checked: Checked, name: str, out: Path | None) -> None:
     counts = {level: checked.count(level) for level in LEVELS}
     verdict = f"{checked.bad} of them can't be read" if checked.bad else "all of them can be read"
-    classes = f" in {checked.classes} classes" if checked.classes else ""
+    number = "1 class" if checked.classes == 1 else f"{checked.classes} classes"
+    classes = f" in {number}" if checked.classes else ""
     decoded = f"{checked.images} pictures{classes} were" if checked.images != 1 else f"one picture{classes} was"
     print_text(f"{name}: {decoded} decoded, {verdict}." if checked.images else f"{name}: no picture was found.")
     if checked.findings:
@@ -203,4 +207,4 @@ def _check_out(out: Path | None) -> None:
 
 def _write_csv(checked: Checked, out: Path) -> None:
     write_csv(out, COLUMNS, map(asdict, checked.findings))
-    print_text(f"{len(checked.findings)} rows written to {out}", sys.stderr)
+    print_text(f"{len(checked.findings)} {'row' if len(checked.findings) == 1 else 'rows'} written to {out}", sys.stderr)

@@ -21,7 +21,7 @@ from tlkit.files import key_of
 from tlkit.recipe.fields.data import Data
 from tlkit.system import cache_folder, processors
 
-FORMAT = 1
+FORMAT = 2
 """Part of the key: raised where the decoder takes what it refused, or the other way round."""
 LARGE = 30_000_000
 """Pixels: larger pictures are decoded one at a time, so that many threads don't fill the memory with them."""

@@ -18,6 +18,7 @@ from tlkit.data.decode import decode
 from tlkit.data.progress import progress
 from tlkit.data.quality.on_bad import read_images
 from tlkit.data.quality.survey import Size, Survey, spread, survey
+from tlkit.data.quality.value_range import range_warning
 from tlkit.data.samples import LARGEST_FOLD, Samples
 from tlkit.data.splits.folds import split_by_recipe
 from tlkit.errors import TlkitError
@@ -50,6 +51,7 @@ def stats_command(recipe: Recipe, *, drawn: bool, mean_px: int | None, out: Path
     with progress(console, "looking at", len(samples.samples)) as advance:
         found = survey(samples, read=read, mean_size=(mean_px, mean_px) if mean_px else None, on_image=advance)
     facts = statistics(samples, found)
+    facts["range_16bit"] = range_warning([sample.image for sample in samples.samples], data)
     if out is not None:
         _write(out, found, facts)
     if as_json:
@@ -182,6 +184,7 @@ def hints(facts: Mapping[str, Any]) -> list[str]:
             f"{facts['longer_than_2_to_1']:,} pictures are more than twice as long as wide: `resize: crop` shows less than half of them, "
             "`resize: pad` shows all."
         )
+    found += [facts["range_16bit"]] if facts.get("range_16bit") else []
     if facts["unreadable"]["count"]:
         name, why = next(iter(facts["unreadable"]["first"].items()))
         count = facts["unreadable"]["count"]
