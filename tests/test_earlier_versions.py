@@ -1,0 +1,93 @@
+"""What tlkit wrote before its packages got today's layout is read by today's code: see fixtures/README.md."""
+
+import json
+import shutil
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+import tlkit
+from tlkit.cli import main
+from tlkit.errors import DataError, DeviceError, RunError
+
+BEFORE = Path(__file__).parent / "fixtures" / "before_layout"
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy, in which nothing of the original can be changed; the runs were started in its folder."""
+    shutil.copytree(BEFORE, tmp_path / "before")
+    monkeypatch.chdir(tmp_path / "before")
+    return tmp_path / "before"
+
+
+def recorded() -> dict[str, float]:
+    found: dict[str, float] = json.loads((BEFORE / "run/metrics.json").read_text())["test"]
+    return found
+
+
+def test_a_run_is_measured_as_it_was(place: Path) -> None:
+    measured = tlkit.evaluate("run")
+    assert (measured["accuracy"], measured["pictures"]) == (recorded()["accuracy"], recorded()["pictures"])
+    assert measured["loss"] == pytest.approx(recorded()["loss"], abs=1e-5)
+    assert tlkit.Run(Path("run")).metrics["test"]["accuracy"] == recorded()["accuracy"]
+
+
+def test_its_model_and_its_artifact_answer_alike(place: Path) -> None:
+    model = tlkit.load_model("run")
+    assert (model.classes, [stage.name for stage in model.stages][:1]) == (("ankle-boot", "bag", "dress"), ["conv1"])
+    files = sorted(place.glob("photos/test/*/*.png"))
+    with torch.inference_mode():
+        expected = model(model.preprocess(files)).softmax(1)
+    for name in ("run", "artifact.zip"):
+        classes, predictions = tlkit.predict(name, files)
+        assert classes == model.classes
+        found = torch.tensor([prediction.probabilities.tolist() for prediction in predictions], dtype=torch.float64)
+        torch.testing.assert_close(found, expected.double(), atol=1e-5, rtol=0)
+
+
+def test_its_artifact_is_verified_as_a_folder_and_as_a_zip(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    zipfile.ZipFile("artifact.zip").extractall("artifact")
+    assert main(["verify", "artifact.zip", "--images", "photos"]) == 0
+    assert main(["verify", "artifact", "--images", "photos"]) == 0
+    assert "are those that artifact.json describes" in capsys.readouterr().out
+
+
+def test_it_is_exported(place: Path) -> None:
+    (folder,) = tlkit.export("run", formats=["safetensors"], out="out")
+    assert tlkit.load_model(folder).classes == ("ankle-boot", "bag", "dress")
+
+
+def test_a_finished_run_is_left_alone_and_never_overwritten(place: Path) -> None:
+    before = (place / "run/metrics.json").read_bytes()
+    assert tlkit.finetune("run/recipe.yaml", out="run", resume=True).folder == Path("run")
+    assert (place / "run/metrics.json").read_bytes() == before
+    with pytest.raises(RunError, match="is not empty, and a run never overwrites one"):
+        tlkit.finetune("run/recipe.yaml", out="run")
+
+
+def test_an_unfinished_run_goes_on_unless_its_recipe_is_another(place: Path) -> None:
+    changed = tlkit.load_recipe("unfinished/recipe.yaml", ["phases[0].lr=1e-3"])
+    with pytest.raises(RunError, match=r"phases\[0\]\.lr"):
+        tlkit.finetune(changed, out="unfinished", resume=True)
+    run = tlkit.finetune("unfinished/recipe.yaml", out="unfinished", resume=True)
+    rows = (place / "unfinished/metrics.csv").read_text().splitlines()
+    assert len(rows) == 11
+    assert rows[:8] == (BEFORE / "unfinished/metrics.csv").read_text().splitlines()[:8]
+    assert run.metrics["test"]["pictures"] == 12
+
+
+def test_what_is_no_model_or_no_device_or_has_moved_is_one_message(place: Path) -> None:
+    with pytest.raises(RunError, match=r"^photos holds no model: neither tlkit.json nor model/tlkit.json is there"):
+        tlkit.load_model("photos")
+    with pytest.raises(RunError, match=r"^nowhere does not exist"):
+        tlkit.load_model("nowhere")
+    with pytest.raises(DeviceError, match=r"^device = 'cuda:9' is not available on this machine.\n  Expected auto, or one of: cpu"):
+        tlkit.load_model("run", device="cuda:9")
+    with pytest.raises(DataError, match=r"photos/nowhere.png: "):
+        tlkit.load_model("run").preprocess("photos/nowhere.png")
+    shutil.move("photos", "moved")
+    with pytest.raises(DataError, match="photos"):
+        tlkit.evaluate("run")
