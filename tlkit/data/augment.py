@@ -24,7 +24,7 @@ SIZED = ("RandomResizedCrop", "RandomSizedCrop")
 class Augmentation:
     """Augments one picture, with draws that depend on nothing but the seed.
 
-    albumentations 2.0.8 gives each transform its own two generators, and `set_random_seed` makes them anew from the same seed:
+    albumentations 2.0.8 gives each transform its own two generators, and `set_random_seed` makes them again from the same seed:
     Rotate and Affine would then draw the same numbers, in 20 microseconds a transform. Here all transforms share one pair of generators,
     whose state is set before every picture in 9 microseconds.
     """
@@ -98,7 +98,7 @@ def _with_size(transform: Transform, image_size: int) -> Transform:
 def _make(key: str, transform: Transform, known: dict[str, type]) -> Any:
     """The albumentations transform, or the fault that keeps it from being one."""
     if transform.name in AUTO_AUGMENT:
-        # Imports torch and albumentations, which has to be told first not to look for a newer version.
+        # Imports torch and albumentations, which looks for a newer version unless that is turned off first.
         from tlkit.data.auto_augment import AutoAugment
 
         return AutoAugment(transform.name, **transform.arguments)

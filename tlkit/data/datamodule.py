@@ -129,16 +129,16 @@ class ImageDataModule(lightning.LightningDataModule):
         self._kept = {split: DecodedCache(number, shape, folder) for split, number in images.items()}
 
     def check_shares(self, devices: int) -> None:
-        """Raises DataError where a step, or a split, can't be dealt out to so many."""
+        """Raises DataError where a step, or a split, can't be divided among so many."""
         if self.batch_size % devices:
             raise DataError(
-                f"data.batch_size = {self.batch_size} can't be dealt out evenly to {devices} devices.\n"
+                f"data.batch_size = {self.batch_size} can't be divided evenly among {devices} devices.\n"
                 f"  It is the size over all devices: use a multiple of {devices}."
             )
         for split in ("train", "val"):
             if (images := len(self.samples.of(split))) < devices:
                 raise DataError(
-                    f"{images} pictures of the {split} split can't be dealt out to {devices} devices.\n"
+                    f"{images} pictures of the {split} split can't be divided among {devices} devices.\n"
                     "  Each needs one at least: use fewer devices, or more pictures."
                 )
 

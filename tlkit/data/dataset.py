@@ -24,14 +24,14 @@ Key = tuple[int, int]
 """(epoch, index): all that a sample's augmentation depends on, next to the seed."""
 Target = int | NDArray[np.float32]
 """A label, or for multilabel 0 and 1 for each class, [K]."""
-# Added to the epoch of a picture each further time that a balanced order draws it in one epoch, so that it is augmented anew.
+# Added to the epoch of a picture each further time that a balanced order draws it in one epoch, so that it is augmented differently.
 DRAWN_AGAIN = 2**32
 Batch = tuple[Tensor, Tensor]
 # Below this many pictures, starting worker processes takes longer than they save (two cores, 28 px pictures).
 MIN_IMAGES_FOR_WORKERS = 5_000
 MAX_WORKERS = 8
 # Tar shards whose pictures a training order mixes: enough that a shard of one class makes no batches of one class, few enough that
-# what is read lies together.
+# what is read is together.
 SHARDS_MIXED = 8
 
 
@@ -94,7 +94,7 @@ class ImageDataset(Dataset[tuple[NDArray[np.uint8], Target]]):
         return image
 
     def __getstate__(self) -> dict[str, Any]:
-        # Worker processes that are started anew, not forked, can't share the file: they decode for themselves.
+        # Worker processes that are started, not forked, can't share the file: they decode for themselves.
         return {**self.__dict__, "kept": None}
 
     def target(self, sample: Sample) -> Target:
@@ -110,12 +110,12 @@ class EpochSampler(DistributedSampler[Key]):
 
     It splits over ranks itself, without torch's padding. By its type Lightning knows that, and leaves it in place whatever its Trainer's
     `use_distributed_sampler` is; nothing of torch's class is used.
-    shuffle: a training order, otherwise every picture once and in order. Either is one order for all ranks, dealt out like cards: a step
+    shuffle: a training order, otherwise every picture once and in order. Either is one order for all ranks, taken in turns: a step
     of all ranks together sees the same pictures whatever their number. A last training step that leaves a rank less than two, of which
     batch-norm could take statistics, is left out, unless it is the only one.
     batch_size: pictures a step on this rank.
     chances: of each picture, [size]; a training order is then drawn with replacement, as long as before.
-    shards: the file that each picture lies in, [size], where many share one; a training order then goes through few files at a time.
+    shards: the file that each image is in, [size], where many share one; a training order then goes through few files at a time.
     first_epoch: added to what set_epoch sets, because Lightning counts from zero again in every phase.
     The next pass alone begins after `skip` pictures.
     """
@@ -185,7 +185,7 @@ def _times_before(order: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def shard_numbers(samples: Sequence[Sample]) -> NDArray[np.int64] | None:
-    """[N]: which tar each picture lies in; None unless all lie in tars."""
+    """[N]: which tar each image is in; None unless all are in tars."""
     shards = [sample.image.shard for sample in samples if isinstance(sample.image, TarImage)]
     if not shards or len(shards) < len(samples):
         return None

@@ -1,4 +1,4 @@
-"""The one decoder: whatever lies in a picture file becomes [H, W, C] uint8, upright, or a DataError that says why not."""
+"""The one decoder: whatever is in an image file becomes [H, W, C] uint8, upright, or a DataError that says why not."""
 
 import os
 import re

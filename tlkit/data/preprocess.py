@@ -64,7 +64,7 @@ class Preprocessing:
         if self.resize not in get_args(Resize) or self.interpolation not in INTERPOLATIONS:
             raise ValueError(f"resize={self.resize!r} or interpolation={self.interpolation!r} is unknown")
         if not 0 < self.crop_pct <= 1 or self.image_size < 1 or min(self.std) <= 0:
-            raise ValueError(f"crop_pct must lie in 0..1, image_size and std above 0: {self}")
+            raise ValueError(f"crop_pct must be in 0..1, image_size and std above 0: {self}")
         if len(self.mean) != len(self.std):
             raise ValueError(f"mean and std must have as many values as there are channels: {self}")
         if self.mean_picture is not None:
@@ -183,7 +183,7 @@ class Preprocessing:
 def preprocessing_for(data: "Data", pretrained_cfg: Mapping[str, Any], images: ImageDataset | None = None) -> Preprocessing:
     """What the recipe asks for, with timm's pretrained_cfg where it says `weights`: its mean and std for the recipe's channels.
 
-    pictures: gives the training pictures, read as it is told; called only for `normalize: dataset` and `pixelwise`.
+    pictures: gives the training images, read by the function that it gets; called only for `normalize: dataset` and `pixelwise`.
     """
     mean = per_channel(pretrained_cfg.get("mean", IMAGENET_MEAN), data.channels)
     std = per_channel(pretrained_cfg.get("std", IMAGENET_STD), data.channels)

@@ -26,7 +26,7 @@ ImageSource = Path | Callable[[], Image.Image | NDArray[Any]]
 """A file, or a function that gives the picture; numbers, [H, W, C] uint8 or uint16, where Pillow has no such picture.
 
 A function that has the bytes of a picture file gives them by read_bytes, as a Path does. It travels to worker processes: it
-holds a place to read from, never the data itself. As text it says where the picture lies.
+holds a place to read from, never the data itself. As text it says where the image is.
 """
 
 
@@ -41,7 +41,7 @@ class Sample:
 
     labels: indices into the classes, ascending; one for multiclass, any number for multilabel.
     split: train, val, test, or empty where it is still to be split.
-    group: pictures of one group (one patient, one video) never lie in different splits.
+    group: images of one group (one patient, one video) are never in different splits.
     """
 
     id: str

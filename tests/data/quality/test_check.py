@@ -91,7 +91,7 @@ def test_what_is_said_of_each_kind(tmp_path: Path) -> None:
     assert warnings["plain/dot.png"] == "1 x 1 pixels: hardly a picture"
     assert "files ending in .jpg_large are not read" in warnings["plain/photo.jpg_large"]
     assert "HEIC" in warnings["plain/photo.heic"]
-    assert "lies beside the class folders" in warnings["loose.png"]
+    assert "is beside the class folders" in warnings["loose.png"]
     assert "not entered again" in warnings["plain/loop/"]
     assert notes["plain/.DS_Store"] == "left by the system: not read, nor are 2 more like it"
     assert notes["plain/animated.gif"] == "has 3 frames or pages, and the first is taken; so has 1 more"

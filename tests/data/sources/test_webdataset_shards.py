@@ -91,7 +91,7 @@ def test_an_index_that_cannot_be_kept_is_made_again_and_said(tmp_path: Path, cap
     (tmp_path / "data").write_text("a file")
     logging.getLogger("tlkit").propagate = True
     assert len(read(tmp_path / "data", shards(tmp_path / "shards")).samples) == 15
-    assert "is made anew in every run" in caplog.text
+    assert "is made again in every run" in caplog.text
 
 
 def test_splits_are_patterns_of_their_own(tmp_path: Path) -> None:

@@ -193,5 +193,5 @@ def test_a_group_that_the_source_itself_tears_apart_is_a_warning() -> None:
     train, test = made(9, 9, split="train", group_of=3), made(2, 2, split="test", group_of=3)
     both = Samples(ABC[:2], train.samples + tuple(Sample(f"t{s.id}", s.image, s.labels, s.split, s.group) for s in test.samples))
     assert split_warnings(split_samples(both, 0.2, 0.2, 0)) == [
-        "2 groups lie in more than one split of the source: 0-0, 1-0. Accuracy will look too good."
+        "2 groups are in more than one split of the source: 0-0, 1-0. Accuracy will look too good."
     ]

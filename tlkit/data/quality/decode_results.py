@@ -148,7 +148,7 @@ class _Kept:
 
 
 def _open_table(file: Path) -> sqlite3.Connection:
-    """The table, made where there is none; anew where it is damaged; in memory where nothing can be written."""
+    """Open the table, made where there is none or a damaged one; in memory where nothing can be written."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         return _connected(str(file))

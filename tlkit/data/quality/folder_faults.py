@@ -1,4 +1,4 @@
-"""A folder of pictures as it lies, looked through to its end: everything in it that will not be read as its owner expects."""
+"""Look through a folder of images to its end, for everything in it that will not be read as its owner expects."""
 
 import os
 from collections import Counter, defaultdict
@@ -71,7 +71,7 @@ def _loose(root: Path, place: Path, looked: Looked) -> None:
     for name in _entries(root, place, Looked())[1]:
         if has_image_ending(name):
             fix = f"Move it into {_id(root, place / 'CLASS')}/, or away."
-            looked.add("warning", _id(root, place / name), "lies beside the class folders: it has no class and is not read", fix)
+            looked.add("warning", _id(root, place / name), "is beside the class folders: it has no class and is not read", fix)
 
 
 def _files(root: Path, folder: Path, seen: set[tuple[int, int]], looked: Looked) -> Iterator[tuple[str, Path]]:
@@ -83,7 +83,7 @@ def _files(root: Path, folder: Path, seen: set[tuple[int, int]], looked: Looked)
         identity = _identity(place)
         if identity in seen:
             if place.is_symlink():
-                fix = "Remove the link; its pictures are read where they lie."
+                fix = "Remove the link; its images are read where they are."
                 looked.add("warning", f"{_id(root, place)}/", "is a link to a folder that is read already: it is not entered again", fix)
             continue
         seen.add(identity)

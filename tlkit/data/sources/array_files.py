@@ -133,7 +133,7 @@ def _existing(name: str, key: str) -> Path:
 def _unreadable(what: str, error: Exception) -> DataError:
     if "allow_pickle" in str(error) or "Python objects" in str(error):
         return DataError(f"{what}: holds Python objects, which are not read, since they can run code.\n  Save numbers or words alone.")
-    return DataError(f"{what}: can't be read, or is damaged ({error}).\n  Save it anew with numpy.savez or numpy.save.")
+    return DataError(f"{what}: can't be read, or is damaged ({error}).\n  Save it again with numpy.savez or numpy.save.")
 
 
 KIND = SourceKind(read_arrays, local_files=array_files)

@@ -1,4 +1,4 @@
-"""Pictures that lie in one array, and labels that are numbers: what idx, npz and npy have in common."""
+"""Images in one array, and labels that are numbers: what idx, npz and npy have in common."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +20,7 @@ log = logging.getLogger("tlkit")
 class ImageArray:
     """[N, H, W] or [N, H, W, C] uint8 or uint16, in memory once or mapped from its file; a picture is a view of it.
 
-    Forked worker processes share it. To those that are started anew only `load` travels, which they call for themselves.
+    Forked worker processes share it. To those that are started, only `load` travels, which they call for themselves.
     """
 
     def __init__(self, load: Callable[[], NDArray[Any]], name: str) -> None:

@@ -61,7 +61,7 @@ def number_classes(
     training = there.get("train", set()) | there.get("", set())
     word = {label: names[label] if names and isinstance(label, int) else composed(str(label)) for label in known}
     if odd := sorted(name for name in word.values() if not name.isprintable()):
-        raise DataError(f"{place}: the label {odd[0]!r} has signs that can't be printed.\n  Write it anew.")
+        raise DataError(f"{place}: the label {odd[0]!r} has signs that can't be printed.\n  Write it again.")
     for split, found in there.items():
         if unknown := [word[label] for label in _in_order(found - training, word)]:
             hint = did_you_mean(unknown[0], [word[label] for label in training])

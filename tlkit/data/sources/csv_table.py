@@ -13,7 +13,7 @@ from tlkit.recipe.fields.source import CsvSource
 
 DELIMITERS = ",;\t"
 _EXCEL = re.compile(r'"?sep=(.)"?\s*$', re.IGNORECASE)
-"""The first line by which a spreadsheet is told how cells are separated."""
+"""The first line that tells a spreadsheet how cells are separated."""
 
 
 def read_csv(source: CsvSource, options: ReadOptions) -> Samples:
@@ -82,7 +82,7 @@ def _rows(table: Table, lines: list[str], delimiter: str, header: list[str], *, 
                 continue
             problem = f"has {len(cells)} {'cell' if len(cells) == 1 else 'cells'}, and the header has {len(header)}."
             table.faults.add(whole, problem, "Put a cell with the separator in it into double quotes.", kind="cells")
-    except csv.Error as error:  # Nothing after it can be told apart.
+    except csv.Error as error:  # Nothing after it can be separated.
         table.faults.add(whole + 1, f"the row that begins here can't be read ({error}).", "Check its double quotes.")
 
 

@@ -96,7 +96,7 @@ def save_huggingface(source: HuggingFaceSource, options: ReadOptions, folder: Pa
 
 
 def _datasets() -> Any:
-    """The package, which counts downloads unless told not to."""
+    """The package, which counts downloads by default."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:
         import datasets

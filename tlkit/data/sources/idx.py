@@ -1,4 +1,4 @@
-"""MNIST's own files as they lie: train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-.., packed with gzip or not."""
+"""MNIST's own files as they are: train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-.., packed with gzip or not."""
 
 import gzip
 import logging
@@ -31,7 +31,7 @@ log = logging.getLogger("tlkit")
 def read_idx(source: IdxSource, options: ReadOptions) -> Samples:
     """The pairs of a folder: train, and t10k as the test split where it is there.
 
-    Without `classes`, classes are called by their numbers; those of Fashion-MNIST, told by its labels, by their names.
+    Without `classes`, classes are called by their numbers; those of Fashion-MNIST, known by its labels, by their names.
     Raises DataError for missing, cut off or damaged files, and for pairs that don't fit.
     """
     folder = Path(source.idx).expanduser()
@@ -72,13 +72,13 @@ def read_idx_file(file: Path, *, dimensions: int) -> NDArray[np.uint8]:
             return _unpacked(file, content, count).reshape(shape)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         if str(error).startswith("Not a gzipped file"):
-            raise DataError(f"{file}: is not packed with gzip.\n  Take .gz off its name, or fetch it anew.") from error
+            raise DataError(f"{file}: is not packed with gzip.\n  Take .gz off its name, or fetch it again.") from error
         raise DataError(f"{file}: is cut off or damaged ({error}).\n  {_FETCH}") from error
     except OSError as error:
         raise DataError(f"{file}: can't be read ({error.strerror or error}).\n  Check its permissions.") from error
 
 
-_FETCH = "Fetch or copy the file anew."
+_FETCH = "Fetch or copy the file again."
 
 
 def _shape(file: Path, header: bytes, dimensions: int) -> tuple[int, ...]:

@@ -64,7 +64,7 @@ def faults_of(error: TlkitError) -> Iterator[Finding]:
 
 
 def _fault(problem: str, fix: str) -> Finding:
-    """`FILE: what is wrong.` parted at the first colon with a space after it."""
+    """`FILE: what is wrong.` separated at the first colon with a space after it."""
     where, colon, what = problem.partition(": ")
     return Finding("fault", where, what.removesuffix("."), fix) if colon else Finding("fault", "", problem.removesuffix("."), fix)
 

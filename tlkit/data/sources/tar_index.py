@@ -93,7 +93,7 @@ def _keep(file: Path, facts: list[Any], index: ShardIndex) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, json.dumps(content), durable=False)
     except OSError as error:
-        log.warning("the index of shards can't be kept in %s (%s): it is made anew in every run", file.parent, error.strerror)
+        log.warning("the index of shards can't be written to %s (%s): it is made again in every run", file.parent, error.strerror)
 
 
 @dataclass

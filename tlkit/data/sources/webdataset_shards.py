@@ -1,4 +1,4 @@
-"""Pictures in tar shards, for data larger than memory. Shards are read where they lie: nothing is ever unpacked.
+"""Images in tar shards, for data larger than memory. Shards are read where they are: nothing is ever unpacked.
 
 An index of where each picture begins lets the shards be read in any order, and so by the seeded order, the splits and the exact
 epochs that every other source has. webdataset's own loading streams whole shards: see docs/decisions/0008.
@@ -29,8 +29,8 @@ from tlkit.recipe.schema import Task
 
 MOST_SHARDS = 100_000
 MOST_FAULTS = 50
-"""So many are written out; of more, the number is told."""
-_TOLD_EVERY_S = 10.0
+"""So many are written out; of more, the number is said."""
+_LOGGED_EVERY_S = 10.0
 
 log = logging.getLogger("tlkit")
 
@@ -66,7 +66,7 @@ def read_webdataset(source: WebDatasetSource, options: ReadOptions) -> Samples:
     entries, faults, warnings = _entries(_shards(source), options.root, options.task)
     if faults:
         more = f"\n... and {len(faults) - MOST_FAULTS:,} more." if len(faults) > MOST_FAULTS else ""
-        fix = "  Write these shards anew: for each picture KEY.jpg with KEY.cls, KEY.json (its key label) or KEY.txt beside it."
+        fix = "  Write these shards again: for each image KEY.jpg with KEY.cls, KEY.json (its key label) or KEY.txt beside it."
         raise DataError("\n".join(faults[:MOST_FAULTS]) + f"{more}\n{fix}")
     if options.task == "multilabel":
         entries = _separated(entries, source)
@@ -150,7 +150,7 @@ def _entries(shards: Mapping[str, Sequence[Path]], root: Path, task: Task) -> tu
     faults: list[str] = []
     indices: list[tuple[Path, ShardIndex]] = []
     found: dict[str, dict[Path, Sequence[Entry]]] = {split: {} for split in shards}
-    total, done, told = sum(map(len, shards.values())), 0, time.monotonic()
+    total, done, logged = sum(map(len, shards.values())), 0, time.monotonic()
     for split, files in shards.items():
         for shard in files:
             try:
@@ -161,9 +161,9 @@ def _entries(shards: Mapping[str, Sequence[Path]], root: Path, task: Task) -> tu
                 faults += fault.lines
                 found[split][shard] = fault.entries
             done += 1
-            if time.monotonic() - told > _TOLD_EVERY_S:
+            if time.monotonic() - logged > _LOGGED_EVERY_S:
                 log.info("indexed %d of %d shards", done, total)
-                told = time.monotonic()
+                logged = time.monotonic()
     return found, faults, tuple(_warnings(indices))
 
 

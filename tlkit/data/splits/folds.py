@@ -8,7 +8,7 @@ import numpy as np
 
 from tlkit.data.samples import Sample, Samples
 from tlkit.data.splits.holdout import shortened, split_samples
-from tlkit.data.splits.stratify import deal_by_labels
+from tlkit.data.splits.stratify import split_by_labels
 from tlkit.data.splits.subset import limit_samples
 from tlkit.errors import DataError
 from tlkit.recipe.fields.data import Data
@@ -43,7 +43,7 @@ def split_into_folds(samples: Samples, folds: int, test: float, seed: int) -> li
     held = split_samples(samples, 0.0, test, seed)
     pool = held.of("train")
     _check_enough(pool, samples.classes, folds)
-    fold_of = _deal(pool, folds, seed, multilabel=samples.task == "multilabel")
+    fold_of = _assign_folds(pool, folds, seed, multilabel=samples.task == "multilabel")
     divided = [
         replace(
             held,
@@ -62,12 +62,12 @@ def split_into_folds(samples: Samples, folds: int, test: float, seed: int) -> li
     return divided
 
 
-def _deal(pool: Sequence[Sample], folds: int, seed: int, *, multilabel: bool) -> dict[str, int]:
+def _assign_folds(pool: Sequence[Sample], folds: int, seed: int, *, multilabel: bool) -> dict[str, int]:
     """Id -> the fold in which the picture validates, from 1."""
     if multilabel:
         names = {str(number): 1 / folds for number in range(2, folds + 1)}
-        dealt = deal_by_labels(pool, names, np.random.default_rng((seed, folds)))
-        return {name: 1 if place == "train" else int(place) for name, place in dealt.items()}
+        assigned = split_by_labels(pool, names, np.random.default_rng((seed, folds)))
+        return {name: 1 if place == "train" else int(place) for name, place in assigned.items()}
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
     grouped = any(sample.group is not None for sample in pool)

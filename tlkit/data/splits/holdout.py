@@ -12,7 +12,7 @@ import numpy as np
 
 from tlkit.data.samples import Sample, Samples
 from tlkit.data.sources.classes import odd_classes
-from tlkit.data.splits.stratify import counts_of_share, deal_by_labels, hold_out
+from tlkit.data.splits.stratify import counts_of_share, hold_out, split_by_labels
 from tlkit.errors import HOW_TO_GO_ON, DataError
 from tlkit.files import sha256_of, write_csv
 
@@ -34,10 +34,10 @@ def split_samples(samples: Samples, validation: float, test: float, seed: int) -
     shares = {"test": test if "test" not in present else 0.0, "val": validation if "val" not in present else 0.0}
     wanted = {split: share for split, share in shares.items() if share > 0}
     if samples.task == "multilabel":
-        new = deal_by_labels(pool, wanted, np.random.default_rng(seed))
+        new = split_by_labels(pool, wanted, np.random.default_rng(seed))
     else:
         _check_enough(pool, samples.classes, wanted)
-        new = _deal_by_class(pool, wanted, seed)
+        new = _split_by_class(pool, wanted, seed)
     if len(pool) < 2:
         raise DataError("too few images to train: the training split has fewer than 2.\n  Add pictures.")
     result = replace(
@@ -47,17 +47,17 @@ def split_samples(samples: Samples, validation: float, test: float, seed: int) -
     return result
 
 
-def _deal_by_class(pool: Sequence[Sample], wanted: Mapping[str, float], seed: int) -> dict[str, str]:
+def _split_by_class(pool: Sequence[Sample], wanted: Mapping[str, float], seed: int) -> dict[str, str]:
     """Id -> split."""
-    dealt = dict.fromkeys((sample.id for sample in pool), "train")
+    assigned = dict.fromkeys((sample.id for sample in pool), "train")
     rest = pool
     for number, (split, share) in enumerate(wanted.items()):
         still_to_come = len(wanted) - number  # splits that need a picture of each class after this one, training among them
         counts = counts_of_share(pool, rest, share, still_to_come)
         held = hold_out(rest, counts, still_to_come, np.random.default_rng((seed, number)))
-        dealt.update(dict.fromkeys(held, split))
+        assigned.update(dict.fromkeys(held, split))
         rest = [sample for sample in rest if sample.id not in held]
-    return dealt
+    return assigned
 
 
 def _check_all_can_be_learned(samples: Samples, pool: Sequence[Sample]) -> None:
@@ -121,7 +121,7 @@ def split_warnings(samples: Samples) -> list[str]:
         if sample.group is not None:
             sides[sample.group].add(sample.split)
     if torn := sorted(group for group, splits in sides.items() if len(splits) > 1):
-        count = f"{len(torn)} groups lie" if len(torn) > 1 else "a group lies"
+        count = f"{len(torn)} groups are" if len(torn) > 1 else "a group is"
         found.append(f"{count} in more than one split of the source: {shortened(torn)}. Accuracy will look too good.")
     return found
 

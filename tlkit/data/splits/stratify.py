@@ -9,10 +9,10 @@ import numpy as np
 from tlkit.data.samples import Sample
 
 _NO_LABEL = (-1,)
-"""Pictures of none of the classes are dealt out in their share too, as if that were a label."""
+"""Pictures of none of the classes are assigned in their share too, as if that were a label."""
 
 
-def deal_by_labels(samples: Sequence[Sample], shares: Mapping[str, float], draws: np.random.Generator) -> dict[str, str]:
+def split_by_labels(samples: Sequence[Sample], shares: Mapping[str, float], draws: np.random.Generator) -> dict[str, str]:
     """Id -> split, for train and every split of `shares`; groups stay whole.
 
     Label by label, the rarest first, each picture goes to the split that lacks most of that label. A label that is in enough
@@ -33,18 +33,18 @@ def deal_by_labels(samples: Sequence[Sample], shares: Mapping[str, float], draws
     names = sorted(units)
     left = [names[position] for position in draws.permutation(len(names))]
     left.sort(key=lambda name: -len(units[name]))  # Large groups first: small ones fill what they leave open. The sort is stable.
-    dealt: dict[str, str] = {}
+    assigned: dict[str, str] = {}
     while left:
         rarest = min((label for label in images if images[label]), key=lambda label: (images[label], label))
         for name in (name for name in left if rarest in labels[name]):
             split = max(room, key=lambda split: (lacks[split][rarest], room[split]))
-            dealt[name] = split
+            assigned[name] = split
             room[split] -= len(units[name])
             images.subtract(labels[name])
             for label, number in labels[name].items():
                 lacks[split][label] -= number
-        left = [name for name in left if name not in dealt]
-    return {sample.id: dealt[sample.unit] for sample in samples}
+        left = [name for name in left if name not in assigned]
+    return {sample.id: assigned[sample.unit] for sample in samples}
 
 
 def _wanted(images: Mapping[int, int], units: Mapping[int, int], shares: Mapping[str, float]) -> dict[str, dict[int, float]]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from tlkit.data.samples import Sample, Samples
-from tlkit.data.splits.stratify import counts_of_share, deal_by_labels
+from tlkit.data.splits.stratify import counts_of_share, split_by_labels
 from tlkit.errors import DataError
 
 
@@ -34,8 +34,8 @@ def limit_samples(samples: Samples, limit: int | float, seed: int, *, least: int
     for place, (split, part) in enumerate(parts.items()):
         draws = np.random.default_rng((seed, place))
         if samples.task == "multilabel":
-            dealt = deal_by_labels(part, {"kept": share}, draws)
-            kept.update(name for name, where in dealt.items() if where == "kept")
+            assigned = split_by_labels(part, {"kept": share}, draws)
+            kept.update(name for name, where in assigned.items() if where == "kept")
         elif part:
             kept |= _kept(part, share, least if split == "train" else 1, draws)
     return replace(samples, source_size=number, samples=tuple(sample for sample in ordered if sample.id in kept))
