@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+from ast import literal_eval
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -34,6 +35,7 @@ model: {backbone: lenet5, weights: random, head: {dropout: 0.0}}
 phases:
   - {train: head, epochs: 1, lr: 1e-2}
   - {train: all, epochs: 2, lr: 1e-3}
+optimizer: {accumulate: 2}
 trainer: {accelerator: cpu, devices: 1}
 """
 
@@ -44,7 +46,7 @@ STOPPED = """
     from tlkit.training.callbacks import MetricsTable
 
     def stop(table, trainer, module, outputs, batch, number):
-        if (table.phase, trainer.current_epoch, number, trainer.global_rank) == (1, 0, 2, 1):
+        if (table.phase, trainer.current_epoch, number, trainer.global_rank) == (2, 0, 2, 1):
             os.kill(os.getpid(), signal.SIGTERM)
 
     MetricsTable.on_train_batch_end = stop
@@ -58,14 +60,28 @@ NOTED = """
     from tlkit.cli import run
     from tlkit.training.cache.activations import digest
     from tlkit.training.callbacks import MetricsTable
+    from torch import distributed
 
-    add = MetricsTable.on_train_epoch_end
+    add, all_reduce, calls, batches = MetricsTable.on_train_epoch_end, distributed.all_reduce, [], []
+
+    def counted(tensor, *arguments, group=None, async_op=False):
+        calls.append(f"{'device' if group is None else 'host'}, {'async' if async_op else 'waits'}")
+        return all_reduce(tensor, *arguments, group=group, async_op=async_op)
+
+    def batch_noted(table, *arguments):
+        batches.append(calls.copy())
+        calls.clear()
 
     def noted(table, trainer, module):
         with Path(f"weights_{trainer.global_rank}.txt").open("a") as file:
             print(table.phase, trainer.current_epoch, digest(module.classifier.backbone.state_dict()), file=file)
+        with Path(f"collectives_{trainer.global_rank}.txt").open("a") as file:
+            print(batches[1:], file=file)  # before the first batch, others may wait
+        batches.clear()
         add(table, trainer, module)
 
+    distributed.all_reduce = counted
+    MetricsTable.on_train_batch_end = batch_noted
     MetricsTable.on_train_epoch_end = noted
     run()
 """
@@ -126,7 +142,7 @@ def metrics_of(run: Path) -> dict[str, Any]:
 
 
 def test_two_processes_learn_and_measure_what_one_does(place: Path, two: Path) -> None:
-    """203 pictures are 12 batches of 16 and one of 11, of which one process gets 6 and the other 5."""
+    """203 images are 12 batches of 16 and one of 11, which is a step of its own and of which one process gets 6 and the other 5."""
     finished(command("one"), place)
     one = place / "one"
     for alone, shared in zip(rows_of(one), rows_of(two), strict=True):
@@ -157,6 +173,9 @@ def test_two_machines_learn_what_one_does_and_hold_the_same_weights_after_every_
     assert first == second
     frozen, *trained = (line.split()[2] for line in second)
     assert len({frozen, *trained}) == 3  # what the second phase unfroze has moved, on the second process too
+    for rank in (0, 1):
+        batches = [literal_eval(line) for line in (place / f"collectives_{rank}.txt").read_text().splitlines()]
+        assert batches == [[["host, async"]] * 12] * 3  # beside DDP's own: none waits for the device
 
 
 @pytest.mark.slow
@@ -225,7 +244,7 @@ def test_a_signal_to_one_process_saves_and_stops_both_and_the_run_goes_on_to_the
     assert errors.count("Stopped by SIGTERM.") == 1
     assert errors.count("go on with the same command") == 1
     said = finished(command("stopped", *ON_TWO, "--resume"), place)
-    assert said.count("phase 2, epoch 1, after batch 3") == 1
+    assert said.count("phase 2, epoch 1, after batch 4") == 1
     assert (place / "stopped/model/model.safetensors").read_bytes() == (two / "model/model.safetensors").read_bytes()
 
 
