@@ -169,6 +169,12 @@ def test_a_test_folder_without_labels_is_left_out_and_reported(tmp_path: Path, u
     assert split_warnings(samples)[0] == warning  # which the log of a run and the plan have
 
 
+def test_a_split_without_images_is_reported(tmp_path: Path) -> None:
+    put(tmp_path, "train/cat/1.png", "train/dog/1.png")
+    (tmp_path / "test/cat").mkdir(parents=True)
+    assert read(tmp_path).warnings == (f"{tmp_path}: test has no images: test images are taken from training instead",)
+
+
 def parts(samples: Samples) -> dict[str, list[str]]:
     return {split: [sample.id for sample in samples.of(split)] for split in ("train", "val", "test", "") if samples.of(split)}
 

@@ -38,6 +38,8 @@ def read_folder(folder: Path, layout: LayoutName = "auto") -> Samples:
     )
     notes.raise_unreadable(root)
     _check(found, classes, samples)
+    empty = sorted(set(found.places) - {sample.split for sample in samples})
+    notes.empty = [f"{found.places[split].name} has no images: {split} images are taken from training instead" for split in empty]
     return Samples(classes, samples, warnings=(*found.warnings, *(f"{root}: {text}" for text in notes.warnings())))
 
 
@@ -55,13 +57,14 @@ class _Notes:
     """What was met on the way through the folders.
 
     unreadable: path -> why. special: pipes, sockets, devices. loose: images beside class folders. splits: folders below a class that are
-    called after a split.
+    called after a split. empty: splits without an image.
     """
 
     unreadable: dict[Path, str] = field(default_factory=dict)
     special: list[str] = field(default_factory=list)
     loose: list[str] = field(default_factory=list)
     splits: list[str] = field(default_factory=list)
+    empty: list[str] = field(default_factory=list)
     unused: UnusedImages = field(default_factory=UnusedImages)
 
     def raise_unreadable(self, root: Path) -> None:
@@ -80,6 +83,7 @@ class _Notes:
                 f"folders in a class are called after splits, and all their images belong to the class: {_some(self.splits)}. "
                 "If they are splits, every class needs a train folder: data.source.layout=class/split."
             )
+        yield from self.empty
         if text := str(self.unused):
             yield text
 
