@@ -54,7 +54,7 @@ def decode(
     background: tuple[int, int, int] = WHITE,
     range_16bit: tuple[int, int] = WHOLE_RANGE,
 ) -> NDArray[np.uint8]:
-    """[H, W, channels] uint8 of a file, or of a picture that a function gives. `Preprocessing.decode` is this with a model's settings.
+    """Return [H, W, channels] uint8 of a file, or of an image that a function gives. `Preprocessing.decode` has a model's settings.
 
     channels: 3 makes every picture RGB, and 1 makes it grey. With any other number a picture must have as many: RGBA, CMYK, or an
     .npy file of [H, W, channels], uint8 or uint16, whose numbers are taken as they are.
@@ -84,7 +84,7 @@ def decode(
 
 
 def header(file: Path) -> tuple[int, int]:
-    """(pixels, frames) of a file as it promises them, of which nothing is decoded; (0, 1) where it can't be read.
+    """Return (pixels, frames) of a file as it promises them, of which nothing is decoded; (0, 1) where it can't be read.
 
     frames: of an animation, or pages; `decode` takes the first.
     """
@@ -129,7 +129,7 @@ def _range(values: NDArray[Any] | None) -> tuple[int, int] | None:
 def _from_pillow(
     image: Image.Image, channels: int, max_pixels: int, background: tuple[int, int, int], range_16bit: tuple[int, int]
 ) -> NDArray[np.uint8]:
-    """Of an opened picture, of which nothing but the header may have been read."""
+    """Decode an opened image, of which nothing but the header may have been read."""
     if image.width * image.height > max_pixels:
         raise DataError(_too_large(f"{image.width} x {image.height} pixels", max_pixels))
     content = encoded(image) if _is_16_bit_colour(image) else b""
@@ -165,7 +165,7 @@ def _bands(image: Image.Image, channels: int) -> NDArray[np.uint8]:
 
 
 def _from_npy(file: Path, channels: int, max_pixels: int, range_16bit: tuple[int, int]) -> NDArray[np.uint8]:
-    """Of a file by numpy.save: [H, W, channels], or [H, W] for one channel."""
+    """Read a file by numpy.save: [H, W, channels], or [H, W] for one channel."""
     # Mapped, so that a header that promises too much is refused before anything is read.
     pixels = np.lib.format.open_memmap(file, mode="r")  # which refuses Python objects, and so pickles
     return _from_numbers(pixels, channels, max_pixels, range_16bit)
@@ -200,7 +200,7 @@ def _is_16_bit_grey(image: Image.Image) -> bool:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Turned as its EXIF orientation says; unchanged where the EXIF block itself is damaged, as picture viewers do."""
+    """Turn the image as its EXIF orientation says; unchanged where the EXIF block itself is damaged, as picture viewers do."""
     try:
         return ImageOps.exif_transpose(image)
     except _DAMAGED:
@@ -252,7 +252,7 @@ def _from_16_bit_colour(content: bytes, high_bytes: Image.Image, range_16bit: tu
 
 
 def _orientation(image: Image.Image) -> int:
-    """As EXIF numbers it; 1, upright, for a TIFF, which Pillow and OpenCV turn as they read it, and where EXIF is damaged."""
+    """Return the orientation as EXIF numbers it; 1, upright, for a TIFF, which is turned as it is read, and where EXIF is damaged."""
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except _DAMAGED:

@@ -1,4 +1,4 @@
-"""Mean and standard deviation of pictures, by channel or by pixel, in one streaming pass. Exact: values are added up as integers."""
+"""Mean and standard deviation of images, by channel or by pixel, in one streaming pass. Exact: values are added up as integers."""
 
 from collections.abc import Iterable
 from math import sqrt
@@ -63,7 +63,7 @@ def pixel_statistics(images: Iterable[NDArray[np.uint8]]) -> tuple[NDArray[np.fl
 
 
 def _mean_and_std(counts: NDArray[np.int64]) -> tuple[float, float]:
-    """Of one channel; counts: [256]. Python integers, so that nothing overflows or cancels."""
+    """Return mean and std of one channel; counts: [256]. Python integers, so that nothing overflows or cancels."""
     number = int(counts.sum())
     total = sum(value * int(count) for value, count in enumerate(counts))
     squares = sum(value * value * int(count) for value, count in enumerate(counts))

@@ -50,7 +50,7 @@ class DecodeResult:
 
 
 def judge(images: Sequence[ImageSource], data: Data, advance: Callable[[int], None]) -> list[DecodeResult]:
-    """A verdict for each picture, by the decoder's settings in `data`. advance: is called with numbers of pictures as they are done."""
+    """Return the result for each image, by the decoder's settings in `data`. advance: is called with the number of images done."""
     keys = [_key(image) for image in images]
     with closing(_Kept(data)) as kept:
         found = {i: verdict for i, key in enumerate(keys) if key is not None and (verdict := kept.get(key)) is not None}

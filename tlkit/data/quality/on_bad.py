@@ -24,7 +24,7 @@ log = logging.getLogger("tlkit")
 
 
 def read_images(data: Data, task: Task) -> Samples:
-    """The source's pictures; with `on_bad: skip` without those that can't be read, see leave_out_bad."""
+    """Return the source's samples; with `on_bad: skip` without those that can't be read, see leave_out_bad."""
     skips = data.on_bad == "skip"
     samples = read_source(data.source, Path(data.root), task, keep_missing=skips)
     log_warnings(samples)
@@ -38,7 +38,7 @@ def log_warnings(samples: Samples) -> None:
 
 
 def leave_out_bad(samples: Samples, data: Data) -> Samples:
-    """Without the pictures that can't be read, which are in `skipped`.
+    """Return the samples without the images that can't be read, which are in `skipped`.
 
     Raises DataError where a class, or a split of the source, would have no picture left.
     """
@@ -62,7 +62,7 @@ def without_bad(samples: Samples, data: Data) -> Samples:
 
 
 def without_bad_of(samples: Samples, split: str, data: Data) -> Samples:
-    """Of one split alone; `skipped` has those of this split."""
+    """Leave out the images of one split that can't be read; `skipped` has them."""
     checked = without_bad(replace(samples, samples=samples.of(split)), data)
     others = tuple(sample for sample in samples.samples if sample.split != split)
     skipped = tuple(skipped for skipped in checked.skipped if skipped.sample.split == split)

@@ -64,7 +64,7 @@ class Survey:
         self.failed += other.failed
 
     def mean_and_std(self, split: str | None = None) -> tuple[PerChannel, PerChannel]:
-        """Of each channel over all pixels, 0..1; of one split, or of all."""
+        """Return mean and std of each channel over all pixels, 0..1, of one split or of all."""
         return of_counts(self.values[split] if split is not None else np.sum(list(self.values.values()), axis=0))
 
     def mean_picture(self) -> NDArray[np.float64]:

@@ -30,7 +30,7 @@ _DAMAGED = (ValueError, EOFError, zipfile.BadZipFile, zlib.error, KeyError, NotI
 
 
 def read_arrays(source: NpzSource | NpySource, options: ReadOptions) -> Samples:
-    """Every picture of an .npz, in its splits; or of an .npy, which is mapped and not read, to be split.
+    """Read every image of an .npz, in its splits; or of an .npy, which is mapped and not read, to be split.
 
     With task: multilabel, labels are [N, K] of 0 and 1. Raises DataError where arrays are missing, damaged, or don't fit.
     """
@@ -76,7 +76,7 @@ def read_npz(file: Path, name: str) -> NDArray[Any]:
 
 
 def map_npy(file: Path) -> NDArray[Any]:
-    """Mapped from the file. Raises DataError where it is no whole .npy file, or holds Python objects."""
+    """Map an array from its file. Raises DataError where it is no whole .npy file, or holds Python objects."""
     try:
         return npy_format.open_memmap(file, mode="r")
     except (*_DAMAGED, OSError) as error:

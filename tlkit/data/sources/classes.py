@@ -49,7 +49,7 @@ def odd_class_findings(classes: Sequence[str], where: Callable[[str], str] = "cl
 def number_classes(
     place: str, labels: Mapping[str, Sequence[tuple[Label, ...]]], names: Sequence[str], task: Task
 ) -> tuple[tuple[str, ...], dict[Label, int]]:
-    """The classes, and for each label the index of its class. Numbers stay in their order; words are sorted by code point.
+    """Return the classes, and for each label the index of its class. Numbers stay in their order; words are sorted by code point.
 
     place: what messages begin with. labels: split -> the labels of each picture. names: of the labels 0, 1, 2 ..; those that no
     picture has are left out.

@@ -50,7 +50,7 @@ class HuggingFaceImage:
 
 
 def read_huggingface(source: HuggingFaceSource, options: ReadOptions) -> Samples:
-    """Every picture of a data set, with the splits it has. Ids are `train/000042`.
+    """Read every image of a data set, with the splits it has. Ids are `train/000042`.
 
     Tables of parquet in a folder are converted once, into root; from the hub everything goes into the hub's own cache.
     Raises DataError where the set, or a column, isn't there, and MissingExtraError without the package datasets.
@@ -88,7 +88,7 @@ def huggingface_files(source: HuggingFaceSource, samples: Samples) -> LocalFiles
 
 
 def save_huggingface(source: HuggingFaceSource, options: ReadOptions, folder: Path) -> None:
-    """In the form of save_to_disk, images inside: whole or not at all. What is there already stays."""
+    """Write the set as save_to_disk does, images inside: whole or not at all. What is there already stays."""
     if folder.exists():
         return
     with atomic_folder(folder) as writing:
@@ -204,7 +204,7 @@ def _is_undecoded(feature: Any) -> bool:
 
 
 def _names(feature: Any) -> tuple[str, ...]:
-    """Of a ClassLabel, or of a list of them; none for plain numbers and words."""
+    """Return the names of a ClassLabel, or of a list of them; none for plain numbers and words."""
     return tuple(getattr(getattr(feature, "feature", feature), "names", None) or ())
 
 

@@ -29,7 +29,7 @@ log = logging.getLogger("tlkit")
 
 
 def read_idx(source: IdxSource, options: ReadOptions) -> Samples:
-    """The pairs of a folder: train, and t10k as the test split where it is there.
+    """Read the pairs of a folder: train, and t10k as the test split where it is there.
 
     Without `classes`, classes are called by their numbers; those of Fashion-MNIST, known by its labels, by their names.
     Raises DataError for missing, cut off or damaged files, and for pairs that don't fit.
@@ -53,7 +53,7 @@ def idx_files(source: IdxSource, samples: Samples) -> LocalFiles:
 
 
 def read_idx_file(file: Path, *, dimensions: int) -> NDArray[np.uint8]:
-    """The array of an IDX file of bytes; mapped, not read, where it isn't packed.
+    """Return the array of an IDX file of bytes; mapped, not read, where it isn't packed.
 
     Raises DataError where it is something else, cut off, or longer than its header says.
     Source: the IDX format, http://yann.lecun.com/exdb/mnist: two zero bytes, the type (8: bytes), the number of dimensions, each
@@ -94,7 +94,7 @@ def _shape(file: Path, header: bytes, dimensions: int) -> tuple[int, ...]:
 
 
 def _unpacked(file: Path, content: gzip.GzipFile | IO[bytes], count: int) -> NDArray[np.uint8]:
-    """Into one array, without a copy beside it."""
+    """Read the values into one array, without a copy beside it."""
     values = np.empty(count, np.uint8)
     filled = 0
     while filled < count and (read := content.readinto(values.data[filled:])):  # type: ignore[union-attr]  # which IO lacks

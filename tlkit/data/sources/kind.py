@@ -134,7 +134,7 @@ def path_inside(place: str, base: str) -> str:
 
 
 def named_files(files: dict[str, str]) -> LocalFiles:
-    """Of a source whose keys name its files. files: key -> path."""
+    """Return the files of a source whose keys name them. files: key -> path."""
     paths = {key: Path(name).expanduser() for key, name in files.items()}
     places = {key: f"{key}/{path.name}" for key, path in paths.items()}
     return LocalFiles([(paths[key], place) for key, place in places.items()], places)

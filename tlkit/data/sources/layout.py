@@ -102,7 +102,7 @@ def _splits(root: Path, named: Sequence[Path], others: Sequence[Path]) -> Layout
 
 
 def _leave_out_unlabelled(layout: Layout, split: str) -> None:
-    """Without class folders, images have no labels: nothing can be measured on them."""
+    """Leave out a split whose images have no labels, since it has no class folders."""
     place = layout.places.pop(split)
     del layout.folders[split]
     word = {"val": "validation"}.get(split, split)

@@ -154,7 +154,7 @@ class _Scan:
         yield from self._samples(members)
 
     def _samples(self, members: Mapping[str, _Member]) -> Iterator[_Member]:
-        """Of the files of one key by webdataset's rule: `a.jpg` and `a.cls` are a sample, and so are `a.1.jpg` and `a.1.cls`.
+        """Yield the samples among the files of one key: `a.jpg` and `a.cls` are one, and so are `a.1.jpg` and `a.1.cls`.
 
         What else is beside `a.jpg`, such as a mask `a.seg.png`, is no sample. members: by what is between the first and the last dot.
         """

@@ -59,7 +59,7 @@ class TarImage:
 
 
 def read_webdataset(source: WebDatasetSource, options: ReadOptions) -> Samples:
-    """Every picture of the shards, by an index that is kept in root. Ids are `train-000.tar:KEY`.
+    """Read every image of the shards, by an index that is kept in root. Ids are `train-000.tar:KEY`.
 
     Raises DataError with everything that is wrong with the shards: missing, cut off, packed, members without picture or label.
     """

@@ -15,7 +15,7 @@ from tlkit.recipe.fields.data import Data
 
 
 def split_by_recipe(samples: Samples, data: Data, seed: int, *, fold: int = 1) -> Samples:
-    """The pictures that a run uses, every split filled in. fold: the one that validates, counted from 1.
+    """Return the images that a run uses, every split filled in. fold: the one that validates, counted from 1.
 
     Raises DataError where a class has too few pictures for it.
     """
@@ -29,7 +29,7 @@ def split_by_recipe(samples: Samples, data: Data, seed: int, *, fold: int = 1) -
 
 
 def split_into_folds(samples: Samples, folds: int, test: float, seed: int) -> list[Samples]:
-    """The samples once for each fold, whose pictures are its validation split; test is the same in all of them.
+    """Return the samples once for each fold, whose pictures are its validation split; test is the same in all of them.
 
     Every picture that isn't in the test split validates in one fold. Stratified by class or, for multilabel, label by label;
     groups are kept whole. test: share held out first, where the source has no test split.

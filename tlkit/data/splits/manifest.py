@@ -13,7 +13,7 @@ from tlkit.recipe.schema import Task
 
 
 def samples_of_run(run: Path, classes: tuple[str, ...]) -> Samples:
-    """As split.csv has them, from the source that the run's recipe names. With its `on_bad: skip`, pictures that are gone are in `skipped`.
+    """Return the samples as split.csv has them, from the source of the run's recipe. With `on_bad: skip`, missing ones are in `skipped`.
 
     Raises RunError if this is no run folder, DataError if pictures are gone or the classes aren't the model's.
     """
