@@ -22,11 +22,13 @@ if TYPE_CHECKING:
     from tlkit.recipe.schema import Recipe
     from tlkit.training.finetune import finetune
     from tlkit.training.finished import Run
+    from tlkit.training.module import PhaseModule
 
 __version__ = "0.1.0"
 __all__ = [
     "Classifier",
     "ImageDataModule",
+    "PhaseModule",
     "Recipe",
     "Run",
     "TlkitError",
@@ -45,6 +47,7 @@ __all__ = [
 _HOMES = {
     "Classifier": "tlkit.models.classifier",
     "ImageDataModule": "tlkit.data.datamodule",
+    "PhaseModule": "tlkit.training.module",
     "Recipe": "tlkit.recipe.schema",
     "Run": "tlkit.training.finished",
     "TlkitError": "tlkit.errors",

@@ -1,28 +1,37 @@
 """One phase as Lightning sees it: one step shared by training and validation, one optimizer, one schedule."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import torch
 from lightning.pytorch import LightningModule
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 from torchmetrics import Metric
 
+from tlkit.data.dataset import EpochSampler
 from tlkit.data.normalize import Normalize
+from tlkit.errors import BackboneError
 from tlkit.models.classifier import Classifier
+from tlkit.models.freeze import trained_parameters
 from tlkit.models.split import Activations, Suffix
+from tlkit.recipe.fields.learning import Loss, Optimizer, Schedule
+from tlkit.recipe.fields.phases import Phase
+from tlkit.recipe.validate import document_of, validated
 from tlkit.training.distributed.sharding import sharded
 from tlkit.training.losses import plain_loss
 from tlkit.training.metrics import MeanLoss, Scoring
 from tlkit.training.objective import Objective
-from tlkit.training.optimizers import Optimization, build_optimizer, build_schedule, can_fuse, parameter_groups
+from tlkit.training.optimizers import Optimization, build_optimizer, build_schedule, can_fuse, check_optimizer_name, parameter_groups
 from tlkit.training.private_api import leave_out_of_ddp, metric_state, set_metric_state
 
 Batch = tuple[Tensor | Activations, Tensor]
 
 
 class PhaseModule(LightningModule):
-    """Train a classifier as one phase of a recipe says.
+    """Train a classifier as one phase of a recipe says. `PhaseModule.create` makes one from plain arguments, for a Trainer of your own.
+
+    It logs `train/loss`, `train/accuracy`, `val/loss`, `val/accuracy`, `val/score`, `test/loss` and `test/accuracy`, each over all images
+    of an epoch and over all processes; `Trainer.predict` gives probabilities [B, K].
 
     Args:
         classifier: Frozen as the phase says already.
@@ -49,6 +58,7 @@ class PhaseModule(LightningModule):
         self.train_loss, self.val_loss = MeanLoss(of_finite=True), MeanLoss()
         self.train_accuracy, self.val_accuracy = scoring.accuracy(), scoring.accuracy()
         self.val_score = scoring.score()
+        self.test_loss, self.test_accuracy = MeanLoss(), scoring.accuracy()
         self.auxiliary = objective.auxiliary
         if self.auxiliary is not None:
             self.auxiliary.follow(classifier)
@@ -62,6 +72,49 @@ class PhaseModule(LightningModule):
         self._processes = self._accumulate = 1
         self._phase, self._optimizer, self._schedule = optimization.phase, optimization.optimizer, optimization.schedule
 
+    @classmethod
+    def create(
+        cls,
+        classifier: Classifier,
+        *,
+        train: Any = "head",
+        lr: float = 1e-3,
+        optimizer: str = "adamw",
+        weight_decay: float = 0.05,
+        schedule: str = "cosine",
+        label_smoothing: float = 0.0,
+    ) -> Self:
+        """Freeze what doesn't train, and make a module for any Trainer.
+
+        Args:
+            classifier: With its preprocessing, as `create_classifier` and `load_model` give it. Each image has one label.
+            train: What trains, as in a recipe: head, all, norm, bias, `{"from": STAGE}` or `{"last": N}`.
+            lr: The highest learning rate.
+            optimizer: sgd, momentum, nesterov, adagrad, rmsprop, adam, adamw, or one of timm's.
+            weight_decay: Not applied to biases and normalisation layers.
+            schedule: cosine, constant, linear, step, one_cycle or plateau, over all steps that the Trainer will make.
+            label_smoothing: Share of the target that is spread over all classes.
+
+        Returns:
+            The module. Batches are (images, labels): uint8 images are normalised on the device, floats are taken as normalised.
+
+        Raises:
+            RecipeError: A value can't be used, or the backbone has no such stage.
+            BackboneError: The classifier was made without preprocessing.
+        """
+        if classifier.preprocessing is None:
+            raise BackboneError("This classifier was made without preprocessing.\n  Give it one: Classifier(.., preprocessing=..).")
+        phase = validated(Phase, document_of({"train": train, "epochs": 1, "lr": lr}), "phase")  # the Trainer knows the epochs
+        how = validated(Optimizer, document_of({"name": optimizer, "weight_decay": weight_decay}), "optimizer")
+        check_optimizer_name(how.name)
+        rates = validated(Schedule, document_of({"name": schedule}), "schedule")
+        smoothing = validated(Loss, document_of({"label_smoothing": label_smoothing}), "loss").label_smoothing
+        name = type(classifier.backbone).__name__
+        classifier.train_only(trained_parameters(phase.train, classifier.backbone, classifier.stages, key="train", name=name))
+        objective = Objective(nn.CrossEntropyLoss(label_smoothing=smoothing))
+        scoring = Scoring("multiclass", len(classifier.classes), "accuracy")
+        return cls(classifier, objective, scoring, Optimization(phase, how, rates), normalize=classifier.preprocessing.normalizer())
+
     def configure_model(self) -> None:
         # Lightning 2.6 calls it once the processes know each other; a mesh of them is there with `strategy: fsdp` alone.
         if self.device_mesh is not None:
@@ -74,7 +127,8 @@ class PhaseModule(LightningModule):
         if not isinstance(images, Tensor):
             return batch
         # Images travel as uint8, a quarter of the bytes, and become floats where they are used.
-        images = self.normalize(images)
+        if images.dtype == torch.uint8:
+            images = self.normalize(images)
         return self._mix(images, labels) if self._mix is not None and self.trainer.training else (images, labels)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -100,6 +154,8 @@ class PhaseModule(LightningModule):
         if self._processes == self._accumulate == 1:
             return 1.0
         loader: Any = self.trainer.train_dataloader
+        if not isinstance(getattr(loader, "sampler", None), EpochSampler):
+            return 1.0  # a loader of the user's own: Lightning's plain mean
         first = batch - batch % self._accumulate
         last = min(first + self._accumulate, int(self.trainer.num_training_batches))
         of_step = sum(loader.sampler.images_of_step(number) for number in range(first, last))
@@ -118,18 +174,26 @@ class PhaseModule(LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
         return self._step(batch, batch_idx, "val")
 
+    def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return self._step(batch, batch_idx, "test")
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return probabilities [B, K]."""
+        logits = self._logits(batch[0])
+        return logits.sigmoid() if self._scoring.task == "multilabel" else logits.softmax(1)
+
     def _step(self, batch: Batch, batch_idx: int, split: str) -> Tensor:
-        """Mean loss of one batch. images [B, C, H, W] or kept activations, labels [B] or, mixed or multilabel, [B, K]."""
+        """Return the mean loss of a batch. images [B, C, H, W] or cached activations, labels [B] or, mixed or multilabel, [B, K]."""
         inputs, labels = batch
         logits = self._logits(inputs)  # [B, K]
         # Validation is measured against the labels as they are, so that its losses compare between recipes.
         trains = split == "train"
         loss: Tensor = self.criterion(logits, labels) if trains else plain_loss(logits, labels)
-        mean_loss, accuracy = (self.train_loss, self.train_accuracy) if trains else (self.val_loss, self.val_accuracy)
+        mean_loss, accuracy = self._counted[split]
         mean_loss.update(loss, len(labels))
         self._scoring.count(accuracy, logits, labels)
         figures: dict[str, Metric] = {f"{split}/loss": mean_loss, f"{split}/accuracy": accuracy}
-        if not trains:
+        if split == "val":
             self._scoring.count(self.val_score, logits, labels)
             figures["val/score"] = self.val_score
         # Lightning computes and resets them at the end of the epoch. Told in every step, it takes longer over it than over a linear head.
@@ -147,6 +211,14 @@ class PhaseModule(LightningModule):
             set_metric_state(metric, state[name], self.device)
         # The batch that would have told Lightning of them is in the past.
         self.log_dict(self._training_figures(), on_step=False, on_epoch=True, batch_size=1)
+
+    @property
+    def _counted(self) -> dict[str, tuple[MeanLoss, Metric]]:
+        return {
+            "train": (self.train_loss, self.train_accuracy),
+            "val": (self.val_loss, self.val_accuracy),
+            "test": (self.test_loss, self.test_accuracy),
+        }
 
     def _training_figures(self) -> dict[str, Metric]:
         return {"train/loss": self.train_loss, "train/accuracy": self.train_accuracy}

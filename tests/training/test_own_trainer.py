@@ -1,0 +1,125 @@
+"""A user's own Lightning script: tlkit's module and data in a stock Trainer, on one process and on two."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+import tlkit
+from tlkit.errors import BackboneError, RecipeError
+from tlkit.recipe.fields.model import Head
+
+PHOTOS = Path(__file__).parents[1] / "fixtures" / "before_layout" / "photos"
+
+SCRIPT = """
+    import json
+    import sys
+
+    import lightning
+    import torch
+
+    import tlkit
+
+    if __name__ == "__main__":
+        photos, devices, replaced = sys.argv[1:]
+        torch.manual_seed(0)
+        data = tlkit.ImageDataModule.from_folder(photos, image_size=32, batch_size=6, validation=0.25)
+        classifier = tlkit.create_classifier("test_resnet", data.classes, data.preprocessing, weights="random")
+        module = tlkit.PhaseModule.create(classifier, train="all", lr=1e-3, weight_decay=0.0)
+        trainer = lightning.Trainer(
+            max_epochs=2, accelerator="cpu", devices=int(devices), strategy="ddp" if devices == "2" else "auto",
+            use_distributed_sampler=replaced == "yes", logger=False, enable_checkpointing=False,
+        )
+        trainer.fit(module, datamodule=data)
+        figures = dict(trainer.callback_metrics)
+        figures |= trainer.validate(module, datamodule=data)[0] | trainer.test(module, datamodule=data)[0]
+        if trainer.is_global_zero:
+            print("FIGURES", json.dumps({name: float(value) for name, value in figures.items()}))
+"""
+
+
+def figures_of(folder: Path, devices: int, replaced: str) -> dict[str, float]:
+    """Figures of the script: its Trainer replaces samplers by its own, or not."""
+    (folder / "script.py").write_text(dedent(SCRIPT))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    words = [sys.executable, "script.py", str(PHOTOS), str(devices), replaced]
+    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    line = next(line for line in done.stdout.splitlines() if line.startswith("FIGURES"))
+    found: dict[str, float] = json.loads(line.removeprefix("FIGURES"))
+    return found
+
+
+@pytest.mark.slow
+def test_two_processes_learn_and_measure_what_one_does_whoever_splits_the_images(tmp_path: Path) -> None:
+    """18 training, 6 validation and 12 test images; batch-norm alone sees half a batch on each of two, so losses differ a little."""
+    one = figures_of(tmp_path, 1, "yes")
+    assert {"train/loss", "train/accuracy", "val/loss", "val/accuracy", "val/score", "test/loss", "test/accuracy"} <= set(one)
+    two, own = figures_of(tmp_path, 2, "yes"), figures_of(tmp_path, 2, "no")
+    assert two == own
+    assert two["test/loss"] == pytest.approx(one["test/loss"], abs=0.2)
+    for name, images in (("val/accuracy", 6), ("test/accuracy", 12)):  # whole images: none is counted twice or left out
+        assert two[name] * images == pytest.approx(round(two[name] * images), abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def parts() -> tuple[tlkit.ImageDataModule, tlkit.Classifier]:
+    data = tlkit.ImageDataModule.from_folder(PHOTOS, image_size=32, batch_size=6, validation=0.25, augment=["HorizontalFlip"])
+    return data, tlkit.create_classifier("test_resnet", data.classes, data.preprocessing, weights="random")
+
+
+def trainer(folder: Path, **settings: Any) -> Any:
+    import lightning
+
+    return lightning.Trainer(
+        accelerator="cpu", default_root_dir=folder, logger=False, enable_checkpointing=False, enable_progress_bar=False, **settings
+    )
+
+
+def test_a_stock_trainer_fits_tests_and_predicts(parts: tuple[Any, Any], tmp_path: Path) -> None:
+    data, classifier = parts
+    stage = classifier.stages[-1]
+    before = {name: tensor.clone() for name, tensor in classifier.backbone.state_dict().items()}
+    module = tlkit.PhaseModule.create(classifier, train={"from": stage.name}, lr=1e-2)
+    stock = trainer(tmp_path, max_epochs=1)
+    stock.fit(module, datamodule=data)
+    changed = {name for name, tensor in classifier.backbone.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert set(stage.parameters) <= changed
+    assert all(name.startswith(tuple(parameter.rpartition(".")[0] for parameter in stage.parameters)) for name in changed)
+    accuracy = stock.test(module, datamodule=data, verbose=False)[0]["test/accuracy"]
+    probabilities = torch.cat(stock.predict(module, datamodule=data))  # of the test split, in its order
+    files = [sample.image for sample in data.samples.of("test")]
+    with torch.inference_mode():
+        expected = classifier.eval()(classifier.preprocess(files)).softmax(1)
+    torch.testing.assert_close(probabilities, expected)
+    labels = torch.tensor([sample.label for sample in data.samples.of("test")])
+    assert accuracy == pytest.approx(float((probabilities.argmax(1) == labels).float().mean()))
+
+
+def test_it_takes_loaders_of_the_users_own(parts: tuple[Any, Any], tmp_path: Path) -> None:
+    images, labels = torch.randn(8, 3, 32, 32), torch.arange(8) % 3
+    module = tlkit.PhaseModule.create(parts[1], lr=1e-2)
+    stock = trainer(tmp_path, max_steps=2)
+    stock.fit(module, DataLoader(TensorDataset(images, labels), batch_size=4, num_workers=0))
+    assert stock.callback_metrics["train/loss"] > 0
+
+
+def test_what_cannot_be_used_is_named_by_the_argument(parts: tuple[Any, Any]) -> None:
+    data, classifier = parts
+    with pytest.raises(RecipeError, match=r"^image_size = 4 is out of range"):
+        tlkit.ImageDataModule.from_folder(PHOTOS, image_size=4)
+    with pytest.raises(RecipeError, match=r"augment\[0\].HorizontalFlop is not a transform"):
+        tlkit.ImageDataModule.from_folder(PHOTOS, augment=["HorizontalFlop"])
+    with pytest.raises(RecipeError, match=r"^train.from = 'layr4' is not a stage of "):
+        tlkit.PhaseModule.create(classifier, train={"from": "layr4"})
+    with pytest.raises(RecipeError, match=r"^weights = 'pretraind' can't be used"):
+        tlkit.create_classifier("test_resnet", data.classes, data.preprocessing, weights="pretraind")
+    with pytest.raises(BackboneError, match="was made without preprocessing"):
+        tlkit.PhaseModule.create(type(classifier)(classifier.backbone, Head(), 3, 32))
