@@ -232,7 +232,7 @@ def test_an_ending_that_is_missing_is_completed_where_that_is_unique(tmp_path: P
     samples = read(table(tmp_path, "path,label\ndeep/a,x\nb.v2,y\nc.png,y\n", *images))
     assert [sample.id for sample in samples.samples] == ["deep/a.png", "b.v2.jpg", "c.png"]
     (warning,) = samples.warnings
-    assert "2 paths are without an ending: completed, such as deep/a -> deep/a.png" in warning
+    assert "2 paths have no ending and a file with one was found, such as deep/a -> deep/a.png" in warning
     Image.new("RGB", (4, 4)).save(tmp_path / "deep/a.jpg")
     with pytest.raises(DataError, match=r":2: the image deep/a does not exist; a\.jpg and a\.png do\.\n  Write the ending too\."):
         read(tmp_path / "pictures.csv")
@@ -241,7 +241,7 @@ def test_an_ending_that_is_missing_is_completed_where_that_is_unique(tmp_path: P
 def test_back_slashes_of_windows_are_read(tmp_path: Path) -> None:
     samples = read(table(tmp_path, "path,label\ndeep\\er\\a.png,x\n.\\b.png,y\ndeep\\c,y\n", "deep/er/a.png", "b.png", "deep/c.png"))
     assert [sample.id for sample in samples.samples] == ["deep/er/a.png", "b.png", "deep/c.png"]
-    assert any("3 paths are with back-slashes: read with forward slashes" in warning for warning in samples.warnings)
+    assert any("3 paths have back-slashes, read as forward slashes" in warning for warning in samples.warnings)
 
 
 def test_the_folder_that_has_the_images_is_named(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_a_class_called_train_is_a_class(tmp_path: Path) -> None:
     put(tmp_path, "train/1.png", "bus/2.png")
     samples = read(tmp_path)
     assert samples.classes == ("bus", "train")
-    assert "is read as a class, since it has images and no class folders: train" in samples.warnings[0]
+    assert "train is read as a class, since it has images and no class folders. If it is a split" in samples.warnings[0]
     assert read(tmp_path, layout="class").warnings == ()
     put(tmp_path, "car/test/1.png", "car/train/1.png", "bus/test/1.png", "bus/train/1.png")  # nothing is doubtful where it is named
     assert read(tmp_path, layout="class").classes == ("bus", "car", "train")

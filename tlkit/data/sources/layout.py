@@ -58,10 +58,10 @@ def find_layout(root: Path, asked: LayoutName = "auto") -> Layout:
     layout = Layout(root, {"": _by_class(folders)}, {"": root})
     if asked == "auto" and named:
         one = len(named) == 1
-        what = f"is read as a class, since it has images and no class folders: {named[0].name}" if one else ""
-        what = what or f"are read as classes, since they have images and no class folders: {_names(named)}"
+        what = "is read as a class, since it has" if one else "are read as classes, since they have"
+        fix = "If it is a split, sort its" if one else "If they are splits, sort their"
         layout.warn(
-            f"{what}. Sort images into SPLIT/CLASS folders, or move a split away, if that is wrong; data.source.layout=class if not."
+            f"{_names(named)} {what} images and no class folders. {fix} images into class folders; if not: data.source.layout=class."
         )
     return layout
 

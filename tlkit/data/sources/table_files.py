@@ -68,13 +68,12 @@ class TableFiles:
         return self._stems[folder].get(name, [])
 
     def warnings(self) -> Iterator[str]:
-        for paths, what, example in (
-            (self.completed, "without an ending: completed", " -> ".join(self.completed[0]) if self.completed else ""),
-            (self.turned, "with back-slashes: read with forward slashes", self.turned[0] if self.turned else ""),
-        ):
-            if paths:
-                number = "1 path is" if len(paths) == 1 else f"{len(paths):,} paths are"
-                yield f"{self.file}: {number} {what}, such as {example}"
+        if self.completed:
+            has = "1 path has" if len(self.completed) == 1 else f"{len(self.completed):,} paths have"
+            yield f"{self.file}: {has} no ending and a file with one was found, such as {' -> '.join(self.completed[0])}"
+        if self.turned:
+            has = "1 path has" if len(self.turned) == 1 else f"{len(self.turned):,} paths have"
+            yield f"{self.file}: {has} back-slashes, read as forward slashes, such as {self.turned[0]}"
 
     def report_missing(self) -> None:
         if not self.missing:
