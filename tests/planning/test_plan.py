@@ -17,6 +17,7 @@ from torchvision.models import resnet18
 from tests import warm
 from tlkit.data.datamodule import ImageDataModule
 from tlkit.data.preprocess import Preprocessing
+from tlkit.data.samples import Sample, Samples
 from tlkit.data.splits.holdout import split_samples
 from tlkit.errors import DataError, RecipeError, RunError
 from tlkit.models.backbones import create_backbone
@@ -24,6 +25,7 @@ from tlkit.models.classifier import Classifier
 from tlkit.planning import plan as planning
 from tlkit.planning.plan import Plan, StageRow, make_plan, remarks, steps_an_epoch
 from tlkit.planning.plan_table import _joined, duration, print_plan
+from tlkit.planning.timing import Timing
 from tlkit.planning.trial import try_phase, unchanged
 from tlkit.recipe.fields.model import Head
 from tlkit.recipe.load import load_recipe
@@ -311,3 +313,28 @@ def test_the_command_prints_a_plan_and_exits_0(there: Path) -> None:
     done = warm.run("plan", "recipe.yaml", *SMALL, cwd=Path.cwd(), env=os.environ)
     assert done.returncode == 0, done.stderr
     assert "phase 1/1: all, 1 epoch of 5 steps, about " in done.stdout
+
+
+def test_the_time_of_a_phase_is_that_of_its_cache_once_and_of_its_epochs() -> None:
+    """By hand: 10 training and 4 validation images, three epochs of which the first loads at 2 s an image and the others at 0.5 s."""
+    recipe = load_recipe("quickstart", ["phases=[{train: head, epochs: 3, lr: 0.1}]", "data.workers=0"])
+    images = tuple(Sample(str(i), Path("x.png"), (0,), "train" if i < 10 else "val") for i in range(14))
+    samples, phase = Samples(("a",), images), recipe.gradient_phases[0]
+    timing = Timing(once=1.0, first=2.0, later=0.5, step=3.0, validate=1.0, is_cached=True)
+    # 14 x 1 once; 10 x (2 + 3) + 4 x (1 + 2) in the first epoch; 10 x (0.5 + 3) + 4 x (1 + 0.5) in each of the others.
+    assert timing.seconds(recipe, samples, phase, devices=1, is_new=True) == 14 + 62 + 2 * 41
+    assert timing.seconds(recipe, samples, phase, devices=1, is_new=False) == 3 * 41
+    assert timing.seconds(recipe, samples, phase, devices=2, is_new=False) == 3 * 41 / 2
+    # Two workers load side by side, while the network works.
+    working = recipe.model_copy(update={"data": recipe.data.model_copy(update={"workers": 2})})
+    live = replace(timing, is_cached=False, once=0.0)
+    assert live.seconds(working, samples, phase, devices=1, is_new=False) == 3 * (10 * 3 + 4 * (1 + 0.25))
+
+
+def test_a_phase_whose_frozen_part_is_cached_is_timed_so(there: Path) -> None:
+    cached = planned("phases=[{train: head, epochs: 1, lr: 0.1}]", "cache.use=true").phases[0]
+    live = planned("phases=[{train: head, epochs: 1, lr: 0.1}]", "cache.use=false").phases[0]
+    assert cached.timing is not None
+    assert live.timing is not None
+    assert (cached.timing.is_cached, live.timing.is_cached, live.timing.once) == (True, False, 0.0)
+    assert not list(Path(os.environ["TLKIT_CACHE"]).glob("activations/*.writing"))

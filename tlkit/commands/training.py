@@ -8,7 +8,7 @@ from typing import Any
 from tlkit.commands.arguments import count, offline_arguments, recipe_arguments, recipe_to_run
 from tlkit.commands.log import show_log
 from tlkit.commands.signals import handle_signals
-from tlkit.errors import TlkitError
+from tlkit.errors import RecipeError, TlkitError
 from tlkit.system import keep_freed_memory
 from tlkit.terminal import print_text, takes_unicode
 
@@ -95,13 +95,17 @@ def check_arguments(parser: ArgumentParser) -> None:
 
 def check(arguments: Namespace) -> int:
     from tlkit.recipe.load import load_recipe, recipe_yaml
+    from tlkit.recipe.names import name_faults, path_faults
     from tlkit.recipe.summary import recipe_notes, recipe_summary, recipe_warnings
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     if arguments.resolved:
         print(recipe_yaml(recipe, ascii_only=not takes_unicode()), end="")
         return 0
-    print_text(f"{arguments.recipe}: no faults found. Pictures and weights are looked for when it runs.\n\n{recipe_summary(recipe)}")
+    with recipe.located():
+        if faults := [*name_faults(recipe), *path_faults(recipe)]:
+            raise RecipeError(faults)
+    print_text(f"{arguments.recipe}: no faults found. `tlkit plan` also reads its images and weights.\n\n{recipe_summary(recipe)}")
     for warning in recipe_warnings(recipe):
         print_text(f"  {'warning':<11}{warning}")
     for note in recipe_notes(recipe):

@@ -1,12 +1,12 @@
 """What a recipe will do, before it does it: what trains and how fast, memory, steps, time, and what looks like a slip."""
 
 import os
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from tlkit.data.augment import Augmentation, build_augmentation
 from tlkit.data.datamodule import ImageDataModule
-from tlkit.data.dataset import EpochSampler, worker_count
+from tlkit.data.dataset import EpochSampler
 from tlkit.data.preprocess import Preprocessing
 from tlkit.data.samples import LARGEST_FOLD, Sample, Samples
 from tlkit.data.splits.folds import split_by_recipe
@@ -27,7 +27,8 @@ from tlkit.files import format_bytes
 from tlkit.models.backbones import check_backbone_name, pretrained_cfg
 from tlkit.models.classifier import Classifier
 from tlkit.models.weights import Weights
-from tlkit.planning.probe import Memory, MemoryProbe, Stopwatch
+from tlkit.planning.probe import Memory, MemoryProbe
+from tlkit.planning.timing import RESULTS_S, Timing, Trial
 from tlkit.planning.trial import try_phase
 from tlkit.recipe.fields.phases import Phase
 from tlkit.recipe.schema import Recipe
@@ -40,9 +41,6 @@ from tlkit.training.scale_lr import with_scaled_lr
 from tlkit.training.setup import build, gather_what_there_is, trainable_parameters
 from tlkit.training.trainer import check_devices, seed_everything
 
-TIMING_S = 2.0
-"""How long a phase is timed, about."""
-TIMED_BATCHES = 8
 PROBED = (2, 4)
 """Pictures of the two batches that memory is measured on: their difference is what each picture costs."""
 FEW = 16
@@ -67,13 +65,14 @@ class StageRow:
 
 @dataclass(frozen=True)
 class PhasePlan:
-    """number: its index in the recipe. seconds: None where there are no pictures to time it on."""
+    """number: its index in the recipe. timing: None where there are no images to time it on. seconds: of the whole phase."""
 
     number: int
     phase: Phase
     rows: tuple[StageRow, ...]
     memory: Memory
-    seconds: float | None
+    timing: Timing | None
+    seconds: float | None = None
 
     @property
     def trained(self) -> int:
@@ -104,6 +103,7 @@ class Plan:
     device_memory: int | None
     steps: int | None
     phases: tuple[PhasePlan, ...]
+    seconds_around: float = 0.0
 
     @property
     def largest(self) -> PhasePlan | None:
@@ -112,8 +112,8 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        """Of all phases that could be timed."""
-        return sum(phase.seconds or 0.0 for phase in self.phases)
+        """Of the run: its phases that train by gradients, and what comes before and after them."""
+        return self.seconds_around + sum(phase.seconds or 0.0 for phase in self.phases)
 
 
 def make_plan(recipe: Recipe) -> Plan:
@@ -128,6 +128,7 @@ def make_plan(recipe: Recipe) -> Plan:
 
 def _make_plan(recipe: Recipe, folder: Path) -> Plan:
     """folder: for made-up pictures."""
+    began = time.perf_counter()
     with recipe.located():
         check_backbone_name(recipe.model.backbone)
         check_optimizer_name(recipe.optimizer.name)
@@ -144,7 +145,8 @@ def _make_plan(recipe: Recipe, folder: Path) -> Plan:
         trained = trainable_parameters(recipe, classifier)
 
     trial = _Trial(recipe, classifier, preprocessing, augmentation, shown, recipe.data.known_batch_size // devices, here.type)
-    phases = tuple(trial.plan_phase(number, trained[number], timed=samples is not None) for number in recipe.gradient_phases)
+    started = time.perf_counter() - began
+    phases = [trial.plan_phase(number, trained[number], timed=samples is not None) for number in recipe.gradient_phases]
     return Plan(
         recipe=recipe,
         samples=samples,
@@ -159,8 +161,35 @@ def _make_plan(recipe: Recipe, folder: Path) -> Plan:
         device=here.type,
         device_memory=_device_memory(here.type),
         steps=steps_an_epoch(recipe, len(samples.of("train")), devices) if samples else None,
-        phases=phases,
+        phases=tuple(with_seconds(phases, recipe, shown, trained, sharing=1 if here.type == "cpu" else devices)),
+        seconds_around=started + seconds_of_results(phases, shown),
     )
+
+
+def with_seconds(
+    phases: Sequence[PhasePlan], recipe: Recipe, samples: Samples, trained: Sequence[frozenset[str]], *, sharing: int
+) -> Iterator[PhasePlan]:
+    """Yield the phases with the seconds of each. sharing: devices that divide the work: processes on one CPU share its cores."""
+    filled: set[object] = set()
+    for phase in phases:
+        if phase.timing is None:
+            yield phase
+            continue
+        # Phases with the same frozen part share its activations, and all others the decoded images.
+        key = trained[phase.number] if phase.timing.is_cached else "decoded"
+        seconds = phase.timing.seconds(recipe, samples, phase.phase, devices=sharing, is_new=key not in filled)
+        filled.add(key)
+        yield replace(phase, seconds=seconds)
+
+
+def seconds_of_results(phases: Sequence[PhasePlan], samples: Samples) -> float:
+    """Return the seconds to compare the splits before the phases, and to measure and report after them."""
+    timings = [phase.timing for phase in phases if phase.timing is not None]
+    if not timings:
+        return 0.0
+    decode = max(timing.first for timing in timings)
+    measured = len(samples.of("test")) + (0 if timings[-1].is_cached else len(samples.of("val")))
+    return RESULTS_S + decode * len(samples.samples) + max(timing.measure for timing in timings) * measured
 
 
 def batches_an_epoch(recipe: Recipe, images: int, devices: int) -> int:
@@ -195,23 +224,8 @@ class _Trial:
             module = self._try(phase, trained, probe, size, max_epochs=1, limit_train_batches=1, limit_val_batches=0)
         memory = probe.memory(module, self.batch_size, copies=(self.recipe.ema is not None) + (self.recipe.loss.l2_sp > 0))
         rows = tuple(stage_rows(module, probe.groups))
-        return PhasePlan(number, phase, rows, memory, self._seconds(phase, trained, probe.seconds) if timed else None)
-
-    def _seconds(self, phase: Phase, trained: frozenset[str], seconds_per_image: float) -> float:
-        """Of the whole phase, by timing a few batches. a_picture: what the trial before this took for each, to choose their size by."""
-        # A CPU takes about as long for a picture in a small batch; a GPU doesn't, and is quick enough for whole ones.
-        size = self.batch_size if self.device != "cpu" else max(2, min(self.batch_size, int(TIMING_S / 3 / max(seconds_per_image, 1e-6))))
-        watch = Stopwatch(TIMING_S)
-        limits = {"max_epochs": 1, "limit_train_batches": TIMED_BATCHES, "limit_val_batches": 1}
-        self._try(phase, trained, watch, size, **limits)
-        train, workers = self.samples.of("train"), self.recipe.data.workers
-        size = min(size, len(train))
-        loading, training = (median(laps[1:] or laps) / size for laps in (watch.loading, watch.training))
-        processes = worker_count(workers, len(train))
-        # Worker processes load while the network works; without them one waits for the other.
-        each = max(training, loading / processes) if processes else training + loading
-        devices = self.recipe.data.known_batch_size // self.batch_size
-        return phase.epochs * (each * len(train) + median(watch.validating) * len(self.samples.of("val"))) / devices
+        timing = Trial(**vars(self)).time(number, trained, probe.seconds) if timed else None
+        return PhasePlan(number, phase, rows, memory, timing)
 
     def _try(self, phase: Phase, trained: frozenset[str], callback: Callback, batch_size: int, **limits: int) -> PhaseModule:
         data = ImageDataModule(

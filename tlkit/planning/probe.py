@@ -80,23 +80,20 @@ class MemoryProbe(Callback):
 
 @dataclass
 class Stopwatch(Callback):
-    """Seconds that each batch takes to load, to train and to validate. Ends the training after limit_s."""
+    """Seconds that each batch takes to load and to train, and each image to validate."""
 
-    limit_s: float
     loading: list[float] = field(default_factory=list)
     training: list[float] = field(default_factory=list)
     validating: list[float] = field(default_factory=list)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._first = self._mark = time.perf_counter()
+        self._mark = time.perf_counter()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self.loading.append(self._lap())
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.training.append(self._lap())
-        if self._mark - self._first > self.limit_s:
-            trainer.should_stop = True
 
     def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, *_: Any) -> None:
         self._lap()

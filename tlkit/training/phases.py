@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
+from rich.console import Console
 from torch import nn
 
 from tlkit.data.datamodule import ImageDataModule
@@ -24,6 +25,7 @@ from tlkit.recipe.fields.learning import Mix
 from tlkit.recipe.fields.phases import Phase
 from tlkit.recipe.fields.trainer import Cache, Trainer
 from tlkit.system import cache_folder
+from tlkit.training.auxiliary import AuxiliaryHeads
 from tlkit.training.cache.activations import ActivationCache
 from tlkit.training.callbacks import BestWeights, MetricsTable, ShowProgress, moving_average, save_state
 from tlkit.training.checkpointing.callback import Checkpoints, WholeFiles
@@ -199,24 +201,38 @@ def build_module(
 
 def inputs_of_phase(training: Training, spec: PhaseSpec, trainer: lightning.Trainer) -> tuple[lightning.LightningDataModule, Suffix | None]:
     """Return the images; or, where the frozen part has to run only once, its activations and the layers that come after it."""
-    classifier, data = training.setup.classifier, training.setup.data
-    auxiliary, cache = training.objective.auxiliary, training.cache
-    if not cache.use or classifier.trains_whole_backbone:
-        return data, None
+    setup, cache = training.setup, training.cache
+    if not cache.use or setup.classifier.trains_whole_backbone:
+        return setup.data, None
+    auxiliary, mix, console = training.objective.auxiliary, training.learning.mix, training.context.console
     try:
-        if training.learning.mix != Mix():
-            raise CacheUnavailable("mix blends pictures in every epoch")
-        if isinstance(trainer.strategy, ModelParallelStrategy):
-            raise CacheUnavailable("with trainer.strategy = fsdp a block is put together when the whole network runs")
-        if auxiliary is not None and auxiliary.follow(classifier):
-            raise CacheUnavailable("an auxiliary head looks at layers before what trains")
-        # The trainer's word, not the recipe's: on a CPU Lightning takes bf16-mixed for 16-mixed.
-        device, precision = trainer.strategy.root_device, str(trainer.precision)
-        cached = ActivationCache(classifier, data, cache, device=device, precision=precision, console=training.context.console)
-        return cached.splits(), cached.suffix
+        return cached_inputs(setup.classifier, setup.data, cache, auxiliary, mix, trainer=trainer, console=console)
     except CacheUnavailable as why:
         LOG.info("%s  its frozen part runs in every epoch: %s", spec.title, why)
-        return data, None
+        return setup.data, None
+
+
+def cached_inputs(
+    classifier: Classifier,
+    data: ImageDataModule,
+    cache: Cache,
+    auxiliary: AuxiliaryHeads | None,
+    mix: Mix,
+    *,
+    trainer: lightning.Trainer,
+    console: Console,
+) -> tuple[lightning.LightningDataModule, Suffix]:
+    """Return the activations of the frozen part and the layers that come after it. Raises CacheUnavailable."""
+    if mix != Mix():
+        raise CacheUnavailable("mix blends pictures in every epoch")
+    if isinstance(trainer.strategy, ModelParallelStrategy):
+        raise CacheUnavailable("with trainer.strategy = fsdp a block is put together when the whole network runs")
+    if auxiliary is not None and auxiliary.follow(classifier):
+        raise CacheUnavailable("an auxiliary head looks at layers before what trains")
+    # The trainer's word, not the recipe's: on a CPU Lightning takes bf16-mixed for 16-mixed.
+    device, precision = trainer.strategy.root_device, str(trainer.precision)
+    cached = ActivationCache(classifier, data, cache, device=device, precision=precision, console=console)
+    return cached.splits(), cached.suffix
 
 
 def cache_decoded(data: ImageDataModule, cache: Cache, spec: PhaseSpec, processes: int) -> None:

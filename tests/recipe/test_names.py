@@ -1,0 +1,64 @@
+"""`tlkit check` knows the names that the installed timm knows, and what is not on this machine, without importing either."""
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+
+import tlkit.models.backbones  # noqa: F401  (registers tlkit's own backbones with timm)
+from tlkit.cli import main
+from tlkit.recipe import names
+from tlkit.training.optimizers import OWN_NAMES
+
+TABLE = Path(names.__file__).with_name(names.TABLE)
+PROBLEMS = (
+    ("optimizer.name=foo", "optimizer.name = 'foo' is not an optimizer."),
+    ("model.backbone=renset18", "model.backbone = 'renset18' is not a model that timm knows.\n  Did you mean 'resnet18'?"),
+    ("data={source: {folder: nowhere}}", "data.source.folder = 'nowhere' does not exist.\n  Expected a folder"),
+    ("data={source: {csv: nowhere.csv}}", "data.source.csv = 'nowhere.csv' does not exist.\n  Expected a file"),
+    ("data={source: {csv: photos}}", "data.source.csv = 'photos' is a folder, not a file."),
+    ("data={source: {folder: photo}}", "data.source.folder = 'photo' does not exist.\n  Expected a folder"),
+    ("data={source: {folder: photo}}", "Did you mean 'photos'?"),
+    ("model.weights={file: nowhere.safetensors}", "model.weights.file = 'nowhere.safetensors' does not exist."),
+    ("model.weights={run: nowhere}", "model.weights.run = 'nowhere' does not exist."),
+)
+
+
+def known_names() -> dict[str, Any]:
+    optimizers = sorted({*OWN_NAMES, *map(str, timm.optim.list_optimizers())})  # type: ignore[attr-defined]
+    return {"timm": version("timm"), "optimizers": optimizers, "backbones": sorted(timm.list_models())}
+
+
+def test_the_list_is_that_of_the_version_of_timm_that_it_names() -> None:
+    table = json.loads(TABLE.read_text(encoding="utf-8"))
+    if version("timm") != table["timm"]:
+        pytest.skip(f"the list is of timm {table['timm']}")
+    assert table == known_names()
+
+
+@pytest.mark.parametrize(("override", "message"), PROBLEMS)
+def test_check_finds_names_that_nobody_knows_and_paths_that_are_not_there(
+    override: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "photos").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert main(["check", "quickstart", "model.weights=random", override]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_check_names_all_of_them_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "quickstart", "model.weights=random", *(override for override, _ in PROBLEMS[:3])]) == 2
+    printed = capsys.readouterr().err
+    assert all(message.splitlines()[0] in printed for _, message in PROBLEMS[:3])
+
+
+def test_another_version_of_timm_may_know_other_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(names, "version", lambda package: "99.0")
+    assert main(["check", "quickstart", "model.backbone=resnet2030", "model.weights=random"]) == 0
+
+
+if __name__ == "__main__":
+    TABLE.write_text(json.dumps(known_names(), indent=0) + "\n", encoding="utf-8")

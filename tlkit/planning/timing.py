@@ -1,0 +1,178 @@
+"""How long a phase will take: it is tried on a few images as the run does it, warmed up and with its caches."""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from lightning.pytorch import LightningDataModule, Trainer
+from rich.console import Console
+
+from tlkit.data.augment import Augmentation
+from tlkit.data.datamodule import ImageDataModule
+from tlkit.data.dataset import worker_count
+from tlkit.data.preprocess import Preprocessing
+from tlkit.data.samples import Sample, Samples
+from tlkit.errors import CacheUnavailable
+from tlkit.models.classifier import Classifier
+from tlkit.models.split import Suffix
+from tlkit.planning.probe import Stopwatch
+from tlkit.recipe.fields.learning import Schedule
+from tlkit.recipe.fields.phases import Phase
+from tlkit.recipe.schema import Recipe
+from tlkit.system import cache_folder
+from tlkit.training.objective import Objective, build_objective
+from tlkit.training.phases import build_module, cached_inputs
+from tlkit.training.specs import Learning
+from tlkit.training.trainer import build_trial_trainer, fit_unsaved
+
+TRIAL_S = 1.0
+"""How long one pass over the images of a trial takes, about."""
+COLD = 3
+"""Times: how much longer the very first step takes than those after it, about."""
+WARM_UP = 4
+"""Images that a cache is filled with first."""
+EPOCHS = 3
+"""The first one warms up and decodes, the last one is what most of a run is like."""
+MOST_BATCHES = 3
+RESULTS_S = 1.5
+"""For curves, report and model folder, on two cores."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds an image. once: to compute what is cached of it; 0 where nothing is. first, later: to load it, in the first epoch and others.
+
+    step: to train on it. validate: to validate it. is_cached: whether its activations take its place.
+    """
+
+    once: float
+    first: float
+    later: float
+    step: float
+    validate: float
+    is_cached: bool
+
+    def seconds(self, recipe: Recipe, samples: Samples, phase: Phase, *, devices: int, is_new: bool) -> float:
+        """Return the seconds of the whole phase. devices: that share the work. is_new: whether no earlier phase has filled its cache."""
+        train, val = len(samples.of("train")), len(samples.of("val"))
+        processes = 0 if self.is_cached else worker_count(recipe.data.workers, train)
+
+        def epoch(loading: float) -> float:
+            # Worker processes load while the network works; without them one waits for the other.
+            both = [loading / processes, self.step] if processes else [loading + self.step]
+            return train * max(both) + val * (self.validate + loading / max(1, processes))
+
+        first = epoch(self.first if is_new else self.later)
+        once = self.once * (len(samples.samples) if samples.drawn else train + val) if is_new else 0.0
+        return (once + first + (phase.epochs - 1) * epoch(self.later)) / devices
+
+    @property
+    def measure(self) -> float:
+        """Seconds to decode an image and classify it, with nothing of it cached."""
+        return self.once if self.is_cached else self.first + self.validate
+
+
+@dataclass(frozen=True)
+class Trial:
+    """All that a phase is timed with. batch_size: of one device."""
+
+    recipe: Recipe
+    classifier: Classifier
+    preprocessing: Preprocessing
+    augmentation: Augmentation | None
+    samples: Samples
+    batch_size: int
+    device: str
+
+    def time(self, number: int, trained: frozenset[str], seconds_per_image: float) -> Timing:
+        """Return what each image costs in a phase. seconds_per_image: of a training step, to choose how many are tried."""
+        data = self._few(seconds_per_image)
+        with TemporaryDirectory(prefix="tlkit-plan-") as folder, _caching_in(Path(folder)):
+            return self._timed(number, trained, data)
+
+    def _few(self, seconds_per_image: float) -> ImageDataModule:
+        """A CPU takes about as long for an image in a small batch; a GPU doesn't, and is quick enough for whole ones."""
+        on_cpu = max(3 * WARM_UP, int(COLD * TRIAL_S / max(seconds_per_image, 1e-6)))
+        affordable = on_cpu if self.device == "cpu" else MOST_BATCHES * self.batch_size
+        train = _spread(self.samples.of("train"), min(affordable, MOST_BATCHES * self.batch_size))
+        val = _spread(self.samples.of("val"), max(2, len(train) // 2))
+        few = Samples(self.samples.classes, (*train, *val), self.samples.task)
+        return self._module(few, len(train))
+
+    def _module(self, samples: Samples, images: int) -> ImageDataModule:
+        """Return the data module of so many training and validation images."""
+        few = replace(samples, samples=(*samples.of("train")[:images], *samples.of("val")[:images]))
+        batch_size = max(2, min(self.batch_size, images // 2))
+        balanced, seed = self.recipe.imbalance == "sampler", self.recipe.seed
+        data = ImageDataModule(few, self.preprocessing, self.augmentation, batch_size=batch_size, workers=0, seed=seed, balanced=balanced)
+        data.hashes = {sample.id: sample.id for sample in few.samples}
+        return data
+
+    def _timed(self, number: int, trained: frozenset[str], data: ImageDataModule) -> Timing:
+        recipe, phase = self.recipe, self.recipe.gradient_phases[number].model_copy(update={"compile": False})
+        learning = replace(Learning.of(recipe), schedule=Schedule(name="constant"))
+        copied = deepcopy(self.classifier)
+        copied.train_only(trained, phase.batchnorm)
+        objective = build_objective(learning, copied, self.samples)
+        watch = Stopwatch()
+        trainer = build_trial_trainer(recipe.trainer_of(phase), optimizer=recipe.optimizer, callbacks=[watch], max_epochs=EPOCHS)
+        inputs, suffix, once = self._inputs(copied, data, objective, trainer)
+        fit_unsaved(trainer, build_module(copied, data, objective, learning, phase, suffix), inputs)
+        images, per_epoch = len(data.samples.of("train")), len(watch.training) // EPOCHS
+        return Timing(
+            once=once / max(1, len(data.samples.samples) - 2 * WARM_UP),
+            first=sum(watch.loading[:per_epoch]) / images,
+            later=sum(watch.loading[-per_epoch:]) / images,
+            step=median(watch.training[1:]) / min(data.batch_size, images),
+            validate=median(watch.validating),
+            is_cached=suffix is not None,
+        )
+
+    def _inputs(
+        self, classifier: Classifier, data: ImageDataModule, objective: Objective, trainer: Trainer
+    ) -> tuple[LightningDataModule, Suffix | None, float]:
+        """Return what a phase is fed with, the layers after what is cached, and the seconds that caching took."""
+        # A budget that a few images exceed where all of them would.
+        share = len(data.samples.samples) / len(self.samples.samples)
+        cache = self.recipe.cache.model_copy(update={"budget_gb": self.recipe.cache.budget_gb * share})
+        if not cache.use:
+            return data, None, 0.0
+        console, mix = Console(quiet=True), self.recipe.mix
+        with suppress(CacheUnavailable):
+            if classifier.trains_whole_backbone:
+                raise CacheUnavailable("nothing is frozen")
+            began = time.perf_counter()
+            few = self._module(data.samples, WARM_UP)
+            cached_inputs(classifier, few, cache, objective.auxiliary, mix, trainer=trainer, console=console)
+            warm = time.perf_counter()
+            inputs, suffix = cached_inputs(classifier, data, cache, objective.auxiliary, mix, trainer=trainer, console=console)
+            # What it costs to begin is the same for few images and for many.
+            return inputs, suffix, max(0.0, time.perf_counter() - warm - (warm - began))
+        with suppress(CacheUnavailable):
+            data.cache_decoded(cache_folder(), budget_gb=cache.budget_gb)
+        return data, None, 0.0
+
+
+def _spread(samples: tuple[Sample, ...], number: int) -> tuple[Sample, ...]:
+    """Return so many of them, from the first to the last: images of one class are often alike in size."""
+    places = np.linspace(0, len(samples) - 1, min(number, len(samples)))
+    return tuple(samples[int(place)] for place in places)
+
+
+@contextmanager
+def _caching_in(folder: Path) -> Iterator[None]:
+    before = os.environ.get("TLKIT_CACHE")
+    os.environ["TLKIT_CACHE"] = str(folder)
+    try:
+        yield
+    finally:
+        os.environ.pop("TLKIT_CACHE")
+        if before is not None:
+            os.environ["TLKIT_CACHE"] = before

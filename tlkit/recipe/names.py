@@ -1,0 +1,68 @@
+"""What `tlkit check` finds without torch: names of backbones and optimizers that nobody knows, folders and files that aren't there.
+
+The names are those of one version of timm, in names.json, which `python -m tests.recipe.test_names` writes anew.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from tlkit.errors import Fault, did_you_mean
+from tlkit.recipe.schema import Recipe
+
+TABLE = "names.json"
+FOLDERS = ("folder", "idx", "root")
+FILES = ("csv", "parquet", "npz", "npy", "labels")
+"""Keys of data.source that name a folder or a file of this machine."""
+
+
+def name_faults(recipe: Recipe) -> list[Fault]:
+    """Return the names that the listed version of timm doesn't know; empty for another version, which `tlkit plan` asks itself."""
+    table: dict[str, Any] = json.loads(files("tlkit.recipe").joinpath(TABLE).read_text(encoding="utf-8"))
+    if version("timm") != table["timm"]:
+        return []
+    faults = []
+    architecture = recipe.model.backbone.partition(".")[0]
+    if architecture not in table["backbones"]:
+        fix = f"{did_you_mean(architecture, table['backbones'])} List them with: tlkit models '*resnet*'".strip()
+        faults.append(Fault("model.backbone", f"= '{recipe.model.backbone}' is not a model that timm knows.", fix))
+    if recipe.optimizer.name not in table["optimizers"]:
+        nearest = did_you_mean(recipe.optimizer.name, table["optimizers"])
+        fix = f"Expected sgd, momentum, nesterov, adagrad, rmsprop, adam, adamw, or one of timm's. {nearest}".rstrip()
+        faults.append(Fault("optimizer.name", f"= '{recipe.optimizer.name}' is not an optimizer.", fix))
+    return faults
+
+
+def path_faults(recipe: Recipe) -> Iterator[Fault]:
+    """Yield the folders and files of data and weights that are not on this machine."""
+    source = recipe.data.source
+    named = [(f"data.source.{key}", getattr(source, key, None), key in FOLDERS) for key in (*FOLDERS, *FILES)]
+    weights = recipe.model.weights
+    named += [(f"model.weights.{key}", getattr(weights, key, None), key == "run") for key in ("file", "run")]
+    for key, name, is_folder in named:
+        if not isinstance(name, str):
+            continue
+        path = Path(os.path.expandvars(name)).expanduser()
+        if not (path.is_dir() if is_folder else path.is_file()):
+            yield Fault(key, f"= '{name}' {_problem(path, is_folder=is_folder)}", _nearest(path, is_folder=is_folder))
+
+
+def _problem(path: Path, *, is_folder: bool) -> str:
+    if path.exists():
+        return "is a file, not a folder." if is_folder else "is a folder, not a file."
+    return "does not exist."
+
+
+def _nearest(path: Path, *, is_folder: bool) -> str:
+    """Return what was expected, and the nearest name beside where it was looked for."""
+    parent = path.absolute().parent
+    try:
+        beside = [found.name for found in parent.iterdir() if found.is_dir() == is_folder]
+    except OSError:
+        beside = []
+    what = "a folder" if is_folder else "a file"
+    return f"Expected {what}; relative paths start at {Path.cwd()}. {did_you_mean(path.name, beside)}".rstrip()
