@@ -55,8 +55,9 @@ def test_its_artifact_is_verified_as_a_folder_and_as_a_zip(place: Path, capsys: 
     assert "are those that artifact.json describes" in capsys.readouterr().out
 
 
-def test_it_is_exported(place: Path) -> None:
+def test_it_is_exported_and_nothing_is_printed(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (folder,) = tlkit.export("run", formats=["safetensors"], out="out")
+    assert capfd.readouterr() == ("", "")
     assert tlkit.load_model(folder).classes == ("ankle-boot", "bag", "dress")
 
 

@@ -4,6 +4,7 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
 
 from tlkit.commands.arguments import count
+from tlkit.commands.log import show_log
 from tlkit.system import keep_freed_memory
 
 
@@ -88,7 +89,8 @@ def export(arguments: Namespace) -> int:
         max_drop=arguments.max_drop,
         push_to_hub=arguments.push_to_hub,
     )
-    return export_command(arguments.run, wanted)
+    with show_log():
+        return export_command(arguments.run, wanted)
 
 
 def serve_arguments(parser: ArgumentParser) -> None:

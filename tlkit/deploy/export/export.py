@@ -1,9 +1,9 @@
 """`tlkit export RUN`: a model folder -> artifacts that have been shown to answer as it does."""
 
 import json
+import logging
 import platform
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -41,7 +41,8 @@ from tlkit.deploy.export.verify import PROOF, SAMPLES, answers_to_generated, ima
 from tlkit.errors import ArtifactError, expected_one_of
 from tlkit.files import atomic_folder, sha256_of
 from tlkit.models.model_folder import ModelCard, find_model_folder, load_with_card, read_card
-from tlkit.terminal import print_text
+
+LOG = logging.getLogger("tlkit")
 
 FORMATS: dict[str, Callable[[Path, Network], Facts]] = {
     "onnx": write_onnx_format,
@@ -135,7 +136,7 @@ def export_run(run: Path, wanted: Wanted) -> list[Path]:
         proof = _proof(run, network, wanted, Path(images))
         made = {}
         for name, write in _writers(run, network, wanted).items():
-            say(f"{name}: exporting, then proving it with {proof.what}")
+            LOG.info("%s: exporting, then proving it with %s", name, proof.what)
             made[out / name] = finished.enter_context(atomic_folder(out / name))
             make_artifact(made[out / name], write, network, proof, wanted)
         if wanted.zipped:
@@ -275,10 +276,6 @@ def _version(package: str) -> str:
         return version(package)
     except ModuleNotFoundError:  # PackageNotFoundError is one
         return ""
-
-
-def say(line: str) -> None:
-    print_text(line, sys.stderr)
 
 
 def export_command(run: Path, wanted: Wanted) -> int:
