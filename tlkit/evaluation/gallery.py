@@ -37,12 +37,12 @@ def write_gallery(
     samples: Samples,
     findings: Sequence[Finding],
     *,
-    verdict: Mapping[str, Any],
+    report: Mapping[str, Any],
     seen: Sequence[str],
     note: str,
     decoded: Decode,
 ) -> None:
-    """verdict: by leak_verdict. seen: kinds beside duplicates that were looked at; note: why others were not."""
+    """report: the leak report. seen: kinds beside duplicates that were looked at; note: why others were not."""
     from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
     def shown(row: int, score: float) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def write_gallery(
         ]
         sections.append({"kind": kind, "title": title, "meaning": meaning, "number": len(of_kind), "entries": entries})
     environment = Environment(loader=PackageLoader("tlkit", "evaluation"), autoescape=select_autoescape(), undefined=StrictUndefined)
-    page = environment.get_template("gallery.html").render(name=name, sections=sections, verdict=verdict, note=note)
+    page = environment.get_template("gallery.html").render(name=name, sections=sections, report=report, note=note)
     write_atomically(file, page.encode("utf-8", "replace"))  # a file name that isn't UTF-8 has no letters to show
 
 

@@ -5,14 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tlkit.data.quality.audit import compare_splits
+from tlkit.data.quality.leak_report import compare_splits
 from tlkit.data.quality.on_bad import several_frames, write_skipped
 from tlkit.data.quality.value_range import range_warning
 from tlkit.data.samples import Samples
 from tlkit.data.splits.holdout import hash_images, manifest_rows, split_warnings, write_manifest
 from tlkit.files import remove_unfinished, write_atomically
 from tlkit.models.model_folder import ModelCard, save_model
-from tlkit.recipe.fields.data import Data
+from tlkit.recipe.fields.data import Data, LeakCheck
 from tlkit.recipe.fields.model import CLASSICAL_HEADS
 from tlkit.recipe.load import recipe_yaml
 from tlkit.recipe.schema import Recipe
@@ -145,7 +145,7 @@ def write_run_header(recipe: Recipe, setup: Setup, context: RunContext, rows: li
     log_header(recipe, setup, folder)
     report_left_out(samples, recipe.data, folder)
     write_manifest(samples, data.hashes, folder / "split.csv")
-    audit = check_leaks(setup, context.console)
+    audit = check_leaks(setup, recipe.data.leak_check, context.console)
     if not goes_on and data.augmentation is not None and recipe.gradient_phases:
         draw_preview(data.train_dataloader().images, samples.classes, recipe, folder / "augmentations.png")
     return audit
@@ -179,14 +179,14 @@ def report_left_out(samples: Samples, data: Data, run: Path) -> None:
         LOG.info("the first frame or page is taken of %d files that have several, such as %s", len(several), several[0])
 
 
-def check_leaks(setup: Setup, console: "Console") -> dict[str, Any]:
-    """Compares the splits, for the log here and for the metrics and the report later."""
+def check_leaks(setup: Setup, how: LeakCheck, console: "Console") -> dict[str, Any]:
+    """Compare the splits. Returns the leak report, which is logged here, and is in the metrics and the report later."""
     from tlkit.data.progress import progress
 
     with progress(console, "comparing the splits", len(setup.samples.samples)) as advance:
-        verdict = compare_splits(setup.samples, setup.data.hashes, setup.data.preprocessing, advance)
-    leaked = verdict["leaked_exact"] + verdict["leaked_near"]
-    grave = leaked > SMALL_LEAK * verdict["held_out"]
-    example = f"; such as {' = '.join(image['id'] for image in verdict['examples'][0]['pictures'][:2])}" if leaked else ""
-    LOG.log(logging.WARNING if grave else logging.INFO, "%s%s (%s)", verdict["verdict"], example, verdict["compared"])
-    return verdict
+        report = compare_splits(setup.samples, setup.data.hashes, setup.data.preprocessing, advance, how=how)
+    leaked = (report["leaked_exact"] or 0) + (report["leaked_near"] or 0)
+    grave = leaked > SMALL_LEAK * report["held_out"]
+    example = f"; such as {' = '.join(image['id'] for image in report['examples'][0]['pictures'][:2])}" if leaked else ""
+    LOG.log(logging.WARNING if grave else logging.INFO, "%s%s (%s)", report["verdict"], example, report["compared"])
+    return report

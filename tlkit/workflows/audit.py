@@ -24,13 +24,13 @@ from tlkit.data.quality.audit import (
     closest_pairs,
     find_duplicates,
     label_findings,
-    leak_verdict,
     pixel_hashes,
     place_of,
     write_audit,
     write_cleaned,
 )
 from tlkit.data.quality.label_errors import FOLDS, doubt_labels, predict_unseen
+from tlkit.data.quality.leak_report import leak_report
 from tlkit.data.quality.near_duplicates import dct_of, joined
 from tlkit.data.quality.on_bad import log_warnings, without_bad, write_skipped
 from tlkit.data.samples import Sample, Samples
@@ -97,14 +97,12 @@ def audit_command(recipe: Recipe, *, drawn: bool, out: Path | None, fix: bool, s
         found = find_duplicates(images, [pixel or hashes[sample.id] for pixel, sample in zip(pixels, images, strict=True)], dct)
         seen = look(recipe, samples, found, hashes, console)
         findings = [*found.findings, *seen.findings]
-        verdict = leak_verdict(samples, found, unreadable=len(samples.skipped))
+        report = leak_report(samples, found, unreadable=len(samples.skipped))
         write_audit(samples, findings, run / "audit.csv")
         if samples.skipped:
             write_skipped(samples, run / "skipped.csv")
-        write_gallery(
-            run / "gallery.html", recipe.name, samples, findings, verdict=verdict, seen=seen.kinds, note=seen.note, decoded=decoded
-        )
-        print_audit(samples, findings, verdict, seen, run)
+        write_gallery(run / "gallery.html", recipe.name, samples, findings, report=report, seen=seen.kinds, note=seen.note, decoded=decoded)
+        print_audit(samples, findings, report, seen, run)
         if fix:
             check_left(samples, found.dropped)
             print_cleaned(samples, found, write_cleaned(samples, found.dropped, _of_kind(findings, "label"), run), run)
@@ -178,7 +176,7 @@ def _of_kind(findings: Sequence[Finding], kind: str) -> list[Finding]:
     return [finding for finding in findings if finding.kind == kind]
 
 
-def print_audit(samples: Samples, findings: Sequence[Finding], verdict: dict[str, object], seen: Seen, run: Path) -> None:
+def print_audit(samples: Samples, findings: Sequence[Finding], report: dict[str, object], seen: Seen, run: Path) -> None:
     """Counts, the gravest examples, and where the rest lies; on stdout."""
     console = Console()
     counts = Table("what", "findings", "pictures", "across splits", "two labels", box=None, header_style="bold")
@@ -196,7 +194,7 @@ def print_audit(samples: Samples, findings: Sequence[Finding], verdict: dict[str
             console.print(f"\n[bold]{words}[/bold]" + (f", the first {WORST} of {len(of_kind)}" if len(of_kind) > WORST else ""))
         for finding in of_kind[:WORST]:
             print_line(console, f"  {_label(samples, finding)}")
-    print_line(console, f"\n{verdict['verdict']} ({verdict['compared']})")
+    print_line(console, f"\n{report['verdict']} ({report['compared']})")
     if samples.skipped:
         told = f"{len(samples.skipped)} pictures can't be read and were left out: {run / 'skipped.csv'}"
         print_line(console, told, "yellow")

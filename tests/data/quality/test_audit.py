@@ -15,13 +15,12 @@ from tlkit.data.quality.audit import (
     check_can_clean,
     check_left,
     closest_pairs,
-    compare_splits,
     find_duplicates,
-    leak_verdict,
     pixel_hashes,
     write_audit,
     write_cleaned,
 )
+from tlkit.data.quality.leak_report import compare_splits, leak_report
 from tlkit.data.quality.near_duplicates import dct_of
 from tlkit.data.samples import Sample, Samples
 from tlkit.data.sources.folder import read_folder
@@ -47,7 +46,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "set"
 
 
-def bytes_per_image(folder: Path, split: str, name: str, number: int = 0) -> Path:
+def image_in(folder: Path, split: str, name: str, number: int = 0) -> Path:
     return sorted((folder / split / name).iterdir())[number]
 
 
@@ -64,19 +63,19 @@ def test_clean_images_have_no_findings(folder: Path) -> None:
     samples, found = audited(folder)
     assert found.findings == ()
     assert found.dropped == {}
-    assert leak_verdict(samples, found)["verdict"] == "no leak found between splits"
-    assert leak_verdict(samples, found)["compared"].startswith("90 train, 30 test pictures")
+    assert leak_report(samples, found)["verdict"] == "no leak found between splits"
+    assert leak_report(samples, found)["compared"].startswith("90 train, 30 test pictures")
 
 
 def test_where_there_are_no_splits_none_leak(folder: Path) -> None:
     samples, found = audited(folder / "train")
-    verdict = leak_verdict(samples, found)
-    assert verdict["verdict"] == "there are no splits that could leak"
-    assert verdict["compared"].startswith("90 pictures compared")
+    report = leak_report(samples, found)
+    assert report["verdict"] == "there are no splits that could leak"
+    assert report["compared"].startswith("90 pictures compared")
 
 
 def test_a_copied_file_across_splits_is_a_leak_and_the_training_copy_goes(folder: Path) -> None:
-    original = bytes_per_image(folder, "test", "bag")
+    original = image_in(folder, "test", "bag")
     shutil.copy(original, folder / "train" / "bag" / "copy.png")
     samples, found = audited(folder)
     assert ids(samples, found) == [[f"test/bag/{original.name}", "train/bag/copy.png"]]
@@ -86,14 +85,14 @@ def test_a_copied_file_across_splits_is_a_leak_and_the_training_copy_goes(folder
 
 
 def test_the_same_pixels_in_another_format_are_the_same_image(folder: Path) -> None:
-    original = bytes_per_image(folder, "test", "coat")
+    original = image_in(folder, "test", "coat")
     Image.open(original).save(folder / "train" / "coat" / "copy.bmp")
     _, found = audited(folder)
     assert [finding.kind for finding in found.findings] == ["exact"]
 
 
 def test_a_small_jpeg_across_splits_is_nearly_the_same(folder: Path) -> None:
-    original = bytes_per_image(folder, "test", "coat")
+    original = image_in(folder, "test", "coat")
     Image.open(original).resize((22, 22), Image.Resampling.BICUBIC).save(folder / "train" / "coat" / "copy.jpg", quality=80)
     samples, found = audited(folder)
     assert ids(samples, found) == [[f"test/coat/{original.name}", "train/coat/copy.jpg"]]
@@ -103,16 +102,16 @@ def test_a_small_jpeg_across_splits_is_nearly_the_same(folder: Path) -> None:
 
 
 def test_near_images_within_one_split_are_reported_and_kept(folder: Path) -> None:
-    original = bytes_per_image(folder, "train", "coat")
+    original = image_in(folder, "train", "coat")
     Image.open(original).resize((22, 22), Image.Resampling.BICUBIC).save(folder / "train" / "coat" / "copy.jpg", quality=80)
     samples, found = audited(folder)
     assert [(finding.kind, finding.across) for finding in found.findings] == [("near", False)]
     assert found.dropped == {}
-    assert leak_verdict(samples, found)["verdict"] == "no leak found between splits"
+    assert leak_report(samples, found)["verdict"] == "no leak found between splits"
 
 
 def test_the_same_image_under_two_labels_is_reported_and_left_out_altogether(folder: Path) -> None:
-    original = bytes_per_image(folder, "train", "coat")
+    original = image_in(folder, "train", "coat")
     shutil.copy(original, folder / "train" / "bag" / "copy.png")
     samples, found = audited(folder)
     assert [(finding.kind, finding.two_labels) for finding in found.findings] == [("exact", True)]
@@ -120,25 +119,45 @@ def test_the_same_image_under_two_labels_is_reported_and_left_out_altogether(fol
 
 
 def test_grave_findings_come_first(folder: Path) -> None:
-    shutil.copy(bytes_per_image(folder, "train", "bag"), folder / "train" / "bag" / "copy.png")
-    shutil.copy(bytes_per_image(folder, "train", "coat"), folder / "test" / "coat" / "copy.png")
+    shutil.copy(image_in(folder, "train", "bag"), folder / "train" / "bag" / "copy.png")
+    shutil.copy(image_in(folder, "train", "coat"), folder / "test" / "coat" / "copy.png")
     _, found = audited(folder)
     assert [finding.across for finding in found.findings] == [True, False]
 
 
 def test_a_run_compares_its_splits_by_hash_alone(folder: Path) -> None:
-    shutil.copy(bytes_per_image(folder, "train", "coat"), folder / "test" / "coat" / "copy.png")
+    shutil.copy(image_in(folder, "train", "coat"), folder / "test" / "coat" / "copy.png")
     (folder / "train" / "coat" / "broken.png").write_bytes(b"no picture")
     samples = read_folder(folder)
     seen: list[int] = []
-    verdict = compare_splits(samples, hash_images(samples), PREPROCESSING, seen.append)
+    report = compare_splits(samples, hash_images(samples), PREPROCESSING, seen.append)
     assert (
-        verdict["verdict"]
+        report["verdict"]
         == "1 of 31 held-out pictures is in another split too (1 exactly): accuracy can look up to 3.2 points better than it is"
     )
-    assert (verdict["leaked_exact"], verdict["unreadable"], verdict["two_labels"]) == (1, 1, 0)
-    assert verdict["examples"][0]["pictures"][0]["id"] == "test/coat/copy.png"
+    assert (report["leaked_exact"], report["unreadable"], report["two_labels"]) == (1, 1, 0)
+    assert report["examples"][0]["pictures"][0]["id"] == "test/coat/copy.png"
     assert sum(seen) == 122
+
+
+def test_a_leak_check_may_be_by_sha256_alone_or_left_out_and_the_report_says_which(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copy(image_in(folder, "train", "coat"), folder / "test" / "coat" / "copy.png")
+    Image.open(image_in(folder, "train", "coat", 1)).resize((40, 40)).save(folder / "test" / "coat" / "larger.png")
+    samples = read_folder(folder)
+    hashes = hash_images(samples)
+    counts = "90 train, 32 test pictures "
+    full = compare_splits(samples, hashes, PREPROCESSING, lambda images: None)
+    assert (full["leaked_exact"], full["leaked_near"]) == (1, 1)
+    assert full["compared"] == counts + "compared with each other: exactly by sha256, nearly by perceptual hash"
+    monkeypatch.setattr(Preprocessing, "decode", None)  # nothing is decoded from here on
+    exact = compare_splits(samples, hashes, PREPROCESSING, lambda images: None, how="exact")
+    assert (exact["leaked_exact"], exact["leaked_near"], exact["unreadable"]) == (1, None, 0)
+    assert exact["verdict"].startswith("1 of 32 held-out pictures is in another split too (1 exactly)")
+    assert exact["compared"] == counts + "compared with each other: exactly by sha256 (data.leak_check: exact)"
+    off = compare_splits(samples, {}, PREPROCESSING, lambda images: None, how="off")
+    assert (off["verdict"], off["compared"]) == ("the splits were not compared", counts + "(data.leak_check: off)")
+    assert off["leaked_exact"] is None
+    assert off.keys() == exact.keys() == full.keys()
 
 
 def test_images_that_a_run_has_compared_are_not_decoded_by_the_next(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,19 +176,19 @@ def test_images_that_a_run_has_compared_are_not_decoded_by_the_next(folder: Path
 
 
 def test_the_table_has_a_row_for_each_image_of_a_finding(folder: Path, tmp_path: Path) -> None:
-    shutil.copy(bytes_per_image(folder, "train", "coat"), folder / "test" / "coat" / 'a, "copy".png')
+    shutil.copy(image_in(folder, "train", "coat"), folder / "test" / "coat" / 'a, "copy".png')
     samples, found = audited(folder)
     write_audit(samples, found.findings, tmp_path / "audit.csv")
     with (tmp_path / "audit.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["finding"], row["kind"], row["id"], row["split"], row["label"], row["across_splits"]) for row in rows] == [
         ("1", "exact", 'test/coat/a, "copy".png', "test", "coat", "yes"),
-        ("1", "exact", f"train/coat/{bytes_per_image(folder, 'train', 'coat').name}", "train", "coat", "yes"),
+        ("1", "exact", f"train/coat/{image_in(folder, 'train', 'coat').name}", "train", "coat", "yes"),
     ]
 
 
 def test_a_cleaned_list_names_every_image_once_here_or_there(folder: Path, tmp_path: Path) -> None:
-    shutil.copy(bytes_per_image(folder, "test", "bag"), folder / "train" / "bag" / "copy.png")
+    shutil.copy(image_in(folder, "test", "bag"), folder / "train" / "bag" / "copy.png")
     samples, found = audited(folder)
     source = write_cleaned(samples, found.dropped, [], tmp_path)
     assert source == {"csv": f"{tmp_path}/cleaned.csv", "root": str(folder)}

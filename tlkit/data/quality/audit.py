@@ -1,20 +1,18 @@
 """What is wrong with a set of pictures as a set: the same one twice, on two sides of a split, under two labels, or labelled wrongly."""
 
 import os
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tlkit.data.preprocess import Preprocessing
 from tlkit.data.quality.label_errors import Doubts
-from tlkit.data.quality.near_duplicates import Dct, Decode, cached_dct, find_near, joined
+from tlkit.data.quality.near_duplicates import Dct, Decode, find_near, joined
 from tlkit.data.samples import Sample, Samples
 from tlkit.errors import DataError
 from tlkit.files import write_csv
@@ -23,7 +21,6 @@ Kind = Literal["exact", "near", "similar", "label"]
 RANKS = {"": 0, "train": 0, "val": 1, "test": 2}
 """Of two copies the one in the later split stays: what measures is kept, what trains gives way."""
 COLUMNS = ("finding", "kind", "id", "split", "label", "score", "across_splits", "two_labels", "suggestion")
-EXAMPLES = 3
 PAIRS = 50
 ROWS_AT_ONCE = 1024
 THREADS = 4
@@ -189,45 +186,8 @@ def _similar(samples: Sequence[Sample], rows: tuple[int, int], cosine: float) ->
     return Finding("similar", rows, (round(cosine, 4),) * 2, suggestion, _across(samples, rows), two_labels)
 
 
-def compare_splits(
-    samples: Samples, hashes: Mapping[str, str], preprocessing: Preprocessing, on_image: Callable[[int], None]
-) -> dict[str, Any]:
-    """The verdict on splits by sha256 and perceptual hash alone: cheap enough for every run. hashes: a picture's id -> the sha256."""
-    dct = cached_dct(samples.samples, hashes, preprocessing, on_image)
-    found = find_duplicates(samples.samples, [hashes[sample.id] for sample in samples.samples], dct)
-    return leak_verdict(samples, found, unreadable=int(np.isnan(dct[:, 0]).sum()))
-
-
-def leak_verdict(samples: Samples, found: Duplicates, *, unreadable: int = 0) -> dict[str, Any]:
-    """What a run says about its splits: for the log, metrics.json and the report."""
-    counts = Counter(sample.split for sample in samples.samples)
-    compared = ", ".join(f"{counts[split]:,} {split}".rstrip() for split in RANKS if counts[split])
-    how = f"{compared} pictures compared with each other: exactly by sha256, nearly by perceptual hash"
-    leaks = [f"{number} {what}" for number, what in ((found.leaked_exact, "exactly"), (found.leaked_near, "nearly")) if number]
-    leaked, held_out = found.leaked_exact + found.leaked_near, counts["val"] + counts["test"]
-    verdict = "no leak found between splits" if len(counts) > 1 else "there are no splits that could leak"
-    if leaks:
-        are = "is" if leaked == 1 else "are"
-        verdict = f"{leaked:,} of {held_out:,} held-out pictures {are} in another split too ({', '.join(leaks)}): "
-        # At most: if each of them were right for no other reason.
-        verdict += f"accuracy can look up to {100 * leaked / held_out:.1f} points better than it is"
-    grave = [finding for finding in found.findings if finding.across or finding.two_labels]
-    return {
-        "verdict": verdict,
-        "compared": how,
-        "pictures": dict(counts),
-        "unreadable": unreadable,
-        "leaked_exact": found.leaked_exact,
-        "leaked_near": found.leaked_near,
-        "held_out": held_out,
-        "two_labels": sum(finding.two_labels for finding in found.findings),
-        "examples": [
-            {"kind": finding.kind, "pictures": [_row_of(samples, row) for row in finding.rows[:4]]} for finding in grave[:EXAMPLES]
-        ],
-    }
-
-
-def _row_of(samples: Samples, row: int) -> dict[str, str]:
+def described(samples: Samples, row: int) -> dict[str, str]:
+    """Return id, split and label of an image."""
     sample = samples.samples[row]
     return {"id": sample.id, "split": sample.split, "label": samples.label_text(sample)}
 
@@ -239,7 +199,7 @@ def write_audit(samples: Samples, findings: Sequence[Finding], file: Path) -> No
         facts = {"finding": number, "kind": finding.kind, "suggestion": finding.suggestion}
         facts |= {"across_splits": _yes(finding.across), "two_labels": _yes(finding.two_labels)}
         scored = zip(finding.rows, finding.scores, strict=True)
-        rows += ({**facts, **_row_of(samples, row), "score": score} for row, score in scored)
+        rows += ({**facts, **described(samples, row), "score": score} for row, score in scored)
     write_csv(file, COLUMNS, rows)
 
 

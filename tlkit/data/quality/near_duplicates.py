@@ -1,6 +1,6 @@
 """Pictures that are the same to the eye: found by a perceptual hash, confirmed by the numbers that the hash was made of."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,6 +17,7 @@ from scipy.sparse.csgraph import connected_components
 
 from tlkit.data.decode import decode
 from tlkit.data.preprocess import Preprocessing
+from tlkit.data.quality.candidate_pairs import candidate_pairs
 from tlkit.data.samples import ImageSource, Sample
 from tlkit.errors import DataError
 from tlkit.files import atomic_file, key_of
@@ -32,11 +33,13 @@ FLAT = 2.0
 """Contrast up to which a picture has nothing to be compared by: blank ones are equal or they aren't."""
 PRIOR_IMAGES = 64
 """A small set's own mean and spread count for little, so these many pictures with a photograph's spectrum are mixed in."""
-PAIRS_AT_ONCE = 8_000_000
+PAIRS_AT_ONCE = 1_000_000
 THREADS = 4
 DECODED_PX = 128
 
 Decode = Callable[[ImageSource], NDArray[np.uint8]]
+Pairs = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]
+"""Rows of one set, rows of another, and the cosine of each pair."""
 Dct = NDArray[np.float32]
 """[N, 64]: the slowest cosine waves of each picture's brightness, by frequency down and across; NaN where it can't be read."""
 
@@ -129,7 +132,7 @@ def find_near(dct: Dct, known: NDArray[np.int64], ranks: NDArray[np.int64]) -> N
     representative = first[stands_for.ravel()]
     first = np.sort(first[_contrast(dct[first]) > FLAT])
     vectors, turned = directions(dct)[first], directions(mirrored(dct), of=dct)[first]
-    for rows, columns, cosines in chain(_pairs(vectors, vectors), _pairs(vectors, turned)):
+    for rows, columns, cosines in _many_at_once(chain(_pairs(vectors, vectors), _pairs(vectors, turned))):
         one, other = first[rows], first[columns]
         new = known[one] != known[other]
         one, other, cosines = one[new], other[new], cosines[new]
@@ -144,23 +147,34 @@ def find_near(dct: Dct, known: NDArray[np.int64], ranks: NDArray[np.int64]) -> N
     return Near(group[representative], near.score[representative], near.later[representative], near.across[representative])
 
 
-def _pairs(
-    vectors: NDArray[np.float32], others: NDArray[np.float32]
-) -> Iterable[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]]:
-    """Rows, larger rows of the others, and cosines of all pairs above SAME, a block at a time."""
+def _many_at_once(parts: Iterable[Pairs]) -> Iterator[Pairs]:
+    """Yield the same pairs in few parts: each costs its user a look at every image."""
+    gathered: list[Pairs] = []
+    for part in parts:
+        gathered.append(part)
+        if sum(len(rows) for rows, _, _ in gathered) >= PAIRS_AT_ONCE:
+            yield _one(gathered)
+            gathered = []
+    if gathered:
+        yield _one(gathered)
+
+
+def _one(parts: list[Pairs]) -> Pairs:
+    rows, columns, cosines = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return rows, columns, cosines
+
+
+def _pairs(vectors: NDArray[np.float32], others: NDArray[np.float32]) -> Iterator[Pairs]:
+    """Yield rows, larger rows of the others, and cosines of all pairs above SAME, some at a time and some pairs several times."""
     bits, other_bits = (np.packbits(of > 0, axis=1).view(np.uint64).ravel() for of in (vectors, others))
-    block = max(1, PAIRS_AT_ONCE // max(1, len(bits)))
-    for start in range(0, len(bits), block):
-        distances = np.bitwise_count(bits[start : start + block, None] ^ other_bits[None, start:])
-        rows, columns = np.nonzero(distances <= HAMMING_RADIUS)
-        after = columns > rows
-        rows, columns = rows[after], columns[after]
-        if len(rows) > distances.size // 50:  # a set of look-alikes: one product of matrices is quicker than many of rows
-            cosines = (vectors[start : start + block] @ others[start:].T)[rows, columns]
-        else:
-            cosines = np.einsum("ij,ij->i", vectors[start + rows], others[start + columns])
+    for rows, columns in candidate_pairs(vectors, others, SAME):
+        one, other = (np.minimum(rows, columns), np.maximum(rows, columns)) if others is vectors else (rows, columns)
+        alike = np.flatnonzero((np.bitwise_count(bits[one] ^ other_bits[other]) <= HAMMING_RADIUS) & (one < other))
+        one, other = one[alike], other[alike]
+        cosines = np.einsum("ij,ij->i", vectors[one], others[other])
         same = cosines > SAME
-        yield start + rows[same], start + columns[same], cosines[same]
+        if same.any():
+            yield one[same], other[same], cosines[same]
 
 
 def _contrast(dct: Dct) -> NDArray[np.float32]:
@@ -178,11 +192,11 @@ def joined(group: NDArray[np.int64], one: NDArray[np.int64], other: NDArray[np.i
 
 
 FORMAT = 1
-FOLDER = "waves"
+FOLDER = "dct"
 
 
 def cached_dct(samples: Sequence[Sample], hashes: Mapping[str, str], preprocessing: Preprocessing, on_image: Callable[[int], None]) -> Dct:
-    """As waves_of gives them. hashes: a picture's id -> its sha256, by which the pictures are known again, 256 bytes for each."""
+    """Return what dct_of gives, 256 bytes an image, from the cache where it is. hashes: an image's id -> its sha256, part of the key."""
     facts = [FORMAT, preprocessing.to_json(), [hashes[sample.id] for sample in samples]]
     file = cache_folder() / FOLDER / f"{key_of(facts)}.npy"
     with suppress(OSError, ValueError):

@@ -11,6 +11,9 @@ Byte = Annotated[int, Field(ge=0, le=255)]
 TwoBytes = Annotated[int, Field(ge=0, le=65535)]
 
 
+LeakCheck = Literal["full", "exact", "off"]
+
+
 class FindBatchSize(Strict):
     find: float = Field(gt=0, lt=1, title="SHARE", description="of the largest batch that fits into memory, found by trying")
 
@@ -34,6 +37,10 @@ class Data(Strict):
     )
     on_bad: Literal["error", "skip"] = Field(
         "error", description="pictures that can't be read end the run, or are left out of it and listed in skipped.csv"
+    )
+    leak_check: LeakCheck = Field(
+        "full",
+        description="whether held-out pictures are looked for in other splits: equal and nearly equal ones, equal ones, or none",
     )
     max_pixels: int = Field(178_956_970, ge=1, le=178_956_970, description="of one picture, width times height; more is never read")
     background: tuple[Byte, Byte, Byte] = Field((255, 255, 255), strict=False, description="R G B under transparent pictures")

@@ -56,7 +56,7 @@ def entries() -> list[Entry]:
 def clear() -> int:
     """Removes all that is kept, and what killed runs have left. Returns the bytes that it took."""
     removed = 0
-    for folder in (cache_folder() / name for name in ("activations", "checked", "waves")):
+    for folder in (cache_folder() / name for name in ("activations", "checked", "dct", "waves")):
         removed += sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         shutil.rmtree(folder, ignore_errors=True)
     return removed
