@@ -35,7 +35,7 @@ WORDS = {
     "data preview": "data preview 写真.yaml --out preview.png",
     "data fetch": "data fetch 写真.yaml --to fetched",
     "plan": "plan 写真.yaml",
-    "lr": "lr 写真.yaml --steps 40 --out lr",
+    "lr": "lr 写真.yaml --steps 50 --out lr",
     "evaluate": "evaluate run",
     "reproduce": "reproduce run --out again",
     "predict": "predict run 写真/日本/0.png",

@@ -149,12 +149,32 @@ def test_too_few_points_are_refused() -> None:
 
 
 def test_smoothing_leaves_a_straight_level_and_does_not_lag() -> None:
-    assert smooth([2.0] * 9) == pytest.approx([2.0] * 9)
-    peak = smooth([0.0] * 10 + [1.0] + [0.0] * 10)
+    lrs = [10 ** (-6 + 0.24 * i / 3) for i in range(21)]  # three steps are a standard deviation
+    assert smooth(lrs[:9], [2.0] * 9) == pytest.approx([2.0] * 9)
+    peak = smooth(lrs, [0.0] * 10 + [1.0] + [0.0] * 10)
     assert max(range(21), key=peak.__getitem__) == 10
     assert peak[7] == pytest.approx(peak[13])
     # One standard deviation away a bell curve has e^(-1/2) of its height; the edges take little from it.
     assert peak[7] / peak[10] == pytest.approx(math.exp(-0.5), rel=0.01)
+
+
+def test_the_smoothed_line_falls_as_long_as_the_points_do_although_the_loss_runs_away_after_them() -> None:
+    lrs = [10 ** (-6 + i / 10) for i in range(50)]
+    losses = [2 - 0.02 * i for i in range(45)] + [5.0, 50.0, 500.0, 5e4, 5e6]
+    result = judged(lrs, losses, diverged=True)
+    assert list(np.argsort(result.smoothed[:43])) == list(range(42, -1, -1))
+    assert lrs[40] <= result.lowest_at <= lrs[45]
+
+
+def test_the_range_is_narrow_without_noise_and_wide_with_it() -> None:
+    draws = np.random.default_rng(0)
+    lrs = [10 ** (-6 + i / 12) for i in range(73)]
+    clean = [1 + 0.3 * abs(math.log10(lr) + 2) for lr in lrs]
+    noisy = [loss + float(noise) for loss, noise in zip(clean, draws.normal(0, 0.3, 73), strict=True)]
+    widths = [math.log10(found.between[1] / found.between[0]) for found in (judged(lrs, y, diverged=False) for y in (clean, noisy))]
+    assert widths[0] < 0.5 < widths[1]
+    low, high = judged(lrs, noisy, diverged=False).between
+    assert low <= 1e-3 <= high
 
 
 @pytest.mark.parametrize(
@@ -166,11 +186,11 @@ def test_a_loss_runs_away_at_four_times_its_lowest(losses: list[float], away: bo
 
 
 def test_the_command_leaves_a_curve_and_says_what_to_run(there: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["lr", "recipe.yaml", "--phase", "2", "--steps", "30", "--out", str(tmp_path / "lr")]) == 0
+    assert cli.main(["lr", "recipe.yaml", "--phase", "2", "--steps", "50", "--out", str(tmp_path / "lr")]) == 0
     with (tmp_path / "lr/lr.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["lr", "loss", "smoothed"]
-    assert 10 <= len(rows) <= 30
+    assert 10 <= len(rows) <= 50
     with Image.open(tmp_path / "lr/lr.png") as curve:
         assert curve.width > 500
     printed = capsys.readouterr().out
@@ -182,8 +202,8 @@ def test_the_command_leaves_a_curve_and_says_what_to_run(there: None, tmp_path: 
 
 
 def test_too_few_steps_are_refused_before_anything_is_loaded(there: None, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["lr", "recipe.yaml", "--steps", "9"]) == 2
-    assert "--steps 9 is too few to see a curve. Expected 10 or more" in capsys.readouterr().err
+    assert cli.main(["lr", "recipe.yaml", "--steps", "30"]) == 2
+    assert "--steps 30 is too few for a suggestion. Expected 50 or more" in capsys.readouterr().err
 
 
 def test_a_phase_that_has_no_rate_is_refused(there: None) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.markup import escape
 
@@ -34,8 +35,10 @@ LOWEST, HIGHEST = 1e-7, 10.0
 DIVERGED = 4
 """Times the lowest loss, in the mean of the last few: from there on it only gets worse. fastai and Lightning stop there too."""
 LAST = 5
-SPREAD = 3.0
-"""Standard deviation, in steps, of the bell curve that smooths the losses."""
+SPREAD = 0.24
+"""Standard deviation, in powers of ten of the rate, of the bell curve that smooths the losses: 3 of 100 steps."""
+FEWEST_STEPS = 50
+"""With fewer, a step is so wide that the suggestion is off by up to ten times."""
 MARGIN = 10
 """How far the suggestion stays below the rate at which the loss is lowest, which is already at the edge."""
 LEARNED = 0.97
@@ -46,7 +49,8 @@ LEARNED = 0.97
 class LrRange:
     """A point for every step of the optimizer. lrs: the head's, the phase's `lr`. smoothed: the losses without their noise.
 
-    suggestion: None where no rate made the loss fall. diverged: whether the loss ran away before the highest rate was reached.
+    suggestion: None where no rate made the loss fall. between: the rates that the noise of the losses leaves open.
+    diverged: whether the loss ran away before the highest rate was reached.
     """
 
     lrs: tuple[float, ...]
@@ -55,6 +59,7 @@ class LrRange:
     lowest_at: float
     suggestion: float | None
     diverged: bool
+    between: tuple[float, float]
 
 
 def lr_command(recipe: Recipe, number: int, *, steps: int, out: Path | None, words: Sequence[str]) -> int:
@@ -63,8 +68,8 @@ def lr_command(recipe: Recipe, number: int, *, steps: int, out: Path | None, wor
     words: the recipe and the overrides as the user wrote them.
     """
     check_out(out)
-    if steps < 2 * LAST:
-        raise TlkitError(f"--steps {steps} is too few to see a curve. Expected {2 * LAST} or more; 100 is usual.")
+    if steps < FEWEST_STEPS:
+        raise TlkitError(f"--steps {steps} is too few for a suggestion. Expected {FEWEST_STEPS} or more; 100 is usual.")
     phase = _phase_index(recipe, number)
     recipe = with_batch_size(recipe)
     ready = prepare(recipe)
@@ -149,17 +154,44 @@ def judged(lrs: Sequence[float], losses: Sequence[float], *, diverged: bool) -> 
         told = f"{len(finite)} steps gave a loss that is a number, up to lr {lrs[-1]:.1e}"
         raise RunError(f"No rate can be suggested: {told}.\n  Expected {2 * LAST} at least: set --steps higher, or check the data.")
     kept_lrs, kept = zip(*finite, strict=True)
-    smoothed = smooth(kept)
+    # Where the loss runs away it would pull up the points before it, which may still be falling.
+    losses_kept = np.array(kept)
+    calm = int(np.flatnonzero(losses_kept <= 1.5 * np.median(losses_kept[:LAST]))[-1]) + 1
+    smoothed = np.concatenate([smooth(kept_lrs[:calm], losses_kept[:calm]), losses_kept[calm:]])
     best = int(np.argmin(smoothed))
     fell = smoothed[best] < LEARNED * smoothed[0]
-    return LrRange(kept_lrs, kept, smoothed, kept_lrs[best], kept_lrs[best] / MARGIN if fell else None, diverged)
+    suggestion = kept_lrs[best] / MARGIN if fell else None
+    return LrRange(
+        kept_lrs,
+        kept,
+        tuple(smoothed.tolist()),
+        kept_lrs[best],
+        suggestion,
+        diverged,
+        _between(kept_lrs[:calm], losses_kept[:calm], smoothed[:calm]),
+    )
 
 
-def smooth(losses: Sequence[float]) -> tuple[float, ...]:
-    """The mean of each loss and its neighbours, weighed by a bell curve: unlike a running mean it doesn't lag behind."""
-    steps = np.arange(len(losses))
-    weights = np.exp(-(((steps[:, None] - steps) / SPREAD) ** 2) / 2)
-    return tuple((weights @ np.array(losses) / weights.sum(1)).tolist())
+def smooth(lrs: Sequence[float], losses: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the mean of each loss and its neighbours, weighed by a bell curve: unlike a running mean it doesn't lag behind."""
+    weights = _weights(lrs)
+    return np.array(weights @ np.asarray(losses) / weights.sum(1))
+
+
+def _weights(lrs: Sequence[float]) -> NDArray[np.float64]:
+    places = np.log10(lrs)
+    return np.array(np.exp(-(((places[:, None] - places) / SPREAD) ** 2) / 2))
+
+
+def _between(lrs: Sequence[float], losses: NDArray[np.float64], smoothed: NDArray[np.float64]) -> tuple[float, float]:
+    """Return the tenths of the lowest and the highest rate whose smoothed loss is within three standard errors of the lowest one."""
+    weights = _weights(lrs)
+    best = int(np.argmin(smoothed))
+    near = weights[best] > 0.1
+    noise = float(np.std((losses - smoothed)[near]))
+    error = noise * float(np.sqrt((weights[best] ** 2).sum()) / weights[best].sum())
+    good = np.flatnonzero(smoothed <= smoothed[best] + 3 * error)
+    return lrs[int(good[0])] / MARGIN, lrs[int(good[-1])] / MARGIN
 
 
 def draw_lr_range(result: LrRange, recipe: Recipe, phase: int, file: Path) -> None:
@@ -176,6 +208,7 @@ def draw_lr_range(result: LrRange, recipe: Recipe, phase: int, file: Path) -> No
     axis.set_ylim(low - 0.1 * (high - low + 0.1), high + 0.25 * (high - low + 0.1))
     if result.suggestion is not None:
         axis.axvline(result.suggestion, color="#2e7d32", ls="--", label=f"suggestion {result.suggestion:.1e}")
+        axis.axvspan(*result.between, color="#2e7d32", alpha=0.12, lw=0)
     now = recipe.gradient_phases[phase].lr
     axis.axvline(now, color="#777777", ls=":", label=f"the recipe's {now:.1e}")
     axis.set(xscale="log", xlabel="learning rate (of the head)", ylabel="training loss")
@@ -194,7 +227,9 @@ def print_lr_range(result: LrRange, recipe: Recipe, phase: int, run: Path, *, wo
     if result.suggestion is None:
         rows = [("suggestion", "none: no rate made the loss fall. More steps may tell: --steps 300")]
     else:
+        low, high = result.between
         rows = [("suggestion", f"[bold]{result.suggestion:.1e}[/bold]  (the recipe has {now:.1e})")]
+        rows.append(("how sure", f"{low:.1e} to {high:.1e} are as good, as far as {len(result.losses)} noisy steps can tell"))
     rows.append(("lowest loss", f"{min(result.smoothed):.3f} at {result.lowest_at:.1e}, {end}"))
     rows.append(("curve", escape(str(run / "lr.png"))))
     if phase:
