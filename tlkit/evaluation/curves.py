@@ -13,7 +13,7 @@ TRAINING, VALIDATION = "#9a6a00", "#0b5cad"  # told apart by colour-blind reader
 
 
 def draw_curves(rows: Sequence[Mapping[str, Any]], phase_names: Sequence[str], file: Path) -> None:
-    """rows: those of metrics.csv, all phases in order."""
+    """Draw loss and accuracy by epoch. rows: those of metrics.csv, all phases in order."""
     import matplotlib
 
     matplotlib.use("Agg")

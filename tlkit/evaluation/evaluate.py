@@ -34,7 +34,7 @@ def measure_split(
     thresholds: Sequence[float] = (),
     on_batch: Callable[[int], None] = lambda images: None,
 ) -> dict[str, Any]:
-    """Metrics of one split, by the loop and the preprocessing that predict uses. The classifier stays on its device.
+    """Measure one split, by the loop and the preprocessing that predict uses. The classifier stays on its device.
 
     thresholds: of each class, for multilabel.
     """
@@ -81,7 +81,7 @@ def evaluate(run: str | PathLike[str], *, split: str = "test", tta: Tta | None =
 
 
 def evaluate_run(run: Path, split: str, tta: Tta | None = None, *, device: str = "auto") -> dict[str, Any]:
-    """Metrics of the run's model on one of its splits, as split.csv has them; and under `tta` those with test-time augmentation.
+    """Measure the run's model on one of its splits, as split.csv has them; and under `tta` those with test-time augmentation.
 
     With the recipe's `on_bad: skip`, pictures that can't be read any more are left out, and are in `skipped`: id -> reason.
     Raises RunError if this is no run folder, DataError if pictures of the split are gone or the split is empty.

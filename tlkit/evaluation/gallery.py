@@ -75,7 +75,7 @@ def write_gallery(
 
 
 def thumbnail(image: ImageSource, decoded: Decode) -> str:
-    """A data URL; empty for a picture that can't be read. Tiny pictures are enlarged so that their pixels show."""
+    """Return a data URL; empty for an image that can't be read. Tiny pictures are enlarged so that their pixels show."""
     try:
         pixels = decoded(image)
     except DataError:

@@ -15,7 +15,9 @@ PrimaryMetric = Literal["accuracy", "balanced_accuracy", "mean_average_precision
 
 
 def primary_metric_of(samples: Samples) -> PrimaryMetric:
-    """Mean average precision for multilabel: it needs no threshold, and those are chosen after training.
+    """Return the metric that chooses the best epoch.
+
+    Mean average precision for multilabel: it needs no threshold, and those are chosen after training.
 
     For one label a picture, accuracy, or balanced accuracy (the mean of the classes' recalls) if classes differ more than five-fold.
     """
@@ -92,7 +94,7 @@ def _rows(classes: Sequence[str], **columns: Tensor | Sequence[Any]) -> dict[str
 
 
 def measure_multilabel(logits: Tensor, labels: Tensor, classes: Sequence[str], thresholds: Sequence[float]) -> dict[str, Any]:
-    """Plain JSON values. logits [N, K], labels [N, K] of 0 and 1, thresholds [K]: probabilities above which a class is called.
+    """Return plain JSON values. logits [N, K], labels [N, K] of 0 and 1, thresholds [K]: probabilities above which a class is called.
 
     `accuracy` is the share of right answers among all N * K, `exact_match` the share of pictures with every answer right.
     Average precision needs no threshold; it is None for a class without pictures, and the mean leaves such classes out. Precision of a
@@ -135,7 +137,7 @@ def _precision_recall_f1(hits: Tensor, called: Tensor, true: Tensor) -> dict[str
 
 
 def best_thresholds(logits: Tensor, labels: Tensor) -> tuple[float, ...]:
-    """For each class the probability above which calling it gives the best F1; 0.5 for a class without pictures.
+    """Return for each class the probability above which calling it gives the best F1; 0.5 for a class without pictures.
 
     logits [N, K], labels [N, K] of 0 and 1. A threshold lies half-way between two pictures, so that no rounding decides about one;
     of equally good ones, it is the highest.

@@ -17,7 +17,7 @@ MOST_ROWS = 5000
 def write_report(
     file: Path, *, name: str, metrics: Mapping[str, Any], facts: Mapping[str, Any], recipe_yaml: str, curves: Path, augmentations: Path
 ) -> None:
-    """metrics: the content of metrics.json. facts: what was trained on what, label -> text, in the order to show.
+    """Write a run's report. metrics: the content of metrics.json. facts: what was trained on what, label -> text, in the order to show.
 
     augmentations: a sheet of training pictures, which need not be there.
     """
@@ -44,7 +44,7 @@ def write_report(
 
 
 def write_folds_report(file: Path, *, name: str, summary: Mapping[str, Any], recipe_yaml: str) -> None:
-    """The page on a cross-validation, which leads to those of its folds. summary: the content of its metrics.json."""
+    """Write the page on a cross-validation, which links to those of its folds. summary: the content of its metrics.json."""
     from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
     environment = Environment(loader=PackageLoader("tlkit", "evaluation"), autoescape=select_autoescape(), undefined=StrictUndefined)

@@ -24,7 +24,7 @@ CROP = 0.875
 
 
 def views_of(tta: Tta, recipe: Recipe, preprocessing: Preprocessing) -> list[View]:
-    """The first is the picture as it is. Raises RunError where the recipe has nothing to augment with."""
+    """Return the views; the first is the image as it is. Raises RunError where the recipe has nothing to augment with."""
     if isinstance(tta, int):
         augmentation = build_augmentation(recipe.augment, preprocessing.image_size, preprocessing.channels)
         if augmentation is None:
@@ -36,7 +36,7 @@ def views_of(tta: Tta, recipe: Recipe, preprocessing: Preprocessing) -> list[Vie
 
 
 def with_views(batches: Iterable[tuple[Tensor, Tensor]], views: Sequence[View]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Each batch once for each view: images uint8 [B, C, S, S] in channels_last memory."""
+    """Yield each batch once for each view: images uint8 [B, C, S, S] in channels_last memory."""
     seen = 0
     for images, labels in batches:
         arrays = images.permute(0, 2, 3, 1).numpy()
@@ -47,7 +47,7 @@ def with_views(batches: Iterable[tuple[Tensor, Tensor]], views: Sequence[View]) 
 
 
 def averaged(logits: Tensor, batch_size: int, views: int, *, multilabel: bool) -> tuple[Tensor, Tensor]:
-    """Logits of the first view [N, K], and those of the mean of the views' probabilities [N, K].
+    """Return the logits of the first view [N, K], and those of the mean of the views' probabilities [N, K].
 
     logits: [N * views, K], in the order of `with_views` for batches of this size, of which the last may be smaller.
     """

@@ -23,7 +23,7 @@ class Stage:
 
 
 def check_backbone_name(name: str, key: str = "model.backbone") -> None:
-    """Raises RecipeError if timm has no model of this name, or no weights of its tag (`resnet50.a1_in1k`).
+    """Raise RecipeError if timm has no model of this name, or no weights of its tag (`resnet50.a1_in1k`).
 
     key: where the name was written, for the message.
     """
@@ -38,13 +38,13 @@ def check_backbone_name(name: str, key: str = "model.backbone") -> None:
 
 
 def pretrained_cfg(name: str) -> dict[str, Any]:
-    """timm's own facts on a model's default or tagged weights: mean, std, input size, crop, interpolation, licence, hub id."""
+    """Return timm's facts on a model's default or tagged weights: mean, std, input size, crop, interpolation, licence, hub id."""
     cfg = timm.models.get_pretrained_cfg(name)
     return {} if cfg is None else asdict(cfg)
 
 
 def build_options(name: str, image_size: int, pool: str | None = None, channels: int = 3) -> dict[str, Any]:
-    """What timm has to be told beside the name: the picture size, where position embeddings are made for one, pooling, and channels.
+    """Return timm's arguments beside the name: the image size where position embeddings are made for one, pooling, and channels.
 
     Raises RecipeError where the family pools in one way alone.
     """
@@ -76,13 +76,13 @@ def _pool_options(name: str, pool: str, options: dict[str, Any]) -> dict[str, An
 
 
 def classifier_names(name: str) -> tuple[str, ...]:
-    """The modules that turn features into logits in timm's model: `fc`, or `head` and `head_dist` of a distilled transformer."""
+    """Return the modules that turn features into logits in timm's model: `fc`, or `head` and `head_dist` of a distilled transformer."""
     names = pretrained_cfg(name).get("classifier") or ()
     return (names,) if isinstance(names, str) else tuple(names)
 
 
 def first_convolutions(backbone: nn.Module) -> tuple[str, ...]:
-    """The modules that see the picture's channels: `conv1`; two of a stem that has branches."""
+    """Return the modules that see the image's channels: `conv1`; two of a stem that has branches."""
     names = timm.models.get_model_input_config(backbone)["first_conv"] or ()
     return (names,) if isinstance(names, str) else tuple(names)
 
@@ -96,7 +96,7 @@ def create_backbone(
     drop_path: float = 0.0,
     pool: str | None = None,
 ) -> nn.Module:
-    """A timm model without its classifier: [B, channels, H, W] -> features [B, F].
+    """Build a timm model without its classifier: [B, channels, H, W] -> features [B, F].
 
     weights: a state dict in timm's layout for this model, or a file of one, read as data, never as a pickle; None leaves random ones.
     timm resamples its position tables to the picture size, and leaves what is missing random.
@@ -122,7 +122,7 @@ def create_backbone(
 
 
 def stages(backbone: nn.Module) -> tuple[Stage, ...]:
-    """The stages of a backbone in forward order: `stem, layer1 .. layer4`, `conv1 .. conv5, dense`, `patch_embed, block0 ..`.
+    """Return the stages of a backbone in forward order: `stem, layer1 .. layer4`, `conv1 .. conv5, dense`, `patch_embed, block0 ..`.
 
     Source: timm's `group_matcher(coarse=True)`; a flat VGG is cut where its `feature_info` says that the size halves.
     """

@@ -27,7 +27,7 @@ WIDTH_IN_PIPES = 1000
 
 @cache
 def published(figure: str) -> dict[str, str]:
-    """`top1` in percent by backbone and tag (`resnet50.a1_in1k`), or `parameters` by backbone. What nobody published is not there."""
+    """Read `top1` in percent by backbone and tag (`resnet50.a1_in1k`), or `parameters` by backbone. What nobody published is not there."""
     file = Path(__file__).with_name({"top1": "imagenet_top1.csv", "parameters": "parameters.csv"}[figure])
     lines = (line for line in file.read_text(encoding="utf-8").splitlines() if not line.startswith("#"))
     return {row["backbone"]: row[figure] for row in csv.DictReader(lines)}

@@ -50,7 +50,7 @@ class Classifier(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def features(self, images: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, F], as the backbone's own classifier would see them; the map [B, C, h, w] for a locally connected head."""
+        """Map images [B, C, H, W] to features [B, F], as timm's classifier would see them; a locally connected head gets [B, C, h, w]."""
         maps: Tensor = self.backbone.forward_features(images)  # type: ignore[operator]
         if self._head_sees_map:
             return maps.permute(0, 3, 1, 2) if getattr(self.backbone, "output_fmt", "NCHW") == "NHWC" else maps
@@ -86,7 +86,7 @@ class Classifier(nn.Module):
         return self.preprocessing.normalize(images.to(next(self.parameters()).device).permute(0, 3, 1, 2))
 
     def train_only(self, parameters: frozenset[str], batchnorm: BatchNorm = "adapt") -> None:
-        """Goes into train mode with the head and these parameters of the backbone training.
+        """Go into train mode with the head and these parameters of the backbone training.
 
         All else is frozen: no gradients, and in eval mode for good. batchnorm: see `set_trainable`.
         """
@@ -99,7 +99,7 @@ class Classifier(nn.Module):
 
     @property
     def changing(self) -> frozenset[str]:
-        """Names in `state_dict` of all that training may change: what has gradients, and statistics of what is in train mode."""
+        """Return the names in `state_dict` of all that training may change: what has gradients, and statistics of what is in train mode."""
         trained = {name for name, parameter in self.named_parameters(remove_duplicate=False) if parameter.requires_grad}
         moving = (
             f"{path}.{name}" for path, module in self.named_modules() if module.training for name, _ in module.named_buffers(recurse=False)

@@ -9,7 +9,7 @@ from tlkit.recipe.fields.phases import BatchNorm, FromStage, LastStages, Train
 
 
 def trained_parameters(train: Train, backbone: nn.Module, stages: tuple[Stage, ...], *, key: str, name: str) -> frozenset[str]:
-    """Names of the backbone's parameters that a phase trains; the head trains in every phase.
+    """Return the names of the backbone's parameters that a phase trains; the head trains in every phase.
 
     `norm`: scales and shifts of the normalisation layers. `bias`: every bias (BitFit, Ben Zaken et al. 2022,
     https://arxiv.org/abs/2106.10199).
@@ -54,7 +54,7 @@ def _is_norm(module: nn.Module) -> bool:
 
 
 def set_trainable(backbone: nn.Module, parameters: frozenset[str], batchnorm: BatchNorm) -> frozenset[str]:
-    """Lets these parameters have gradients and no others.
+    """Let these parameters have gradients and no others.
 
     batchnorm: `frozen` keeps the statistics of all batch-norm layers as they are, `adapt` of those alone that don't train.
     Returns the names of the modules that have to stay in eval mode (see `frozen_modules`).
@@ -66,7 +66,7 @@ def set_trainable(backbone: nn.Module, parameters: frozenset[str], batchnorm: Ba
 
 
 def frozen_modules(backbone: nn.Module) -> frozenset[str]:
-    """Names of the modules that must not see train mode, the outermost ones only; "" is the backbone itself.
+    """Return the names of the modules that must not see train mode, the outermost ones only; "" is the backbone itself.
 
     A module is frozen if none of its parameters trains. Batch-norm would move its statistics, and dropout and drop path would
     make what should be constant random. A module without parameters (an activation, a dropout) is frozen if it is registered

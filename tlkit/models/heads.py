@@ -14,7 +14,7 @@ COSINE_SCALE = 16.0
 
 
 def build_head(head: Head, features: torch.Size, classes: int) -> nn.Module:
-    """A new head with nn.Linear's own initialisation.
+    """Build a head with nn.Linear's own initialisation.
 
     features: [F], or [C, H, W] for a locally connected head.
     A larger initialisation, as timm gives some families, cost a frozen probe 9 points of accuracy.
@@ -36,7 +36,7 @@ def build_head(head: Head, features: torch.Size, classes: int) -> nn.Module:
 
 
 def trained_head(head: Head) -> Head:
-    """The head that phases train by gradients: a linear one in place of a nearest-neighbour head, which has none."""
+    """Return the head that phases train by gradients: a linear one in place of a nearest-neighbour head, which has none."""
     return Head(pool=head.pool) if head.kind == "knn" else head
 
 
@@ -79,7 +79,7 @@ class LocallyConnected(nn.Module):
 class NearestNeighbours(nn.Module):
     """The share of votes of the k training pictures with the nearest features, as log-probabilities: [B, F] -> [B, K].
 
-    With one vote more, dealt out evenly to all classes, so that no class is impossible. Distances are scikit-learn's, Euclidean.
+    One vote more is shared evenly by all classes, so that no class is impossible. Distances are scikit-learn's, Euclidean.
     """
 
     def __init__(self, features: int, classes: int, neighbours: int) -> None:
@@ -103,13 +103,13 @@ class NearestNeighbours(nn.Module):
         return shares.log().to(features)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *arguments: object) -> None:
-        """Takes as many pictures as the file has: how many they were is known to nobody before."""
+        """Take as many images as the file has, which isn't known before."""
         self.remember(*(torch.empty_like(state_dict[prefix + name]) for name in ("pictures", "labels")))
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
 
 def last_linear(head: nn.Module) -> nn.Linear:
-    """The layer that gives the logits of a head in LINEAR_HEADS. Raises TypeError for other heads."""
+    """Return the layer that gives the logits of a head in LINEAR_HEADS. Raises TypeError for other heads."""
     *_, last = head.children()
     if not isinstance(last, nn.Linear):
         raise TypeError(f"the head ends in {type(last).__name__}")

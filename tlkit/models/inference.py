@@ -18,7 +18,7 @@ def infer(
     outputs: Callable[[Tensor], Tensor] | None = None,
     on_batch: Callable[[int], None] = lambda count: None,
 ) -> tuple[Tensor, Tensor]:
-    """Logits [N, K] and labels [N] on the CPU, in the order of the batches.
+    """Return logits [N, K] and labels [N] on the CPU, in the order of the batches.
 
     batches: images uint8 [B, C, H, W] and labels int64 [B]. on_batch is called with B after each.
     outputs: what to have in place of logits, such as `classifier.features`.

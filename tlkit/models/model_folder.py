@@ -77,7 +77,7 @@ def save_model(folder: Path, classifier: Classifier, card: ModelCard) -> None:
 
 
 def update_metrics(folder: Path, metrics: Mapping[str, Any]) -> None:
-    """Writes what was measured on the shipped model into its tlkit.json."""
+    """Write what was measured on the shipped model into its tlkit.json."""
     facts = json.loads((folder / "tlkit.json").read_text(encoding="utf-8"))
     write_json(folder / "tlkit.json", {**facts, "metrics": metrics})
 
@@ -133,7 +133,7 @@ def load_with_card(folder: Path) -> tuple[Classifier, ModelCard]:
 
 
 def find_model_folder(folder: Path) -> Path:
-    """`folder` or `folder/model`, whichever holds a tlkit.json. Raises RunError if neither does."""
+    """Return `folder` or `folder/model`, whichever holds a tlkit.json. Raises RunError if neither does."""
     for candidate in (folder, folder / "model"):
         if (candidate / "tlkit.json").is_file():
             return candidate
@@ -150,7 +150,7 @@ def find_model_folder(folder: Path) -> Path:
 
 
 def check_can_ship(backbone_name: str, head: Head, classifier: Classifier, classes: int, image_size: int) -> None:
-    """Raises BackboneError if timm's model with `classes` classes is not this backbone plus a classifier: found before training.
+    """Raise BackboneError if timm's model with `classes` classes is not this backbone plus a classifier: found before training.
 
     Only heads in LINEAR_HEADS take the classifier's place in timm's model; all others pass.
     """
@@ -235,7 +235,7 @@ def _facts(card: ModelCard, folder: Path) -> dict[str, Any]:
 
 
 def read_card(folder: Path) -> ModelCard:
-    """tlkit.json of a model folder. Raises RunError if a file isn't the one that it describes, by its sha256."""
+    """Read tlkit.json of a model folder. Raises RunError if a file isn't the one that it describes, by its sha256."""
     try:
         facts = json.loads((folder / "tlkit.json").read_text(encoding="utf-8"))
         if facts["format"] > FORMAT:

@@ -42,7 +42,7 @@ class BackboneCost:
 
 
 def measure(name: str, image_size: int) -> BackboneCost:
-    """What each stage of a backbone costs, measured on one picture without memory or numbers (torch's meta device).
+    """Measure what each stage of a backbone costs, on one image without memory or numbers (torch's meta device).
 
     Raises BackboneError if the backbone can't be built for, or can't take, pictures of this size.
     """
@@ -123,7 +123,7 @@ def _outermost(module: nn.Module, stage_of: dict[str, str], path: str = "") -> l
 
 
 def print_backbone(name: str, image_size: int | None) -> int:
-    """Prints the stages of a backbone in forward order, its head, its weights and its input. Downloads nothing.
+    """Print the stages of a backbone in forward order, its head, its weights and its input. Downloads nothing.
 
     image_size: in pixels; None takes the size that the weights were made for.
     Raises RecipeError for a name that timm doesn't have, with the nearest.

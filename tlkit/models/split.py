@@ -33,7 +33,7 @@ class Cut:
 
 
 def cut(classifier: Classifier, image: Tensor) -> Cut:
-    """Cuts before the first layer that trains or is in train mode, as `train_only` has set them; the classifier keeps its modes.
+    """Cut before the first layer that trains or is in train mode, as `train_only` has set them; the classifier keeps its modes.
 
     image: [1, C, H, W], any picture of the right size, to find out what crosses the cut.
     Raises CannotCut where the network can't be traced, nothing is frozen before what trains, or the halves don't give the whole.
@@ -68,7 +68,7 @@ class Suffix(nn.Module):
         return features
 
     def train(self, mode: bool = True) -> "Suffix":
-        """Only chooses the way: the modes of the layers are the classifier's affair."""
+        """Choose the traced way; the modes of the layers are set by the classifier."""
         self.training = mode
         return self
 

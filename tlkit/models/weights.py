@@ -41,7 +41,7 @@ class Weights:
 
 
 def find_weights(model: Model) -> Weights:
-    """Brings the weights that a recipe names onto this machine, by download if timm's hub has them and the cache does not.
+    """Find the weights that a recipe names, by download if timm's hub has them and the cache does not.
 
     Raises WeightsError, with where it looked, if they can't be had; MissingExtraError if they are in a package that isn't installed;
     RecipeError if they are a run's of another backbone.
@@ -104,7 +104,7 @@ def load_backbone(
 
 
 def weights_here(name: str) -> str:
-    """Where a backbone's published weights lie on this machine: `cache`, `package`, or nowhere (empty). Asks no network."""
+    """Return where a backbone's published weights are on this machine: `cache`, `package`, or nowhere (empty). Asks no network."""
     from huggingface_hub import try_to_load_from_cache
 
     cfg = pretrained_cfg(name)
