@@ -3,12 +3,14 @@
 import math
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from tlkit.errors import Fault, RecipeError
 from tlkit.recipe.fields.model import Model, PackageWeights
 from tlkit.recipe.fields.phases import FromStage, SolvedPhase
+from tlkit.recipe.fields.trainer import Trainer
 from tlkit.recipe.load import find_recipe, load_recipe, recipe_yaml
 from tlkit.recipe.schema import Recipe
 from tlkit.system import shipped
@@ -594,3 +596,13 @@ def test_a_key_that_several_sources_have_is_suggested_once() -> None:
     with pytest.raises(RecipeError) as raised:
         load_recipe("quickstart", ["data.classes=4"])
     assert str(raised.value).endswith("Did you mean data.source.classes?")
+
+
+@pytest.mark.parametrize("precision", get_args(Trainer.model_fields["precision"].annotation))
+def test_every_precision_of_the_schema_is_taken_or_refused_with_the_reason(precision: str) -> None:
+    values = {"precision": precision}
+    if precision in ("32-true", "16-mixed", "bf16-mixed"):
+        assert Trainer.model_validate(values).precision == precision
+    else:
+        with pytest.raises(ValueError, match="tlkit trains and ships them in 32 bits"):
+            Trainer.model_validate(values)

@@ -4,13 +4,14 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, get_worker_info
 
 from tlkit.data.augment import Augmentation
 from tlkit.data.decoded_cache import DecodedCache
@@ -33,6 +34,12 @@ MAX_WORKERS = 8
 # Tar shards whose pictures a training order mixes: enough that a shard of one class makes no batches of one class, few enough that
 # what is read is together.
 SHARDS_MIXED = 8
+
+
+NO_SHARED_MEMORY = (
+    "Mostly shared memory (/dev/shm) is too small, as in a container: enlarge it (docker run --shm-size=2g),"
+    " lower data.workers or data.batch_size, or set data.workers=0."
+)
 
 
 class ImageDataset(Dataset[tuple[NDArray[np.uint8], Target]]):
@@ -215,7 +222,12 @@ class ImageLoader(DataLoader[Any]):
     def __iter__(self) -> Any:
         # To predict, Lightning puts its own sampler in the place of ours.
         self._handed_out = self.sampler.skip // (self.batch_size or 1) if isinstance(self.sampler, EpochSampler) else 0
-        for batch in super().__iter__():
+        batches = super().__iter__()
+        while True:
+            with worker_explained():
+                batch = next(batches, None)
+            if batch is None:
+                return
             if isinstance(batch, DataError):
                 raise batch
             self._handed_out += 1
@@ -279,6 +291,18 @@ def make_loader(
     )
 
 
+@contextmanager
+def worker_explained() -> Iterator[None]:
+    """Raise DataError in place of torch's account of a worker process that has died."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker (pid" not in str(error):
+            raise
+        lines = str(error).strip().splitlines()
+        raise DataError(f"A worker process that reads images has died: {lines[0]}\n  {NO_SHARED_MEMORY}") from error
+
+
 def worker_count(workers: int | Literal["auto"], images: int) -> int:
     """`auto` is none on small machines and for small sets, else one less than there are processors, at most eight."""
     if workers != "auto":
@@ -298,8 +322,15 @@ def collate(items: Sequence[tuple[NDArray[np.uint8], Target] | DataError]) -> Ba
         if isinstance(item, DataError):
             return item
         good.append(item)
-    images, labels = zip(*good, strict=True)
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2), torch.from_numpy(np.array(labels))
+    pixels, answers = zip(*good, strict=True)
+    images, labels = torch.from_numpy(np.stack(pixels)), torch.from_numpy(np.array(answers))
+    if get_worker_info() is not None:
+        try:
+            # torch 2.15 would do so in a thread of the worker, which drops a batch that finds no room, and the run would wait for ever.
+            images, labels = images.share_memory_(), labels.share_memory_()
+        except RuntimeError as error:
+            return DataError(f"A worker process has no shared memory left for a batch: {error}\n  {NO_SHARED_MEMORY}")
+    return images.permute(0, 3, 1, 2), labels
 
 
 class _Caught(Dataset[tuple[NDArray[np.uint8], Target] | DataError]):

@@ -6,7 +6,7 @@ so that `tlkit check` answers at once.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self
 
 from pydantic import Field, PrivateAttr, model_validator
 
@@ -15,7 +15,7 @@ from tlkit.recipe.fields.augment import Transform
 from tlkit.recipe.fields.data import Data, FindBatchSize
 from tlkit.recipe.fields.learning import EarlyStopping, Ema, Loss, Mix, Optimizer, Schedule
 from tlkit.recipe.fields.model import CLASSICAL_HEADS, Model
-from tlkit.recipe.fields.phases import AnyPhase, MasterPrecision, Phase, SolvedPhase
+from tlkit.recipe.fields.phases import AnyPhase, Phase, SolvedPhase
 from tlkit.recipe.fields.source import ONE_LABEL
 from tlkit.recipe.fields.strict import Strict, rule_broken
 from tlkit.recipe.fields.trainer import SPLIT_OPTIMIZERS, SPLIT_PRECISIONS, Cache, Trainer
@@ -105,16 +105,6 @@ class Recipe(Strict):
         if self.trainer.scale_lr and isinstance(self.data.batch_size, FindBatchSize):
             problem = "takes batch_size for one device's, and data.batch_size = {find: ..} finds one for all of them."
             raise rule_broken("trainer.scale_lr", "data.batch_size", problem, "Set it to false, or give batch_size a number.")
-        return self
-
-    @model_validator(mode="after")
-    def _precisions_agree(self) -> Self:
-        whole = self.trainer.precision
-        for i, phase in self.gradient_phases.items():
-            if phase.precision is not None and whole not in get_args(MasterPrecision):
-                problem = f"= '{phase.precision}', but trainer.precision = '{whole}' turns the weights themselves into another format."
-                fix = "Remove it, or set trainer.precision to 32-true or bf16-mixed."
-                raise rule_broken(f"phases[{i}].precision", "trainer.precision", problem, fix)
         return self
 
     @model_validator(mode="after")

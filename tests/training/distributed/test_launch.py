@@ -64,9 +64,9 @@ NOTED = """
 
     add, all_reduce, calls, batches = MetricsTable.on_train_epoch_end, distributed.all_reduce, [], []
 
-    def counted(tensor, *arguments, group=None, async_op=False):
+    def counted(tensor, *arguments, group=None, async_op=False, **named):
         calls.append(f"{'device' if group is None else 'host'}, {'async' if async_op else 'waits'}")
-        return all_reduce(tensor, *arguments, group=group, async_op=async_op)
+        return all_reduce(tensor, *arguments, group=group, async_op=async_op, **named)
 
     def batch_noted(table, *arguments):
         batches.append(calls.copy())

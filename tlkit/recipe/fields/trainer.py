@@ -38,7 +38,7 @@ class Trainer(Strict):
     num_nodes: int = Field(1, ge=1, description="machines")
     strategy: str = Field("auto", description="auto | ddp: the network on every device | fsdp: split over a machine's devices | ...")
     precision: Literal["32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true"] = Field(
-        "32-true", description="number format"
+        "32-true", description="32-true | bf16-mixed | 16-mixed: what the network computes in; the weights stay in 32 bits"
     )
     deterministic: bool = Field(True, description="same recipe, same machine kind, same numbers")
     on_nan: OnNan = Field("stop", description="at a loss that is no number: stop, or skip the batch; its pictures are named either way")
@@ -48,6 +48,14 @@ class Trainer(Strict):
     checkpoint_every: CheckpointEvery = Field(
         default_factory=CheckpointEvery, description="within an epoch; between two epochs one is written too, at most every 5 seconds"
     )
+
+    @model_validator(mode="after")
+    def _weights_stay_in_32_bits(self) -> Self:
+        if self.precision.endswith("-true") and self.precision != "32-true":
+            problem = f"= '{self.precision}' would keep the weights themselves in that format, and tlkit trains and ships them in 32 bits."
+            fix = "Set it to 32-true, bf16-mixed or 16-mixed, which compute in 16 bits where that is safe."
+            raise rule_broken("precision", "precision", problem, fix)
+        return self
 
     @model_validator(mode="after")
     def _has_a_device(self) -> Self:
