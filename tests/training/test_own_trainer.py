@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -45,24 +46,33 @@ SCRIPT = """
 """
 
 
-def figures_of(folder: Path, devices: int, replaced: str) -> dict[str, float]:
-    """Figures of the script: its Trainer replaces samplers by its own, or not."""
-    (folder / "script.py").write_text(dedent(SCRIPT))
+def figures_of_two(script: Path, replaced: str) -> dict[str, float]:
+    """Figures of the script on two processes. replaced: whether its Trainer may replace samplers by its own."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    words = [sys.executable, "script.py", str(PHOTOS), str(devices), replaced]
-    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
+    words = [sys.executable, str(script), str(PHOTOS), "2", replaced]
+    done = subprocess.run(words, cwd=script.parent, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    line = next(line for line in done.stdout.splitlines() if line.startswith("FIGURES"))
+    return figures_in(done.stdout)
+
+
+def figures_in(out: str) -> dict[str, float]:
+    line = next(line for line in out.splitlines() if line.startswith("FIGURES"))
     found: dict[str, float] = json.loads(line.removeprefix("FIGURES"))
     return found
 
 
 @pytest.mark.slow
-def test_two_processes_learn_and_measure_what_one_does_whoever_splits_the_images(tmp_path: Path) -> None:
+def test_two_processes_learn_and_measure_what_one_does_whoever_splits_the_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """18 training, 6 validation and 12 test images; batch-norm alone sees half a batch on each of two, so losses differ a little."""
-    one = figures_of(tmp_path, 1, "yes")
+    script = tmp_path / "script.py"
+    script.write_text(dedent(SCRIPT))
+    monkeypatch.setattr(sys, "argv", ["script.py", str(PHOTOS), "1", "yes"])
+    runpy.run_path(str(script), run_name="__main__")  # in this process, which has everything imported
+    one = figures_in(capsys.readouterr().out)
     assert {"train/loss", "train/accuracy", "val/loss", "val/accuracy", "val/score", "test/loss", "test/accuracy"} <= set(one)
-    two, own = figures_of(tmp_path, 2, "yes"), figures_of(tmp_path, 2, "no")
+    two, own = figures_of_two(script, "yes"), figures_of_two(script, "no")
     assert two == own
     assert two["test/loss"] == pytest.approx(one["test/loss"], abs=0.2)
     for name, images in (("val/accuracy", 6), ("test/accuracy", 12)):  # whole images: none is counted twice or left out
