@@ -1,6 +1,7 @@
 """`tlkit models` gives figures that somebody published, for the very weights that it lists, and no others."""
 
 from pathlib import Path
+from runpy import run_path
 
 import huggingface_hub.constants
 import pytest
@@ -91,3 +92,15 @@ def test_weights_in_torch_hubs_cache_are_here(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints/googlenet-1378be20.pth").touch()
     assert weights_here("googlenet") == "cache"
+
+
+def test_the_script_that_made_the_tables_gives_the_same_rows() -> None:
+    script = Path(__file__).parents[2] / "data/make_backbone_figures.py"
+    made = run_path(str(script))
+    # A ResNet, a transformer, a network with a head of its own, and tlkit's own; googlenet without the heads of its training.
+    for name, count in made["parameters"](["resnet18", "vit_tiny_patch16_224", "tf_efficientnet_lite0", "googlenet", "lenet5"]):
+        assert published("parameters")[name] == str(count)
+    results = "model,top1,top1_err\nresnet18.a1_in1k,73.158,26.842\nno_such_network.in1k,99.0,1.0\n"
+    rows = made["top1"](results, timm.list_pretrained())
+    assert set(rows) == {"resnet18.a1_in1k", "googlenet.tv_in1k"}
+    assert rows.items() <= published("top1").items()
