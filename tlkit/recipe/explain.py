@@ -80,34 +80,34 @@ def fields_of(model: type[BaseModel]) -> dict[str, FieldInfo]:
     return {field.alias or name: field for name, field in model.model_fields.items()}
 
 
-def _alternatives(annotation: Any) -> list[Any]:
+def alternatives(annotation: Any) -> list[Any]:
     """The members of a union without None, or the annotation itself."""
     if get_origin(annotation) in (Union, UnionType):
-        return [inner for member in get_args(annotation) if member is not NoneType for inner in _alternatives(member)]
+        return [inner for member in get_args(annotation) if member is not NoneType for inner in alternatives(member)]
     return [annotation]
 
 
 def _is_union(field: FieldInfo | None) -> bool:
-    return field is not None and len(_alternatives(field.annotation)) > 1
+    return field is not None and len(alternatives(field.annotation)) > 1
 
 
 def _is_plain_list(field: FieldInfo | None) -> bool:
     """Of numbers or words: one fault for the whole of it."""
-    return field is not None and get_origin(field.annotation) is tuple and not any(map(_is_model, _item_models(field).values()))
+    return field is not None and get_origin(field.annotation) is tuple and not any(map(is_model, _item_models(field).values()))
 
 
-def _is_model(annotation: Any) -> bool:
+def is_model(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
 def _only_model(field: FieldInfo | None, otherwise: Any) -> Any:
-    only: Any = _alternatives(field.annotation)[0] if field else None
-    return only if _is_model(only) else otherwise
+    only: Any = alternatives(field.annotation)[0] if field else None
+    return only if is_model(only) else otherwise
 
 
 def _item_models(field: FieldInfo | None) -> dict[str, Any]:
     """What the items of a list can be, by name."""
-    items = _alternatives(_bare(get_args(field.annotation)[0])) if field else []
+    items = alternatives(_bare(get_args(field.annotation)[0])) if field else []
     return {_bare(item).__name__: _bare(item) for item in items}
 
 
@@ -135,10 +135,10 @@ def _unknown_key(key: str, word: str, model: type[BaseModel], others: Sequence[t
 def _places_of_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     for name, field in fields_of(model).items():
         yield join(prefix, name)
-        for alternative in _alternatives(field.annotation):
+        for alternative in alternatives(field.annotation):
             many = get_origin(alternative) is tuple
             for inner in _item_models(field).values() if many else [alternative]:
-                if _is_model(inner) and name != "augment":
+                if is_model(inner) and name != "augment":
                     yield from _places_of_keys(inner, join(prefix, name) + ("[0]" if many else ""))
 
 
@@ -149,7 +149,7 @@ def _missing_key(key: str, field: FieldInfo | None) -> Fault:
 def _wrong_value(key: str, value: Any, field: FieldInfo | None, model: type[BaseModel]) -> Fault:
     if field is None:  # the whole recipe, or an item of a list
         return Fault(key or WHOLE, f"{_came(value)}.", f"Expected {_mapping_words(model)}.")
-    choices = [choice for alternative in _alternatives(field.annotation) for choice in _choices(alternative)]
+    choices = [choice for alternative in alternatives(field.annotation) for choice in _choices(alternative)]
     if choices and isinstance(value, str):
         return Fault(key, f"= {shown(value)} can't be used.", expected_one_of(value, choices))
     return Fault(key, _problem(value, field), f"{_expected(field)} {_nearest(value, field)}".rstrip())
@@ -157,8 +157,8 @@ def _wrong_value(key: str, value: Any, field: FieldInfo | None, model: type[Base
 
 def _wrong_union(key: str, value: Any, field: FieldInfo | None, context: Context) -> list[Fault]:
     """One fault for the whole union; or, if the keys given belong to one alternative alone, what is wrong with that one."""
-    alternatives = _alternatives(field.annotation) if field else []
-    models = [alternative for alternative in alternatives if _is_model(alternative)]
+    members = alternatives(field.annotation) if field else []
+    models = [member for member in members if is_model(member)]
     if isinstance(value, Mapping):
         forms = {next(iter(fields_of(model))): model for model in models}  # each is told by its first key
         given = [word for word in value if word in forms]
@@ -170,7 +170,7 @@ def _wrong_union(key: str, value: Any, field: FieldInfo | None, context: Context
         problem = f"= {shown(value)} can't be used." if models else f"{_came(value)}."
         hint = next(filter(None, (did_you_mean(word, forms) for word in value)), "")
         return [Fault(key, problem, f"{_expected(field)} {hint}".rstrip())]
-    choices = [choice for alternative in alternatives for choice in _choices(alternative)]
+    choices = [choice for member in members for choice in _choices(member)]
     hint = did_you_mean(value, choices) if isinstance(value, str) else ""
     problem = f"= {shown(value)} can't be used." if isinstance(value, str) else _problem(value, field)
     return [Fault(key, problem, f"{_expected(field)} {hint}".rstrip())]
@@ -178,7 +178,7 @@ def _wrong_union(key: str, value: Any, field: FieldInfo | None, context: Context
 
 def _problem(value: Any, field: FieldInfo | None) -> str:
     """Out of bounds if the type is right, else the type that came."""
-    wanted = {get_origin(_bare(alternative)) or _bare(alternative) for alternative in _alternatives(field.annotation)} if field else set()
+    wanted = {get_origin(_bare(alternative)) or _bare(alternative) for alternative in alternatives(field.annotation)} if field else set()
     if float in wanted:
         wanted.add(int)
     if tuple in wanted:
@@ -234,19 +234,23 @@ def _expected(field: FieldInfo | None) -> str:
     """`Expected a whole number from 8 to 4096: side of the square picture that the network sees, in pixels.`"""
     if field is None:
         return ""
-    words = [_words(alternative, field) for alternative in _alternatives(field.annotation)]
-    listed = " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
-    return f"Expected {listed}: {field.description}." if field.description else f"Expected {listed}."
+    return f"Expected {values_of(field)}: {field.description}." if field.description else f"Expected {values_of(field)}."
+
+
+def values_of(field: FieldInfo) -> str:
+    """Return what a field can be: `a whole number from 8 to 4096`, `batch_size or {find: SHARE}`."""
+    words = [_words(alternative, field) for alternative in alternatives(field.annotation)]
+    return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
 def _words(annotation: Any, field: FieldInfo) -> str:
     bare = _bare(annotation)
     bounds = [*field.metadata, *(inner for item in getattr(annotation, "__metadata__", ()) for inner in getattr(item, "metadata", ()))]
     if choices := _choices(bare):
-        only_these = len(_alternatives(field.annotation)) == 1 and len(choices) > 1
+        only_these = len(alternatives(field.annotation)) == 1 and len(choices) > 1
         return ("one of " if only_these else "") + ", ".join(choices)
-    if _is_model(bare):
-        return _form(bare) if len(_alternatives(field.annotation)) > 1 else _mapping_words(bare)
+    if is_model(bare):
+        return _form(bare) if len(alternatives(field.annotation)) > 1 else _mapping_words(bare)
     if get_origin(bare) is tuple:
         return _list_words(bare)
     if get_origin(bare) is list:
@@ -259,7 +263,7 @@ def _list_words(annotation: Any) -> str:
     """Of a tuple: `a list of 3 whole numbers from 0 to 255`."""
     first, *others = get_args(annotation)
     if _bare(first) is not int:
-        return "a list of text" if first is str else "a list of mappings"
+        return "a list of text" if _bare(first) is str else "a list of mappings"
     bounds = [inner for item in first.__metadata__ for inner in item.metadata]
     return f"a list of {len(others) + 1} whole numbers{_bound_words(bounds)}"
 
