@@ -74,6 +74,9 @@ def _tlkit(words: tuple[str, ...], cwd: str, env: dict[str, str], out: str, erro
     os.dup2(os.open(out, os.O_WRONLY | os.O_CREAT, 0o600), 1)
     os.dup2(errors.fileno(), 2)
     errors.close()
+    # Those that were there knew whether what they wrote to can seek.
+    sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
+    sys.stderr = os.fdopen(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)
     assert "huggingface_hub" not in sys.modules
     assert "tlkit" not in sys.modules
     os.environ.clear()

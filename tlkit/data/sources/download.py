@@ -3,10 +3,8 @@
 from pathlib import Path
 from urllib.request import Request, urlopen
 
-from rich.console import Console
-
 import tlkit
-from tlkit.data.progress import progress
+from tlkit.data.progress import progress, progress_console
 
 SILENT_S = 20.0
 """So long a host may send nothing."""
@@ -19,7 +17,7 @@ def download(url: str, file: Path) -> None:
     with (
         urlopen(request, timeout=SILENT_S) as response,  # noqa: S310
         file.open("wb") as opened,
-        progress(Console(stderr=True), f"downloading {file.name}", response.length, unit="bytes") as advance,
+        progress(progress_console(), f"downloading {file.name}", response.length, unit="bytes") as advance,
     ):
         while piece := response.read(PIECE_BYTES):
             opened.write(piece)
