@@ -71,7 +71,7 @@ def write_atomically(file: Path, content: bytes | memoryview | str, *, durable: 
 
 
 def write_json(file: Path, values: Mapping[str, Any], *, durable: bool = True) -> None:
-    """Write JSON that people can read, whole or not at all."""
+    """Write JSON that people can read, whole or not at all. Raises ValueError for NaN and infinity, which JSON doesn't have."""
     write_atomically(file, json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n", durable=durable)
 
 

@@ -8,7 +8,7 @@ import torch
 from sklearn.metrics import accuracy_score, confusion_matrix, log_loss, precision_recall_fscore_support, top_k_accuracy_score
 from torch import Tensor
 
-from tlkit.evaluation.metrics import measure, wilson_interval
+from tlkit.evaluation.metrics import difference_interval, measure, wilson_interval
 
 
 def made_up(n: int, k: int) -> tuple[Tensor, Tensor]:
@@ -75,3 +75,13 @@ def test_wilson_interval_of_nothing_and_of_everything_stays_inside_zero_and_one(
     # By hand for n = 10, z^2 = 3.8415: z^2 / (n + z^2) = 0.2775
     assert wilson_interval(0, 10) == pytest.approx([0.0, 0.2775], abs=1e-4)
     assert wilson_interval(10, 10) == pytest.approx([0.7225, 1.0], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [((56, 70), (48, 80), (0.0524, 0.3339)), ((9, 10), (3, 10), (0.1705, 0.8090)), ((6, 7), (2, 7), (0.0582, 0.8062))],
+)
+def test_the_interval_of_a_difference_is_newcombes(first: tuple[int, int], second: tuple[int, int], expected: tuple[float, float]) -> None:
+    # Newcombe 1998, table II, method 10.
+    shares = [(right / images, images) for right, images in (first, second)]
+    assert difference_interval(shares[0], shares[1]) == pytest.approx(expected, abs=5e-5)

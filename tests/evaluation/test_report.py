@@ -1,15 +1,17 @@
 """report.html of made-up runs."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from tlkit.evaluation.curves import draw_curves
 from tlkit.evaluation.metrics import measure
-from tlkit.evaluation.report import write_report
+from tlkit.evaluation.report import gap_note, write_report
 
 AUDIT = {"verdict": "no leak found between splits", "compared": "", "unreadable": 0, "two_labels": 0, "examples": []}
 ROW = {"phase": 1, "epoch": 1, "train/loss": 1.0, "train/accuracy": 0.5, "val/loss": 1.0, "val/accuracy": 0.5}
@@ -23,12 +25,12 @@ def curves(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def page(curves: Path, metrics: dict[str, Any]) -> str:
-    best = {"phase": 1, "epoch": 1, "train_accuracy": 0.5, "fitted_by": ""}
+    best = {"phase": 1, "epoch": 1, "train_accuracy": 0.5, "fitted_by": "", "train_conditions": []}
     file = curves.with_name("report.html")
     write_report(
         file,
         name="made up",
-        metrics={"best": best, "audit": AUDIT, **metrics},
+        metrics={"best": best, "audit": AUDIT, "pictures": {"train": 6000}, **metrics},
         facts={"classes": "many"},
         recipe_yaml="name: made up",
         curves=curves,
@@ -52,3 +54,72 @@ def test_three_thousand_classes_make_a_page_that_can_be_read(curves: Path) -> No
     assert "<li>2 of 2 species 0007 called species 0009</li><li>1 of 2 species 0011 called species 0012</li>" in html
     assert html.count('<th scope="row">species 2999') == 1  # in the table of all
     assert 'class="confusion"' not in html
+
+
+def notes(
+    train_accuracy: float,
+    val_accuracy: float,
+    images: int,
+    *,
+    conditions: Sequence[str] = (),
+    fitted_by: str = "",
+    multilabel: bool = False,
+) -> str:
+    """What is said of both accuracies, of so many training and as many validation images."""
+    val = {"accuracy": val_accuracy, "pictures": images, **({"exact_match": 0.5} if multilabel else {})}
+    best = {"train_accuracy": train_accuracy, "fitted_by": fitted_by, "train_conditions": list(conditions)}
+    return gap_note({"best": best, "val": val, "pictures": {"train": images}})
+
+
+def test_overfitting_is_said_only_of_a_gap_that_the_images_can_prove() -> None:
+    # Wilson's intervals by hand, n = 10: 0.7 in 0.397 to 0.892, 0.5 in 0.237 to 0.763; roots of the sums of squares: 0.402 and 0.326.
+    assert notes(0.7, 0.5, 10) == "a gap of 20.0 points, which 10 validation images can't tell from none (95 % interval -20.2 to 52.6)."
+    # n = 1,000: 0.6709 to 0.7276 and 0.4691 to 0.5309; 0.0425 and 0.0415.
+    assert notes(0.7, 0.5, 1000) == (
+        "a gap of 20.0 points (95 % interval 15.8 to 24.1), which says overfitting."
+        " More images, augmentation, dropout or more weight decay may narrow it."
+    )
+    assert "More images, more augmentation, more dropout or" in notes(0.7, 0.5, 1000, conditions=["augmented", "with dropout"])
+    assert notes(0.4, 0.5, 1000).startswith("no gap that would say overfitting (-10.0 points; 95 % interval -14.")
+    assert notes(0.51, 0.5, 1_000_000).startswith("a gap of 1.0 points (95 % interval")
+    assert "overfitting" not in notes(0.51, 0.5, 1_000_000)
+    assert "A larger weight_decay, or more images," in notes(0.7, 0.5, 1000, fitted_by="L-BFGS")
+
+
+def test_accuracies_that_do_not_compare_are_not_compared() -> None:
+    assert notes(0.9, 0.5, 1000, multilabel=True) == ""
+    assert notes(1.0, 0.5, 1000, fitted_by="nearest neighbours") == ""
+    assert notes(0.9, 0.5, 1000, conditions=["drawn class by class"]) == ""
+
+
+def test_the_page_says_how_training_images_were_seen_only_where_it_was_so(curves: Path) -> None:
+    logits, labels = torch.eye(2).repeat(20, 1), torch.arange(2).repeat(20)
+    val = {"primary_metric": "accuracy", **measure(logits, labels, ["a", "b"])}
+    plain = page(curves, {"val": val})
+    assert "augmented" not in plain
+    assert "dropout" not in plain.partition("The recipe, with every value")[0]
+    best = {"phase": 1, "epoch": 1, "train_accuracy": 0.9, "fitted_by": "", "train_conditions": ["augmented", "with dropout"]}
+    assert "the accuracy on training images (augmented, with dropout) was 0.900" in page(curves, {"val": val, "best": best})
+
+
+def test_uneven_classes_are_said_of_the_images_that_were_measured(curves: Path) -> None:
+    for images, said in (([60, 10], True), ([12, 10], False)):
+        labels = torch.arange(2).repeat_interleave(torch.tensor(images))
+        val = {"primary_metric": "balanced_accuracy", **measure(torch.eye(2)[labels], labels, ["a", "b"])}
+        assert ("classes differ more than five-fold here" in page(curves, {"val": val})) == said
+
+
+def test_curves_show_the_primary_metric(tmp_path: Path) -> None:
+    rows = [{**ROW, "val/score": 0.25}, {**ROW, "epoch": 2, "val/score": 0.75}]
+    drawn: dict[str, list[float]] = {}
+    savefig = Figure.savefig
+    with pytest.MonkeyPatch.context() as patch:
+
+        def noted(figure: Figure, *arguments: Any, **named: Any) -> None:
+            for axis in figure.axes:
+                drawn[axis.get_title()] = list(axis.lines[-1].get_ydata())
+            savefig(figure, *arguments, **named)
+
+        patch.setattr(Figure, "savefig", noted)
+        draw_curves(rows, ["all"], tmp_path / "curves.png", primary_metric="mean_average_precision")
+    assert drawn == {"mean average precision": [0.25, 0.75], "accuracy": [0.5, 0.5], "loss": [1.0, 1.0]}

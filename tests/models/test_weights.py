@@ -17,6 +17,7 @@ from tlkit.errors import MissingExtraError, RecipeError, WeightsError
 from tlkit.models.backbones import create_backbone
 from tlkit.models.classifier import Classifier
 from tlkit.models.model_folder import ModelCard, load_with_card, save_model
+from tlkit.models.state_files import not_finite
 from tlkit.models.weights import Weights, find_weights, load_backbone
 from tlkit.recipe.fields.model import Head, Model
 
@@ -387,3 +388,11 @@ def test_the_head_of_a_linear_probe_starts_at_nn_linears_scale() -> None:
     weight = last_linear(build_head(Head(), torch.Size([1280]), 10)).weight
     # nn.Linear draws uniformly from +-1/sqrt(F).
     assert float(weight.detach().abs().max()) == pytest.approx(1280**-0.5, rel=0.01)
+
+
+def test_a_bound_of_values_may_be_infinite_and_no_weight() -> None:
+    tensors = {"output_max": torch.tensor(float("inf")), "scale": torch.ones(2)}
+    assert not_finite(tensors) == ""
+    tensors["scale"][1] = float("inf")
+    assert not_finite(tensors) == "scale holds NaN or infinity in 1 of its 2 values"
+    assert not_finite({"output_max": torch.tensor(float("nan"))}).startswith("output_max holds NaN")

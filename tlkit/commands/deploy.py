@@ -45,6 +45,8 @@ def predict(arguments: Namespace) -> int:
 
 def export_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="a run folder or its model folder")
+    help = "where its images are now, if not where it was started: data.source.folder=/photos"
+    parser.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help=help)
     help = "one or more of onnx, torch (a torch.export program), safetensors (timm, Hugging Face hub), openvino; default: onnx"
     parser.add_argument("--format", nargs="+", default=["onnx"], metavar="FORMAT", help=help)
     entrance = parser.add_mutually_exclusive_group()
@@ -74,8 +76,11 @@ def export_arguments(parser: ArgumentParser) -> None:
 def export(arguments: Namespace) -> int:
     from tlkit.deploy.export.export import Wanted, export_command
 
+    # --format takes all words after it, those that change the recipe too.
+    words = [word for word in arguments.format if "=" not in word]
+    overrides = [*arguments.overrides, *(word for word in arguments.format if "=" in word)]
     wanted = Wanted(
-        formats=tuple(dict.fromkeys(name for word in arguments.format for name in word.split(",") if name)),
+        formats=tuple(dict.fromkeys(name for word in words for name in word.split(",") if name)),
         raw=arguments.raw,
         features=arguments.features,
         opset=arguments.opset,
@@ -88,6 +93,7 @@ def export(arguments: Namespace) -> int:
         quantize=arguments.quantize,
         max_drop=arguments.max_drop,
         push_to_hub=arguments.push_to_hub,
+        overrides=tuple(overrides),
     )
     with show_log():
         return export_command(arguments.run, wanted)

@@ -11,9 +11,13 @@ from tlkit.terminal import print_text, takes_unicode
 
 def evaluate_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="a run folder, such as runs/quickstart/001")
+    help = "where its images are now, if not where it was started: data.source.folder=/photos, data.root=/downloads"
+    parser.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help=help)
     parser.add_argument("--split", choices=("test", "val"), default="test", help="the pictures to measure on (default: test)")
     help = "average over more views of each picture: flip (mirrored too), crops (corners and centre too), or N as the recipe augments them"
     parser.add_argument("--tta", type=_tta, metavar="flip|crops|N", help=help)
+    help = "cpu, cuda, cuda:1, mps, or auto: an accelerator where there is one (default: auto)"
+    parser.add_argument("--device", default="auto", help=help)
     parser.add_argument("--format", choices=("table", "json"), default="table", help="default: table")
 
 
@@ -29,7 +33,7 @@ def evaluate(arguments: Namespace) -> int:
     from tlkit.evaluation.evaluate import evaluate_run
 
     keep_freed_memory()
-    metrics = evaluate_run(arguments.run, arguments.split, arguments.tta)
+    metrics = evaluate_run(arguments.run, arguments.split, arguments.tta, device=arguments.device, overrides=arguments.overrides)
     if arguments.format == "json":
         import json
 

@@ -44,10 +44,12 @@ def reproduce_arguments(parser: ArgumentParser) -> None:
 
 
 def reproduce(arguments: Namespace) -> int:
+    from tlkit.data.splits.run_source import from_start_where_missing
     from tlkit.workflows.compare_runs import check_finished
 
     check_finished(arguments.run)
     arguments.recipe = str(arguments.run / "recipe.yaml")
+    arguments.overrides = [*from_start_where_missing(arguments.run), *arguments.overrides]
     recipe = recipe_to_run(arguments)
     from tlkit.workflows.reproduce import reproduce_run
 

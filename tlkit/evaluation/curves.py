@@ -1,6 +1,7 @@
-"""curves.png: accuracy and loss by epoch, training against validation, phases marked."""
+"""curves.png: the primary metric, accuracy and loss by epoch, training against validation, phases marked."""
 
 from collections.abc import Mapping, Sequence
+from math import nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,28 +10,31 @@ from tlkit.files import atomic_file
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-TRAINING, VALIDATION = "#9a6a00", "#0b5cad"  # told apart by colour-blind readers too, and by line style
+TRAINING, VALIDATION = "#9a6a00", "#0b5cad"  # colour-blind readers see the difference, and the line style
 
 
-def draw_curves(rows: Sequence[Mapping[str, Any]], phase_names: Sequence[str], file: Path) -> None:
-    """Draw loss and accuracy by epoch. rows: those of metrics.csv, all phases in order."""
+def draw_curves(rows: Sequence[Mapping[str, Any]], phase_names: Sequence[str], file: Path, *, primary_metric: str = "accuracy") -> None:
+    """Draw the primary metric, accuracy where that is another, and loss. rows: of metrics.csv, all phases in order, with `val/score`."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    metrics = dict.fromkeys((primary_metric, "accuracy", "loss"))
+    figure, axes = plt.subplots(1, len(metrics), figsize=(5.5 * len(metrics), 4.2), layout="constrained")
     epochs = range(1, len(rows) + 1)
-    for axis, metric in zip(axes, ("accuracy", "loss"), strict=True):
-        axis.plot(epochs, [row[f"train/{metric}"] for row in rows], "o--", ms=4, color=TRAINING, label="training")
-        axis.plot(epochs, [row[f"val/{metric}"] for row in rows], "o-", ms=4, color=VALIDATION, label="validation")
-        axis.set(xlabel="epoch", title=metric, xlim=(0.5, len(rows) + 0.5))
+    for axis, metric in zip(axes, metrics, strict=True):
+        if metric in ("accuracy", "loss"):
+            axis.plot(epochs, [row[f"train/{metric}"] for row in rows], "o--", ms=4, color=TRAINING, label="training")
+        column = f"val/{metric}" if metric in ("accuracy", "loss") else "val/score"
+        axis.plot(epochs, [row.get(column, nan) for row in rows], "o-", ms=4, color=VALIDATION, label="validation")
+        axis.set(xlabel="epoch", title=metric.replace("_", " "), xlim=(0.5, len(rows) + 0.5))
         axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
         _mark_phases(axis, rows, phase_names)
-    axes[0].legend(frameon=False, loc="best")
-    axes[1].set_ylim(bottom=0)
+    axes[-2].legend(frameon=False, loc="best")
+    axes[-1].set_ylim(bottom=0)
     with atomic_file(file) as writing:
         figure.savefig(writing, format="png", dpi=120)
     plt.close(figure)

@@ -13,6 +13,7 @@ from tlkit.data.preprocess import Preprocessing
 from tlkit.data.quality.on_bad import without_bad_of
 from tlkit.data.samples import Samples
 from tlkit.data.splits.manifest import check_run_folder, samples_of_run
+from tlkit.data.splits.run_source import recipe_of_run
 from tlkit.errors import DataError, RunError
 from tlkit.evaluation.metrics import measure, measure_multilabel, primary_metric_of
 from tlkit.evaluation.primary_metric import named_primary_metric
@@ -21,7 +22,6 @@ from tlkit.models.classifier import Classifier
 from tlkit.models.devices import find_device
 from tlkit.models.inference import infer
 from tlkit.models.model_folder import load_with_card
-from tlkit.recipe.load import load_recipe
 
 
 def measure_split(
@@ -59,15 +59,19 @@ def measure_logits(logits: Tensor, labels: Tensor, *, samples: Samples, split: s
     return {**named_primary_metric(primary_metric_of(samples)), **figures}
 
 
-def evaluate(run: str | PathLike[str], *, split: str = "test", tta: Tta | None = None, device: str = "auto") -> dict[str, Any]:
+def evaluate(
+    run: str | PathLike[str], *, split: str = "test", tta: Tta | None = None, device: str = "auto", overrides: Sequence[str] = ()
+) -> dict[str, Any]:
     """Measure the model of a finished run again, on the images that the run kept for it.
 
     Args:
-        run: The run folder. Images are read where the run's recipe says, and split as in its split.csv.
+        run: The run folder. Images are read where the run's recipe says, from the current folder or the one in which the run was started,
+            and split as in its split.csv.
         split: test, val or train.
         tta: Average the probabilities over several views of each image: flip (mirrored too), crops (corners and centre too), or a number
             of views as the recipe augments them. None looks at each image once.
         device: cpu, cuda, cuda:1, mps, or auto for an accelerator where there is one.
+        overrides: `KEY=VALUE` of the recipe's data, where the images are elsewhere now: data.source.folder=/photos.
 
     Returns:
         The metrics as metrics.json has them for a split, plain JSON values; under `tta` those with test-time augmentation.
@@ -77,11 +81,11 @@ def evaluate(run: str | PathLike[str], *, split: str = "test", tta: Tta | None =
         DataError: Images of the split are gone, can't be read, or there are none.
         DeviceError: This machine doesn't have the device.
     """
-    return evaluate_run(Path(run), split, tta, device=device)
+    return evaluate_run(Path(run), split, tta, device=device, overrides=overrides)
 
 
-def evaluate_run(run: Path, split: str, tta: Tta | None = None, *, device: str = "auto") -> dict[str, Any]:
-    """Measure the run's model on one of its splits, as split.csv has them; and under `tta` those with test-time augmentation.
+def evaluate_run(run: Path, split: str, tta: Tta | None = None, *, device: str = "auto", overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the metrics of the run's model on one of its splits, as split.csv has them; and under `tta` those with test-time augmentation.
 
     With the recipe's `on_bad: skip`, pictures that can't be read any more are left out, and are in `skipped`: id -> reason.
     Raises RunError if this is no run folder, DataError if pictures of the split are gone or the split is empty.
@@ -90,8 +94,8 @@ def evaluate_run(run: Path, split: str, tta: Tta | None = None, *, device: str =
     place = find_device(device)
     classifier, card = load_with_card(run)
     classifier.to(place)
-    recipe = load_recipe(run / "recipe.yaml")
-    samples = samples_of_run(run, card.classes)
+    recipe = recipe_of_run(run, overrides)
+    samples = samples_of_run(run, card.classes, overrides)
     if recipe.data.on_bad == "skip":
         samples = without_bad_of(samples, split, recipe.data)
     if not samples.of(split):

@@ -1,6 +1,7 @@
 """What a classifier is worth, from its logits and the true labels."""
 
 from collections.abc import Sequence
+from math import hypot
 from typing import Any, Literal
 
 import numpy as np
@@ -167,3 +168,13 @@ def wilson_interval(successes: int, trials: int) -> list[float]:
 
     interval = binomtest(successes, trials).proportion_ci(method="wilson")
     return [float(interval.low), float(interval.high)]
+
+
+def difference_interval(first: tuple[float, int], second: tuple[float, int]) -> list[float]:
+    """Return [low, high]: the 95 % interval of the first share minus the second. Each is a share and the number of images behind it.
+
+    Source: Newcombe 1998, method 10, https://doi.org/10.1002/(SICI)1097-0258(19980430)17:8<873::AID-SIM779>3.0.CO;2-I
+    """
+    (a, n_a), (b, n_b) = first, second
+    (low_a, high_a), (low_b, high_b) = wilson_interval(round(a * n_a), n_a), wilson_interval(round(b * n_b), n_b)
+    return [a - b - hypot(a - low_a, high_b - b), a - b + hypot(high_a - a, b - low_b)]

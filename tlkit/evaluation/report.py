@@ -1,15 +1,19 @@
 """report.html: one page on a run, without outside resources, that can be sent by mail."""
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tlkit.data.samples import LARGEST_FOLD
+from tlkit.evaluation.metrics import difference_interval
 from tlkit.files import write_atomically
 
 MATRIX_CLASSES = 40
 """Up to so many classes the page has the whole confusion matrix, and one table of classes."""
 FEW_CONFUSIONS, MANY_CONFUSIONS, HARDEST_CLASSES = 6, 30, 20
+LARGE_GAP = 0.05
+"""Between the accuracies of training and validation: more is called overfitting, where the images can prove it."""
 MOST_ROWS = 5000
 """Rows of the table of all classes: the page stays below some megabytes."""
 
@@ -31,8 +35,9 @@ def write_report(
         multilabel="exact_match" in measured,
         measured_on="test" if metrics.get("test") else "validation",
         validation=metrics["val"],
-        gap=metrics["best"]["train_accuracy"] - metrics["val"]["accuracy"],
+        gap=gap_note(metrics),
         best=metrics["best"],
+        uneven=_is_uneven(measured),
         audit=metrics["audit"],
         facts=facts,
         recipe_yaml=recipe_yaml,
@@ -41,6 +46,43 @@ def write_report(
         **_of_classes(measured),
     )
     write_atomically(file, page)  # a run that has it is finished: half of one, on a full disk, must not be there
+
+
+def gap_note(metrics: Mapping[str, Any]) -> str:
+    """Return what the accuracies of training and validation say of each other; empty where they don't compare.
+
+    A multilabel accuracy is a share of answers that aren't independent, a sampler draws classes as often as each other, and every training
+    image is its own nearest neighbour.
+    """
+    best, val = metrics["best"], metrics["val"]
+    conditions = best["train_conditions"]
+    if "exact_match" in val or best["fitted_by"] == "nearest neighbours" or "drawn class by class" in conditions:
+        return ""
+    gap = best["train_accuracy"] - val["accuracy"]
+    low, high = difference_interval((best["train_accuracy"], metrics["pictures"]["train"]), (val["accuracy"], val["pictures"]))
+    interval = f"95 % interval {100 * low:.1f} to {100 * high:.1f}"
+    if low <= 0 and (gap <= 0 or high <= LARGE_GAP):
+        return f"no gap that would say overfitting ({100 * gap:.1f} points; {interval})."
+    if low <= 0:
+        return f"a gap of {100 * gap:.1f} points, which {val['pictures']} validation images can't tell from none ({interval})."
+    if gap <= LARGE_GAP:
+        return f"a gap of {100 * gap:.1f} points ({interval})."
+    less = _advice(best["fitted_by"], conditions)
+    return f"a gap of {100 * gap:.1f} points ({interval}), which says overfitting. {less} may narrow it."
+
+
+def _advice(fitted_by: str, conditions: Sequence[str]) -> str:
+    if fitted_by:
+        return f"A {'larger weight_decay' if fitted_by == 'L-BFGS' else 'smaller c'}, or more images,"
+    augmentation = "more augmentation" if "augmented" in conditions else "augmentation"
+    dropout = "more dropout" if "with dropout" in conditions else "dropout"
+    return f"More images, {augmentation}, {dropout} or more weight decay"
+
+
+def _is_uneven(measured: Mapping[str, Any]) -> bool:
+    """Return whether classes differ as much in the images measured as makes balanced accuracy the primary metric in training."""
+    counts = [row["pictures"] for row in measured["per_class"].values() if row["pictures"]]
+    return bool(counts) and max(counts) > LARGEST_FOLD * min(counts)
 
 
 def write_folds_report(file: Path, *, name: str, summary: Mapping[str, Any], recipe_yaml: str) -> None:

@@ -80,9 +80,13 @@ def fits(state_dicts: Mapping[str, Mapping[str, Tensor]], expected: Mapping[str,
     return sorted(found, key=lambda fit: (-fit.fitting, not fit.is_averaged, -len(fit.tensors)))
 
 
+BOUNDS = ("_min", "_max")
+"""Ends of the names of buffers that values are clamped to: infinite where they clamp nothing, as in timm's gemma4_vit."""
+
+
 def not_finite(tensors: Mapping[str, Tensor]) -> str:
     """Return `bn1.running_var holds NaN or infinity in 1 of its 64 values` for the first tensor that does, or an empty string."""
-    broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    broken = [name for name, tensor in tensors.items() if (tensor.isnan() if name.endswith(BOUNDS) else ~tensor.isfinite()).any()]
     if not broken:
         return ""
     tensor = tensors[broken[0]]

@@ -26,6 +26,8 @@ from tlkit.training.private_api import resumed_mid_epoch
 LOG = logging.getLogger("tlkit")
 
 METRICS_COLUMNS = ("phase", "epoch", "train/loss", "train/accuracy", "val/loss", "val/accuracy", "lr", "seconds")
+SCORE = "val/score"
+"""The primary metric on validation. It is in a row for the curves, and in no column: those are the ones that scripts know."""
 
 
 class BestWeights(Callback):
@@ -148,7 +150,7 @@ class MetricsTable(Callback):
         self._epoch_began = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        metrics = {name: float(trainer.callback_metrics[name]) for name in METRICS_COLUMNS if "/" in name}
+        metrics = {name: float(trainer.callback_metrics[name]) for name in (*METRICS_COLUMNS, SCORE) if "/" in name}
         seconds = round(self.epoch_seconds, 3)
         lr = trainer.optimizers[0].param_groups[0]["lr"]
         self.add({"epoch": trainer.current_epoch + 1, **metrics, "lr": lr, "seconds": seconds}, writes=trainer.is_global_zero)
@@ -162,7 +164,7 @@ class MetricsTable(Callback):
 
 def write_metrics_table(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
     """Write metrics.csv. Checkpoints have its rows too, so that none is lost with the power."""
-    write_csv(file, METRICS_COLUMNS, rows, durable=False)
+    write_csv(file, METRICS_COLUMNS, ({name: row[name] for name in METRICS_COLUMNS} for row in rows), durable=False)
 
 
 class ShowProgress(Callback):

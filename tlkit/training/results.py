@@ -20,6 +20,7 @@ from tlkit.models.classifier import Classifier
 from tlkit.models.inference import infer
 from tlkit.models.model_folder import load_with_card, update_metrics
 from tlkit.models.weights import Weights
+from tlkit.recipe.fields.learning import Mix
 from tlkit.recipe.fields.model import CLASSICAL_HEADS
 from tlkit.recipe.fields.phases import Phase, SolvedPhase
 from tlkit.recipe.load import recipe_yaml
@@ -102,6 +103,7 @@ def measure_shipped(model: Path, ready: Setup, recipe: Recipe, result: "Trained"
     best = next(row for row in result.rows if (row["phase"], row["epoch"]) == (result.best_phase, result.best_epoch))
     metrics["best"] = {"phase": result.best_phase, "epoch": result.best_epoch, "train_accuracy": best["train/accuracy"]}
     metrics["best"]["fitted_by"] = fitted_by(recipe, result.best_phase)
+    metrics["best"]["train_conditions"] = train_conditions(recipe, result.best_phase)
     metrics |= named_primary_metric(recorded_primary_metric(metrics["val"]))
     if result.wise_ft is not None:
         metrics["wise_ft"] = dict(result.wise_ft)
@@ -117,10 +119,24 @@ def measure_shipped(model: Path, ready: Setup, recipe: Recipe, result: "Trained"
 
 
 def fitted_by(recipe: Recipe, phase: int) -> str:
-    """What found the head in one go, without epochs, in the phase that was best; empty for epochs. phase: counted from 1."""
+    """Return what found the head in one go, without epochs, in the phase that was best; empty for epochs. phase: counted from 1."""
     if phase > len(recipe.phases):
-        return "scikit-learn"
+        return "nearest neighbours" if recipe.model.head.kind == "knn" else "scikit-learn"
     return "L-BFGS" if isinstance(recipe.phases[phase - 1], SolvedPhase) else ""
+
+
+def train_conditions(recipe: Recipe, phase: int) -> list[str]:
+    """Return how training images, and the network that saw them, differed from those of validation. phase: counted from 1."""
+    if fitted_by(recipe, phase):
+        return []
+    drops_path = recipe.model.drop_path > 0 and recipe.phases[phase - 1].train != "head"
+    conditions = {
+        "augmented": bool(recipe.augment),
+        "blended": recipe.mix != Mix(),
+        "with dropout": recipe.model.head.dropout > 0 or drops_path,
+        "drawn class by class": recipe.imbalance == "sampler",
+    }
+    return [condition for condition, holds in conditions.items() if holds]
 
 
 def cached_validation(
@@ -152,7 +168,7 @@ def write_results(run: Path, recipe: Recipe, samples: Samples, weights: Weights,
     write_json(run / "metrics.json", metrics)
     head = recipe.model.head
     names = [*(phase_name(phase.train) for phase in recipe.phases), head.kind]
-    draw_curves(result.rows, names, run / "curves.png")
+    draw_curves(result.rows, names, run / "curves.png", primary_metric=metrics["primary_metric"])
     facts = {
         "pictures": split_summary(samples),
         **({"left out": f"{len(samples.skipped)} pictures that can't be read; skipped.csv names each"} if samples.skipped else {}),

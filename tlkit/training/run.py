@@ -10,8 +10,11 @@ from tlkit.data.quality.on_bad import several_frames, write_skipped
 from tlkit.data.quality.value_range import range_warning
 from tlkit.data.samples import Samples
 from tlkit.data.splits.holdout import hash_images, manifest_rows, split_warnings, write_manifest
+from tlkit.data.splits.run_source import write_origin
+from tlkit.errors import TrainingError
 from tlkit.files import remove_unfinished, write_atomically
 from tlkit.models.model_folder import ModelCard, save_model
+from tlkit.models.state_files import not_finite
 from tlkit.recipe.fields.data import Data, LeakCheck
 from tlkit.recipe.fields.model import CLASSICAL_HEADS
 from tlkit.recipe.load import recipe_yaml
@@ -19,7 +22,7 @@ from tlkit.recipe.schema import Recipe
 from tlkit.recipe.summary import recipe_notes, recipe_warnings
 from tlkit.training.checkpointing.resume import check_same_images, newest_state
 from tlkit.training.context import RunContext
-from tlkit.training.distributed.launch import check_same
+from tlkit.training.distributed.launch import broadcast_from_main, check_same
 from tlkit.training.distributed.ranks import is_main_process
 from tlkit.training.distributed.signals import Stop
 from tlkit.training.environment import write_environment
@@ -28,6 +31,7 @@ from tlkit.training.results import choose_thresholds, measure_shipped, metric_no
 from tlkit.training.run_folder import FIRST
 from tlkit.training.setup import Setup
 from tlkit.training.specs import Learning, phase_specs
+from tlkit.training.trained import read_trained, remove_trained, write_trained
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -61,13 +65,23 @@ def _train_and_measure(recipe: Recipe, setup: Setup, context: RunContext, *, res
     goes_on = resume and (context.folder / FIRST).is_file()
     rows = _hash_and_compare(setup)
     audit = write_run_header(recipe, setup, context, rows, goes_on=goes_on) if is_main_process() else {}
-    context = _resumed(context, len(recipe.phases)) if goes_on else context
-    check_same("The checkpoint to go on from is", [context.resumed.checkpoint.file.name if context.resumed else "none"])
-    with recipe.located(), memory_explained(recipe):
-        training = Training.begin(setup, Learning.of(recipe), recipe.cache, recipe.trainer, context)
-        trained = train_phases(training, phase_specs(recipe, setup.trained))
+    if goes_on and (saved := broadcast_from_main(lambda: read_trained(context.folder, setup.devices.here))):
+        trained, seconds = saved
+        context = replace(context, began=context.began - seconds)
+    else:
+        context = _resumed(context, len(recipe.phases)) if goes_on else context
+        check_same("The checkpoint to go on from is", [context.resumed.checkpoint.file.name if context.resumed else "none"])
+        with recipe.located(), memory_explained(recipe):
+            training = Training.begin(setup, Learning.of(recipe), recipe.cache, recipe.trainer, context)
+            trained = train_phases(training, phase_specs(recipe, setup.trained))
+        if is_main_process():
+            trained = _finished_head(recipe, setup, context, trained)
+            if found := not_finite(setup.classifier.state_dict()):
+                raise TrainingError(f"The trained network would answer NaN, so it is not shipped: {found}.")
+            save_model(context.folder / "model", setup.classifier, _model_card(recipe, setup, trained))
+            write_trained(context.folder, trained, seconds=context.seconds)
     if is_main_process():
-        _measure(recipe, setup, context, _finished_head(recipe, setup, context, trained), audit)
+        _measure(recipe, setup, context, trained, audit)
 
 
 def _hash_and_compare(setup: Setup) -> list[dict[str, str]]:
@@ -99,16 +113,21 @@ def _finished_head(recipe: Recipe, setup: Setup, context: RunContext, trained: "
 
 
 def _measure(recipe: Recipe, setup: Setup, context: RunContext, trained: "Trained", audit: dict[str, Any]) -> None:
-    """Write the model folder, measure what it holds, and write metrics, curves and report."""
+    """Measure what the model folder holds, and write metrics, curves and report."""
     from tlkit.training.checkpointing.files import remove_others
 
-    folder, model = context.folder, context.folder / "model"
-    save_model(model, setup.classifier, _model_card(recipe, setup, trained))
-    metrics = measure_shipped(model, setup, recipe, trained, console=context.console)
+    folder = context.folder
+    try:
+        metrics = measure_shipped(folder / "model", setup, recipe, trained, console=context.console)
+    except Exception:
+        how = f"{context.stop.resume_hint}; or: tlkit evaluate {folder}"
+        LOG.error("the model is trained and whole in %s, but measuring it failed. To measure it again, %s", folder / "model", how)
+        raise
     metrics["audit"] = audit
     metrics["seconds"] = {**trained.seconds, "total": round(context.seconds, 3)}
     write_results(folder, recipe, setup.samples, setup.weights, trained, metrics)
     remove_others(context.checkpoints, [])
+    remove_trained(folder)
 
 
 def _model_card(recipe: Recipe, setup: Setup, trained: "Trained") -> ModelCard:
@@ -141,6 +160,7 @@ def write_run_header(recipe: Recipe, setup: Setup, context: RunContext, rows: li
     else:
         write_atomically(folder / FIRST, recipe_yaml(recipe))
     context.stop.resume_hint = context.stop.resume_hint or f"go on with the same command, --out {folder} and --resume"
+    write_origin(folder)
     write_environment(folder, recipe.place_of(""), setup.devices.here)
     log_header(recipe, setup, folder)
     report_left_out(samples, recipe.data, folder)

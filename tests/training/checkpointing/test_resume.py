@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from tlkit.cli import main
 from tlkit.errors import RunError
+from tlkit.evaluation.evaluate import evaluate_run
 from tlkit.models.classifier import Classifier
 from tlkit.recipe.load import load_recipe
 from tlkit.training.checkpointing.callback import Checkpoints
@@ -282,3 +283,23 @@ def test_folds_that_are_done_stay_and_the_one_that_was_cut_off_goes_on(place: Pa
     assert (run / "fold_1/report.html").stat().st_mtime_ns == first
     assert [result(run / f"fold_{i}") for i in (1, 2)] == [result(uncut / f"fold_{i}") for i in (1, 2)]
     assert json.loads((run / "metrics.json").read_text())["folds"] == 2
+
+
+def test_a_run_whose_measuring_failed_keeps_its_model_and_is_measured_without_training(
+    place: Path, tmp_path: Path, whole: dict[tuple[str, ...], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any, **named: Any) -> None:
+        raise RuntimeError("you tried to allocate 216000000000 bytes")
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr("tlkit.training.run.measure_shipped", fails)
+        with pytest.raises(RuntimeError, match="216000000000"):
+            start(run)
+    assert f"or: tlkit evaluate {run}" in (run / "log.txt").read_text()
+    assert evaluate_run(run, "test") == whole[PLAIN][1]["test"]
+    with monkeypatch.context() as patch:
+        patch.setattr("tlkit.training.phases.train_phases", fails)
+        start(run, resume=True)
+    assert result(run) == whole[PLAIN]
+    assert not (run / "checkpoints/trained.json").exists()

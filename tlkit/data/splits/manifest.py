@@ -1,5 +1,6 @@
 """The pictures of a run that has ended, in the splits that it trained with."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,22 +8,42 @@ from tlkit.data.quality.on_bad import log_warnings
 from tlkit.data.samples import LABEL_SEPARATOR, Sample, Samples, Skipped
 from tlkit.data.sources.read import read_source
 from tlkit.data.splits.holdout import read_manifest
+from tlkit.data.splits.run_source import overrides_from_start, recipe_of_run, where_else
 from tlkit.errors import DataError, RunError, expected_one_of
-from tlkit.recipe.load import load_recipe
-from tlkit.recipe.schema import Task
+from tlkit.recipe.schema import Recipe, Task
 
 
-def samples_of_run(run: Path, classes: tuple[str, ...]) -> Samples:
-    """Return the samples as split.csv has them, from the source of the run's recipe. With `on_bad: skip`, missing ones are in `skipped`.
+def samples_of_run(run: Path, classes: tuple[str, ...], overrides: Sequence[str] = ()) -> Samples:
+    """Return a run's images as split.csv has them. With its `on_bad: skip`, images that are gone are in `skipped`.
 
-    Raises RunError if this is no run folder, DataError if pictures are gone or the classes aren't the model's.
+    They are read where the recipe says, from the folder of now or else from the one in which the run was started.
+    overrides: `KEY=VALUE` of the recipe, such as data.source.folder=DIR, in place of both.
+    Raises RunError if this is no run folder, DataError if images are gone or the classes aren't the model's.
     """
     check_run_folder(run)
-    recipe = load_recipe(run / "recipe.yaml")
-    skips = recipe.data.on_bad == "skip"
-    source = read_source(recipe.data.source, Path(recipe.data.root), recipe.task, keep_missing=skips)
+    recipe, rows = recipe_of_run(run, overrides), read_manifest(run / "split.csv")
+    from_start = [] if overrides else [change for change in overrides_from_start(run, recipe) if change.startswith("data.")]
+    try:
+        try:
+            source = _source(recipe, rows)
+        except DataError:
+            if not from_start:
+                raise
+            source = _source(recipe_of_run(run, from_start), rows)
+    except DataError as error:
+        raise DataError(f"{error}\n  {where_else(run, recipe)}") from error
     log_warnings(source)
-    return _as_split(source, run / "split.csv", classes, skips=skips)
+    return _as_split(source, rows, run / "split.csv", classes)
+
+
+def _source(recipe: Recipe, rows: Sequence[Mapping[str, str]]) -> Samples:
+    """Return the images of the recipe's source. Raises DataError where it is missing, or one of the rows is not in it."""
+    skips = recipe.data.on_bad == "skip"
+    samples = read_source(recipe.data.source, Path(recipe.data.root), recipe.task, keep_missing=skips)
+    missing = [] if skips else sorted({row["id"] for row in rows} - {sample.id for sample in samples.samples})
+    if missing:
+        raise DataError(f"{len(missing)} of the run's {len(rows)} images are no longer in the data source. The first: {missing[0]}")
+    return samples
 
 
 def check_run_folder(run: Path) -> None:
@@ -33,16 +54,9 @@ def check_run_folder(run: Path) -> None:
         raise RunError(f"{run} is not a run folder: it has no split.csv. Expected one such as runs/quickstart/001.")
 
 
-def _as_split(samples: Samples, manifest: Path, classes: tuple[str, ...], *, skips: bool) -> Samples:
-    """The source's pictures in the splits that the run trained with."""
+def _as_split(samples: Samples, rows: Sequence[Mapping[str, str]], manifest: Path, classes: tuple[str, ...]) -> Samples:
+    """Return the source's images in the splits that the run trained with. rows: of the manifest."""
     by_id = {sample.id: sample for sample in samples.samples}
-    rows = read_manifest(manifest)
-    missing = [row for row in rows if row["id"] not in by_id]
-    if missing and not skips:
-        raise DataError(
-            f"{len(missing)} pictures of {manifest} are no longer in the data source. The first: {missing[0]['id']}\n"
-            "  Put them back, or evaluate on the machine that has them."
-        )
     number = {name: label for label, name in enumerate(classes)}
     unknown = sorted({name for row in rows for name in _names(row["class"], samples.task)} - set(classes))
     if unknown:

@@ -60,7 +60,7 @@ class Wanted:
 
     image_folder: proves with the images of this folder, not with the run's own. proof_images: how many prove it, None for all.
     samples: how many of them the artifact brings along as files.
-    push_to_hub: the repository OWNER/NAME that gets the safetensors folder.
+    push_to_hub: the repository OWNER/NAME that gets the safetensors folder. overrides: of the run's data, where it is elsewhere now.
     quantize: int8 or float16, of onnx; its accuracy may fall by max_drop, in 0..1, over the whole validation split.
     """
 
@@ -77,6 +77,7 @@ class Wanted:
     quantize: str | None = None
     max_drop: float = 0.01
     push_to_hub: str | None = None
+    overrides: tuple[str, ...] = ()
 
 
 def export(
@@ -131,6 +132,17 @@ def export_run(run: Path, wanted: Wanted) -> list[Path]:
         classifier, card, Preprocessing.from_json(card.preprocessing, card.mean_picture), wanted.raw, wanted.features, wanted.opset
     )
     out = wanted.out or run / "export"
+    new = next((folder for folder in (*reversed(out.parents), out) if not folder.exists()), None)
+    try:
+        return _export_into(run, network, wanted, out)
+    except BaseException:
+        if new is not None and not any(path.is_file() for path in new.rglob("*")):
+            shutil.rmtree(new, ignore_errors=True)
+        raise
+
+
+def _export_into(run: Path, network: Network, wanted: Wanted, out: Path) -> list[Path]:
+    """Make the artifacts, prove them, and put all of them in their place."""
     out.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".export-", dir=out) as images, ExitStack() as finished:
         proof = _proof(run, network, wanted, Path(images))
@@ -149,7 +161,7 @@ def _writers(run: Path, network: Network, wanted: Wanted) -> dict[str, Callable[
     """Of each artifact, by the name of its folder."""
     if wanted.quantize is None:
         return {name: FORMATS[name] for name in wanted.formats}
-    calibration = calibration_images(run, network)
+    calibration = calibration_images(run, network, wanted.overrides)
     return {f"onnx-{wanted.quantize}": partial(write_quantized, kind=wanted.quantize, calibration=calibration)}
 
 
@@ -220,7 +232,7 @@ def _proof(run: Path, network: Network, wanted: Wanted, folder: Path) -> Proof:
             "  Name the whole run folder, or a folder of pictures: --images DIR"
         )
     number = None if wanted.quantize else wanted.proof_images  # accuracy is measured on the whole split
-    return proof_of_run(run, network.classifier, network.card, number, folder)
+    return proof_of_run(run, network.classifier, network.card, number, folder, wanted.overrides)
 
 
 def _write_record(folder: Path, proof: Proof, probabilities: NDArray[np.float32], generated: NDArray[np.float32], samples: int) -> None:

@@ -47,12 +47,15 @@ class Proof:
         return Preprocessing.from_json(self.card.preprocessing, self.card.mean_picture)
 
 
-def proof_of_run(run: Path, classifier: Classifier, card: ModelCard, number: int | None, folder: Path) -> Proof:
+def proof_of_run(
+    run: Path, classifier: Classifier, card: ModelCard, number: int | None, folder: Path, overrides: Sequence[str] = ()
+) -> Proof:
     """Of the run's validation pictures, spread evenly over the split; without one, of its test or training pictures.
 
     number: how many; None is all. folder: gets a file of each picture that the data source has not as one.
+    overrides: of the run's recipe, where its data is elsewhere now.
     """
-    samples = samples_of_run(run, card.classes)
+    samples = samples_of_run(run, card.classes, overrides)
     split = next((split for split in ("val", "test", "train") if samples.of(split)), "train")
     of_split = samples.of(split)
     chosen = np.unique(np.linspace(0, len(of_split) - 1, min(number or len(of_split), len(of_split))).round().astype(int))

@@ -5,7 +5,7 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,9 @@ TOLERANCES = {"int8": 0.05, "float16": 0.01}
 _LATENCY_RUNS = 50
 
 
-def calibration_images(run: Path, network: Network) -> NDArray[np.uint8]:
+def calibration_images(run: Path, network: Network, overrides: Sequence[str] = ()) -> NDArray[np.uint8]:
     """[N, S, S, C] of the run's training split, spread evenly over it."""
-    training = samples_of_run(run, network.card.classes).of("train")
+    training = samples_of_run(run, network.card.classes, overrides).of("train")
     chosen = np.unique(np.linspace(0, len(training) - 1, min(CALIBRATION_IMAGES, len(training))).round().astype(int))
     return np.stack([network.spec.read(training[i].image) for i in chosen])
 

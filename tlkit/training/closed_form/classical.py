@@ -18,7 +18,7 @@ from tlkit.evaluation.metrics import metric_label, primary_metric_of
 from tlkit.models.heads import NearestNeighbours
 from tlkit.recipe.fields.model import Head
 from tlkit.recipe.fields.trainer import Cache
-from tlkit.training.callbacks import write_metrics_table
+from tlkit.training.callbacks import SCORE, write_metrics_table
 from tlkit.training.closed_form.features import features_of
 from tlkit.training.context import RunContext
 from tlkit.training.metrics import measured, score
@@ -54,6 +54,7 @@ def fit_classical_head(setup: Setup, head: Head, cache: Cache, trained: Trained,
         "epoch": 1,
         **measured("train", data.samples, logits, labels),
         **measured("val", data.samples, val_logits, val_labels),
+        SCORE: score(data.samples, val_logits, val_labels),
         "lr": "",
         "seconds": seconds,
     }

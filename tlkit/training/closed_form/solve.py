@@ -24,6 +24,7 @@ from tlkit.models.classifier import Classifier
 from tlkit.models.heads import last_linear
 from tlkit.recipe.fields.phases import SolvedPhase
 from tlkit.recipe.fields.trainer import Cache
+from tlkit.training.callbacks import SCORE
 from tlkit.training.closed_form.features import features_of
 from tlkit.training.losses import plain_loss
 from tlkit.training.metrics import measured, score
@@ -64,7 +65,8 @@ def solve_head(
     figures = {**measured("train", samples, logits, train[1], criterion), **measured("val", samples, val_logits, val[1])}
     seconds = round(time.perf_counter() - began, 3)
     LOG.info("%s  solved  train loss %.4f accuracy %.4f  val loss %.4f accuracy %.4f  %.1f s", spec.title, *figures.values(), seconds)
-    return {"epoch": 1, **figures, "lr": "", "seconds": seconds}, score(samples, val_logits, val[1])
+    figure = score(samples, val_logits, val[1])
+    return {"epoch": 1, **figures, SCORE: figure, "lr": "", "seconds": seconds}, figure
 
 
 def solve(regression: "Regression", val: Split, samples: Samples, weight_decays: tuple[float, ...], *, title: str) -> nn.Linear:

@@ -1,0 +1,69 @@
+"""A run is used from elsewhere: its data is where the run found it, or where the user says."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tlkit.data.splits.manifest import samples_of_run
+from tlkit.data.splits.run_source import from_start_where_missing, write_origin
+from tlkit.errors import DataError, RunError
+
+RECIPE = """
+name: pets
+data: {source: {folder: photos}, image_size: 32}
+model: {backbone: test_resnet, weights: random}
+phases: [{train: head, epochs: 1, lr: 1e-3}]
+"""
+
+
+def draw(folder: Path) -> None:
+    for number, name in enumerate(("cat", "dog")):
+        (folder / name).mkdir(parents=True)
+        Image.fromarray(np.full((32, 32, 3), 100 * number, np.uint8)).save(folder / name / "0.png")
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What a run on `photos` leaves, started in `project`; the current folder is another."""
+    project = tmp_path / "project"
+    draw(project / "photos")
+    run = project / "run"
+    run.mkdir()
+    (run / "recipe.yaml").write_text(RECIPE)
+    (run / "split.csv").write_text("id,class,split,group,sha256\ncat/0.png,cat,train,,\ndog/0.png,dog,test,,\n")
+    monkeypatch.chdir(project)
+    write_origin(run)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    return project
+
+
+def test_the_data_is_found_where_the_run_was_started(project: Path) -> None:
+    (image,) = samples_of_run(project / "run", ("cat", "dog")).of("test")
+    assert image.image == project / "photos/dog/0.png"
+    (override,) = from_start_where_missing(project / "run")
+    assert override.startswith(f'data.source={{"folder": "{project / "photos"}"')
+
+
+def test_what_the_current_folder_has_goes_first(project: Path) -> None:
+    draw(Path("photos"))
+    (image,) = samples_of_run(project / "run", ("cat", "dog")).of("test")
+    assert image.image == Path("photos/dog/0.png")
+    assert from_start_where_missing(project / "run") == []
+
+
+def test_data_that_has_moved_is_named_by_an_override_and_the_message_says_so(project: Path) -> None:
+    (project / "photos").rename(project / "moved")
+    with pytest.raises(DataError) as raised:
+        samples_of_run(project / "run", ("cat", "dog"))
+    assert f"The run was started in {project}: run the command there" in str(raised.value)
+    assert "add data.source.folder=PATH to the command" in str(raised.value)
+    found = samples_of_run(project / "run", ("cat", "dog"), [f"data.source.folder={project / 'moved'}"])
+    assert found.of("test")[0].image == project / "moved/dog/0.png"
+
+
+def test_what_was_trained_cannot_be_changed_afterwards(project: Path) -> None:
+    with pytest.raises(RunError, match=r"model\.backbone can't be changed for a run that has ended"):
+        samples_of_run(project / "run", ("cat", "dog"), ["model.backbone=resnet18"])

@@ -1,0 +1,90 @@
+"""Where a run found its data: the paths of a recipe are relative to the folder in which the run was started."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tlkit.errors import RunError, expected_one_of
+from tlkit.files import write_json
+from tlkit.recipe.load import load_recipe
+from tlkit.recipe.schema import Recipe
+
+ORIGIN = "origin.json"
+"""In a run folder: where the run was started. The one file that names a folder of this machine beside the recipe; it never ships."""
+PATHS = ("folder", "csv", "parquet", "root", "idx", "npz", "npy", "labels", "huggingface", "webdataset", "val", "test", "file", "run")
+"""Keys of `data.source` and `model.weights` that are paths; `huggingface` may be a name too."""
+MAY_CHANGE = ("data.source", "data.root", "data.on_bad", "data.batch_size", "data.workers")
+"""What can be changed for a run that has ended: where its images are, and how they are read."""
+
+
+def write_origin(run: Path) -> None:
+    """Record where the run is started."""
+    write_json(run / ORIGIN, {"started_in": str(Path.cwd())})
+
+
+def started_in(run: Path) -> Path | None:
+    """Return the folder in which the run was started; None for a run of an earlier version."""
+    folder = run / "fold_1" if (run / "fold_1").is_dir() else run
+    try:
+        return Path(json.loads((folder / ORIGIN).read_text(encoding="utf-8"))["started_in"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def recipe_of_run(run: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Return the recipe of a run that has ended. overrides: `KEY=VALUE` of MAY_CHANGE. Raises RunError for others."""
+    for override in overrides:
+        key = override.partition("=")[0].strip()
+        if not key.startswith(MAY_CHANGE):
+            raise RunError(
+                f"{key} can't be changed for a run that has ended: its model is as it was trained.\n"
+                f"  {expected_one_of(key, MAY_CHANGE)}\n  Or train with it: tlkit finetune {run / 'recipe.yaml'} {override}"
+            )
+    return load_recipe(run / "recipe.yaml", list(overrides))
+
+
+def overrides_from_start(run: Path, recipe: Recipe) -> list[str]:
+    """Return the overrides that make relative paths of a run's recipe absolute, of those that are there where the run was started."""
+    folder = started_in(run)
+    return _overrides_to(folder, recipe) if folder is not None else []
+
+
+def _overrides_to(folder: Path, recipe: Recipe) -> list[str]:
+    """Return the overrides that make relative paths of a recipe absolute, of those that are there in the folder."""
+    values = recipe.model_dump(mode="json", by_alias=True, include={"data": {"source", "root"}, "model": {"weights"}})
+    moved = _below(folder, values)
+    keys = [(section, key) for section, inner in values.items() for key, value in inner.items() if moved[section][key] != value]
+    return [f"{section}.{key}={json.dumps(moved[section][key], ensure_ascii=False)}" for section, key in keys]
+
+
+def from_start_where_missing(run: Path) -> list[str]:
+    """Return the overrides that make a path of a run's recipe absolute, for those paths that the folder of now doesn't have."""
+    recipe = load_recipe(run / "recipe.yaml")
+    here = {override.partition("=")[0]: override for override in _overrides_to(Path.cwd(), recipe)}
+    return [override for override in overrides_from_start(run, recipe) if override.partition("=")[0] not in here]
+
+
+def where_else(run: Path, recipe: Recipe) -> str:
+    """Return how to say where the data of a run is now, for a message that it isn't found."""
+    key = next(iter(recipe.data.source.model_dump()))
+    folder = started_in(run)
+    began = f"The run was started in {folder}: run the command there. Or say" if folder else "Say"
+    return f"{began} where its images are now: add data.source.{key}=PATH to the command."
+
+
+def _below(folder: Path, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values with those paths made absolute that are relative and there in the folder."""
+
+    def moved(key: str, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return _below(folder, value)
+        is_path = key in PATHS and isinstance(value, str) and not value.startswith(("~", "$"))
+        return str(folder / value) if is_path and _is_there(folder / value) else value
+
+    return {key: moved(key, value) for key, value in values.items()}
+
+
+def _is_there(path: Path) -> bool:
+    """Of shards such as `train-{000..009}.tar`, their folder is looked for."""
+    return path.exists() or (any(sign in path.name for sign in "{*?") and path.parent.is_dir())
