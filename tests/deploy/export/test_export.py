@@ -290,3 +290,17 @@ def test_a_missing_package_is_named_with_its_extra(run: Path, package: str, caps
     said = capsys.readouterr().err
     assert f"needs the package {package}" in said
     assert "pip install 'tlkit[export]'" in said
+
+
+def test_an_export_without_its_images_leaves_no_folder_and_says_how(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    moved = run.parent / "moved"
+    (run.parent / "pictures").rename(moved)
+    try:
+        assert main(["export", str(run), "--out", str(tmp_path / "new/out")]) == 2
+        assert "add data.source.folder=PATH to the command" in capsys.readouterr().err
+        assert not (tmp_path / "new").exists()
+        words = ["export", str(run), "--format", "safetensors", f"data.source.folder={moved}", "--out", str(tmp_path / "new/out")]
+        assert main(words) == 0
+        assert (tmp_path / "new/out/safetensors/artifact.json").is_file()
+    finally:
+        moved.rename(run.parent / "pictures")
