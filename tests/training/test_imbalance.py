@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tlkit.data.samples import Samples
 from tlkit.evaluation.evaluate import evaluate_run
 from tlkit.recipe.load import load_recipe
 from tlkit.training.finetune import run_recipe
+from tlkit.training.results import print_run
 
 RECIPE = """
 name: rare
@@ -50,6 +52,7 @@ def test_balanced_accuracy_chooses_the_best_epoch_and_leads(
     assert metrics["test"]["accuracy"] > 0
     assert evaluate_run(run, "test") == metrics["test"]
 
+    print_run(run, Samples(("bright", "dim"), ()), metrics)
     panel = capsys.readouterr().out
     assert panel.index("test balanced accuracy") < panel.index("accuracy  0.")
     said = "the commonest class has 60 training pictures (dim), the rarest 7 (bright)"
