@@ -66,8 +66,8 @@ HELP_OPTIONS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command. Returns 0 if done, 2 if the user can mend it, 1 for a fault of tlkit, 130 if interrupted, 75 to go on."""
-    # albumentations asks the network for a newer version when it is imported, unless told not to.
+    """Runs one command. Returns 0 if done, 2 if the user can mend it, 1 for an internal error, 130 if interrupted, 75 to go on."""
+    # albumentations asks the network for a newer version when it is imported, unless it is switched off.
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     ignore_pillow_warnings()
     escape_unencodable_output()
@@ -193,7 +193,7 @@ def _exit_status(error: BaseException) -> tuple[int, str]:
         return 2, f"{error.filename} can't be read or written: {error.strerror}.\n  Change its permissions, or use another place."
     lines = str(error).strip().splitlines()
     what = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-    return 1, f"This is a fault of tlkit, not yours: {what}  Run again with --debug for the traceback."
+    return 1, f"Internal error (a bug in tlkit): {what}  Run again with --debug for the traceback."
 
 
 def _discard_output() -> None:

@@ -59,7 +59,7 @@ class BackboneError(TlkitError):
 
 
 class WeightsError(TlkitError):
-    """Weights that can't be had, or don't fit the backbone."""
+    """Weights that are missing, or don't fit the backbone."""
 
 
 class RunError(TlkitError):

@@ -45,7 +45,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 def keep_freed_memory() -> None:
     """From here on the C library keeps what is freed, for the next batch, instead of handing it back to the system.
 
-    Every batch asks for the same large blocks, and Linux fills each anew with zeros, page by page: that took 30 % of an epoch on two
+    Every batch asks for the same large blocks, and Linux fills each with zeros again, page by page: that took 30 % of an epoch on two
     cores (tf_efficientnet_lite0, 128 px, all layers). Peak memory was 10 % higher. A setting of the whole process, and so for the
     command line to make; without effect where the C library isn't glibc.
     """

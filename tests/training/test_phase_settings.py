@@ -1,4 +1,4 @@
-"""What a phase has for itself: its number format, compiling, and a fused optimizer where torch has one."""
+"""What a phase has for itself: its precision, compiling, and a fused optimizer where torch has one."""
 
 import csv
 import shutil

@@ -31,7 +31,7 @@ def offline_arguments(parser: ArgumentParser) -> None:
 
 
 def recipe_to_run(arguments: Namespace) -> "Recipe":
-    """The recipe, with what it needs in the folder that the user named; before torch is loaded: a slip in a recipe is told at once."""
+    """Return the recipe, with what it needs from the folder that the user named. No torch yet: a mistake in it is reported at once."""
     from tlkit.training.distributed.ranks import is_main_process
     from tlkit.training.distributed.shutdown import told_once_a_machine
 

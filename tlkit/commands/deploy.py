@@ -119,7 +119,7 @@ def serve_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--max-files", type=count, default=limits.files, metavar="N", help=help)
     help = f"of one picture, in millions (default: {limits.pixels / 1e6:g})"
     parser.add_argument("--max-pixels", type=count, default=limits.pixels // 10**6, metavar="MILLIONS", help=help)
-    help = f"pictures that may wait for their answers; others are told to come again (default: {limits.waiting})"
+    help = f"pictures that may wait for their answers; others are asked to retry (default: {limits.waiting})"
     parser.add_argument("--max-waiting", type=count, default=limits.waiting, metavar="N", help=help)
     help = f"seconds for a request to arrive (default: {limits.read_s:g})"
     parser.add_argument("--read-timeout", type=_seconds, default=limits.read_s, metavar="S", help=help)

@@ -33,7 +33,7 @@ class AutoAugment(albumentations.ImageOnlyTransform):  # type: ignore[misc]
         return np.ascontiguousarray(changed.permute(1, 2, 0).numpy())
 
     def get_transform_init_args_names(self) -> tuple[str, ...]:
-        """What its repr shows, by which kept activations are found again."""
+        """What its repr shows, by which cached activations are found again."""
         return ("kind", "arguments")
 
 

@@ -117,7 +117,7 @@ class ImageDataModule(lightning.LightningDataModule):
         """From here on each training and validation picture is decoded and fitted once. For what is kept already this does nothing.
 
         folder: where the file for them is made. processes: on this machine, each of which keeps its own.
-        Raises CannotKeep where the budget or the disk is too small.
+        Raises CacheUnavailable where the budget or the disk is too small.
         """
         if self._kept:
             return

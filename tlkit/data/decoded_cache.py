@@ -22,7 +22,7 @@ class DecodedCache:
     """
 
     def __init__(self, rows: int, shape: tuple[int, int, int], folder: Path) -> None:
-        """folder: where the file is made, which must have room for all rows. Raises CannotKeep where it hasn't."""
+        """folder: where the file is made, which must have room for all rows. Raises CacheUnavailable where it hasn't."""
         if not hasattr(os, "pread"):
             raise CacheUnavailable("this system can't read and write at a place of a file")
         self._shape = shape

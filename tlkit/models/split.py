@@ -177,7 +177,7 @@ def _first_dimensions(features: nn.Module, graph: fx.Graph, images: Tensor) -> d
 
 
 def _crossing(features: nn.Module, graph: fx.Graph, late: set[fx.Node], image: Tensor) -> tuple[list[fx.Node], set[fx.Node]]:
-    """The nodes whose values cross the cut, and the late nodes with those that are computed anew rather than kept.
+    """The nodes whose values cross the cut, and the late nodes with those that are computed again rather than cached.
 
     Sizes and tables can't be kept by picture. Pooling and the like of another value that crosses costs less than keeping it.
     """

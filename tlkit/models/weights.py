@@ -43,7 +43,7 @@ class Weights:
 def find_weights(model: Model) -> Weights:
     """Find the weights that a recipe names, by download if timm's hub has them and the cache does not.
 
-    Raises WeightsError, with where it looked, if they can't be had; MissingExtraError if they are in a package that isn't installed;
+    Raises WeightsError, with where it looked, if they are not found; MissingExtraError if they are in a package that isn't installed;
     RecipeError if they are a run's of another backbone.
     """
     if model.weights == "random":

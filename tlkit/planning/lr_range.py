@@ -140,7 +140,7 @@ class Sweep(Callback):
 
 
 def ran_away(losses: Sequence[float]) -> bool:
-    """Whether the loss is no number any more, or the mean of the last few is several times the lowest such mean."""
+    """Whether the loss is NaN or infinite, or the mean of the last few is several times the lowest such mean."""
     if not math.isfinite(losses[-1]):
         return True
     means = [sum(losses[i : i + LAST]) / LAST for i in range(len(losses) - LAST + 1)]
@@ -151,8 +151,8 @@ def judged(lrs: Sequence[float], losses: Sequence[float], *, diverged: bool) -> 
     """The suggestion is a tenth of the rate at which the smoothed loss is lowest. Raises RunError where there are too few points."""
     finite = [(lr, loss) for lr, loss in zip(lrs, losses, strict=True) if math.isfinite(loss)]
     if len(finite) < 2 * LAST:
-        told = f"{len(finite)} steps gave a loss that is a number, up to lr {lrs[-1]:.1e}"
-        raise RunError(f"No rate can be suggested: {told}.\n  Expected {2 * LAST} at least: set --steps higher, or check the data.")
+        reported = f"{len(finite)} steps gave a loss that is a number, up to lr {lrs[-1]:.1e}"
+        raise RunError(f"No rate can be suggested: {reported}.\n  Expected {2 * LAST} at least: set --steps higher, or check the data.")
     kept_lrs, kept = zip(*finite, strict=True)
     # Where the loss runs away it would pull up the points before it, which may still be falling.
     losses_kept = np.array(kept)

@@ -81,10 +81,10 @@ class PhasePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """samples: None where the pictures can't be had; then `classes` is assumed, and steps are unknown.
+    """samples: None where the images can't be read; then `classes` is assumed, and steps are unknown.
 
     weights: where they come from. weights_mean: of the pictures that they were made with. notes: what was done to them.
-    no_pictures, no_weights: why they can't be had, else empty. steps: of the optimizer, in an epoch.
+    no_pictures, no_weights: why they are missing, else empty. steps: of the optimizer, in an epoch.
     device_memory: bytes of one device; None where the machine doesn't tell.
     phases: those that train by gradients.
     """
@@ -119,7 +119,7 @@ class Plan:
 def make_plan(recipe: Recipe) -> Plan:
     """Builds what training would build, and tries every phase for a few batches on a copy.
 
-    Pictures or weights that can't be had are replaced by made-up ones of the same shape; `no_pictures` and `no_weights` say why.
+    Images or weights that are missing are replaced by made-up ones of the same shape; `no_pictures` and `no_weights` say why.
     Raises TlkitError for what else would stop the training.
     """
     with TemporaryDirectory(prefix="tlkit-plan-") as folder:

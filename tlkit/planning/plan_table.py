@@ -68,8 +68,10 @@ def _facts(plan: Plan) -> Table:
     recipe = plan.recipe
     model, optimizer = recipe.model, recipe.optimizer
     batch, devices = recipe.data.known_batch_size, plan.devices
-    dealt = f"{devices} devices x {batch // devices}" if devices > 1 else f"1 device ({plan.device}) x {batch}"
-    step = f"{batch * optimizer.accumulate} pictures: {dealt}" + (f" x {optimizer.accumulate} batches" if optimizer.accumulate > 1 else "")
+    per_device = f"{devices} devices x {batch // devices}" if devices > 1 else f"1 device ({plan.device}) x {batch}"
+    step = f"{batch * optimizer.accumulate} pictures: {per_device}" + (
+        f" x {optimizer.accumulate} batches" if optimizer.accumulate > 1 else ""
+    )
     stand_in = " for now" if plan.no_weights else ""
     mean, std = (" ".join(f"{value:.3f}" for value in values) for values in (plan.normalize.mean, plan.normalize.std))
     of_image = " over a mean picture" if plan.normalize.mean_picture is not None else ""

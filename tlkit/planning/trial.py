@@ -61,7 +61,7 @@ def unchanged(classifier: torch.nn.Module) -> Iterator[None]:
         set_generators(generators)
     if (after := fingerprint(classifier)) != before:
         changed = [part for part in before if before[part] != after[part]]
-        raise RunError(f"A trial on a copy changed what it must not: {', '.join(changed)}.\n  This is a fault of tlkit: please report it.")
+        raise RunError(f"A trial on a copy changed what it must not: {', '.join(changed)}.\n  This is a bug in tlkit: please report it.")
 
 
 def fingerprint(classifier: torch.nn.Module) -> dict[str, str]:

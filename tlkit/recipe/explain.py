@@ -40,7 +40,7 @@ def schema_faults(
 
 
 def _explain(error: ValidationError, model: type[BaseModel], whole: Any, whole_key: str, context: Context) -> Iterator[Fault]:
-    told: set[str] = set()
+    reported: set[str] = set()
     for detail in error.errors(include_url=False):
         key, value, current, field = whole_key, whole, model, None
         kinds: Mapping[str, Any] = {}
@@ -67,8 +67,8 @@ def _explain(error: ValidationError, model: type[BaseModel], whole: Any, whole_k
                 clashing = (nearest_place(context.places, join(key, word)) for word in (rule["key"], rule["with_key"]))
                 place = next((place for place in clashing if place.startswith("override ")), "")
                 yield Fault(join(key, rule["key"]), rule["problem"], rule["fix"], place)
-            elif key not in told:
-                told.add(key)
+            elif key not in reported:
+                reported.add(key)
                 yield from _wrong_union(key, value, field, context) if _is_union(field) else [_wrong_value(key, value, field, current)]
 
 
@@ -160,7 +160,7 @@ def _wrong_union(key: str, value: Any, field: FieldInfo | None, context: Context
     members = alternatives(field.annotation) if field else []
     models = [member for member in members if is_model(member)]
     if isinstance(value, Mapping):
-        forms = {next(iter(fields_of(model))): model for model in models}  # each is told by its first key
+        forms = {next(iter(fields_of(model))): model for model in models}  # each is known by its first key
         given = [word for word in value if word in forms]
         if len(given) == 1:
             return schema_faults(value, context.places, model=forms[given[0]], key=key, recipe=context.recipe)

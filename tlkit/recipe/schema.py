@@ -48,7 +48,7 @@ class Recipe(Strict):
     model: Model = Field(description="the backbone and the head on it")
     phases: tuple[AnyPhase, ...] = Field(strict=False, description="what trains, for how long, at what rate, one after another")
     optimizer: Optimizer = Field(default_factory=Optimizer, description="a new one for every phase")
-    schedule: Schedule = Field(default_factory=Schedule, description="of lr, anew for every phase")
+    schedule: Schedule = Field(default_factory=Schedule, description="of lr, restarted in every phase")
     loss: Loss = Field(default_factory=Loss, description="what training makes small: cross-entropy, or binary cross-entropy for multilabel")
     mix: Mix = Field(default_factory=Mix, description="training batches; with both, each batch gets one of them by chance")
     ema: Ema | None = Field(None, description="validate and ship a moving average of the weights")
@@ -129,7 +129,7 @@ class Recipe(Strict):
         if self.model.auxiliary_loss and self.model.backbone.partition(".")[0] == "googlenet":
             clashes["model.auxiliary_loss"] = "Set it to 0"
         for key, fix in clashes.items():
-            problem = "can't be had with trainer.strategy = 'fsdp', which splits the weights over devices."
+            problem = "can't be used with trainer.strategy = 'fsdp', which splits the weights over devices."
             raise rule_broken(key, "trainer.strategy", problem, f"{fix}, or set trainer.strategy to ddp.")
         return self
 
@@ -181,7 +181,7 @@ class Recipe(Strict):
         return nearest_place(self._places, key)
 
     def at_places_of(self, other: "Recipe") -> Self:
-        """Itself, with faults told at the places of the recipe that it was made from."""
+        """Itself, with faults reported at the places of the recipe that it was made from."""
         self._places.update(other._places)
         return self
 

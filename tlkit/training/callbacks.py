@@ -36,7 +36,7 @@ class BestWeights(Callback):
     An epoch whose validation loss is NaN or infinite doesn't count.
 
     What isn't in the file is as the classifier has it: only what a phase may change is written, and joins the file before it does.
-    Of vgg11's half a gigabyte a head is 20 kB, and its epochs on kept activations take 20 ms.
+    Of vgg11's half a gigabyte a head is 20 kB, and its epochs on cached activations take 20 ms.
     """
 
     def __init__(self, file: Path, classifier: Classifier) -> None:

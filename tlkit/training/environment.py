@@ -41,7 +41,7 @@ def write_environment(run: Path, recipe_place: str, device: torch.device) -> Non
 
 
 def read_environment(run: Path) -> dict[str, Any]:
-    """Empty for a run of a tlkit that wrote none, or where the file is damaged: nothing depends on it but what a reader is told."""
+    """Empty for a run of a tlkit that wrote none, or where the file is damaged: nothing depends on it but what a reader sees."""
     try:
         facts = json.loads((run / FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):

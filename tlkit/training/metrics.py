@@ -23,7 +23,7 @@ class MeanLoss(Metric):
 
     Own, because torchmetrics' MeanMetric (1.9.0) forgets the weights with nan_strategy="disable", and else looks for nan in every step, for
     which it waits for the device.
-    of_finite: leaves out batches whose loss is no number, as training does or ends.
+    of_finite: leaves out batches whose loss is NaN or infinite, as training does or ends.
     """
 
     def __init__(self, *, of_finite: bool = False) -> None:

@@ -196,7 +196,7 @@ class PhaseModule(LightningModule):
         if split == "val":
             self._scoring.count(self.val_score, logits, labels)
             figures["val/score"] = self.val_score
-        # Lightning computes and resets them at the end of the epoch. Told in every step, it takes longer over it than over a linear head.
+        # Lightning computes and resets them at the end of the epoch. Logged in every step, it takes longer over it than over a linear head.
         if batch_idx == 0:
             self.log_dict(figures, on_step=False, on_epoch=True, batch_size=len(labels))
         return loss
@@ -209,7 +209,7 @@ class PhaseModule(LightningModule):
         """Go on within an epoch. To be called when training starts. state: from `epoch_state`."""
         for name, metric in self._training_figures().items():
             set_metric_state(metric, state[name], self.device)
-        # The batch that would have told Lightning of them is in the past.
+        # The batch that would have given them to Lightning is in the past.
         self.log_dict(self._training_figures(), on_step=False, on_epoch=True, batch_size=1)
 
     @property

@@ -64,8 +64,8 @@ class NotFinite(Callback):
                         self._write(trainer, batch, part_loss, ids)
                 self.skipped += 1
                 where = f"batch {batch + 1} of epoch {trainer.current_epoch + 1}"
-                told = next(part_loss for part_loss, _ in parts if not isfinite(part_loss))
-                LOG.warning("%s left out: its loss is %s; its pictures are in %s", where, told, self._file)
+                reported = next(part_loss for part_loss, _ in parts if not isfinite(part_loss))
+                LOG.warning("%s left out: its loss is %s; its pictures are in %s", where, reported, self._file)
             return
         is_first = bad & (self._first < 0)
         self._first = torch.where(is_first, batch, self._first)

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("tlkit")
 
 SMALL_LEAK = 0.005
-"""Share of the held-out pictures up to which a leak is told without a warning: it is within the noise of the figures."""
+"""Share of the held-out pictures up to which a leak is logged without a warning: it is within the noise of the figures."""
 
 
 def train_and_measure(recipe: Recipe, setup: Setup, folder: Path, *, began: float, resume: bool, stop: Stop) -> Path:

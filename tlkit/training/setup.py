@@ -84,7 +84,7 @@ def prepare(recipe: Recipe, *, fold: int = 1) -> Setup:
 def build(recipe: Recipe, samples: Samples, weights: Weights, *, log: Callable[[str], None] = LOG.info) -> tuple[Classifier, Preprocessing]:
     """The classifier with its weights in place and its head new, and the one preprocessing that it is trained and shipped with.
 
-    say: is told what was done to the weights.
+    log: is given what was done to the weights.
     """
     size, channels = recipe.data.image_size, recipe.data.channels
     backbone = load_backbone(recipe.model, weights, size, channels=channels, log=log)
@@ -131,7 +131,7 @@ def gather(recipe: Recipe) -> tuple[Samples, Weights]:
     samples, weights = gather_what_there_is(recipe)
     if isinstance(samples, TlkitError):
         if isinstance(weights, TlkitError):
-            raise TlkitError(f"Neither the pictures nor the weights of this recipe can be had.\n\n{samples}\n\n{weights}")
+            raise TlkitError(f"Neither the images nor the weights of this recipe are available.\n\n{samples}\n\n{weights}")
         raise samples
     if isinstance(weights, TlkitError):
         raise weights

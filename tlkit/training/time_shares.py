@@ -15,7 +15,7 @@ from tlkit.recipe.fields.trainer import Cache
 
 LOG = logging.getLogger("tlkit")
 
-TOLD = 0.03
+REPORTED = 0.03
 """Shares below this go into `other`."""
 WORTH = 0.15
 """A switch is named if what it saves has at least this share,"""
@@ -114,9 +114,9 @@ def shares_of(seconds: Mapping[str, float], loader: Any, total: float) -> dict[s
 
 def in_percent(shares: Mapping[str, float]) -> str:
     """`backward 55 %, forward 27 %, other 18 %`: the largest first."""
-    told = sorted(((share, part) for part, share in shares.items() if share >= TOLD), reverse=True)
-    other = 1 - sum(share for share, _ in told)
-    return ", ".join(f"{part} {100 * share:.0f} %" for share, part in [*told, (other, "other")] if share >= 0.005)
+    reported = sorted(((share, part) for part, share in shares.items() if share >= REPORTED), reverse=True)
+    other = 1 - sum(share for share, _ in reported)
+    return ", ".join(f"{part} {100 * share:.0f} %" for share, part in [*reported, (other, "other")] if share >= 0.005)
 
 
 def quicker_with(shares: Mapping[str, float], total: float, setting: Setting) -> str:
@@ -129,8 +129,10 @@ def quicker_with(shares: Mapping[str, float], total: float, setting: Setting) ->
         savings.append((images + shares.get("forward", 0.0), "the frozen part runs in every epoch: cache.use: true would run it once"))
     elif setting.runs_frozen and setting.augments and not setting.mixes and not setting.cache.views and setting.epochs >= 4:
         views = min(8, setting.epochs // 2)
-        told = f"the frozen part runs in every epoch: cache.views: {views} would keep {views} augmented views of each picture in its place"
-        savings.append((images + shares.get("forward", 0.0), told))
+        reported = (
+            f"the frozen part runs in every epoch: cache.views: {views} would keep {views} augmented views of each picture in its place"
+        )
+        savings.append((images + shares.get("forward", 0.0), reported))
     if setting.decodes:
         key = "a larger cache.budget_gb" if setting.cache.use else "cache.use: true"
         savings.append((shares.get("decode", 0.0), f"quicker with {key}, so that pictures are decoded once"))
@@ -141,5 +143,5 @@ def quicker_with(shares: Mapping[str, float], total: float, setting: Setting) ->
         savings.append((shares.get("waiting for workers", 0.0), f"quicker with data.workers: {workers}"))
     if setting.device == "cuda" and setting.precision == "32-true":
         savings.append((network / 2, "quicker with trainer.precision: bf16-mixed"))
-    saved, told = max(savings, default=(0.0, ""))
-    return f"; {told}" if saved >= max(WORTH, WORTH_S / total) else ""
+    saved, reported = max(savings, default=(0.0, ""))
+    return f"; {reported}" if saved >= max(WORTH, WORTH_S / total) else ""

@@ -113,7 +113,7 @@ def lightning_trainer(trainer: Trainer, **settings: Any) -> LightningTrainer:
             f"accelerator: {trainer.accelerator}, devices: {trainer.devices}, strategy: {trainer.strategy}, precision: {trainer.precision}"
         )
         raise DeviceError(
-            f"trainer = {{{asked}}} can't be had on this machine.\n  Lightning says: {error}\n  `auto` takes what is there."
+            f"trainer = {{{asked}}} is not available on this machine.\n  Lightning says: {error}\n  `auto` takes what is there."
         ) from error
 
 
@@ -178,6 +178,6 @@ def _advice_ignored() -> Iterator[None]:
         warnings.filterwarnings("ignore", message=".*number of training batches.*smaller than the logging interval.*")
         # A moving average isn't had with weights that are split: the recipe is refused.
         warnings.filterwarnings("ignore", message=".*WeightAveraging callback with a model that overrides.*")
-        # Classes without a validation picture were told when the pictures were split.
+        # Classes without a validation picture were reported when the images were split.
         warnings.filterwarnings("ignore", message="No positive samples found in target.*")
         yield

@@ -196,8 +196,8 @@ def print_audit(samples: Samples, findings: Sequence[Finding], report: dict[str,
             print_line(console, f"  {_label(samples, finding)}")
     print_line(console, f"\n{report['verdict']} ({report['compared']})")
     if samples.skipped:
-        told = f"{len(samples.skipped)} pictures can't be read and were left out: {run / 'skipped.csv'}"
-        print_line(console, told, "yellow")
+        reported = f"{len(samples.skipped)} pictures can't be read and were left out: {run / 'skipped.csv'}"
+        print_line(console, reported, "yellow")
     if seen.note:
         print_line(console, seen.note, "yellow")
     print_line(console, f"all of it in {run / 'audit.csv'}; to look at: {run / 'gallery.html'}")

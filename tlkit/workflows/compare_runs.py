@@ -1,4 +1,4 @@
-"""What two runs left, compared: splits, epochs, figures, weights. No torch, so that a folder which is no run is told at once."""
+"""What two runs left, compared: splits, epochs, figures, weights. No torch, so that a folder which is no run is reported at once."""
 
 import csv
 import json
@@ -28,7 +28,7 @@ Twice the largest difference, or more, between six ways to compute the same reci
 
 @dataclass(frozen=True)
 class Finding:
-    """What was compared, in words for people. within: inside the tolerances; same: to the last bit."""
+    """What was compared, for people. within: inside the tolerances; same: to the last bit."""
 
     what: str
     was: str

@@ -123,7 +123,7 @@ class _Folder:
 
 
 def _weights(recipe: Recipe, bring: _Folder, leave_local: bool) -> Iterator[str]:
-    """Brings the weights; gives what is left where it is, in words."""
+    """Brings the weights; returns what is left where it is, as a phrase."""
     asked = recipe.model.weights
     if asked == "random":
         return

@@ -144,7 +144,7 @@ def test_a_block_is_put_together_at_a_time(backbone: str, number: int) -> None:
     [
         (
             "ema={decay: 0.9}",
-            "ema can't be had with trainer.strategy = 'fsdp', which splits the weights over devices.\n  Remove it, or set",
+            "ema can't be used with trainer.strategy = 'fsdp', which splits the weights over devices.\n  Remove it, or set",
         ),
         ("phases[2].compile=true", "phases[2].compile can't be had"),
         ("loss.l2_sp=0.1", "loss.l2_sp can't be had"),

@@ -169,8 +169,8 @@ def closest_pairs(samples: Sequence[Sample], features: NDArray[np.float32], alik
     for start in range(0, len(away), ROWS_AT_ONCE):
         block = slice(start, start + ROWS_AT_ONCE)
         cosines = away[block] @ away[start:].T
-        told = alike[block, None] == alike[None, start:]
-        cosines[told | (ranks[block, None] == ranks[None, start:]) if several else told] = -1
+        known_pairs = alike[block, None] == alike[None, start:]
+        cosines[known_pairs | (ranks[block, None] == ranks[None, start:]) if several else known_pairs] = -1
         best = cosines.argmax(axis=1)
         found += [(float(cosines[i, j]), start + i, start + int(j)) for i, j in enumerate(best) if cosines[i, j] > 0]
     nearest: dict[int, tuple[float, int, int]] = {}

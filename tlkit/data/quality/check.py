@@ -182,7 +182,7 @@ def _print_table(checked: Checked, name: str, out: Path | None) -> None:
 
 
 def shown(text: str) -> str:
-    """Escape signs that a screen obeys instead of showing them, and the lone surrogates of names that aren't UTF-8."""
+    """Escape control characters, and the lone surrogates of names that aren't UTF-8."""
     return "".join(sign if sign.isprintable() else sign.encode("unicode_escape", "replace").decode() for sign in text)
 
 

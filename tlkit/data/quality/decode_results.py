@@ -53,13 +53,13 @@ def judge(images: Sequence[ImageSource], data: Data, advance: Callable[[int], No
     """Return the result for each image, by the decoder's settings in `data`. advance: is called with the number of images done."""
     keys = [_key(image) for image in images]
     with closing(_Kept(data)) as kept:
-        found = {i: verdict for i, key in enumerate(keys) if key is not None and (verdict := kept.get(key)) is not None}
+        found = {i: result for i, key in enumerate(keys) if key is not None and (result := kept.get(key)) is not None}
         advance(len(found))
         rest = [i for i in range(len(images)) if i not in found]
-        for i, verdict in _decoded(rest, images, data):
-            found[i] = verdict
-            if (key := keys[i]) is not None and verdict.lasts:
-                kept.put(key, verdict)
+        for i, result in _decoded(rest, images, data):
+            found[i] = result
+            if (key := keys[i]) is not None and result.lasts:
+                kept.put(key, result)
             advance(1)
     return [found[i] for i in range(len(images))]
 
@@ -69,8 +69,8 @@ def _decoded(rest: Sequence[int], images: Sequence[ImageSource], data: Data) -> 
     tasks = [rest[i : i + _A_TASK] for i in range(0, len(rest), _A_TASK)]
     pool = ThreadPoolExecutor(processors())
     try:
-        for task, verdicts in zip(tasks, pool.map(lambda task: [_decode_result(images[i], data) for i in task], tasks), strict=True):
-            yield from zip(task, verdicts, strict=True)
+        for task, results in zip(tasks, pool.map(lambda task: [_decode_result(images[i], data) for i in task], tasks), strict=True):
+            yield from zip(task, results, strict=True)
     finally:
         pool.shutdown(cancel_futures=True)  # after Ctrl-C too, at once
 
@@ -133,9 +133,9 @@ class _Kept:
             return DecodeResult(*row) if row else None
         return None
 
-    def put(self, key: Key, verdict: DecodeResult) -> None:
+    def put(self, key: Key, result: DecodeResult) -> None:
         with suppress(sqlite3.Error):
-            values = (key[0], self._settings, *key[1:], verdict.problem, verdict.fix, verdict.width, verdict.height, verdict.frames)
+            values = (key[0], self._settings, *key[1:], result.problem, result.fix, result.width, result.height, result.frames)
             self._table.execute("INSERT OR REPLACE INTO checked VALUES (?,?,?,?,?,?,?,?,?)", values)
             if time.monotonic() - self._written > _WRITE_EVERY_S:
                 self._table.commit()

@@ -119,7 +119,7 @@ class Near:
 
 
 def find_near(dct: Dct, known: NDArray[np.int64], ranks: NDArray[np.int64]) -> Near:
-    """known: pictures with the same number are known to be equal, and not told again. ranks: of their splits, train first.
+    """known: pictures with the same number are known to be equal, and not reported again. ranks: of their splits, train first.
 
     Of equal pictures in one split the first stands for all, so that ten thousand black ones are no fifty million pairs.
     Memory grows with the pictures, not with the pairs.

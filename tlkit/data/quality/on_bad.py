@@ -54,10 +54,10 @@ def leave_out_bad(samples: Samples, data: Data) -> Samples:
 def without_bad(samples: Samples, data: Data) -> Samples:
     """Every picture is decoded, unless known from an earlier time; those that can't be are in `skipped`, and nothing replaces them."""
     with progress(progress_console(), "pictures checked", len(samples.samples)) as advance:
-        verdicts = judge([sample.image for sample in samples.samples], data, advance)
-    judged = list(zip(samples.samples, verdicts, strict=True))
-    bad = tuple(Skipped(sample, verdict.problem) for sample, verdict in judged if verdict.problem)
-    good = tuple(sample for sample, verdict in judged if not verdict.problem)
+        results = judge([sample.image for sample in samples.samples], data, advance)
+    judged = list(zip(samples.samples, results, strict=True))
+    bad = tuple(Skipped(sample, result.problem) for sample, result in judged if result.problem)
+    good = tuple(sample for sample, result in judged if not result.problem)
     return replace(samples, samples=good, skipped=samples.skipped + bad)
 
 

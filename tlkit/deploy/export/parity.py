@@ -30,7 +30,7 @@ LOOKED_AT = 8
 
 @dataclass(frozen=True)
 class Difference:
-    """part: of PARTS, or the last two where a network can't be looked into. how: in words. sample: the picture that shows it."""
+    """part: of PARTS, or the last two where a network can't be looked into. how: a sentence. sample: the picture that shows it."""
 
     part: str
     how: str

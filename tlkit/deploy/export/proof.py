@@ -31,7 +31,7 @@ _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 class Proof:
     """samples: what training code reads. files: what the exported runtime reads, in the same order; None for generated pictures alone.
 
-    labels: [N], for multilabel [N, K] of 0 and 1; None where nobody knows them. what: in words, which pictures these are.
+    labels: [N], for multilabel [N, K] of 0 and 1; None where nobody knows them. what: which images these are, as a phrase.
     """
 
     classifier: Classifier

@@ -19,7 +19,7 @@ from tlkit.errors import DataError
 if TYPE_CHECKING:
     from starlette.requests import Request
 
-# What browsers, cameras and microscopes make, as far as Pillow has it. It knows some thirty formats more, some of which can't be told
+# What browsers, cameras and microscopes make, as far as Pillow has it. It knows some thirty formats more, some of which can't be recognised
 # from other bytes, and hands one of them to another program (EPS to Ghostscript).
 PILLOW_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "JPEG2000", "PPM", "QOI")
 # Larger pictures are decoded one at a time: with transparency, each takes some 20 bytes a pixel while it is.

@@ -29,7 +29,7 @@ class Phase(Strict):
     batchnorm: BatchNorm = Field("adapt", description="statistics of batch-norm layers that train; of frozen layers they never move")
     backbone_lr: float | None = Field(None, gt=0, le=1, description="the backbone's lr as a share of the head's")
     layer_decay: float | None = Field(None, gt=0, le=1, description="factor on lr for every stage further from the head")
-    precision: MasterPrecision | None = Field(None, description="number format; by default trainer.precision")
+    precision: MasterPrecision | None = Field(None, description="precision; by default trainer.precision")
     compile: bool = Field(False, description="torch.compile: a minute or so before the first step, and quicker steps after it")
 
     @model_validator(mode="after")

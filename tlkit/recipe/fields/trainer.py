@@ -14,7 +14,7 @@ class Cache(Strict):
     budget_gb: float = Field(
         10.0, gt=0, description="most that is kept on disk, over all runs; the longest unused goes first. As much for a run's pictures"
     )
-    dtype: Literal["float32", "float16", "bfloat16"] = Field("float32", description="number format of what is kept")
+    dtype: Literal["float32", "float16", "bfloat16"] = Field("float32", description="dtype of cached activations")
     half_over_budget: bool = Field(False, description="over budget, keep float16 rather than nothing")
     views: int = Field(0, ge=0, le=1000, description="augmented versions kept of each training picture, taken in turns; 0 is none")
 
@@ -41,7 +41,9 @@ class Trainer(Strict):
         "32-true", description="32-true | bf16-mixed | 16-mixed: what the network computes in; the weights stay in 32 bits"
     )
     deterministic: bool = Field(True, description="same recipe, same machine kind, same numbers")
-    on_nan: OnNan = Field("stop", description="at a loss that is no number: stop, or skip the batch; its pictures are named either way")
+    on_nan: OnNan = Field(
+        "stop", description="at a loss that is NaN or infinite: stop, or skip the batch; its pictures are named either way"
+    )
     scale_lr: ScaleLr | Literal[False] = Field(
         False, description="batch_size and lr are one device's: n devices take n times as many pictures, and lr times n or its root"
     )

@@ -98,7 +98,7 @@ def rounded(size: int) -> int:
 
 
 class _Prober:
-    """A process that tries steps. It is started anew if memory's end was its own."""
+    """A process that tries steps. It is started again if it ran out of memory."""
 
     training_images: int
     devices: int

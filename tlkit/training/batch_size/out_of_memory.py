@@ -1,4 +1,4 @@
-"""A batch that memory has no room for: told with the size that would have fitted."""
+"""A batch that memory has no room for: reported with the size that would have fitted."""
 
 import logging
 import re

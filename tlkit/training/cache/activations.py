@@ -53,7 +53,7 @@ class ActivationCache:
     def __init__(
         self, classifier: Classifier, data: ImageDataModule, cache: Cache, *, device: torch.device, precision: str, console: Console
     ) -> None:
-        """classifier: frozen as a phase says. precision: Lightning's word for it. Raises NotKept where nothing can be kept."""
+        """classifier: frozen as a phase says. precision: Lightning's word for it. Raises CacheUnavailable where nothing can be kept."""
         if precision not in AUTOCAST:
             raise CacheUnavailable(f"trainer.precision is {precision}")
         size, channels = data.preprocessing.image_size, data.preprocessing.channels
@@ -73,7 +73,7 @@ class ActivationCache:
         return self._cut.suffix
 
     def splits(self) -> ActivationData:
-        """Training and validation activations. Raises NotKept."""
+        """Training and validation activations. Raises CacheUnavailable."""
         if self._data.augmentation is None:
             stored = self._stored(self._untouched(), views=0)
             return ActivationData(self._data, stored, stored)
@@ -85,7 +85,7 @@ class ActivationCache:
     def features(self, split: str) -> tuple[Tensor, Tensor]:
         """What the head takes [N, F] and the labels of a split, of the pictures as they are, by a classifier that is frozen as a whole.
 
-        Raises NotKept.
+        Raises CacheUnavailable.
         """
         loader = ActivationLoader(self._data.whole(split), self._stored(self._plain(), views=0))
         found = [(features, labels) for (features,), labels in loader]
@@ -94,7 +94,7 @@ class ActivationCache:
     def logits(self, split: str) -> tuple[Tensor, Tensor]:
         """Logits [N, K] and labels of a split, on the CPU, by what is kept of its pictures as they are.
 
-        Raises NotKept where that isn't there already, or is rounded.
+        Raises CacheUnavailable where that isn't there already, or is rounded.
         """
         if self._cache.dtype != "float32":
             raise CacheUnavailable("what is kept is rounded")
@@ -126,7 +126,7 @@ class ActivationCache:
         with FileLock(f"{entry}.lock"):
             stored = open_stored(entry, shapes, DTYPES[dtype], rows, views)
             if stored is not None and not self._agrees(stored, samples):
-                LOG.warning("kept activations in %s differ from the network's: made anew", entry)
+                LOG.warning("cached activations in %s differ from the network's: computed again", entry)
                 stored = None
             if stored is None and not make:
                 raise CacheUnavailable("nothing is kept of these pictures")
@@ -155,7 +155,7 @@ class ActivationCache:
             return tuple(self._cut.prefix(normalized.contiguous(memory_format=torch.channels_last)))
 
     def _affordable(self, shapes: Sequence[tuple[int, ...]], images: int) -> str:
-        """The number format to keep them in. Raises NotKept if no allowed one is within bounds, with the size that would be needed."""
+        """The dtype to cache them in. Raises CacheUnavailable if no allowed one is within bounds, with the size that would be needed."""
         preprocessing = self._data.preprocessing
         values = sum(int(np.prod(shape)) for shape in shapes)
         formats = [self._cache.dtype, *(["float16"] if self._cache.half_over_budget else [])]
@@ -199,7 +199,7 @@ class ActivationCache:
         )
 
     def _make(self, entry: Path, samples: Sequence[Sample], shapes: Sequence[tuple[int, ...]], dtype: str, views: int) -> None:
-        """Raises NotKept if the disk is full."""
+        """Raises CacheUnavailable if the disk is full."""
         needed = len(samples) * max(1, views) * sum(int(np.prod(shape)) for shape in shapes) * DTYPES[dtype].itemsize
         make_room(needed, self._cache.budget_gb)
         remove_unfinished(entry.parent, entry.name)

@@ -1,4 +1,4 @@
-"""The folder of kept activations: what lies in it, and how it stays within its budget. No torch, so that `tlkit cache` answers at once."""
+"""The folder of cached activations: what is in it, and how it stays within its budget. No torch, so that `tlkit cache` answers at once."""
 
 import json
 import shutil

@@ -92,7 +92,7 @@ def open_stored(entry: Path, shapes: Sequence[tuple[int, ...]], dtype: torch.dty
     files = [entry / f"{i}.bin" for i in range(len(shapes))]
     sizes = [number * int(np.prod(shape)) * dtype.itemsize for shape in shapes]
     if any(not file.is_file() or file.stat().st_size != size for file, size in zip(files, sizes, strict=True)):
-        LOG.warning("%s is damaged: made anew", entry)
+        LOG.warning("%s is damaged: computed again", entry)
         return None
     kind = np.int16 if dtype == torch.bfloat16 else torch.empty(0, dtype=dtype).numpy().dtype
     arrays = tuple(np.memmap(file, kind, "r", shape=(number, *shape)) for file, shape in zip(files, shapes, strict=True))

@@ -45,7 +45,7 @@ from tlkit.training.specs import PhaseSpec
 LOG = logging.getLogger("tlkit")
 
 BETWEEN_EPOCHS_S = 5.0
-"""At most this much work is lost when a process is killed between two epochs. Epochs of a fraction of a second, as kept activations
+"""At most this much work is lost when a process is killed between two epochs. Epochs of a fraction of a second, as cached activations
 allow, don't write a checkpoint each: that took a quarter of such a phase."""
 SHARE = 0.05
 """Of the time, at most, goes into checkpoints between epochs: those of large networks take seconds."""

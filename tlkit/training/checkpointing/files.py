@@ -56,7 +56,7 @@ class Checkpoint:
 
 
 def write_checkpoint(folder: Path, number: int, state: Mapping[str, Any], best: Path, about: Mapping[str, Any]) -> Checkpoint:
-    """best: the best weights, if there are any yet. about: what can be told without loading the state.
+    """best: the best weights, if there are any yet. about: what can be read without loading the state.
 
     Raises RunError where the disk is full; earlier checkpoints are then as they were.
     """

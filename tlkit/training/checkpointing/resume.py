@@ -56,10 +56,10 @@ def recipe_as_begun(run: Path, recipe: Recipe) -> Recipe:
         lines = [f"    {key}: {_format_value(was, key)} -> {_format_value(now, key)}" for key in changed[:SHOWN]]
         if len(changed) > SHOWN:
             lines.append(f"    and {len(changed) - SHOWN} more")
-        told = "\n".join(lines)
+        reported = "\n".join(lines)
         raise RunError(
-            f"{run} began with another recipe (was -> is):\n{told}\n"
-            "  Go on with the recipe as it was; or start anew in another --out, by --init-from with the weights of a finished run."
+            f"{run} began with another recipe (was -> is):\n{reported}\n"
+            "  Go on with the recipe as it was; or start again in another --out, by --init-from with the weights of a finished run."
         )
     return recipe
 
@@ -71,11 +71,11 @@ def check_same_images(manifest: Path, rows: Sequence[Mapping[str, str]]) -> None
     """
     if not manifest.is_file():
         return
-    told = image_changes(read_manifest(manifest), rows)
-    if told:
+    reported = image_changes(read_manifest(manifest), rows)
+    if reported:
         raise RunError(
-            "The pictures are not those that the run began with ({}):\n{}\n  Restore them, or start anew in another --out.".format(
-                manifest, "\n".join(told)
+            "The pictures are not those that the run began with ({}):\n{}\n  Restore them, or start again in another --out.".format(
+                manifest, "\n".join(reported)
             )
         )
 
@@ -95,12 +95,12 @@ def image_changes(was: Sequence[Mapping[str, str]], now: Sequence[Mapping[str, s
 
 
 def newest_state(run: Path, phases: int) -> Resumed | None:
-    """The last checkpoint that is whole; None if the run begins anew. The log says which. phases: of the recipe."""
+    """The last checkpoint that is whole; None if the run starts again. The log says which. phases: of the recipe."""
     from tlkit.training.checkpointing.files import good_checkpoints
 
     good = good_checkpoints(run / "checkpoints")
     if not good:
-        LOG.info("resumed: there is no checkpoint to go on from, so the run begins anew")
+        LOG.info("resumed: there is no checkpoint to go on from, so the run starts again")
         return None
     checkpoint, about = good[-1], good[-1].about
     where = f"epoch {about['epoch'] + 1}" + (f", after batch {about['batch']}" if about["batch"] else "")

@@ -30,7 +30,7 @@ LOG = logging.getLogger("tlkit")
 C_PATHS = {"svm": (1e-5, 1e-4, 1e-3, 1e-2), "logistic": (1e-4, 1e-3, 1e-2, 1e-1, 1.0)}
 """What is tried for C where the recipe has none. Features are standardised first, so that its size means the same for all backbones.
 
-A larger C costs an svm ten times the time, and on thousand features all training pictures are told apart long before.
+A larger C costs an svm ten times the time, and on thousand features all training images are separated long before.
 """
 
 

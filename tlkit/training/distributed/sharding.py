@@ -55,7 +55,7 @@ class Gathered(Callback):
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """All processes put a block together at once, so those that were dealt a batch less run their last one again, for the others.
+        """All processes put a block together at once, so those with a batch less run their last one again, for the others.
 
         Not when validation ends: Lightning 2.6 adds up its figures over processes before it says so.
         """

@@ -23,7 +23,7 @@ GRACE_S = 3.0
 SAVING_S = 60.0
 """The same where a signal stops all of them: a checkpoint may be large."""
 FAILED, STOPPED = (1, 2), (75, 130)
-"""Exit codes of a process that has told its error, and after a signal."""
+"""Exit codes of a process that has reported its error, and after a signal."""
 LOST = 3
 """That of a process which has lost the connection to another one, and leaves it to the first to say so."""
 HOW_TO_GO_ON = "Go on from the last checkpoint by the same command, with --out and --resume."
@@ -41,21 +41,21 @@ def ending_together(stop: Stop) -> Iterator[None]:
         yield
     except (Exception, KeyboardInterrupt) as error:
         _ENDING.set()
-        told: BaseException = error
+        reported: BaseException = error
         if are_connected() and is_lost_connection(error):
             if was_started():
                 time.sleep(GRACE_S)  # the process that has started this one knows more; where that has gone, end_with_the_first says so
                 raise SystemExit(LOST) from error
-            told = RunError(_account(_dead(wait_s=GRACE_S)))
+            reported = RunError(_account(_dead(wait_s=GRACE_S)))
         tells = _is_first_to_report(run)
         if not tells or isinstance(error, KeyboardInterrupt):
             _all_end(within_s=GRACE_S)  # the one that tells may not be done with it; or all were asked to stop
         for process in _STARTED:
             process.kill()
         tells = tells or not (is_command_line() or was_started())
-        if tells and told is error:
+        if tells and reported is error:
             raise
-        raise (told if tells else SystemExit(_exit_code(told, stop))) from error
+        raise (reported if tells else SystemExit(_exit_code(reported, stop))) from error
 
 
 def _exit_code(error: BaseException, stop: Stop) -> int:
@@ -69,7 +69,7 @@ def _is_first_to_report(run: int) -> bool:
     if not are_connected():
         return is_local_main_process() or was_started()
     try:
-        return add_to_store(f"tlkit/told/{run}") == 1
+        return add_to_store(f"tlkit/reported/{run}") == 1
     except RuntimeError:  # the process that keeps it has gone
         return is_local_main_process()
 
@@ -99,8 +99,8 @@ def end_with_the_first() -> None:
     def look() -> None:
         while os.getppid() == starter:
             time.sleep(LOOK_EVERY_S)
-        told = f"The first process of this run (number {starter}) has gone, so the others end too.\n  {HOW_TO_GO_ON}"
-        _end(told if os.environ["LOCAL_RANK"] == "1" else "", code=2)
+        reported = f"The first process of this run (number {starter}) has gone, so the others end too.\n  {HOW_TO_GO_ON}"
+        _end(reported if os.environ["LOCAL_RANK"] == "1" else "", code=2)
 
     threading.Thread(target=look, name="tlkit-first-process", daemon=True).start()
 
@@ -137,8 +137,8 @@ def watch(started: list[subprocess.Popen[bytes]]) -> None:
         codes = {process.returncode for process in dead}
         if _ENDING.wait(SAVING_S if codes <= set(STOPPED) else GRACE_S):
             time.sleep(5 * GRACE_S)
-        told = codes & {*FAILED, *STOPPED}
-        end("" if told or _ENDING.is_set() else _account(dead), code=max(told, default=2))
+        reported = codes & {*FAILED, *STOPPED}
+        end("" if reported or _ENDING.is_set() else _account(dead), code=max(reported, default=2))
 
     threading.Thread(target=look, name="tlkit-processes", daemon=True).start()
 
