@@ -327,7 +327,7 @@ def collate(items: Sequence[tuple[NDArray[np.uint8], Target] | DataError]) -> Ba
     if get_worker_info() is not None:
         try:
             # torch 2.15 would do so in a thread of the worker, which drops a batch that finds no room, and the run would wait for ever.
-            images, labels = images.share_memory_(), labels.share_memory_()
+            images, labels = images.share_memory_(), labels.share_memory_()  # type: ignore[no-untyped-call]
         except RuntimeError as error:
             return DataError(f"A worker process has no shared memory left for a batch: {error}\n  {NO_SHARED_MEMORY}")
     return images.permute(0, 3, 1, 2), labels
