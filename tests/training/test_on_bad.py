@@ -67,9 +67,94 @@ def test_error_ends_with_the_image_and_what_can_be_done(place: Path, capsys: pyt
     (folder_of_two(place) / "cat" / "5.png").write_bytes(b"")
     assert run("--out", "run") == 2
     error = capsys.readouterr().err
-    assert "picture cat/5.png: photos/cat/5.png: the file is empty (0 bytes)." in error
+    assert "1 of 24 pictures can't be read (" in error
+    assert "    cat/5.png: the file is empty (0 bytes).\n" in error
     assert "`tlkit data check RECIPE` names every such picture, and data.on_bad=skip leaves them out of a run." in error
     assert not (place / "run" / "skipped.csv").exists()
+
+
+def test_bad_images_of_any_split_end_a_run_before_it_trains_and_are_not_decoded_again(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """40 in each split: the first unreadable test image used to end the run after training."""
+    from tlkit.data.quality import decode_results as module
+
+    for split in ("train", "val", "test"):
+        for label, name in enumerate(("cat", "dog")):
+            (place / "photos" / split / name).mkdir(parents=True)
+            for number in range(24):
+                file = place / "photos" / split / name / f"{number:02}.png"
+                make_image(100 * label + number).save(file)
+                if number < 20:
+                    file.write_bytes(file.read_bytes()[:60])
+    monkeypatch.setattr("tlkit.data.file_facts.NEW_NS", 0)
+    decoded: list[Path] = []
+    decode = module.decode
+    monkeypatch.setattr(module, "decode", lambda image, *rest, **named: (decoded.append(image), decode(image, *rest, **named))[1])
+    assert run("--out", "run") == 2
+    error = capsys.readouterr().err
+    assert "120 of 144 pictures can't be read (40 train, 40 val, 40 test), so nothing is trained:" in error
+    assert len([line for line in error.splitlines() if "cat/0" in line]) == 5
+    assert "and 115 more" in error
+    assert "`tlkit data check RECIPE` names every such picture" in error
+    assert not (place / "run").exists()
+    assert len(decoded) == 144
+    assert run("--out", "run") == 2
+    assert capsys.readouterr().err == error
+    assert len(decoded) == 144
+
+
+def test_a_run_that_lacks_only_its_measuring_goes_on_without_test_images_that_have_gone(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tlkit.training import run as run_module
+
+    folder = folder_of_two(place)
+    measure = run_module.measure_shipped
+
+    def lose_a_test_image_first(*arguments: object, **named: object) -> object:
+        (lost,) = [row["id"] for row in rows(place / "run" / "split.csv") if row["split"] == "test"][:1]
+        (folder / lost).write_bytes(b"")
+        return measure(*arguments, **named)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "measure_shipped", lose_a_test_image_first)
+        assert run("--out", "run") == 2
+    weights = (place / "run" / "model" / "model.safetensors").read_bytes()
+    before = rows(place / "run" / "split.csv")
+    assert run("--out", "run", "--resume") == 2
+    assert "1 of 24 pictures can't be read (1 test)" in capsys.readouterr().err
+    assert run("--out", "run", "--resume", "data.on_bad=skip", "seed=1") == 2
+    refused = capsys.readouterr().err
+    assert "    seed: 0 -> 1\n" in refused
+    assert "data.on_bad, data.leak_check" in refused
+    assert run("--out", "run", "--resume", "data.on_bad=skip") == 0
+    assert "1 test images can't be read any more and are not measured" in capsys.readouterr().err
+    assert (place / "run" / "model" / "model.safetensors").read_bytes() == weights
+    after = rows(place / "run" / "split.csv")
+    assert len(after) == 23
+    assert [row for row in before if row in after] == after
+    tested = sum(row["split"] == "test" for row in after)
+    assert json.loads((place / "run" / "metrics.json").read_text())["test"]["pictures"] == tested
+
+
+def test_a_run_does_not_go_on_without_an_image_that_it_trains_on(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tlkit.errors import DataError
+
+    folder = folder_of_two(place)
+
+    def stop(*arguments: object, **named: object) -> object:
+        raise DataError("stopped")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tlkit.training.run.measure_shipped", stop)
+        assert run("--out", "run") == 2
+    (lost,) = [row["id"] for row in rows(place / "run" / "split.csv") if row["split"] == "train"][:1]
+    (folder / lost).write_bytes(b"")
+    assert run("--out", "run", "--resume", "data.on_bad=skip") == 2
+    assert f"    1 gone: {lost}" in capsys.readouterr().err
 
 
 def test_nothing_bad_leaves_an_empty_list_and_the_same_model(place: Path) -> None:
@@ -104,6 +189,7 @@ def test_a_class_or_a_split_that_would_lose_all_its_images_is_an_error(place: Pa
 def test_a_second_run_decodes_nothing_again_to_know_what_is_bad(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tlkit.data.quality import decode_results as verdicts
 
+    monkeypatch.setattr("tlkit.data.file_facts.NEW_NS", 0)
     (folder_of_two(place) / "cat" / "5.png").write_bytes(b"")
     decoded: list[Path] = []
     decode = verdicts.decode

@@ -11,8 +11,9 @@ from tokenize import TokenError
 from typing import Any
 
 import numpy as np
+import PIL
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError, features
 
 from tlkit.data.samples import ImageSource
 from tlkit.errors import DataError
@@ -44,6 +45,13 @@ def image_endings() -> frozenset[str]:
     """The endings of files that are read, such as `.jpg`, in lower case."""
     formats = {*image_formats(), "MPO"}  # which Pillow opens as JPEG
     return frozenset({".npy", *(ending for ending, name in Image.registered_extensions().items() if name in formats)})
+
+
+@cache
+def decoder_versions() -> dict[str, str]:
+    """Return the versions of what decodes: two releases of one library may round a pixel differently, or refuse another file."""
+    codecs = {name: str(features.version(name)) for name in ("libjpeg_turbo", "jpg", "webp", "avif", "jpg_2000", "libtiff")}
+    return {"pillow": PIL.__version__, "numpy": np.__version__, **codecs}
 
 
 def decode(

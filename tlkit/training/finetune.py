@@ -60,19 +60,21 @@ def run_recipe(recipe: Recipe, *, out: Path | None = None, resume: bool = False)
         join_processes(recipe.trainer, recipe_yaml(recipe))
         check_out(out, resume=resume)
         recipe = with_scaled_lr(recipe)
+        resumed = None
         if resume and out is not None and broadcast_from_main((out / FIRST).is_file):
             if broadcast_from_main(lambda: is_finished(out)):
                 if is_main_process():
                     LOG.info("%s: this run is finished, and nothing is left to do.", out)
                 return out
             recipe = recipe_as_begun(out, recipe)
+            resumed = out
         recipe = with_batch_size(recipe)
         if recipe.data.folds:
             from tlkit.training.folds import finetune_folds
 
             return finetune_folds(recipe, out, resume=resume, stop=stop)
         with local_main_process_first():
-            setup = prepare(recipe)
+            setup = prepare(recipe, resumed=resumed)
         if recipe.gradient_phases:
             start_processes(recipe.trainer, recipe_yaml(recipe))
         run = broadcast_from_main(lambda: make_run_folder(recipe.name, out, resume=resume))

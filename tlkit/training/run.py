@@ -156,7 +156,7 @@ def write_run_header(recipe: Recipe, setup: Setup, context: RunContext, rows: li
     samples, data, folder = setup.samples, setup.data, context.folder
     if goes_on:
         remove_unfinished(folder)  # never whole, and as large as the network
-        check_same_images(folder / "split.csv", rows)
+        check_same_images(folder / "split.csv", rows, left_out={skipped.sample.id for skipped in samples.skipped})
     else:
         write_atomically(folder / FIRST, recipe_yaml(recipe))
     context.stop.resume_hint = context.stop.resume_hint or f"go on with the same command, --out {folder} and --resume"

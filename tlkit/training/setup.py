@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from tlkit.data.augment import build_augmentation
 from tlkit.data.preprocess import Preprocessing, preprocessing_for
-from tlkit.data.quality.on_bad import leave_out_bad
+from tlkit.data.quality.on_bad import leave_out_bad, refuse_bad
 from tlkit.data.samples import Samples
 from tlkit.data.sources.read import read_source
 from tlkit.data.splits.folds import split_by_recipe
@@ -22,6 +22,7 @@ from tlkit.models.model_folder import check_can_ship
 from tlkit.models.weights import Weights, find_weights, load_backbone
 from tlkit.recipe.schema import Recipe
 from tlkit.training.auxiliary import has_auxiliary_heads
+from tlkit.training.checkpointing.resume import in_splits_as_begun
 
 if TYPE_CHECKING:
     from tlkit.data.datamodule import ImageDataModule
@@ -43,10 +44,10 @@ class Setup:
     notes: list[str]
 
 
-def prepare(recipe: Recipe, *, fold: int = 1) -> Setup:
-    """Finds pictures and weights, checks what can be checked, and builds; writes nothing.
+def prepare(recipe: Recipe, *, fold: int = 1, resumed: Path | None = None) -> Setup:
+    """Find images and weights, check what can be checked, and build; nothing is written.
 
-    fold: with `data.folds`, the one that validates, counted from 1.
+    fold: with `data.folds`, the one that validates, counted from 1. resumed: the folder of an unfinished run that goes on, if it is one.
     """
     with recipe.located():
         check_backbone_name(recipe.model.backbone)
@@ -60,7 +61,12 @@ def prepare(recipe: Recipe, *, fold: int = 1) -> Setup:
         for phase in recipe.gradient_phases.values():
             check_devices(recipe.trainer_of(phase))
         check_optimizer_name(recipe.optimizer.name)
-        samples = split_by_recipe(samples, recipe.data, recipe.seed, fold=fold)
+        if recipe.data.on_bad == "skip" and resumed and (resumed / "split.csv").is_file():
+            samples = in_splits_as_begun(samples, resumed / "split.csv")
+        else:
+            samples = split_by_recipe(samples, recipe.data, recipe.seed, fold=fold)
+        if recipe.data.on_bad == "error":
+            refuse_bad(samples, recipe.data)
         seed_everything(recipe.seed)
         notes: list[str] = []  # for the log, which is not there yet
         classifier, preprocessing = build(recipe, samples, weights, log=notes.append)

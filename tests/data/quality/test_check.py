@@ -15,9 +15,10 @@ from PIL import Image
 
 from tests.data.faulty_folder import CLASSES, GOOD, encoded, make_faulty_folder, make_image
 from tlkit.cli import main
-from tlkit.data.quality import decode_results as verdicts
+from tlkit.data import file_facts
+from tlkit.data.quality import decode_results as results_module
 from tlkit.data.quality.check import Checked, check_images, faults_of, shown
-from tlkit.data.quality.decode_results import judge
+from tlkit.data.quality.decode_results import decode_results
 from tlkit.data.sources.kind import Finding
 from tlkit.errors import DataError
 from tlkit.recipe.fields.data import Data
@@ -28,6 +29,7 @@ from tlkit.system import cache_folder
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TLKIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(file_facts, "NEW_NS", 0)  # what a test has just written is settled
 
 
 def small_folder(root: Path, *, splits: tuple[str, ...] = ("",), classes: tuple[str, ...] = ("cat", "dog")) -> Path:
@@ -275,8 +277,10 @@ def test_a_shard_with_a_path_that_leads_out_has_its_other_images_decoded(tmp_pat
 def test_a_image_of_a_shard_is_decoded_again_only_when_the_shard_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = shard(tmp_path / "a.tar", dict(sorted(good_members().items())))
     decoded: list[str] = []
-    decode = verdicts.decode
-    monkeypatch.setattr(verdicts, "decode", lambda image, *rest, **named: (decoded.append(str(image)), decode(image, *rest, **named))[1])
+    decode = results_module.decode
+    monkeypatch.setattr(
+        results_module, "decode", lambda image, *rest, **named: (decoded.append(str(image)), decode(image, *rest, **named))[1]
+    )
     first = of_shard(file)
     assert (len(decoded), len(set(decoded))) == (12, 12)
     assert of_shard(file) == first
@@ -305,8 +309,8 @@ def test_a_file_is_decoded_again_only_when_it_has_changed(tmp_path: Path, monkey
     folder = small_folder(tmp_path / "photos")
     (folder / "cat" / "0.png").write_bytes(b"")
     decoded: list[Path] = []
-    decode = verdicts.decode
-    monkeypatch.setattr(verdicts, "decode", lambda image, *rest, **named: (decoded.append(image), decode(image, *rest, **named))[1])
+    decode = results_module.decode
+    monkeypatch.setattr(results_module, "decode", lambda image, *rest, **named: (decoded.append(image), decode(image, *rest, **named))[1])
     first = checked(folder)
     assert len(decoded) == 24
     assert checked(folder) == first
@@ -331,9 +335,9 @@ def test_permissions_are_looked_at_each_time(tmp_path: Path) -> None:
             os.seteuid(65534)
             os.environ["TLKIT_CACHE"] = f"{place}/nowhere"
         try:
-            (verdict,) = judge([path], data(Path(place)), lambda number: None)
-            assert "may not be read" in verdict.problem
-            assert not verdict.lasts
+            (result,) = decode_results([path], data(Path(place)), lambda number: None)
+            assert "may not be read" in result.problem
+            assert not result.lasts
         finally:
             if root:
                 os.seteuid(0)
@@ -342,7 +346,7 @@ def test_permissions_are_looked_at_each_time(tmp_path: Path) -> None:
 @pytest.mark.parametrize("state", ["damaged", "a folder", "locked", "nowhere"])
 def test_a_cache_that_cannot_be_used_is_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str) -> None:
     folder = small_folder(tmp_path / "photos")
-    file = cache_folder() / "checked" / "pictures.sqlite"
+    file = cache_folder() / file_facts.FILE
     file.parent.mkdir(parents=True)
     locking = None
     if state == "damaged":
@@ -351,7 +355,7 @@ def test_a_cache_that_cannot_be_used_is_done_without(tmp_path: Path, monkeypatch
         file.mkdir()
     elif state == "locked":
         checked(folder)
-        monkeypatch.setattr(verdicts, "PATIENCE_S", 0.1)
+        monkeypatch.setattr(file_facts, "WAIT_S", 0.1)
         locking = sqlite3.connect(file)
         locking.execute("BEGIN EXCLUSIVE")
     else:

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tlkit.data.progress import progress
-from tlkit.data.quality.decode_results import DecodeResult, judge
+from tlkit.data.quality.decode_results import DecodeResult, decode_results
 from tlkit.data.quality.on_bad import lost_classes
 from tlkit.data.quality.value_range import range_warning
 from tlkit.data.samples import Samples, Skipped
@@ -74,7 +74,7 @@ def check_images(data: Data, task: Task, seed: int) -> Checked:
     elif samples:
         findings += odd_class_findings(samples.classes)
     with progress(Console(stderr=True), "pictures decoded", len(check.images)) as advance:
-        results = dict(zip(check.images, judge(list(check.images.values()), data, advance), strict=True))
+        results = dict(zip(check.images, decode_results(list(check.images.values()), data, advance), strict=True))
     bad = {id_ for id_, result in results.items() if result.problem}
     findings += _image_findings(results, data)
     if warning := range_warning(list(check.images.values()), data):

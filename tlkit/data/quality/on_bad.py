@@ -9,15 +9,16 @@ from pathlib import Path
 
 from tlkit.data.decode import header
 from tlkit.data.progress import progress, progress_console
-from tlkit.data.quality.decode_results import judge
+from tlkit.data.quality.decode_results import decode_results
 from tlkit.data.samples import Sample, Samples, Skipped
 from tlkit.data.sources.read import read_source
-from tlkit.errors import DataError
+from tlkit.errors import HOW_TO_GO_ON, DataError
 from tlkit.files import write_csv
 from tlkit.recipe.fields.data import Data
 from tlkit.recipe.schema import Task
 
 COLUMNS = ("id", "class", "split", "reason")
+SHOWN = 5
 _SEVERAL_FRAMES = frozenset({".gif", ".tif", ".tiff", ".webp", ".avif", ".apng"})
 
 log = logging.getLogger("tlkit")
@@ -52,13 +53,29 @@ def leave_out_bad(samples: Samples, data: Data) -> Samples:
 
 
 def without_bad(samples: Samples, data: Data) -> Samples:
-    """Every picture is decoded, unless known from an earlier time; those that can't be are in `skipped`, and nothing replaces them."""
+    """Decode every image, unless the result is known from an earlier time. Those that can't be read are in `skipped`."""
+    bad = find_bad(samples, data)
+    ids = {skipped.sample.id for skipped in bad}
+    return replace(samples, samples=tuple(s for s in samples.samples if s.id not in ids), skipped=samples.skipped + bad)
+
+
+def find_bad(samples: Samples, data: Data) -> tuple[Skipped, ...]:
+    """Return the images that can't be read: all are decoded, unless the result is known from an earlier time."""
     with progress(progress_console(), "pictures checked", len(samples.samples)) as advance:
-        results = judge([sample.image for sample in samples.samples], data, advance)
-    judged = list(zip(samples.samples, results, strict=True))
-    bad = tuple(Skipped(sample, result.problem) for sample, result in judged if result.problem)
-    good = tuple(sample for sample, result in judged if not result.problem)
-    return replace(samples, samples=good, skipped=samples.skipped + bad)
+        results = decode_results([sample.image for sample in samples.samples], data, advance)
+    return tuple(Skipped(s, result.problem) for s, result in zip(samples.samples, results, strict=True) if result.problem)
+
+
+def refuse_bad(samples: Samples, data: Data) -> None:
+    """Raise DataError that names the images of any split that can't be read, before hours of training end at one of them."""
+    if not (bad := find_bad(samples, data)):
+        return
+    counts = Counter(skipped.sample.split for skipped in bad)
+    splits = ", ".join(f"{counts[split]} {split}" for split in ("train", "val", "test") if counts[split])
+    first = "\n".join(f"    {skipped.sample.id}: {skipped.reason}." for skipped in bad[:SHOWN])
+    more = f"\n    and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
+    total = len(samples.samples)
+    raise DataError(f"{len(bad)} of {total} pictures can't be read ({splits}), so nothing is trained:\n{first}{more}\n  {HOW_TO_GO_ON}")
 
 
 def without_bad_of(samples: Samples, split: str, data: Data) -> Samples:

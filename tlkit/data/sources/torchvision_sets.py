@@ -85,6 +85,15 @@ class TorchvisionImage:
         image: Image.Image = self.dataset[self.index][0]
         return image
 
+    @property
+    def file(self) -> Path | None:
+        """The file that the image is decoded from, where the set lists its files: its classes agree on no name for the list."""
+        for name in ("samples", "_samples", "_image_files", "_images"):
+            if len(entries := getattr(self.dataset, name, None) or ()) == len(self.dataset):
+                entry = entries[self.index]
+                return Path(entry[0] if isinstance(entry, tuple) else entry)
+        return None
+
     def __str__(self) -> str:
         return f"{type(self.dataset).__name__}[{self.index}]"
 

@@ -4,12 +4,14 @@ import csv
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 
+from tlkit.data.file_facts import FileFacts, file_key
 from tlkit.data.samples import Sample, Samples
 from tlkit.data.sources.classes import odd_classes
 from tlkit.data.splits.stratify import counts_of_share, hold_out, split_by_labels
@@ -131,10 +133,20 @@ def shortened(names: Sequence[str]) -> str:
 
 
 def hash_images(samples: Samples) -> dict[str, str]:
-    """A picture's id -> the sha256 of its file or, without a file, of its pixels. Raises DataError if one can't be read."""
-    with ThreadPoolExecutor(_HASHING_THREADS) as threads:
-        hashes = threads.map(_hash, samples.samples)
-        return {sample.id: found for sample, found in zip(samples.samples, hashes, strict=True)}
+    """Return an image's id -> the sha256 of its file or, without a file, of its pixels. Raises DataError if one can't be read.
+
+    A file is read once for as long as it stays the same.
+    """
+    images = samples.samples
+    keys = [file_key(sample.image) for sample in images]
+    with closing(FileFacts("sha256")) as facts, ThreadPoolExecutor(_HASHING_THREADS) as threads:
+        hashes = [facts.get(key) if key else None for key in keys]
+        unknown = [row for row, known in enumerate(hashes) if known is None]
+        for row, found in zip(unknown, threads.map(lambda row: _hash(images[row]), unknown), strict=True):
+            hashes[row] = found
+            if (key := keys[row]) is not None:
+                facts.put(key, found)
+    return {sample.id: str(found) for sample, found in zip(images, hashes, strict=True)}
 
 
 def manifest_rows(samples: Samples, hashes: Mapping[str, str]) -> list[dict[str, str]]:

@@ -2,12 +2,13 @@
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tlkit.data.samples import Samples
 from tlkit.data.splits.holdout import read_manifest
 from tlkit.errors import RecipeError, RunError
 from tlkit.recipe.fields.data import FindBatchSize
@@ -20,8 +21,9 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger("tlkit")
 
-MAY_CHANGE = ("data.workers", "trainer.checkpoint_every.minutes")
-"""Keys that decide about no number: a job that is queued again may come to another machine."""
+MAY_CHANGE = ("data.workers", "data.on_bad", "data.leak_check", "trainer.checkpoint_every.minutes")
+"""Keys that touch nothing that was trained: a job that is queued again may come to another machine, and a test image may have become
+unreadable since. Whether one that was trained on has, split.csv tells."""
 SHOWN = 12
 
 
@@ -59,19 +61,36 @@ def recipe_as_begun(run: Path, recipe: Recipe) -> Recipe:
         reported = "\n".join(lines)
         raise RunError(
             f"{run} began with another recipe (was -> is):\n{reported}\n"
-            "  Go on with the recipe as it was; or start again in another --out, by --init-from with the weights of a finished run."
+            f"  Go on with the recipe as it was; {', '.join(MAY_CHANGE)} may change.\n"
+            "  Or start again in another --out, by --init-from with the weights of a finished run."
         )
     return recipe
 
 
-def check_same_images(manifest: Path, rows: Sequence[Mapping[str, str]]) -> None:
-    """Raises RunError, with the number and the first ids, if pictures, labels or splits aren't those that the run began with.
+def in_splits_as_begun(samples: Samples, manifest: Path) -> Samples:
+    """Return the samples in the splits of split.csv, from which drawing them without those left out since would differ.
 
-    manifest: split.csv; nothing is compared if the run hadn't come so far. rows: those of now.
+    Those that the run doesn't have stay as they are, for `check_same_images` to refuse.
+    """
+    splits = {row["id"]: row["split"] for row in read_manifest(manifest)}
+    drawn = {splits[sample.id] for sample in samples.samples if sample.split in ("", "train") and sample.id in splits} - {"train"}
+    placed = tuple(replace(sample, split=splits.get(sample.id, sample.split)) for sample in samples.samples)
+    return replace(samples, samples=placed, drawn=frozenset(drawn))
+
+
+def check_same_images(manifest: Path, rows: Sequence[Mapping[str, str]], *, left_out: Collection[str] = ()) -> None:
+    """Raise RunError, with the number and the first ids, if images, labels or splits aren't those that the run began with.
+
+    manifest: split.csv; nothing is compared if the run hadn't come so far. rows: those of now. left_out: ids of images that can't be
+    read, which the test split may lack: nothing was trained on it.
     """
     if not manifest.is_file():
         return
-    reported = image_changes(read_manifest(manifest), rows)
+    before = read_manifest(manifest)
+    lost = [row["id"] for row in before if row["id"] in left_out and row["split"] == "test"]
+    if lost:
+        LOG.warning("%d test images can't be read any more and are not measured, such as %s", len(lost), lost[0])
+    reported = image_changes([row for row in before if row["id"] not in set(lost)], rows)
     if reported:
         raise RunError(
             "The pictures are not those that the run began with ({}):\n{}\n  Restore them, or start again in another --out.".format(
