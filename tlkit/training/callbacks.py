@@ -153,6 +153,8 @@ class MetricsTable(Callback):
         metrics = {name: float(trainer.callback_metrics[name]) for name in (*METRICS_COLUMNS, SCORE) if "/" in name}
         seconds = round(self.epoch_seconds, 3)
         lr = trainer.optimizers[0].param_groups[0]["lr"]
+        for logger in trainer.loggers:
+            logger.log_metrics({"lr": lr}, step=trainer.global_step)
         self.add({"epoch": trainer.current_epoch + 1, **metrics, "lr": lr, "seconds": seconds}, writes=trainer.is_global_zero)
 
     def add(self, row: Mapping[str, Any], *, writes: bool) -> None:

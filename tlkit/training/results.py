@@ -164,6 +164,7 @@ def cached_validation(
 def write_results(run: Path, recipe: Recipe, samples: Samples, weights: Weights, result: "Trained", metrics: Mapping[str, Any]) -> None:
     """Write metrics.json, curves.png and report.html, and for a command the panel that a person reads."""
     from tlkit.training.specs import phase_name
+    from tlkit.training.tensorboard import log_results
 
     write_json(run / "metrics.json", metrics)
     head = recipe.model.head
@@ -192,6 +193,7 @@ def write_results(run: Path, recipe: Recipe, samples: Samples, weights: Weights,
         curves=run / "curves.png",
         augmentations=run / "augmentations.png",
     )
+    log_results(run, recipe, metrics)
     LOG.info("done in %.0f s", metrics["seconds"]["total"])
     if is_command_line():
         print_run(run, samples, metrics)

@@ -1,0 +1,26 @@
+"""What TensorBoard shows beside the curves: the figures of the model that ships, and the recipe as hyper-parameters."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from tlkit.recipe.schema import Recipe
+
+FOLDER = "tensorboard"
+
+
+def log_results(run: Path, recipe: Recipe, metrics: Mapping[str, Any]) -> None:
+    """Write the run `result`. metrics: the content of metrics.json; of each split its plain numbers are taken."""
+    logger = TensorBoardLogger(run, name=FOLDER, version="result")
+    figures = {
+        f"{split}/{name}": float(value)
+        for split in ("test", "val")
+        for name, value in metrics.get(split, {}).items()
+        if isinstance(value, float)
+    }
+    values = recipe.model_dump(mode="json", by_alias=True)
+    phases = {f"phases[{number}]": phase for number, phase in enumerate(values.pop("phases"))}
+    logger.log_hyperparams({**values, **phases}, figures)
+    logger.finalize("success")
