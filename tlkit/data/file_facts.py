@@ -43,6 +43,7 @@ def file_key(image: ImageSource) -> FileKey | None:
 
     An image of a torchvision set has its file's key, and is another thing than the file: its facts are those of its pixels.
     """
+    file: Path | None
     if isinstance(image, TarImage):
         file, member = image.shard, b"\0%d" % image.offset
     else:
