@@ -26,6 +26,7 @@ from tlkit.errors import TlkitError
 from tlkit.files import format_bytes
 from tlkit.models.backbones import check_backbone_name, pretrained_cfg
 from tlkit.models.classifier import Classifier
+from tlkit.models.image_sizes import border_warning
 from tlkit.models.weights import Weights
 from tlkit.planning.probe import Memory, MemoryProbe
 from tlkit.planning.timing import RESULTS_S, Timing, Trial
@@ -86,7 +87,7 @@ class Plan:
     weights: where they come from. weights_mean: of the pictures that they were made with. notes: what was done to them.
     no_pictures, no_weights: why they are missing, else empty. steps: of the optimizer, in an epoch.
     device_memory: bytes of one device; None where the machine doesn't tell.
-    phases: those that train by gradients.
+    phases: those that train by gradients. border: what is not seen of every image, see `border_warning`.
     """
 
     recipe: Recipe
@@ -104,6 +105,7 @@ class Plan:
     steps: int | None
     phases: tuple[PhasePlan, ...]
     seconds_around: float = 0.0
+    border: str = ""
 
     @property
     def largest(self) -> PhasePlan | None:
@@ -143,6 +145,7 @@ def _make_plan(recipe: Recipe, folder: Path) -> Plan:
         classifier, preprocessing = build(recipe, _few(shown), used, log=notes.append)
         augmentation = build_augmentation(recipe.augment, recipe.data.image_size, recipe.data.channels)
         trained = trainable_parameters(recipe, classifier)
+        border = border_warning(recipe.model.backbone, classifier.backbone, recipe.data.image_size)
 
     trial = _Trial(recipe, classifier, preprocessing, augmentation, shown, recipe.data.known_batch_size // devices, here.type)
     started = time.perf_counter() - began
@@ -163,6 +166,7 @@ def _make_plan(recipe: Recipe, folder: Path) -> Plan:
         steps=steps_an_epoch(recipe, len(samples.of("train")), devices) if samples else None,
         phases=tuple(with_seconds(phases, recipe, shown, trained, sharing=1 if here.type == "cpu" else devices)),
         seconds_around=started + seconds_of_results(phases, shown),
+        border=border,
     )
 
 
@@ -313,7 +317,7 @@ class Remark:
 
 def remarks(plan: Plan) -> list[Remark]:
     """The most important first."""
-    warnings = [*_missing(plan), *_memory(plan), *_normalize(plan), *_size(plan.recipe), *_classes(plan), *_steps(plan)]
+    warnings = [*_missing(plan), *_memory(plan), *_normalize(plan), *_size(plan), *_classes(plan), *_steps(plan)]
     warnings += [*_random_features(plan.recipe), *(split_warnings(plan.samples) if plan.samples else ())]
     warnings += [text for phase in plan.phases for text in (*_rates(phase), *_parameters(plan, phase))]
     notes = [*(f"weights: {text}" for text in plan.notes), *recipe_notes(plan.recipe)]
@@ -343,7 +347,10 @@ def _normalize(plan: Plan) -> Iterator[str]:
         yield f"data.normalize = 'none' feeds the weights numbers that they have never seen. {fix}"
 
 
-def _size(recipe: Recipe) -> Iterator[str]:
+def _size(plan: Plan) -> Iterator[str]:
+    recipe = plan.recipe
+    if plan.border:
+        yield plan.border
     _, height, _ = pretrained_cfg(recipe.model.backbone).get("input_size") or (0, 0, 0)
     size = recipe.data.image_size
     if recipe.model.weights != "random" and height and max(size / height, height / size) > FAR:

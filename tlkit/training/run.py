@@ -13,6 +13,7 @@ from tlkit.data.splits.holdout import hash_images, manifest_rows, split_warnings
 from tlkit.data.splits.run_source import write_origin
 from tlkit.errors import TrainingError
 from tlkit.files import remove_unfinished, write_atomically
+from tlkit.models.image_sizes import border_warning
 from tlkit.models.model_folder import ModelCard, save_model
 from tlkit.models.state_files import not_finite
 from tlkit.recipe.fields.data import Data, LeakCheck
@@ -180,7 +181,8 @@ def log_header(recipe: Recipe, setup: Setup, folder: Path) -> None:
         LOG.info("weights: %s", note)
     for line in (*recipe_notes(recipe), *metric_notes(recipe, samples).values()):
         LOG.info("%s", line)
-    for warning in (*recipe_warnings(recipe), *split_warnings(samples)):
+    border = border_warning(recipe.model.backbone, setup.classifier.backbone, recipe.data.image_size)
+    for warning in (*([border] if border else []), *recipe_warnings(recipe), *split_warnings(samples)):
         LOG.warning("%s", warning)
 
 

@@ -18,6 +18,7 @@ from tlkit.models.backbones import check_backbone_name, pretrained_cfg
 from tlkit.models.classifier import Classifier
 from tlkit.models.freeze import trained_parameters
 from tlkit.models.heads import trained_head
+from tlkit.models.image_sizes import explained_image_size
 from tlkit.models.model_folder import check_can_ship
 from tlkit.models.weights import Weights, find_weights, load_backbone
 from tlkit.recipe.schema import Recipe
@@ -93,9 +94,10 @@ def build(recipe: Recipe, samples: Samples, weights: Weights, *, log: Callable[[
     log: is given what was done to the weights.
     """
     size, channels = recipe.data.image_size, recipe.data.channels
-    backbone = load_backbone(recipe.model, weights, size, channels=channels, log=log)
-    preprocessing = preprocessing_of(recipe, samples, weights)
-    classifier = Classifier(backbone, trained_head(recipe.model.head), samples.classes, size, preprocessing)
+    with explained_image_size(recipe.model.backbone, size, channels=channels, pool=recipe.model.head.pool):
+        backbone = load_backbone(recipe.model, weights, size, channels=channels, log=log)
+        preprocessing = preprocessing_of(recipe, samples, weights)
+        classifier = Classifier(backbone, trained_head(recipe.model.head), samples.classes, size, preprocessing)
     check_can_ship(recipe.model.backbone, recipe.model.head, classifier, len(samples.classes), size)
     if "mean_picture" in weights.normalization and recipe.data.normalize == "weights":
         log("they were trained with a mean picture subtracted; `normalize: weights` takes the means of its channels")
