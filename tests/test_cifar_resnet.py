@@ -1,4 +1,4 @@
-"""The command that the README leads with, to its end, and what it says where nothing can be had."""
+"""The command that the README leads with, to its end, and what it says where nothing is available."""
 
 import hashlib
 import json

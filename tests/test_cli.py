@@ -142,7 +142,7 @@ def test_a_fault_of_tlkit_exits_1_with_one_line(monkeypatch: pytest.MonkeyPatch,
     assert cli.main(["models"]) == 1
     printed = capsys.readouterr().err
     assert printed.count("\n") == 1
-    assert "fault of tlkit" in printed
+    assert "a bug in tlkit" in printed
     assert "ZeroDivisionError: by zero" in printed
     assert "--debug" in printed
 

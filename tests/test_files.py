@@ -17,6 +17,7 @@ from tlkit.files import (
     UNFINISHED,
     atomic_file,
     atomic_folder,
+    expanded,
     format_bytes,
     key_of,
     remove_unfinished,
@@ -160,3 +161,13 @@ def test_digests_are_those_of_hashlib(tmp_path: Path) -> None:
 )
 def test_sizes_are_in_the_unit_that_people_use(number: float, text: str) -> None:
     assert format_bytes(number) == text
+
+
+def test_home_and_variables_are_expanded_in_paths_as_users_write_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ann")
+    monkeypatch.setenv("PHOTOS", "/disk/photos")
+    monkeypatch.delenv("NOWHERE", raising=False)
+    assert expanded("~/runs/x") == Path("/home/ann/runs/x")
+    assert expanded("$PHOTOS/cats") == expanded("${PHOTOS}/cats") == Path("/disk/photos/cats")
+    assert expanded("$NOWHERE/cats") == Path("$NOWHERE/cats")
+    assert expanded(Path("plain")) == Path("plain")

@@ -171,7 +171,7 @@ def test_a_strangers_artifact_runs_nothing(tmp_path: Path, sprung: Path, capsys:
                 assert not sprung.exists(), command
             main(["verify", str(artifact)])  # which says of torch's formats alone that the files are whole
             assert not sprung.exists()
-    assert "fault of tlkit" not in capsys.readouterr().err
+    assert "a bug in tlkit" not in capsys.readouterr().err
 
 
 def test_a_checkpoint_runs_nothing(workplace: Path, sprung: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -97,7 +97,7 @@ def test_a_command_ends_as_in_utf8_where_output_is_ascii(name: str, here: Path) 
     text = printed(*WORDS[name].split(), code=2 if name in ("serve", "bench") else 0)
     assert text
     assert b"internal error" not in text
-    assert b"fault of tlkit" not in text
+    assert b"a bug in tlkit" not in text
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])

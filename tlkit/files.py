@@ -23,6 +23,11 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 """Source: Linux's fcntl.h and fs.h; described in renameat2(2)."""
 
 
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """Return a path as a user wrote it, in a recipe or a command, with `~` and `$VAR` expanded; unknown variables stay as they are."""
+    return Path(os.path.expandvars(path)).expanduser()
+
+
 @contextmanager
 def atomic_file(file: Path, *, durable: bool = True) -> Iterator[Path]:
     """Yield a file beside `file` to write into, and put it in the place of `file`; where an error is raised, remove it.

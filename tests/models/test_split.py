@@ -86,7 +86,7 @@ def test_training_the_suffix_trains_the_classifier_and_only_what_the_phase_says(
         ("resnet18", "head", [(512,)]),
         ("resnet18", {"from": "layer4"}, [(256, 4, 4)]),
         ("resnet18", {"from": "layer1"}, [(64, 16, 16)]),
-        ("googlenet", {"from": "inception5b"}, [(832, 2, 2)]),  # four branches of one map: kept once, pooled anew
+        ("googlenet", {"from": "inception5b"}, [(832, 2, 2)]),  # four branches of one map: cached once, pooled again
         ("vgg11_bn", "head", [(4096,)]),
         ("vit_tiny_patch16_224", {"from": "block11"}, [(17, 192)]),
     ],

@@ -1,4 +1,4 @@
-"""Recipes are read as YAML 1.2, and everything that is wrong with one is told at once, with its place and the fix."""
+"""Recipes are read as YAML 1.2, and everything that is wrong with one is reported at once, with its place and the fix."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""A loss that is no number: found in the batch in which it happens, with its pictures named."""
+"""A loss that is NaN or infinite: found in the batch in which it happens, with its pictures named."""
 
 import csv
 import re

@@ -1,4 +1,4 @@
-"""A run that is run again gives the same bits; what differs is told, what is missing is told before any training."""
+"""A run that is run again gives the same bits; what differs is reported, what is missing is reported before any training."""
 
 import json
 import os

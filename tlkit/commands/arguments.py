@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tlkit.errors import TlkitError
+from tlkit.files import expanded
 from tlkit.terminal import print_text
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def offline_arguments(parser: ArgumentParser) -> None:
     help = "make no network call: say what is missing. Weights and data are taken from RECIPE's folder, if `tlkit data fetch` made it"
     parser.add_argument("--offline", action="store_true", help=help)
     help = "take weights and data from this folder by `tlkit data fetch`, checked by sha256, and make no network call"
-    parser.add_argument("--from", type=Path, metavar="DIR", dest="fetched", help=help)
+    parser.add_argument("--from", type=expanded, metavar="DIR", dest="fetched", help=help)
 
 
 def recipe_to_run(arguments: Namespace) -> "Recipe":
@@ -81,7 +82,7 @@ def source_of(images: str) -> dict[str, str] | None:
 
     Raises TlkitError for an .npy, which has no labels.
     """
-    place = Path(images).expanduser()
+    place = expanded(images)
     if place.is_dir():
         kind = _kind_of_folder(place)
         return {kind: f"{images}/*.tar" if kind == "webdataset" else images}

@@ -6,13 +6,14 @@ from pathlib import Path
 
 from tlkit.commands.arguments import count, images_arguments, images_recipe, recipe_arguments
 from tlkit.commands.log import show_log
+from tlkit.files import expanded
 from tlkit.terminal import print_text
 
 
 def check_arguments(parser: ArgumentParser) -> None:
     images_arguments(parser)
     parser.add_argument("--format", choices=("table", "json"), default="table", help="default: table")
-    parser.add_argument("--out", type=Path, metavar="FILE.csv", help="where to write every row too")
+    parser.add_argument("--out", type=expanded, metavar="FILE.csv", help="where to write every row too")
 
 
 def check(arguments: Namespace) -> int:
@@ -24,7 +25,7 @@ def check(arguments: Namespace) -> int:
 
 def preview_arguments(parser: ArgumentParser) -> None:
     images_arguments(parser)
-    parser.add_argument("--out", type=Path, default=Path("preview.png"), metavar="FILE", help="default: preview.png")
+    parser.add_argument("--out", type=expanded, default=Path("preview.png"), metavar="FILE", help="default: preview.png")
     parser.add_argument(
         "--rows", type=count, default=8, metavar="N", help="training pictures, of as many classes as there are (default: 8)"
     )
@@ -43,7 +44,7 @@ def stats_arguments(parser: ArgumentParser) -> None:
     images_arguments(parser)
     help = "side of the mean picture (default: the recipe's image_size, without a recipe the size of the first picture)"
     parser.add_argument("--image-size", type=count, metavar="PX", help=help)
-    parser.add_argument("--out", type=Path, metavar="DIR", help="put mean_picture.png and statistics.json here")
+    parser.add_argument("--out", type=expanded, metavar="DIR", help="put mean_picture.png and statistics.json here")
     parser.add_argument("--format", choices=("table", "json"), default="table", help="default: table")
 
 
@@ -57,7 +58,9 @@ def stats(arguments: Namespace) -> int:
 
 def fetch_arguments(parser: ArgumentParser) -> None:
     recipe_arguments(parser)
-    parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="the folder to fill; what it has already isn't brought again")
+    parser.add_argument(
+        "--to", type=expanded, required=True, metavar="DIR", help="the folder to fill; what it has already isn't brought again"
+    )
     help = "don't copy data and weights that the recipe gives by path: they are at the same place on the other machine"
     parser.add_argument("--leave-local", action="store_true", help=help)
 
@@ -73,7 +76,7 @@ def fetch(arguments: Namespace) -> int:
 
 def audit_arguments(parser: ArgumentParser) -> None:
     images_arguments(parser)
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where to put it (default: the next number under runs/NAME-audit)")
+    parser.add_argument("--out", type=expanded, metavar="DIR", help="where to put it (default: the next number under runs/NAME-audit)")
     parser.add_argument("--fix", action="store_true", help="also write cleaned.csv, a list without what leaks; pictures are left alone")
     parser.add_argument("--strict", action="store_true", help="end with 2 if splits leak, a picture has two labels or a label is doubted")
 

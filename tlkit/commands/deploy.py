@@ -1,15 +1,15 @@
 """What is done with a model that is ready."""
 
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from pathlib import Path
 
 from tlkit.commands.arguments import count
 from tlkit.commands.log import show_log
+from tlkit.files import expanded
 from tlkit.system import keep_freed_memory
 
 
 def predict_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("model", type=Path, metavar="RUN|ARTIFACT", help="a run folder or its model folder, or what tlkit export made")
+    parser.add_argument("model", type=expanded, metavar="RUN|ARTIFACT", help="a run folder or its model folder, or what tlkit export made")
     help = "picture files, folders, globs such as 'photos/**/*.jpg', or - for a list of files on standard input"
     parser.add_argument("paths", nargs="+", metavar="PATH", help=help)
     parser.add_argument("-0", "--null", action="store_true", help="names in the list end with NUL, as find -print0 writes them")
@@ -20,7 +20,7 @@ def predict_arguments(parser: ArgumentParser) -> None:
     help = "abstain where no class is as likely as P, from 0 to 1; for a multilabel model, in place of its own thresholds"
     parser.add_argument("--threshold", type=_share, metavar="P", help=help)
     help = "write here, a row as soon as it is known, so that --resume can go on: FILE.csv or FILE.jsonl"
-    parser.add_argument("--out", type=Path, metavar="FILE", help=help)
+    parser.add_argument("--out", type=expanded, metavar="FILE", help=help)
     parser.add_argument("--resume", action="store_true", help="go on with --out FILE: pictures that have a row in it are not asked again")
     help = "in place of answers, write what the head sees of each picture to --out FILE.npz or FILE.parquet"
     parser.add_argument("--features", action="store_true", help=help)
@@ -44,7 +44,7 @@ def predict(arguments: Namespace) -> int:
 
 
 def export_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run folder or its model folder")
+    parser.add_argument("run", type=expanded, metavar="RUN", help="a run folder or its model folder")
     help = "where its images are now, if not where it was started: data.source.folder=/photos"
     parser.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help=help)
     help = "one or more of onnx, torch (a torch.export program), safetensors (timm, Hugging Face hub), openvino; default: onnx"
@@ -56,12 +56,12 @@ def export_arguments(parser: ArgumentParser) -> None:
     entrance.add_argument("--float", dest="raw", action="store_false", help=help)
     parser.add_argument("--features", action="store_true", help="the network gives what its head sees, too")
     parser.add_argument("--opset", type=int, default=20, metavar="N", help="of ONNX, 18 to 23; default: 20")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="gets a folder a format; default: RUN/export")
+    parser.add_argument("--out", type=expanded, metavar="DIR", help="gets a folder a format; default: RUN/export")
     parser.add_argument("--zip", dest="zipped", action="store_true", help="make a .zip of each folder, too")
     help = "how many pictures prove the export, or all; default: 200 of the validation split"
     parser.add_argument("--proof-images", "--pictures", type=_number_or_all, default=200, metavar="N", help=help)
     help = "prove it with the pictures in this folder, where the run's own aren't at hand"
-    parser.add_argument("--images", type=Path, metavar="DIR", help=help)
+    parser.add_argument("--images", type=expanded, metavar="DIR", help=help)
     help = "largest difference of a probability that passes; default: 1e-4"
     parser.add_argument("--tolerance", type=float, default=1e-4, metavar="T", help=help)
     help = "put N of these pictures into the artifact for `tlkit verify`; default: none, they stay with you"
@@ -104,7 +104,7 @@ def serve_arguments(parser: ArgumentParser) -> None:
 
     default, limits = Serving(), Serving().limits
     parser.description = f"{parser.description} A token in the environment variable {TOKEN_VARIABLE} is asked of every client."
-    parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="what tlkit export made: a folder, or a .zip")
+    parser.add_argument("artifact", type=expanded, metavar="ARTIFACT", help="what tlkit export made: a folder, or a .zip")
     help = f"where to listen (default: {default.host}, this machine alone; 0.0.0.0 is every network that it is in)"
     parser.add_argument("--host", default=default.host, help=help)
     parser.add_argument("--port", type=_port, default=default.port, help=f"default: {default.port}; 0 takes a free one")
@@ -164,9 +164,9 @@ def _number(text: str) -> float:
 
 
 def verify_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="the folder or .zip that tlkit export made")
+    parser.add_argument("artifact", type=expanded, metavar="ARTIFACT", help="the folder or .zip that tlkit export made")
     help = "compare over those of the pictures that the export was proved with that lie in this folder, too"
-    parser.add_argument("--images", type=Path, metavar="DIR", help=help)
+    parser.add_argument("--images", type=expanded, metavar="DIR", help=help)
 
 
 def verify(arguments: Namespace) -> int:

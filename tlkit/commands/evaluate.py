@@ -2,15 +2,15 @@
 
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
+from tlkit.files import expanded
 from tlkit.system import keep_freed_memory
 from tlkit.terminal import print_text, takes_unicode
 
 
 def evaluate_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run folder, such as runs/quickstart/001")
+    parser.add_argument("run", type=expanded, metavar="RUN", help="a run folder, such as runs/quickstart/001")
     help = "where its images are now, if not where it was started: data.source.folder=/photos, data.root=/downloads"
     parser.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help=help)
     parser.add_argument("--split", choices=("test", "val"), default="test", help="the pictures to measure on (default: test)")

@@ -2,13 +2,13 @@
 
 import json
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from pathlib import Path
 from typing import Any
 
 from tlkit.commands.arguments import count, offline_arguments, recipe_arguments, recipe_to_run
 from tlkit.commands.log import show_log
 from tlkit.commands.signals import handle_signals
 from tlkit.errors import RecipeError, TlkitError
+from tlkit.files import expanded
 from tlkit.system import keep_freed_memory
 from tlkit.terminal import print_text, takes_unicode
 
@@ -16,11 +16,11 @@ from tlkit.terminal import print_text, takes_unicode
 def finetune_arguments(parser: ArgumentParser) -> None:
     recipe_arguments(parser)
     offline_arguments(parser)
-    parser.add_argument("--out", type=Path, metavar="DIR", help="the run folder to make (default: the next number under runs/NAME)")
+    parser.add_argument("--out", type=expanded, metavar="DIR", help="the run folder to make (default: the next number under runs/NAME)")
     help = "go on with the run in --out where it was interrupted; start it if there is none, do nothing if it is finished"
     parser.add_argument("--resume", action="store_true", help=help)
     help = "begin with the weights of an earlier run, and nothing else of it: short for model.weights={run: DIR}"
-    parser.add_argument("--init-from", type=Path, metavar="DIR", help=help)
+    parser.add_argument("--init-from", type=expanded, metavar="DIR", help=help)
 
 
 def finetune(arguments: Namespace) -> int:
@@ -36,11 +36,11 @@ def finetune(arguments: Namespace) -> int:
 
 
 def reproduce_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a finished run, such as runs/quickstart/001")
+    parser.add_argument("run", type=expanded, metavar="RUN", help="the folder of a finished run, such as runs/quickstart/001")
     help = "changes one key of its recipe, where this machine differs: data.root=/photos, trainer.accelerator=cpu"
     parser.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help=help)
     offline_arguments(parser)
-    parser.add_argument("--out", type=Path, metavar="DIR", help="the folder of the new run (default: the next number under runs/NAME)")
+    parser.add_argument("--out", type=expanded, metavar="DIR", help="the folder of the new run (default: the next number under runs/NAME)")
 
 
 def reproduce(arguments: Namespace) -> int:
@@ -77,7 +77,7 @@ def lr_arguments(parser: ArgumentParser) -> None:
     offline_arguments(parser)
     parser.add_argument("--phase", type=count, default=1, metavar="N", help="the phase to test, counted from 1 (default: 1)")
     parser.add_argument("--steps", type=count, default=100, metavar="N", help="steps from the lowest rate to the highest (default: 100)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where to put the curve (default: the next number under runs/NAME-lr)")
+    parser.add_argument("--out", type=expanded, metavar="DIR", help="where to put the curve (default: the next number under runs/NAME-lr)")
 
 
 def lr(arguments: Namespace) -> int:
@@ -134,7 +134,7 @@ def bench_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--backbone", default=DEFAULT_BACKBONE, metavar="NAME", help=f"default: {DEFAULT_BACKBONE}")
     parser.add_argument("--warm-cache", action="store_true", help="tlkit finds what an earlier run with another seed cached")
     parser.add_argument("--format", choices=("table", "json"), default="table", help="default: table")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="where to put every run's figures, as JSON")
+    parser.add_argument("--out", type=expanded, metavar="FILE", help="where to put every run's figures, as JSON")
 
 
 def _bench_size(text: str) -> tuple[int, int]:

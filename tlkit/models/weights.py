@@ -14,7 +14,7 @@ from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from tlkit.errors import Fault, MissingExtraError, RecipeError, RunError, WeightsError, expected_one_of
-from tlkit.files import sha256_of
+from tlkit.files import expanded, sha256_of
 from tlkit.models.backbones import classifier_names, create_backbone, first_convolutions, pretrained_cfg
 from tlkit.models.model_folder import find_model_folder, read_card
 from tlkit.models.state_files import COUNTERS, SUFFIXES, Fit, fits, not_finite, read_state_dicts
@@ -121,7 +121,7 @@ def _described(origin: str, file: Path) -> Weights:
 
 
 def _local_file(name: str) -> Path:
-    file = Path(name).expanduser()
+    file = expanded(name)
     if not file.name.endswith(SUFFIXES):
         raise WeightsError(
             f"model.weights.file = '{name}' has no ending that is known for weights.\n  {expected_one_of(file.suffix, SUFFIXES)}"
@@ -133,7 +133,7 @@ def _local_file(name: str) -> Path:
 
 def _of_run(name: str, backbone: str) -> Weights:
     try:
-        folder = find_model_folder(Path(name).expanduser())
+        folder = find_model_folder(expanded(name))
         card = read_card(folder)  # which compares the sha256 of every file
     except RunError as error:
         raise WeightsError(f"model.weights.run = '{name}': {error}") from error

@@ -12,6 +12,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from tlkit.errors import Fault, RecipeError
+from tlkit.files import expanded
 from tlkit.recipe.explain import shown
 from tlkit.recipe.schema import Recipe
 from tlkit.recipe.validate import validated
@@ -59,7 +60,7 @@ def find_recipe(path: str | PathLike[str]) -> Path:
 
     Raises RecipeError, with the nearest recipe, if there is neither.
     """
-    path = Path(path)
+    path = expanded(path)
     if path.is_file():
         return path
     ours = sorted(shipped("recipes").glob("*.yaml"))

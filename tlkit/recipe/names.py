@@ -4,7 +4,6 @@ The names are those of one version of timm, in names.json, which `python -m test
 """
 
 import json
-import os
 from collections.abc import Iterator
 from importlib.metadata import version
 from importlib.resources import files
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tlkit.errors import Fault, did_you_mean
+from tlkit.files import expanded
 from tlkit.recipe.schema import Recipe
 
 TABLE = "names.json"
@@ -46,7 +46,7 @@ def path_faults(recipe: Recipe) -> Iterator[Fault]:
     for key, name, is_folder in named:
         if not isinstance(name, str):
             continue
-        path = Path(os.path.expandvars(name)).expanduser()
+        path = expanded(name)
         if not (path.is_dir() if is_folder else path.is_file()):
             yield Fault(key, f"= '{name}' {_problem(path, is_folder=is_folder)}", _nearest(path, is_folder=is_folder))
 

@@ -5,6 +5,7 @@ import time
 from os import PathLike
 from pathlib import Path
 
+from tlkit.files import expanded
 from tlkit.recipe.load import load_recipe, recipe_yaml
 from tlkit.recipe.schema import Recipe
 from tlkit.training.batch_size.find import with_batch_size
@@ -43,7 +44,7 @@ def finetune(recipe: Recipe | str | PathLike[str], *, out: str | PathLike[str] |
     """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     with left_as_found():
-        return Run(run_recipe(recipe, out=Path(out) if out is not None else None, resume=resume))
+        return Run(run_recipe(recipe, out=expanded(out) if out is not None else None, resume=resume))
 
 
 def run_recipe(recipe: Recipe, *, out: Path | None = None, resume: bool = False) -> Path:

@@ -14,6 +14,7 @@ from tlkit.data.samples import Samples
 from tlkit.data.sources.read import read_source
 from tlkit.data.splits.folds import split_by_recipe
 from tlkit.errors import Fault, RecipeError, TlkitError
+from tlkit.files import expanded
 from tlkit.models.backbones import check_backbone_name, pretrained_cfg
 from tlkit.models.classifier import Classifier
 from tlkit.models.freeze import trained_parameters
@@ -151,7 +152,7 @@ def gather_what_there_is(recipe: Recipe) -> tuple[Samples | TlkitError, Weights 
     skips = recipe.data.on_bad == "skip"
     with ThreadPoolExecutor(2) as pool:
         weights = pool.submit(find_weights, recipe.model)
-        samples = pool.submit(read_source, recipe.data.source, Path(recipe.data.root), recipe.task, keep_missing=skips)
+        samples = pool.submit(read_source, recipe.data.source, expanded(recipe.data.root), recipe.task, keep_missing=skips)
     found = _result(samples)
     if skips and isinstance(found, Samples):
         # Here, and not beside the weights: Ctrl-C reaches this thread alone.

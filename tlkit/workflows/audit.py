@@ -39,6 +39,7 @@ from tlkit.data.splits.folds import split_by_recipe
 from tlkit.data.splits.holdout import hash_images
 from tlkit.errors import WeightsError
 from tlkit.evaluation.gallery import write_gallery
+from tlkit.files import expanded
 from tlkit.models.weights import find_weights
 from tlkit.recipe.schema import Recipe
 from tlkit.terminal import print_line
@@ -75,7 +76,7 @@ def audit_command(recipe: Recipe, *, drawn: bool, out: Path | None, fix: bool, s
     """
     check_out(out)
     with recipe.located():
-        samples = read_source(recipe.data.source, Path(recipe.data.root), recipe.task, keep_missing=True)
+        samples = read_source(recipe.data.source, expanded(recipe.data.root), recipe.task, keep_missing=True)
         samples = without_bad(samples, recipe.data)
         if drawn:
             samples = split_by_recipe(samples, recipe.data, recipe.seed)

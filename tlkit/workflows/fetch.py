@@ -14,7 +14,7 @@ from tlkit.data.samples import Samples
 from tlkit.data.sources.kind import ReadOptions
 from tlkit.data.sources.read import kind_of, read_source
 from tlkit.errors import DataError, RunError
-from tlkit.files import atomic_file, format_bytes, remove_unfinished, sha256_of, write_atomically, write_json
+from tlkit.files import atomic_file, expanded, format_bytes, remove_unfinished, sha256_of, write_atomically, write_json
 from tlkit.models.backbones import check_backbone_name
 from tlkit.models.model_folder import find_model_folder
 from tlkit.models.weights import find_weights
@@ -136,7 +136,7 @@ def _weights(recipe: Recipe, bring: _Folder, leave_local: bool) -> Iterator[str]
         return
     use = None
     if isinstance(asked, RunWeights):
-        folder = find_model_folder(Path(asked.run).expanduser())
+        folder = find_model_folder(expanded(asked.run))
         place = f"weights/{_own_name(folder)}"
         for path in sorted(path for path in folder.iterdir() if path.is_file()):
             bring.copy(path, f"{place}/{path.name}")
@@ -164,9 +164,9 @@ def _data(recipe: Recipe, bring: _Folder, leave_local: bool) -> Iterator[str]:
         return
     print(f"data: {key} {name}", flush=True)
     into_root = origin == "downloaded" and kind.save is None
-    place = DOWNLOADS if into_root else f"local/{_own_name(Path(name).expanduser())}"
+    place = DOWNLOADS if into_root else f"local/{_own_name(expanded(name))}"
     bring.forget(place)
-    options = ReadOptions(bring.folder / DOWNLOADS if into_root else Path(recipe.data.root), recipe.task)
+    options = ReadOptions(bring.folder / DOWNLOADS if into_root else expanded(recipe.data.root), recipe.task)
     samples = kind.read(source, options)
     use: dict[str, str] = {}
     if origin == "local":
@@ -191,7 +191,7 @@ def _check_copy(recipe: Recipe, samples: Samples, use: dict[str, str]) -> None:
     source: Source = recipe.data.source.model_copy(update=use)
     problem = ""
     try:
-        copied = read_source(source, Path(recipe.data.root), recipe.task)
+        copied = read_source(source, expanded(recipe.data.root), recipe.task)
         if [(one.id, one.labels, one.split) for one in copied.samples] != [(one.id, one.labels, one.split) for one in samples.samples]:
             problem = "other pictures are read from it"
     except DataError as error:

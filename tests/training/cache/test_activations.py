@@ -17,7 +17,7 @@ from tlkit.files import UNFINISHED
 from tlkit.recipe.load import load_recipe
 from tlkit.system import cache_folder
 from tlkit.training.cache import activations as activation_cache
-from tlkit.training.cache.entries import entries, make_room
+from tlkit.training.cache.entries import entries, locked, make_room
 from tlkit.training.finetune import run_recipe
 
 RECIPE = """
@@ -129,7 +129,7 @@ def test_a_damaged_entry_is_made_again(place: Path) -> None:
     for number, damage in enumerate((kept[:-4], bytes(len(kept)))):
         (entry.folder / "0.bin").write_bytes(damage)
         rows, _, log = train(place, f"again{number}", head_only)
-        assert "made anew" in log
+        assert "computed again" in log
         assert figures(rows) == figures(good)
         assert (entry.folder / "0.bin").read_bytes() == kept
 
@@ -179,6 +179,28 @@ def test_room_is_made_by_removing_what_was_unused_for_longest(place: Path) -> No
         os.utime(folder, (time.time() - 100 * age,) * 2)
     make_room(1_000_000, budget_gb=0.0031)
     assert [entry.folder.name for entry in entries()] == ["middle", "new"]
+    with locked(cache_folder() / "activations" / "middle"):
+        make_room(10_000_000, budget_gb=0.0031, keep={cache_folder() / "activations" / "new"})
+    assert [entry.folder.name for entry in entries()] == ["middle", "new"]
+    make_room(10_000_000, budget_gb=0.0031)
+    assert entries() == []
+
+
+def test_another_pooling_is_another_entry_and_no_alarm(place: Path) -> None:
+    phases = "phases=[{train: head, epochs: 1, lr: 1e-2}]"
+    logs = [train(place, f"{number}", phases, f"model.head.pool={pool}")[2] for number, pool in enumerate(("avg", "max", "avg"))]
+    assert [log.count("frozen part run once") for log in logs] == [1, 1, 0]
+    assert not any("differ from the network's" in log for log in logs)
+
+
+def test_a_cache_that_cannot_be_written_costs_the_cache_and_not_the_run(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (place / "file").write_text("no folder")
+    monkeypatch.setenv("TLKIT_CACHE", str(place / "file" / "cache"))
+    phases = "phases=[{train: head, epochs: 1, lr: 1e-2}, {train: all, epochs: 2, lr: 1e-3}]"
+    _, metrics, log = train(place, "run", phases)
+    assert "can't be written: Not a directory" in log
+    assert "its pictures are decoded in every epoch" in log
+    assert "test" in metrics
 
 
 def test_a_live_phase_decodes_each_image_once_or_says_why_not(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

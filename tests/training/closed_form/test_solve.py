@@ -149,7 +149,7 @@ THEN_HEAD = "phases=[{train: head, solver: lbfgs}, {train: head, epochs: 1, lr: 
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """20 noisy pictures of each of three colours that are told apart with some mistakes, and the recipe."""
+    """20 noisy images of each of three colours that are classified with some mistakes, and the recipe."""
     folder = tmp_path_factory.mktemp("solved")
     draws = np.random.default_rng(0)
     for name, colour in {"blue": (120, 120, 150), "green": (120, 150, 120), "red": (150, 120, 120)}.items():

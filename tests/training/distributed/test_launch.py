@@ -89,7 +89,7 @@ NOTED = """
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """203 training, 101 validation and 1,003 test pictures, so noisy that not all can be told apart, and the recipe."""
+    """203 training, 101 validation and 1,003 test pictures, so noisy that not all can be classified, and the recipe."""
     folder = tmp_path_factory.mktemp("odd")
     draws = np.random.default_rng(0)
     names = list(COLOURS)

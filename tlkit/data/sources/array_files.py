@@ -16,6 +16,7 @@ from tlkit.data.samples import Samples
 from tlkit.data.sources.arrays import ArrayPart, ImageArray, array_samples, check_images, check_labels
 from tlkit.data.sources.kind import LocalFiles, ReadOptions, SourceKind, named_files
 from tlkit.errors import DataError, did_you_mean
+from tlkit.files import expanded
 from tlkit.recipe.fields.source import NpySource, NpzSource
 from tlkit.recipe.schema import Task
 
@@ -122,7 +123,7 @@ def _header(member: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
 
 
 def _existing(name: str, key: str) -> Path:
-    file = Path(name).expanduser()
+    file = expanded(name)
     if file.is_file():
         return file
     siblings: Sequence[str] = [path.name for path in file.parent.glob(f"*{file.suffix}")] if file.parent.is_dir() else []

@@ -12,6 +12,7 @@ from tlkit.data.sources.image_files import UnusedImages, file_use, has_image_end
 from tlkit.data.sources.kind import LocalFiles, ReadOptions, SourceCheck, SourceKind, below, image_files
 from tlkit.data.sources.layout import EXPECTED, Layout, LayoutName, find_layout, nested_root, split_of, subfolders
 from tlkit.errors import DataError, did_you_mean
+from tlkit.files import expanded
 from tlkit.recipe.fields.source import FolderSource
 
 
@@ -44,12 +45,12 @@ def read_folder(folder: Path, layout: LayoutName = "auto") -> Samples:
 
 
 def check_folder(source: FolderSource, options: ReadOptions) -> SourceCheck:
-    root = Path(source.folder).expanduser()
+    root = expanded(source.folder)
     return look_through(root, source.layout) if root.is_dir() else SourceCheck()
 
 
 def folder_files(source: FolderSource, samples: Samples) -> LocalFiles:
-    return LocalFiles(below(Path(source.folder).expanduser(), image_files(samples)), {"folder": ""})
+    return LocalFiles(below(expanded(source.folder), image_files(samples)), {"folder": ""})
 
 
 @dataclass
@@ -89,7 +90,7 @@ class _Notes:
 
 
 def _existing_folder(folder: Path) -> Path:
-    root = folder.expanduser()
+    root = expanded(folder)
     if root.is_dir():
         return root
     if root.exists():

@@ -16,7 +16,7 @@ from tlkit.data.samples import SPLIT_WORDS, Sample, Samples
 from tlkit.data.sources.classes import Label, number_classes
 from tlkit.data.sources.kind import LocalFiles, Origin, ReadOptions, SourceKind, below
 from tlkit.errors import DataError, MissingExtraError, did_you_mean
-from tlkit.files import atomic_folder
+from tlkit.files import atomic_folder, expanded
 from tlkit.recipe.fields.source import HuggingFaceSource
 from tlkit.recipe.schema import Task
 
@@ -79,11 +79,11 @@ def read_huggingface(source: HuggingFaceSource, options: ReadOptions) -> Samples
 
 
 def huggingface_origin(source: HuggingFaceSource) -> Origin:
-    return "local" if Path(source.huggingface).expanduser().is_dir() else "downloaded"
+    return "local" if expanded(source.huggingface).is_dir() else "downloaded"
 
 
 def huggingface_files(source: HuggingFaceSource, samples: Samples) -> LocalFiles:
-    folder = Path(source.huggingface).expanduser()
+    folder = expanded(source.huggingface)
     return LocalFiles(below(folder, (file for file in sorted(folder.rglob("*")) if file.is_file())), {"huggingface": ""})
 
 
@@ -112,12 +112,12 @@ def load_huggingface(source: HuggingFaceSource, root: Path) -> Any:
     """A DatasetDict or a Dataset."""
     datasets = _datasets()
     name = source.huggingface
-    folder = Path(name).expanduser()
+    folder = expanded(name)
     try:
         if folder.is_dir():
             if any((folder / file).is_file() for file in ("dataset_dict.json", "state.json")):
                 return datasets.load_from_disk(str(folder))
-            return datasets.load_dataset(str(folder), source.config, cache_dir=str(root.expanduser() / "huggingface"))
+            return datasets.load_dataset(str(folder), source.config, cache_dir=str(expanded(root) / "huggingface"))
         if name.startswith((".", "/", "~")) or name.count("/") > 1:
             siblings = [path.name for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
             hint = did_you_mean(folder.name, siblings) or "A data set of the hub is called NAME or OWNER/NAME."

@@ -16,6 +16,7 @@ from tlkit.data.samples import Samples
 from tlkit.data.sources.arrays import ArrayPart, ImageArray, array_samples, check_images, check_labels
 from tlkit.data.sources.kind import LocalFiles, ReadOptions, SourceKind
 from tlkit.errors import DataError, did_you_mean
+from tlkit.files import expanded
 from tlkit.recipe.fields.source import IdxSource
 
 SPLITS = {"train": "train", "t10k": "test"}
@@ -34,7 +35,7 @@ def read_idx(source: IdxSource, options: ReadOptions) -> Samples:
     Without `classes`, classes are called by their numbers; those of Fashion-MNIST, known by its labels, by their names.
     Raises DataError for missing, cut off or damaged files, and for pairs that don't fit.
     """
-    folder = Path(source.idx).expanduser()
+    folder = expanded(source.idx)
     files = _files(folder)
     parts: dict[str, ArrayPart] = {}
     for start, split in SPLITS.items():
@@ -48,7 +49,7 @@ def read_idx(source: IdxSource, options: ReadOptions) -> Samples:
 
 
 def idx_files(source: IdxSource, samples: Samples) -> LocalFiles:
-    folder = Path(source.idx).expanduser()
+    folder = expanded(source.idx)
     return LocalFiles([(file, file.name) for file in sorted(folder.iterdir()) if "ubyte" in file.name], {"idx": ""})
 
 

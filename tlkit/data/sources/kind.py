@@ -8,6 +8,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from tlkit.data.samples import ImageSource, Samples
 from tlkit.errors import DataError, TlkitError
+from tlkit.files import expanded
 from tlkit.recipe.schema import Task
 
 Origin = Literal["shipped", "local", "downloaded"]
@@ -135,7 +136,7 @@ def path_inside(place: str, base: str) -> str:
 
 def named_files(files: dict[str, str]) -> LocalFiles:
     """Return the files of a source whose keys name them. files: key -> path."""
-    paths = {key: Path(name).expanduser() for key, name in files.items()}
+    paths = {key: expanded(name) for key, name in files.items()}
     places = {key: f"{key}/{path.name}" for key, path in paths.items()}
     return LocalFiles([(paths[key], place) for key, place in places.items()], places)
 

@@ -12,6 +12,7 @@ from tlkit.data.sources.table_columns import PEEKED_ROWS, Columns, cell_labels, 
 from tlkit.data.sources.table_faults import Faults
 from tlkit.data.sources.table_files import TableFiles
 from tlkit.errors import DataError, did_you_mean, expected_one_of
+from tlkit.files import expanded
 from tlkit.recipe.fields.source import CsvSource, ParquetSource
 from tlkit.recipe.schema import Task
 
@@ -48,18 +49,18 @@ class Table:
 def open_table(keys: CsvSource | ParquetSource) -> Table:
     """Raises DataError where there is no such file, or no such root."""
     kind, name = ("csv", keys.csv) if isinstance(keys, CsvSource) else ("parquet", keys.parquet)
-    key, path = f"data.source.{kind}", Path(name).expanduser()
+    key, path = f"data.source.{kind}", expanded(name)
     if path.is_dir():
         raise DataError(f"{key}: {path} is a folder, not a table.\n  Name a .{kind} file in it, or use {{folder: {path}}}.")
     if not path.is_file():
         siblings = [found.name for found in path.parent.glob(f"*{path.suffix}")] if path.parent.is_dir() else []
         hint = did_you_mean(path.name, siblings) or f"Looked in {path.parent.resolve()}."
         raise DataError(f"{key}: the file {path} does not exist.\n  {hint}")
-    if keys.root is not None and not Path(keys.root).expanduser().is_dir():
+    if keys.root is not None and not expanded(keys.root).is_dir():
         raise DataError(
             f"data.source.root: the folder {keys.root} does not exist.\n  Expected the folder that the table's paths are relative to."
         )
-    root = Path(keys.root).expanduser() if keys.root is not None else path.parent
+    root = expanded(keys.root) if keys.root is not None else path.parent
     return Table(path, root, keys, Faults(path, "line" if kind == "csv" else "row"))
 
 

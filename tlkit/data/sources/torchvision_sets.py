@@ -25,6 +25,7 @@ from tlkit.data.samples import Sample, Samples
 from tlkit.data.sources.download import download
 from tlkit.data.sources.kind import ReadOptions, SourceKind
 from tlkit.errors import DataError, Fault, RecipeError, expected_one_of
+from tlkit.files import expanded
 from tlkit.recipe.fetched import is_offline
 from tlkit.recipe.fields.source import TorchvisionSource
 
@@ -109,7 +110,7 @@ def read_torchvision(source: TorchvisionSource, options: ReadOptions) -> Samples
         fix = f"Expected one of: {', '.join(variants)}." if variants else expected_one_of(name, sorted(SETS))
         problem = "needs one of its variants." if variants else "is not a classification set of torchvision."
         raise RecipeError([Fault("data.source.torchvision", f"= '{name}' {problem}", fix)])
-    root = options.root.expanduser()
+    root = expanded(options.root)
     new_root = not root.exists()
     try:
         try:

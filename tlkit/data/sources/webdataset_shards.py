@@ -24,6 +24,7 @@ from tlkit.data.sources.kind import LocalFiles, ReadOptions, SourceCheck, Source
 from tlkit.data.sources.table_columns import meant_separator
 from tlkit.data.sources.tar_index import Entry, ShardFault, ShardIndex, as_label, shard_index
 from tlkit.errors import DataError, MissingExtraError, did_you_mean
+from tlkit.files import expanded
 from tlkit.recipe.fields.source import WebDatasetSource
 from tlkit.recipe.schema import Task
 
@@ -110,7 +111,7 @@ def webdataset_files(source: WebDatasetSource, samples: Samples) -> LocalFiles:
     patterns = {"webdataset": source.webdataset, **{key: text for key, text in (("val", source.val), ("test", source.test)) if text}}
     shards = [shard for key, text in patterns.items() for shard in find_shards(text, "train" if key == "webdataset" else key)]
     above = os.path.commonpath([shard.absolute().parent for shard in shards])
-    keys = {key: path_inside(os.path.abspath(os.path.expanduser(text)), above) for key, text in patterns.items()}
+    keys = {key: path_inside(os.path.abspath(str(expanded(text))), above) for key, text in patterns.items()}
     return LocalFiles(below(Path(above), shards), keys)
 
 
@@ -146,7 +147,7 @@ def _entries(shards: Mapping[str, Sequence[Path]], root: Path, task: Task) -> tu
 
     root: what the index is kept below.
     """
-    folder = root.expanduser() / "webdataset_index"
+    folder = expanded(root) / "webdataset_index"
     faults: list[str] = []
     indices: list[tuple[Path, ShardIndex]] = []
     found: dict[str, dict[Path, Sequence[Entry]]] = {split: {} for split in shards}
@@ -194,7 +195,7 @@ def find_shards(pattern: str, split: str) -> list[Path]:
     if re.match(r"\w{2,}:", pattern) or "::" in pattern:
         problem = f"{key}: '{pattern}' is not a pattern of files on this machine."
         raise DataError(f"{problem}\n  Copy the shards to this machine, and name them as shards/train-{{000..009}}.tar.")
-    named = [os.path.expanduser(name) for name in _expanded(pattern, key)]
+    named = [str(expanded(name)) for name in _expanded(pattern, key)]
     found = [Path(match) for name in named for match in (sorted(glob(name)) if re.search(r"[*?\[]", name) else [name])]
     if not found:
         raise DataError(f"{key}: no file is like '{pattern}'.\n  Expected tar files, such as shards/train-{{000..009}}.tar.")

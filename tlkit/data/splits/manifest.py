@@ -10,6 +10,7 @@ from tlkit.data.sources.read import read_source
 from tlkit.data.splits.holdout import read_manifest
 from tlkit.data.splits.run_source import overrides_from_start, recipe_of_run, where_else
 from tlkit.errors import DataError, RunError, expected_one_of
+from tlkit.files import expanded
 from tlkit.recipe.schema import Recipe, Task
 
 
@@ -39,7 +40,7 @@ def samples_of_run(run: Path, classes: tuple[str, ...], overrides: Sequence[str]
 def _source(recipe: Recipe, rows: Sequence[Mapping[str, str]]) -> Samples:
     """Return the images of the recipe's source. Raises DataError where it is missing, or one of the rows is not in it."""
     skips = recipe.data.on_bad == "skip"
-    samples = read_source(recipe.data.source, Path(recipe.data.root), recipe.task, keep_missing=skips)
+    samples = read_source(recipe.data.source, expanded(recipe.data.root), recipe.task, keep_missing=skips)
     missing = [] if skips else sorted({row["id"] for row in rows} - {sample.id for sample in samples.samples})
     if missing:
         raise DataError(f"{len(missing)} of the run's {len(rows)} images are no longer in the data source. The first: {missing[0]}")

@@ -74,8 +74,9 @@ def two_steps(recipe: Recipe, samples: Samples, number: int, trained: frozenset[
 
 
 def made_up(samples: Samples, images: int, channels: int) -> Samples:
-    """Small grey pictures, which become the recipe's size as all others do."""
-    grey = Image.fromarray(np.full((8, 8, 3), 128, np.uint8))
+    """Return small grey images, which become the recipe's size as all others do; of 2, 4 or more channels, arrays with as many."""
+    pixels = np.full((8, 8, 3 if channels == 1 else channels), 128, np.uint8)
+    grey = Image.fromarray(pixels) if pixels.shape[2] == 3 else pixels
     made = (Sample(f"{number}", lambda: grey, (number % len(samples.classes),), "train") for number in range(images))
     return Samples(samples.classes, tuple(made), samples.task)
 

@@ -8,7 +8,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import timm
 import torch
-from filelock import FileLock
 from rich.console import Console
 from torch import Tensor
 
 from tlkit.data.datamodule import ImageDataModule
 from tlkit.data.dataset import ImageLoader, make_loader
+from tlkit.data.decode import decoder_versions
 from tlkit.data.progress import progress
 from tlkit.data.samples import Sample
 from tlkit.errors import CacheUnavailable
@@ -30,12 +30,12 @@ from tlkit.models.classifier import Classifier
 from tlkit.models.split import Activations, CannotCut, Suffix, cut
 from tlkit.recipe.fields.trainer import Cache
 from tlkit.system import cache_folder
-from tlkit.training.cache.entries import make_room
+from tlkit.training.cache.entries import locked, make_room
 from tlkit.training.cache.store import ActivationData, ActivationLoader, Stored, as_bytes, as_kept, open_stored
 
 LOG = logging.getLogger("tlkit")
 
-FORMAT = 1
+FORMAT = 2
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 AUTOCAST: Mapping[str, Callable[[str], AbstractContextManager[Any]]] = {
     "32-true": lambda device: nullcontext(),
@@ -64,6 +64,8 @@ class ActivationCache:
             raise CacheUnavailable(str(why)) from why
         self._normalize.to(device)
         self._classifier, self._data, self._cache = classifier, data, cache
+        self._used: set[Path] = set()
+        """Entries that this phase needs together: those of its training and of its validation images."""
         self._device, self._precision, self._console = device, precision, console
         self._weights = digest(self._cut.prefix.state_dict())
 
@@ -122,8 +124,8 @@ class ActivationCache:
         shapes = self._shapes()
         dtype = self._affordable(shapes, len(samples) * max(1, views))
         entry = cache_folder() / "activations" / self._key(samples, dtype, views)
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{entry}.lock"):
+        self._used.add(entry)
+        with locked(entry):
             stored = open_stored(entry, shapes, DTYPES[dtype], rows, views)
             if stored is not None and not self._agrees(stored, samples):
                 LOG.warning("cached activations in %s differ from the network's: computed again", entry)
@@ -137,7 +139,8 @@ class ActivationCache:
                 LOG.info("activations of %d pictures found in %s", len(samples), entry)
         if stored is None:
             raise CacheUnavailable(f"{entry} can't be read back")
-        os.utime(entry)
+        with suppress(OSError):  # an entry of another user's
+            os.utime(entry)
         return stored
 
     def _shapes(self) -> list[tuple[int, ...]]:
@@ -176,13 +179,14 @@ class ActivationCache:
             "format": FORMAT,
             "prefix": self._weights,
             "graph": self._cut.code,
+            "modules": digest_texts(iter([repr(self._cut.prefix)])),  # two kinds of pooling have the same graph and no weights
             "preprocessing": self._data.preprocessing.to_json(),
             "pictures": digest_texts(f"{sample.id}\0{self._data.hashes[sample.id]}" for sample in samples),
             "augmentation": augmentation,
             "dtype": dtype,
             "device": self._device.type,
             "precision": self._precision,
-            "versions": [torch.__version__, timm.__version__],
+            "versions": {"torch": torch.__version__, "timm": timm.__version__, **decoder_versions()},
         }
         return key_of(facts)
 
@@ -201,7 +205,7 @@ class ActivationCache:
     def _make(self, entry: Path, samples: Sequence[Sample], shapes: Sequence[tuple[int, ...]], dtype: str, views: int) -> None:
         """Raises CacheUnavailable if the disk is full."""
         needed = len(samples) * max(1, views) * sum(int(np.prod(shape)) for shape in shapes) * DTYPES[dtype].itemsize
-        make_room(needed, self._cache.budget_gb)
+        make_room(needed, self._cache.budget_gb, keep=self._used)
         remove_unfinished(entry.parent, entry.name)
         began = time.perf_counter()
         try:
@@ -210,9 +214,9 @@ class ActivationCache:
                 facts = {"boundary": self._cut.boundary, "pictures": len(samples), "views": views, "dtype": dtype, "shapes": shapes}
                 write_json(writing / "entry.json", facts, durable=False)
         except OSError as error:
-            if not is_disk_full(error):
-                raise
-            raise CacheUnavailable(f"the disk of {entry.parent} is full: {format_bytes(needed)} are needed") from error
+            if is_disk_full(error):
+                raise CacheUnavailable(f"the disk of {entry.parent} is full: {format_bytes(needed)} are needed") from error
+            raise CacheUnavailable(f"{entry.parent} can't be written: {error.strerror}") from error
         LOG.info(
             "frozen part run once, up to %s: %d pictures%s, %s in %.1f s",
             self._cut.boundary,

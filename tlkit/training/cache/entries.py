@@ -3,28 +3,49 @@
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.table import Table
 
+from tlkit.errors import CacheUnavailable
 from tlkit.files import UNFINISHED
 from tlkit.system import cache_folder
 from tlkit.terminal import print_text, tlkit_command
 
 
-def make_room(needed: int, budget_gb: float) -> None:
-    """Removes the entries that were unused for longest until `needed` bytes more are within the budget."""
+@contextmanager
+def locked(entry: Path) -> Iterator[None]:
+    """Hold an entry's lock, so that no other process makes or removes it. Raises CacheUnavailable where the folder can't be written."""
+    lock = FileLock(f"{entry}.lock")
+    try:
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        raise CacheUnavailable(f"{entry.parent} can't be written: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def make_room(needed: int, budget_gb: float, *, keep: Collection[Path] = ()) -> None:
+    """Remove the least recently used entries until `needed` bytes more are within the budget, but none that is locked or in `keep`."""
     listed = entries()
     total = sum(entry.size for entry in listed)
     for entry in listed:
         if total + needed <= budget_gb * 1e9:
             return
-        shutil.rmtree(entry.folder, ignore_errors=True)
-        total -= entry.size
+        if entry.folder in keep:
+            continue
+        with suppress(Timeout, OSError), FileLock(f"{entry.folder}.lock", timeout=0):
+            shutil.rmtree(entry.folder, ignore_errors=True)
+            total -= entry.size
 
 
 @dataclass(frozen=True)
