@@ -3,6 +3,9 @@
 import errno
 import json
 import os
+import resource
+import signal
+import tracemalloc
 from hashlib import sha256
 from pathlib import Path
 
@@ -91,6 +94,30 @@ def test_others_are_removed_with_all_their_files(folder: Path) -> None:
     assert sorted(file.name for file in folder.iterdir()) == [
         f"000{i}.{end}" for i in (2, 3) for end in ("best.safetensors", "ckpt", "json")
     ]
+
+
+def test_a_disk_that_fills_up_while_a_checkpoint_is_written_is_named_with_what_is_needed(folder: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(RunError, match=r"is full: a checkpoint of 400 kB can't be written"):
+            write_checkpoint(folder, 4, {"weights": torch.zeros(100_000)}, folder / "best", {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert numbers(folder) == [1, 2, 3]
+    assert not [file for file in folder.iterdir() if "0004" in file.name]
+
+
+def test_a_checkpoint_is_not_built_in_memory_first(tmp_path: Path) -> None:
+    tensors = {f"{number}": torch.full((250_000,), float(number)) for number in range(8)}  # 1 MB each
+    tracemalloc.start()
+    checkpoint = write_checkpoint(tmp_path, 1, tensors, tmp_path / "best", {})
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2_000_000
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in checkpoint.load().items())
+    assert checkpoint.about["sha256"] == sha256(checkpoint.file.read_bytes()).hexdigest()
 
 
 def test_on_a_full_disk_earlier_checkpoints_stay_whole(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,6 @@ last, the sha256 of both. A checkpoint without its json isn't one.
 """
 
 import errno
-import io
 import json
 import logging
 import os
@@ -20,7 +19,7 @@ from typing import Any
 import torch
 
 from tlkit.errors import RunError
-from tlkit.files import atomic_file, format_bytes, is_disk_full, sha256_of, write_atomically, write_json
+from tlkit.files import atomic_file, format_bytes, is_disk_full, sha256_of, write_json
 
 LOG = logging.getLogger("tlkit")
 
@@ -60,14 +59,13 @@ def write_checkpoint(folder: Path, number: int, state: Mapping[str, Any], best: 
 
     Raises RunError where the disk is full; earlier checkpoints are then as they were.
     """
-    # In memory first: of a full disk torch's own writer says only that something failed.
-    content = io.BytesIO()
-    torch.save(state, content)
     checkpoint = folder / f"{number:04d}.ckpt"
     linked = folder / f"{number:04d}.best.safetensors"
+    hashed = _Hashed()
     try:
-        write_atomically(checkpoint, content.getbuffer())
-        facts: dict[str, Any] = {"format": FORMAT, "sha256": sha256(content.getbuffer()).hexdigest()}
+        with atomic_file(checkpoint) as writing:
+            hashed.save(state, writing)
+        facts: dict[str, Any] = {"format": FORMAT, "sha256": hashed.sha256.hexdigest()}
         if best.is_file():
             _link(best, linked)
             facts["best_sha256"] = sha256_of(linked)
@@ -78,9 +76,49 @@ def write_checkpoint(folder: Path, number: int, state: Mapping[str, Any], best: 
             unfinished.unlink(missing_ok=True)
         if not is_disk_full(error) and error.errno != errno.EFBIG:
             raise
-        needed = format_bytes(content.getbuffer().nbytes)
+        needed = format_bytes(max(hashed.size, _bytes_of(state)))
         raise RunError(f"The disk of {folder} is full: a checkpoint of {needed} can't be written.\n{AFTER_FULL}") from error
     return Checkpoint(checkpoint, linked if "best_sha256" in facts else None, facts)
+
+
+class _Hashed:
+    """What torch.save writes, on its way to a file: its size and sha256, without a second copy in memory or a second reading."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self.sha256 = sha256()
+        self._error: OSError | None = None
+
+    def save(self, state: Mapping[str, Any], file: Path) -> None:
+        """Raises OSError as the system gave it: torch says only that something failed."""
+        with file.open("wb") as self._file:
+            try:
+                torch.save(state, self)  # type: ignore[arg-type]  # it needs no more of a file than this
+            except RuntimeError:
+                if self._error is not None:
+                    raise self._error from None
+                raise
+
+    def write(self, content: bytes | memoryview) -> int:
+        try:
+            written = self._file.write(content)
+        except OSError as error:
+            self._error = error
+            raise
+        self.size += written
+        self.sha256.update(content)
+        return written
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def _bytes_of(state: Any) -> int:
+    """Return the bytes of all tensors in a state."""
+    if isinstance(state, torch.Tensor):
+        return state.numel() * state.element_size()
+    inner = state.values() if isinstance(state, Mapping) else state if isinstance(state, list | tuple) else ()
+    return sum(map(_bytes_of, inner))
 
 
 def good_checkpoints(folder: Path) -> list[Checkpoint]:
