@@ -125,8 +125,8 @@ def test_adamw_keeps_two_numbers_for_every_trained_parameter(plan: Plan) -> None
 
 
 def test_weights_and_gradients_take_four_bytes_a_number(plan: Plan) -> None:
-    # Means and variances of 4,800 batch-norm channels, and 20 counters of eight bytes.
-    assert plan.phases[0].memory.weights == 4 * count(resnet18(num_classes=3)) + 4 * 2 * 4800 + 8 * 20
+    # Means and variances of 4,800 batch-norm channels, 20 counters of eight bytes, and the mean and std of the images' 3 channels.
+    assert plan.phases[0].memory.weights == 4 * count(resnet18(num_classes=3)) + 4 * 2 * 4800 + 8 * 20 + 4 * 2 * 3
     assert plan.phases[0].memory.gradients == 4 * 1539
     assert plan.phases[2].memory.gradients == 4 * count(resnet18(num_classes=3))
 
