@@ -68,6 +68,7 @@ class Skipped:
 
     sample: Sample
     reason: str
+    fix: str = ""
 
 
 @dataclass(frozen=True)

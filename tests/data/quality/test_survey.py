@@ -108,7 +108,7 @@ def test_what_can_not_be_surveyed_is_said(folder: Path, tmp_path: Path, capsys: 
     assert main(["data", "stats", str(tmp_path / "none")]) == 2
     assert "does not exist" in capsys.readouterr().err
     assert main(["data", "stats", str(folder), "--out", str(folder / "test/cat/00.bmp")]) == 2
-    assert "is a file, or lies in one" in capsys.readouterr().err
+    assert "is a file, or is in one" in capsys.readouterr().err
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "broken.png").write_text("no picture")

@@ -63,7 +63,7 @@ def find_bad(samples: Samples, data: Data) -> tuple[Skipped, ...]:
     """Return the images that can't be read: all are decoded, unless the result is known from an earlier time."""
     with progress(progress_console(), "pictures checked", len(samples.samples)) as advance:
         results = decode_results([sample.image for sample in samples.samples], data, advance)
-    return tuple(Skipped(s, result.problem) for s, result in zip(samples.samples, results, strict=True) if result.problem)
+    return tuple(Skipped(s, found.problem, found.fix) for s, found in zip(samples.samples, results, strict=True) if found.problem)
 
 
 def refuse_bad(samples: Samples, data: Data) -> None:
@@ -74,8 +74,13 @@ def refuse_bad(samples: Samples, data: Data) -> None:
     splits = ", ".join(f"{counts[split]} {split}" for split in ("train", "val", "test") if counts[split])
     first = "\n".join(f"    {skipped.sample.id}: {skipped.reason}." for skipped in bad[:SHOWN])
     more = f"\n    and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
+    # What mends most of them: a key of the recipe, where all images have another number of channels.
+    fixes = Counter(skipped.fix for skipped in bad if skipped.fix).most_common(1)
+    fix = "".join(f"\n  {words}" for words, number in fixes if number > 1 or len(bad) == 1)
     total = len(samples.samples)
-    raise DataError(f"{len(bad)} of {total} pictures can't be read ({splits}), so nothing is trained:\n{first}{more}\n  {HOW_TO_GO_ON}")
+    raise DataError(
+        f"{len(bad)} of {total} pictures can't be read ({splits}), so nothing is trained:\n{first}{more}{fix}\n  {HOW_TO_GO_ON}"
+    )
 
 
 def without_bad_of(samples: Samples, split: str, data: Data) -> Samples:
