@@ -112,9 +112,7 @@ def test_a_grey_run_goes_on_in_colour_with_its_weights_converted_and_says_so(
 
 def test_images_of_another_number_of_channels_are_named_with_the_fix(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workplace)
-    with pytest.raises(
-        DataError, match=r"(?s)00\.npy: the number of its channels is 5 .* but data\.channels is 3\..*\n  Set data\.channels=5"
-    ):
+    with pytest.raises(DataError, match=r"(?s)00\.npy: .* channels is 5 .* but data\.channels is 3\..*\n  Set data\.channels=5"):
         run_recipe(load_recipe("recipe.yaml", ["data.source={folder: many}", "data.channels=3"]), out=workplace / "three")
     assert not (workplace / "three").exists()
 
