@@ -140,7 +140,7 @@ def _precision_recall_f1(hits: Tensor, called: Tensor, true: Tensor) -> dict[str
 def best_thresholds(logits: Tensor, labels: Tensor) -> tuple[float, ...]:
     """Return for each class the probability above which calling it gives the best F1; 0.5 for a class without pictures.
 
-    logits [N, K], labels [N, K] of 0 and 1. A threshold lies half-way between two pictures, so that no rounding decides about one;
+    logits [N, K], labels [N, K] of 0 and 1. A threshold is half-way between two pictures, so that no rounding decides about one;
     of equally good ones, it is the highest.
     """
     probabilities = logits.double().sigmoid().numpy()

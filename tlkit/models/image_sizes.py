@@ -10,7 +10,7 @@ from tlkit.errors import BackboneError, Fault, RecipeError, TlkitError
 from tlkit.models.backbones import create_backbone, first_convolutions, pretrained_cfg
 
 SMALLEST, LARGEST = 8, 4096
-"""data.image_size lies between these."""
+"""data.image_size is between these."""
 TRIES = 64
 """Sizes that are tried on either side of one that a backbone can't take."""
 

@@ -1,6 +1,6 @@
 """What `tlkit check` finds without torch: names of backbones and optimizers that nobody knows, folders and files that aren't there.
 
-The names are those of one version of timm, in names.json, which `python -m tests.recipe.test_names` writes anew.
+The names are those of one version of timm, in names.json, which `python -m tests.recipe.test_names` writes again.
 """
 
 import json

@@ -181,7 +181,7 @@ class ShowProgress(Callback):
         self._images = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if resumed_mid_epoch(trainer):  # then the epoch's own start lies in the past
+        if resumed_mid_epoch(trainer):  # then the epoch's own start is in the past
             self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

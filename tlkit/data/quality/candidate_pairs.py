@@ -27,7 +27,7 @@ def candidate_pairs(vectors: NDArray[np.float32], others: NDArray[np.float32], c
     vectors, others: [N, F] of length 1, the same array to compare a set with itself; then each pair comes in one order or the other.
     No such pair is missed. Where most vectors have few others near to them, the time grows little faster than the set.
 
-    The space is turned so that few coordinates tell most vectors apart, its coordinates are dealt into bands, and each band is cut into
+    The space is turned so that few coordinates separate most vectors, its coordinates are divided into bands, and each band is cut into
     cells. Two unit vectors above the cosine c are at most sqrt(2 - 2c) apart, so in at least one of B bands the squares of their
     differences sum to (2 - 2c) / B or less. Where they are in different cells there, both are no further from the walls between than
     they are from each other, so that for one of the two the squares of its distances from these walls sum to half of that or less.
