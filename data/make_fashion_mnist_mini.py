@@ -1,7 +1,7 @@
-"""Writes data/fashion_mnist_mini: 200 training and 100 test pictures of each Fashion-MNIST class, as PNG files.
+"""Writes data/fashion_mnist_mini: 200 training and 100 test images of each Fashion-MNIST class, as PNG files.
 
 The source is the four IDX files of Fashion-MNIST; Debian's package dataset-fashion-mnist puts them where SOURCE says.
-A picture's name is its position in the IDX file. The same source and seed give the same files, byte for byte
+An image's name is its position in the IDX file. The same source and seed give the same files, byte for byte
 (with the Pillow of constraints.txt; another zlib may pack the same pixels differently).
 """
 
@@ -17,12 +17,12 @@ SOURCE = Path("/usr/share/datasets/fashion-mnist")
 TARGET = Path(__file__).parent / "fashion_mnist_mini"
 # In the order of the labels 0 to 9.
 CLASSES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle-boot")
-# Split -> the start of its IDX file names, pictures a class.
+# Split -> the start of its IDX file names, images a class.
 SPLITS = {"train": ("train", 200), "test": ("t10k", 100)}
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
-    """Pictures [N, 28, 28] or labels [N].
+    """Images [N, 28, 28] or labels [N].
 
     Source: the IDX format, http://yann.lecun.com/exdb/mnist: two zero bytes, the type (8: uint8), the number of
     dimensions, each dimension as a big-endian uint32, then the values.
@@ -36,7 +36,7 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
 
 
 def choose(labels: NDArray[np.uint8], *, per_class: int, seed: int) -> NDArray[np.int64]:
-    """Sorted positions of `per_class` pictures of every class, without repeats."""
+    """Sorted positions of `per_class` images of every class, without repeats."""
     generator = np.random.default_rng(seed)
     of_class = (np.flatnonzero(labels == label) for label in range(len(CLASSES)))
     return np.sort(np.concatenate([generator.choice(positions, per_class, replace=False) for positions in of_class]))

@@ -115,7 +115,7 @@ class Cifar10:
 
 
 def small_cifar10(images_a_batch: int = 40) -> Cifar10:
-    """Six batches of noisy pictures whose colour gives their class away."""
+    """Six batches of noisy images whose colour gives their class away."""
     draws = np.random.default_rng(0)
     colours = draws.integers(0, 256, (10, 3))
     files: dict[str, bytes] = {}

@@ -1,4 +1,4 @@
-"""Pictures that a small network can tell apart within an epoch or two, but not all of them."""
+"""Images that a small network can tell apart within an epoch or two, but not all of them."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from PIL import Image
 
 
 def draw_shades(folder: Path, *, dark: int = 60, light: int = 180, noise: float = 40, size: int = 24) -> None:
-    """20 pictures each of two grey levels, as folder/dark/00.png and so on. noise: its standard deviation, of 255."""
+    """20 images each of two grey levels, as folder/dark/00.png and so on. noise: its standard deviation, of 255."""
     draws = np.random.default_rng(0)
     for name, shade in (("dark", dark), ("light", light)):
         (folder / name).mkdir(parents=True)

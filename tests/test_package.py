@@ -58,7 +58,7 @@ def test_wheel_carries_the_recipes_and_the_images(wheel: Path) -> None:
 
 def test_quickstart_runs_from_an_empty_folder(installed: Path, tmp_path: Path) -> None:
     run(installed, "check", "quickstart", cwd=tmp_path)
-    # One epoch of the head alone, and smaller pictures: an accuracy of 0.79.
+    # One epoch of the head alone, and smaller images: an accuracy of 0.79.
     shorter = ("data.image_size=64", "phases=[{train: head, epochs: 1, lr: 1e-2}]")
     run(installed, "finetune", "recipes/quickstart.yaml", *shorter, "--out", "run", cwd=tmp_path)
     assert (tmp_path / "run/model/model.safetensors").is_file()

@@ -1,4 +1,4 @@
-"""`tlkit data ...` takes pictures as they lie, whatever they lie in."""
+"""`tlkit data ...` takes images as they lie, whatever they lie in."""
 
 import gzip
 import io
@@ -98,7 +98,7 @@ def test_every_command_knows_images_by_their_files(make: object, tmp_path: Path,
     assert main(["data", "preview", place, "augment=light", "data.image_size=32", "--rows", "2"]) == 0
     assert "as epochs 1 to 5 of training do" in capsys.readouterr().out
     assert main(["data", "audit", place, "model.weights=random", "--out", str(tmp_path / "audit")]) == 0
-    assert "pictures compared with each other" in capsys.readouterr().out
+    assert "images compared with each other" in capsys.readouterr().out
 
 
 def test_shards_may_be_named_by_a_pattern(tmp_path: Path) -> None:

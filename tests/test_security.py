@@ -50,7 +50,7 @@ Tlkit = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """20 noisy pictures each of light and dark, and a run on them."""
+    """20 noisy images each of light and dark, and a run on them."""
     folder = tmp_path_factory.mktemp("shades")
     draw_shades(folder / "pictures")
     (folder / "recipe.yaml").write_text(RECIPE)

@@ -68,7 +68,7 @@ def printed(*words: str, encoding: str = "ascii", code: int = 0) -> bytes:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with pictures, a recipe and a finished run, whose own output was in ASCII."""
+    """A folder with images, a recipe and a finished run, whose own output was in ASCII."""
     folder = tmp_path_factory.mktemp("encoding")
     for number, name in enumerate(CLASSES):
         (folder / "写真" / name).mkdir(parents=True)

@@ -47,11 +47,11 @@ class RecipeError(TlkitError):
 
 
 class DataError(TlkitError):
-    """Pictures, labels or splits that can't be used."""
+    """Images, labels or splits that can't be used."""
 
 
-HOW_TO_GO_ON = "`tlkit data check RECIPE` names every such picture, and data.on_bad=skip leaves them out of a run."
-"""The last line of an error about one picture of many."""
+HOW_TO_GO_ON = "`tlkit data check RECIPE` names every such image, and data.on_bad=skip leaves them out of a run."
+"""The last line of an error about one image of many."""
 
 
 class BackboneError(TlkitError):

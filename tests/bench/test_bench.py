@@ -1,4 +1,4 @@
-"""The bench: its arithmetic, its pictures, the recipe it writes, and tiny real runs of every side."""
+"""The bench: its arithmetic, its images, the recipe it writes, and tiny real runs of every side."""
 
 import hashlib
 import json
@@ -149,7 +149,7 @@ def test_two_processes_are_compared_with_one_of_the_same_repeat(capsys: pytest.C
     print_processes(found, Console(width=100))
     shown = capsys.readouterr().out
     assert ["all", "2", "4.5", "(4-5)", "2250.0", "4.00", "2.05", "(1.60-2.50)"] in map(str.split, shown.splitlines())
-    assert "one core decodes and resizes 200 (190-210) JPEG pictures" in shown
+    assert "one core decodes and resizes 200 (190-210) JPEG images" in shown
 
 
 def test_parameters_that_train_are_counted() -> None:
@@ -175,6 +175,7 @@ def test_the_command_prints_json_and_writes_it(tmp_path: Path, capsys: pytest.Ca
     assert printed == (tmp_path / "bench.json").read_text()
     figures = json.loads(printed)
     assert figures["pictures"] == {"train": 40, "val": 20}
+    assert "images" not in figures["work"]  # a temporary folder
     assert len(figures["sides"]["floor"]["runs"]) == 1
 
 
@@ -189,7 +190,7 @@ def test_the_command_prints_json_and_writes_it(tmp_path: Path, capsys: pytest.Ca
         ("bench curve --backbone resnet19", "Did you mean 'resnet18'?"),
         ("bench processes --warm-cache", "tlkit bench processes trains the head and all layers"),
         ("bench processes --backbone resnet19", "Did you mean 'resnet18'?"),
-        ("bench processes --size 100+40", "counts whole steps of 64 pictures"),
+        ("bench processes --size 100+40", "counts whole steps of 64 images"),
         ("bench tail", "invalid choice: 'tail'"),
     ],
 )

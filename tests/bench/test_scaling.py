@@ -37,7 +37,7 @@ def test_a_second_machine_is_as_quick_as_the_link_to_it() -> None:
 
 
 def test_a_step_is_not_quicker_than_its_images_come() -> None:
-    """40 pictures are 40 MB, at 0.1 GB/s of a machine's own disk; or 40, decoded at 50 a second; of two machines 80, from a shared disk."""
+    """40 images are 40 MB, at 0.1 GB/s of a machine's own disk; or 40, decoded at 50 a second; of two machines 80, from a shared disk."""
     assert step(TRAINING, Cluster(4, 1e12, 1e12, 0, read=1e8, decoded=1e6), 4).step_s == pytest.approx(0.4)
     assert step(TRAINING, Cluster(4, 1e12, 1e12, 0, read=1e12, decoded=50), 4).step_s == pytest.approx(0.8)
     assert step(TRAINING, Cluster(4, 1e12, 1e12, 0, read=1e12, decoded=1e6, shared_read=1e8), 8).step_s == pytest.approx(0.8)

@@ -1,4 +1,4 @@
-"""A folder with everything in it that people really have: three classes of 60 good pictures, and one of each fault."""
+"""A folder with everything in it that people really have: three classes of 60 good images, and one of each fault."""
 
 import io
 import os
@@ -67,7 +67,7 @@ def bad_files(folder: Path) -> set[str]:
         "cut_off.gif": (gif := encoded(make_image(905), "GIF"))[: len(gif) // 2],
         "header_alone.jpg": JPEG,
         "broken_inside.png": png[:200] + bytes(200) + png[400:],
-        "text.png": b"this is no picture, but a line of text\n",
+        "text.png": b"this is no image, but a line of text\n",
         "web_page.jpg": b"<!DOCTYPE html><html><body>404 Not Found</body></html>",
         "git_lfs.jpg": b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n",
         "drawing.png": b"<?xml version='1.0'?><svg xmlns='http://www.w3.org/2000/svg'/>",
@@ -88,7 +88,7 @@ def bad_files(folder: Path) -> set[str]:
 
 
 def make_faulty_folder(root: Path) -> tuple[set[str], set[str]]:
-    """Returns the ids of the good and of the bad pictures."""
+    """Returns the ids of the good and of the bad images."""
     good = {f"{name}/{file}" for label, name in enumerate(CLASSES) for file in good_files(root / name, label)}
     bad = {f"{CLASSES[1]}/{file}" for file in bad_files(root / CLASSES[1])}
     place = root / CLASSES[0]

@@ -103,8 +103,8 @@ def test_unknown_arguments_are_faults_and_get_the_nearest_one() -> None:
         ("Rotate", {"limit": "x"}, "limit: input should be a valid tuple"),
         ("RandomCrop", {}, "height: field required"),
         ("CoarseDropout", {"num_holes_range": [3, 1]}, "num_holes_range: first value should be less than"),
-        ("Normalize", {}, "gives float32 numbers instead of 8-bit pictures"),
-        ("RandomCrop", {"height": 20, "width": 30}, "changes the picture from 48 x 48 x 3 to 20 x 30 x 3"),
+        ("Normalize", {}, "gives float32 numbers instead of 8-bit images"),
+        ("RandomCrop", {"height": 20, "width": 30}, "changes the image from 48 x 48 x 3 to 20 x 30 x 3"),
     ],
 )
 def test_values_that_cannot_be_are_faults_in_plain_words(name: str, arguments: dict[str, object], words: str) -> None:
@@ -137,9 +137,9 @@ def test_what_check_refuses_for_a_number_of_channels_is_what_albumentations_can_
         # torchvision fails only when it draws a change of colours.
         elif (
             channels > 1 and (name, channels) != ("RGBShift", 2) and name not in AUTO_AUGMENT
-        ):  # on grey pictures albumentations lets some do nothing
+        ):  # on grey images albumentations lets some do nothing
             with pytest.raises(
-                RecipeError, match=rf"augment\[0\]\.{name} fails on a picture of 48 x 48 x {channels}(.|\n)*data\.channels=3"
+                RecipeError, match=rf"augment\[0\]\.{name} fails on an image of 48 x 48 x {channels}(.|\n)*data\.channels=3"
             ):
                 build_augmentation(transform, 48, channels)
     for name in ("HorizontalFlip", "Rotate", "Affine", "GaussNoise", "RandomBrightnessContrast", "CoarseDropout", "RandomResizedCrop"):
@@ -148,14 +148,14 @@ def test_what_check_refuses_for_a_number_of_channels_is_what_albumentations_can_
         assert build_augmentation([Transform(name=name, arguments=arguments)], 48, channels) is not None
 
 
-# What albumentations can't do without being told more, or what would change the pictures' size: (the place, the words).
+# What albumentations can't do without being told more, or what would change the images' size: (the place, the words).
 NOT_BY_DEFAULT = {
     "CenterCrop": "height: field required",
     "Crop": "Values for crop should be non negative and equal or smaller than image sizes",
     "CropAndPad": "both px and percent parameters cannot be None",
     "GridElasticDeform": "num_grid_xy: field required",
     "LongestMaxSize": "either max_size or max_size_hw must be specified",
-    "PadIfNeeded": "changes the picture from 64 x 64 x 3 to 1024 x 1024 x 3",
+    "PadIfNeeded": "changes the image from 64 x 64 x 3 to 1024 x 1024 x 3",
     "RandomCrop": "height: field required",
     "RandomSizedCrop": "min_max_height: field required",
     "Resize": "height: field required",

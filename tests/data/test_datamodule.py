@@ -91,7 +91,7 @@ def test_the_batch_size_is_over_all_devices(data: ImageDataModule, monkeypatch: 
     monkeypatch.setattr(datamodule, "_is_distributed", lambda: True)
     monkeypatch.setattr("torch.distributed.get_rank", lambda: 1)
     monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
-    assert [len(labels) for _, labels in data.train_dataloader()] == [2, 2]  # five pictures for each; the fifth would be alone
+    assert [len(labels) for _, labels in data.train_dataloader()] == [2, 2]  # five images for each; the fifth would be alone
     assert torch.cat([images for images, _ in data.val_dataloader()])[:, 0, 0, 0].tolist() == [10, 30]
     data.batch_size = 3
     with pytest.raises(DataError, match="use a multiple of 2"):

@@ -50,7 +50,7 @@ def test_none_one_and_four_workers_give_the_same_images_and_epochs_differ(sample
 
 
 def test_three_epochs_are_the_same_bits_with_any_number_of_workers(samples: list[Sample]) -> None:
-    """With torchvision's augmentations, a preset's, and a balanced order that draws some pictures more than once an epoch."""
+    """With torchvision's augmentations, a preset's, and a balanced order that draws some images more than once an epoch."""
     items, _ = read_augment([*preset("heavy"), "trivialaugment"])
     augmentation = build_augmentation([Transform(**item) for item in items], 24)
     rare = [replace(sample, labels=(0 if number < 3 else 1,)) for number, sample in enumerate(samples)]
@@ -102,12 +102,12 @@ def test_batches_are_uint8_in_channels_last_memory(samples: list[Sample], worker
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_bad_image_is_named_without_a_workers_traceback(samples: list[Sample], tmp_path: Path, workers: int) -> None:
-    (tmp_path / "bad.png").write_bytes(b"no picture")
+    (tmp_path / "bad.png").write_bytes(b"no image")
     bad = [*samples[:3], Sample("train/x/bad.png", tmp_path / "bad.png", (0,), "train")]
     with pytest.raises(DataError) as raised:
         list(make_loader(bad, PREPROCESSING, batch_size=2, workers=workers))
     message = str(raised.value)
-    assert message.startswith(f"picture train/x/bad.png: {tmp_path / 'bad.png'}: this is not a picture")
+    assert message.startswith(f"image train/x/bad.png: {tmp_path / 'bad.png'}: this is not an image")
     assert "Traceback" not in message
     assert "worker process" not in message
 

@@ -108,7 +108,7 @@ def test_32_bit_pixels_are_refused_because_their_range_is_unknown(tmp_path: Path
     with pytest.raises(DataError, match="no known range") as raised:
         decode(path)
     assert str(path) in str(raised.value)
-    assert "Save the picture as 8-bit or 16-bit" in str(raised.value)
+    assert "Save the image as 8-bit or 16-bit" in str(raised.value)
 
 
 def test_gif_gives_its_first_frame(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_a_image_that_is_cut_off_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "reason"), [(b"", "the file is empty"), (b"hello", "not a picture"), (b"\x89PNG\r\n\x1a\n", "not a picture|damaged")]
+    ("content", "reason"), [(b"", "the file is empty"), (b"hello", "not an image"), (b"\x89PNG\r\n\x1a\n", "not an image|damaged")]
 )
 def test_what_is_no_image_is_refused_with_its_reason(tmp_path: Path, content: bytes, reason: str) -> None:
     path = tmp_path / "a.png"
@@ -162,7 +162,7 @@ def test_what_is_no_image_is_refused_with_its_reason(tmp_path: Path, content: by
 
 
 def test_folders_and_missing_files_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="a folder, not a picture"):
+    with pytest.raises(DataError, match="a folder, not an image"):
         decode(tmp_path)
     with pytest.raises(DataError, match="no such file"):
         decode(tmp_path / "no.png")
@@ -273,7 +273,7 @@ def test_the_first_frame_is_taken_and_the_number_of_frames_is_known(tmp_path: Pa
         (b"PK\x03\x04....", "an archive"),
         (b"%PDF-1.7", "a PDF"),
         (bytes(400), "a file of zeros"),
-        (b"hello, I am text\n", "this is not a picture that can be read but text"),
+        (b"hello, I am text\n", "this is not an image that can be read but text"),
     ],
 )
 def test_what_is_in_place_of_a_image_is_named(tmp_path: Path, content: bytes, reason: str) -> None:
@@ -395,9 +395,9 @@ def test_another_number_of_channels_is_reported_with_the_fix(tmp_path: Path) -> 
     [
         (np.zeros((2, 2, 3), np.float32), "type float32 have no known range"),
         (np.zeros((2, 2, 3), np.int16), "type int16 have no known range"),
-        (np.zeros((2, 2, 3, 1), np.uint8), "its shape, 2 x 2 x 3 x 1, is no picture's"),
-        (np.zeros((0, 2, 3), np.uint8), "its shape, 0 x 2 x 3, is no picture's"),
-        (np.array(3, np.uint8), "its shape, one number, is no picture's"),
+        (np.zeros((2, 2, 3, 1), np.uint8), "its shape, 2 x 2 x 3 x 1, is no image's"),
+        (np.zeros((0, 2, 3), np.uint8), "its shape, 0 x 2 x 3, is no image's"),
+        (np.array(3, np.uint8), "its shape, one number, is no image's"),
     ],
 )
 def test_an_npy_file_that_is_no_image_says_why(tmp_path: Path, values: np.ndarray, words: str) -> None:

@@ -1,4 +1,4 @@
-"""Pictures kept within a run: the same batches as without, decoded once, and no harm where there is no room."""
+"""Images kept within a run: the same batches as without, decoded once, and no harm where there is no room."""
 
 import errno
 import os
@@ -103,7 +103,7 @@ def test_a_kept_image_can_not_be_written_to(tmp_path: Path) -> None:
 
 def test_over_budget_says_what_would_be_needed(samples: Samples, tmp_path: Path) -> None:
     data = data_of(samples)
-    # 25 pictures of 24 * 24 * 3 bytes are 43,200 bytes.
+    # 25 images of 24 * 24 * 3 bytes are 43,200 bytes.
     data.cache_decoded(tmp_path, budget_gb=0.0000432)
     with pytest.raises(CacheUnavailable, match=r"43\.2 kB would be needed and cache\.budget_gb is 4\.31e-05"):
         data_of(samples).cache_decoded(tmp_path, budget_gb=0.0000431)
@@ -117,7 +117,7 @@ def test_a_full_disk_is_said_at_the_start(samples: Samples, tmp_path: Path, monk
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     data = data_of(samples)
-    # 18 training pictures of 24 * 24 * 3 bytes
+    # 18 training images of 24 * 24 * 3 bytes
     with pytest.raises(CacheUnavailable, match=r"has no room for 31\.1 kB: No space left on device"):
         data.cache_decoded(tmp_path, budget_gb=1)
     assert epochs(data) == epochs(data_of(samples))

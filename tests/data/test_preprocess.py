@@ -157,7 +157,7 @@ def test_mean_and_std_of_different_lengths_are_refused() -> None:
         Preprocessing(4, "crop", 1.0, "bilinear", (0.5,), STD)
 
 
-# --- a mean picture ---
+# --- a mean image ---
 
 
 def read_all(images: Iterable[np.ndarray]) -> ImageDataset:

@@ -58,7 +58,7 @@ def test_a_image_that_cannot_be_read_is_left_out_and_said(samples: list[Sample],
     Path(str(samples[11].image)).write_bytes(b"")
     rows = list(preview_rows(image_dataset(samples), CLASSES, rows=100, epochs=[0]))
     assert len(rows) == 11
-    assert "left out of the sheet: picture 11.png" in caplog.text
+    assert "left out of the sheet: image 11.png" in caplog.text
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 5])
@@ -76,7 +76,7 @@ def test_small_images_are_enlarged_pixel_for_pixel_in_their_first_channels(tmp_p
     assert len(tops) == 1
     second = left + 128 + GAP_PX
     assert np.array_equal(sheet[tops[0] : tops[0] + 128, second : second + 128], enlarged)
-    # The name stays in its column: the gap before the pictures is paper.
+    # The name stays in its column: the gap before the images is paper.
     assert (sheet[tops[0] : tops[0] + 128, left - 2 : left] == 255).all()
 
 

@@ -26,7 +26,7 @@ def test_a_channel_that_never_changes_keeps_a_std_that_can_be_divided_by() -> No
 
 
 def test_no_images_is_an_error() -> None:
-    with pytest.raises(DataError, match="no pictures"):
+    with pytest.raises(DataError, match="no images"):
         channel_statistics([])
 
 
@@ -50,5 +50,5 @@ def test_the_mean_image_and_the_std_about_it_equal_numpys() -> None:
 
 def test_images_that_are_all_the_same_have_a_std_that_can_be_divided_by() -> None:
     assert pixel_statistics([np.full((2, 2, 1), 51, np.uint8)] * 3)[1] == (1 / 255,)
-    with pytest.raises(DataError, match="no pictures"):
+    with pytest.raises(DataError, match="no images"):
         pixel_statistics([])

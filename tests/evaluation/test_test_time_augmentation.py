@@ -1,4 +1,4 @@
-"""Test-time augmentation averages probabilities over views of each picture, in the right order."""
+"""Test-time augmentation averages probabilities over views of each image, in the right order."""
 
 import numpy as np
 import pytest
@@ -18,8 +18,8 @@ IMAGE = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint
 
 @pytest.mark.parametrize("multilabel", [False, True])
 def test_probabilities_of_the_views_are_averaged_for_each_image(multilabel: bool) -> None:
-    logits = np.random.default_rng(0).normal(0, 3, (4, 5, 3))  # views, pictures, classes
-    # As they come from batches of 2, 2 and 1 pictures, each batch once for each view.
+    logits = np.random.default_rng(0).normal(0, 3, (4, 5, 3))  # views, images, classes
+    # As they come from batches of 2, 2 and 1 images, each batch once for each view.
     came = np.concatenate([logits[:, start : start + 2].reshape(-1, 3) for start in (0, 2, 4)])
     plain, mean = averaged(torch.tensor(came), 2, 4, multilabel=multilabel)
     assert np.allclose(plain, logits[0])

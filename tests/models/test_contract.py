@@ -18,7 +18,7 @@ from tlkit.recipe.fields.phases import BatchNorm, FromStage, LastStages, Train
 
 pytestmark = pytest.mark.usefixtures("thin_vgg")
 
-# The smallest of each family, and the smallest pictures it takes, in pixels.
+# The smallest of each family, and the smallest images it takes, in pixels.
 MODELS = {
     "lenet5": 28,
     "simple_cnn": 16,

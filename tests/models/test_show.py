@@ -74,7 +74,7 @@ def test_the_dense_layers_of_vgg_are_reported_apart_from_its_head(capsys: pytest
 def test_showing_googlenet_names_weights_input_and_licence(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["models", "show", "googlenet"]) == 0
     words = " ".join(capsys.readouterr().out.split())
-    for part in ("one picture of 224 x 224 px", "tv_in1k (the default)", "69.8 % top-1", "bsd-3-clause", "mean 0.485 0.456 0.406"):
+    for part in ("one image of 224 x 224 px", "tv_in1k (the default)", "69.8 % top-1", "bsd-3-clause", "mean 0.485 0.456 0.406"):
         assert part in words
 
 
@@ -84,7 +84,7 @@ def test_an_unknown_name_gets_the_nearest(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_a_size_that_a_backbone_can_not_take_is_named_with_that_of_its_weights() -> None:
-    with pytest.raises(BackboneError, match=r"inception_v3 can't take pictures of 32 px\.(.|\n)*made for 299 px"):
+    with pytest.raises(BackboneError, match=r"inception_v3 can't take images of 32 px\.(.|\n)*made for 299 px"):
         measure("inception_v3", 32)
 
 

@@ -46,7 +46,7 @@ SMALL = [ONE_PHASE, "model.backbone=test_resnet"]
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twenty grey-noise pictures of each of three classes, a folder with uneven classes, and the recipe."""
+    """Twenty grey-noise images of each of three classes, a folder with uneven classes, and the recipe."""
     folder = tmp_path_factory.mktemp("plan")
     draws = np.random.default_rng(0)
     numbers = {"pictures": (20, 20, 20), "uneven": (60, 8, 20)}
@@ -132,7 +132,7 @@ def test_weights_and_gradients_take_four_bytes_a_number(plan: Plan) -> None:
 
 
 def test_activations_of_a_head_alone_are_its_features_and_its_loss(plan: Plan) -> None:
-    # For each of 8 pictures: 512 features, 3 log-probabilities, a label of eight bytes; and the sum of the loss's weights.
+    # For each of 8 images: 512 features, 3 log-probabilities, a label of eight bytes; and the sum of the loss's weights.
     assert plan.phases[0].memory.activations == 8 * (4 * 512 + 4 * 3 + 8) + 4
     assert plan.phases[0].memory.activations < plan.phases[1].memory.activations < plan.phases[2].memory.activations
     assert plan.largest is plan.phases[2]
@@ -162,7 +162,7 @@ class CountSteps(Callback):
 
 @pytest.mark.parametrize(("batch_size", "accumulate", "steps"), [(8, 1, 5), (8, 2, 3), (5, 1, 7), (64, 1, 1), (8, 9, 1)])
 def test_steps_are_those_that_lightning_takes(there: Path, batch_size: int, accumulate: int, steps: int) -> None:
-    # 36 training pictures: batches of 8, 8, 8, 8, 4; in batches of 5 the one that is left over is left out.
+    # 36 training images: batches of 8, 8, 8, 8, 4; in batches of 5 the one that is left over is left out.
     recipe = load_recipe("recipe.yaml", [*SMALL, f"data.batch_size={batch_size}", f"optimizer.accumulate={accumulate}"])
     counter = CountSteps()
     trial(recipe, counter, max_epochs=1)
@@ -170,7 +170,7 @@ def test_steps_are_those_that_lightning_takes(there: Path, batch_size: int, accu
 
 
 def test_several_devices_share_a_batch(there: Path) -> None:
-    # 36 pictures on 2 devices: 18 each, in batches of 4: 5.
+    # 36 images on 2 devices: 18 each, in batches of 4: 5.
     assert steps_an_epoch(load_recipe("recipe.yaml"), 36, 2) == 5
 
 
@@ -203,7 +203,7 @@ def test_a_stage_that_the_backbone_does_not_have_is_named_with_its_line(there: P
 
 
 def test_batch_norm_on_one_image_is_refused_as_in_training(there: Path) -> None:
-    with pytest.raises(DataError, match=r"data.batch_size gives 1 pictures"):
+    with pytest.raises(DataError, match=r"data.batch_size gives 1 images"):
         planned("data.batch_size=1")
 
 
@@ -211,7 +211,7 @@ def test_without_images_and_weights_the_plan_says_so_and_plans_on(there: Path) -
     plan = planned("data.source={folder: nowhere}", "model.weights={file: nowhere.safetensors}")
     assert (plan.samples, plan.steps, plan.phases[0].seconds, plan.classes) == (None, None, None, 10)
     said = texts(plan)
-    assert "warning: no pictures: steps and times are unknown, and 10 classes are assumed.\ndata.source.folder" in said
+    assert "warning: no images: steps and times are unknown, and 10 classes are assumed.\ndata.source.folder" in said
     assert "warning: no weights: planned with random ones of the same shape.\nmodel.weights.file = 'nowhere.safetensors'" in said
     assert plan.phases[0].trained == count(create_backbone("test_resnet", 32)) + 10 * (plan.phases[0].rows[-1].parameters // 10)
 
@@ -219,7 +219,7 @@ def test_without_images_and_weights_the_plan_says_so_and_plans_on(there: Path) -
 def test_a_sound_plan_has_nothing_to_say_but_its_size(plan: Plan, there: Path) -> None:
     said = texts(planned())
     assert said.count("warning") == 1
-    assert "parameters on 36 pictures" in said
+    assert "parameters on 36 images" in said
 
 
 @pytest.mark.parametrize(
@@ -233,10 +233,10 @@ def test_a_sound_plan_has_nothing_to_say_but_its_size(plan: Plan, there: Path) -
         (["model.weights=pretrained"], "warning: data.image_size = 32 is far from the 160 px that the weights were made at."),
         (
             ["data.source={folder: uneven}"],
-            "classes differ more than 5-fold: blue has 36 training pictures, green 4. Set `imbalance: loss_weights`",
+            "classes differ more than 5-fold: blue has 36 training images, green 4. Set `imbalance: loss_weights`",
         ),
-        (["data.source={folder: uneven}"], "too few training pictures to learn a class from: green (4)"),
-        (["data.batch_size=64"], "warning: data.batch_size = 64 is more than the 36 training pictures: an epoch is one step of 36."),
+        (["data.source={folder: uneven}"], "too few training images to learn a class from: green (4)"),
+        (["data.batch_size=64"], "warning: data.batch_size = 64 is more than the 36 training images: an epoch is one step of 36."),
         (["optimizer.accumulate=9"], "optimizer.accumulate = 9, but an epoch has 5 batches"),
         (
             ["phases=[{train: head, epochs: 1, lr: 0.1}]"],
@@ -249,7 +249,7 @@ def test_a_sound_plan_has_nothing_to_say_but_its_size(plan: Plan, there: Path) -
         (["phases=[{train: all, epochs: 1, lr: 0.1, backbone_lr: 1e-4}]"], "backbone_lr = 0.0001 leaves stem to "),
         (
             ["phases=[{train: head, epochs: 1, lr: 0.1}]", "augment=[HorizontalFlip]"],
-            "note: phases[0] trains the head alone on augmented pictures",
+            "note: phases[0] trains the head alone on augmented images",
         ),
     ],
 )
@@ -289,7 +289,7 @@ def test_the_plan_fits_a_terminal_of_100_columns(plan: Plan) -> None:
 def test_a_step_is_said_as_devices_times_images_times_batches(plan: Plan) -> None:
     optimizer = plan.recipe.optimizer.model_copy(update={"accumulate": 4})
     printed = shown(replace(plan, devices=2, recipe=plan.recipe.model_copy(update={"optimizer": optimizer})))
-    assert "32 pictures: 2 devices x 4 x 4 batches; batch_size and lr hold for any number of devices" in printed
+    assert "32 images: 2 devices x 4 x 4 batches; batch_size and lr hold for any number of devices" in printed
 
 
 def test_neighbours_to_which_the_same_happens_share_a_row() -> None:

@@ -1,4 +1,4 @@
-"""Grey pictures and pictures of many channels, from the recipe to plain timm; and a run that begins with an earlier run's weights."""
+"""Grey images and images of many channels, from the recipe to plain timm; and a run that begins with an earlier run's weights."""
 
 import json
 from pathlib import Path
@@ -32,7 +32,7 @@ HEAD_ALONE = "phases=[{train: head, epochs: 1, lr: 1e-2}]"
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Noisy pictures, dark and bright: grey PNG files in `grey`, arrays of five channels in `many`."""
+    """Noisy images, dark and bright: grey PNG files in `grey`, arrays of five channels in `many`."""
     folder = tmp_path_factory.mktemp("channels")
     draws = np.random.default_rng(0)
     for name, level in (("bright", 170), ("dark", 80)):
@@ -78,7 +78,7 @@ def test_grey_images_are_trained_measured_and_shipped(grey_run: Path, workplace:
     assert_ships(grey_run, 1, sorted((workplace / "grey").rglob("*.png"))[:6])
     facts = json.loads((grey_run / "model/tlkit.json").read_text())
     pixels = np.concatenate([np.asarray(Image.open(file)).ravel() for file in (workplace / "grey").rglob("*.png")]) / 255
-    # Of nine in ten of the pictures, and resized, which takes away some of the noise.
+    # Of nine in ten of the images, and resized, which takes away some of the noise.
     assert facts["preprocessing"]["mean"] == [pytest.approx(pixels.mean(), abs=0.03)]
     assert facts["preprocessing"]["std"] == [pytest.approx(pixels.std(), abs=0.05)]
     assert load_file(grey_run / "model/model.safetensors")["conv1.0.weight"].shape[1] == 1

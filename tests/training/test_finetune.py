@@ -1,4 +1,4 @@
-"""The page from end to end, on real picture files and timm's own tiny networks."""
+"""The page from end to end, on real image files and timm's own tiny networks."""
 
 import csv
 import json
@@ -46,7 +46,7 @@ EVERY_BATCH = "trainer.checkpoint_every={minutes: 1e-6}"
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with 20 noisy pictures of each colour, of differing sizes, and the recipe."""
+    """A folder with 20 noisy images of each colour, of differing sizes, and the recipe."""
     folder = tmp_path_factory.mktemp("colours")
     draws = np.random.default_rng(0)
     for name, colour in COLOURS.items():
@@ -97,7 +97,7 @@ def test_the_shipped_weights_are_those_of_the_best_validation_epoch(run: Path) -
     best = max(rows, key=lambda row: (float(row["val/accuracy"]), -float(row["val/loss"])))
     assert (metrics["best"]["phase"], metrics["best"]["epoch"]) == (int(best["phase"]), int(best["epoch"]))
     assert metrics["val"]["accuracy"] == pytest.approx(float(best["val/accuracy"]))
-    # Measured over all pictures at once there, and in batches of 8 and 4 here.
+    # Measured over all images at once there, and in batches of 8 and 4 here.
     assert metrics["val"]["loss"] == pytest.approx(float(best["val/loss"]), rel=1e-4)
     kept, shipped = load_file(run / "checkpoints/best.safetensors"), load_file(run / "model/model.safetensors")
     backbone = {key.removeprefix("backbone."): tensor for key, tensor in kept.items() if key.startswith("backbone.")}
@@ -194,7 +194,7 @@ def test_a_moving_average_is_in_the_checkpoint_with_its_counter(
     recipe = load_recipe("recipe.yaml", ["phases=[{train: all, epochs: 2, lr: 1e-2}]", "ema={decay: 0.9}", EVERY_BATCH])
     run_recipe(recipe, out=workplace / "ema_counter")
     checkpoint = [state for state in saved if "loops" in state][-1]
-    # 36 pictures in batches of 8 are 5 steps an epoch; the first copies the weights.
+    # 36 images in batches of 8 are 5 steps an epoch; the first copies the weights.
     assert int(checkpoint["averaging_state"]["n_averaged"]) == 10
     assert checkpoint["current_model_state"].keys() == checkpoint["state_dict"].keys()
     assert not torch.equal(*(state["classifier.head.1.weight"] for state in (checkpoint["current_model_state"], checkpoint["state_dict"])))

@@ -1,4 +1,4 @@
-"""Cross-validation and quick trials from end to end, on real picture files."""
+"""Cross-validation and quick trials from end to end, on real image files."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ phases: [{train: head, epochs: 2, lr: 1e-2}]
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """20 noisy pictures each of light and dark."""
+    """20 noisy images each of light and dark."""
     folder = tmp_path_factory.mktemp("shades")
     draw_shades(folder / "pictures")
     (folder / "recipe.yaml").write_text(RECIPE)
@@ -35,7 +35,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def recipe(workplace: Path, *overrides: str) -> Recipe:
-    return load_recipe(workplace / "recipe.yaml", [f"data.source={{folder: {workplace / 'pictures'}}}", *overrides])
+    return load_recipe(workplace / "recipe.yaml", [f"data.source={{folder: {workplace / 'images'}}}", *overrides])
 
 
 @pytest.fixture(scope="module")
@@ -75,9 +75,9 @@ def test_the_summary_is_the_mean_and_the_range_of_the_folds(run: Path) -> None:
 
 def test_folds_find_the_activations_of_the_first(run: Path) -> None:
     said = [(run / f"fold_{fold}" / "log.txt").read_text() for fold in (1, 2, 3)]
-    assert "frozen part run once, up to the features: 40 pictures" in said[0]
+    assert "frozen part run once, up to the features: 40 images" in said[0]
     for text in said[1:]:
-        assert "activations of 40 pictures found" in text
+        assert "activations of 40 images found" in text
 
 
 def test_the_folder_of_a_cross_validation_names_its_folds_where_a_model_is_wanted(run: Path, workplace: Path) -> None:
@@ -104,10 +104,10 @@ def test_the_plan_and_the_summary_say_how_many_folds_and_how_few_images(workplac
     limited = recipe(workplace, "data.limit=24")
     print_plan(make_plan(limited), Console(width=100))
     said = " ".join(capsys.readouterr().out.split())
-    assert "fold 1 of 3: 12 training, 6 validation, 6 test pictures in 2 classes (of 40, by data.limit)" in said
+    assert "fold 1 of 3: 12 training, 6 validation, 6 test images in 2 classes (of 40, by data.limit)" in said
     assert "3 runs of what follows, each validated on its own fold" in said
     assert ", 3 times: " in said
-    assert "24 pictures" in recipe_summary(limited)
+    assert "24 images" in recipe_summary(limited)
     assert "3 runs" in recipe_summary(limited)
 
 

@@ -24,7 +24,7 @@ phases:
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """120 dim pictures, 14 that are a little brighter."""
+    """120 dim images, 14 that are a little brighter."""
     folder = tmp_path_factory.mktemp("rare")
     draws = np.random.default_rng(0)
     for name, number, level in (("bright", 14, 100), ("dim", 120, 80)):
@@ -55,7 +55,7 @@ def test_balanced_accuracy_chooses_the_best_epoch_and_leads(
     print_run(run, Samples(("bright", "dim"), ()), metrics)
     panel = capsys.readouterr().out
     assert panel.index("test balanced accuracy") < panel.index("accuracy  0.")
-    said = "the commonest class has 60 training pictures (dim), the rarest 7 (bright)"
+    said = "the commonest class has 60 training images (dim), the rarest 7 (bright)"
     assert f"{said}, so balanced accuracy chooses the best epoch" in log
     assert (f"{imbalance}: " in log) == (imbalance != "none")
     report = (run / "report.html").read_text()

@@ -14,14 +14,14 @@ from tlkit.training.losses import build_criterion, class_weights, plain_loss, po
 
 
 def made(*counts: int) -> Samples:
-    """counts: training pictures of each class; as many validation pictures of the first."""
+    """counts: training images of each class; as many validation images of the first."""
     images = [Sample(f"{label}/{i}", Path("none"), (label,), "train") for label, count in enumerate(counts) for i in range(count)]
     held_out = [Sample(f"v/{i}", Path("none"), (0,), "val") for i in range(sum(counts))]
     return Samples(tuple("abc"[: len(counts)]), (*images, *held_out))
 
 
 def test_class_weights_are_one_in_the_mean_over_the_images() -> None:
-    # 8 pictures, 6 of a and 2 of b: 8 / (2 * 6) and 8 / (2 * 2).
+    # 8 images, 6 of a and 2 of b: 8 / (2 * 6) and 8 / (2 * 2).
     weights = class_weights(torch.tensor([6.0, 2.0]))
     assert weights.tolist() == pytest.approx([2 / 3, 2.0])
     assert (6 * weights[0] + 2 * weights[1]) / 8 == pytest.approx(1.0)
@@ -29,7 +29,7 @@ def test_class_weights_are_one_in_the_mean_over_the_images() -> None:
 
 def test_a_image_counts_by_the_weight_of_its_class_and_the_sum_is_shared_by_all() -> None:
     criterion = build_criterion(Loss(), "loss_weights", made(6, 2))
-    # Equal logits: each picture's cross-entropy is log 2. (2/3 + 2/3 + 2) / 3 = 10/9.
+    # Equal logits: each image's cross-entropy is log 2. (2/3 + 2/3 + 2) / 3 = 10/9.
     assert criterion(torch.zeros(3, 2), torch.tensor([0, 0, 1])).item() == pytest.approx(10 / 9 * log(2))
     soft = one_hot(torch.tensor([0, 0, 1]), 2).float()
     assert criterion(torch.zeros(3, 2), soft).item() == pytest.approx(10 / 9 * log(2))  # as mixup gives them
@@ -52,7 +52,7 @@ def test_where_classes_are_alike_every_way_is_plain_cross_entropy(imbalance: Imb
 
 
 def several(imbalance: Imbalance, smoothing: float = 0.0) -> torch.nn.Module:
-    """4 training pictures: one with a, three with b."""
+    """4 training images: one with a, three with b."""
     labels = [(0, 1), (1,), (1,), ()]
     samples = tuple(Sample(str(i), Path("none"), which, "train") for i, which in enumerate(labels))
     return build_criterion(Loss(label_smoothing=smoothing), imbalance, Samples(("a", "b"), samples, "multilabel"))

@@ -77,7 +77,7 @@ def test_what_is_frozen_is_not_moved_by_the_average(recipe: Recipe, tmp_path: Pa
 
 def test_counter_and_average_of_a_resumed_phase_are_those_of_one_that_was_not_interrupted(recipe: Recipe, tmp_path: Path) -> None:
     recipe = recipe.model_copy(update={"schedule": recipe.schedule.model_copy(update={"name": "constant"})})
-    # 24 pictures in batches of 8 are 3 steps an epoch.
+    # 24 images in batches of 8 are 3 steps an epoch.
     assert fit(recipe, 1, tmp_path / "first")[0] == 3
     counter, resumed = fit(recipe, 2, tmp_path / "second", tmp_path / "first/last.ckpt")
     whole_counter, whole = fit(recipe, 2, tmp_path / "whole")

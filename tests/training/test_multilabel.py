@@ -1,4 +1,4 @@
-"""Pictures with any number of labels, from the table to what predict says."""
+"""Images with any number of labels, from the table to what predict says."""
 
 import csv
 import json
@@ -35,7 +35,7 @@ phases:
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """120 pictures in which each colour channel is lit or dark by chance, and a table that says which."""
+    """120 images in which each colour channel is lit or dark by chance, and a table that says which."""
     folder = tmp_path_factory.mktemp("lamps")
     draws = np.random.default_rng(0)
     rows = ["path,label"]
@@ -133,7 +133,7 @@ def test_mixup_blends_label_sets_by_the_share_of_their_images() -> None:
     assert mix is not None
     images = torch.arange(2.0).view(2, 1, 1, 1).expand(2, 3, 4, 4).clone()
     mixed, soft = mix(images, torch.tensor([[1.0, 1, 0], [0, 1, 0]]))
-    share = float(mixed[1, 0, 0, 0])  # of picture 1, which is all ones, in itself
+    share = float(mixed[1, 0, 0, 0])  # of image 1, which is all ones, in itself
     assert soft[1].tolist() == pytest.approx([1 - share, 1.0, 0.0])
 
 
@@ -154,6 +154,6 @@ def test_a_class_without_a_validation_image_keeps_the_threshold_of_one_half_and_
     (workplace / "unseen.csv").write_text("\n".join(["path,label,split", *rows]))
     overrides = ["data.source={csv: unseen.csv}", "data.test=0", "phases[0].epochs=1"]
     run = run_recipe(load_recipe("recipe.yaml", overrides), out=workplace / "unseen")
-    assert "no validation picture of red: the threshold stays at 0.5" in (run / "log.txt").read_text()
+    assert "no validation image of red: the threshold stays at 0.5" in (run / "log.txt").read_text()
     assert load_with_card(run)[1].thresholds[2] == 0.5
     assert json.loads((run / "metrics.json").read_text())["val"]["per_class"]["red"]["average_precision"] is None

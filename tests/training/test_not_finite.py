@@ -1,4 +1,4 @@
-"""A loss that is NaN or infinite: found in the batch in which it happens, with its pictures named."""
+"""A loss that is NaN or infinite: found in the batch in which it happens, with its images named."""
 
 import csv
 import re
@@ -52,7 +52,7 @@ def test_training_stops_with_the_images_of_the_batch_and_what_to_do(folder: Path
     assert "trainer.on_nan=skip" in printed
     assert "Traceback" not in printed
     rows = named(folder.parent / "run")
-    assert len(rows) == 4  # the pictures of one batch
+    assert len(rows) == 4  # the images of one batch
     assert {row["id"].split("/")[0] for row in rows} <= {"dark", "light"}
     assert len({row["id"] for row in rows}) == 4
 

@@ -45,7 +45,7 @@ def run(*words: str) -> int:
 
 def test_skip_trains_on_every_good_image_and_lists_every_bad_one(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good, bad = make_faulty_folder(place / "photos")
-    assert run("data.on_bad=skip", "--out", "run") == 2  # an empty class is no bad picture: somebody has to decide
+    assert run("data.on_bad=skip", "--out", "run") == 2  # an empty class is no bad image: somebody has to decide
     assert "empty class: the class folder is empty" in capsys.readouterr().err
     assert not (place / "run").exists()
     (place / "photos" / "empty class").rmdir()
@@ -53,13 +53,13 @@ def test_skip_trains_on_every_good_image_and_lists_every_bad_one(place: Path, ca
     output = "".join(capsys.readouterr())
     assert {row["id"] for row in rows(place / "run" / "split.csv")} == good
     skipped = rows(place / "run" / "skipped.csv")
-    # A folder and a pipe are no pictures that could be left out.
+    # A folder and a pipe are no images that could be left out.
     assert {row["id"] for row in skipped} == {name for name in bad if name.startswith(CLASSES[1])}
     assert all(row["reason"] and row["class"] == CLASSES[1] for row in skipped)
     assert json.loads((place / "run" / "metrics.json").read_text())["skipped"] == len(skipped)
-    assert f"{len(skipped)} of {len(good) + len(skipped)} pictures can't be read and are left out" in output
+    assert f"{len(skipped)} of {len(good) + len(skipped)} images can't be read and are left out" in output
     assert "the first frame or page is taken of 2 files that have several, such as plain/animated.gif" in output
-    assert f"{len(skipped)} pictures that can&#39;t be read" in (place / "run" / "report.html").read_text()
+    assert f"{len(skipped)} images that can&#39;t be read" in (place / "run" / "report.html").read_text()
     assert len(good) == 3 * GOOD + 5
 
 
@@ -67,9 +67,9 @@ def test_error_ends_with_the_image_and_what_can_be_done(place: Path, capsys: pyt
     (folder_of_two(place) / "cat" / "5.png").write_bytes(b"")
     assert run("--out", "run") == 2
     error = capsys.readouterr().err
-    assert "1 of 24 pictures can't be read (" in error
+    assert "1 of 24 images can't be read (" in error
     assert "    cat/5.png: the file is empty (0 bytes).\n" in error
-    assert "`tlkit data check RECIPE` names every such picture, and data.on_bad=skip leaves them out of a run." in error
+    assert "`tlkit data check RECIPE` names every such image, and data.on_bad=skip leaves them out of a run." in error
     assert not (place / "run" / "skipped.csv").exists()
 
 
@@ -93,10 +93,10 @@ def test_bad_images_of_any_split_end_a_run_before_it_trains_and_are_not_decoded_
     monkeypatch.setattr(module, "decode", lambda image, *rest, **named: (decoded.append(image), decode(image, *rest, **named))[1])
     assert run("--out", "run") == 2
     error = capsys.readouterr().err
-    assert "120 of 144 pictures can't be read (40 train, 40 val, 40 test), so nothing is trained:" in error
+    assert "120 of 144 images can't be read (40 train, 40 val, 40 test), so nothing is trained:" in error
     assert len([line for line in error.splitlines() if "cat/0" in line]) == 5
     assert "and 115 more" in error
-    assert "`tlkit data check RECIPE` names every such picture" in error
+    assert "`tlkit data check RECIPE` names every such image" in error
     assert not (place / "run").exists()
     assert len(decoded) == 144
     assert run("--out", "run") == 2
@@ -123,7 +123,7 @@ def test_a_run_that_lacks_only_its_measuring_goes_on_without_test_images_that_ha
     weights = (place / "run" / "model" / "model.safetensors").read_bytes()
     before = rows(place / "run" / "split.csv")
     assert run("--out", "run", "--resume") == 2
-    assert "1 of 24 pictures can't be read (1 test)" in capsys.readouterr().err
+    assert "1 of 24 images can't be read (1 test)" in capsys.readouterr().err
     assert run("--out", "run", "--resume", "data.on_bad=skip", "seed=1") == 2
     refused = capsys.readouterr().err
     assert "    seed: 0 -> 1\n" in refused
@@ -172,7 +172,7 @@ def test_a_class_or_a_split_that_would_lose_all_its_images_is_an_error(place: Pa
     for file in (folder / "cat").iterdir():
         file.write_bytes(b"")
     assert run("data.on_bad=skip", "--out", "run") == 2
-    assert "class 'cat': none of its 12 pictures can be read." in capsys.readouterr().err
+    assert "class 'cat': none of its 12 images can be read." in capsys.readouterr().err
     folder.rename(place / "train")
     folder.mkdir()
     (place / "train").rename(folder / "train")
@@ -182,7 +182,7 @@ def test_a_class_or_a_split_that_would_lose_all_its_images_is_an_error(place: Pa
         (folder / "val" / name).mkdir(parents=True)
         (folder / "val" / name / "1.png").write_bytes(b"")
     assert run("data.on_bad=skip", "--out", "run") == 2
-    assert "the val split: none of its pictures can be read." in capsys.readouterr().err
+    assert "the val split: none of its images can be read." in capsys.readouterr().err
     assert not (place / "run").exists()
 
 
@@ -230,7 +230,7 @@ def test_evaluate_reports_what_can_no_longer_be_read_and_never_replaces_it(place
     assert f"no longer in the data source. The first: {gone}" in capsys.readouterr().err
     make_image(1).save(folder / gone)
     assert main(["evaluate", "error"]) == 2
-    assert f"picture {damaged}: photos/{damaged}: the file is empty" in capsys.readouterr().err
+    assert f"image {damaged}: photos/{damaged}: the file is empty" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("settings", [(), ("data.on_bad=skip",), ("data.workers=1",)])
@@ -251,7 +251,7 @@ def test_a_image_that_goes_while_a_run_goes_on_ends_it_clearly(
     assert run(*settings, "--out", "run") == 2
     error = capsys.readouterr().err
     assert "there is no such file" in error
-    assert "picture cat/" in error
+    assert "image cat/" in error
     assert "Traceback" not in error
     assert not (place / "run" / "model").exists()
 

@@ -1,4 +1,4 @@
-"""`normalize: pixelwise` from end to end: the mean picture is measured, subtracted, shipped and found again."""
+"""`normalize: pixelwise` from end to end: the mean image is measured, subtracted, shipped and found again."""
 
 import hashlib
 import json
@@ -29,7 +29,7 @@ phases: [{train: head, epochs: 1, lr: 1e-2}]
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """12 noisy pictures each of light and dark."""
+    """12 noisy images each of light and dark."""
     folder = tmp_path_factory.mktemp("shades")
     draws = np.random.default_rng(0)
     for name, shade in (("dark", 60), ("light", 180)):
@@ -43,7 +43,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(workplace: Path) -> Path:
-    recipe = load_recipe(workplace / "recipe.yaml", [f"data.source={{folder: {workplace / 'pictures'}}}"])
+    recipe = load_recipe(workplace / "recipe.yaml", [f"data.source={{folder: {workplace / 'images'}}}"])
     return run_recipe(recipe, out=workplace / "run")
 
 
@@ -95,7 +95,7 @@ def test_another_mean_image_is_refused(run: Path, tmp_path: Path) -> None:
     facts = json.loads((model / "tlkit.json").read_text())
     facts["sha256"]["mean_picture.safetensors"] = hashlib.sha256((model / "mean_picture.safetensors").read_bytes()).hexdigest()
     (model / "tlkit.json").write_text(json.dumps(facts))
-    with pytest.raises(RunError, match="another picture than tlkit"):
+    with pytest.raises(RunError, match="another image than tlkit"):
         predict(model, [])
 
 
@@ -104,9 +104,9 @@ def test_the_log_says_what_plain_timm_needs(run: Path) -> None:
 
 
 def test_weights_of_such_a_run_are_reported_to_have_seen_a_mean_image(run: Path, workplace: Path, tmp_path: Path) -> None:
-    overrides = [f"data.source={{folder: {workplace / 'pictures'}}}", f"model.weights={{run: {run}}}", "data.normalize=weights"]
+    overrides = [f"data.source={{folder: {workplace / 'images'}}}", f"model.weights={{run: {run}}}", "data.normalize=weights"]
     again = run_recipe(load_recipe(workplace / "recipe.yaml", overrides), out=tmp_path / "again")
-    assert "they were trained with a mean picture subtracted" in (again / "log.txt").read_text()
+    assert "they were trained with a mean image subtracted" in (again / "log.txt").read_text()
 
 
 def test_an_exported_network_holds_the_mean_image(run: Path, workplace: Path, tmp_path: Path) -> None:

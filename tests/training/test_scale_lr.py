@@ -37,7 +37,7 @@ def test_four_devices_take_four_batches_a_step_at_a_higher_rate(
     assert scaled.data.batch_size == 64
     assert [phase.lr for phase in scaled.gradient_phases.values()] == pytest.approx([1e-2 * factor, 1e-3 * factor])
     assert scaled.trainer.scale_lr is False  # so that the run's recipe.yaml gives the same again
-    assert caplog.messages == [f"trainer.scale_lr: 4 devices take 4 x 16 pictures a step, at lr x {factor:.3g}"]
+    assert caplog.messages == [f"trainer.scale_lr: 4 devices take 4 x 16 images a step, at lr x {factor:.3g}"]
     assert with_scaled_lr(scaled) is scaled
 
 
@@ -48,7 +48,7 @@ def test_without_it_batch_size_and_rate_are_the_recipes_on_any_number_of_devices
 
 def test_check_says_what_it_does(tmp_path: Path) -> None:
     (note,) = (note for note in recipe_notes(recipe(tmp_path, "trainer.scale_lr=sqrt")) if "scale_lr" in note)
-    assert note == "trainer.scale_lr: n devices take n x 16 pictures a step, at lr times the square root of n."
+    assert note == "trainer.scale_lr: n devices take n x 16 images a step, at lr times the square root of n."
 
 
 def test_a_batch_size_that_is_found_is_one_for_all_devices_already(tmp_path: Path) -> None:

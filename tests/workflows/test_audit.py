@@ -1,4 +1,4 @@
-"""`tlkit data audit` from its words to its files, on real pictures with installed weights."""
+"""`tlkit data audit` from its words to its files, on real images with installed weights."""
 
 import csv
 import hashlib
@@ -21,7 +21,7 @@ CLASSES = ("ankle-boot", "bag", "dress", "trouser")
 
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, set[str]]]:
-    """60 training and 15 test pictures of four classes, with ten exact and ten near copies across splits and twelve wrong labels."""
+    """60 training and 15 test images of four classes, with ten exact and ten near copies across splits and twelve wrong labels."""
     folder, draws = tmp_path_factory.mktemp("planted") / "pictures of mine", np.random.default_rng(0)
     truth: dict[str, set[str]] = {"exact": set(), "near": set(), "label": set()}
     for split, number in (("train", 60), ("test", 15)):
@@ -68,7 +68,7 @@ def test_what_was_planted_is_found_and_nothing_of_the_users_is_touched(
         assert truth[kind] <= {row["id"] for row in rows if row["kind"] == kind and row["across_splits"] == "yes"}
     doubted = [row["id"] for row in rows if row["kind"] == "label"]
     assert len(truth["label"] & set(doubted[: 2 * len(truth["label"])])) >= 0.75 * len(truth["label"])
-    assert "20 of 80 held-out pictures are in another split too (10 exactly, 10 nearly)" in printed
+    assert "20 of 80 held-out images are in another split too (10 exactly, 10 nearly)" in printed
     assert hashes_below(folder) == before
 
     override = shlex.split(printed.split("Train on it with: ")[1])[0]
@@ -95,7 +95,7 @@ def test_a_recipe_is_audited_in_its_own_splits_and_random_weights_are_not_asked(
     words = ["quickstart", f"data.source={{folder: {json.dumps(str(planted[0]))}}}", "model.weights=random"]
     assert main(["data", "audit", *words, "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
-    assert "labels and similar pictures were not looked at: the recipe's weights are random" in printed
+    assert "labels and similar images were not looked at: the recipe's weights are random" in printed
     assert {row["split"] for row in rows_of(tmp_path / "out" / "audit.csv")} == {"train", "val", "test"}
 
 
@@ -103,7 +103,7 @@ def test_images_that_cannot_be_read_are_counted_and_the_others_audited(planted: 
     folder = tmp_path / "with a broken one"
     shutil.copytree(planted[0], folder)
     (folder / "train" / "bag" / "broken.png").write_bytes(b"")
-    (folder / "test" / "bag" / "broken too.jpg").write_bytes(b"no picture")
+    (folder / "test" / "bag" / "broken too.jpg").write_bytes(b"no image")
     (folder / "test" / "bag" / "link.png").symlink_to(folder / "nowhere.png")
     assert main(["data", "audit", str(folder), "--out", str(tmp_path / "out")]) == 0
     assert "3 can't be read" in (tmp_path / "out" / "gallery.html").read_text(encoding="utf-8")

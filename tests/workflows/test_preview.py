@@ -30,7 +30,7 @@ def test_the_sheet_needs_no_weights_and_says_what_it_shows(
     words = ["model.backbone=resnet18", "model.weights=pretrained", "data.image_size=32", "augment=medium", "--rows", "3", "--columns", "4"]
     assert preview(root, *words) == 0
     printed = capsys.readouterr().out
-    assert printed.startswith("preview.png: 3 of 12 training pictures, as validation sees them and as epochs 1 to 3 of training do\n")
+    assert printed.startswith("preview.png: 3 of 12 training images, as validation sees them and as epochs 1 to 3 of training do\n")
     assert "□ in 'a cat □' stands for what the sheet's font lacks: a cat 🐈" in printed
     with Image.open("preview.png") as sheet:
         assert sheet.width >= 640
@@ -43,7 +43,7 @@ def test_the_sheet_needs_no_weights_and_says_what_it_shows(
     [
         (("--out", "sheet.jpg"), "--out sheet.jpg is not a .png file."),
         (("--out", "nowhere/sheet.png"), "--out nowhere/sheet.png: the folder nowhere does not exist."),
-        (("--rows", "5000"), "5000 rows of 6 columns are more than 2000 pictures."),
+        (("--rows", "5000"), "5000 rows of 6 columns are more than 2000 images."),
         (("augment=[RandomCrop]",), "augment[0].RandomCrop lacks height and width."),
     ],
 )

@@ -28,7 +28,7 @@ phases: [{train: head, epochs: 1, lr: 1e-2}, {train: all, epochs: 1, lr: 1e-2}]
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """20 noisy pictures each of light and dark, and a run on them."""
+    """20 noisy images each of light and dark, and a run on them."""
     folder = tmp_path_factory.mktemp("shades")
     draw_shades(folder / "pictures", dark=110, light=140)
     (folder / "recipe.yaml").write_text(RECIPE)
@@ -109,7 +109,7 @@ def test_on_another_machine_tolerances_hold_and_what_differs_is_listed(workplace
     told = capsys.readouterr().out
     assert f"This is another kind of machine: cpu.instruction_set was {other}, is {here}." in told
     assert "cores" not in told  # they change no number
-    assert "Reproduced within the tolerances: a share of right answers within 2%, 2 pictures or 0.7 / sqrt(pictures)" in told
+    assert "Reproduced within the tolerances: a share of right answers within 2%, 2 images or 0.7 / sqrt(images)" in told
     metrics["test"]["loss"] *= 1.2
     (workplace / "run" / "metrics.json").write_text(json.dumps(metrics))
     assert main(["reproduce", "run", "--out", "once_more"]) == 2
@@ -129,7 +129,7 @@ def test_images_that_are_gone_changed_or_new_are_named_before_any_training(workp
     assert "1 changed: dark/03.png" in capsys.readouterr().err
     (dark / "03.png").unlink()
     assert main(["reproduce", "run", "--out", "again"]) == 2
-    assert "The pictures are not those of the run (run/split.csv):\n    1 gone: dark/03.png\n" in capsys.readouterr().err
+    assert "The images are not those of the run (run/split.csv):\n    1 gone: dark/03.png\n" in capsys.readouterr().err
     assert not (workplace / "again").exists()
 
 
@@ -137,7 +137,7 @@ def test_what_is_no_finished_run_is_reported_at_once(workplace: Path, capsys: py
     (workplace / "run" / "metrics.json").write_text("{}")
     for run, words in (
         ("nowhere", "nowhere is no finished run: there is no such folder."),
-        ("pictures", "pictures is no finished run: it has no recipe.yaml, metrics.json, report.html."),
+        ("pictures", "images is no finished run: it has no recipe.yaml, metrics.json, report.html."),
         ("run", "metrics.json can't be read: 'val'"),
     ):
         assert main(["reproduce", run]) == 2

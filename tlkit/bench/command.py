@@ -17,7 +17,7 @@ from tlkit.bench.work import WORDS, Work, package_weights, write_images
 from tlkit.errors import RunError, TlkitError
 
 WARM_UP = (64, 32)
-"""Pictures of the discarded first run, which brings libraries into the system's file cache."""
+"""Images of the discarded first run, which brings libraries into the system's file cache."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Bench:
-    """All runs of one work. training, validation: how many pictures. runs: side -> a run for each repeat."""
+    """All runs of one work. training, validation: how many images. runs: side -> a run for each repeat."""
 
     work: Work
     training: int
@@ -39,7 +39,7 @@ class Bench:
     runs: Mapping[str, Sequence[Run]]
 
     def figures(self, side: str) -> dict[str, Spread | None]:
-        """images_s: training pictures of an epoch over its seconds, validation included. epoch_s: of each run the median epoch.
+        """images_s: training images of an epoch over its seconds, validation included. epoch_s: of each run the median epoch.
 
         The ratios are to the floor's run of the same repeat.
         """
@@ -61,7 +61,7 @@ class Bench:
     def to_json(self) -> dict[str, Any]:
         figures = {side: self.figures(side) for side in self.runs}
         return {
-            "work": {key: value for key, value in asdict(self.work).items() if key not in ("pictures", "weights", "seed")},
+            "work": {key: value for key, value in asdict(self.work).items() if key not in ("images", "weights", "seed")},
             "weights": "package" if self.work.weights else "random",
             "pictures": {"train": self.training, "val": self.validation},
             "machine": machine(),
@@ -82,7 +82,7 @@ def spread_of(values: Sequence[float]) -> Spread:
 def bench_command(
     work: Work, images: tuple[int, int], *, sides: Sequence[str], repeats: int, warm_cache: bool, as_json: bool, out: Path | None
 ) -> int:
-    """work: its pictures and weights are filled in here. out: a file for the JSON, beside what is printed."""
+    """work: its images and weights are filled in here. out: a file for the JSON, beside what is printed."""
     if work.stage and work.kind != "from":
         raise TlkitError(f"--stage {work.stage} is for the work `from`.\n  Expected: tlkit bench from --stage {work.stage}")
     check_out(out)
@@ -112,7 +112,7 @@ def show(figures: Mapping[str, Any], as_table: Callable[[], None], *, as_json: b
 def run_in_turn(
     jobs: Mapping[str, tuple[str, Work]], images: tuple[int, int], *, repeats: int, warm_cache: bool = False
 ) -> dict[str, list[Run]]:
-    """jobs: name -> side and work. Runs every side once on a few pictures, then all jobs in turn, `repeats` times with seeds from 0.
+    """jobs: name -> side and work. Runs every side once on a few images, then all jobs in turn, `repeats` times with seeds from 0.
 
     In turn, so that a machine that gets slower is slow for all. warm_cache: tlkit finds what an earlier run with another seed cached.
     """
@@ -120,7 +120,7 @@ def run_in_turn(
     runs: dict[str, list[Run]] = {name: [] for name in jobs}
     with tempfile.TemporaryDirectory(prefix="tlkit-bench-") as name:
         home = Path(name)
-        log(f"writing {sum(images):,} pictures to {home}, for as long as this takes")
+        log(f"writing {sum(images):,} images to {home}, for as long as this takes")
         write_images(home / "pictures", *images)
         write_images(home / "few", *WARM_UP)
         works = {job: (side, replace(work, images=str(home / "pictures"))) for job, (side, work) in jobs.items()}
@@ -157,7 +157,7 @@ def print_bench(bench: Bench, console: Console) -> None:
     weights = "its ImageNet weights" if work.weights else "random weights, so that accuracy says nothing"
     console.print(f"[bold]{work.kind}[/bold]: {WORDS[work.kind]}", highlight=False)
     console.print(
-        f"{work.backbone} with {weights}\n{bench.training:,} + {bench.validation:,} pictures at {work.image_size} px, "
+        f"{work.backbone} with {weights}\n{bench.training:,} + {bench.validation:,} images at {work.image_size} px, "
         f"batches of {work.batch_size}, {work.epochs} epochs\n",
         highlight=False,
     )

@@ -87,7 +87,7 @@ def shares_of_compute(backbone: str, image_size: int) -> dict[str, float]:
 def print_curve(curve: Curve, console: Console) -> None:
     work = curve.work
     console.print(
-        f"[bold]{work.backbone}[/bold], {curve.training:,} + {curve.validation:,} pictures at {work.image_size} px, "
+        f"[bold]{work.backbone}[/bold], {curve.training:,} + {curve.validation:,} images at {work.image_size} px, "
         f"batches of {work.batch_size}, {work.epochs} epochs, no augmentation\n",
         highlight=False,
     )

@@ -2,7 +2,7 @@
 
     python -m tlkit.bench.floor WORK.json RESULT.json
 
-Pictures are decoded and stretched once and kept as uint8 [N, H, W, C], which is torch's channels_last; they are normalised on the device,
+Images are decoded and stretched once and kept as uint8 [N, H, W, C], which is torch's channels_last; they are normalised on the device,
 batch by batch. What is frozen is in eval mode and runs in inference mode: once (head, from), or in every epoch (live). Nothing is
 augmented: in `all` and `live` the floor has the network's share of the work and no other. Validation comes after each epoch; nothing is
 written but the result. Imports torch, timm and Pillow, and from tlkit only what is to be done.
@@ -28,7 +28,7 @@ from torch.nn.functional import cross_entropy
 from tlkit.bench.work import WEIGHT_DECAY, Work
 
 Labelled = tuple[Tensor, Tensor]
-"""uint8 pictures [N, H, W, C] or float activations [N, ..., C], and labels [N]."""
+"""uint8 images [N, H, W, C] or float activations [N, ..., C], and labels [N]."""
 
 
 def run_floor(work: Work) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def batches(data: Labelled, batch_size: int, order: Tensor | None = None) -> Ite
 
 
 def ready(work: Work, split: str, interpolation: str) -> Labelled:
-    """All pictures of a split, decoded and stretched."""
+    """All images of a split, decoded and stretched."""
     folders = sorted(Path(work.images, split).iterdir())
     files = [(file, label) for label, folder in enumerate(folders) for file in sorted(folder.iterdir())]
     size, way = (work.image_size, work.image_size), Image.Resampling[interpolation.upper()]

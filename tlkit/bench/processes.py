@@ -1,4 +1,4 @@
-"""`tlkit bench processes`: the same recipes on one process and on two, and what comes before a step: pictures read and decoded.
+"""`tlkit bench processes`: the same recipes on one process and on two, and what comes before a step: images read and decoded.
 
 A device is a processor core here, and the processes talk by gloo over loopback: what two GPUs would gain, this doesn't tell.
 """
@@ -26,7 +26,7 @@ from tlkit.errors import TlkitError
 COUNTS = (1, 2)
 MEASURED: tuple[Kind, ...] = ("head", "all")
 PHOTO = (500, 375)
-"""Width and height of a usual ImageNet picture."""
+"""Width and height of a usual ImageNet image."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def processes_command(work: Work, images: tuple[int, int], *, repeats: int, as_j
     """work: of its kind nothing is used."""
     check_out(out)
     if images[0] % work.batch_size:
-        raise TlkitError(f"--size {images[0]}+{images[1]}: tlkit bench processes counts whole steps of {work.batch_size} pictures.")
+        raise TlkitError(f"--size {images[0]}+{images[1]}: tlkit bench processes counts whole steps of {work.batch_size} images.")
     trained = parameters_that_train(work.backbone, classes=10)
     weights = package_weights(work.backbone)
     works: dict[tuple[str, int], Work] = {
@@ -144,7 +144,7 @@ def measure_decoding(repeats: int, *, images: int = 100) -> Decoding:
 def print_processes(found: Processes, console: Console) -> None:
     work = found.work
     console.print(
-        f"[bold]{work.backbone}[/bold], {found.training:,} + {found.validation:,} pictures at {work.image_size} px, "
+        f"[bold]{work.backbone}[/bold], {found.training:,} + {found.validation:,} images at {work.image_size} px, "
         f"batches of {work.batch_size} over all processes, {work.epochs} epochs\n",
         highlight=False,
     )
@@ -160,7 +160,7 @@ def print_processes(found: Processes, console: Console) -> None:
     console.print(table, highlight=False)
     decoding = found.decoding
     console.print(
-        f"\none core decodes and resizes {format_spread(decoding.images_s, '.0f')} JPEG pictures of {PHOTO[0]} x {PHOTO[1]} px a second, "
+        f"\none core decodes and resizes {format_spread(decoding.images_s, '.0f')} JPEG images of {PHOTO[0]} x {PHOTO[1]} px a second, "
         f"{decoding.image_bytes / 1e3:.0f} kB each: {decoding.images_s.median * decoding.image_bytes / 1e6:.0f} MB/s",
         highlight=False,
     )

@@ -22,7 +22,7 @@ BACKWARD = 2 / 3
 
 @dataclass(frozen=True)
 class Training:
-    """images_s: pictures a second of one device that trains alone. batch_size: pictures a step of each device.
+    """images_s: images a second of one device that trains alone. batch_size: images a step of each device.
 
     parameters: that train. picture_bytes: as they lie on the disk.
     """
@@ -38,7 +38,7 @@ class Training:
 class Cluster:
     """devices: of one machine. inside, between: bytes a second that a ring of all devices moves within a machine, and from one to the next.
 
-    latency_s: of one message. read: bytes a second that a machine reads. decoded: pictures a second that all cores of a machine decode.
+    latency_s: of one message. read: bytes a second that a machine reads. decoded: images a second that all cores of a machine decode.
     shared_read: bytes a second that one disk gives to all machines together; infinity where each has its own.
     """
 
@@ -81,7 +81,7 @@ def allreduce_s(size: float, n: int, bandwidth: float, latency_s: float, way: Wa
 def step(training: Training, cluster: Cluster, n: int, way: Way = "ring") -> Step:
     """n: devices; machines are filled one after another.
 
-    Gradients travel while the backward pass computes, and only what is left over counts; pictures are read ahead, so a step takes what the
+    Gradients travel while the backward pass computes, and only what is left over counts; images are read ahead, so a step takes what the
     slower of the two takes: t = max(compute + max(0, allreduce - backward), input).
     """
     compute_s = training.batch_size / training.images_s
@@ -115,7 +115,7 @@ def tables() -> Iterator[str]:
     """Markdown, as docs/scaling.md has it."""
     for title, (training, cluster) in CASES.items():
         size = BYTES_A_GRADIENT * training.parameters / 1e6
-        yield f"**{title}**: {training.batch_size} pictures a step on each GPU, {size:,.0f} MB of gradients."
+        yield f"**{title}**: {training.batch_size} images a step on each GPU, {size:,.0f} MB of gradients."
         yield ""
         yield "| GPUs | each sends, MB a step | all read, GB/s | compute, ms | all-reduce, ms | input, ms | images/s | efficiency |"
         yield "|---|---|---|---|---|---|---|---|"

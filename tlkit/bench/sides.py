@@ -142,7 +142,7 @@ def _wait(process: "subprocess.Popen[bytes]") -> Used:
 
 
 def circumstances(work: Work, training: int, validation: int) -> dict[str, Any]:
-    """What was measured, on how many pictures, where: for the JSON of a benchmark."""
+    """What was measured, on how many images, where: for the JSON of a benchmark."""
     return {
         "backbone": work.backbone,
         "pictures": {"train": training, "val": validation},

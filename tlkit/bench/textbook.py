@@ -2,7 +2,7 @@
 
     python -m tlkit.bench.textbook WORK.json RESULT.json
 
-torchvision's ImageFolder decodes, resizes, augments and normalises PIL pictures in worker processes, in every epoch. What is frozen
+torchvision's ImageFolder decodes, resizes, augments and normalises PIL images in worker processes, in every epoch. What is frozen
 has requires_grad=False and no more, the classifier is the one that timm makes, and the Trainer has its defaults: logger, progress
 bar, summary, sanity pass, checkpoints. Same weights, batch size, epochs, optimizer, schedule and seed as the other sides.
 """

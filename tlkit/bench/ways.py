@@ -1,4 +1,4 @@
-"""How good is each way to transfer? The quickstart's pictures and weights, one way after another, over several seeds.
+"""How good is each way to transfer? The quickstart's images and weights, one way after another, over several seeds.
 
     python -m tlkit.bench.ways --out runs/ways
 

@@ -1,4 +1,4 @@
-"""What is measured: the work, the pictures it is done on, and the recipe that asks tlkit for it. Nothing here imports torch."""
+"""What is measured: the work, the images it is done on, and the recipe that asks tlkit for it. Nothing here imports torch."""
 
 import json
 import random
@@ -32,10 +32,10 @@ DEFAULT_BACKBONE = "tf_efficientnet_lite0"
 
 @dataclass(frozen=True)
 class Work:
-    """The same for all sides. pictures: a folder with train/CLASS/*.png and val/CLASS/*.png, filled in when they are written.
+    """The same for all sides. images: a folder with train/CLASS/*.png and val/CLASS/*.png, filled in when they are written.
 
     stage: of `from`, by tlkit's name; None is the last. weights: a file for tf_efficientnet_lite0, None for random ones.
-    image_size: in pixels; pictures are stretched to this square. processes: of tlkit, on the CPU; None leaves devices to it.
+    image_size: in pixels; images are stretched to this square. processes: of tlkit, on the CPU; None leaves devices to it.
     """
 
     kind: Kind
@@ -98,7 +98,7 @@ def package_weights(backbone: str) -> str | None:
 
 
 def write_images(folder: Path, training: int, validation: int) -> None:
-    """As many of the bundled pictures as asked for, the classes in turn; beyond that, changed copies, so that no two files are equal."""
+    """As many of the bundled images as asked for, the classes in turn; beyond that, changed copies, so that no two files are equal."""
     for split, source, count in (("train", "train", training), ("val", "test", validation)):
         originals = list(_classes_in_turn(shipped(f"data/fashion_mnist_mini/{source}")))
         for number in range(count):
@@ -108,7 +108,7 @@ def write_images(folder: Path, training: int, validation: int) -> None:
             if number < len(originals):
                 shutil.copyfile(original, copy)
             else:
-                _changed(original, random.Random(number)).save(copy)  # noqa: S311 (pictures, not secrets)
+                _changed(original, random.Random(number)).save(copy)  # noqa: S311 (images, not secrets)
 
 
 def _classes_in_turn(folder: Path) -> Iterator[Path]:

@@ -39,7 +39,7 @@ def recipe_to_run(arguments: Namespace) -> "Recipe":
     with told_once_a_machine():
         recipe = _found_offline(arguments, arguments.recipe, arguments.overrides)
     if is_main_process():
-        print_text(f"{recipe.name}: loading torch, then looking for pictures and weights", sys.stderr)
+        print_text(f"{recipe.name}: loading torch, then looking for images and weights", sys.stderr)
     return recipe
 
 
@@ -57,7 +57,7 @@ def _found_offline(arguments: Namespace, name: str, overrides: list[str]) -> "Re
 
 
 def images_arguments(parser: ArgumentParser) -> None:
-    help = "pictures as they lie (a folder, .csv, .parquet, .npz, 'shards/*.tar'), or a recipe"
+    help = "images as they lie (a folder, .csv, .parquet, .npz, 'shards/*.tar'), or a recipe"
     parser.add_argument("images", metavar="DIR|RECIPE", help=help)
     help = "changes one key of the recipe: data.channels=1, augment=medium, data.seed=1"
     parser.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help=help)
@@ -65,9 +65,9 @@ def images_arguments(parser: ArgumentParser) -> None:
 
 
 def images_recipe(arguments: Namespace, *, fitted: str = "") -> tuple["Recipe", bool]:
-    """The recipe, or for pictures as they lie the quickstart's with these pictures and no augmentation; and whether it is the latter.
+    """The recipe, or for images as they lie the quickstart's with these images and no augmentation; and whether it is the latter.
 
-    fitted: keys of `data` for pictures as they lie.
+    fitted: keys of `data` for images as they lie.
     """
     source = source_of(arguments.images)
     if source is None:
@@ -78,7 +78,7 @@ def images_recipe(arguments: Namespace, *, fitted: str = "") -> tuple["Recipe", 
 
 
 def source_of(images: str) -> dict[str, str] | None:
-    """`data.source` for pictures as they lie, known by their files' names; None for a recipe.
+    """`data.source` for images as they lie, known by their files' names; None for a recipe.
 
     Raises TlkitError for an .npy, which has no labels.
     """

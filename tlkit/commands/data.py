@@ -1,4 +1,4 @@
-"""`tlkit data ...`: what is in the pictures, before anything trains on them."""
+"""`tlkit data ...`: what is in the images, before anything trains on them."""
 
 import sys
 from argparse import ArgumentParser, Namespace
@@ -26,9 +26,7 @@ def check(arguments: Namespace) -> int:
 def preview_arguments(parser: ArgumentParser) -> None:
     images_arguments(parser)
     parser.add_argument("--out", type=expanded, default=Path("preview.png"), metavar="FILE", help="default: preview.png")
-    parser.add_argument(
-        "--rows", type=count, default=8, metavar="N", help="training pictures, of as many classes as there are (default: 8)"
-    )
+    parser.add_argument("--rows", type=count, default=8, metavar="N", help="training images, of as many classes as there are (default: 8)")
     help = "the first as validation sees it, then an epoch of training each (default: 6)"
     parser.add_argument("--columns", type=count, default=6, metavar="N", help=help)
 
@@ -42,7 +40,7 @@ def preview(arguments: Namespace) -> int:
 
 def stats_arguments(parser: ArgumentParser) -> None:
     images_arguments(parser)
-    help = "side of the mean picture (default: the recipe's image_size, without a recipe the size of the first picture)"
+    help = "side of the mean image (default: the recipe's image_size, without a recipe the size of the first image)"
     parser.add_argument("--image-size", type=count, metavar="PX", help=help)
     parser.add_argument("--out", type=expanded, metavar="DIR", help="put mean_picture.png and statistics.json here")
     parser.add_argument("--format", choices=("table", "json"), default="table", help="default: table")
@@ -77,13 +75,13 @@ def fetch(arguments: Namespace) -> int:
 def audit_arguments(parser: ArgumentParser) -> None:
     images_arguments(parser)
     parser.add_argument("--out", type=expanded, metavar="DIR", help="where to put it (default: the next number under runs/NAME-audit)")
-    parser.add_argument("--fix", action="store_true", help="also write cleaned.csv, a list without what leaks; pictures are left alone")
-    parser.add_argument("--strict", action="store_true", help="end with 2 if splits leak, a picture has two labels or a label is doubted")
+    parser.add_argument("--fix", action="store_true", help="also write cleaned.csv, a list without what leaks; images are left alone")
+    parser.add_argument("--strict", action="store_true", help="end with 2 if splits leak, an image has two labels or a label is doubted")
 
 
 def audit(arguments: Namespace) -> int:
     recipe, as_they_lie = images_recipe(arguments, fitted="image_size: 128, resize: pad")
-    print_text(f"{recipe.name}: loading torch, then looking for pictures", sys.stderr)
+    print_text(f"{recipe.name}: loading torch, then looking for images", sys.stderr)
     from tlkit.workflows.audit import audit_command
 
     with show_log():

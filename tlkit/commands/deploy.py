@@ -10,19 +10,19 @@ from tlkit.system import keep_freed_memory
 
 def predict_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("model", type=expanded, metavar="RUN|ARTIFACT", help="a run folder or its model folder, or what tlkit export made")
-    help = "picture files, folders, globs such as 'photos/**/*.jpg', or - for a list of files on standard input"
+    help = "image files, folders, globs such as 'photos/**/*.jpg', or - for a list of files on standard input"
     parser.add_argument("paths", nargs="+", metavar="PATH", help=help)
     parser.add_argument("-0", "--null", action="store_true", help="names in the list end with NUL, as find -print0 writes them")
     help = "default: table, or with --out by the ending of the file"
     parser.add_argument("--format", choices=("table", "json", "csv", "jsonl"), help=help)
-    help = "classes to name for each picture (default: 3); a multilabel model names those above their thresholds"
+    help = "classes to name for each image (default: 3); a multilabel model names those above their thresholds"
     parser.add_argument("--top-k", type=count, default=3, metavar="K", help=help)
     help = "abstain where no class is as likely as P, from 0 to 1; for a multilabel model, in place of its own thresholds"
     parser.add_argument("--threshold", type=_share, metavar="P", help=help)
     help = "write here, a row as soon as it is known, so that --resume can go on: FILE.csv or FILE.jsonl"
     parser.add_argument("--out", type=expanded, metavar="FILE", help=help)
-    parser.add_argument("--resume", action="store_true", help="go on with --out FILE: pictures that have a row in it are not asked again")
-    help = "in place of answers, write what the head sees of each picture to --out FILE.npz or FILE.parquet"
+    parser.add_argument("--resume", action="store_true", help="go on with --out FILE: images that have a row in it are not asked again")
+    help = "in place of answers, write what the head sees of each image to --out FILE.npz or FILE.parquet"
     parser.add_argument("--features", action="store_true", help=help)
 
 
@@ -50,21 +50,21 @@ def export_arguments(parser: ArgumentParser) -> None:
     help = "one or more of onnx, torch (a torch.export program), safetensors (timm, Hugging Face hub), openvino; default: onnx"
     parser.add_argument("--format", nargs="+", default=["onnx"], metavar="FORMAT", help=help)
     entrance = parser.add_mutually_exclusive_group()
-    help = "the network takes uint8 pictures [B, H, W, C] and normalises them itself (default)"
+    help = "the network takes uint8 images [B, H, W, C] and normalises them itself (default)"
     entrance.add_argument("--raw", dest="raw", action="store_true", default=True, help=help)
-    help = "it takes normalised pictures, float32 [B, C, H, W]"
+    help = "it takes normalised images, float32 [B, C, H, W]"
     entrance.add_argument("--float", dest="raw", action="store_false", help=help)
     parser.add_argument("--features", action="store_true", help="the network gives what its head sees, too")
     parser.add_argument("--opset", type=int, default=20, metavar="N", help="of ONNX, 18 to 23; default: 20")
     parser.add_argument("--out", type=expanded, metavar="DIR", help="gets a folder a format; default: RUN/export")
     parser.add_argument("--zip", dest="zipped", action="store_true", help="make a .zip of each folder, too")
-    help = "how many pictures prove the export, or all; default: 200 of the validation split"
+    help = "how many images prove the export, or all; default: 200 of the validation split"
     parser.add_argument("--proof-images", "--pictures", type=_number_or_all, default=200, metavar="N", help=help)
-    help = "prove it with the pictures in this folder, where the run's own aren't at hand"
+    help = "prove it with the images in this folder, where the run's own aren't at hand"
     parser.add_argument("--images", type=expanded, metavar="DIR", help=help)
     help = "largest difference of a probability that passes; default: 1e-4"
     parser.add_argument("--tolerance", type=float, default=1e-4, metavar="T", help=help)
-    help = "put N of these pictures into the artifact for `tlkit verify`; default: none, they stay with you"
+    help = "put N of these images into the artifact for `tlkit verify`; default: none, they stay with you"
     parser.add_argument("--with-samples", type=count, default=0, metavar="N", help=help)
     parser.add_argument("--quantize", metavar="KIND", help="ONNX in smaller numbers, int8 or float16, into a folder onnx-KIND")
     help = "how far accuracy on the validation split may fall by it, as a share; default: 0.01, one point"
@@ -108,18 +108,18 @@ def serve_arguments(parser: ArgumentParser) -> None:
     help = f"where to listen (default: {default.host}, this machine alone; 0.0.0.0 is every network that it is in)"
     parser.add_argument("--host", default=default.host, help=help)
     parser.add_argument("--port", type=_port, default=default.port, help=f"default: {default.port}; 0 takes a free one")
-    help = f"pictures that go through the network together (default: {default.max_batch}; 1 turns batching off)"
+    help = f"images that go through the network together (default: {default.max_batch}; 1 turns batching off)"
     parser.add_argument("--max-batch", type=count, default=default.max_batch, metavar="N", help=help)
-    help = f"milliseconds that a picture waits for others that are on their way (default: {1000 * default.max_wait_s:g})"
+    help = f"milliseconds that an image waits for others that are on their way (default: {1000 * default.max_wait_s:g})"
     parser.add_argument("--max-wait", type=_number, default=1000 * default.max_wait_s, metavar="MS", help=help)
     parser.add_argument("--threads", type=count, metavar="N", help="of the network (default: one a processor)")
     help = f"of one request (default: {limits.upload_bytes / 1e6:g})"
     parser.add_argument("--max-upload", type=count, default=limits.upload_bytes // 10**6, metavar="MB", help=help)
     help = f"files of one request (default: {limits.files})"
     parser.add_argument("--max-files", type=count, default=limits.files, metavar="N", help=help)
-    help = f"of one picture, in millions (default: {limits.pixels / 1e6:g})"
+    help = f"of one image, in millions (default: {limits.pixels / 1e6:g})"
     parser.add_argument("--max-pixels", type=count, default=limits.pixels // 10**6, metavar="MILLIONS", help=help)
-    help = f"pictures that may wait for their answers; others are asked to retry (default: {limits.waiting})"
+    help = f"images that may wait for their answers; others are asked to retry (default: {limits.waiting})"
     parser.add_argument("--max-waiting", type=count, default=limits.waiting, metavar="N", help=help)
     help = f"seconds for a request to arrive (default: {limits.read_s:g})"
     parser.add_argument("--read-timeout", type=_seconds, default=limits.read_s, metavar="S", help=help)
@@ -165,7 +165,7 @@ def _number(text: str) -> float:
 
 def verify_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("artifact", type=expanded, metavar="ARTIFACT", help="the folder or .zip that tlkit export made")
-    help = "compare over those of the pictures that the export was proved with that lie in this folder, too"
+    help = "compare over those of the images that the export was proved with that lie in this folder, too"
     parser.add_argument("--images", type=expanded, metavar="DIR", help=help)
 
 

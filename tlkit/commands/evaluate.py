@@ -13,8 +13,8 @@ def evaluate_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("run", type=expanded, metavar="RUN", help="a run folder, such as runs/quickstart/001")
     help = "where its images are now, if not where it was started: data.source.folder=/photos, data.root=/downloads"
     parser.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help=help)
-    parser.add_argument("--split", choices=("test", "val"), default="test", help="the pictures to measure on (default: test)")
-    help = "average over more views of each picture: flip (mirrored too), crops (corners and centre too), or N as the recipe augments them"
+    parser.add_argument("--split", choices=("test", "val"), default="test", help="the images to measure on (default: test)")
+    help = "average over more views of each image: flip (mirrored too), crops (corners and centre too), or N as the recipe augments them"
     parser.add_argument("--tta", type=_tta, metavar="flip|crops|N", help=help)
     help = "cpu, cuda, cuda:1, mps, or auto: an accelerator where there is one (default: auto)"
     parser.add_argument("--device", default="auto", help=help)
@@ -49,7 +49,7 @@ def metrics_table(metrics: dict[str, Any]) -> str:
     figures = _figures(metrics)
     skipped = metrics.get("skipped", {})
     left_out = f"  ({len(skipped)} left out, since they can't be read)" if skipped else ""
-    lines = [f"{'pictures':<23}{metrics['pictures']}{left_out}"]
+    lines = [f"{'images':<23}{metrics['pictures']}{left_out}"]
     for name, value in figures.items():
         low, high = metrics.get(f"{name}_interval", (None, None))
         interval = f"  (95 % interval {low:.4f} to {high:.4f})" if low is not None else ""
@@ -57,7 +57,7 @@ def metrics_table(metrics: dict[str, Any]) -> str:
     columns = ("precision", "recall", "f1", *(("average_precision", "threshold") if multilabel else ()))
     rows = {**metrics["per_class"], "mean": {**metrics["macro"], "average_precision": metrics.get("mean_average_precision")}}
     width = max(map(len, rows))
-    lines += ["", f"{'class':<{width}}  pictures" + "".join(f"  {column.replace('_', ' '):>9}" for column in columns)]
+    lines += ["", f"{'class':<{width}}  images" + "".join(f"  {column.replace('_', ' '):>9}" for column in columns)]
     for name, row in rows.items():
         cells = (f"  {'' if row.get(column) is None else f'{row[column]:.4f}':>{max(9, len(column))}}" for column in columns)
         lines.append(f"{name:<{width}}  {row.get('pictures', ''):>8}{''.join(cells)}".rstrip())
@@ -81,10 +81,10 @@ def _beside_tta(metrics: dict[str, Any]) -> Iterator[str]:
     """Figures without and with test-time augmentation, where both were measured."""
     if not (tta := metrics.get("tta")):
         return
-    yield f"\nwith test-time augmentation ({tta['kind']}: {tta['views']} views of each picture, their probabilities averaged)"
+    yield f"\nwith test-time augmentation ({tta['kind']}: {tta['views']} views of each image, their probabilities averaged)"
     yield f"{'':<23}{'without':>9}  {'with':>9}"
     with_tta = _figures(tta)
     for name, value in _figures(metrics).items():
         yield f"{name.replace('_', ' '):<23}{value:>9.4f}  {with_tta[name]:>9.4f}"
     if "gained" in tta:
-        yield f"{tta['gained']} pictures are right that were wrong, and {tta['lost']} wrong that were right."
+        yield f"{tta['gained']} images are right that were wrong, and {tta['lost']} wrong that were right."

@@ -10,7 +10,7 @@ def models_arguments(parser: ArgumentParser) -> None:
     parser.usage = "tlkit models [PATTERN]\n       tlkit models show NAME"
     help = "part of a name, or a pattern such as 'resnet*', to list; or `show` and a name, to see one backbone's stages"
     parser.add_argument("words", nargs="*", metavar="PATTERN", help=help)
-    parser.add_argument("--image-size", type=count, metavar="PX", help="with show: the side of the pictures (default: that of the weights)")
+    parser.add_argument("--image-size", type=count, metavar="PX", help="with show: the side of the images (default: that of the weights)")
 
 
 def models(arguments: Namespace) -> int:

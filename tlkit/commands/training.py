@@ -124,7 +124,7 @@ def bench_arguments(parser: ArgumentParser) -> None:
     help += ". processes: tlkit alone, on one process and on two"
     parser.add_argument("work", choices=(*KINDS, "curve", "processes"), metavar="WORK", help=help)
     sizes = " and ".join(f"{name} is {training}+{validation}" for name, (training, validation) in SIZES.items())
-    help = f"training and validation pictures, such as 800+200; {sizes} (default: small)"
+    help = f"training and validation images, such as 800+200; {sizes} (default: small)"
     parser.add_argument("--size", type=_bench_size, default=SIZES["small"], metavar="SIZE", help=help)
     parser.add_argument("--repeats", type=count, default=3, metavar="N", help="runs of each side, after a warm-up (default: 3)")
     parser.add_argument("--epochs", type=count, default=5, metavar="N", help="of each run (default: 5)")
@@ -143,7 +143,7 @@ def _bench_size(text: str) -> tuple[int, int]:
     training, _, validation = text.partition("+")
     if text in SIZES:
         return SIZES[text]
-    # Two pictures of each of the ten classes, so that no class is missing.
+    # Two images of each of the ten classes, so that no class is missing.
     if not (training.isdigit() and validation.isdigit()) or min(int(training), int(validation)) < 20:
         raise ArgumentTypeError(f"'{text}' is not a size: expected {', '.join(SIZES)}, or two numbers from 20 on, such as 800+200")
     return int(training), int(validation)

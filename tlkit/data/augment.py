@@ -1,4 +1,4 @@
-"""The recipe's `augment:` -> albumentations, seeded for every picture by itself."""
+"""The recipe's `augment:` -> albumentations, seeded for every image by itself."""
 
 import os
 import random
@@ -18,25 +18,25 @@ from tlkit.recipe.fields.augment import AUTO_AUGMENT, Transform
 
 TRIALS = 3
 SIZED = ("RandomResizedCrop", "RandomSizedCrop")
-"""Their `size` can be no other than that of the pictures, so a recipe needn't give it."""
+"""Their `size` can be no other than that of the images, so a recipe needn't give it."""
 
 
 class Augmentation:
-    """Augments one picture, with draws that depend on nothing but the seed.
+    """Augments one image, with draws that depend on nothing but the seed.
 
     albumentations 2.0.8 gives each transform its own two generators, and `set_random_seed` makes them again from the same seed:
     Rotate and Affine would then draw the same numbers, in 20 microseconds a transform. Here all transforms share one pair of generators,
-    whose state is set before every picture in 9 microseconds.
+    whose state is set before every image in 9 microseconds.
     """
 
     def __init__(self, compose: Any) -> None:
         self.compose = compose
         self.bits = np.random.PCG64(0)
-        self.py_random = random.Random(0)  # noqa: S311 (pictures, not secrets)
+        self.py_random = random.Random(0)  # noqa: S311 (images, not secrets)
         compose.set_random_state(np.random.Generator(self.bits), self.py_random)
 
     def __call__(self, image: NDArray[np.uint8], *, seed: tuple[int, int, int]) -> NDArray[np.uint8]:
-        """picture: [S, S, C] uint8, unchanged by this. seed: (seed of the run, epoch, index of the picture)."""
+        """image: [S, S, C] uint8, unchanged by this. seed: (seed of the run, epoch, index of the image)."""
         self._set_state(seed)
         augmented: NDArray[np.uint8] = self.compose(image=image.copy())["image"]
         return augmented
@@ -54,10 +54,10 @@ class Augmentation:
 
 
 def build_augmentation(transforms: Sequence[Transform], image_size: int, channels: int = 3) -> Augmentation | None:
-    """None where there are no transforms. The transforms in the recipe's order, each tried on pictures of this size and channels.
+    """None where there are no transforms. The transforms in the recipe's order, each tried on images of this size and channels.
 
     Raises RecipeError with a fault for every unknown name or argument, every value that albumentations refuses,
-    and every transform that changes the size or the type of the picture, or that needs colours where the pictures have none.
+    and every transform that changes the size or the type of the image, or that needs colours where the images have none.
     """
     if not transforms:
         return None
@@ -79,7 +79,7 @@ def build_augmentation(transforms: Sequence[Transform], image_size: int, channel
 
 
 def _known(albumentations: Any) -> dict[str, type]:
-    """Name -> class of the transforms for single pictures; compositions and transforms of volumes are left out."""
+    """Name -> class of the transforms for single images; compositions and transforms of volumes are left out."""
     kinds = (albumentations.ImageOnlyTransform, albumentations.DualTransform)
     left_out = (*kinds, albumentations.Transform3D)
     return {
@@ -123,7 +123,7 @@ def _make(key: str, transform: Transform, known: dict[str, type]) -> Any:
 
 
 def _tried(key: str, transform: Any, image_size: int, channels: int) -> Fault | None:
-    """What is wrong with the transform's result on a made-up picture."""
+    """What is wrong with the transform's result on a made-up image."""
     draws = np.random.default_rng(0)
     before = f"{image_size} x {image_size} x {channels}"
     for _ in range(TRIALS):
@@ -134,14 +134,14 @@ def _tried(key: str, transform: Any, image_size: int, channels: int) -> Fault | 
                 result = transform(image=image.copy(), force_apply=True)["image"]
         except Exception as error:
             hint = "" if channels == 3 else " It may need colours: data.channels=3."
-            return Fault(key, f"fails on a picture of {before}: {_plain(error)}.", f"Change its arguments or remove it.{hint}")
+            return Fault(key, f"fails on an image of {before}: {_plain(error)}.", f"Change its arguments or remove it.{hint}")
         if not isinstance(result, np.ndarray) or result.dtype != np.uint8:
             what = f"{result.dtype} numbers" if hasattr(result, "dtype") else type(result).__name__
-            return Fault(key, f"gives {what} instead of 8-bit pictures.", "Remove it: tlkit normalises and makes tensors itself.")
+            return Fault(key, f"gives {what} instead of 8-bit images.", "Remove it: tlkit normalises and makes tensors itself.")
         if result.shape != image.shape:
             size = " x ".join(map(str, result.shape))
-            fix = f"Set its size to {image_size}, or remove it: data.image_size and data.resize fit the pictures before augmentation."
-            return Fault(key, f"changes the picture from {before} to {size}.", fix)
+            fix = f"Set its size to {image_size}, or remove it: data.image_size and data.resize fit the images before augmentation."
+            return Fault(key, f"changes the image from {before} to {size}.", fix)
     return None
 
 

@@ -41,7 +41,7 @@ class AutoAugment(albumentations.ImageOnlyTransform):  # type: ignore[misc]
 def _torch_seeded(seed: int) -> Iterator[None]:
     """Draws of torch on the CPU depend on the seed alone in here, and go on afterwards as if nothing had been.
 
-    `torch.manual_seed` would seed CUDA's generators too, and `fork_rng` would save those of every device, for each picture.
+    `torch.manual_seed` would seed CUDA's generators too, and `fork_rng` would save those of every device, for each image.
     On one thread, as in a worker process: the mean that a change of contrast takes has other last bits on several.
     """
     generator, threads = torch.default_generator, torch.get_num_threads()

@@ -56,7 +56,7 @@ class ImageDataModule(lightning.LightningDataModule):
         super().__init__()
         self.samples = samples
         self.hashes: Mapping[str, str] = {}
-        """A picture's id -> its sha256, for what is kept by picture; empty until somebody has hashed them."""
+        """An image's id -> its sha256, for what is kept by image; empty until somebody has hashed them."""
         self.preprocessing = preprocessing
         self.augmentation = augmentation
         self.batch_size = batch_size
@@ -114,7 +114,7 @@ class ImageDataModule(lightning.LightningDataModule):
         return bool(self._kept)
 
     def cache_decoded(self, folder: Path, *, budget_gb: float, processes: int = 1) -> None:
-        """From here on each training and validation picture is decoded and fitted once. For what is kept already this does nothing.
+        """From here on each training and validation image is decoded and fitted once. For what is kept already this does nothing.
 
         folder: where the file for them is made. processes: on this machine, each of which keeps its own.
         Raises CacheUnavailable where the budget or the disk is too small.
@@ -138,8 +138,8 @@ class ImageDataModule(lightning.LightningDataModule):
         for split in ("train", "val"):
             if (images := len(self.samples.of(split))) < devices:
                 raise DataError(
-                    f"{images} pictures of the {split} split can't be divided among {devices} devices.\n"
-                    "  Each needs one at least: use fewer devices, or more pictures."
+                    f"{images} images of the {split} split can't be divided among {devices} devices.\n"
+                    "  Each needs one at least: use fewer devices, or more images."
                 )
 
     def train_dataloader(self) -> ImageLoader:
@@ -158,7 +158,7 @@ class ImageDataModule(lightning.LightningDataModule):
         return self._loader("test")
 
     def whole(self, split: str) -> ImageLoader:
-        """Every picture of a split once, in order and as it is, whatever the rank."""
+        """Every image of a split once, in order and as it is, whatever the rank."""
         samples = self.samples.of(split)
         return make_loader(samples, self.preprocessing, batch_size=self.batch_size, workers=self.workers, multi_hot=self.samples.multi_hot)
 

@@ -1,4 +1,4 @@
-"""Samples -> batches of uint8 pictures: the same ones for any number of worker processes."""
+"""Samples -> batches of uint8 images: the same ones for any number of worker processes."""
 
 import os
 import time
@@ -25,13 +25,13 @@ Key = tuple[int, int]
 """(epoch, index): all that a sample's augmentation depends on, next to the seed."""
 Target = int | NDArray[np.float32]
 """A label, or for multilabel 0 and 1 for each class, [K]."""
-# Added to the epoch of a picture each further time that a balanced order draws it in one epoch, so that it is augmented differently.
+# Added to the epoch of an image each further time that a balanced order draws it in one epoch, so that it is augmented differently.
 DRAWN_AGAIN = 2**32
 Batch = tuple[Tensor, Tensor]
-# Below this many pictures, starting worker processes takes longer than they save (two cores, 28 px pictures).
+# Below this many images, starting worker processes takes longer than they save (two cores, 28 px images).
 MIN_IMAGES_FOR_WORKERS = 5_000
 MAX_WORKERS = 8
-# Tar shards whose pictures a training order mixes: enough that a shard of one class makes no batches of one class, few enough that
+# Tar shards whose images a training order mixes: enough that a shard of one class makes no batches of one class, few enough that
 # what is read is together.
 SHARDS_MIXED = 8
 
@@ -43,9 +43,9 @@ NO_SHARED_MEMORY = (
 
 
 class ImageDataset(Dataset[tuple[NDArray[np.uint8], Target]]):
-    """Decoded, fitted and, with an augmentation, augmented pictures, [S, S, C] uint8.
+    """Decoded, fitted and, with an augmentation, augmented images, [S, S, C] uint8.
 
-    multi_hot: K for multilabel, 0 for one label a picture. kept: holds a row for each sample, and is filled as they are asked for.
+    multi_hot: K for multilabel, 0 for one label per image. kept: holds a row for each sample, and is filled as they are asked for.
     """
 
     def __init__(
@@ -88,14 +88,14 @@ class ImageDataset(Dataset[tuple[NDArray[np.uint8], Target]]):
         return fitted if self.augmentation is None else self.augmentation(fitted, seed=(self.seed, epoch, index))
 
     def fitted(self, index: int) -> NDArray[np.uint8]:
-        """As validation sees it. Raises DataError with the sample's id where its picture can't be read."""
+        """As validation sees it. Raises DataError with the sample's id where its image can't be read."""
         if self.kept is not None and (kept := self.kept.get(index)) is not None:
             return kept
         sample = self.samples[index]
         try:
             image = self.preprocessing.read(sample.image)
         except DataError as error:
-            raise DataError(f"picture {sample.id}: {error}\n  {HOW_TO_GO_ON}") from error
+            raise DataError(f"image {sample.id}: {error}\n  {HOW_TO_GO_ON}") from error
         if self.kept is not None:
             self.kept.put(index, image)
         return image
@@ -117,14 +117,14 @@ class EpochSampler(DistributedSampler[Key]):
 
     It splits over ranks itself, without torch's padding. By its type Lightning knows that, and leaves it in place whatever its Trainer's
     `use_distributed_sampler` is; nothing of torch's class is used.
-    shuffle: a training order, otherwise every picture once and in order. Either is one order for all ranks, taken in turns: a step
-    of all ranks together sees the same pictures whatever their number. A last training step that leaves a rank less than two, of which
+    shuffle: a training order, otherwise every image once and in order. Either is one order for all ranks, taken in turns: a step
+    of all ranks together sees the same images whatever their number. A last training step that leaves a rank less than two, of which
     batch-norm could take statistics, is left out, unless it is the only one.
-    batch_size: pictures a step on this rank.
-    chances: of each picture, [size]; a training order is then drawn with replacement, as long as before.
+    batch_size: images a step on this rank.
+    chances: of each image, [size]; a training order is then drawn with replacement, as long as before.
     shards: the file that each image is in, [size], where many share one; a training order then goes through few files at a time.
     first_epoch: added to what set_epoch sets, because Lightning counts from zero again in every phase.
-    The next pass alone begins after `skip` pictures.
+    The next pass alone begins after `skip` images.
     """
 
     def __init__(
@@ -201,7 +201,7 @@ def shard_numbers(samples: Sequence[Sample]) -> NDArray[np.int64] | None:
 
 
 def balanced_chances(samples: Sequence[Sample]) -> NDArray[np.float64]:
-    """[N], summing to one: every class is as likely as any other, and so is every picture of a class."""
+    """[N], summing to one: every class is as likely as any other, and so is every image of a class."""
     counts = Counter(sample.label for sample in samples)
     return np.array([1 / (len(counts) * counts[sample.label]) for sample in samples])
 
@@ -260,9 +260,9 @@ def make_loader(
 ) -> ImageLoader:
     """Batches of (images uint8 [B, C, S, S] in channels_last memory, labels int64 [B] or, for multilabel, float [B, K]).
 
-    batch_size: pictures a step on this rank. train: shuffled, see EpochSampler; otherwise every picture once, in order.
-    multi_hot: K for multilabel, 0 for one label a picture. balanced: training draws every class as often as any other.
-    kept: see Pictures.
+    batch_size: images a step on this rank. train: shuffled, see EpochSampler; otherwise every image once, in order.
+    multi_hot: K for multilabel, 0 for one label per image. balanced: training draws every class as often as any other.
+    kept: see Images.
     """
     images = ImageDataset(samples, preprocessing, augmentation=augmentation, seed=seed, multi_hot=multi_hot, kept=kept)
     sampler = EpochSampler(

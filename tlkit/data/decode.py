@@ -21,10 +21,10 @@ from tlkit.errors import DataError
 # Formats that Pillow knows and can't decode by itself: it hands EPS to Ghostscript, and knows no more than the header of the others.
 _TRIED_FIRST = frozenset({"JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "AVIF"})
 _NOT_DECODED = frozenset({"EPS", "WMF", "MPEG", "HDF5", "GRIB", "BUFR"})
-# Pixels of one picture: twice Pillow's warning limit, beyond which Pillow itself refuses; half a gigabyte as RGB.
+# Pixels of one image: twice Pillow's warning limit, beyond which Pillow itself refuses; half a gigabyte as RGB.
 MAX_PIXELS = 178_956_970
 WHITE = (255, 255, 255)
-# Pixels that are laid over a background at once: a large picture as a whole would take 40 bytes a pixel on the way.
+# Pixels that are laid over a background at once: a large image as a whole would take 40 bytes a pixel on the way.
 _AT_ONCE = 1 << 18
 WHOLE_RANGE = (0, 65535)
 # What Pillow 13 raises for damaged files, over all its formats, and numpy for an .npy (TokenError); found with some 40,000 damaged files.
@@ -64,11 +64,11 @@ def decode(
 ) -> NDArray[np.uint8]:
     """Return [H, W, channels] uint8 of a file, or of an image that a function gives. `Preprocessing.decode` has a model's settings.
 
-    channels: 3 makes every picture RGB, and 1 makes it grey. With any other number a picture must have as many: RGBA, CMYK, or an
+    channels: 3 makes every image RGB, and 1 makes it grey. With any other number an image must have as many: RGBA, CMYK, or an
     .npy file of [H, W, channels], uint8 or uint16, whose numbers are taken as they are.
     EXIF orientation is applied, transparency is laid over the background (RGB; but for 4 channels), range_16bit of 16-bit values
     becomes 0..255, and of an animation or of several pages the first is taken.
-    Raises DataError with the file and the reason: missing, a folder, empty, no picture, cut off, more than max_pixels, unknown range,
+    Raises DataError with the file and the reason: missing, a folder, empty, no image, cut off, more than max_pixels, unknown range,
     other channels.
     """
     try:
@@ -100,7 +100,7 @@ def header(file: Path) -> tuple[int, int]:
         if file.suffix.lower() == ".npy" or not file.is_file():
             return 0, 1
         with file.open("rb") as content, Image.open(content, formats=image_formats()) as opened:
-            # An MPO is a photograph by a telephone, with its own thumbnail as the second picture.
+            # An MPO is a photograph by a telephone, with its own thumbnail as the second image.
             return opened.width * opened.height, 1 if opened.format == "MPO" else int(getattr(opened, "n_frames", 1))
     except (*_DAMAGED, Image.DecompressionBombError):
         return 0, 1
@@ -145,7 +145,7 @@ def _from_pillow(
     if image.mode in ("I", "F") and not _is_16_bit_grey(image):
         raise DataError(
             f"pixels of mode {image.mode} (32 bit) have no known range, so they can't become 0..255.\n"
-            "  Save the picture as 8-bit or 16-bit PNG or TIFF."
+            "  Save the image as 8-bit or 16-bit PNG or TIFF."
         )
     if content:
         image = _from_16_bit_colour(content, image, range_16bit)
@@ -163,7 +163,7 @@ def _from_pillow(
 
 
 def _bands(image: Image.Image, channels: int) -> NDArray[np.uint8]:
-    """The picture's own channels, as they are. A palette's colours are looked up."""
+    """The image's own channels, as they are. A palette's colours are looked up."""
     if image.mode in ("P", "PA"):
         image = image.convert("RGBA" if "transparency" in image.info or image.mode == "PA" else "RGB")
     bands = image.getbands()
@@ -187,7 +187,7 @@ def _from_numbers(pixels: NDArray[Any], channels: int, max_pixels: int, range_16
     if pixels.ndim == 2:
         pixels = pixels[:, :, None]
     if pixels.ndim != 3 or 0 in pixels.shape:
-        raise DataError(f"its shape, {shape}, is no picture's.\n  Expected height x width x channels.")
+        raise DataError(f"its shape, {shape}, is no image's.\n  Expected height x width x channels.")
     if pixels.size > 3 * max_pixels:
         raise DataError(_too_large(shape, max_pixels))
     if pixels.shape[2] != channels:
@@ -198,7 +198,7 @@ def _from_numbers(pixels: NDArray[Any], channels: int, max_pixels: int, range_16
 def _other_channels(found: str, number: int, expected: int) -> str:
     return (
         f"the number of its channels is {found}, but data.channels is {expected}.\n"
-        f"  Set data.channels={number} if all pictures have as many; of colours, 3 and 1 (grey) are made of any others."
+        f"  Set data.channels={number} if all images have as many; of colours, 3 and 1 (grey) are made of any others."
     )
 
 
@@ -208,7 +208,7 @@ def _is_16_bit_grey(image: Image.Image) -> bool:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Turn the image as its EXIF orientation says; unchanged where the EXIF block itself is damaged, as picture viewers do."""
+    """Turn the image as its EXIF orientation says; unchanged where the EXIF block itself is damaged, as image viewers do."""
     try:
         return ImageOps.exif_transpose(image)
     except _DAMAGED:
@@ -223,8 +223,8 @@ def _is_16_bit_colour(image: Image.Image) -> bool:
 
 
 def encoded(image: Image.Image) -> bytes:
-    """The bytes of an opened picture, which stays as it is."""
-    opened: Any = image.fp  # type: ignore[attr-defined]  # of every picture that Pillow has opened and not read
+    """The bytes of an opened image, which stays as it is."""
+    opened: Any = image.fp  # type: ignore[attr-defined]  # of every image that Pillow has opened and not read
     place = opened.tell()
     opened.seek(0)
     content: bytes = opened.read()
@@ -244,7 +244,7 @@ def _colour_values(content: bytes) -> NDArray[np.uint16]:
     except cv2.error:
         values = None
     if values is None or values.dtype != np.uint16 or values.ndim != 3:
-        raise DataError("16-bit colour in a form that can't be read.\n  Save the picture as 8-bit, or as 16-bit RGB PNG.")
+        raise DataError("16-bit colour in a form that can't be read.\n  Save the image as 8-bit, or as 16-bit RGB PNG.")
     return values
 
 
@@ -275,7 +275,7 @@ def _from_16_bit(values: NDArray[np.generic], range_16bit: tuple[int, int]) -> N
     if least < low or most > high:
         raise DataError(
             f"its 16-bit values go from {least} to {most}, and data.range_16bit is [{low}, {high}].\n"
-            f"  Set data.range_16bit to the range of all pictures, such as [{min(least, low)}, {max(most, high)}]: nothing is clipped."
+            f"  Set data.range_16bit to the range of all images, such as [{min(least, low)}, {max(most, high)}]: nothing is clipped."
         )
     span = high - low
     return (((numbers - low) * 510 + span) // (2 * span)).astype(np.uint8)
@@ -292,15 +292,15 @@ def _over(background: tuple[int, int, int], rgba: NDArray[np.uint8]) -> NDArray[
     return laid.reshape(*rgba.shape[:2], 3)
 
 
-_A_FOLDER = "this is a folder, not a picture.\n  Name a picture file."
+_A_FOLDER = "this is a folder, not an image.\n  Name an image file."
 
 
 def _too_large(size: str, max_pixels: int) -> str:
-    return f"the picture is too large ({size}; data.max_pixels is {max_pixels:,}).\n  Scale it down or remove it."
+    return f"the image is too large ({size}; data.max_pixels is {max_pixels:,}).\n  Scale it down or remove it."
 
 
 def _reason(image: ImageSource, error: Exception, max_pixels: int) -> str:
-    """Why a picture can't be read, and what to do."""
+    """Why an image can't be read, and what to do."""
     if isinstance(error, Image.DecompressionBombError):
         return _too_large(str(error).split(" exceeds")[0].removeprefix("Image size ").strip("()"), max_pixels)
     if isinstance(error, FileNotFoundError):
@@ -317,7 +317,7 @@ def _reason(image: ImageSource, error: Exception, max_pixels: int) -> str:
         return "the file is empty (0 bytes).\n  Replace or remove it."
     if isinstance(error, UnidentifiedImageError):
         return _float_tiff(image) or _no_image(image)
-    return f"the picture is damaged or cut off ({error}).\n  Replace or remove it."
+    return f"the image is damaged or cut off ({error}).\n  Replace or remove it."
 
 
 def _float_tiff(image: ImageSource) -> str:
@@ -342,15 +342,15 @@ def _float_tiff(image: ImageSource) -> str:
 
 
 def _no_image(image: ImageSource) -> str:
-    """What a file holds instead of a picture, by its first bytes."""
+    """What a file holds instead of an image, by its first bytes."""
     start = b""
     if isinstance(image, Path):
         with image.open("rb") as opened:
             start = opened.read(512)
     for pattern, holds, fix in _OTHER_CONTENT:
         if re.search(pattern, start, re.IGNORECASE):
-            return f"this is not a picture that can be read but {holds}.\n  {fix}"
-    return "this is not a picture in a format that can be read (JPEG, PNG, WebP, AVIF, TIFF and others).\n  Replace or remove it."
+            return f"this is not an image that can be read but {holds}.\n  {fix}"
+    return "this is not an image in a format that can be read (JPEG, PNG, WebP, AVIF, TIFF and others).\n  Replace or remove it."
 
 
 # (pattern in the first bytes, what it is, what to do)
@@ -358,7 +358,7 @@ _OTHER_CONTENT = (
     (rb"\Aversion https://git-lfs", "a pointer to a file in Git LFS", "Fetch the file itself: git lfs pull"),
     (rb"\A.{4}ftyp(heic|heix|mif1|msf1|hevc)", "an HEIC photograph", "Save it as JPEG or PNG."),
     (rb"<svg[\s>]", "a drawing (SVG), which has no pixels", "Save it as PNG."),
-    (rb"\A\s*<(!doctype html|html|head)", "a web page", "Download the picture again, or remove the file."),
+    (rb"\A\s*<(!doctype html|html|head)", "a web page", "Download the image again, or remove the file."),
     (rb"\A%PDF", "a PDF", "Save its page as PNG or JPEG."),
     (rb"\A(PK\x03\x04|Rar!|\x1f\x8b)", "an archive", "Unpack it, or remove it."),
     (rb"\A\0+\Z", "a file of zeros", "Restore it from a backup, or remove it."),

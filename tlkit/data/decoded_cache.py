@@ -1,4 +1,4 @@
-"""Fitted pictures kept within a run, so that no epoch decodes and resizes again what an earlier one has."""
+"""Fitted images kept within a run, so that no epoch decodes and resizes again what an earlier one has."""
 
 import mmap
 import os
@@ -15,10 +15,10 @@ from tlkit.files import format_bytes
 
 
 class DecodedCache:
-    """[S, S, C] uint8 pictures by row, in a file that has no name: it is gone with the last process that has it open, even a killed one.
+    """[S, S, C] uint8 images by row, in a file that has no name: it is gone with the last process that has it open, even a killed one.
 
     Forked worker processes fill and read the same rows. Read and written, not mapped: so a full disk is an error and kills nobody, and
-    pictures don't count as this process's memory.
+    images don't count as this process's memory.
     """
 
     def __init__(self, rows: int, shape: tuple[int, int, int], folder: Path) -> None:
@@ -37,17 +37,17 @@ class DecodedCache:
         self._there = mmap.mmap(-1, max(1, rows))  # shared with forked processes: a byte a row
 
     def get(self, row: int) -> NDArray[np.uint8] | None:
-        """The picture, which can't be written to, or None."""
+        """The image, which can't be written to, or None."""
         if not self._there[row]:
             return None
         kept = os.pread(self._file.fileno(), self._a_row, row * self._a_row)
         return np.frombuffer(kept, np.uint8).reshape(self._shape)
 
     def put(self, row: int, image: NDArray[np.uint8]) -> None:
-        """Keeps a picture, or doesn't where the disk has become full."""
+        """Keeps an image, or doesn't where the disk has become full."""
         try:
             written = os.pwrite(self._file.fileno(), np.ascontiguousarray(image).data, row * self._a_row)
         except OSError:  # only where space can't be reserved, as on macOS
             return
         if written == self._a_row:
-            self._there[row] = 1  # after the picture itself: who sees the mark finds the whole of it
+            self._there[row] = 1  # after the image itself: who sees the mark finds the whole of it

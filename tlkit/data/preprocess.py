@@ -1,4 +1,4 @@
-"""One specification of how a picture becomes what the network sees: used by training, evaluation, prediction and export.
+"""One specification of how an image becomes what the network sees: used by training, evaluation, prediction and export.
 
 Where an exported model runs there may be neither torch nor pydantic: what is needed there needs numpy and Pillow.
 """
@@ -34,15 +34,15 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 MEAN_IMAGE_FILE = "mean_picture.safetensors"
 """Of a model folder."""
-# A 1 x 100,000 picture scaled to a short side of 256 would take gigabytes; the limit is that of one decoded picture.
+# A 1 x 100,000 image scaled to a short side of 256 would take gigabytes; the limit is that of one decoded image.
 MAX_RESIZED_PIXELS = MAX_PIXELS
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """image_size in pixels. mean and std per channel, in units of 0..1; as many as they are, as many channels a picture has.
+    """image_size in pixels. mean and std per channel, in units of 0..1; as many as they are, as many channels an image has.
 
-    crop_pct: share of the resized picture that the crop keeps, as in timm. max_pixels and the two below it are how files are decoded,
+    crop_pct: share of the resized image that the crop keeps, as in timm. max_pixels and the two below it are how files are decoded,
     see `decode`.
     mean_picture: [S, S, C] float32 in units of 0..1, subtracted in place of mean, with its sha256; of `normalize: pixelwise` only.
     The fill colour is mean all the same.
@@ -69,16 +69,16 @@ class Preprocessing:
             raise ValueError(f"mean and std must have as many values as there are channels: {self}")
         if self.mean_picture is not None:
             if self.mean_picture.shape != (self.image_size, self.image_size, self.channels) or self.mean_picture.dtype != np.float32:
-                raise ValueError(f"the mean picture is {self.mean_picture.shape} {self.mean_picture.dtype}, which doesn't fit: {self}")
+                raise ValueError(f"the mean image is {self.mean_picture.shape} {self.mean_picture.dtype}, which doesn't fit: {self}")
             if sha256(np.ascontiguousarray(self.mean_picture).tobytes()).hexdigest() != self.mean_picture_sha256:
-                raise ValueError(f"the mean picture is another one than: {self}")
+                raise ValueError(f"the mean image is another one than: {self}")
 
     @property
     def channels(self) -> int:
         return len(self.mean)
 
     def read(self, image: ImageSource) -> NDArray[np.uint8]:
-        """[S, S, C] uint8: a picture decoded and fitted. Raises DataError where it can't be decoded."""
+        """[S, S, C] uint8: an image decoded and fitted. Raises DataError where it can't be decoded."""
         return self.fit(self.decode(image))
 
     def decode(self, image: ImageSource) -> NDArray[np.uint8]:
@@ -86,10 +86,10 @@ class Preprocessing:
         return decode(image, self.channels, max_pixels=self.max_pixels, background=self.background, range_16bit=self.range_16bit)
 
     def fit(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """The [S, S, C] uint8 picture that the network sees before normalisation; picture: [H, W, C] uint8.
+        """The [S, S, C] uint8 image that the network sees before normalisation; image: [H, W, C] uint8.
 
         Pixel for pixel what timm's evaluation transform gives with crop_mode center (crop), border (pad) and squash (stretch).
-        Of a picture so long that it would fill gigabytes on the way to its crop, only the part around the centre is resized.
+        Of an image so long that it would fill gigabytes on the way to its crop, only the part around the centre is resized.
         """
         size = (image.shape[1], image.shape[0])
         width, height = self._resized(*size)
@@ -110,7 +110,7 @@ class Preprocessing:
         return normalized
 
     def normalizer(self) -> "Normalize":
-        """Return the normalisation as a module. Raises ValueError where the mean picture is missing."""
+        """Return the normalisation as a module. Raises ValueError where the mean image is missing."""
         from tlkit.data.normalize import Normalize
 
         return Normalize(self._mean(), self.std)
@@ -121,15 +121,15 @@ class Preprocessing:
         return np.ascontiguousarray(normalized.transpose(0, 3, 1, 2))
 
     def _mean(self) -> NDArray[np.float32]:
-        """Return what is subtracted, [S, S, C] or [1, 1, C] float32. Raises ValueError where a mean picture is missing."""
+        """Return what is subtracted, [S, S, C] or [1, 1, C] float32. Raises ValueError where a mean image is missing."""
         if self.mean_picture is not None:
             return self.mean_picture
         if self.mean_picture_sha256:
-            raise ValueError(f"the mean picture was not handed to from_json, and nothing can be normalised without it: {self}")
+            raise ValueError(f"the mean image was not handed to from_json, and nothing can be normalised without it: {self}")
         return np.array([[self.mean]], np.float32)
 
     def to_json(self) -> dict[str, Any]:
-        """Of the mean picture the name of its file and the sha256 of its values."""
+        """Of the mean image the name of its file and the sha256 of its values."""
         values = {
             key: list(value) if isinstance(value, tuple) else value for key, value in asdict(replace(self, mean_picture=None)).items()
         }
@@ -142,7 +142,7 @@ class Preprocessing:
     def from_json(cls, values: Mapping[str, Any], mean_picture: NDArray[np.float32] | None = None) -> "Preprocessing":
         """Of a model folder. Settings that an older one lacks are as they were then: the defaults.
 
-        mean_picture: of a model that has one. Without it pictures can be fitted, but not normalised: that raises ValueError.
+        mean_picture: of a model that has one. Without it images can be fitted, but not normalised: that raises ValueError.
         """
         lists = ["mean", "std", *(key for key in ("background", "range_16bit") if key in values)]
         named = {**values, **{key: tuple(values[key]) for key in lists}}
@@ -150,7 +150,7 @@ class Preprocessing:
         return cls(**named, mean_picture_sha256=digest, mean_picture=mean_picture if digest else None)
 
     def with_mean_picture(self, image: NDArray[np.float32]) -> "Preprocessing":
-        """picture: [S, S, C] in units of 0..1."""
+        """image: [S, S, C] in units of 0..1."""
         return replace(self, mean_picture=image, mean_picture_sha256=sha256(image.tobytes()).hexdigest())
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
@@ -183,7 +183,7 @@ class Preprocessing:
 def preprocessing_for(data: "Data", pretrained_cfg: Mapping[str, Any], images: ImageDataset | None = None) -> Preprocessing:
     """What the recipe asks for, with timm's pretrained_cfg where it says `weights`: its mean and std for the recipe's channels.
 
-    pictures: gives the training images, read by the function that it gets; called only for `normalize: dataset` and `pixelwise`.
+    images: gives the training images, read by the function that it gets; called only for `normalize: dataset` and `pixelwise`.
     """
     mean = per_channel(pretrained_cfg.get("mean", IMAGENET_MEAN), data.channels)
     std = per_channel(pretrained_cfg.get("std", IMAGENET_STD), data.channels)
@@ -205,9 +205,9 @@ def preprocessing_for(data: "Data", pretrained_cfg: Mapping[str, Any], images: I
     if data.normalize in ("weights", "none"):
         return preprocessing
     if images is None:
-        raise ValueError(f"normalize: {data.normalize} needs the training pictures")
+        raise ValueError(f"normalize: {data.normalize} needs the training images")
     if data.normalize == "dataset" or data.resize == "pad":
-        # Padding takes the colour that is being measured, so it is left out: stretching keeps all of a picture and adds nothing.
+        # Padding takes the colour that is being measured, so it is left out: stretching keeps all of an image and adds nothing.
         measured = replace(preprocessing, resize="stretch") if data.resize == "pad" else preprocessing
         mean, std = channel_statistics(images(measured.read))
         preprocessing = replace(preprocessing, mean=mean, std=std)
@@ -215,14 +215,14 @@ def preprocessing_for(data: "Data", pretrained_cfg: Mapping[str, Any], images: I
 
 
 def _pixelwise(preprocessing: Preprocessing, images: ImageDataset) -> Preprocessing:
-    """With the mean picture, and one std a channel about it.
+    """With the mean image, and one std a channel about it.
 
     Dividing each position by its own std would make most of those that hardly change, such as corners; so there is one a channel,
     as with channel means, and numbers keep the spread that networks and their initial weights are made for.
-    Source: the mean picture alone is subtracted by Krizhevsky et al. 2012, section 2.
+    Source: the mean image alone is subtracted by Krizhevsky et al. 2012, section 2.
     """
     image, std = pixel_statistics(images(preprocessing.read))
-    # Where pictures are padded, they were fitted with the mean that is there already.
+    # Where images are padded, they were fitted with the mean that is there already.
     mean = preprocessing.mean if preprocessing.resize == "pad" else tuple(map(float, image.mean((0, 1), np.float64)))
     return replace(preprocessing, mean=mean, std=std).with_mean_picture(image)
 

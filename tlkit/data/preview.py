@@ -1,4 +1,4 @@
-"""A sheet of training pictures: a row a picture, as validation would see it and then as each epoch of training does."""
+"""A sheet of training images: a row per image, as validation would see it and then as each epoch of training does."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ from tlkit.recipe.fields.learning import Mix
 from tlkit.recipe.schema import Recipe
 
 CELL_PX = 128
-"""Smaller pictures are enlarged to about this by a whole factor, pixel for pixel; larger ones are shown at most this much larger."""
+"""Smaller images are enlarged to about this by a whole factor, pixel for pixel; larger ones are shown at most this much larger."""
 LARGEST_CELL_PX = 160
 GAP_PX, MARGIN_PX, NAMES_PX, LINE_PX, FONT_PX = 6, 16, 150, 18, 13
 INK, SOFT, PAPER = "#1c1c1c", "#5b5b5b", "#ffffff"
@@ -44,16 +44,16 @@ class Row:
 def draw_preview(
     images: ImageDataset, classes: Sequence[str], recipe: Recipe, file: Path, *, rows: int = ROWS, columns: int = COLUMNS
 ) -> list[Row]:
-    """Draws the sheet of pictures of the training split, with their augmentation, and returns what is on it.
+    """Draws the sheet of images of the training split, with their augmentation, and returns what is on it.
 
-    columns: with the first, which shows a picture as it would be in validation. Raises DataError where no picture can be read.
+    columns: with the first, which shows an image as it would be in validation. Raises DataError where no image can be read.
     """
     numbers = range(columns - 1) if images.augmentation is not None else range(0)
     # Views of which the activations are kept come in turns.
     epochs = [number % recipe.cache.views if recipe.cache.views else number for number in numbers]
     found = list(preview_rows(images, classes, rows=rows, epochs=epochs))
     if not found:
-        raise DataError(f"none of the {len(images)} training pictures can be read.\n  See: tlkit data check")
+        raise DataError(f"none of the {len(images)} training images can be read.\n  See: tlkit data check")
     size, channels = recipe.data.image_size, recipe.data.channels
     kind = recipe.data.channels_label
     if channels not in (1, 3):
@@ -62,7 +62,7 @@ def draw_preview(
         found,
         ["validation", *(f"epoch {number + 1}" for number in numbers)],
         file,
-        title=f"{recipe.name}: training pictures, {size} px, {kind}",
+        title=f"{recipe.name}: training images, {size} px, {kind}",
         notes=_notes(recipe, len(numbers)),
     )
     return found
@@ -76,18 +76,18 @@ def _notes(recipe: Recipe, epochs_shown: int) -> list[str]:
     notes = [f"augment[{number}]  {item}" for number, item in enumerate(items)] or ["augment is empty: nothing changes."]
     epochs = sum(phase.epochs for phase in recipe.gradient_phases.values())
     if items and not epochs:
-        notes.append("No phase of this recipe trains by gradients, so none of this happens: pictures are taken as they are.")
+        notes.append("No phase of this recipe trains by gradients, so none of this happens: images are taken as they are.")
     elif items and epochs_shown > epochs:
         notes.append(f"The recipe has {epochs} epoch{'s' if epochs > 1 else ''}; later columns show what more of them would look like.")
     if recipe.mix != Mix():
-        notes.append("mix blends pictures of a batch after this, which isn't shown.")
+        notes.append("mix blends images of a batch after this, which isn't shown.")
     return notes
 
 
 def preview_rows(images: ImageDataset, classes: Sequence[str], *, rows: int, epochs: Sequence[int]) -> Iterator[Row]:
-    """Up to `rows` of the pictures, drawn by their seed, from as many classes as there are; what can't be read is left out and said.
+    """Up to `rows` of the images, drawn by their seed, from as many classes as there are; what can't be read is left out and said.
 
-    pictures: of the training split, with their augmentation; what training takes from them is what is returned.
+    images: of the training split, with their augmentation; what training takes from them is what is returned.
     """
     given = 0
     for index in _by_turns(images):
@@ -105,7 +105,7 @@ def preview_rows(images: ImageDataset, classes: Sequence[str], *, rows: int, epo
 
 
 def _by_turns(images: ImageDataset) -> list[int]:
-    """Every index once: one of each class in turn, classes in their order, pictures of a class in an order of the seed."""
+    """Every index once: one of each class in turn, classes in their order, images of a class in an order of the seed."""
     order = np.random.default_rng(images.seed).permutation(len(images)).tolist()
     met: dict[int, int] = {}
     turns = []
@@ -185,7 +185,7 @@ def _write(draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, *, colo
 
 
 def readable(text: str) -> str:
-    """The text with □ for every sign that the sheet's font has no picture of, such as Chinese and most emoji."""
+    """The text with □ for every sign that the sheet's font has no image of, such as Chinese and most emoji."""
     known = _signs()
     return "".join(sign if sign.isspace() or ord(sign) in known else "□" for sign in text if sign not in "\ufe0e\ufe0f\u200d")
 

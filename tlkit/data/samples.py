@@ -21,23 +21,23 @@ SPLIT_WORDS = {
 """What a folder or a cell calls a split, in lower case -> the split."""
 LABEL_SEPARATOR = "|"
 LARGEST_FOLD = 5
-"""Classes that differ more in their training pictures are uneven: accuracy is then mostly about the large ones."""
+"""Classes that differ more in their training images are uneven: accuracy is then mostly about the large ones."""
 ImageSource = Path | Callable[[], Image.Image | NDArray[Any]]
-"""A file, or a function that gives the picture; numbers, [H, W, C] uint8 or uint16, where Pillow has no such picture.
+"""A file, or a function that gives the image; numbers, [H, W, C] uint8 or uint16, where Pillow has no such image.
 
-A function that has the bytes of a picture file gives them by read_bytes, as a Path does. It travels to worker processes: it
+A function that has the bytes of an image file gives them by read_bytes, as a Path does. It travels to worker processes: it
 holds a place to read from, never the data itself. As text it says where the image is.
 """
 
 
 def composed(name: str) -> str:
-    """macOS gives decomposed Unicode names, Linux composed ones: a class or a picture must be the same word on both."""
+    """macOS gives decomposed Unicode names, Linux composed ones: a class or an image must be the same word on both."""
     return unicodedata.normalize("NFC", name)
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One labelled picture. id is unique in its source and stays the same between machines.
+    """One labelled image. id is unique in its source and stays the same between machines.
 
     labels: indices into the classes, ascending; one for multiclass, any number for multilabel.
     split: train, val, test, or empty where it is still to be split.
@@ -52,19 +52,19 @@ class Sample:
 
     @property
     def label(self) -> int:
-        """The one label of a multiclass picture."""
+        """The one label of a multiclass image."""
         (only,) = self.labels
         return only
 
     @property
     def unit(self) -> str:
-        """What is never torn apart: a group, or the picture itself."""
+        """What is never torn apart: a group, or the image itself."""
         return f"group {self.group}" if self.group is not None else f"id {self.id}"
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """A picture that `data.on_bad: skip` has left out."""
+    """An image that `data.on_bad: skip` has left out."""
 
     sample: Sample
     reason: str
@@ -79,7 +79,7 @@ class Samples:
     drawn: frozenset[str] = frozenset()
     """Splits that the seed decides about; the others are the source's own."""
     source_size: int = 0
-    """Pictures of the source, where `data.limit` has left some out; else 0."""
+    """Images of the source, where `data.limit` has left some out; else 0."""
     fold: tuple[int, int] | None = None
     """In cross-validation: which fold validates, counted from 1, and of how many."""
 
@@ -91,15 +91,15 @@ class Samples:
         return tuple(sample for sample in self.samples if sample.split == split)
 
     def training_counts(self) -> tuple[int, ...]:
-        """Training pictures of each class, [K]."""
+        """Training images of each class, [K]."""
         found = Counter(label for sample in self.of("train") for label in sample.labels)
         return tuple(found[label] for label in range(len(self.classes)))
 
     @property
     def multi_hot(self) -> int:
-        """K where a picture has any number of labels, 0 where it has one."""
+        """K where an image has any number of labels, 0 where it has one."""
         return len(self.classes) if self.task == "multilabel" else 0
 
     def label_text(self, sample: Sample) -> str:
-        """`hat|bag`: the classes of a picture, as the column of a csv holds them."""
+        """`hat|bag`: the classes of an image, as the column of a csv holds them."""
         return LABEL_SEPARATOR.join(self.classes[label] for label in sample.labels)

@@ -9,18 +9,18 @@ from numpy.typing import NDArray
 from tlkit.errors import DataError
 
 PerChannel = tuple[float, ...]
-"""One value a channel: R G B, or those of pictures with other channels in their order."""
+"""One value a channel: R G B, or those of images with other channels in their order."""
 
 # A channel that never changes has no spread; one grey level keeps the division finite.
 SMALLEST_STD = 1 / 255
-_NO_IMAGES = "there are no pictures to take mean and std from.\n  Check data.source."
+_NO_IMAGES = "there are no images to take mean and std from.\n  Check data.source."
 
 
 def channel_statistics(images: Iterable[NDArray[np.uint8]]) -> tuple[PerChannel, PerChannel]:
     """Mean and population standard deviation of each channel over all pixels, in units of 0..1.
 
-    pictures: [H, W, C] uint8 of any sizes. The result does not depend on their order.
-    Raises DataError where there is no picture.
+    images: [H, W, C] uint8 of any sizes. The result does not depend on their order.
+    Raises DataError where there is no image.
     """
     counts: NDArray[np.int64] | None = None
     for image in images:
@@ -32,7 +32,7 @@ def channel_statistics(images: Iterable[NDArray[np.uint8]]) -> tuple[PerChannel,
 
 
 def value_counts(image: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """How often each of the 256 values is in each channel, [C, 256]; picture: [H, W, C]."""
+    """How often each of the 256 values is in each channel, [C, 256]; image: [H, W, C]."""
     return np.stack([np.bincount(channel.ravel(), minlength=256) for channel in np.moveaxis(image, 2, 0)])
 
 
@@ -43,9 +43,9 @@ def of_counts(counts: NDArray[np.int64]) -> tuple[PerChannel, PerChannel]:
 
 
 def pixel_statistics(images: Iterable[NDArray[np.uint8]]) -> tuple[NDArray[np.float32], PerChannel]:
-    """The mean picture [S, S, C] and, for each channel, the standard deviation of all pixels from it, in units of 0..1.
+    """The mean image [S, S, C] and, for each channel, the standard deviation of all pixels from it, in units of 0..1.
 
-    pictures: [S, S, C] uint8. Raises DataError where there is no picture.
+    images: [S, S, C] uint8. Raises DataError where there is no image.
     """
     total: NDArray[np.int64] | None = None
     squares: NDArray[np.int64] | None = None

@@ -1,4 +1,4 @@
-"""`tlkit evaluate RUN`: the shipped model measured again on the pictures that its run kept for it."""
+"""`tlkit evaluate RUN`: the shipped model measured again on the images that its run kept for it."""
 
 from collections.abc import Callable, Sequence
 from os import PathLike
@@ -87,8 +87,8 @@ def evaluate(
 def evaluate_run(run: Path, split: str, tta: Tta | None = None, *, device: str = "auto", overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Return the metrics of the run's model on one of its splits, as split.csv has them; and under `tta` those with test-time augmentation.
 
-    With the recipe's `on_bad: skip`, pictures that can't be read any more are left out, and are in `skipped`: id -> reason.
-    Raises RunError if this is no run folder, DataError if pictures of the split are gone or the split is empty.
+    With the recipe's `on_bad: skip`, images that can't be read any more are left out, and are in `skipped`: id -> reason.
+    Raises RunError if this is no run folder, DataError if images of the split are gone or the split is empty.
     """
     check_run_folder(run)
     place = find_device(device)
@@ -99,7 +99,7 @@ def evaluate_run(run: Path, split: str, tta: Tta | None = None, *, device: str =
     if recipe.data.on_bad == "skip":
         samples = without_bad_of(samples, split, recipe.data)
     if not samples.of(split):
-        raise DataError(f"{run / 'split.csv'} has no pictures in the split '{split}'.\n  Choose another with --split.")
+        raise DataError(f"{run / 'split.csv'} has no images in the split '{split}'.\n  Choose another with --split.")
     preprocessing, batch_size = Preprocessing.from_json(card.preprocessing, card.mean_picture), recipe.data.known_batch_size
     skipped = {"skipped": {skipped.sample.id: skipped.reason for skipped in samples.skipped}} if recipe.data.on_bad == "skip" else {}
     if tta is None:

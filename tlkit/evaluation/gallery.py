@@ -1,4 +1,4 @@
-"""gallery.html: what an audit found, as pictures on one page without outside resources."""
+"""gallery.html: what an audit found, as images on one page without outside resources."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -18,11 +18,11 @@ THUMBNAIL_PX = 112
 MOST_FINDINGS, MOST_IMAGES = 100, 6
 """Shown of each kind, and of each finding: the page stays below some megabytes. audit.csv has all."""
 SECTIONS = {
-    "exact": ("The same picture twice", "Byte for byte, or pixel for pixel after decoding."),
-    "near": ("Nearly the same picture", "Resized, compressed or edited a little. 1 is no difference that a small copy would show."),
+    "exact": ("The same image twice", "Byte for byte, or pixel for pixel after decoding."),
+    "near": ("Nearly the same image", "Resized, compressed or edited a little. 1 is no difference that a small copy would show."),
     "label": (
         "Doubted labels",
-        "A model that learned from the other pictures sees another class. The figure is the probability of the label.",
+        "A model that learned from the other images sees another class. The figure is the probability of the label.",
     ),
     "similar": (
         "Much alike to the backbone",
@@ -75,7 +75,7 @@ def write_gallery(
 
 
 def thumbnail(image: ImageSource, decoded: Decode) -> str:
-    """Return a data URL; empty for an image that can't be read. Tiny pictures are enlarged so that their pixels show."""
+    """Return a data URL; empty for an image that can't be read. Tiny images are enlarged so that their pixels show."""
     try:
         pixels = decoded(image)
     except DataError:

@@ -20,7 +20,7 @@ def primary_metric_of(samples: Samples) -> PrimaryMetric:
 
     Mean average precision for multilabel: it needs no threshold, and those are chosen after training.
 
-    For one label a picture, accuracy, or balanced accuracy (the mean of the classes' recalls) if classes differ more than five-fold.
+    For one label per image, accuracy, or balanced accuracy (the mean of the classes' recalls) if classes differ more than five-fold.
     """
     if samples.task == "multilabel":
         return "mean_average_precision"
@@ -97,9 +97,9 @@ def _rows(classes: Sequence[str], **columns: Tensor | Sequence[Any]) -> dict[str
 def measure_multilabel(logits: Tensor, labels: Tensor, classes: Sequence[str], thresholds: Sequence[float]) -> dict[str, Any]:
     """Return plain JSON values. logits [N, K], labels [N, K] of 0 and 1, thresholds [K]: probabilities above which a class is called.
 
-    `accuracy` is the share of right answers among all N * K, `exact_match` the share of pictures with every answer right.
-    Average precision needs no threshold; it is None for a class without pictures, and the mean leaves such classes out. Precision of a
-    class that was never called, and recall of one without pictures, are 0.
+    `accuracy` is the share of right answers among all N * K, `exact_match` the share of images with every answer right.
+    Average precision needs no threshold; it is None for a class without images, and the mean leaves such classes out. Precision of a
+    class that was never called, and recall of one without images, are 0.
     """
     from torchmetrics.functional.classification import binary_average_precision
 
@@ -138,9 +138,9 @@ def _precision_recall_f1(hits: Tensor, called: Tensor, true: Tensor) -> dict[str
 
 
 def best_thresholds(logits: Tensor, labels: Tensor) -> tuple[float, ...]:
-    """Return for each class the probability above which calling it gives the best F1; 0.5 for a class without pictures.
+    """Return for each class the probability above which calling it gives the best F1; 0.5 for a class without images.
 
-    logits [N, K], labels [N, K] of 0 and 1. A threshold is half-way between two pictures, so that no rounding decides about one;
+    logits [N, K], labels [N, K] of 0 and 1. A threshold is half-way between two images, so that no rounding decides about one;
     of equally good ones, it is the highest.
     """
     probabilities = logits.double().sigmoid().numpy()
@@ -153,8 +153,8 @@ def _best_threshold(scores: np.ndarray[Any, Any], truth: np.ndarray[Any, Any]) -
         return 0.5
     order = np.argsort(-scores, kind="stable")
     ranked = np.append(scores[order], 0.0)
-    f1 = 2 * np.cumsum(truth[order]) / (np.arange(1, len(truth) + 1) + truth.sum())  # when the first 1, 2, ... pictures are called
-    f1[ranked[:-1] == ranked[1:]] = -1  # pictures of one score are called together or not at all
+    f1 = 2 * np.cumsum(truth[order]) / (np.arange(1, len(truth) + 1) + truth.sum())  # when the first 1, 2, ... images are called
+    f1[ranked[:-1] == ranked[1:]] = -1  # images of one score are called together or not at all
     last = int(f1.argmax())
     return float((ranked[last] + ranked[last + 1]) / 2)
 

@@ -23,7 +23,7 @@ def write_report(
 ) -> None:
     """Write a run's report. metrics: the content of metrics.json. facts: what was trained on what, label -> text, in the order to show.
 
-    augmentations: a sheet of training pictures, which need not be there.
+    augmentations: a sheet of training images, which need not be there.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 

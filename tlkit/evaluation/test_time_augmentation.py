@@ -1,4 +1,4 @@
-"""Test-time augmentation: several views of each picture, whose probabilities are averaged."""
+"""Test-time augmentation: several views of each image, whose probabilities are averaged."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -16,11 +16,11 @@ from tlkit.recipe.schema import Recipe
 
 ImageArray = NDArray[np.uint8]
 View = Callable[[ImageArray, int], ImageArray]
-"""A fitted picture [S, S, C] and its index -> the picture as it is looked at."""
+"""A fitted image [S, S, C] and its index -> the image as it is looked at."""
 Tta = Literal["flip", "crops"] | int
 """flip: as it is and mirrored. crops: also four corners and the centre, as they are and mirrored. N: as it is and N augmented views."""
 CROP = 0.875
-"""Side of a crop, as a share of the picture's."""
+"""Side of a crop, as a share of the image's."""
 
 
 def views_of(tta: Tta, recipe: Recipe, preprocessing: Preprocessing) -> list[View]:
@@ -28,7 +28,7 @@ def views_of(tta: Tta, recipe: Recipe, preprocessing: Preprocessing) -> list[Vie
     if isinstance(tta, int):
         augmentation = build_augmentation(recipe.augment, preprocessing.image_size, preprocessing.channels)
         if augmentation is None:
-            raise RunError("--tta N looks at pictures as the recipe augments them, and this run's has no augment.\n  Use --tta flip.")
+            raise RunError("--tta N looks at images as the recipe augments them, and this run's has no augment.\n  Use --tta flip.")
         return [_as_it_is, *(_augmented(augmentation, recipe.seed, number) for number in range(tta))]
     places = ((0.5, 0.5), (0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0)) if tta == "crops" else ()
     upright = [_as_it_is, *(_cropped(down, right, preprocessing) for down, right in places)]
@@ -70,7 +70,7 @@ def _augmented(augmentation: Augmentation, seed: int, number: int) -> View:
 
 
 def _cropped(down: float, right: float, preprocessing: Preprocessing) -> View:
-    """A square of CROP of the side, enlarged to the picture's size. down, right: where it lies, from 0 to 1."""
+    """A square of CROP of the side, enlarged to the image's size. down, right: where it lies, from 0 to 1."""
     size = preprocessing.image_size
     side = max(1, round(CROP * size))
     top, left = round(down * (size - side)), round(right * (size - side))

@@ -99,7 +99,7 @@ def create_backbone(
     """Build a timm model without its classifier: [B, channels, H, W] -> features [B, F].
 
     weights: a state dict in timm's layout for this model, or a file of one, read as data, never as a pickle; None leaves random ones.
-    timm resamples its position tables to the picture size, and leaves what is missing random.
+    timm resamples its position tables to the image size, and leaves what is missing random.
     pool: avg, max or avgmax in place of the backbone's own.
     Raises BackboneError if timm can't build it.
     """

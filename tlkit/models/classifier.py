@@ -114,7 +114,7 @@ class Classifier(nn.Module):
 
     @torch.inference_mode()
     def _feature_shape(self, image_size: int) -> torch.Size:
-        """[F] or [C, h, w], measured with one empty picture: timm's num_features is not what every family's forward_head gives."""
+        """[F] or [C, h, w], measured with one empty image: timm's num_features is not what every family's forward_head gives."""
         training = self.backbone.training
         self.backbone.eval()
         with _called(self.backbone) as called:

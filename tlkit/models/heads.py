@@ -77,7 +77,7 @@ class LocallyConnected(nn.Module):
 
 
 class NearestNeighbours(nn.Module):
-    """The share of votes of the k training pictures with the nearest features, as log-probabilities: [B, F] -> [B, K].
+    """The share of votes of the k training images with the nearest features, as log-probabilities: [B, F] -> [B, K].
 
     One vote more is shared evenly by all classes, so that no class is impossible. Distances are scikit-learn's, Euclidean.
     """

@@ -1,4 +1,4 @@
-"""A trained classifier over batches of pictures: the one loop behind evaluate, predict and parity."""
+"""A trained classifier over batches of images: the one loop behind evaluate, predict and parity."""
 
 from collections.abc import Callable, Iterable
 

@@ -50,7 +50,7 @@ class ModelCard:
     metrics: Mapping[str, Any]
     task: Task = "multiclass"
     thresholds: tuple[float, ...] = ()
-    """For multilabel: the probability of each class above which a picture is said to have it."""
+    """For multilabel: the probability of each class above which an image is said to have it."""
     mean_picture: NDArray[np.float32] | None = None
     """[S, S, C], where preprocessing names one: it lies in a file of its own."""
 
@@ -202,7 +202,7 @@ def _write_timm_config(file: Path, card: ModelCard) -> None:
         model_config={"label_names": list(card.classes)} if linear else None,
         data_config={
             "input_size": (_channels(card), size, size),
-            # timm has no words for a mean picture: what it normalises must leave pictures as they are.
+            # timm has no words for a mean image: what it normalises must leave images as they are.
             "mean": tuple(card.preprocessing["mean"]) if card.mean_picture is None else (0.0,) * _channels(card),
             "std": tuple(card.preprocessing["std"]) if card.mean_picture is None else (1.0,) * _channels(card),
             "interpolation": card.preprocessing["interpolation"],
@@ -263,7 +263,7 @@ def _mean_picture(folder: Path, facts: Mapping[str, Any]) -> NDArray[np.float32]
         raise RunError(f"{folder / 'tlkit.json'} has no sha256 of {named['file']}.\n  Copy the whole model folder again.")
     image = _read_state(folder / named["file"])[MEAN_IMAGE].numpy()
     if sha256(image.tobytes()).hexdigest() != named["values_sha256"]:
-        raise RunError(f"{folder / named['file']} holds another picture than tlkit.json describes.\n  Copy the whole model folder again.")
+        raise RunError(f"{folder / named['file']} holds another image than tlkit.json describes.\n  Copy the whole model folder again.")
     return image
 
 

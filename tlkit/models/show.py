@@ -18,9 +18,9 @@ from tlkit.models.weights import weights_here
 
 @dataclass(frozen=True)
 class StageCost:
-    """output: shape for one picture, as the network lays it out: [C, H, W], [tokens, F] or [H, W, C]; empty if it is several.
+    """output: shape for one image, as the network lays it out: [C, H, W], [tokens, F] or [H, W, C]; empty if it is several.
 
-    multiply_adds: of matrix products, convolutions and attention, for one picture; sums and activations aren't counted.
+    multiply_adds: of matrix products, convolutions and attention, for one image; sums and activations aren't counted.
     behind_features: the stage runs in timm's forward_head, behind the last map of features.
     """
 
@@ -44,7 +44,7 @@ class BackboneCost:
 def measure(name: str, image_size: int) -> BackboneCost:
     """Measure what each stage of a backbone costs, on one image without memory or numbers (torch's meta device).
 
-    Raises BackboneError if the backbone can't be built for, or can't take, pictures of this size.
+    Raises BackboneError if the backbone can't be built for, or can't take, images of this size.
     """
     with torch.device("meta"):
         backbone = create_backbone(name, image_size).eval().requires_grad_(False)
@@ -60,7 +60,7 @@ def measure(name: str, image_size: int) -> BackboneCost:
                 features = backbone.forward_head(maps, pre_logits=True)  # type: ignore[operator]
         except (RuntimeError, ValueError, AssertionError, IndexError) as error:
             raise BackboneError(
-                f"{name} can't take pictures of {image_size} px.\n  timm says: {error}\n  Its weights were made for {_input_px(name)} px."
+                f"{name} can't take images of {image_size} px.\n  timm says: {error}\n  Its weights were made for {_input_px(name)} px."
             ) from error
     sizes = {parameter: tensor.numel() for parameter, tensor in backbone.named_parameters()}
     return BackboneCost(
@@ -79,7 +79,7 @@ def _pool(backbone: nn.Module) -> str:
 
 
 class _Meter:
-    """Watches the modules of stages while one picture goes through the network."""
+    """Watches the modules of stages while one image goes through the network."""
 
     def __init__(self, found: tuple[Stage, ...]) -> None:
         self.flops = FlopCounterMode(display=False)
@@ -135,7 +135,7 @@ def print_backbone(name: str, image_size: int | None) -> int:
     classes = int(cfg.get("num_classes") or 1000)
     console = Console()
     console.print(
-        f"[bold]{name}[/bold], one picture of {size} x {size} px\n",
+        f"[bold]{name}[/bold], one image of {size} x {size} px\n",
         _table(cost, classes),
         "",
         _notes(name, cfg, cost, classes),

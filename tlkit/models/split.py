@@ -1,4 +1,4 @@
-"""Cuts a classifier where its frozen part ends: pictures -> prefix -> activations -> suffix -> features."""
+"""Cuts a classifier where its frozen part ends: images -> prefix -> activations -> suffix -> features."""
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class CannotCut(Exception):
 
 @dataclass(frozen=True)
 class Cut:
-    """prefix: normalised pictures [B, C, H, W] -> Activations, constant while a phase trains. boundary: names the place, for people.
+    """prefix: normalised images [B, C, H, W] -> Activations, constant while a phase trains. boundary: names the place, for people.
 
     suffix: Activations -> what the head takes. It holds the classifier's own layers, so that training it trains the classifier.
     code: what the prefix computes, as text.
@@ -35,7 +35,7 @@ class Cut:
 def cut(classifier: Classifier, image: Tensor) -> Cut:
     """Cut before the first layer that trains or is in train mode, as `train_only` has set them; the classifier keeps its modes.
 
-    image: [1, C, H, W], any picture of the right size, to find out what crosses the cut.
+    image: [1, C, H, W], any image of the right size, to find out what crosses the cut.
     Raises CannotCut where the network can't be traced, nothing is frozen before what trains, or the halves don't give the whole.
     """
     if not any(parameter.requires_grad for parameter in classifier.backbone.parameters()):
@@ -150,7 +150,7 @@ def _downstream(graph: fx.Graph, live: set[str], classifier: Classifier) -> set[
 
 
 def _one_a_image(features: nn.Module, graph: fx.Graph, image: Tensor) -> set[fx.Node]:
-    """Nodes whose values are tensors [B, ...]: sizes and tables keep theirs when there are more pictures."""
+    """Nodes whose values are tensors [B, ...]: sizes and tables keep theirs when there are more images."""
     of_two, of_three = (_first_dimensions(features, graph, image.repeat(count, 1, 1, 1)) for count in (2, 3))
     return {node for node in graph.nodes if (of_two[node], of_three[node]) == (2, 3)}
 
@@ -179,7 +179,7 @@ def _first_dimensions(features: nn.Module, graph: fx.Graph, images: Tensor) -> d
 def _crossing(features: nn.Module, graph: fx.Graph, late: set[fx.Node], image: Tensor) -> tuple[list[fx.Node], set[fx.Node]]:
     """The nodes whose values cross the cut, and the late nodes with those that are computed again rather than cached.
 
-    Sizes and tables can't be kept by picture. Pooling and the like of another value that crosses costs less than keeping it.
+    Sizes and tables can't be kept by image. Pooling and the like of another value that crosses costs less than keeping it.
     """
     by_image = _one_a_image(features, graph, image)
     (output,) = (node for node in graph.nodes if node.op == "output")

@@ -262,7 +262,7 @@ def _without_classifier(state: Mapping[str, Tensor], expected: Collection[str], 
 def _convert_stem(state: dict[str, Tensor], backbone: nn.Module, log: Callable[[str], None]) -> None:
     """Brings the first convolutions of another number of channels to the backbone's, by timm's rule.
 
-    Kernels are summed for one channel, so that a grey picture gives what it gave as three equal channels; else repeated and scaled.
+    Kernels are summed for one channel, so that a grey image gives what it gave as three equal channels; else repeated and scaled.
     Raises WeightsError for a stem that timm has no rule for. One of another shape altogether is left for `_check_fits` to name.
     """
     channels = int(backbone.in_chans)  # type: ignore[arg-type]
@@ -316,5 +316,5 @@ def _check_fits(backbone: nn.Module, state: Mapping[str, Tensor], origin: str, f
 
 
 def _is_table(key: str) -> bool:
-    """Whether timm resamples a tensor to the picture size: a transformer's position embeddings."""
+    """Whether timm resamples a tensor to the image size: a transformer's position embeddings."""
     return "pos_embed" in key or "relative_position_bias_table" in key

@@ -43,7 +43,7 @@ from tlkit.training.setup import build, gather_what_there_is, trainable_paramete
 from tlkit.training.trainer import check_devices, seed_everything
 
 PROBED = (2, 4)
-"""Pictures of the two batches that memory is measured on: their difference is what each picture costs."""
+"""Images of the two batches that memory is measured on: their difference is what each image costs."""
 FEW = 16
 ASSUMED_CLASSES = 10
 
@@ -84,7 +84,7 @@ class PhasePlan:
 class Plan:
     """samples: None where the images can't be read; then `classes` is assumed, and steps are unknown.
 
-    weights: where they come from. weights_mean: of the pictures that they were made with. notes: what was done to them.
+    weights: where they come from. weights_mean: of the images that they were made with. notes: what was done to them.
     no_pictures, no_weights: why they are missing, else empty. steps: of the optimizer, in an epoch.
     device_memory: bytes of one device; None where the machine doesn't tell.
     phases: those that train by gradients. border: what is not seen of every image, see `border_warning`.
@@ -129,7 +129,7 @@ def make_plan(recipe: Recipe) -> Plan:
 
 
 def _make_plan(recipe: Recipe, folder: Path) -> Plan:
-    """folder: for made-up pictures."""
+    """folder: for made-up images."""
     began = time.perf_counter()
     with recipe.located():
         check_backbone_name(recipe.model.backbone)
@@ -141,7 +141,7 @@ def _make_plan(recipe: Recipe, folder: Path) -> Plan:
         shown = samples or _made_up(recipe, folder)
         seed_everything(recipe.seed)
         notes: list[str] = []
-        # A few pictures will do: what `normalize: dataset` takes from all of them changes no shape and no time.
+        # A few images will do: what `normalize: dataset` takes from all of them changes no shape and no time.
         classifier, preprocessing = build(recipe, _few(shown), used, log=notes.append)
         augmentation = build_augmentation(recipe.augment, recipe.data.image_size, recipe.data.channels)
         trained = trainable_parameters(recipe, classifier)
@@ -197,7 +197,7 @@ def seconds_of_results(phases: Sequence[PhasePlan], samples: Samples) -> float:
 
 
 def batches_an_epoch(recipe: Recipe, images: int, devices: int) -> int:
-    """On each device. pictures: of the training split."""
+    """On each device. images: of the training split."""
     per_device_batch_size = recipe.data.known_batch_size // devices
     return ceil(len(EpochSampler(images, batch_size=per_device_batch_size, shuffle=True, ranks=devices)) / per_device_batch_size)
 
@@ -285,7 +285,7 @@ def _few(samples: Samples) -> Samples:
 
 
 def _made_up(recipe: Recipe, folder: Path) -> Samples:
-    """A grey picture of each of ten classes, as in so many sets, where nothing is known of the real ones. folder: where it is put."""
+    """A grey image of each of ten classes, as in so many sets, where nothing is known of the real ones. folder: where it is put."""
     side, channels = recipe.data.image_size, recipe.data.channels
     image = folder / "grey.npy"
     np.save(image, np.full((side, side, channels), 128, np.uint8))
@@ -304,7 +304,7 @@ def _device_memory(device: str) -> int | None:
 
 FEW_IMAGES = 10
 FAR = 2
-"""Times: a picture size that differs by more from the weights' own shows other detail than they learned from."""
+"""Times: an image size that differs by more from the weights' own shows other detail than they learned from."""
 VANISHING = 1e-3
 """Share of the phase's rate: what learns slower stands still."""
 
@@ -327,7 +327,7 @@ def remarks(plan: Plan) -> list[Remark]:
 
 def _missing(plan: Plan) -> Iterator[str]:
     if plan.no_images:
-        yield f"no pictures: steps and times are unknown, and {ASSUMED_CLASSES} classes are assumed.\n{plan.no_images}"
+        yield f"no images: steps and times are unknown, and {ASSUMED_CLASSES} classes are assumed.\n{plan.no_images}"
     if plan.no_weights:
         yield f"no weights: planned with random ones of the same shape.\n{plan.no_weights}"
 
@@ -365,13 +365,13 @@ def _classes(plan: Plan) -> Iterator[str]:
     (most, images), (least, fewest) = counts.most_common()[0], counts.most_common()[-1]
     if images > LARGEST_FOLD * fewest and plan.recipe.imbalance == "none":
         fix = "Set `imbalance: loss_weights`, and read the macro figures."
-        yield f"classes differ more than {LARGEST_FOLD}-fold: {name(most)} has {images} training pictures, {name(least)} {fewest}. {fix}"
+        yield f"classes differ more than {LARGEST_FOLD}-fold: {name(most)} has {images} training images, {name(least)} {fewest}. {fix}"
     if skipped := len(plan.samples.skipped):
-        yield f"{skipped} pictures can't be read, and data.on_bad = 'skip' leaves them out. See them with: tlkit data check RECIPE"
+        yield f"{skipped} images can't be read, and data.on_bad = 'skip' leaves them out. See them with: tlkit data check RECIPE"
     few = [f"{name(label)} ({number})" for label, number in reversed(counts.most_common()) if number < FEW_IMAGES]
     if few:
         more = f" and {len(few) - 5} more" if len(few) > 5 else ""
-        yield f"too few training pictures to learn a class from: {', '.join(few[:5])}{more}. Add some, or join classes."
+        yield f"too few training images to learn a class from: {', '.join(few[:5])}{more}. Add some, or join classes."
 
 
 def _steps(plan: Plan) -> Iterator[str]:
@@ -380,7 +380,7 @@ def _steps(plan: Plan) -> Iterator[str]:
     train, recipe = len(plan.samples.of("train")), plan.recipe
     batch_size = recipe.data.known_batch_size
     if batch_size > train:
-        yield f"data.batch_size = {batch_size} is more than the {train} training pictures: an epoch is one step of {train}."
+        yield f"data.batch_size = {batch_size} is more than the {train} training images: an epoch is one step of {train}."
     batches = batches_an_epoch(recipe, train, plan.devices)
     if recipe.optimizer.accumulate > batches:
         yield f"optimizer.accumulate = {recipe.optimizer.accumulate}, but an epoch has {batches} batches: a step is made of those."
@@ -410,9 +410,9 @@ def _parameters(plan: Plan, phase: PhasePlan) -> Iterator[str]:
     train = len(plan.samples.of("train"))
     if phase.trained > train:
         fix = "Watch the validation loss; augment, weight_decay and early_stopping hold it back from learning by heart."
-        yield f"phases[{phase.number}] trains {phase.trained:,} parameters on {train:,} pictures. {fix}"
+        yield f"phases[{phase.number}] trains {phase.trained:,} parameters on {train:,} images. {fix}"
 
 
 def _augmented_head(recipe: Recipe, phase: PhasePlan) -> Iterator[str]:
     if recipe.augment and phase.phase.train == "head":
-        yield f"phases[{phase.number}] trains the head alone on augmented pictures: each goes through the frozen backbone in every epoch."
+        yield f"phases[{phase.number}] trains the head alone on augmented images: each goes through the frozen backbone in every epoch."

@@ -69,15 +69,15 @@ def _facts(plan: Plan) -> Table:
     model, optimizer = recipe.model, recipe.optimizer
     batch, devices = recipe.data.known_batch_size, plan.devices
     per_device = f"{devices} devices x {batch // devices}" if devices > 1 else f"1 device ({plan.device}) x {batch}"
-    step = f"{batch * optimizer.accumulate} pictures: {per_device}" + (
+    step = f"{batch * optimizer.accumulate} images: {per_device}" + (
         f" x {optimizer.accumulate} batches" if optimizer.accumulate > 1 else ""
     )
     stand_in = " for now" if plan.no_weights else ""
     mean, std = (" ".join(f"{value:.3f}" for value in values) for values in (plan.normalize.mean, plan.normalize.std))
-    of_image = " over a mean picture" if plan.normalize.mean_picture is not None else ""
+    of_image = " over a mean image" if plan.normalize.mean_picture is not None else ""
     rows = [
         ("recipe", f"[bold]{recipe.name}[/bold]"),
-        ("pictures", split_summary(plan.samples) if plan.samples else "unknown"),
+        ("images", split_summary(plan.samples) if plan.samples else "unknown"),
         *([("folds", f"{recipe.data.folds} runs of what follows, each validated on its own fold")] if recipe.data.folds else []),
         (
             "input",
@@ -140,7 +140,7 @@ def _cells(row: StageRow) -> dict[str, str]:
 
 def _solved(plan: Plan, number: int, phase: SolvedPhase) -> str:
     decay = "weight decay chosen on validation" if phase.weight_decay is None else f"weight decay {phase.weight_decay:g}"
-    what = "the backbone runs once over the pictures, which is not timed here"
+    what = "the backbone runs once over the images, which is not timed here"
     return f"[bold]phase {number + 1}/{len(plan.recipe.phases)}: head, solved by L-BFGS on the features[/bold], {decay}; {what}"
 
 

@@ -31,7 +31,7 @@ class Memory:
 
 @dataclass
 class MemoryProbe(Callback):
-    """Reads the optimizer's groups and counts what it and autograd keep. activations: pictures of a batch -> bytes."""
+    """Reads the optimizer's groups and counts what it and autograd keep. activations: images of a batch -> bytes."""
 
     groups: list[dict[str, Any]] = field(default_factory=list)
     optimizer: int = 0
@@ -69,7 +69,7 @@ class MemoryProbe(Callback):
         self.optimizer = sum(bytes_of(value) for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor))
 
     def memory(self, module: PhaseModule, images: int, *, copies: int) -> Memory:
-        """pictures: of a batch on one device. Activations grow with them in a straight line, which two sizes of batch give."""
+        """images: of a batch on one device. Activations grow with them in a straight line, which two sizes of batch give."""
         (few, at_few), *_, (more, at_more) = sorted({0: 0, **self.activations}.items())[-2:]
         bytes_per_image = (at_more - at_few) / (more - few)
         weights = sum(map(bytes_of, (*module.parameters(), *module.buffers())))

@@ -12,15 +12,15 @@ from tlkit.recipe.fields.augment import AUTO_AUGMENT
 TABLE = "albumentations_2_0_8.json"
 
 _NORMALISES = "tlkit normalises after augmentation, with the same mean and std in training, evaluation and prediction"
-_NEEDS_MORE = "it needs masks, boxes or other pictures, and a classifier's sample is one picture"
+_NEEDS_MORE = "it needs masks, boxes or other images, and a classifier's sample is one image"
 _ONE_SIZE = "and those of a batch must have one"
 REFUSED = {
     **dict.fromkeys(("Normalize", "ToFloat", "FromFloat"), (_NORMALISES, "Remove it, and set data.normalize.")),
     **dict.fromkeys(("ToTensorV2", "ToTensor3D"), ("tlkit makes tensors itself, after augmentation", "Remove it.")),
-    "ToRGB": ("every picture has as many channels as data.channels says already", "Remove it, or set data.channels."),
+    "ToRGB": ("every image has as many channels as data.channels says already", "Remove it, or set data.channels."),
     "NoOp": ("it changes nothing", "Remove it."),
-    "RandomScale": (f"it changes the size of pictures, {_ONE_SIZE}", "Use Affine: {scale: [0.9, 1.1]}, which zooms and keeps the size."),
-    "RandomCropFromBorders": (f"it changes the size of pictures, {_ONE_SIZE}", "Use RandomResizedCrop: {scale: [0.8, 1.0]}."),
+    "RandomScale": (f"it changes the size of images, {_ONE_SIZE}", "Use Affine: {scale: [0.9, 1.1]}, which zooms and keeps the size."),
+    "RandomCropFromBorders": (f"it changes the size of images, {_ONE_SIZE}", "Use RandomResizedCrop: {scale: [0.8, 1.0]}."),
     "Lambda": ("it takes Python functions, which a recipe can't hold", "Use another transform."),
     **dict.fromkeys(
         (
@@ -60,7 +60,7 @@ NEEDS_RGB = frozenset(
         "ToSepia",
     }
 )
-"""Transforms of colours: with other channels albumentations refuses them, or on grey pictures lets them do nothing."""
+"""Transforms of colours: with other channels albumentations refuses them, or on grey images lets them do nothing."""
 NEEDS_MORE_THAN_GREY = frozenset({"ChannelDropout", "ChannelShuffle"})
 NEEDS_RGB_OR_GREY = frozenset({"CLAHE", "ColorJitter", "Equalize", "RGBShift", *AUTO_AUGMENT})
 
@@ -80,7 +80,7 @@ _HOLE = {"num_holes_range": [1, 1], "hole_height_range": [0.1, 0.35], "hole_widt
 def preset(name: str, channels: int = 3) -> list[dict[str, Any]]:
     """The list that a preset stands for, as it would be written in a recipe. docs/augmentation.md says why these.
 
-    Colours are changed in pictures that have some, or are grey; of other channels brightness and contrast are.
+    Colours are changed in images that have some, or are grey; of other channels brightness and contrast are.
     """
     has_colours = channels in (1, 3)
     colours = {"ColorJitter": _COLOURS} if has_colours else {"RandomBrightnessContrast": {"p": 0.8}}
@@ -93,7 +93,7 @@ def preset(name: str, channels: int = 3) -> list[dict[str, Any]]:
 
 
 def _cropped(smallest: float) -> dict[str, Any]:
-    """smallest: share of the picture's area."""
+    """smallest: share of the image's area."""
     return {"RandomResizedCrop": {"scale": [smallest, 1.0], "ratio": [0.75, 1.3333]}}
 
 
@@ -106,7 +106,7 @@ def _moved(share: float, degrees: int) -> dict[str, Any]:
 def read_augment(value: Any, channels: int = 3) -> tuple[list[dict[str, Any]], list[Fault]]:
     """The items of `augment:` as the schema wants them, name and arguments; and what is wrong with the others.
 
-    A preset becomes the items that it stands for. channels: of the pictures.
+    A preset becomes the items that it stands for. channels: of the images.
     """
     if isinstance(value, str) and value in PRESETS:
         value = preset(value, channels)
@@ -167,10 +167,10 @@ def _item_faults(key: str, item: Any, channels: int) -> list[Fault]:
 
 def _channel_problem(name: str, channels: int) -> str:
     if name in NEEDS_RGB and channels != 3:
-        return "changes the colours of RGB pictures"
+        return "changes the colours of RGB images"
     if name in NEEDS_MORE_THAN_GREY and channels == 1:
         return "needs more than one channel"
-    return "knows RGB and grey pictures" if name in NEEDS_RGB_OR_GREY and channels not in (1, 3) else ""
+    return "knows RGB and grey images" if name in NEEDS_RGB_OR_GREY and channels not in (1, 3) else ""
 
 
 def _argument_faults(key: str, name: str, arguments: dict[str, Any]) -> list[Fault]:

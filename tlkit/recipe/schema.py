@@ -37,13 +37,13 @@ class Recipe(Strict):
         description="up to 100 letters, digits and . _ -; names the run folder runs/NAME/NNN",
     )
     seed: int = Field(0, ge=0, lt=2**32, description="decides splits, initial weights, order and augmentation")
-    task: Task = Field("multiclass", description="one label for each picture, or any number of them")
-    data: Data = Field(description="where pictures come from and how they reach the network")
-    imbalance: Imbalance = Field("none", description="what makes up for classes with few training pictures")
+    task: Task = Field("multiclass", description="one label for each image, or any number of them")
+    data: Data = Field(description="where images come from and how they reach the network")
+    imbalance: Imbalance = Field("none", description="what makes up for classes with few training images")
     augment: tuple[Transform, ...] = Field(
         (),
         strict=False,
-        description="of training pictures: light, medium, heavy, or a list of albumentations, randaugment and trivialaugment",
+        description="of training images: light, medium, heavy, or a list of albumentations, randaugment and trivialaugment",
     )
     model: Model = Field(description="the backbone and the head on it")
     phases: tuple[AnyPhase, ...] = Field(strict=False, description="what trains, for how long, at what rate, one after another")
@@ -66,7 +66,7 @@ class Recipe(Strict):
         if kind in CLASSICAL_HEADS:
             for key, given in (("mix", self.mix != Mix()), ("wise_ft", self.wise_ft), ("imbalance", self.imbalance != "none")):
                 if given:
-                    problem = f"has no place here: scikit-learn fits a {kind} head, on pictures and labels as they are."
+                    problem = f"has no place here: scikit-learn fits a {kind} head, on images and labels as they are."
                     raise rule_broken(key, "model.head.kind", problem, "Remove it, or set model.head.kind to linear.")
         if self.wise_ft and not ([phase.train for phase in self.phases][:1] == ["head"] and self.fine_tunes):
             problem = "= true needs weights to blend with: a first phase with train: head, and one after it that trains more."
@@ -80,7 +80,7 @@ class Recipe(Strict):
             problem = f"= '{self.model.head.kind}', but phases[{solved[0]}].solver finds a linear head."
             raise rule_broken("model.head.kind", "phases", problem, "Set it to linear, or give the phase epochs and lr in place of solver.")
         if solved and self.imbalance == "sampler":
-            problem = f"= 'sampler' draws pictures by chance, and phases[{solved[0]}].solver sees each of them once."
+            problem = f"= 'sampler' draws images by chance, and phases[{solved[0]}].solver sees each of them once."
             raise rule_broken("imbalance", "phases", problem, "Set it to loss_weights or logit_adjust.")
         return self
 
@@ -89,14 +89,14 @@ class Recipe(Strict):
         if self.task == "multiclass":
             return self
         if self.model.head.kind in CLASSICAL_HEADS:
-            problem = f"= '{self.model.head.kind}' chooses one class for each picture, and task is multilabel."
+            problem = f"= '{self.model.head.kind}' chooses one class for each image, and task is multilabel."
             raise rule_broken("model.head.kind", "task", problem, "Set it to linear, mlp, cosine or locally_connected.")
         if self.imbalance in ("sampler", "logit_adjust"):
-            problem = f"= '{self.imbalance}' is for one label for each picture, and task is multilabel."
+            problem = f"= '{self.imbalance}' is for one label for each image, and task is multilabel."
             raise rule_broken("imbalance", "task", problem, "Set it to loss_weights or none.")
         if isinstance(self.data.source, ONE_LABEL):
             kind = next(iter(type(self.data.source).model_fields))
-            problem = f"= 'multilabel', but a {kind} source gives a picture one label."
+            problem = f"= 'multilabel', but a {kind} source gives an image one label."
             raise rule_broken("task", "data.source", problem, "Set data.source to {csv: FILE}, or task to multiclass.")
         return self
 

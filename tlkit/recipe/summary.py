@@ -19,7 +19,7 @@ def recipe_summary(recipe: Recipe) -> str:
     rows = [
         ("name", f"{recipe.name}, seed {recipe.seed}"),
         ("data", f"{_words(data.source)}; {images}, normalize {data.normalize}, batches {_batches(data)}"),
-        *([("limit", f"{data.limit:g} of the pictures" if data.limit < 1 else f"{data.limit} pictures")] if data.limit else []),
+        *([("limit", f"{data.limit:g} of the images" if data.limit < 1 else f"{data.limit} images")] if data.limit else []),
         *([("folds", f"{data.folds} runs, each validated on its own fold")] if data.folds else []),
         ("task", f"{recipe.task}, imbalance {recipe.imbalance}"),
         ("augment", ", ".join(transform.name for transform in recipe.augment) or "nothing"),
@@ -50,7 +50,7 @@ def recipe_warnings(recipe: Recipe) -> list[str]:
         return []
     reached, instead = FROZEN_ACCURACY[normalize], FROZEN_ACCURACY["weights"]
     return [
-        f"data.normalize = '{normalize}' gives a frozen backbone other numbers than its weights were trained with. On tlkit's own pictures "
+        f"data.normalize = '{normalize}' gives a frozen backbone other numbers than its weights were trained with. On tlkit's own images "
         f"a head on a frozen backbone then reached a test accuracy of {reached} instead of {instead}: use `normalize: weights`."
     ]
 
@@ -66,11 +66,11 @@ def recipe_notes(recipe: Recipe) -> list[str]:
     notes = _notes_on_augment(recipe)
     if (scale := recipe.trainer.scale_lr) and recipe.gradient_phases:
         factor = "n" if scale == "linear" else "the square root of n"
-        notes.append(f"trainer.scale_lr: n devices take n x {recipe.data.known_batch_size} pictures a step, at lr times {factor}.")
+        notes.append(f"trainer.scale_lr: n devices take n x {recipe.data.known_batch_size} images a step, at lr times {factor}.")
     if recipe.data.normalize == "pixelwise":
         notes.append(
-            "the mean picture is measured on training pictures as they are, and subtracted after augmentation. The model folder has it; "
-            "plain timm doesn't know of it: there, (pixels / 255 - mean picture) / std is for you to do."
+            "the mean image is measured on training images as they are, and subtracted after augmentation. The model folder has it; "
+            "plain timm doesn't know of it: there, (pixels / 255 - mean image) / std is for you to do."
         )
     if kind not in CLASSICAL_HEADS:
         return notes + _notes_on_solved(recipe)
@@ -80,17 +80,17 @@ def recipe_notes(recipe: Recipe) -> list[str]:
         if i not in recipe.run_phases
     ]
     if recipe.augment and not recipe.gradient_phases:
-        notes.append(f"augment is not used: no phase trains by gradients, and scikit-learn fits the {kind} head on pictures as they are.")
+        notes.append(f"augment is not used: no phase trains by gradients, and scikit-learn fits the {kind} head on images as they are.")
     if kind == "knn":
-        notes.append("a knn head holds the features of all training pictures: predict and evaluate use it, but it can't be exported.")
+        notes.append("a knn head holds the features of all training images: predict and evaluate use it, but it can't be exported.")
     return notes
 
 
 def _notes_on_augment(recipe: Recipe) -> list[str]:
-    """torchvision's TrivialAugment moves by up to 32 pixels, and RandAugment by a share of the picture."""
+    """torchvision's TrivialAugment moves by up to 32 pixels, and RandAugment by a share of the image."""
     size = recipe.data.image_size
     if size < 64 and any(transform.name == "trivialaugment" for transform in recipe.augment):
-        return [f"trivialaugment moves pictures by up to 32 pixels whatever their size, and these have {size}: randaugment goes by size."]
+        return [f"trivialaugment moves images by up to 32 pixels whatever their size, and these have {size}: randaugment goes by size."]
     return []
 
 
@@ -101,7 +101,7 @@ def _notes_on_solved(recipe: Recipe) -> list[str]:
         if given
     ]
     return [
-        f"phases[{i}] is solved on training pictures as they are: without {' or '.join(unused)}."
+        f"phases[{i}] is solved on training images as they are: without {' or '.join(unused)}."
         for i, phase in enumerate(recipe.phases)
         if isinstance(phase, SolvedPhase) and unused
     ]

@@ -1,4 +1,4 @@
-"""environment.json: what a run's numbers can depend on beside its recipe and its pictures.
+"""environment.json: what a run's numbers can depend on beside its recipe and its images.
 
 Of the environment's variables it has one, by name: others may hold secrets. No names of users or machines.
 """

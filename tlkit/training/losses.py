@@ -1,4 +1,4 @@
-"""What training makes small, and how classes with few pictures are made up for. Validation never sees any of it."""
+"""What training makes small, and how classes with few images are made up for. Validation never sees any of it."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ from tlkit.recipe.fields.learning import Loss, Mix
 from tlkit.recipe.schema import Imbalance
 
 LARGEST_RATIO = 20.0
-"""Bound on the weight of a multilabel class's pictures: a class of one picture in a thousand would drown all others."""
+"""Bound on the weight of a multilabel class's images: a class of one image in a thousand would drown all others."""
 
 
 def build_criterion(loss: Loss, imbalance: Imbalance, samples: Samples) -> nn.Module:
@@ -33,17 +33,17 @@ def build_criterion(loss: Loss, imbalance: Imbalance, samples: Samples) -> nn.Mo
 
 
 def class_weights(counts: Tensor) -> Tensor:
-    """Inverse to the counts [K], and 1 in the mean over the pictures: N / (K * count)."""
+    """Inverse to the counts [K], and 1 in the mean over the images: N / (K * count)."""
     return counts.sum() / (len(counts) * counts)
 
 
 def positive_weights(counts: Tensor, images: int) -> Tensor:
-    """Pictures without a class for each one with it, [K], from 1/20 to 20."""
+    """Images without a class for each one with it, [K], from 1/20 to 20."""
     return ((images - counts) / counts).clamp(1 / LARGEST_RATIO, LARGEST_RATIO)
 
 
 class WeightedCrossEntropy(nn.Module):
-    """Divided by the number of pictures, where torch divides by the sum of their weights: a batch without rare pictures weighs less."""
+    """Divided by the number of images, where torch divides by the sum of their weights: a batch without rare images weighs less."""
 
     def __init__(self, label_smoothing: float, weights: Tensor) -> None:
         super().__init__()

@@ -19,7 +19,7 @@ UNCHECKED: dict[str, Any] = {"validate_args": False}
 
 
 class MeanLoss(Metric):
-    """The mean over pictures of batches' mean losses.
+    """The mean over images of batches' mean losses.
 
     Own, because torchmetrics' MeanMetric (1.9.0) forgets the weights with nan_strategy="disable", and else looks for nan in every step, for
     which it waits for the device.
@@ -70,9 +70,9 @@ class BalancedAccuracy(Metric):
 
 
 def accuracy_of(task: Task, classes: int, *, alone: bool = False) -> Metric:
-    """Share of pictures classified right; for multilabel the share of right answers, over pictures and classes, at probability 0.5.
+    """Share of images classified right; for multilabel the share of right answers, over images and classes, at probability 0.5.
 
-    alone: this process has seen all pictures, so that the counts of others aren't added, for which it would wait.
+    alone: this process has seen all images, so that the counts of others aren't added, for which it would wait.
     """
     kind = MultilabelAccuracy if task == "multilabel" else MulticlassAccuracy
     metric: Metric = kind(classes, average="micro", sync_on_compute=not alone, **UNCHECKED)

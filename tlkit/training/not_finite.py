@@ -65,7 +65,7 @@ class NotFinite(Callback):
                 self.skipped += 1
                 where = f"batch {batch + 1} of epoch {trainer.current_epoch + 1}"
                 reported = next(part_loss for part_loss, _ in parts if not isfinite(part_loss))
-                LOG.warning("%s left out: its loss is %s; its pictures are in %s", where, reported, self._file)
+                LOG.warning("%s left out: its loss is %s; its images are in %s", where, reported, self._file)
             return
         is_first = bad & (self._first < 0)
         self._first = torch.where(is_first, batch, self._first)

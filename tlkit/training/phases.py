@@ -224,7 +224,7 @@ def cached_inputs(
 ) -> tuple[lightning.LightningDataModule, Suffix]:
     """Return the activations of the frozen part and the layers that come after it. Raises CacheUnavailable."""
     if mix != Mix():
-        raise CacheUnavailable("mix blends pictures in every epoch")
+        raise CacheUnavailable("mix blends images in every epoch")
     if isinstance(trainer.strategy, ModelParallelStrategy):
         raise CacheUnavailable("with trainer.strategy = fsdp a block is put together when the whole network runs")
     if auxiliary is not None and auxiliary.follow(classifier):
@@ -242,7 +242,7 @@ def cache_decoded(data: ImageDataModule, cache: Cache, spec: PhaseSpec, processe
     try:
         data.cache_decoded(cache_folder(), budget_gb=cache.budget_gb, processes=processes)
     except CacheUnavailable as why:
-        LOG.info("%s  its pictures are decoded in every epoch: %s", spec.title, why)
+        LOG.info("%s  its images are decoded in every epoch: %s", spec.title, why)
 
 
 def setting_of(training: Training, phase: Phase, trainer: lightning.Trainer, *, kept: bool) -> Setting:
@@ -288,6 +288,6 @@ def check_batch_size(classifier: Classifier, per_device_batch_size: int) -> None
     trained_norms = any(isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training for module in classifier.modules())
     if trained_norms and per_device_batch_size < 2:
         raise DataError(
-            f"data.batch_size gives {per_device_batch_size} pictures a step to each device, and batch-norm needs two or more to train.\n"
+            f"data.batch_size gives {per_device_batch_size} images a step to each device, and batch-norm needs two or more to train.\n"
             "  Use a larger data.batch_size, or fewer devices."
         )

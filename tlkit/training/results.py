@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("tlkit")
 
 IMBALANCE_WORDS = {
-    "loss_weights": "a rare class's pictures count more in the training loss",
+    "loss_weights": "a rare class's images count more in the training loss",
     "sampler": "each class is drawn as often as any other, with replacement",
     "logit_adjust": "the classes' log priors are added to the logits in the training loss",
 }
@@ -51,9 +51,9 @@ def metric_notes(recipe: Recipe, samples: Samples) -> dict[str, str]:
     said: dict[str, str] = {}
     primary_metric, counts = primary_metric_of(samples), samples.training_counts()
     rarest, commonest = (samples.classes[counts.index(count)] for count in (min(counts), max(counts)))
-    spread = f"the commonest class has {max(counts)} training pictures ({commonest}), the rarest {min(counts)} ({rarest})"
+    spread = f"the commonest class has {max(counts)} training images ({commonest}), the rarest {min(counts)} ({rarest})"
     if primary_metric != "accuracy":
-        why = f"{spread}, so " if primary_metric == "balanced_accuracy" else "a picture may have any number of labels, so "
+        why = f"{spread}, so " if primary_metric == "balanced_accuracy" else "an image may have any number of labels, so "
         said["best epoch"] = f"{why}{metric_label(primary_metric)} chooses the best epoch and leads the results"
     if recipe.imbalance != "none":
         known = primary_metric == "balanced_accuracy"  # said in the line above
@@ -62,13 +62,13 @@ def metric_notes(recipe: Recipe, samples: Samples) -> dict[str, str]:
 
 
 def split_summary(samples: Samples) -> str:
-    """`fold 1 of 5: 1800 training, 200 validation, 1000 test pictures in 10 classes (of 70000, by data.limit)`."""
+    """`fold 1 of 5: 1800 training, 200 validation, 1000 test images in 10 classes (of 70000, by data.limit)`."""
     counts = Counter(sample.split for sample in samples.samples)
     words = (("train", "training"), ("val", "validation"), ("test", "test"))
     fold = f"fold {samples.fold[0]} of {samples.fold[1]}: " if samples.fold else ""
     numbers = ", ".join(f"{counts[split]} {word}" for split, word in words if counts[split])
     limited = f" (of {samples.source_size}, by data.limit)" if samples.source_size else ""
-    return f"{fold}{numbers} pictures in {len(samples.classes)} classes{limited}"
+    return f"{fold}{numbers} images in {len(samples.classes)} classes{limited}"
 
 
 def choose_thresholds(classifier: Classifier, data: "ImageDataModule", device: "torch.device") -> tuple[float, ...]:
@@ -76,7 +76,7 @@ def choose_thresholds(classifier: Classifier, data: "ImageDataModule", device: "
     logits, labels = infer(classifier.to(device), data.whole("val"), data.preprocessing)
     unseen = [name for name, number in zip(data.samples.classes, labels.sum(0).tolist(), strict=True) if not number]
     if unseen:
-        LOG.warning("no validation picture of %s: the threshold stays at 0.5", ", ".join(unseen))
+        LOG.warning("no validation image of %s: the threshold stays at 0.5", ", ".join(unseen))
     return best_thresholds(logits, labels)
 
 
@@ -171,16 +171,16 @@ def write_results(run: Path, recipe: Recipe, samples: Samples, weights: Weights,
     names = [*(phase_name(phase.train) for phase in recipe.phases), head.kind]
     draw_curves(result.rows, names, run / "curves.png", primary_metric=metrics["primary_metric"])
     facts = {
-        "pictures": split_summary(samples),
-        **({"left out": f"{len(samples.skipped)} pictures that can't be read; skipped.csv names each"} if samples.skipped else {}),
+        "images": split_summary(samples),
+        **({"left out": f"{len(samples.skipped)} images that can't be read; skipped.csv names each"} if samples.skipped else {}),
         **({"about the data": "\n".join(samples.warnings)} if samples.warnings else {}),
         "classes": f"{len(samples.classes)}: {', '.join(samples.classes[:20])}{' ...' if len(samples.classes) > 20 else ''}",
         "backbone": f"{recipe.model.backbone}, weights from {weights.origin}",
         "head": f"{head.kind}, fitted by scikit-learn" if head.kind in CLASSICAL_HEADS else f"{head.kind}, dropout {head.dropout}",
         "phases": "; ".join(f"{names[i]}, {how_trained(phase)}" for i, phase in recipe.run_phases.items()) or "none",
         **({"shipped": f"{result.wise_ft['share']:g} of the way to the fine-tuned weights (WiSE-FT)"} if result.wise_ft else {}),
-        "picture size": f"{recipe.data.image_size} px, {recipe.data.resize}, {recipe.data.channels_label}",
-        **({"kept": f"{recipe.cache.views} augmented views of each training picture, in turns"} if recipe.cache.views else {}),
+        "image size": f"{recipe.data.image_size} px, {recipe.data.resize}, {recipe.data.channels_label}",
+        **({"kept": f"{recipe.cache.views} augmented views of each training image, in turns"} if recipe.cache.views else {}),
         **metric_notes(recipe, samples),
         "time": f"{metrics['seconds']['total']:.0f} s",
     }
@@ -211,7 +211,7 @@ def print_run(run: Path, samples: Samples, metrics: Mapping[str, Any]) -> None:
     places = {"model": run / "model", "curves": run / "curves.png", "report": run / "report.html"}
     rows = [*_panel_figures(split, metrics[split])]
     if samples.skipped:
-        rows.append(("left out", escape(f"{len(samples.skipped)} pictures that can't be read: {run / 'skipped.csv'}")))
+        rows.append(("left out", escape(f"{len(samples.skipped)} images that can't be read: {run / 'skipped.csv'}")))
     rows += [(label, escape(str(place))) for label, place in places.items()]
     images = (os.path.relpath(sample.image) for sample in samples.of(split) if isinstance(sample.image, Path))
     image = next(filter(can_print, images), "IMAGE.jpg")
@@ -220,7 +220,7 @@ def print_run(run: Path, samples: Samples, metrics: Mapping[str, Any]) -> None:
 
 def _panel_figures(split: str, measured: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """The primary metric first, and what it has to be read beside."""
-    images = f"{measured['pictures']} pictures"
+    images = f"{measured['pictures']} images"
     if measured["primary_metric"] == "mean_average_precision":
         low, high = measured["exact_match_interval"]
         yield f"{split} mean average precision", f"[bold]{measured['mean_average_precision']:.3f}[/bold]  ({images})"

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("tlkit")
 
 SMALL_LEAK = 0.005
-"""Share of the held-out pictures up to which a leak is logged without a warning: it is within the noise of the figures."""
+"""Share of the held-out images up to which a leak is logged without a warning: it is within the noise of the figures."""
 
 
 def train_and_measure(recipe: Recipe, setup: Setup, folder: Path, *, began: float, resume: bool, stop: Stop) -> Path:
@@ -89,7 +89,7 @@ def _hash_and_compare(setup: Setup) -> list[dict[str, str]]:
     """Return the rows of split.csv. Raises DataError where another process of the run has other images."""
     setup.data.hashes = hash_images(setup.samples)
     rows = manifest_rows(setup.samples, setup.data.hashes)
-    check_same("The pictures are", (", ".join(f"{key} {value}" for key, value in row.items()) for row in rows))
+    check_same("The images are", (", ".join(f"{key} {value}" for key, value in row.items()) for row in rows))
     return rows
 
 
@@ -176,7 +176,7 @@ def log_header(recipe: Recipe, setup: Setup, folder: Path) -> None:
     samples, batch_size = setup.samples, setup.data.batch_size
     LOG.info("%s: %s, %s, into %s", recipe.name, split_summary(samples), recipe.model.backbone, folder)
     if (devices := setup.devices.total) > 1 and recipe.gradient_phases:
-        LOG.info("%d devices: %d pictures a step, %d on each", devices, batch_size, batch_size // devices)
+        LOG.info("%d devices: %d images a step, %d on each", devices, batch_size, batch_size // devices)
     for note in setup.notes:
         LOG.info("weights: %s", note)
     for line in (*recipe_notes(recipe), *metric_notes(recipe, samples).values()):
@@ -192,9 +192,9 @@ def report_left_out(samples: Samples, data: Data, run: Path) -> None:
         write_skipped(samples, run / "skipped.csv")
         total = len(samples.samples) + len(samples.skipped)
         if samples.skipped:
-            LOG.warning("%d of %d pictures can't be read and are left out: %s", len(samples.skipped), total, run / "skipped.csv")
+            LOG.warning("%d of %d images can't be read and are left out: %s", len(samples.skipped), total, run / "skipped.csv")
         else:
-            LOG.info("all pictures can be read: none is left out")
+            LOG.info("all images can be read: none is left out")
     if warning := range_warning([sample.image for sample in samples.of("train")], data):
         LOG.warning("%s", warning)
     if several := several_frames(samples.samples):

@@ -13,7 +13,7 @@ LOG = logging.getLogger("tlkit")
 def with_scaled_lr(recipe: Recipe) -> Recipe:
     """The recipe for all devices together, logged, without `scale_lr`; as it is where it doesn't ask for that.
 
-    n devices take n times batch_size pictures a step; lr is multiplied with n (`linear`: n small steps become one large one) or with its
+    n devices take n times batch_size images a step; lr is multiplied with n (`linear`: n small steps become one large one) or with its
     square root (`sqrt`: the noise of a step stays the same, as is said of Adam's family).
     Raises DeviceError if this machine doesn't have the devices.
     Source of linear: Goyal et al. 2017, section 2.1, https://arxiv.org/abs/1706.02677; of sqrt: Krizhevsky 2014, section 5,
@@ -29,7 +29,7 @@ def with_scaled_lr(recipe: Recipe) -> Recipe:
     size = recipe.data.known_batch_size
     phases = tuple(phase.model_copy(update={"lr": phase.lr * factor}) if isinstance(phase, Phase) else phase for phase in recipe.phases)
     if is_main_process() and devices > 1:
-        LOG.info("trainer.scale_lr: %d devices take %d x %d pictures a step, at lr x %.3g", devices, devices, size, factor)
+        LOG.info("trainer.scale_lr: %d devices take %d x %d images a step, at lr x %.3g", devices, devices, size, factor)
     data = recipe.data.model_copy(update={"batch_size": size * devices})
     trainer = recipe.trainer.model_copy(update={"scale_lr": False})
     return recipe.model_copy(update={"data": data, "phases": phases, "trainer": trainer}).at_places_of(recipe)

@@ -1,4 +1,4 @@
-"""Recipe -> pictures and weights -> classifier: all that training, `tlkit plan` and `tlkit lr` begin with."""
+"""Recipe -> images and weights -> classifier: all that training, `tlkit plan` and `tlkit lr` begin with."""
 
 import logging
 from collections.abc import Callable
@@ -101,7 +101,7 @@ def build(recipe: Recipe, samples: Samples, weights: Weights, *, log: Callable[[
         classifier = Classifier(backbone, trained_head(recipe.model.head), samples.classes, size, preprocessing)
     check_can_ship(recipe.model.backbone, recipe.model.head, classifier, len(samples.classes), size)
     if "mean_picture" in weights.normalization and recipe.data.normalize == "weights":
-        log("they were trained with a mean picture subtracted; `normalize: weights` takes the means of its channels")
+        log("they were trained with a mean image subtracted; `normalize: weights` takes the means of its channels")
     return classifier, preprocessing
 
 
@@ -133,7 +133,7 @@ T = TypeVar("T")
 
 
 def gather(recipe: Recipe) -> tuple[Samples, Weights]:
-    """The recipe's pictures and weights, side by side.
+    """The recipe's images and weights, side by side.
 
     Raises what either raises; if both are missing, one TlkitError that tells of both.
     """
@@ -148,7 +148,7 @@ def gather(recipe: Recipe) -> tuple[Samples, Weights]:
 
 
 def gather_what_there_is(recipe: Recipe) -> tuple[Samples | TlkitError, Weights | TlkitError]:
-    """Pictures and weights, or what keeps them from being had. Raises RecipeError: a fault of the recipe is no lack of anything."""
+    """Images and weights, or what keeps them from being had. Raises RecipeError: a fault of the recipe is no lack of anything."""
     skips = recipe.data.on_bad == "skip"
     with ThreadPoolExecutor(2) as pool:
         weights = pool.submit(find_weights, recipe.model)

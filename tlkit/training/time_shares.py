@@ -36,7 +36,7 @@ STEPS = {
 class Setting:
     """What a phase ran with, as far as a switch could change it.
 
-    runs_frozen: whether a frozen part ran in every epoch. decodes: whether pictures were decoded in every epoch.
+    runs_frozen: whether a frozen part ran in every epoch. decodes: whether images were decoded in every epoch.
     processors: of this machine.
     """
 
@@ -99,7 +99,7 @@ class TimeShares(Callback):
 
 
 def shares_of(seconds: Mapping[str, float], loader: Any, total: float) -> dict[str, float]:
-    """What each part took of `total` seconds. loader: that of the training pictures, or of what is kept of them."""
+    """What each part took of `total` seconds. loader: that of the training images, or of what is kept of them."""
     parts = defaultdict(float, seconds)
     loading = parts.pop("loading", 0.0)
     if isinstance(loader, ImageLoader) and not loader.num_workers:
@@ -130,12 +130,12 @@ def quicker_with(shares: Mapping[str, float], total: float, setting: Setting) ->
     elif setting.runs_frozen and setting.augments and not setting.mixes and not setting.cache.views and setting.epochs >= 4:
         views = min(8, setting.epochs // 2)
         reported = (
-            f"the frozen part runs in every epoch: cache.views: {views} would keep {views} augmented views of each picture in its place"
+            f"the frozen part runs in every epoch: cache.views: {views} would keep {views} augmented views of each image in its place"
         )
         savings.append((images + shares.get("forward", 0.0), reported))
     if setting.decodes:
         key = "a larger cache.budget_gb" if setting.cache.use else "cache.use: true"
-        savings.append((shares.get("decode", 0.0), f"quicker with {key}, so that pictures are decoded once"))
+        savings.append((shares.get("decode", 0.0), f"quicker with {key}, so that images are decoded once"))
     # On a CPU, workers take the processors from the network: with two of them nothing is won.
     if setting.workers == 0 and workers > (1 if setting.device == "cpu" else 0):
         savings.append((images, f"quicker with data.workers: {workers}"))

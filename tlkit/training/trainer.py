@@ -71,7 +71,7 @@ def build_trainer(
         default_root_dir=logger.save_dir,
         # The sanity pass costs more than it tells: validation comes after the first epoch anyway.
         num_sanity_val_steps=0,
-        # tlkit's own sampler splits over ranks, and seeds every picture's augmentation.
+        # tlkit's own sampler splits over ranks, and seeds every image's augmentation.
         use_distributed_sampler=False,
     )
 
@@ -178,6 +178,6 @@ def _advice_ignored() -> Iterator[None]:
         warnings.filterwarnings("ignore", message=".*number of training batches.*smaller than the logging interval.*")
         # A moving average isn't had with weights that are split: the recipe is refused.
         warnings.filterwarnings("ignore", message=".*WeightAveraging callback with a model that overrides.*")
-        # Classes without a validation picture were reported when the images were split.
+        # Classes without a validation image were reported when the images were split.
         warnings.filterwarnings("ignore", message="No positive samples found in target.*")
         yield

@@ -34,7 +34,7 @@ def ship_best_blend(classifier: Classifier, before: Path, data: ImageDataModule,
     new = {name: tensor.detach().cpu().clone() for name, tensor in classifier.state_dict().items()}
     samples, primary_metric = data.samples.of("val"), primary_metric_of(data.samples)
     tried = []
-    with progress(console, "blends on the validation pictures", len(samples) * len(SHARES)) as advance:
+    with progress(console, "blends on the validation images", len(samples) * len(SHARES)) as advance:
         for share in SHARES:
             classifier.load_state_dict(blend(old, new, share))
             logits, labels = infer(classifier, data.whole("val"), data.preprocessing, on_batch=advance)

@@ -1,4 +1,4 @@
-"""`tlkit data audit`: the same picture twice, leaks between splits, labels that the others contradict; a table, a CSV and a gallery."""
+"""`tlkit data audit`: the same image twice, leaks between splits, labels that the others contradict; a table, a CSV and a gallery."""
 
 import json
 import logging
@@ -53,7 +53,7 @@ LOG = logging.getLogger("tlkit")
 WORST = 5
 BATCH_SIZE = 64
 KINDS = {
-    "exact": "the same picture twice",
+    "exact": "the same image twice",
     "near": "nearly the same",
     "similar": "much alike to the backbone",
     "label": "label doubted",
@@ -70,9 +70,9 @@ class Seen:
 
 
 def audit_command(recipe: Recipe, *, drawn: bool, out: Path | None, fix: bool, strict: bool) -> int:
-    """drawn: whether splits that the source lacks are drawn as the recipe's run would; otherwise pictures are taken as they lie.
+    """drawn: whether splits that the source lacks are drawn as the recipe's run would; otherwise images are taken as they lie.
 
-    Returns 0, or 2 with `strict` where a picture is in two splits or under two labels, or a label is doubted.
+    Returns 0, or 2 with `strict` where an image is in two splits or under two labels, or a label is doubted.
     """
     check_out(out)
     with recipe.located():
@@ -92,7 +92,7 @@ def audit_command(recipe: Recipe, *, drawn: bool, out: Path | None, fix: bool, s
         )
         images = samples.samples
         hashes = hash_images(samples)
-        with progress(console, "hashing pictures", 2 * len(images)) as advance:
+        with progress(console, "hashing images", 2 * len(images)) as advance:
             pixels = pixel_hashes(images, decoded, advance)
             dct = dct_of(images, decoded, advance)
         found = find_duplicates(images, [pixel or hashes[sample.id] for pixel, sample in zip(pixels, images, strict=True)], dct)
@@ -119,11 +119,11 @@ def look(recipe: Recipe, samples: Samples, found: Duplicates, hashes: dict[str, 
     """Similar pairs and doubted labels, by the features of the recipe's backbone."""
     why = _cannot_look(recipe)
     if why:
-        return Seen([], (), f"labels and similar pictures were not looked at: {why}")
+        return Seen([], (), f"labels and similar images were not looked at: {why}")
     features = _features(recipe, samples, hashes, console)
     findings, kinds = closest_pairs(samples.samples, features, found.alike), ["similar"]
     if samples.task == "multilabel":
-        note = "labels were not looked at: confident learning is for one label a picture"
+        note = "labels were not looked at: confident learning is for one label per image"
     else:
         doubted, note = _doubted(recipe, samples, features, found.alike, console)
         findings, kinds = [*doubted, *findings], ["label", *kinds]
@@ -139,7 +139,7 @@ def _doubted(
         units = whole_units(samples.samples, alike)
         probabilities = predict_unseen(features, labels, units, classes=len(samples.classes), seed=recipe.seed, on_fold=advance)
     unjudged = sorted({samples.classes[label] for label in labels[np.isnan(probabilities).any(axis=1)]})
-    note = f"too few pictures to judge the labels of: {', '.join(unjudged)}" if unjudged else ""
+    note = f"too few images to judge the labels of: {', '.join(unjudged)}" if unjudged else ""
     return label_findings(samples, doubt_labels(probabilities, labels)), note
 
 
@@ -158,7 +158,7 @@ def _features(recipe: Recipe, samples: Samples, hashes: dict[str, str], console:
     """[N, F], kept for another time and for runs as far as the recipe's cache allows."""
     with recipe.located():
         device = check_devices(recipe.trainer).here
-        # One split: every picture as it is, and under the same key as those of a run.
+        # One split: every image as it is, and under the same key as those of a run.
         whole = replace(samples, samples=tuple(replace(sample, split="train") for sample in samples.samples))
         classifier, preprocessing = build(recipe, whole, find_weights(recipe.model))
     data = ImageDataModule(whole, preprocessing, batch_size=BATCH_SIZE, workers=recipe.data.workers)
@@ -168,7 +168,7 @@ def _features(recipe: Recipe, samples: Samples, hashes: dict[str, str], console:
 
 
 def whole_units(samples: Sequence[Sample], alike: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Numbers of what must stay in one fold: pictures that are nearly the same, and pictures of one group."""
+    """Numbers of what must stay in one fold: images that are nearly the same, and images of one group."""
     _, first, unit = np.unique([sample.unit for sample in samples], return_index=True, return_inverse=True)
     return joined(alike, np.arange(len(samples)), first[unit])
 
@@ -180,7 +180,7 @@ def _of_kind(findings: Sequence[Finding], kind: str) -> list[Finding]:
 def print_audit(samples: Samples, findings: Sequence[Finding], report: dict[str, object], seen: Seen, run: Path) -> None:
     """Counts, the gravest examples, and where the rest lies; on stdout."""
     console = Console()
-    counts = Table("what", "findings", "pictures", "across splits", "two labels", box=None, header_style="bold")
+    counts = Table("what", "findings", "images", "across splits", "two labels", box=None, header_style="bold")
     for kind, words in KINDS.items():
         if kind not in ("exact", "near", *seen.kinds):
             counts.add_row(words, "not looked at", "", "", "")
@@ -197,7 +197,7 @@ def print_audit(samples: Samples, findings: Sequence[Finding], report: dict[str,
             print_line(console, f"  {_label(samples, finding)}")
     print_line(console, f"\n{report['verdict']} ({report['compared']})")
     if samples.skipped:
-        reported = f"{len(samples.skipped)} pictures can't be read and were left out: {run / 'skipped.csv'}"
+        reported = f"{len(samples.skipped)} images can't be read and were left out: {run / 'skipped.csv'}"
         print_line(console, reported, "yellow")
     if seen.note:
         print_line(console, seen.note, "yellow")
@@ -219,6 +219,6 @@ def _label(samples: Samples, finding: Finding) -> str:
 def print_cleaned(samples: Samples, found: Duplicates, source: dict[str, str], run: Path) -> None:
     console = Console()
     marked = "labels that are doubted are marked in it, not removed"
-    removed = f"{len(found.dropped)} of {len(samples.samples)} pictures left out, listed in {run / 'removed.csv'}; {marked}"
+    removed = f"{len(found.dropped)} of {len(samples.samples)} images left out, listed in {run / 'removed.csv'}; {marked}"
     use = shlex.quote(f"data.source={json.dumps(source, ensure_ascii=False)}")
     print_line(console, f"{source['csv']}: {removed}.\nTrain on it with: {use}")

@@ -17,7 +17,7 @@ LOSS_TOLERANCE, LOSS_SLACK = 0.05, 0.01
 NAMED_OR_SHOWN = ("accuracy", "loss", "primary_metric", "lead")
 """Keys of a split's metrics that are compared in lines of their own, or name one that is."""
 TOLERANCES = (
-    f"a share of right answers within {SHARE_TOLERANCE:.0%}, {IMAGES_TOLERANCE} pictures or {CHANCE_TOLERANCE:g} / sqrt(pictures),"
+    f"a share of right answers within {SHARE_TOLERANCE:.0%}, {IMAGES_TOLERANCE} images or {CHANCE_TOLERANCE:g} / sqrt(images),"
     f" whichever is most, a loss within {LOSS_TOLERANCE:.0%} + {LOSS_SLACK:g}; epochs and weights are shown and not judged"
 )
 """On another kind of machine. The last digits of a sum differ there, and every step of training makes the difference larger.
@@ -102,7 +102,7 @@ def _splits(was: Path, now: Path) -> Finding:
 
 
 def _images(manifest: bytes) -> str:
-    return f"{len(manifest.splitlines()) - 1} pictures"
+    return f"{len(manifest.splitlines()) - 1} images"
 
 
 def _epochs(was: Path, now: Path) -> Finding:

@@ -100,7 +100,7 @@ class _Folder:
         self.files = {name: file for name, file in self.files.items() if not name.startswith(f"{place}/")}
 
     def remove_others(self, place: str) -> None:
-        """Of a copy made here: files that its source no longer has, which would be read as pictures."""
+        """Of a copy made here: files that its source no longer has, which would be read as images."""
         for path in (self.folder / place).rglob("*"):
             if path.is_file() and path.relative_to(self.folder).as_posix() not in self.files:
                 path.unlink()
@@ -185,7 +185,7 @@ def _data(recipe: Recipe, bring: _Folder, leave_local: bool) -> Iterator[str]:
 
 
 def _check_copy(recipe: Recipe, samples: Samples, use: dict[str, str]) -> None:
-    """Raises DataError unless the copy is read as the same pictures: a table may name its pictures by absolute paths."""
+    """Raises DataError unless the copy is read as the same images: a table may name its images by absolute paths."""
     if not use:
         return
     source: Source = recipe.data.source.model_copy(update=use)
@@ -193,7 +193,7 @@ def _check_copy(recipe: Recipe, samples: Samples, use: dict[str, str]) -> None:
     try:
         copied = read_source(source, expanded(recipe.data.root), recipe.task)
         if [(one.id, one.labels, one.split) for one in copied.samples] != [(one.id, one.labels, one.split) for one in samples.samples]:
-            problem = "other pictures are read from it"
+            problem = "other images are read from it"
     except DataError as error:
         problem = str(error).splitlines()[0].rstrip(".")
     if problem:

@@ -19,25 +19,25 @@ MOST_CELLS = 2000
 
 
 def preview_command(recipe: Recipe, out: Path, *, rows: int, columns: int) -> int:
-    """Writes the sheet. Needs the pictures, but neither weights nor a network."""
+    """Writes the sheet. Needs the images, but neither weights nor a network."""
     if out.suffix.lower() != ".png":
         raise RunError(f"--out {out} is not a .png file.\n  Name one, such as preview.png.")
     if not out.absolute().parent.is_dir():
         raise RunError(f"--out {out}: the folder {out.parent} does not exist.\n  Make it, or name another place.")
     if rows * columns > MOST_CELLS:
-        raise RunError(f"{rows} rows of {columns} columns are more than {MOST_CELLS} pictures.\n  Use fewer --rows or --columns.")
+        raise RunError(f"{rows} rows of {columns} columns are more than {MOST_CELLS} images.\n  Use fewer --rows or --columns.")
     with recipe.located():
         check_backbone_name(recipe.model.backbone)
         samples = read_images(recipe.data, recipe.task)
         samples = split_by_recipe(samples, recipe.data, recipe.seed)
-        # The mean colour matters to nothing here but the edges of padded pictures.
+        # The mean colour matters to nothing here but the edges of padded images.
         fitting = recipe if recipe.data.resize == "pad" else _normalized_by_weights(recipe)
         weights = find_weights(recipe.model) if isinstance(recipe.model.weights, RunWeights) else Weights("none")
         preprocessing = preprocessing_of(fitting, samples, weights)
         augmentation = build_augmentation(recipe.augment, recipe.data.image_size, recipe.data.channels)
     images = ImageDataset(samples.of("train"), preprocessing, augmentation=augmentation, seed=recipe.seed)
     found = draw_preview(images, samples.classes, recipe, out, rows=rows, columns=columns)
-    print_text(f"{out}: {len(found)} of {len(images)} training pictures, {_columns_label(recipe, columns)}")
+    print_text(f"{out}: {len(found)} of {len(images)} training images, {_columns_label(recipe, columns)}")
     for name in dict.fromkeys(row.name for row in found):
         if readable(name) != name:
             print_text(f"  □ in {readable(name)!r} stands for what the sheet's font lacks: {name}")

@@ -1,4 +1,4 @@
-"""`tlkit reproduce RUN`: its recipe once more, on the same pictures and weights, and what came out beside what came out then."""
+"""`tlkit reproduce RUN`: its recipe once more, on the same images and weights, and what came out beside what came out then."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,7 +33,7 @@ def reproduce_run(run: Path, recipe: Recipe, *, out: Path | None = None) -> int:
 
     recipe: the run's own, or with what differs on this machine changed. On the same kind of machine every bit must be the same;
     elsewhere TOLERANCES hold, and what differs between the machines is listed.
-    Raises RunError, before any training, if pictures, labels, splits or weights aren't those of the run.
+    Raises RunError, before any training, if images, labels, splits or weights aren't those of the run.
     """
     check_out(out)
     if is_main_process():
@@ -46,7 +46,7 @@ def reproduce_run(run: Path, recipe: Recipe, *, out: Path | None = None) -> int:
 
 
 def check_inputs(run: Path, recipe: Recipe, samples: Samples, weights: Weights) -> None:
-    """Raises RunError, with the number and the first ids, if the run had other pictures or weights than there are now."""
+    """Raises RunError, with the number and the first ids, if the run had other images or weights than there are now."""
     here = {sample.id for sample in samples.samples}
     for number, folder in enumerate(run_folders(run), 1):
         was = read_manifest(folder / "split.csv")
@@ -60,7 +60,7 @@ def check_inputs(run: Path, recipe: Recipe, samples: Samples, weights: Weights) 
 def _tell(run: Path, changes: Sequence[str]) -> None:
     if changes:
         lines = "\n".join(changes)
-        raise RunError(f"The pictures are not those of the run ({run / 'split.csv'}):\n{lines}\n  Restore them: nothing was trained.")
+        raise RunError(f"The images are not those of the run ({run / 'split.csv'}):\n{lines}\n  Restore them: nothing was trained.")
 
 
 def _check_weights(run: Path, weights: Weights) -> None:

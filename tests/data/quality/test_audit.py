@@ -37,7 +37,7 @@ CLASSES = ("bag", "coat", "trouser")
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """30 training and 10 test pictures of three classes, without anything wrong."""
+    """30 training and 10 test images of three classes, without anything wrong."""
     for split, number in (("train", 30), ("test", 10)):
         for name in CLASSES:
             (tmp_path / "set" / split / name).mkdir(parents=True)
@@ -64,14 +64,14 @@ def test_clean_images_have_no_findings(folder: Path) -> None:
     assert found.findings == ()
     assert found.dropped == {}
     assert leak_report(samples, found)["verdict"] == "no leak found between splits"
-    assert leak_report(samples, found)["compared"].startswith("90 train, 30 test pictures")
+    assert leak_report(samples, found)["compared"].startswith("90 train, 30 test images")
 
 
 def test_where_there_are_no_splits_none_leak(folder: Path) -> None:
     samples, found = audited(folder / "train")
     report = leak_report(samples, found)
     assert report["verdict"] == "there are no splits that could leak"
-    assert report["compared"].startswith("90 pictures compared")
+    assert report["compared"].startswith("90 images compared")
 
 
 def test_a_copied_file_across_splits_is_a_leak_and_the_training_copy_goes(folder: Path) -> None:
@@ -127,13 +127,13 @@ def test_grave_findings_come_first(folder: Path) -> None:
 
 def test_a_run_compares_its_splits_by_hash_alone(folder: Path) -> None:
     shutil.copy(image_in(folder, "train", "coat"), folder / "test" / "coat" / "copy.png")
-    (folder / "train" / "coat" / "broken.png").write_bytes(b"no picture")
+    (folder / "train" / "coat" / "broken.png").write_bytes(b"no image")
     samples = read_folder(folder)
     seen: list[int] = []
     report = compare_splits(samples, hash_images(samples), PREPROCESSING, seen.append)
     assert (
         report["verdict"]
-        == "1 of 31 held-out pictures is in another split too (1 exactly): accuracy can look up to 3.2 points better than it is"
+        == "1 of 31 held-out images is in another split too (1 exactly): accuracy can look up to 3.2 points better than it is"
     )
     assert (report["leaked_exact"], report["unreadable"], report["two_labels"]) == (1, 1, 0)
     assert report["examples"][0]["pictures"][0]["id"] == "test/coat/copy.png"
@@ -145,14 +145,14 @@ def test_a_leak_check_may_be_by_sha256_alone_or_left_out_and_the_report_says_whi
     Image.open(image_in(folder, "train", "coat", 1)).resize((40, 40)).save(folder / "test" / "coat" / "larger.png")
     samples = read_folder(folder)
     hashes = hash_images(samples)
-    counts = "90 train, 32 test pictures "
+    counts = "90 train, 32 test images "
     full = compare_splits(samples, hashes, PREPROCESSING, lambda images: None)
     assert (full["leaked_exact"], full["leaked_near"]) == (1, 1)
     assert full["compared"] == counts + "compared with each other: exactly by sha256, nearly by perceptual hash"
     monkeypatch.setattr(Preprocessing, "decode", None)  # nothing is decoded from here on
     exact = compare_splits(samples, hashes, PREPROCESSING, lambda images: None, how="exact")
     assert (exact["leaked_exact"], exact["leaked_near"], exact["unreadable"]) == (1, None, 0)
-    assert exact["verdict"].startswith("1 of 32 held-out pictures is in another split too (1 exactly)")
+    assert exact["verdict"].startswith("1 of 32 held-out images is in another split too (1 exactly)")
     assert exact["compared"] == counts + "compared with each other: exactly by sha256 (data.leak_check: exact)"
     off = compare_splits(samples, {}, PREPROCESSING, lambda images: None, how="off")
     assert (off["verdict"], off["compared"]) == ("the splits were not compared", counts + "(data.leak_check: off)")
@@ -207,7 +207,7 @@ def test_a_list_that_would_lose_a_class_is_refused(folder: Path) -> None:
     for file in (folder / "test" / "bag").iterdir():
         shutil.copy(file, folder / "train" / "bag")
     samples, found = audited(folder)
-    with pytest.raises(DataError, match="no training picture of bag"):
+    with pytest.raises(DataError, match="no training image of bag"):
         check_left(samples, found.dropped)
 
 

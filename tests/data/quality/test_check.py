@@ -62,7 +62,7 @@ def test_every_bad_file_is_named_and_no_good_one(tmp_path: Path) -> None:
     assert len(good) == 3 * GOOD + 5
     found = checked(tmp_path / "photos")
     assert set(rows(found, "fault")) == bad | {"empty class/"}
-    # Those two are good pictures of a shape that costs something; they are not faults.
+    # Those two are good images of a shape that costs something; they are not faults.
     assert good & set(rows(found, "warning")) == {"plain/dot.png", "plain/hair.png"}
     assert good & set(rows(found, "note")) == {"plain/animated.gif"}
     assert all(finding.fix for finding in found.findings if finding.level == "fault")
@@ -86,11 +86,11 @@ def test_what_is_said_of_each_kind(tmp_path: Path) -> None:
         "floats.npy": "no known range",
     }.items():
         assert words in faults[f"{CLASSES[1]}/{file}"], file
-    assert "a folder, not a picture" in faults["plain/folder.jpg/"]
+    assert "a folder, not an image" in faults["plain/folder.jpg/"]
     assert "a pipe" in faults["plain/pipe.png"]
     # One pixel of 5000 is left of a square crop: 1 - 1/5000.
     assert warnings["plain/hair.png"] == "1 x 5000 pixels: `resize: crop` cuts 99.98 % of it away"
-    assert warnings["plain/dot.png"] == "1 x 1 pixels: hardly a picture"
+    assert warnings["plain/dot.png"] == "1 x 1 pixels: hardly an image"
     assert "files ending in .jpg_large are not read" in warnings["plain/photo.jpg_large"]
     assert "HEIC" in warnings["plain/photo.heic"]
     assert "is beside the class folders" in warnings["loose.png"]
@@ -127,7 +127,7 @@ def test_json_has_every_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 def test_a_sound_folder_ends_with_0(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "check", str(small_folder(tmp_path / "photos"))]) == 0
-    assert "24 pictures in 2 classes were decoded, all of them can be read." in capsys.readouterr().out
+    assert "24 images in 2 classes were decoded, all of them can be read." in capsys.readouterr().out
     assert main(["data", "check", "quickstart"]) == 0
 
 
@@ -151,7 +151,7 @@ def test_faults_of_classes_and_splits_are_rows_beside_those_of_images(tmp_path: 
     make_image(7).save(folder / "train" / "Cat" / "0.png")
     found = checked(folder)
     assert rows(found, "fault") == {
-        "train/emu/": "the class folder holds no picture",
+        "train/emu/": "the class folder holds no image",
         "val/dogs/": "training has no such class",
         "train/cat/0.png": "the file is empty (0 bytes)",
     }
@@ -159,7 +159,7 @@ def test_faults_of_classes_and_splits_are_rows_beside_those_of_images(tmp_path: 
     warnings = rows(found, "warning")
     assert warnings["train/cat/"] == "'cat' and 'Cat' count as two classes"
     assert warnings["."].startswith("only train and val are read as splits; not read: somewhere")
-    assert warnings["val/"] == "has no picture of Cat, dog: its figures say nothing about them"
+    assert warnings["val/"] == "has no image of Cat, dog: its figures say nothing about them"
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_too_few_good_images_to_split_is_a_row(tmp_path: Path) -> None:
         file.write_bytes(b"")
     faults = rows(checked(folder), "fault")
     assert len(faults) == 11
-    assert any("each class needs at least 3 pictures" in problem for problem in faults.values())
+    assert any("each class needs at least 3 images" in problem for problem in faults.values())
 
 
 def test_a_folder_that_may_not_be_entered_is_a_row() -> None:
@@ -202,7 +202,7 @@ def test_a_folder_that_may_not_be_entered_is_a_row() -> None:
                 os.seteuid(0)
 
 
-# --- pictures ---
+# --- images ---
 
 
 @pytest.mark.parametrize(
@@ -233,11 +233,11 @@ def test_settings_of_the_recipe_decide(tmp_path: Path) -> None:
     found = checked(folder, range_16bit=[0, 4095])
     assert rows(found, "fault") == {"cat/deep.png": "its 16-bit values go from 5000 to 5000, and data.range_16bit is [0, 4095]"}
     faults = rows(checked(folder, max_pixels=1000), "fault")  # those of 40 x 32; one of 9 x 9 passes
-    assert faults.pop("class 'dog'") == "none of its 12 pictures can be read"
+    assert faults.pop("class 'dog'") == "none of its 12 images can be read"
     assert len(faults) == 24
     faults = rows(checked(folder, channels=4), "fault")
     assert all("data.channels is 4" in problem for where, problem in faults.items() if where.endswith(".png"))
-    assert len(faults) == 25 + 2  # pictures, and classes that have none left
+    assert len(faults) == 25 + 2  # images, and classes that have none left
 
 
 # --- shards, classes ---
@@ -263,14 +263,14 @@ def good_members() -> dict[str, bytes]:
 
 
 def test_a_shard_with_a_path_that_leads_out_has_its_other_images_decoded(tmp_path: Path) -> None:
-    members = dict(sorted((good_members() | {"broken.png": b"no picture", "broken.cls": b"0"}).items()))
+    members = dict(sorted((good_members() | {"broken.png": b"no image", "broken.cls": b"0"}).items()))
     found = of_shard(shard(tmp_path / "a.tar", members | {"../../x.png": b"x", "/y.png": b"y"}))
     assert (found.images, found.bad) == (13, 1)
     problems = sorted((finding.where, finding.problem) for finding in found.findings)
     assert problems == [
         (str(tmp_path / "a.tar"), "the member ../../x.png leads out of the shard; nothing was written"),
         (str(tmp_path / "a.tar"), "the member /y.png leads out of the shard; nothing was written"),
-        ("a.tar:broken", "this is not a picture in a format that can be read (JPEG, PNG, WebP, AVIF, TIFF and others)"),
+        ("a.tar:broken", "this is not an image in a format that can be read (JPEG, PNG, WebP, AVIF, TIFF and others)"),
     ]
 
 

@@ -6,7 +6,7 @@ from sklearn.datasets import load_digits
 
 from tlkit.data.quality.label_errors import confident_joint, doubt_labels, predict_unseen
 
-# Six pictures of two classes. Thresholds: mean of .9 .8 .1 = .6 for class 0, mean of .7 .9 .2 = .6 for class 1.
+# Six images of two classes. Thresholds: mean of .9 .8 .1 = .6 for class 0, mean of .7 .9 .2 = .6 for class 1.
 PROBABILITIES = np.array([[0.9, 0.1], [0.8, 0.2], [0.1, 0.9], [0.3, 0.7], [0.1, 0.9], [0.8, 0.2]])
 LABELS = np.array([0, 0, 0, 1, 1, 1])
 

@@ -1,4 +1,4 @@
-"""Pictures that are the same to the eye, in the bundled sample and in made ones."""
+"""Images that are the same to the eye, in the bundled sample and in made ones."""
 
 import shutil
 from io import BytesIO

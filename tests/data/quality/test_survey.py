@@ -20,7 +20,7 @@ SIZES = [(20, 30), (40, 10), (25, 25), (64, 48), (9, 80)]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """7 pictures of cats, 35 and one broken file of dogs, in several sizes and formats; as train, and one each as test."""
+    """7 images of cats, 35 and one broken file of dogs, in several sizes and formats; as train, and one each as test."""
     root = tmp_path_factory.mktemp("pets")
     draws = np.random.default_rng(0)
     for name, number in (("cat", 7), ("dog", 36)):
@@ -35,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 image.convert("L").save(place / f"{i:02d}.bmp")
             else:
                 image.save(place / f"{i:02d}.png")
-    (root / "train/dog/broken.png").write_text("no picture")
+    (root / "train/dog/broken.png").write_text("no image")
     return root
 
 
@@ -88,9 +88,9 @@ def test_counts_sizes_and_formats_are_those_of_the_files(folder: Path, capsys: p
 def test_the_table_hints_at_what_a_recipe_should_set(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "stats", str(folder)]) == 2
     said = " ".join(capsys.readouterr().out.split())
-    assert "classes differ 6.0-fold: dog has most pictures to train on, cat fewest. Set `imbalance: loss_weights`" in said
+    assert "classes differ 6.0-fold: dog has most images to train on, cat fewest. Set `imbalance: loss_weights`" in said
     assert "more than twice as long as wide" in said
-    assert "1 pictures can't be read" in said
+    assert "1 images can't be read" in said
 
 
 def test_a_recipes_splits_size_and_limit_are_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -111,6 +111,6 @@ def test_what_can_not_be_surveyed_is_said(folder: Path, tmp_path: Path, capsys: 
     assert "is a file, or is in one" in capsys.readouterr().err
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "broken.png").write_text("no picture")
+        (tmp_path / name / "broken.png").write_text("no image")
     assert main(["data", "stats", str(tmp_path)]) == 2
-    assert "none of the pictures can be read" in capsys.readouterr().err
+    assert "none of the images can be read" in capsys.readouterr().err

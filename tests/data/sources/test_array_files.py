@@ -77,7 +77,7 @@ def test_torchvision_reads_the_same_files_alike(tmp_path: Path) -> None:
 
 def test_classes_are_named_by_the_recipe(tmp_path: Path) -> None:
     folder = str(mnist(tmp_path))
-    assert read(IdxSource(idx=folder, classes=("cat", "dog", "eel", "fox"))).classes == ("cat", "dog", "eel")  # no picture is a fox
+    assert read(IdxSource(idx=folder, classes=("cat", "dog", "eel", "fox"))).classes == ("cat", "dog", "eel")  # no image is a fox
     assert "has the label 2, and data.source.classes names 2: 0 to 1" in fault(IdxSource(idx=folder, classes=("cat", "dog")))
     assert "two classes are called 'cat'" in fault(IdxSource(idx=folder, classes=("cat", "dog", "cat")))
 
@@ -106,7 +106,7 @@ def test_damaged_files_are_reported(tmp_path: Path) -> None:
     assert "it begins with 00 00 08 01. Expected 00 00 08 03." in damage(tmp_path, images, lambda _: idx(LABELS))
     assert "it begins with 00 00 0d 03" in damage(tmp_path, images, lambda _: idx(PIXELS[:9], kind=13))
     assert "it is empty" in damage(tmp_path, images, lambda _: b"")
-    assert "has 2 labels for 3 pictures" in damage(tmp_path, labels, lambda _: idx(LABELS[:2]))
+    assert "has 2 labels for 3 images" in damage(tmp_path, labels, lambda _: idx(LABELS[:2]))
     assert "classes that training lacks: 7" in damage(tmp_path, labels, lambda _: idx(np.full(3, 7, np.uint8)))
     huge = struct.pack(">BBBB3I", 0, 0, 8, 3, 2**32 - 1, 2**16, 2**16)
     assert "its header promises 18,446,744,069,414,584,320 values" in damage(tmp_path, images, lambda _: huge)
@@ -236,7 +236,7 @@ def test_columns_of_0_and_1_are_label_sets(tmp_path: Path) -> None:
     source = NpzSource(npz=str(tmp_path / "set.npz"), classes=("cat", "dog", "eel"))
     samples = read(source, "multilabel")
     assert [s.labels for s in samples.samples[:4]] == [(0, 1, 2), (), (2,), (0,)]
-    assert "the shape of the labels is 12 x 3. Expected one label for each picture; for several set task to multilabel." in fault(source)
+    assert "the shape of the labels is 12 x 3. Expected one label for each image; for several set task to multilabel." in fault(source)
     np.savez(tmp_path / "set.npz", images=PIXELS, labels=marks * 2)
     assert "not all 0 or 1" in fault(source, "multilabel")
 
@@ -247,18 +247,18 @@ def test_columns_of_0_and_1_are_label_sets(tmp_path: Path) -> None:
         ({"pictures": PIXELS, "labels": LABELS}, "has pictures, labels. Expected x_train and y_train"),
         ({}, "has no arrays."),
         ({"images": PIXELS / 255, "labels": LABELS}, "images: holds float64, which has no known range"),
-        ({"images": PIXELS[0], "labels": LABELS}, "images: its shape, 6 x 5, is not that of pictures"),
-        ({"images": np.zeros((12, 3, 300, 300), np.uint8), "labels": LABELS}, "pictures of 300 channels. Expected N x H x W x C"),
+        ({"images": PIXELS[0], "labels": LABELS}, "images: its shape, 6 x 5, is not that of images"),
+        ({"images": np.zeros((12, 3, 300, 300), np.uint8), "labels": LABELS}, "images of 300 channels. Expected N x H x W x C"),
         (
             {"images": np.zeros((12, 3, 8, 9), np.uint8), "labels": LABELS},
-            "the channels last: pictures.transpose(0, 2, 3, 1)",
+            "the channels last: images.transpose(0, 2, 3, 1)",
         ),
         ({"images": np.empty((12, 5, 5), object), "labels": LABELS}, "images: holds Python objects, which are not read"),
         ({"images": PIXELS, "labels": np.array(["a\x07", "b"] * 6)}, "the label 'a\\x07' has signs that can't be printed"),
-        ({"images": PIXELS, "labels": LABELS[:5]}, "labels: has 5 labels for 12 pictures"),
+        ({"images": PIXELS, "labels": LABELS[:5]}, "labels: has 5 labels for 12 images"),
         ({"images": PIXELS, "labels": LABELS / 2}, "the labels are float64. Expected whole numbers or words."),
         ({"images": PIXELS, "labels": np.array([object()] * 12)}, "the array labels: holds Python objects, which are not read"),
-        ({"images": np.array([{}] * 12), "labels": LABELS}, "images: its shape, 12, is not that of pictures"),
+        ({"images": np.array([{}] * 12), "labels": LABELS}, "images: its shape, 12, is not that of images"),
         ({"images": PIXELS, "labels": LABELS * 0}, "has one class only, '0'"),
         (
             {"x_train": PIXELS, "y_train": LABELS, "x_test": PIXELS, "y_test": LABELS + 9},
@@ -298,7 +298,7 @@ def test_an_array_that_promises_more_than_is_there_is_refused_before_it_is_read(
 
 
 def test_the_same_image_in_an_array_and_in_a_file_splits_alike(tmp_path: Path) -> None:
-    """Hashes are of pixels here and of files there; both tell pictures apart."""
+    """Hashes are of pixels here and of files there; both tell images apart."""
     np.savez(tmp_path / "set.npz", images=np.concatenate([PIXELS, PIXELS[:1]]), labels=np.append(LABELS, 0))
     hashes = hash_images(read(NpzSource(npz=str(tmp_path / "set.npz"))))
     assert len(set(hashes.values())) == 12

@@ -12,7 +12,7 @@ from tlkit.recipe.schema import Task
 
 
 def table(folder: Path, text: str, *images: str, encoding: str = "utf-8") -> Path:
-    """pictures.csv in the folder, and the pictures."""
+    """pictures.csv in the folder, and the images."""
     for name in images or ("a.png", "b.png", "c.png"):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)

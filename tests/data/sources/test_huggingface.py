@@ -82,7 +82,7 @@ def test_images_keep_the_bytes_of_their_files_and_travel_without_them(tmp_path: 
     samples = read(tmp_path / "set").samples
     assert [np.array_equal(decode(s.image), decode(tmp_path / "a.jpg")) for s in samples[:2]] == [True, True]
     assert len(set(hash_images(Samples(("a", "b"), samples[:2])).values())) == 1
-    with pytest.raises(DataError, match=r"image\[2\]: this is not a picture"):
+    with pytest.raises(DataError, match=r"image\[2\]: this is not an image"):
         decode(samples[2].image)
     rows().save_to_disk(tmp_path / "other")
     sent = pickle.dumps(read(tmp_path / "other").samples)
@@ -116,12 +116,12 @@ def test_tables_that_say_bytes_and_path_hold_images(tmp_path: Path) -> None:
 def test_columns_are_chosen_by_keys_where_there_are_several(tmp_path: Path) -> None:
     second = rows().rename_columns({"image": "second", "label": "third"}).select_columns(["second"])
     datasets.concatenate_datasets([rows(coarse=[i % 2 for i in range(12)]), second], axis=1).save_to_disk(tmp_path / "set")
-    assert "has several columns of pictures: image, second." in fault(tmp_path / "set")
+    assert "has several columns of images: image, second." in fault(tmp_path / "set")
     assert "has no column 'imag'" in (message := fault(tmp_path / "set", image="imag"))
     assert "Did you mean 'image'?" in message
     assert read(tmp_path / "set", image="second").classes == ("dog", "cat", "eel")
     assert read(tmp_path / "set", image="image", label="coarse").classes == ("0", "1")
-    assert "data.source.image: the column label holds no pictures" in fault(tmp_path / "set", image="label")
+    assert "data.source.image: the column label holds no images" in fault(tmp_path / "set", image="label")
 
 
 def test_lists_of_named_labels_are_label_sets(tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_rows_without_labels_or_images_are_reported(tmp_path: Path) -> None:
     plain.cast_column("image", datasets.Image()).save_to_disk(tmp_path / "set")
     assert "2 rows have no label in the column label" in fault(tmp_path / "set")
     plain.cast_column("image", datasets.Image()).select([0, 1]).save_to_disk(tmp_path / "two")
-    with pytest.raises(DataError, match=r"image\[0\]: the row has no picture"):
+    with pytest.raises(DataError, match=r"image\[0\]: the row has no image"):
         decode(read(tmp_path / "two").samples[0].image)
     datasets.Dataset.from_dict({"text": ["a"], "stars": [5]}).save_to_disk(tmp_path / "text")
     assert "no column is seen to hold the images; it has text, stars." in fault(tmp_path / "text")

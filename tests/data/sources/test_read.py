@@ -148,7 +148,7 @@ def test_a_class_missing_from_validation_is_a_warning(tmp_path: Path) -> None:
     put(tmp_path, "train/cat/1.png", "train/dog/1.png", "val/cat/1.png")
     samples = read(tmp_path)
     assert samples.classes == ("cat", "dog")
-    assert split_warnings(samples) == ["the validation split has no picture of: dog. Its figures say nothing about them."]
+    assert split_warnings(samples) == ["the validation split has no image of: dog. Its figures say nothing about them."]
 
 
 def test_two_validation_folders_and_no_training_folder_are_refused(tmp_path: Path) -> None:
@@ -279,7 +279,7 @@ def test_files_that_look_like_images_and_are_not_used_are_counted(tmp_path: Path
 @pytest.mark.skipif(shutil.which("gs") is None, reason="Ghostscript is not installed")
 def test_no_other_program_is_started_for_an_image(tmp_path: Path) -> None:
     save(tmp_path / "a.png", "EPS")
-    with pytest.raises(DataError, match="not a picture in a format that can be read"):
+    with pytest.raises(DataError, match="not an image in a format that can be read"):
         decode(tmp_path / "a.png")
 
 

@@ -39,7 +39,7 @@ def md5(path: Path) -> str:
 
 @pytest.fixture
 def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A small archive in CIFAR-10's own format, with torchvision's checksums set to it: 10 pictures a file."""
+    """A small archive in CIFAR-10's own format, with torchvision's checksums set to it: 10 images a file."""
     folder = tmp_path / "made/cifar-10-batches-py"
     folder.mkdir(parents=True)
     names = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]

@@ -25,7 +25,7 @@ SPEC = Preprocessing(8, "stretch", 1.0, "bilinear", (0.5,) * 3, (0.5,) * 3)
 
 
 def image(number: int) -> bytes:
-    """A picture that says its number: 4 x 4, red = number, green = number // 256."""
+    """An image that says its number: 4 x 4, red = number, green = number // 256."""
     content = io.BytesIO()
     Image.new("RGB", (4, 4), (number % 256, number // 256, 7)).save(content, "PNG")
     return content.getvalue()
@@ -294,7 +294,7 @@ def _folder(folder: Path) -> object:
 
 
 def test_every_image_comes_once_an_epoch_over_two_ranks_with_two_workers_each(tmp_path: Path) -> None:
-    """60 pictures in 12 shards, 30 for each rank: nothing is filled up, so each comes exactly once, in an order that epochs differ in."""
+    """60 images in 12 shards, 30 for each rank: nothing is filled up, so each comes exactly once, in an order that epochs differ in."""
     samples = read(tmp_path, shards(tmp_path / "shards", 12, 5)).samples
     seen = []
     for epoch in range(3):
@@ -314,7 +314,7 @@ def test_held_out_images_come_once_over_ranks_that_don_t_divide_them(tmp_path: P
 
 
 def test_a_training_order_stays_in_few_shards_at_a_time(tmp_path: Path) -> None:
-    """40 shards of 50: a hundred pictures in a row come from the eight shards that are mixed, or from the sixteen of two mixtures."""
+    """40 shards of 50: a hundred images in a row come from the eight shards that are mixed, or from the sixteen of two mixtures."""
     samples = read(tmp_path, shards(tmp_path / "shards", 40, 50)).samples
     numbers = shard_numbers(samples)
     assert numbers is not None

@@ -15,7 +15,7 @@ ABC = ("a", "b", "c")
 
 
 def made(*counts: int, split: str = "", group_of: int = 0, start: int = 0) -> Samples:
-    """counts: pictures a class. group_of: pictures a group, within a class. start: number of the first picture."""
+    """counts: images a class. group_of: images a group, within a class. start: number of the first image."""
     samples = [
         Sample(f"{ABC[label]}/{number:04d}", Path("none"), (label,), split, f"{label}-{number // group_of}" if group_of else None)
         for label, count in enumerate(counts)
@@ -25,7 +25,7 @@ def made(*counts: int, split: str = "", group_of: int = 0, start: int = 0) -> Sa
 
 
 def mixed_groups(seed: int) -> Samples:
-    """90 groups of 1 to 6 pictures, each with pictures of one, two or three classes."""
+    """90 groups of 1 to 6 images, each with images of one, two or three classes."""
     samples = []
     for group in range(90):
         for image in range(1 + (group * 7 + seed) % 6):
@@ -82,7 +82,7 @@ def test_every_image_outside_the_test_split_validates_once(group_of: int) -> Non
     outside = {sample.id for sample in folds[0].samples} - {sample.id for sample in folds[0].of("test")}
     assert set(validated) == outside
     assert set(validated.values()) == {1}
-    # 80 pictures are left beside the test split: 40, 24 and 16; a fifth of each is 8, 4.8 and 3.2.
+    # 80 images are left beside the test split: 40, 24 and 16; a fifth of each is 8, 4.8 and 3.2.
     for fold in folds:
         near = [(8, 8), (4, 5), (3, 4)] if not group_of else [(6, 10), (2, 6), (2, 4)]
         assert all(low <= found <= high for found, (low, high) in zip(counts(fold, "val"), near, strict=True))
@@ -105,14 +105,14 @@ def test_images_of_several_labels_are_folded_label_by_label() -> None:
 
 
 def test_more_folds_than_a_class_has_images_are_refused() -> None:
-    with pytest.raises(DataError, match=r"data.folds = 5, but beside the test split there are fewer pictures than folds of: b \(4\)"):
+    with pytest.raises(DataError, match=r"data.folds = 5, but beside the test split there are fewer images than folds of: b \(4\)"):
         split_into_folds(made(50, 5), 5, 0.1, 0)
     with pytest.raises(DataError, match=r"fewer groups than folds of: b \(3\)"):
         split_into_folds(made(50, 20, group_of=5), 5, 0.25, 0)
 
 
 def test_a_validation_split_of_the_source_and_folds_are_refused() -> None:
-    with pytest.raises(DataError, match=r"validation split of its own \(8 pictures\)") as raised:
+    with pytest.raises(DataError, match=r"validation split of its own \(8 images\)") as raised:
         split_into_folds(together(made(20, 20, split="train"), made(4, 4, split="val", start=100)), 5, 0.1, 0)
     assert "Remove data.folds to validate on that split" in str(raised.value)
 
@@ -138,7 +138,7 @@ def test_a_rare_class_keeps_what_it_needs_to_be_split() -> None:
 
 
 def test_a_limit_that_is_too_small_to_be_split_says_what_would_do() -> None:
-    with pytest.raises(DataError, match=r"data.limit = 7 leaves 7 pictures .*3 classes need 3 each.\n  Expected at least 9."):
+    with pytest.raises(DataError, match=r"data.limit = 7 leaves 7 images .*3 classes need 3 each.\n  Expected at least 9."):
         split_by_recipe(made(50, 50, 50), data(limit=7), 0)
     assert len(split_by_recipe(made(50, 50, 50), data(limit=9), 0).samples) == 9
     with pytest.raises(DataError, match="Expected at least 18"):  # five for the folds and one for the test split
@@ -157,7 +157,7 @@ def test_a_limit_takes_large_and_small_groups_alike() -> None:
     kept = [limit_samples(whole, 200, seed).samples for seed in range(100)]
     assert all(180 <= len(images) <= 220 for images in kept)
     shares = [sum(sample.id.startswith("large") for sample in images) / len(images) for images in kept]
-    assert 0.35 < sum(shares) / len(shares) < 0.65  # half of all pictures are in large groups
+    assert 0.35 < sum(shares) / len(shares) < 0.65  # half of all images are in large groups
     assert min(shares) < 0.3
     assert max(shares) > 0.6
     assert all(abs(sum(sample.label for sample in images) - len(images) / 2) <= 10 for images in kept)
@@ -177,15 +177,15 @@ def test_images_of_several_labels_are_limited_label_by_label() -> None:
 
 
 def test_a_class_without_training_images_is_an_error_whatever_the_source() -> None:
-    with pytest.raises(DataError, match="no training picture of c"):
+    with pytest.raises(DataError, match="no training image of c"):
         split_samples(together(made(9, 9, 0, split="train"), made(2, 2, 2, split="test", start=50)), 0.2, 0.2, 0)
 
 
 def test_a_class_that_a_held_out_split_lacks_is_a_warning_whatever_the_source() -> None:
     source = together(made(9, 9, 9, split="train"), made(2, 2, 0, split="val", start=50), made(2, 0, 0, split="test", start=70))
     assert split_warnings(split_samples(source, 0.2, 0.2, 0)) == [
-        "the validation split has no picture of: c. Its figures say nothing about them.",
-        "the test split has no picture of: b, c. Its figures say nothing about them.",
+        "the validation split has no image of: c. Its figures say nothing about them.",
+        "the test split has no image of: b, c. Its figures say nothing about them.",
     ]
 
 

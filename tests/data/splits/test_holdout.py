@@ -14,7 +14,7 @@ ABC = ("a", "b", "c")
 
 
 def made(*counts: int, split: str = "", group_of: int = 0) -> Samples:
-    """counts: pictures a class. group_of: pictures a group, within a class."""
+    """counts: images a class. group_of: images a group, within a class."""
     samples = [
         Sample(f"{ABC[label]}/{number:04d}", Path("none"), (label,), split, f"{label}-{number // group_of}" if group_of else None)
         for label, count in enumerate(counts)
@@ -80,7 +80,7 @@ def test_too_few_images_are_refused_with_names_numbers_and_fix() -> None:
         split_samples(made(10, 2, 1), 0.1, 0.1, 0)
     message = str(raised.value)
     assert "b (2), c (1)" in message
-    assert "at least 3 pictures, one each for train, val, test" in message
+    assert "at least 3 images, one each for train, val, test" in message
     assert "data.test=0" in message
 
 
@@ -115,6 +115,6 @@ def test_a_foreign_file_is_not_taken_for_a_manifest(tmp_path: Path) -> None:
 
 def test_a_image_that_vanished_is_named(tmp_path: Path) -> None:
     samples = Samples(("a", "b"), (Sample("x", tmp_path / "x.png", (0,), "train"),))
-    with pytest.raises(DataError, match=r"x\.png: the picture can't be read"):
+    with pytest.raises(DataError, match=r"x\.png: the image can't be read"):
         write_manifest(samples, hash_images(samples), tmp_path / "split.csv")
     assert list(tmp_path.iterdir()) == []

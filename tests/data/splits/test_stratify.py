@@ -1,4 +1,4 @@
-"""Splits of pictures with any number of labels."""
+"""Splits of images with any number of labels."""
 
 from collections import Counter
 from pathlib import Path
@@ -21,7 +21,7 @@ def made(seed: int = 0, size: int = 400) -> Samples:
 
 
 def counts(samples: Samples, split: str) -> Counter[int]:
-    """Label -> pictures; -1 for those without any."""
+    """Label -> images; -1 for those without any."""
     return Counter(label for sample in samples.of(split) for label in sample.labels or (-1,))
 
 
@@ -33,7 +33,7 @@ def test_every_split_gets_its_share_of_each_label_and_of_images_without_any(seed
     for name, share in (("train", 0.7), ("val", 0.2), ("test", 0.1)):
         found = counts(split, name)
         assert abs(len(split.of(name)) - 400 * share) <= 8
-        # By chance alone, label a would vary by sqrt(200 * 0.2 * 0.8) = 5.7 pictures in validation.
+        # By chance alone, label a would vary by sqrt(200 * 0.2 * 0.8) = 5.7 images in validation.
         assert all(abs(found[label] - total[label] * share) <= 2 for label in total)
         assert min(found[label] for label in range(4)) >= 1
 
@@ -46,8 +46,8 @@ def test_a_label_of_three_images_is_in_all_three_splits_and_one_of_two_trains_an
     assert [counts(split, name)[1] for name in ("train", "val", "test")] == [1, 1, 1]
     assert [counts(split, name)[2] for name in ("train", "val", "test")] == [2, 0, 0]
     assert [warning.partition(". ")[0] for warning in split_warnings(split)] == [
-        "the validation split has no picture of: two",
-        "the test split has no picture of: two",
+        "the validation split has no image of: two",
+        "the test split has no image of: two",
     ]
 
 
@@ -69,5 +69,5 @@ def test_a_label_that_one_group_holds_alone_trains_and_one_that_only_others_hold
     others = tuple(Sample(f"x{i}", Path("none"), (), "") for i in range(16))
     split = split_samples(Samples(("a", "b"), (*alone, *others, Sample("b", Path("none"), (1,), "")), "multilabel"), 0.2, 0.2, 0)
     assert counts(split, "train")[0] == 4
-    with pytest.raises(DataError, match="no training picture of b"):
+    with pytest.raises(DataError, match="no training image of b"):
         split_samples(Samples(("a", "b"), (*alone, *others, Sample("b", Path("none"), (1,), "val")), "multilabel"), 0.2, 0.2, 0)

@@ -58,7 +58,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "pictures" / name).mkdir(parents=True)
         for i in range(30):
             Image.fromarray(noisy(draws, colour)).save(folder / "pictures" / name / f"{i:02d}.png")
-    (folder / "recipe.yaml").write_text(RECIPE.format(source=f"folder: {folder / 'pictures'}", resize="crop"))
+    (folder / "recipe.yaml").write_text(RECIPE.format(source=f"folder: {folder / 'images'}", resize="crop"))
     with umask(0o027):
         return run_recipe(load_recipe(str(folder / "recipe.yaml")), out=folder / "run")
 
@@ -148,7 +148,7 @@ def test_every_format_of_a_run_is_proved_with_its_validation_files(run: Path, ex
     for name in formats:
         facts = facts_of(exported / name)
         parity = facts["parity"]
-        assert parity["of"] == "36 validation pictures"
+        assert parity["of"] == "36 validation images"
         assert parity["agreement"] == 1
         assert parity["max_difference"] < 1e-5
         assert parity["accuracy_difference"] == 0
@@ -173,14 +173,14 @@ def test_verify_repeats_the_comparison_where_torch_is_not_installed(run: Path, e
         words = ["verify", str(artifact), "--images", str(run.parent / "pictures")]
         done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, *words], capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{name}: {done.stderr}"
-        assert "generated pictures: the same answer for 100.00%" in done.stdout
-        assert "2 of the 36 recorded pictures" in done.stdout
-        assert "36 of the 36 recorded pictures" in done.stdout
+        assert "generated images: the same answer for 100.00%" in done.stdout
+        assert "2 of the 36 recorded images" in done.stdout
+        assert "36 of the 36 recorded images" in done.stdout
 
 
 def test_verify_of_other_images_says_so(exported: Path, images: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(exported / "onnx"), "--images", str(images[0].parent)]) == 2
-    assert "has none of the 36 pictures that the export was proved with" in capsys.readouterr().err
+    assert "has none of the 36 images that the export was proved with" in capsys.readouterr().err
 
 
 def test_a_mean_image_goes_along(tmp_path: Path, images: list[Path]) -> None:
@@ -279,7 +279,7 @@ def test_a_knn_head_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFix
 
 def test_a_model_folder_alone_asks_for_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", str(model_folder(tmp_path, Head()))]) == 2
-    assert "Name the whole run folder, or a folder of pictures: --images DIR" in capsys.readouterr().err
+    assert "Name the whole run folder, or a folder of images: --images DIR" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime", "onnxscript"])

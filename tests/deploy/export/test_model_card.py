@@ -54,11 +54,11 @@ def test_the_metadata_is_what_the_hub_reads() -> None:
 
 def test_the_text_says_task_sizes_intervals_licence_and_limits() -> None:
     text = model_card(card())
-    assert "**Accuracy 0.9000** (95 % interval 0.798 to 0.953) on 60 test pictures." in text
-    assert "| pictures | 120 train, 20 val, 60 test |" in text
+    assert "**Accuracy 0.9000** (95 % interval 0.798 to 0.953) on 60 test images." in text
+    assert "| images | 120 train, 20 val, 60 test |" in text
     assert "| test | 60 | accuracy | 0.9000 | 0.7985 to 0.9534 |" in text
     assert "The starting weights (resnet18) are under apache-2.0." in text
-    assert "measured on 60 pictures only" in text
+    assert "measured on 60 images only" in text
     assert "/home/me" not in text
 
 
@@ -142,7 +142,7 @@ def test_the_cards_own_lines_see_what_tlkit_sees(folder: Path, resize: str, caps
         sideways[ExifTags.Base.Orientation] = 6
         Image.open(file).save(file.with_suffix(".jpg"), exif=sideways)
         lines = model_card(read_card(folder / "model")).split("```python\n")[1].split("```")[0]
-        lines = lines.replace("hf_hub:OWNER/NAME", f"local-dir:{folder / 'model'}").replace("picture.jpg", str(file.with_suffix(".jpg")))
+        lines = lines.replace("hf_hub:OWNER/NAME", f"local-dir:{folder / 'model'}").replace("image.jpg", str(file.with_suffix(".jpg")))
         found: dict[str, Any] = {}
         exec(lines, found)  # as a reader of the card would
         ours = classifier(spec.normalize(torch.from_numpy(spec.read(file.with_suffix(".jpg"))[None]).permute(0, 3, 1, 2)))

@@ -43,7 +43,7 @@ def proof(tmp_path_factory: pytest.TempPathFactory) -> Proof:
         image.save(folder / "pictures" / f"{i:02d}.png")
     torch.manual_seed(0)
     classifier = Classifier(create_backbone("test_resnet", 32), Head(), 3, 32)
-    # Larger numbers than a new head's, so that answers differ from picture to picture.
+    # Larger numbers than a new head's, so that answers differ from image to image.
     with torch.no_grad():
         classifier.head[1].weight.mul_(50)
     save_model(folder / "model", classifier, ModelCard("test_resnet", Head(), ("cat", "dog", "owl"), SPEC, {}, {}, {}))
@@ -53,7 +53,7 @@ def proof(tmp_path_factory: pytest.TempPathFactory) -> Proof:
 
 @pytest.fixture(scope="module")
 def run(proof: Proof, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose model has been exported: with raw pictures as its input, and with normalised ones into float/."""
+    """A run whose model has been exported: with raw images as its input, and with normalised ones into float/."""
     folder = tmp_path_factory.mktemp("run")
     save_model(folder / "model", proof.classifier, proof.card)
     export_run(folder, Wanted(image_folder=proof.files[0].parent, zipped=True))
@@ -118,7 +118,7 @@ def test_another_ground_under_transparent_images_is_named(artifact: Path, proof:
 def test_a_decoder_with_its_channels_in_reverse_is_named(artifact: Path, proof: Proof, monkeypatch: pytest.MonkeyPatch) -> None:
     # OpenCV's reader gives BGR: the commonest of such mistakes.
     monkeypatch.setattr(Runtime, "decode", lambda runtime, file: cv2.imread(str(file)))
-    assert "What differs first is: decode (the channels are in reverse order, BGR for RGB; picture" in refusal(artifact, proof)
+    assert "What differs first is: decode (the channels are in reverse order, BGR for RGB; image" in refusal(artifact, proof)
 
 
 @pytest.mark.parametrize("artifact", ["raw"], indirect=True)

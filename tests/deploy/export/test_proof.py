@@ -1,4 +1,4 @@
-"""Pictures that are no files are written without loss."""
+"""Images that are no files are written without loss."""
 
 import io
 from pathlib import Path

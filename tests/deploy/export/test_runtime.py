@@ -20,7 +20,7 @@ FACTS_8 = {**FACTS, "parity": {"tolerance": 1e-4}, "outputs": [{"name": "probabi
 
 
 def network(classes: int = 2) -> onnx.ModelProto:
-    """uint8 [B, 8, 8, 3] -> the same probabilities for every picture."""
+    """uint8 [B, 8, 8, 3] -> the same probabilities for every image."""
     weights = onnx.numpy_helper.from_array(np.zeros((192, classes), np.float32), "weights")
     shape = onnx.numpy_helper.from_array(np.array([-1, 192]), "shape")
     nodes = [

@@ -20,7 +20,7 @@ from tlkit.recipe.fields.model import Head
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder with three classes, 40 pictures (more than a batch) and a file that is none."""
+    """A model folder with three classes, 40 images (more than a batch) and a file that is none."""
     folder = tmp_path_factory.mktemp("predict")
     torch.manual_seed(0)
     classifier = Classifier(create_backbone("test_resnet", 32), Head(), 3, 32)
@@ -36,7 +36,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     draws = np.random.default_rng(0)
     for i in range(40):
         Image.fromarray(draws.integers(0, 256, (24, 40, 3), dtype=np.uint8)).save(folder / f"{i:02d}.png")
-    (folder / "broken.jpg").write_bytes(b"no picture")
+    (folder / "broken.jpg").write_bytes(b"no image")
     return folder
 
 

@@ -33,7 +33,7 @@ sys.exit(main(sys.argv[1:]))
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`model`, its artifact with features as `export/onnx`, and 50 pictures in `photos`."""
+    """`model`, its artifact with features as `export/onnx`, and 50 images in `photos`."""
     folder = tmp_path_factory.mktemp("artifact")
     torch.manual_seed(0)
     classifier = Classifier(create_backbone("test_resnet", 32), Head(), 3, 32)

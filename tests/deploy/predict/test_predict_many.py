@@ -1,4 +1,4 @@
-"""`tlkit predict` on folders, globs and lists, into files that are gone on with, and the features of pictures."""
+"""`tlkit predict` on folders, globs and lists, into files that are gone on with, and the features of images."""
 
 import csv
 import importlib
@@ -36,7 +36,7 @@ sys.exit(main(sys.argv[1:]))
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`model`, another one as `other`, and 100 pictures in `photos`, most of them in `photos/b`."""
+    """`model`, another one as `other`, and 100 images in `photos`, most of them in `photos/b`."""
     folder = tmp_path_factory.mktemp("many")
     for seed, name in enumerate(("model", "other", "tags")):
         torch.manual_seed(seed)
@@ -48,7 +48,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         file = folder / f"photos/{'b' if i else 'a/deep'}/{i:03d}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(draws.integers(0, 256, (24, 40, 3), dtype=np.uint8)).save(file)
-    (folder / "photos/notes.txt").write_text("no picture by its name")
+    (folder / "photos/notes.txt").write_text("no image by its name")
     (folder / "photos/.hidden.png").write_text("hidden")
     return folder
 
@@ -135,7 +135,7 @@ def test_a_list_on_stdin_ends_its_names_with_newlines_or_nul(capsys: pytest.Capt
 def test_an_empty_list_is_reported(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     give(monkeypatch, b"\n")
     assert main(["predict", "model", "-", "--format", "csv"]) == 2
-    assert "No picture was named on standard input" in capsys.readouterr().err
+    assert "No image was named on standard input" in capsys.readouterr().err
 
 
 def test_json_lines_say_the_same_as_json(capsys: pytest.CaptureFixture[str]) -> None:
@@ -206,7 +206,7 @@ def test_going_on_after_any_tear_gives_the_same_file(ending: str, tmp_path: Path
         out.write_bytes(whole[:size])
         assert main([*words, "--resume"]) == 2
         assert out.read_bytes() == whole, size
-    assert "11 pictures" in capsys.readouterr().err
+    assert "11 images" in capsys.readouterr().err
 
 
 def test_a_file_is_not_written_over_nor_gone_on_with_by_another_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

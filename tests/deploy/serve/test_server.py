@@ -48,7 +48,7 @@ PNG = {"Content-Type": "image/png"}
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`model`, its artifact `export/onnx`, and 40 pictures in `photos`."""
+    """`model`, its artifact `export/onnx`, and 40 images in `photos`."""
     folder = tmp_path_factory.mktemp("serve")
     torch.manual_seed(0)
     classifier = Classifier(create_backbone("test_resnet", 32), Head(), 3, 32)
@@ -153,11 +153,11 @@ def test_a_form_may_hold_several_files_and_a_query_what_to_say(client: Client, w
 
 
 def test_one_bad_file_of_several_is_reported_beside_the_others_answers(client: Client, workplace: Path) -> None:
-    status, _, said = client.ask("POST", "/predict", *form(images(workplace)[0].read_bytes(), b"no picture"))
+    status, _, said = client.ask("POST", "/predict", *form(images(workplace)[0].read_bytes(), b"no image"))
     answer = json.loads(said)
     assert status == 422
     assert answer["predictions"][0]["class"] in CLASSES
-    assert "picture 2: this is not a picture" in answer["predictions"][1]["error"] == answer["error"]
+    assert "image 2: this is not an image" in answer["predictions"][1]["error"] == answer["error"]
 
 
 def bomb() -> bytes:
@@ -178,9 +178,9 @@ def image_bytes(size: tuple[int, int] = (40, 56), kind: str = "PNG") -> bytes:
 
 BAD = {
     "empty": (b"", PNG, 400, "no bytes"),
-    "text": (b"hello", PNG, 422, "not a picture"),
+    "text": (b"hello", PNG, 422, "not an image"),
     "cut off": (image_bytes()[:60], PNG, 422, "damaged or cut off"),
-    "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", PNG, 422, "not a picture"),
+    "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", PNG, 422, "not an image"),
     "json": (b"{}", {"Content-Type": "application/json"}, 415, "application/json"),
     "curl's own type": (b"x", {"Content-Type": "application/x-www-form-urlencoded"}, 415, "With curl: -H"),
     "bomb": (bomb(), PNG, 413, "more than 179 million pixels; the limit is 5"),
@@ -190,8 +190,8 @@ BAD = {
     "broken form": (b"--y\r\nnonsense", {"Content-Type": "multipart/form-data; boundary=x"}, 400, "form can't be read"),
     "form without files": (b"--x--\r\n", {"Content-Type": "multipart/form-data; boundary=x"}, 400, "no file"),
     "five files": (*form(*[image_bytes()] * 5), 413, "more than 4 files"),
-    "empty file": (*form(b"", image_bytes()), 422, "picture 1: the file is empty"),
-    "elongated": (image_bytes((2_000_000, 1), "TIFF")[:2_000_000], PNG, 422, "The picture"),
+    "empty file": (*form(b"", image_bytes()), 422, "image 1: the file is empty"),
+    "elongated": (image_bytes((2_000_000, 1), "TIFF")[:2_000_000], PNG, 422, "The image"),
 }
 
 
@@ -248,7 +248,7 @@ def read_to_its_end(connection: socket.socket) -> bytes:
 
 
 def test_more_clients_than_may_wait_are_reported_to_come_again(workplace: Path) -> None:
-    """Thirty pictures at a time where four may wait: every answer is right or a 503 that says when to come again."""
+    """Thirty images at a time where four may wait: every answer is right or a 503 that says when to come again."""
     body = images(workplace)[0].read_bytes()
     with serving(workplace, "--max-waiting", "4", "--max-batch", "2") as client:
         (right,) = client.predictions(body, PNG)
@@ -332,7 +332,7 @@ def test_metrics_count_requests_images_and_batches(workplace: Path) -> None:
     with serving(workplace) as client:
         client.predictions(*form(body, body, body))
         client.predictions(body, PNG)
-        client.error("POST", "/predict", b"no picture", PNG)
+        client.error("POST", "/predict", b"no image", PNG)
         status, headers, said = client.ask("GET", "/metrics")
     found = dict(line.rsplit(" ", 1) for line in said.decode().splitlines() if not line.startswith("#"))
     assert (status, headers["content-type"][:10]) == (200, "text/plain")

@@ -137,7 +137,7 @@ def test_a_size_that_can_not_be_taken_is_an_error_with_those_that_can(name: str,
 
 
 def test_images_of_another_size_than_it_was_built_for_are_refused() -> None:
-    with pytest.raises(ValueError, match="pictures of 32 x 32 px, but this network takes 28 px"):
+    with pytest.raises(ValueError, match="images of 32 x 32 px, but this network takes 28 px"):
         create_backbone("lenet5", 28)(torch.zeros(1, 3, 32, 32))
 
 

@@ -233,7 +233,7 @@ FOUR = (4, [0.485, 0.456, 0.406, 0.485], [0.229, 0.224, 0.225, 0.229])
 
 @pytest.mark.parametrize(("channels", "mean", "std"), [(1, [0.449], [0.226]), FOUR])
 def test_images_of_other_channels_reach_the_weights_at_mean_and_std_one_half(channels: int, mean: list[float], std: list[float]) -> None:
-    """What is normalised with the mean and std of preprocessing comes to (picture - 0.5) / 0.5."""
+    """What is normalised with the mean and std of preprocessing comes to (image - 0.5) / 0.5."""
     backbone = create_backbone("googlenet", SIZE, channels=channels)
     image = torch.rand(2, channels, SIZE, SIZE)
     normalized = (image - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)

@@ -51,7 +51,7 @@ sys.exit(main(["finetune", "quickstart", "data.batch_size={find: 0.8}", "data.im
 def test_a_batch_that_memory_bounds_trains_a_whole_epoch(tmp_path: Path) -> None:
     ended = subprocess.run([sys.executable, "-c", UNDER_A_LIMIT, str(tmp_path / "run")], capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
-    said = re.search(r"data\.batch_size: (\d+)\. (\d+) pictures fit on a device", ended.stderr)
+    said = re.search(r"data\.batch_size: (\d+)\. (\d+) images fit on a device", ended.stderr)
     assert said is not None, ended.stderr
     assert 2 <= int(said[1]) < int(said[2])
 

@@ -91,8 +91,8 @@ def test_another_seed_and_another_head_find_what_was_kept(place: Path) -> None:
     weights = f"model.weights={{run: {first}}}"
     _, _, log = train(place, "second", head_only, weights, "seed=7")
     _, _, other = train(place, "third", head_only, weights, "seed=8", "model.head={kind: mlp}")
-    assert "activations of 80 pictures found" in log
-    assert "activations of 80 pictures found" in other
+    assert "activations of 80 images found" in log
+    assert "activations of 80 images found" in other
 
 
 def test_other_images_sizes_and_weights_do_not(place: Path) -> None:
@@ -105,14 +105,14 @@ def test_other_images_sizes_and_weights_do_not(place: Path) -> None:
 def test_a_random_augmentation_runs_live_and_views_are_kept_if_asked(place: Path) -> None:
     flip = "augment=[{HorizontalFlip: {p: 0.5}}]"
     _, _, live = train(place, "live", flip)
-    assert "its frozen part runs in every epoch: augment changes the pictures" in live
+    assert "its frozen part runs in every epoch: augment changes the images" in live
     rows, _, views = train(place, "views", flip, "cache.views=2", "phases=[{train: head, epochs: 4, lr: 1e-2}]")
-    assert "48 pictures in 2 views" in views
+    assert "48 images in 2 views" in views
     assert len(rows) == 4
 
 
 def test_over_budget_says_what_would_be_needed_and_half_precision_is_taken_only_if_allowed(place: Path) -> None:
-    # test_resnet's features are [96]: 80 pictures of 4 * 96 bytes.
+    # test_resnet's features are [96]: 80 images of 4 * 96 bytes.
     small = "cache.budget_gb=0.00002"
     _, _, refused = train(place, "refused", small)
     assert "its frozen part runs in every epoch: 30.7 kB would be needed and cache.budget_gb is 2e-05" in refused
@@ -199,7 +199,7 @@ def test_a_cache_that_cannot_be_written_costs_the_cache_and_not_the_run(place: P
     phases = "phases=[{train: head, epochs: 1, lr: 1e-2}, {train: all, epochs: 2, lr: 1e-3}]"
     _, metrics, log = train(place, "run", phases)
     assert "can't be written: Not a directory" in log
-    assert "its pictures are decoded in every epoch" in log
+    assert "its images are decoded in every epoch" in log
     assert "test" in metrics
 
 
@@ -210,12 +210,12 @@ def test_a_live_phase_decodes_each_image_once_or_says_why_not(place: Path, monke
     recipe = ("phases=[{train: all, epochs: 3, lr: 1e-3}]", "augment=[{HorizontalFlip: {p: 0.5}}]")
     kept, _, _ = train(place, "kept", *recipe)
     once = len(decoded)
-    # 48 training and 16 validation pictures once; then the shipped model is measured on 16 validation and 16 test pictures.
-    # The sheet of augmented pictures has eight rows; and the audit, which keeps what it finds, looks at each picture.
+    # 48 training and 16 validation images once; then the shipped model is measured on 16 validation and 16 test images.
+    # The sheet of augmented images has eight rows; and the audit, which keeps what it finds, looks at each image.
     assert once == 48 + 16 + 16 + 16 + 8 + (48 + 16 + 16)
     plain, _, log = train(place, "without", *recipe, "cache.budget_gb=0.00001")
     assert len(decoded) - once == 3 * (48 + 16) + 16 + 16 + 8
-    assert "its pictures are decoded in every epoch: 197 kB would be needed and cache.budget_gb is 1e-05" in log
+    assert "its images are decoded in every epoch: 197 kB would be needed and cache.budget_gb is 1e-05" in log
     assert figures(kept) == figures(plain)
 
 

@@ -55,7 +55,7 @@ class Killed(BaseException):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """60 noisy pictures in three shades, and the recipe. 36 train, in five batches an epoch."""
+    """60 noisy images in three shades, and the recipe. 36 train, in five batches an epoch."""
     folder = tmp_path_factory.mktemp("shades")
     draws = np.random.default_rng(0)
     for name, shade in (("dark", 60), ("grey", 110), ("light", 150)):

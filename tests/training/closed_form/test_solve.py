@@ -52,7 +52,7 @@ def samples_of(labels: np.ndarray) -> Samples:
 
 
 def solved(labels: np.ndarray, weight_decay: float, *, loss: Loss = Loss(), imbalance: Imbalance = "none") -> tuple[Tensor, Regression]:  # noqa: B008
-    """The layer's logits of the training pictures, [N, K]."""
+    """The layer's logits of the training images, [N, K]."""
     train = torch.tensor(features()[0]), torch.tensor(labels)
     samples = samples_of(labels)
     regression = Regression(train, build_criterion(loss, imbalance, samples), 4)
@@ -125,7 +125,7 @@ def test_smoothing_and_log_priors_are_part_of_the_loss() -> None:
 def test_of_equal_scores_the_weight_decay_with_the_lower_validation_loss_is_taken() -> None:
     x, labels = features()
     train, samples = (torch.tensor(x), torch.tensor(labels)), samples_of(labels)
-    val = train[0][:3], train[1][:3]  # three pictures: many decays get all of them right
+    val = train[0][:3], train[1][:3]  # three images: many decays get all of them right
     regression = Regression(train, nn.CrossEntropyLoss(), 4)
     one_by_one = [solve(regression, val, samples, (weight_decay,), title="")(val[0]).detach() for weight_decay in WEIGHT_DECAYS]
     figures = [(float((logits.argmax(1) == val[1]).float().mean()), -float(cross_entropy(logits, val[1]))) for logits in one_by_one]
@@ -182,7 +182,7 @@ def test_a_solved_phase_alone_is_shipped_and_measured(there: None) -> None:
     assert evaluate_run(run, "test") == metrics["test"]
     log = (run / "log.txt").read_text()
     assert "phase 1/1 head  validation accuracy by weight decay  10: 0." in log
-    assert "phases[0] is solved on training pictures as they are: without augment or head dropout." in log
+    assert "phases[0] is solved on training images as they are: without augment or head dropout." in log
     assert metrics["best"]["fitted_by"] == "L-BFGS"
     assert all(words in (run / "report.html").read_text() for words in ("head, solved by L-BFGS", "The head was fitted by L-BFGS"))
 

@@ -89,7 +89,7 @@ NOTED = """
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """203 training, 101 validation and 1,003 test pictures, so noisy that not all can be classified, and the recipe."""
+    """203 training, 101 validation and 1,003 test images, so noisy that not all can be classified, and the recipe."""
     folder = tmp_path_factory.mktemp("odd")
     draws = np.random.default_rng(0)
     names = list(COLOURS)
@@ -200,7 +200,7 @@ def test_machines_with_other_images_end_with_the_first_difference(place: Path, t
     machines = start_machines(words, (place, there))
     first, second = sorted((errors_of(machine) for machine in machines), key=lambda text: "not the same" not in text)
     assert all(machine.returncode != 0 for machine in machines)
-    assert "The pictures are not the same in all processes of this run.\n    process 0 (" in first
+    assert "The images are not the same in all processes of this run.\n    process 0 (" in first
     assert first.count("id train/green/0004.png, class green, split train") == 2
     assert "not the same" not in second
 
@@ -258,7 +258,7 @@ def test_processes_that_torchrun_has_started_but_the_recipe_does_not_ask_for_are
 
 
 def test_a_batch_that_cannot_be_shared_out_is_refused_before_anything_starts(place: Path, tmp_path: Path) -> None:
-    recipe = load_recipe(place / "recipe.yaml", [f"data.source={{folder: '{place / 'pictures'}'}}", *ON_TWO, "data.batch_size=15"])
+    recipe = load_recipe(place / "recipe.yaml", [f"data.source={{folder: '{place / 'images'}'}}", *ON_TWO, "data.batch_size=15"])
     with pytest.raises(DataError, match="15 can't be divided evenly among 2 devices"):
         run_recipe(recipe, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -59,7 +59,7 @@ NOTED = """
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """75 training, 33 validation and 35 test pictures in noise, and the recipe. One process validates 3 batches, the other 2."""
+    """75 training, 33 validation and 35 test images in noise, and the recipe. One process validates 3 batches, the other 2."""
     folder = tmp_path_factory.mktemp("split")
     draws = np.random.default_rng(0)
     for split, number in (("train", 75), ("val", 33), ("test", 35)):

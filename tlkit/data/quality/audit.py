@@ -1,4 +1,4 @@
-"""What is wrong with a set of pictures as a set: the same one twice, on two sides of a split, under two labels, or labelled wrongly."""
+"""What is wrong with a set of images as a set: the same one twice, on two sides of a split, under two labels, or labelled wrongly."""
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,7 +28,7 @@ THREADS = 4
 
 @dataclass(frozen=True)
 class Finding:
-    """rows: of the set's samples, what stays first. scores: of each row a cosine, 1 for equal pictures; of a label its probability.
+    """rows: of the set's samples, what stays first. scores: of each row a cosine, 1 for equal images; of a label its probability.
 
     called: of a doubted label, the class that speaks against it.
     """
@@ -44,18 +44,18 @@ class Finding:
 
 @dataclass(frozen=True)
 class Duplicates:
-    """findings: the gravest first. alike: [N], the same number for equal and near pictures. dropped: row -> why, for a cleaned list."""
+    """findings: the gravest first. alike: [N], the same number for equal and near images. dropped: row -> why, for a cleaned list."""
 
     findings: tuple[Finding, ...]
     alike: NDArray[np.int64]
     dropped: Mapping[int, str]
     leaked_exact: int
     leaked_near: int
-    """Held-out pictures that another split has too."""
+    """Held-out images that another split has too."""
 
 
 def pixel_hashes(samples: Sequence[Sample], decoded: Decode, on_image: Callable[[int], None] = lambda images: None) -> list[str]:
-    """decoded: the decoder with its settings. sha256 of each decoded picture; empty for one that can't be read."""
+    """decoded: the decoder with its settings. sha256 of each decoded image; empty for one that can't be read."""
     found = []
     with ThreadPoolExecutor(THREADS) as threads:
         for digest in threads.map(lambda sample: _pixel_hash(sample, decoded), samples):
@@ -73,13 +73,13 @@ def _pixel_hash(sample: Sample, decoded: Decode) -> str:
 
 
 def find_duplicates(samples: Sequence[Sample], equal: Sequence[str], dct: Dct) -> Duplicates:
-    """equal: a hash of each picture; those with the same one are the same picture."""
+    """equal: a hash of each image; those with the same one are the same image."""
     _, known = np.unique(np.array(equal), return_inverse=True)
     ranks = np.array([RANKS[sample.split] for sample in samples])
     near = find_near(dct, known, ranks)
     dropped: dict[int, str] = {}
     findings = [_exact(samples, rows, dropped) for rows in _groups(known)]
-    # A group of near ones holds at least two different pictures; of equal ones in it the first is shown.
+    # A group of near ones holds at least two different images; of equal ones in it the first is shown.
     for rows in _groups(near.group):
         if len(set(known[rows].tolist())) > 1:
             findings.append(_near(samples, _first_of_each(rows, known, ranks), near.score, bool(near.across[rows].any())))
@@ -110,8 +110,8 @@ def _exact(samples: Sequence[Sample], rows: list[int], dropped: dict[int, str]) 
     stays = samples[rows[0]]
     across, two_labels = _across(samples, rows), _two_labels(samples, rows)
     if two_labels:
-        suggestion = "the same picture has two labels: keep the right one"
-        dropped.update((row, "the same picture has another label elsewhere") for row in rows)
+        suggestion = "the same image has two labels: keep the right one"
+        dropped.update((row, "the same image has another label elsewhere") for row in rows)
     else:
         suggestion = f"keep {place_of(stays)}" + (", or the figures will look too good" if across else "")
         dropped.update((row, f"the same as {place_of(stays)}") for row in rows[1:])
@@ -122,7 +122,7 @@ def _near(samples: Sequence[Sample], rows: list[int], score: NDArray[np.float32]
     rows = sorted(rows, key=lambda row: (-RANKS[samples[row].split], samples[row].id))
     two_labels = _two_labels(samples, rows)
     if two_labels:
-        suggestion = "nearly the same picture has two labels: one may be wrong"
+        suggestion = "nearly the same image has two labels: one may be wrong"
     elif across:
         suggestion = "remove the training copy, or the figures will look too good"
     else:
@@ -157,9 +157,9 @@ def label_findings(samples: Samples, doubts: Doubts) -> list[Finding]:
 
 
 def closest_pairs(samples: Sequence[Sample], features: NDArray[np.float32], alike: NDArray[np.int64]) -> list[Finding]:
-    """The pairs of different pictures that the backbone takes for most alike, across splits where there are splits.
+    """The pairs of different images that the backbone takes for most alike, across splits where there are splits.
 
-    features: [N, F]. alike: pictures with the same number are known to be nearly the same already.
+    features: [N, F]. alike: images with the same number are known to be nearly the same already.
     """
     ranks = np.array([RANKS[sample.split] for sample in samples])
     away = features - features.mean(0)
@@ -174,7 +174,7 @@ def closest_pairs(samples: Sequence[Sample], features: NDArray[np.float32], alik
         best = cosines.argmax(axis=1)
         found += [(float(cosines[i, j]), start + i, start + int(j)) for i, j in enumerate(best) if cosines[i, j] > 0]
     nearest: dict[int, tuple[float, int, int]] = {}
-    for cosine, one, other in sorted(found, reverse=True):  # each picture in one pair, its nearest
+    for cosine, one, other in sorted(found, reverse=True):  # each image in one pair, its nearest
         if one not in nearest and other not in nearest:
             nearest[one] = nearest[other] = (cosine, one, other)
     return [_similar(samples, (one, other), cosine) for cosine, one, other in list(dict.fromkeys(nearest.values()))[:PAIRS]]
@@ -193,7 +193,7 @@ def described(samples: Samples, row: int) -> dict[str, str]:
 
 
 def write_audit(samples: Samples, findings: Sequence[Finding], file: Path) -> None:
-    """audit.csv: a row for each picture of each finding."""
+    """audit.csv: a row for each image of each finding."""
     rows: list[dict[str, object]] = []
     for number, finding in enumerate(findings, start=1):
         facts = {"finding": number, "kind": finding.kind, "suggestion": finding.suggestion}
@@ -208,7 +208,7 @@ def _yes(value: bool) -> str:
 
 
 def write_cleaned(samples: Samples, dropped: Mapping[int, str], doubts: Iterable[Finding], folder: Path) -> dict[str, str]:
-    """cleaned.csv, and removed.csv with the reason for each picture that it lacks. Returns the `data.source` that reads the first.
+    """cleaned.csv, and removed.csv with the reason for each image that it lacks. Returns the `data.source` that reads the first.
 
     Doubted labels are marked in the column `doubt`, which isn't read: whether they are wrong is for people to say.
     """
@@ -234,19 +234,19 @@ def write_cleaned(samples: Samples, dropped: Mapping[int, str], doubts: Iterable
 
 
 def check_can_clean(samples: Samples) -> None:
-    """Raises DataError where pictures aren't files, which a list could name."""
+    """Raises DataError where images aren't files, which a list could name."""
     if not all(isinstance(sample.image, Path) for sample in samples.samples):
-        raise DataError("--fix writes a list of picture files, and this source's pictures aren't files of their own.\n  Leave --fix out.")
+        raise DataError("--fix writes a list of image files, and this source's images aren't files of their own.\n  Leave --fix out.")
 
 
 def check_left(samples: Samples, dropped: Mapping[int, str]) -> None:
-    """Raises DataError where a class would have no training picture any more."""
+    """Raises DataError where a class would have no training image any more."""
     left = {
         label for row, sample in enumerate(samples.samples) if row not in dropped and RANKS[sample.split] == 0 for label in sample.labels
     }
     lost = [name for label, name in enumerate(samples.classes) if label not in left]
     if lost:
         raise DataError(
-            f"--fix would leave no training picture of {', '.join(lost[:10])}: each is in another split too, or has two labels.\n"
-            "  Add pictures, or take duplicates out by hand; audit.csv has them all."
+            f"--fix would leave no training image of {', '.join(lost[:10])}: each is in another split too, or has two labels.\n"
+            "  Add images, or take duplicates out by hand; audit.csv has them all."
         )

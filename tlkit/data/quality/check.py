@@ -1,4 +1,4 @@
-"""`tlkit data check DIR|RECIPE`: every picture decoded, and everything that is wrong with a source in one table."""
+"""`tlkit data check DIR|RECIPE`: every image decoded, and everything that is wrong with a source in one table."""
 
 import json
 import sys
@@ -27,7 +27,7 @@ from tlkit.recipe.schema import Recipe, Task
 from tlkit.terminal import print_text
 
 LONG = 3.0
-"""Sides: a crop of a picture that is this many times as long as it is wide loses two thirds of it."""
+"""Sides: a crop of an image that is this many times as long as it is wide loses two thirds of it."""
 TINY = 8
 """Pixels of the shorter side."""
 MOST_ROWS = 200
@@ -38,7 +38,7 @@ STYLES = {"fault": "red", "warning": "yellow", "note": "dim"}
 
 @dataclass(frozen=True)
 class Checked:
-    """pictures: that were decoded; bad: of them, those that can't be. findings: faults first, then by place."""
+    """images: that were decoded; bad: of them, those that can't be. findings: faults first, then by place."""
 
     images: int
     bad: int
@@ -50,7 +50,7 @@ class Checked:
 
 
 def check_command(recipe: Recipe, name: str, *, as_json: bool, out: Path | None) -> int:
-    """Prints what was found in the recipe's pictures, and writes it to `out` as csv. 2 if there are faults, else 0."""
+    """Prints what was found in the recipe's images, and writes it to `out` as csv. 2 if there are faults, else 0."""
     _check_out(out)
     checked = check_images(recipe.data, recipe.task, recipe.seed)
     if out:
@@ -73,7 +73,7 @@ def check_images(data: Data, task: Task, seed: int) -> Checked:
         findings = [*check.findings, *([] if known else (finding for finding in findings if finding.level == "fault"))]
     elif samples:
         findings += odd_class_findings(samples.classes)
-    with progress(Console(stderr=True), "pictures decoded", len(check.images)) as advance:
+    with progress(Console(stderr=True), "images decoded", len(check.images)) as advance:
         results = dict(zip(check.images, decode_results(list(check.images.values()), data, advance), strict=True))
     bad = {id_ for id_, result in results.items() if result.problem}
     findings += _image_findings(results, data)
@@ -118,7 +118,7 @@ def _image_findings(results: dict[str, DecodeResult], data: Data) -> Iterator[Fi
         if long / short > LONG:
             yield Finding("warning", id_, f"{size}: {_loss(long / short, data.resize)}", _long_fix(data.resize))
         elif short < TINY:
-            yield Finding("warning", id_, f"{size}: hardly a picture", "Replace or remove it.")
+            yield Finding("warning", id_, f"{size}: hardly an image", "Replace or remove it.")
 
 
 def _loss(sides: float, resize: str) -> str:
@@ -144,7 +144,7 @@ def _split_findings(samples: Samples, bad: set[str], data: Data, seed: int) -> I
     left_out = tuple(Skipped(sample, "") for sample in samples.samples if sample.id in bad)
     left = replace(samples, samples=good, skipped=left_out)
     if lost := list(lost_classes(left)):
-        yield from faults_of(DataError("\n".join(lost) + "\n  Mend some of its pictures, or remove the class."))
+        yield from faults_of(DataError("\n".join(lost) + "\n  Mend some of its images, or remove the class."))
         return
     try:
         split_by_recipe(left, data, seed)
@@ -160,8 +160,8 @@ def _print_table(checked: Checked, name: str, out: Path | None) -> None:
     verdict = f"{checked.bad} of them can't be read" if checked.bad else "all of them can be read"
     number = "1 class" if checked.classes == 1 else f"{checked.classes} classes"
     classes = f" in {number}" if checked.classes else ""
-    decoded = f"{checked.images} pictures{classes} were" if checked.images != 1 else f"one picture{classes} was"
-    print_text(f"{name}: {decoded} decoded, {verdict}." if checked.images else f"{name}: no picture was found.")
+    decoded = f"{checked.images} images{classes} were" if checked.images != 1 else f"one image{classes} was"
+    print_text(f"{name}: {decoded} decoded, {verdict}." if checked.images else f"{name}: no image was found.")
     if checked.findings:
         table = Table("", "where", "what is wrong", "what to do", box=None, header_style="bold")
         for finding in checked.findings[:MOST_ROWS]:
@@ -177,7 +177,7 @@ def _print_table(checked: Checked, name: str, out: Path | None) -> None:
         print()
     summary = ", ".join(f"{number} {level}{'' if number == 1 else 's'}" for level, number in counts.items()) + "."
     others = ", and mends nothing else" if counts["fault"] > checked.bad else ""
-    summary += f" data.on_bad=skip trains without the pictures that can't be read{others}." if checked.bad else ""
+    summary += f" data.on_bad=skip trains without the images that can't be read{others}." if checked.bad else ""
     print_text(summary + (f" All rows: {out}" if out else ""))
 
 

@@ -1,4 +1,4 @@
-"""Whether pictures can be read: each is decoded once, and what was found is kept for as long as its file stays the same."""
+"""Whether images can be read: each is decoded once, and what was found is kept for as long as its file stays the same."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -19,14 +19,14 @@ from tlkit.system import processors
 FORMAT = 2
 """Part of the key: raised where the decoder takes what it refused, or the other way round."""
 LARGE = 30_000_000
-"""Pixels: larger pictures are decoded one at a time, so that many threads don't fill the memory with them."""
-_A_TASK = 32  # pictures: few enough for progress to be seen
+"""Pixels: larger images are decoded one at a time, so that many threads don't fill the memory with them."""
+_A_TASK = 32  # images: few enough for progress to be seen
 _ONE_AT_A_TIME = Lock()
 
 
 @dataclass(frozen=True, slots=True)
 class DecodeResult:
-    """What decoding a picture has shown. problem, fix: empty for a good one. frames: of which the first is taken.
+    """What decoding an image has shown. problem, fix: empty for a good one. frames: of which the first is taken.
 
     lasts: it holds until the file changes; permissions, links, disks and memory may change without that.
     """
@@ -69,7 +69,7 @@ def _from_text(text: str) -> DecodeResult:
 
 
 def _decoded(rest: Sequence[int], images: Sequence[ImageSource], data: Data) -> Iterator[tuple[int, DecodeResult]]:
-    """Threads, not processes: Pillow lets go of Python's lock while it decodes, and functions that give pictures need not travel."""
+    """Threads, not processes: Pillow lets go of Python's lock while it decodes, and functions that give images need not travel."""
     tasks = [rest[i : i + _A_TASK] for i in range(0, len(rest), _A_TASK)]
     pool = ThreadPoolExecutor(processors())
     try:

@@ -18,7 +18,7 @@ SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"})
 
 @dataclass
 class Looked:
-    """A folder's pictures (id -> file), those of each class in each split ((split, class) -> number), and what else was found."""
+    """A folder's images (id -> file), those of each class in each split ((split, class) -> number), and what else was found."""
 
     images: dict[str, Path] = field(default_factory=dict)
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -26,7 +26,7 @@ class Looked:
     system: set[str] = field(default_factory=set)
     hidden: set[str] = field(default_factory=set)
     others: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
-    """Ending -> files that are no pictures."""
+    """Ending -> files that are no images."""
 
     def add(self, level: str, where: str, problem: str, fix: str) -> None:
         self.findings.append(Finding(level, where, problem, fix))  # type: ignore[arg-type]  # written below
@@ -75,7 +75,7 @@ def _loose(root: Path, place: Path, looked: Looked) -> None:
 
 
 def _files(root: Path, folder: Path, seen: set[tuple[int, int]], looked: Looked) -> Iterator[tuple[str, Path]]:
-    """(id, file) of all picture files at any depth. seen: folders that are not entered, so that loops of links end."""
+    """(id, file) of all image files at any depth. seen: folders that are not entered, so that loops of links end."""
     waiting = [folder]
     while waiting:
         place = waiting.pop()
@@ -97,7 +97,7 @@ def _files(root: Path, folder: Path, seen: set[tuple[int, int]], looked: Looked)
                 _other(root, place / name, looked)
         for name, path in sorted(folders.items(), reverse=True):
             if has_image_ending(name):
-                looked.add("fault", f"{_id(root, path)}/", "this is a folder, not a picture", "Rename it, or put the picture itself there.")
+                looked.add("fault", f"{_id(root, path)}/", "this is a folder, not an image", "Rename it, or put the image itself there.")
             waiting.append(path)
 
 
@@ -148,7 +148,7 @@ def _class_findings(layout: Layout, looked: Looked) -> Iterator[Finding]:
         yield Finding("fault", place or ".", what, f"Expected at least two folders of images: {place}CLASS/*.jpg")
     for name in classes:
         if not looked.counts[training, name]:
-            yield Finding("fault", f"{place}{name}/", "the class folder holds no picture", "Put pictures into it, or remove the folder.")
+            yield Finding("fault", f"{place}{name}/", "the class folder holds no image", "Put images into it, or remove the folder.")
         if not name.isprintable():
             problem = "the name of the class is not UTF-8 or has signs that can't be printed"
             yield Finding("fault", f"{place}{name}/", problem, "Rename the folder.")
@@ -164,17 +164,17 @@ def _class_findings(layout: Layout, looked: Looked) -> Iterator[Finding]:
             continue
         held = {name: number for (where, name), number in looked.counts.items() if where == split}
         for name in sorted(held.keys() - set(classes)):
-            fix = f"Give it training pictures, or rename or remove it here. {did_you_mean(name, classes)}".rstrip()
+            fix = f"Give it training images, or rename or remove it here. {did_you_mean(name, classes)}".rstrip()
             yield Finding("fault", f"{folder.name}/{name}/", "training has no such class", fix)
         if missing := [name for name in classes if not held.get(name)]:
-            problem = f"has no picture of {', '.join(missing)}: its figures say nothing about them"
-            yield Finding("warning", f"{folder.name if folder != root else split}/", problem, "Move some pictures of each class there.")
+            problem = f"has no image of {', '.join(missing)}: its figures say nothing about them"
+            yield Finding("warning", f"{folder.name if folder != root else split}/", problem, "Move some images of each class there.")
 
 
 def _left_aside(looked: Looked) -> Iterator[Finding]:
     """One note for each kind of what is not read and was never meant to be."""
     kinds = {"left by the system": looked.system, "hidden": looked.hidden}
-    kinds |= {f"no picture ({ending})": set(names) for ending, names in looked.others.items()}
+    kinds |= {f"no image ({ending})": set(names) for ending, names in looked.others.items()}
     for kind, names in sorted(kinds.items()):
         if names:
             yield Finding("note", min(names), f"{kind}: not read{f', nor are {len(names) - 1} more like it' if len(names) > 1 else ''}")

@@ -12,19 +12,19 @@ from numpy.typing import NDArray
 
 FOLDS = 5
 FEWEST_UNITS = 3
-"""Of a class with fewer pictures (or groups of them) the other folds teach too little to contradict anything."""
+"""Of a class with fewer images (or groups of them) the other folds teach too little to contradict anything."""
 C_FEATURES = 4.0
 """scikit-learn's C times the number of standardised features: held back enough not to learn single wrong labels by heart. Of 40 wrong
-labels among 2,000 pictures it found 35 to 37 in the top 80 over three seeds; a third as much, or three times, finds one or two fewer."""
+labels among 2,000 images it found 35 to 37 in the top 80 over three seeds; a third as much, or three times, finds one or two fewer."""
 MOST_STEPS = 200
 
 
 @dataclass(frozen=True)
 class Doubts:
-    """rows: pictures whose label is doubted, the worst first. called: for each of them the likeliest class.
+    """rows: images whose label is doubted, the worst first. called: for each of them the likeliest class.
 
     confidences: probability of the label, 0..1.
-    joint: [K, K] pictures by label and by the class that they are confidently counted to (C of equation 1).
+    joint: [K, K] images by label and by the class that they are confidently counted to (C of equation 1).
     """
 
     rows: NDArray[np.int64]
@@ -34,9 +34,9 @@ class Doubts:
 
 
 def doubt_labels(probabilities: NDArray[np.floating], labels: NDArray[np.int64]) -> Doubts:
-    """probabilities: [N, K], of each picture by a model that hasn't seen it; rows of NaN aren't judged.
+    """probabilities: [N, K], of each image by a model that hasn't seen it; rows of NaN aren't judged.
 
-    How many labels of a class are wrong: by the confident joint, scaled to the class's pictures. Which: those of the lowest probability
+    How many labels of a class are wrong: by the confident joint, scaled to the class's images. Which: those of the lowest probability
     (the paper's prune by class), but none whose label is the likeliest class. Then those of any class that are as unlikely as nine
     tenths of these: where nearly all labels are right, a sure model's thresholds are so high that the joint counts too few.
     """
@@ -61,9 +61,9 @@ def doubt_labels(probabilities: NDArray[np.floating], labels: NDArray[np.int64])
 
 
 def confident_joint(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """[K, K]: row by label, a picture is counted to the likeliest of the classes whose threshold it reaches, if any.
+    """[K, K]: row by label, an image is counted to the likeliest of the classes whose threshold it reaches, if any.
 
-    A class's threshold is the mean probability that the pictures labelled so have for it.
+    A class's threshold is the mean probability that the images labelled so have for it.
     """
     classes = probabilities.shape[1]
     thresholds = [probabilities[labels == label, label].mean() if (labels == label).any() else 2.0 for label in range(classes)]
@@ -83,10 +83,10 @@ def predict_unseen(
     seed: int,
     on_fold: Callable[[int], None] = lambda folds: None,
 ) -> NDArray[np.float64]:
-    """Probabilities [N, K] of each picture by logistic regression on the others' features, in stratified folds.
+    """Probabilities [N, K] of each image by logistic regression on the others' features, in stratified folds.
 
-    units: pictures with the same number stay in one fold. A copy of a wrongly labelled picture in the other folds would teach its label.
-    Pictures of classes with too few units are left NaN, and so are those in the folds that a class of few units fills.
+    units: images with the same number stay in one fold. A copy of a wrongly labelled image in the other folds would teach its label.
+    Images of classes with too few units are left NaN, and so are those in the folds that a class of few units fills.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression

@@ -38,7 +38,7 @@ def leak_report(samples: Samples, found: Duplicates | None, *, how: LeakCheck = 
     grave = [finding for finding in found.findings if finding.across or finding.two_labels] if found else []
     return {
         "verdict": _summary(found, counts),
-        "compared": f"{compared} pictures " + (f"compared with each other: {_METHODS[how]}" if found else "(data.leak_check: off)"),
+        "compared": f"{compared} images " + (f"compared with each other: {_METHODS[how]}" if found else "(data.leak_check: off)"),
         "pictures": dict(counts),
         "unreadable": unreadable,
         "leaked_exact": found.leaked_exact if found else None,
@@ -63,7 +63,7 @@ def _summary(found: Duplicates | None, counts: Mapping[str, int]) -> str:
         leaked, held_out = found.leaked_exact + found.leaked_near, _held_out(counts)
         are = "is" if leaked == 1 else "are"
         return (
-            f"{leaked:,} of {held_out:,} held-out pictures {are} in another split too ({', '.join(leaks)}): "
+            f"{leaked:,} of {held_out:,} held-out images {are} in another split too ({', '.join(leaks)}): "
             # At most: if each of them were right for no other reason.
             f"accuracy can look up to {100 * leaked / held_out:.1f} points better than it is"
         )

@@ -1,4 +1,4 @@
-"""Pictures that are the same to the eye: found by a perceptual hash, confirmed by the numbers that the hash was made of."""
+"""Images that are the same to the eye: found by a perceptual hash, confirmed by the numbers that the hash was made of."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,14 +25,14 @@ from tlkit.system import cache_folder
 
 SIDE_PX, DCT_SIZE = 32, 8
 HAMMING_RADIUS = 10
-"""Of 64 bits. Of all 2.4 billion pairs of Fashion-MNIST's 70,000 pictures, every one above SAME differs in 9 bits or fewer."""
+"""Of 64 bits. Of all 2.4 billion pairs of Fashion-MNIST's 70,000 images, every one above SAME differs in 9 bits or fewer."""
 SAME = 0.985
-"""Cosine from which on two pictures are called near duplicates. Of pictures resized to 18..56 px and saved as JPEG of quality 50..95,
+"""Cosine from which on two images are called near duplicates. Of images resized to 18..56 px and saved as JPEG of quality 50..95,
 99 % lie above it; of all pairs in Fashion-MNIST 159 do, nearly all of which are the same thing photographed once."""
 FLAT = 2.0
-"""Contrast up to which a picture has nothing to be compared by: blank ones are equal or they aren't."""
+"""Contrast up to which an image has nothing to be compared by: blank ones are equal or they aren't."""
 PRIOR_IMAGES = 64
-"""A small set's own mean and spread count for little, so these many pictures with a photograph's spectrum are mixed in."""
+"""A small set's own mean and spread count for little, so these many images with a photograph's spectrum are mixed in."""
 PAIRS_AT_ONCE = 1_000_000
 THREADS = 4
 DECODED_PX = 128
@@ -41,7 +41,7 @@ Decode = Callable[[ImageSource], NDArray[np.uint8]]
 Pairs = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]
 """Rows of one set, rows of another, and the cosine of each pair."""
 Dct = NDArray[np.float32]
-"""[N, 64]: the slowest cosine waves of each picture's brightness, by frequency down and across; NaN where it can't be read."""
+"""[N, 64]: the slowest cosine waves of each image's brightness, by frequency down and across; NaN where it can't be read."""
 
 
 def dct_of(samples: Sequence[Sample], decoded: Decode = decode, on_image: Callable[[int], None] = lambda images: None) -> Dct:
@@ -59,7 +59,7 @@ def dct_of(samples: Sequence[Sample], decoded: Decode = decode, on_image: Callab
 
 
 def _thumbnail(sample: Sample, decoded: Decode) -> NDArray[np.float32] | None:
-    """[32, 32] brightness, 0..255; None for a picture that can't be read, which is for others to tell."""
+    """[32, 32] brightness, 0..255; None for an image that can't be read, which is for others to tell."""
     try:
         image = decoded(_shrunk(sample.image))
     except DataError:
@@ -83,10 +83,10 @@ def _shrunk(image: ImageSource) -> ImageSource:
 
 
 def directions(dct: Dct, of: Dct | None = None) -> NDArray[np.float32]:
-    """[N, 64] of length 1: how each picture differs from the set's mean, each wave in units of its own spread.
+    """[N, 64] of length 1: how each image differs from the set's mean, each wave in units of its own spread.
 
-    So what all pictures share (a white ground, the shape of a shirt) doesn't make them alike, and what tells them apart counts.
-    of: the set, if it is another than these pictures.
+    So what all images share (a white ground, the shape of a shirt) doesn't make them alike, and what tells them apart counts.
+    of: the set, if it is another than these images.
     """
     of = dct if of is None else of
     down, across = np.mgrid[:DCT_SIZE, :DCT_SIZE]
@@ -101,13 +101,13 @@ def directions(dct: Dct, of: Dct | None = None) -> NDArray[np.float32]:
 
 
 def mirrored(dct: Dct) -> Dct:
-    """Of the pictures left to right: a cosine wave with an odd number of half periods across changes its sign, and no other changes."""
+    """Of the images left to right: a cosine wave with an odd number of half periods across changes its sign, and no other changes."""
     return dct * np.where(np.arange(DCT_SIZE * DCT_SIZE) % DCT_SIZE % 2, -1, 1).astype(np.float32)
 
 
 @dataclass(frozen=True)
 class Near:
-    """What is near to each picture, [N]. group: pictures linked by any chain have the same number. score: the highest cosine, 0 if none.
+    """What is near to each image, [N]. group: images linked by any chain have the same number. score: the highest cosine, 0 if none.
 
     later: the nearest one in a later split (train, val, test), or -1. across: whether one lies in any other split.
     """
@@ -119,10 +119,10 @@ class Near:
 
 
 def find_near(dct: Dct, known: NDArray[np.int64], ranks: NDArray[np.int64]) -> Near:
-    """known: pictures with the same number are known to be equal, and not reported again. ranks: of their splits, train first.
+    """known: images with the same number are known to be equal, and not reported again. ranks: of their splits, train first.
 
-    Of equal pictures in one split the first stands for all, so that ten thousand black ones are no fifty million pairs.
-    Memory grows with the pictures, not with the pairs.
+    Of equal images in one split the first stands for all, so that ten thousand black ones are no fifty million pairs.
+    Memory grows with the images, not with the pairs.
     """
     number = len(dct)
     near = Near(np.arange(number), np.zeros(number, np.float32), np.full(number, -1), np.zeros(number, bool))
@@ -141,7 +141,7 @@ def find_near(dct: Dct, known: NDArray[np.int64], ranks: NDArray[np.int64]) -> N
             np.maximum.at(near.score, here, cosines)
             near.across[here[ranks[here] != ranks[there]]] = True
             better = (ranks[there] > ranks[here]) & (cosines > best_later[here])
-            order = np.argsort(cosines[better])  # of several for one picture the last, the nearest, stays
+            order = np.argsort(cosines[better])  # of several for one image the last, the nearest, stays
             best_later[here[better][order]] = cosines[better][order]
             near.later[here[better][order]] = there[better][order]
     return Near(group[representative], near.score[representative], near.later[representative], near.across[representative])
@@ -178,7 +178,7 @@ def _pairs(vectors: NDArray[np.float32], others: NDArray[np.float32]) -> Iterato
 
 
 def _contrast(dct: Dct) -> NDArray[np.float32]:
-    """Standard deviation of brightness, in levels of 0..255; NaN for a picture that can't be read."""
+    """Standard deviation of brightness, in levels of 0..255; NaN for an image that can't be read."""
     return np.asarray(np.linalg.norm(dct[:, 1:], axis=1) / SIDE_PX, np.float32)
 
 
@@ -196,7 +196,7 @@ FOLDER = "dct"
 
 
 def cached_dct(samples: Sequence[Sample], hashes: Mapping[str, str], preprocessing: Preprocessing, on_image: Callable[[int], None]) -> Dct:
-    """Return what dct_of gives, 256 bytes an image, from the cache where it is. hashes: an image's id -> its sha256, part of the key."""
+    """Return what dct_of gives, 256 bytes per image, from the cache where it is. hashes: an image's id -> its sha256, part of the key."""
     facts = [FORMAT, preprocessing.to_json(), [hashes[sample.id] for sample in samples]]
     file = cache_folder() / FOLDER / f"{key_of(facts)}.npy"
     with suppress(OSError, ValueError):

@@ -1,4 +1,4 @@
-"""`data.on_bad`: pictures that can't be read end a run, or are left out of it, and each is listed."""
+"""`data.on_bad`: images that can't be read end a run, or are left out of it, and each is listed."""
 
 import logging
 from collections import Counter
@@ -41,13 +41,13 @@ def log_warnings(samples: Samples) -> None:
 def leave_out_bad(samples: Samples, data: Data) -> Samples:
     """Return the samples without the images that can't be read, which are in `skipped`.
 
-    Raises DataError where a class, or a split of the source, would have no picture left.
+    Raises DataError where a class, or a split of the source, would have no image left.
     """
     samples = without_bad(samples, data)
     lost = [*lost_classes(samples), *_lost_splits(samples)]
     if lost:
         raise DataError(
-            "\n".join(lost) + "\n  `tlkit data check` says what is wrong with each picture. Mend some, or remove the class or split."
+            "\n".join(lost) + "\n  `tlkit data check` says what is wrong with each image. Mend some, or remove the class or split."
         )
     return samples
 
@@ -61,7 +61,7 @@ def without_bad(samples: Samples, data: Data) -> Samples:
 
 def find_bad(samples: Samples, data: Data) -> tuple[Skipped, ...]:
     """Return the images that can't be read: all are decoded, unless the result is known from an earlier time."""
-    with progress(progress_console(), "pictures checked", len(samples.samples)) as advance:
+    with progress(progress_console(), "images checked", len(samples.samples)) as advance:
         results = decode_results([sample.image for sample in samples.samples], data, advance)
     return tuple(Skipped(s, found.problem, found.fix) for s, found in zip(samples.samples, results, strict=True) if found.problem)
 
@@ -78,9 +78,7 @@ def refuse_bad(samples: Samples, data: Data) -> None:
     fixes = Counter(skipped.fix for skipped in bad if skipped.fix).most_common(1)
     fix = "".join(f"\n  {words}" for words, number in fixes if number > 1 or len(bad) == 1)
     total = len(samples.samples)
-    raise DataError(
-        f"{len(bad)} of {total} pictures can't be read ({splits}), so nothing is trained:\n{first}{more}{fix}\n  {HOW_TO_GO_ON}"
-    )
+    raise DataError(f"{len(bad)} of {total} images can't be read ({splits}), so nothing is trained:\n{first}{more}{fix}\n  {HOW_TO_GO_ON}")
 
 
 def without_bad_of(samples: Samples, split: str, data: Data) -> Samples:
@@ -92,11 +90,11 @@ def without_bad_of(samples: Samples, split: str, data: Data) -> Samples:
 
 
 def lost_classes(samples: Samples) -> Iterator[str]:
-    """A line for each class that has no picture left to train on."""
+    """A line for each class that has no image left to train on."""
     left = {label for sample in samples.samples if sample.split in ("", "train") for label in sample.labels}
     lost = Counter(label for skipped in samples.skipped if skipped.sample.split in ("", "train") for label in skipped.sample.labels)
     for label in sorted(lost.keys() - left):
-        number = f"none of its {lost[label]} pictures" if lost[label] > 1 else "its one picture can't be read, and none"
+        number = f"none of its {lost[label]} images" if lost[label] > 1 else "its one image can't be read, and none"
         yield f"class '{samples.classes[label]}': {number} can be read."
 
 
@@ -104,11 +102,11 @@ def _lost_splits(samples: Samples) -> Iterator[str]:
     """Otherwise one would be cut from training in its place."""
     left = {sample.split for sample in samples.samples}
     for split in sorted({skipped.sample.split for skipped in samples.skipped} - left - {"", "train"}):
-        yield f"the {split} split: none of its pictures can be read."
+        yield f"the {split} split: none of its images can be read."
 
 
 def write_skipped(samples: Samples, file: Path) -> None:
-    """A row for each picture that was left out, with what is wrong with it."""
+    """A row for each image that was left out, with what is wrong with it."""
     left_out = ((skipped.sample, skipped.reason) for skipped in samples.skipped)
     rows = ({"id": s.id, "class": samples.label_text(s), "split": s.split, "reason": reason} for s, reason in left_out)
     write_csv(file, COLUMNS, rows)

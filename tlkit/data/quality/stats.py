@@ -1,4 +1,4 @@
-"""`tlkit data stats`: a survey of a folder or of a recipe's pictures, as people and scripts read it."""
+"""`tlkit data stats`: a survey of a folder or of a recipe's images, as people and scripts read it."""
 
 import json
 import logging
@@ -27,16 +27,16 @@ from tlkit.recipe.schema import Recipe
 from tlkit.terminal import print_line, takes_unicode
 
 LONG = 2.0
-"""Times: of a picture that is longer than wide by more, `resize: crop` shows less than half."""
+"""Times: of an image that is longer than wide by more, `resize: crop` shows less than half."""
 MANY_CLASSES = 40
 SPLITS = {"train": "training", "val": "validation", "test": "test", "": "not split"}
 
 
 def stats_command(recipe: Recipe, *, drawn: bool, mean_px: int | None, out: Path | None, as_json: bool) -> int:
-    """Prints the statistics. Exit code 2 if pictures can't be read, after all others have been counted.
+    """Prints the statistics. Exit code 2 if images can't be read, after all others have been counted.
 
-    drawn: whether splits that the source lacks are drawn as the recipe's run would. mean_px: side of the mean picture; by default it has
-    the size of the first picture.
+    drawn: whether splits that the source lacks are drawn as the recipe's run would. mean_px: side of the mean image; by default it has
+    the size of the first image.
     """
     data = recipe.data
     with recipe.located():
@@ -62,8 +62,8 @@ def stats_command(recipe: Recipe, *, drawn: bool, mean_px: int | None, out: Path
 
 
 def statistics(samples: Samples, found: Survey) -> dict[str, Any]:
-    """Plain JSON values. mean and std in units of 0..1, a value a channel, over all pixels of pictures in their own size."""
-    found.mean_picture()  # raises where no picture could be read
+    """Plain JSON values. mean and std in units of 0..1, a value a channel, over all pixels of images in their own size."""
+    found.mean_picture()  # raises where no image could be read
     counts = Counter((sample.split, label) for sample in samples.samples for label in sample.labels)
     splits = [split for split in SPLITS if samples.of(split)]
     training = "train" if "train" in splits else ""
@@ -94,7 +94,7 @@ def statistics(samples: Samples, found: Survey) -> dict[str, Any]:
 
 
 def _sides(sizes: Mapping[Size, int], side: int) -> Counter[float]:
-    """Width (0) or height (1) -> pictures."""
+    """Width (0) or height (1) -> images."""
     counted: Counter[float] = Counter()
     for size, number in sizes.items():
         counted[size[side]] += number
@@ -109,7 +109,7 @@ def _aspects(sizes: Mapping[Size, int]) -> Counter[float]:
 
 
 def _make(out: Path) -> None:
-    """Before the pass over the pictures, which may take long."""
+    """Before the pass over the images, which may take long."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
@@ -134,7 +134,7 @@ def print_statistics(facts: Mapping[str, Any], console: Console) -> None:
     console.print()
     table = Table.grid(padding=(0, 2, 0, 0))
     limited = f" of {facts['source_size']:,}, by data.limit" if facts["source_size"] != facts["pictures"] else ""
-    rows = [("pictures", f"[bold]{facts['pictures']:,}[/bold]{limited} in {len(facts['classes'])} classes")]
+    rows = [("images", f"[bold]{facts['pictures']:,}[/bold]{limited} in {len(facts['classes'])} classes")]
     for side in ("width", "height", "aspect_ratio"):
         values = facts[side]
         form = "{:.2f}" if side == "aspect_ratio" else "{} px"
@@ -148,7 +148,7 @@ def print_statistics(facts: Mapping[str, Any], console: Console) -> None:
             values = ", ".join(f"{word} {' '.join(f'{value:.4f}' for value in own[word])}" for word in ("mean", "std"))
             rows.append((f"  {split}", f"[dim]{values}[/dim]"))
     if "mean_picture" in facts:
-        rows.append(("mean picture", escape(facts["mean_picture"])))
+        rows.append(("mean image", escape(facts["mean_picture"])))
     for label, text in rows:
         table.add_row(f"[dim]{label}[/dim]", text)
     console.print(table)
@@ -176,17 +176,17 @@ def hints(facts: Mapping[str, Any]) -> list[str]:
     uneven = facts["imbalance"]
     if uneven["ratio"] > LARGEST_FOLD:
         found.append(
-            f"classes differ {uneven['ratio']:.1f}-fold: {uneven['largest']} has most pictures to train on, {uneven['smallest']} fewest. "
+            f"classes differ {uneven['ratio']:.1f}-fold: {uneven['largest']} has most images to train on, {uneven['smallest']} fewest. "
             "Set `imbalance: loss_weights`, and read the macro figures."
         )
     if facts["longer_than_2_to_1"]:
         found.append(
-            f"{facts['longer_than_2_to_1']:,} pictures are more than twice as long as wide: `resize: crop` shows less than half of them, "
+            f"{facts['longer_than_2_to_1']:,} images are more than twice as long as wide: `resize: crop` shows less than half of them, "
             "`resize: pad` shows all."
         )
     found += [facts["range_16bit"]] if facts.get("range_16bit") else []
     if facts["unreadable"]["count"]:
         name, why = next(iter(facts["unreadable"]["first"].items()))
         count = facts["unreadable"]["count"]
-        found.append(f"{count:,} pictures can't be read and are counted by class alone. The first is {name}: {why}")
+        found.append(f"{count:,} images can't be read and are counted by class alone. The first is {name}: {why}")
     return found

@@ -1,4 +1,4 @@
-"""What pictures there are: counts, sizes, formats, mean and std, in one pass that holds one picture a thread. No torch."""
+"""What images there are: counts, sizes, formats, mean and std, in one pass that holds one image per thread. No torch."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -18,10 +18,10 @@ from tlkit.errors import DataError
 from tlkit.system import processors
 
 LARGEST_MEAN = 256
-"""Longer side of the mean picture in pixels, where nobody asks for another size."""
+"""Longer side of the mean image in pixels, where nobody asks for another size."""
 MAX_THREADS = 8
 MAX_NAMED = 20
-"""Pictures that can't be read: so many are kept by name."""
+"""Images that can't be read: so many are kept by name."""
 
 Size = tuple[int, int]
 """Width and height."""
@@ -29,9 +29,9 @@ Size = tuple[int, int]
 
 @dataclass
 class Survey:
-    """values: of each split, how often each value is in each channel, [C, 256]. total: sum of the pictures at one size, [H, W, C].
+    """values: of each split, how often each value is in each channel, [C, 256]. total: sum of the images at one size, [H, W, C].
 
-    formats: `JPEG RGB`, as in the files. sizes: as the network's pictures are upright. unreadable: id -> why, the first MAX_NAMED.
+    formats: `JPEG RGB`, as in the files. sizes: as the network's images are upright. unreadable: id -> why, the first MAX_NAMED.
     """
 
     images: int = 0
@@ -68,17 +68,17 @@ class Survey:
         return of_counts(self.values[split] if split is not None else np.sum(list(self.values.values()), axis=0))
 
     def mean_picture(self) -> NDArray[np.float64]:
-        """[H, W, C] in 0..1: every picture stretched to that size, added up, divided. Raises DataError where there is no picture."""
+        """[H, W, C] in 0..1: every image stretched to that size, added up, divided. Raises DataError where there is no image."""
         if self.total is None:
-            raise DataError("none of the pictures can be read.\n  `tlkit data check` says why.")
+            raise DataError("none of the images can be read.\n  `tlkit data check` says why.")
         return self.total / self.images / 255
 
 
 def survey(samples: Samples, *, read: Read, mean_size: Size | None = None, on_image: Callable[[int], None] = lambda images: None) -> Survey:
-    """One pass over all pictures, in threads. on_picture is called with the number of pictures that are done.
+    """One pass over all images, in threads. on_picture is called with the number of images that are done.
 
-    read: the decoder, with its settings. mean_size: of the mean picture; by default that of the first picture, at most LARGEST_MEAN.
-    A picture that can't be read is counted, named and left out.
+    read: the decoder, with its settings. mean_size: of the mean image; by default that of the first image, at most LARGEST_MEAN.
+    An image that can't be read is counted, named and left out.
     """
     size = mean_size or _first_size(samples.samples, read)
     threads = min(MAX_THREADS, processors())
@@ -112,7 +112,7 @@ def _look_at(sample: Sample, survey: Survey, read: Read, mean_size: Size) -> Non
 
 @dataclass
 class _Noted:
-    """A picture that a function gives, with what it was before it was decoded."""
+    """An image that a function gives, with what it was before it was decoded."""
 
     image: Callable[[], Image.Image | NDArray[Any]]
     kind: str = ""
@@ -127,7 +127,7 @@ class _Noted:
 
 
 def _opened(sample: Sample, read: Read) -> tuple[NDArray[np.uint8], str]:
-    """The picture, and what it was before it was decoded: `PNG L`."""
+    """The image, and what it was before it was decoded: `PNG L`."""
     if not isinstance(sample.image, Path):
         noted = _Noted(sample.image)
         return read(noted), noted.kind

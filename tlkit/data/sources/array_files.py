@@ -1,4 +1,4 @@
-"""Arrays that numpy saved: an .npz with pictures and labels, or an .npy of each. Pickled objects are never read."""
+"""Arrays that numpy saved: an .npz with images and labels, or an .npy of each. Pickled objects are never read."""
 
 import zipfile
 import zlib
@@ -20,7 +20,7 @@ from tlkit.files import expanded
 from tlkit.recipe.fields.source import NpySource, NpzSource
 from tlkit.recipe.schema import Task
 
-# Split -> the names of its pictures and labels. Keras' mnist.npz has x_train, MedMNIST train_images.
+# Split -> the names of its images and labels. Keras' mnist.npz has x_train, MedMNIST train_images.
 NAMES = {
     "train": (("x_train", "y_train"), ("train_images", "train_labels"), ("X_train", "y_train")),
     "val": (("x_val", "y_val"), ("val_images", "val_labels"), ("X_val", "y_val")),
@@ -91,7 +91,7 @@ def _npy_part(images: Path, labels: Path, task: Task) -> ArrayPart:
 
 
 def _npz_part(file: Path, pair: tuple[str, str], headers: dict[str, tuple[tuple[int, ...], np.dtype[Any]]], task: Task) -> ArrayPart:
-    """Shapes and types are checked before anything is unpacked; pictures are unpacked when the first is asked for."""
+    """Shapes and types are checked before anything is unpacked; images are unpacked when the first is asked for."""
     images, labels = pair
     shape, dtype = headers[images]
     check_images(f"{file}: {images}", shape, dtype)

@@ -18,7 +18,7 @@ log = logging.getLogger("tlkit")
 
 
 class ImageArray:
-    """[N, H, W] or [N, H, W, C] uint8 or uint16, in memory once or mapped from its file; a picture is a view of it.
+    """[N, H, W] or [N, H, W, C] uint8 or uint16, in memory once or mapped from its file; an image is a view of it.
 
     Forked worker processes share it. To those that are started, only `load` travels, which they call for themselves.
     """
@@ -43,7 +43,7 @@ class ArrayImage:
     index: int
 
     def __call__(self) -> Image.Image | NDArray[Any]:
-        """A Pillow picture of grey, RGB or RGBA; other numbers of channels as numbers, [H, W, C]."""
+        """A Pillow image of grey, RGB or RGBA; other numbers of channels as numbers, [H, W, C]."""
         pixels: NDArray[Any] = self.array.pixels[self.index]
         if pixels.ndim == 3 and pixels.shape[2] == 1:
             pixels = pixels[:, :, 0]
@@ -58,30 +58,28 @@ class ArrayImage:
 
 @dataclass(frozen=True)
 class ArrayPart:
-    """One split: its pictures and its labels, [N] or, for multilabel, [N, K] of 0 and 1."""
+    """One split: its images and its labels, [N] or, for multilabel, [N, K] of 0 and 1."""
 
     images: ImageArray
     labels: NDArray[Any]
 
 
 def check_images(name: str, shape: Sequence[int], dtype: np.dtype[Any]) -> None:
-    """Raises DataError unless these are pictures: [N, H, W] or [N, H, W, C] of uint8 or uint16."""
+    """Raises DataError unless these are images: [N, H, W] or [N, H, W, C] of uint8 or uint16."""
     words = " x ".join(map(str, shape)) or "one number"
     if len(shape) not in (3, 4) or 0 in shape:
-        raise DataError(f"{name}: its shape, {words}, is not that of pictures.\n  Expected N x H x W, or N x H x W x C.")
+        raise DataError(f"{name}: its shape, {words}, is not that of images.\n  Expected N x H x W, or N x H x W x C.")
     if len(shape) == 4 and (shape[3] > 256 or (shape[1] in (1, 3, 4) and shape[3] > 4)):
         raise DataError(
-            f"{name}: its shape, {words}, would be pictures of {shape[3]} channels.\n"
-            "  Expected N x H x W x C, the channels last: pictures.transpose(0, 2, 3, 1)."
+            f"{name}: its shape, {words}, would be images of {shape[3]} channels.\n"
+            "  Expected N x H x W x C, the channels last: images.transpose(0, 2, 3, 1)."
         )
     if dtype.hasobject:
-        raise DataError(
-            f"{name}: holds Python objects, which are not read, since they can run code.\n  Save pictures of one size, as uint8."
-        )
+        raise DataError(f"{name}: holds Python objects, which are not read, since they can run code.\n  Save images of one size, as uint8.")
     if dtype not in (np.dtype(np.uint8), np.dtype(np.uint16)):
         raise DataError(
             f"{name}: holds {dtype}, which has no known range.\n"
-            "  Save the pictures as uint8 (0 to 255) or uint16 (0 to 65535); from 0..1: (pictures * 255).round().astype('uint8')."
+            "  Save the images as uint8 (0 to 255) or uint16 (0 to 65535); from 0..1: (images * 255).round().astype('uint8')."
         )
 
 
@@ -91,14 +89,14 @@ def check_labels(name: str, labels: NDArray[Any], images: int, task: Task) -> ND
         labels = labels[:, 0]
     if len(labels.shape) != (2 if task == "multilabel" else 1):
         words = " x ".join(map(str, labels.shape)) or "one number"
-        fix = "N x K of 0 and 1" if task == "multilabel" else "one label for each picture; for several set task to multilabel"
+        fix = "N x K of 0 and 1" if task == "multilabel" else "one label for each image; for several set task to multilabel"
         raise DataError(f"{name}: the shape of the labels is {words}.\n  Expected {fix}.")
     if labels.dtype.kind not in "iubU":
         raise DataError(f"{name}: the labels are {labels.dtype}.\n  Expected whole numbers or words.")
     if task == "multilabel" and not np.isin(labels, (0, 1)).all():
-        raise DataError(f"{name}: the labels are not all 0 or 1.\n  Expected 1 for each class that a picture shows, and 0 for others.")
+        raise DataError(f"{name}: the labels are not all 0 or 1.\n  Expected 1 for each class that an image shows, and 0 for others.")
     if len(labels) != images:
-        raise DataError(f"{name}: has {len(labels):,} labels for {images:,} pictures.\n  Expected as many of both: are they of one set?")
+        raise DataError(f"{name}: has {len(labels):,} labels for {images:,} images.\n  Expected as many of both: are they of one set?")
     return labels
 
 

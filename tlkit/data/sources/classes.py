@@ -51,8 +51,8 @@ def number_classes(
 ) -> tuple[tuple[str, ...], dict[Label, int]]:
     """Return the classes, and for each label the index of its class. Numbers stay in their order; words are sorted by code point.
 
-    place: what messages begin with. labels: split -> the labels of each picture. names: of the labels 0, 1, 2 ..; those that no
-    picture has are left out.
+    place: what messages begin with. labels: split -> the labels of each image. names: of the labels 0, 1, 2 ..; those that no
+    image has are left out.
     Raises DataError for labels without a name, fewer than two classes, and classes that only a held-out split has.
     """
     there = {split: set().union(*found) if found else set() for split, found in labels.items()}
@@ -67,10 +67,10 @@ def number_classes(
             hint = did_you_mean(unknown[0], [word[label] for label in training])
             raise DataError(
                 f"{place}: the {split} split has classes that training lacks: {', '.join(unknown[:10])}. {hint}".rstrip()
-                + "\n  Give them training pictures, or remove them there."
+                + "\n  Give them training images, or remove them there."
             )
     if len(training) < 2:
-        what = f"one class only, '{word[next(iter(training))]}'" if training else "no labels" if task == "multilabel" else "no pictures"
+        what = f"one class only, '{word[next(iter(training))]}'" if training else "no labels" if task == "multilabel" else "no images"
         raise DataError(f"{place}: has {what}.\n  A classifier needs at least two classes.")
     ordered = _in_order(training, word)
     classes = tuple(dict.fromkeys(word[label] for label in ordered))

@@ -1,4 +1,4 @@
-"""A table as text: a row an image, with its path, its labels and, if needed, its split and its group."""
+"""A table as text: a row per image, with its path, its labels and, if needed, its split and its group."""
 
 import csv
 import re

@@ -1,4 +1,4 @@
-"""Hugging Face data sets: from the hub, from its cache, or from a folder. Nothing of theirs is run, and pictures stay on disk."""
+"""Hugging Face data sets: from the hub, from its cache, or from a folder. Nothing of theirs is run, and images stay on disk."""
 
 import logging
 import os
@@ -29,7 +29,7 @@ log = logging.getLogger("tlkit")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HuggingFaceImage:
-    """rows: the column of undecoded pictures. It is mapped from its files, and opened again where it travels to another process."""
+    """rows: the column of undecoded images. It is mapped from its files, and opened again where it travels to another process."""
 
     rows: Any
     column: str
@@ -38,7 +38,7 @@ class HuggingFaceImage:
     def read_bytes(self) -> bytes:
         cell = self.rows[self.index][self.column]
         if cell is None or not (cell["bytes"] or cell["path"]):
-            raise DataError("the row has no picture.\n  Fill it, or remove the row.")
+            raise DataError("the row has no image.\n  Fill it, or remove the row.")
         content: bytes = cell["bytes"] or Path(cell["path"]).read_bytes()
         return content
 
@@ -150,7 +150,7 @@ def _not_loaded(source: HuggingFaceSource, folder: Path, error: Exception) -> st
     if "onfig" in lines[0]:
         return f"{problem}\n  Choose one: data.source.config."
     if folder.is_dir():
-        return f"{problem}\n  Expected a folder by save_to_disk, or one with parquet files or pictures."
+        return f"{problem}\n  Expected a folder by save_to_disk, or one with parquet files or images."
     if any(os.environ.get(word, "") not in ("", "0") for word in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")):
         return f"{problem}\n  HF_HUB_OFFLINE or HF_DATASETS_OFFLINE is set, and the set is not in the cache: fetch it once without them."
     return f"{problem}\n  Check the name on the hub and the network, or name a folder that has the set."
@@ -194,12 +194,12 @@ def _column(wanted: str | None, found: list[str], features: Mapping[str, Any], p
     if not found:
         raise DataError(f"{place}: no column is seen to hold the {key}s; it has {columns}.\n  Name it: data.source.{key}.")
     if len(found) > 1 and key == "image":
-        raise DataError(f"{place} has several columns of pictures: {', '.join(found)}.\n  Choose one: data.source.image.")
+        raise DataError(f"{place} has several columns of images: {', '.join(found)}.\n  Choose one: data.source.image.")
     return found[0]
 
 
 def _is_undecoded(feature: Any) -> bool:
-    """Tables that others wrote say {bytes, path}, and not that it is a picture."""
+    """Tables that others wrote say {bytes, path}, and not that it is an image."""
     return isinstance(feature, dict) and set(feature) == {"bytes", "path"}
 
 
@@ -222,12 +222,12 @@ def _labels(rows: Any, column: str, place: str, task: Task) -> list[tuple[Label,
 
 
 def _undecoded(rows: Any, column: str) -> Any:
-    """The column of pictures alone, as bytes: tlkit's own decoder reads them."""
+    """The column of images alone, as bytes: tlkit's own decoder reads them."""
     datasets = _datasets()
     try:
         return rows.select_columns([column]).cast_column(column, datasets.Image(decode=False))
     except (ValueError, TypeError, RuntimeError) as error:  # pyarrow's NotImplementedError is a RuntimeError
-        raise DataError(f"data.source.image: the column {column} holds no pictures ({error}).\n  Name another.") from error
+        raise DataError(f"data.source.image: the column {column} holds no images ({error}).\n  Name another.") from error
 
 
 KIND = SourceKind(read_huggingface, huggingface_origin, huggingface_files, save=save_huggingface)

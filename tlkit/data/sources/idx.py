@@ -85,7 +85,7 @@ _FETCH = "Fetch or copy the file again."
 def _shape(file: Path, header: bytes, dimensions: int) -> tuple[int, ...]:
     wanted = bytes((0, 0, _UBYTE, dimensions))
     if header[:4] != wanted:
-        what = "pictures, [N, H, W]" if dimensions == 3 else "labels, [N]"
+        what = "images, [N, H, W]" if dimensions == 3 else "labels, [N]"
         hint = " It is packed with gzip: give its name the ending .gz." if header[:2] == b"\x1f\x8b" else ""
         came = f"begins with {header[:4].hex(' ')}" if header else "is empty"
         raise DataError(f"{file}: is no IDX file of {what}: it {came}.\n  Expected {wanted.hex(' ')}.{hint}")

@@ -193,7 +193,7 @@ def _check_held_out(table: Table, rows: Sequence[Row]) -> None:
 def _check_classes(table: Table, rows: Sequence[Row], classes: tuple[str, ...], columns: Columns) -> None:
     """At least two classes."""
     if not rows:
-        raise DataError(f"{table.file}: has no rows below the header.\n  Expected a row an image.")
+        raise DataError(f"{table.file}: has no rows below the header.\n  Expected a row per image.")
     if len(classes) < 2:
         what = f"has one class only, '{classes[0]}'" if classes else "has no labels at all"
         where = "the columns of labels" if columns.names else f"the column {table.keys.label}"

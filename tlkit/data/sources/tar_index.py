@@ -1,4 +1,4 @@
-"""Where each picture of a tar shard begins, and its labels; kept, so that a shard is gone through once."""
+"""Where each image of a tar shard begins, and its labels; kept, so that a shard is gone through once."""
 
 import json
 import logging
@@ -38,7 +38,7 @@ class ShardFault(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A picture of a shard: its key, where its bytes are, and its labels as they are written."""
+    """An image of a shard: its key, where its bytes are, and its labels as they are written."""
 
     key: str
     offset: int

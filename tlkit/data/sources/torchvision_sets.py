@@ -77,7 +77,7 @@ def archives_of(name: str) -> list[Archive]:
 
 @dataclass(frozen=True)
 class TorchvisionImage:
-    """One picture of a set, decoded when called."""
+    """One image of a set, decoded when called."""
 
     dataset: Any
     index: int
@@ -131,7 +131,7 @@ def _open(name: str, root: Path, *, download: bool = False) -> dict[str, Any]:
 
 
 def _samples(parts: Mapping[str, Any]) -> Samples:
-    """Classes that no picture has (EMNIST/letters lists an `N/A`) are left out."""
+    """Classes that no image has (EMNIST/letters lists an `N/A`) are left out."""
     labels = {split: _labels(dataset) for split, dataset in parts.items()}
     numbers = sorted(set().union(*labels.values()))
     names = _class_names(next(iter(parts.values())), numbers)
@@ -147,7 +147,7 @@ def _samples(parts: Mapping[str, Any]) -> Samples:
 
 
 def _labels(dataset: Any) -> list[int]:
-    """Without decoding a picture, where the set keeps its labels by themselves: its classes agree on no name for them."""
+    """Without decoding an image, where the set keeps its labels by themselves: its classes agree on no name for them."""
     for name in ("targets", "labels", "_labels", "y"):
         values = getattr(dataset, name, None)
         if values is not None and len(values) == len(dataset):
@@ -155,7 +155,7 @@ def _labels(dataset: Any) -> list[int]:
     pairs = getattr(dataset, "_samples", None)
     if pairs is not None and len(pairs) == len(dataset):
         return [int(label) for _, label in pairs]
-    LOG.info("%s keeps no list of labels: reading all of its %d pictures for them", type(dataset).__name__, len(dataset))
+    LOG.info("%s keeps no list of labels: reading all of its %d images for them", type(dataset).__name__, len(dataset))
     return [int(dataset[index][1]) for index in range(len(dataset))]
 
 

@@ -1,6 +1,6 @@
 """Images in tar shards, for data larger than memory. Shards are read where they are: nothing is ever unpacked.
 
-An index of where each picture begins lets the shards be read in any order, and so by the seeded order, the splits and the exact
+An index of where each image begins lets the shards be read in any order, and so by the seeded order, the splits and the exact
 epochs that every other source has. webdataset's own loading streams whole shards: see docs/decisions/0008.
 """
 
@@ -36,12 +36,12 @@ _LOGGED_EVERY_S = 10.0
 log = logging.getLogger("tlkit")
 
 Entries = Mapping[str, Mapping[Path, Sequence[Entry]]]
-"""Split -> shard -> its pictures."""
+"""Split -> shard -> its images."""
 
 
 @dataclass(frozen=True, slots=True)
 class TarImage:
-    """A picture file inside a tar: `size` bytes from `offset` on."""
+    """An image file inside a tar: `size` bytes from `offset` on."""
 
     shard: Path
     offset: int
@@ -62,7 +62,7 @@ class TarImage:
 def read_webdataset(source: WebDatasetSource, options: ReadOptions) -> Samples:
     """Read every image of the shards, by an index that is kept in root. Ids are `train-000.tar:KEY`.
 
-    Raises DataError with everything that is wrong with the shards: missing, cut off, packed, members without picture or label.
+    Raises DataError with everything that is wrong with the shards: missing, cut off, packed, members without image or label.
     """
     entries, faults, warnings = _entries(_shards(source), options.root, options.task)
     if faults:
@@ -126,14 +126,14 @@ def _shards(source: WebDatasetSource) -> dict[str, list[Path]]:
 
 
 def _samples(entries: Entries, numbers: Mapping[Label, int]) -> Iterator[Sample]:
-    same: dict[tuple[int, ...], tuple[int, ...]] = {}  # one tuple for all pictures of a class
+    same: dict[tuple[int, ...], tuple[int, ...]] = {}  # one tuple for all images of a class
     for id_, image, written, split in _images(entries):
         labels = tuple(sorted({numbers[label] for label in written}))
         yield Sample(id_, image, same.setdefault(labels, labels), split)
 
 
 def _images(entries: Entries) -> Iterator[tuple[str, TarImage, tuple[Label, ...], str]]:
-    """(id, picture, labels as written, split)."""
+    """(id, image, labels as written, split)."""
     above = Path(os.path.commonpath([shard.absolute().parent for shards in entries.values() for shard in shards]))
     for split, shards in entries.items():
         for shard, found in shards.items():

@@ -1,4 +1,4 @@
-"""How a recipe divides its pictures: `data.limit` first, then three splits or, with `data.folds`, three splits for each fold."""
+"""How a recipe divides its images: `data.limit` first, then three splits or, with `data.folds`, three splits for each fold."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from tlkit.recipe.fields.data import Data
 def split_by_recipe(samples: Samples, data: Data, seed: int, *, fold: int = 1) -> Samples:
     """Return the images that a run uses, every split filled in. fold: the one that validates, counted from 1.
 
-    Raises DataError where a class has too few pictures for it.
+    Raises DataError where a class has too few images for it.
     """
     if data.limit is not None:
         present = {sample.split for sample in samples.samples}
@@ -29,16 +29,16 @@ def split_by_recipe(samples: Samples, data: Data, seed: int, *, fold: int = 1) -
 
 
 def split_into_folds(samples: Samples, folds: int, test: float, seed: int) -> list[Samples]:
-    """Return the samples once for each fold, whose pictures are its validation split; test is the same in all of them.
+    """Return the samples once for each fold, whose images are its validation split; test is the same in all of them.
 
-    Every picture that isn't in the test split validates in one fold. Stratified by class or, for multilabel, label by label;
+    Every image that isn't in the test split validates in one fold. Stratified by class or, for multilabel, label by label;
     groups are kept whole. test: share held out first, where the source has no test split.
-    Raises DataError if the source has a validation split, or if a class has fewer pictures (or groups) than there are folds.
+    Raises DataError if the source has a validation split, or if a class has fewer images (or groups) than there are folds.
     """
     if own := len(samples.of("val")):
         raise DataError(
-            f"data.folds = {folds}, but the source has a validation split of its own ({own} pictures), and which should count is unclear.\n"
-            "  Remove data.folds to validate on that split, or put its pictures into the training split to validate on every fold."
+            f"data.folds = {folds}, but the source has a validation split of its own ({own} images), and which should count is unclear.\n"
+            "  Remove data.folds to validate on that split, or put its images into the training split to validate on every fold."
         )
     held = split_samples(samples, 0.0, test, seed)
     pool = held.of("train")
@@ -56,14 +56,14 @@ def split_into_folds(samples: Samples, folds: int, test: float, seed: int) -> li
     for number, one in enumerate(divided, 1):
         if missing := [name for name, count in zip(one.classes, one.training_counts(), strict=True) if not count]:
             raise DataError(
-                f"data.folds = {folds}: whole groups leave no picture of {shortened(missing)} to train on in fold {number}.\n"
+                f"data.folds = {folds}: whole groups leave no image of {shortened(missing)} to train on in fold {number}.\n"
                 "  Use fewer folds, or more and smaller groups."
             )
     return divided
 
 
 def _assign_folds(pool: Sequence[Sample], folds: int, seed: int, *, multilabel: bool) -> dict[str, int]:
-    """Id -> the fold in which the picture validates, from 1."""
+    """Id -> the fold in which the image validates, from 1."""
     if multilabel:
         names = {str(number): 1 / folds for number in range(2, folds + 1)}
         assigned = split_by_labels(pool, names, np.random.default_rng((seed, folds)))
@@ -83,7 +83,7 @@ def _check_enough(pool: Sequence[Sample], classes: Sequence[str], folds: int) ->
         for label in sample.labels:
             units[label].add(sample.unit)
     if short := [f"{name} ({len(units[label])})" for label, name in enumerate(classes) if len(units[label]) < folds]:
-        what = "groups" if any(sample.group is not None for sample in pool) else "pictures"
+        what = "groups" if any(sample.group is not None for sample in pool) else "images"
         raise DataError(
             f"data.folds = {folds}, but beside the test split there are fewer {what} than folds of: {shortened(short)}.\n"
             f"  Use fewer folds, add {what}, or remove these classes."

@@ -1,4 +1,4 @@
-"""Which picture trains, validates and tests: seeded, stratified, whole groups, written down with hashes."""
+"""Which image trains, validates and tests: seeded, stratified, whole groups, written down with hashes."""
 
 import csv
 from collections import defaultdict
@@ -27,7 +27,7 @@ def split_samples(samples: Samples, validation: float, test: float, seed: int) -
 
     A split that the source has stays as it is. The others are cut from its training split, stratified by class or, for multilabel,
     label by label, groups kept whole; validation and test are shares of that training split before the cuts, 0 for no test split.
-    Raises DataError where a class has too few pictures to be in every split, or none to train on.
+    Raises DataError where a class has too few images to be in every split, or none to train on.
     """
     ordered = tuple(sorted(samples.samples, key=lambda sample: sample.id))
     pool = [sample for sample in ordered if sample.split in ("", "train")]
@@ -41,7 +41,7 @@ def split_samples(samples: Samples, validation: float, test: float, seed: int) -
         _check_enough(pool, samples.classes, wanted)
         new = _split_by_class(pool, wanted, seed)
     if len(pool) < 2:
-        raise DataError("too few images to train: the training split has fewer than 2.\n  Add pictures.")
+        raise DataError("too few images to train: the training split has fewer than 2.\n  Add images.")
     result = replace(
         samples, drawn=frozenset(wanted), samples=tuple(replace(sample, split=new.get(sample.id, sample.split)) for sample in ordered)
     )
@@ -54,7 +54,7 @@ def _split_by_class(pool: Sequence[Sample], wanted: Mapping[str, float], seed: i
     assigned = dict.fromkeys((sample.id for sample in pool), "train")
     rest = pool
     for number, (split, share) in enumerate(wanted.items()):
-        still_to_come = len(wanted) - number  # splits that need a picture of each class after this one, training among them
+        still_to_come = len(wanted) - number  # splits that need an image of each class after this one, training among them
         counts = counts_of_share(pool, rest, share, still_to_come)
         held = hold_out(rest, counts, still_to_come, np.random.default_rng((seed, number)))
         assigned.update(dict.fromkeys(held, split))
@@ -63,12 +63,12 @@ def _split_by_class(pool: Sequence[Sample], wanted: Mapping[str, float], seed: i
 
 
 def _check_all_can_be_learned(samples: Samples, pool: Sequence[Sample]) -> None:
-    """The classes are those of the whole source; each needs a training picture."""
+    """The classes are those of the whole source; each needs a training image."""
     trained = {label for sample in pool for label in sample.labels}
     if missing := [name for label, name in enumerate(samples.classes) if label not in trained]:
         raise DataError(
-            f"no training picture of {shortened(missing)}: validation or test alone can't teach a class.\n"
-            "  Move pictures of every class into the training split, or remove the class."
+            f"no training image of {shortened(missing)}: validation or test alone can't teach a class.\n"
+            "  Move images of every class into the training split, or remove the class."
         )
 
 
@@ -80,24 +80,24 @@ def _check_enough(pool: Sequence[Sample], classes: Sequence[str], wanted: Mappin
     need = 1 + len(wanted)
     short = [f"{name} ({len(units[label])})" for label, name in enumerate(classes) if len(units[label]) < need]
     if short:
-        unit = "groups" if any(sample.group for sample in pool) else "pictures"
+        unit = "groups" if any(sample.group for sample in pool) else "images"
         raise DataError(
             f"too few images to split: {shortened(short)} - "
             f"each class needs at least {need} {unit}, one each for {', '.join(('train', *sorted(wanted, reverse=True)))}.\n"
-            "  Add pictures, remove these classes, or bring val and test folders of your own"
+            "  Add images, remove these classes, or bring val and test folders of your own"
             + (" (data.test=0 leaves the test split out)." if "test" in wanted else ".")
         )
 
 
 def _check_every_class(samples: Samples, wanted: Mapping[str, float]) -> None:
-    """Only groups that hold several classes, and labels of very few pictures, can fail here."""
+    """Only groups that hold several classes, and labels of very few images, can fail here."""
     have = {(sample.split, label) for sample in samples.samples for label in sample.labels}
     missing = [
         f"{name} in {split}" for split in ("train", *wanted) for label, name in enumerate(samples.classes) if (split, label) not in have
     ]
     if missing and (samples.task == "multiclass" or any(words.endswith(" in train") for words in missing)):
         raise DataError(
-            f"too few images to split: whole groups leave no picture of {shortened(missing)}.\n"
+            f"too few images to split: whole groups leave no image of {shortened(missing)}.\n"
             "  Use more or smaller groups, a larger data.validation or data.test, or bring val and test splits of your own."
         )
 
@@ -117,7 +117,7 @@ def split_warnings(samples: Samples) -> list[str]:
         have = {label for sample in held_out for label in sample.labels}
         missing = [name for label, name in enumerate(samples.classes) if label not in have]
         if held_out and missing:
-            found.append(f"the {words} split has no picture of: {shortened(missing)}. Its figures say nothing about them.")
+            found.append(f"the {words} split has no image of: {shortened(missing)}. Its figures say nothing about them.")
     sides: dict[str, set[str]] = defaultdict(set)
     for sample in samples.samples:
         if sample.group is not None:
@@ -150,7 +150,7 @@ def hash_images(samples: Samples) -> dict[str, str]:
 
 
 def manifest_rows(samples: Samples, hashes: Mapping[str, str]) -> list[dict[str, str]]:
-    """A row a picture, as split.csv has them."""
+    """A row per image, as split.csv has them."""
     return [
         {"id": s.id, "class": samples.label_text(s), "split": s.split, "group": s.group or "", "sha256": hashes[s.id]}
         for s in samples.samples
@@ -158,7 +158,7 @@ def manifest_rows(samples: Samples, hashes: Mapping[str, str]) -> list[dict[str,
 
 
 def write_manifest(samples: Samples, hashes: Mapping[str, str], path: Path) -> list[dict[str, str]]:
-    """Writes split.csv, a row a picture with its hash; returns the rows. The file appears whole or not at all."""
+    """Writes split.csv, a row per image with its hash; returns the rows. The file appears whole or not at all."""
     rows = manifest_rows(samples, hashes)
     write_csv(path, COLUMNS, rows)
     return rows
@@ -187,5 +187,5 @@ def _hash(sample: Sample) -> str:
         return sha256(np.asarray(sample.image()).tobytes()).hexdigest()
     except OSError as error:
         raise DataError(
-            f"{sample.image}: the picture can't be read ({error.strerror}).\n  Restore it or remove it.\n  {HOW_TO_GO_ON}"
+            f"{sample.image}: the image can't be read ({error.strerror}).\n  Restore it or remove it.\n  {HOW_TO_GO_ON}"
         ) from error

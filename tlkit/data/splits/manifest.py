@@ -1,4 +1,4 @@
-"""The pictures of a run that has ended, in the splits that it trained with."""
+"""The images of a run that has ended, in the splits that it trained with."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Dealing out pictures so that every split gets its share of each class or, where pictures have any number of them, of each label."""
+"""Dealing out images so that every split gets its share of each class or, where images have any number of them, of each label."""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -9,15 +9,15 @@ import numpy as np
 from tlkit.data.samples import Sample
 
 _NO_LABEL = (-1,)
-"""Pictures of none of the classes are assigned in their share too, as if that were a label."""
+"""Images of none of the classes are assigned in their share too, as if that were a label."""
 
 
 def split_by_labels(samples: Sequence[Sample], shares: Mapping[str, float], draws: np.random.Generator) -> dict[str, str]:
     """Id -> split, for train and every split of `shares`; groups stay whole.
 
-    Label by label, the rarest first, each picture goes to the split that lacks most of that label. A label that is in enough
-    pictures (or groups) is wanted at least once in every split; training takes what there is of one that isn't.
-    shares: of the pictures, below 1 together.
+    Label by label, the rarest first, each image goes to the split that lacks most of that label. A label that is in enough
+    images (or groups) is wanted at least once in every split; training takes what there is of one that isn't.
+    shares: of the images, below 1 together.
     Source: iterative stratification, Sechidis et al. 2011, algorithm 1, https://doi.org/10.1007/978-3-642-23808-6_10
     """
     units: dict[str, list[Sample]] = defaultdict(list)
@@ -48,7 +48,7 @@ def split_by_labels(samples: Sequence[Sample], shares: Mapping[str, float], draw
 
 
 def _wanted(images: Mapping[int, int], units: Mapping[int, int], shares: Mapping[str, float]) -> dict[str, dict[int, float]]:
-    """Split -> label -> pictures."""
+    """Split -> label -> images."""
     wanted: dict[str, dict[int, float]] = {"train": {}, **{split: {} for split in shares}}
     for label, number in images.items():
         enough = units[label] > len(shares)
@@ -59,9 +59,9 @@ def _wanted(images: Mapping[int, int], units: Mapping[int, int], shares: Mapping
 
 
 def counts_of_share(pool: Sequence[Sample], rest: Sequence[Sample], share: float, left_after: int) -> dict[int, int]:
-    """Label -> pictures to hold out of `rest`: together the nearest whole number to share * pool, by largest remainder, one at least.
+    """Label -> images to hold out of `rest`: together the nearest whole number to share * pool, by largest remainder, one at least.
 
-    left_after: pictures of each class that must stay.
+    left_after: images of each class that must stay.
     """
     sizes, available = Counter(sample.label for sample in pool), Counter(sample.label for sample in rest)
     labels = sorted(sizes)

@@ -1,4 +1,4 @@
-"""`data.limit`: a part of the pictures for a quick trial, with the classes, the splits and the groups of the whole."""
+"""`data.limit`: a part of the images for a quick trial, with the classes, the splits and the groups of the whole."""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -12,9 +12,9 @@ from tlkit.errors import DataError
 
 
 def limit_samples(samples: Samples, limit: int | float, seed: int, *, least: int = 1) -> Samples:
-    """`limit` pictures in all, or that share of them: as large a part of each split that the source has, stratified, groups kept whole.
+    """`limit` images in all, or that share of them: as large a part of each split that the source has, stratified, groups kept whole.
 
-    least: pictures (or groups) of each class that have to stay to be split.
+    least: images (or groups) of each class that have to stay to be split.
     Without groups the number is met exactly. Raises DataError where it is too small for that.
     """
     number = len(samples.samples)
@@ -25,7 +25,7 @@ def limit_samples(samples: Samples, limit: int | float, seed: int, *, least: int
     parts = {split: [sample for sample in ordered if _part(sample) == split] for split in ("train", "val", "test")}
     present = len({sample.label for sample in parts["train"]}) if samples.task == "multiclass" else 0
     if present * least > round(share * len(parts["train"])):
-        asked = f"{limit} leaves {round(share * len(parts['train']))} pictures to train on and to split"
+        asked = f"{limit} leaves {round(share * len(parts['train']))} images to train on and to split"
         raise DataError(
             f"data.limit = {asked}; {present} classes need {least} each.\n"
             f"  Expected at least {-(-present * least * number // len(parts['train']))}."
@@ -42,7 +42,7 @@ def limit_samples(samples: Samples, limit: int | float, seed: int, *, least: int
 
 
 def _part(sample: Sample) -> str:
-    """Pictures that are still to be split, or that train, are one part."""
+    """Images that are still to be split, or that train, are one part."""
     return sample.split or "train"
 
 

@@ -53,12 +53,12 @@ class Artifact:
 
     @property
     def thresholds(self) -> tuple[float, ...]:
-        """Of a multilabel model, one a class: the probability above which a picture is said to have it."""
+        """Of a multilabel model, one a class: the probability above which an image is said to have it."""
         return tuple(self.facts["thresholds"])
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """Raises ArtifactError if its mean picture is missing or not the one that is named."""
+        """Raises ArtifactError if its mean image is missing or not the one that is named."""
         values = self.facts["preprocessing"]
         if "mean_picture" not in values:
             return Preprocessing.from_json(values)
@@ -75,7 +75,7 @@ class Artifact:
 
     @property
     def raw(self) -> bool:
-        """Whether the network takes pictures uint8 [B, S, S, C]; otherwise normalised ones, float32 [B, C, S, S]."""
+        """Whether the network takes images uint8 [B, S, S, C]; otherwise normalised ones, float32 [B, C, S, S]."""
         return bool(self.facts["input"]["dtype"] == "uint8")
 
 

@@ -11,7 +11,7 @@ Probabilities = NDArray[np.floating[Any]]
 
 
 def compare(expected: Probabilities, found: Probabilities, thresholds: Sequence[float] = ()) -> dict[str, float]:
-    """Share of pictures with the same answer, and the largest and mean difference of a probability.
+    """Share of images with the same answer, and the largest and mean difference of a probability.
 
     thresholds: of a multilabel model, whose answer is all classes above them; else the answer is the likeliest class.
     """
@@ -25,7 +25,7 @@ def compare(expected: Probabilities, found: Probabilities, thresholds: Sequence[
 
 
 def answers(probabilities: Probabilities, thresholds: Sequence[float]) -> NDArray[Any]:
-    """The likeliest class of each picture, [N]; for multilabel whether it has each class, [N, K]."""
+    """The likeliest class of each image, [N]; for multilabel whether it has each class, [N, K]."""
     if thresholds:
         called: NDArray[Any] = probabilities > np.array(thresholds)
         return called
@@ -34,7 +34,7 @@ def answers(probabilities: Probabilities, thresholds: Sequence[float]) -> NDArra
 
 
 def accuracy(probabilities: Probabilities, labels: NDArray[Any], thresholds: Sequence[float] = ()) -> float:
-    """Share of pictures that are answered right, for multilabel in every class. labels: [N], or [N, K] of 0 and 1."""
+    """Share of images that are answered right, for multilabel in every class. labels: [N], or [N, K] of 0 and 1."""
     right = answers(probabilities, thresholds) == labels
     return float(right.reshape(len(right), -1).all(1).mean())
 

@@ -9,7 +9,7 @@ CONSUMER = "predict.py"
 _MODES = {1: "L", 3: "RGB"}
 
 _SCRIPT = """\
-# python predict.py PICTURE...   with: pip install onnxruntime numpy pillow
+# python predict.py IMAGE...   with: pip install onnxruntime numpy pillow
 import json, os, sys, numpy as np, onnxruntime
 from PIL import Image, ImageOps
 sys.stdout.reconfigure(errors="backslashreplace")
@@ -19,8 +19,8 @@ session = onnxruntime.InferenceSession(sys.path[0] + "/" + facts["network"])
 for file in sys.argv[1:]:
     image = ImageOps.exif_transpose(Image.open(file)).convert("{mode}")
 {fit}
-{pictures}
-    probabilities = session.run(["probabilities"], {{"pictures": pictures}})[0][0]
+{images}
+    probabilities = session.run(["probabilities"], {{"pictures": images}})[0][0]
 {answer}
 """
 # The numbers are those of Preprocessing.fit, rounded as it rounds.
@@ -38,18 +38,18 @@ _RESIZE = {
 _CROP = """
     left, top = (round((n - {size}) / 2) for n in image.size)
     image = image.crop((left, top, left + {size}, top + {size}))"""
-_RAW = "    pictures = np.asarray(image).reshape(1, {size}, {size}, {channels})"
+_RAW = "    images = np.asarray(image).reshape(1, {size}, {size}, {channels})"
 _NORMALIZED = """\
-    pictures = (np.asarray(image, np.float32).reshape(1, {size}, {size}, {channels}) / 255 - {mean}) / np.float32({std})
-    pictures = np.ascontiguousarray(pictures.transpose(0, 3, 1, 2))"""
+    images = (np.asarray(image, np.float32).reshape(1, {size}, {size}, {channels}) / 255 - {mean}) / np.float32({std})
+    images = np.ascontiguousarray(images.transpose(0, 3, 1, 2))"""
 _BEST = """    print(file, facts["classes"][probabilities.argmax()], round(float(probabilities.max()), 4))"""
 _CALLED = """    print(file, [c for c, p, t in zip(facts["classes"], probabilities, facts["thresholds"]) if p > t])"""
 
 
 def consumer_script(spec: Preprocessing, *, raw: bool, multilabel: bool) -> str | None:
-    """The script, or None for pictures that Pillow has no mode for: those with other than 1 or 3 channels.
+    """The script, or None for images that Pillow has no mode for: those with other than 1 or 3 channels.
 
-    It reads 8-bit pictures without transparency as the model does; for 16 bits and transparency tlkit's own runtime does more.
+    It reads 8-bit images without transparency as the model does; for 16 bits and transparency tlkit's own runtime does more.
     """
     if spec.channels not in _MODES:
         return None
@@ -68,6 +68,6 @@ def consumer_script(spec: Preprocessing, *, raw: bool, multilabel: bool) -> str 
     return _SCRIPT.format(
         **numbers,
         fit=(_RESIZE[spec.resize] + (_CROP if cropped else "")).format(**numbers),
-        pictures=(_RAW if raw else _NORMALIZED).format(**numbers),
+        images=(_RAW if raw else _NORMALIZED).format(**numbers),
         answer=_CALLED if multilabel else _BEST,
     )

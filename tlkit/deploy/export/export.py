@@ -51,12 +51,12 @@ FORMATS: dict[str, Callable[[Path, Network], Facts]] = {
     "openvino": write_openvino_format,
 }
 RECORDED = 200
-"""Pictures whose probabilities an artifact brings along, so that `tlkit verify` can repeat the comparison."""
+"""Images whose probabilities an artifact brings along, so that `tlkit verify` can repeat the comparison."""
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """raw: the network takes uint8 pictures, normalised inside. out: gets a folder a format; by default RUN/export.
+    """raw: the network takes uint8 images, normalised inside. out: gets a folder a format; by default RUN/export.
 
     image_folder: proves with the images of this folder, not with the run's own. proof_images: how many prove it, None for all.
     samples: how many of them the artifact brings along as files.
@@ -203,7 +203,7 @@ def _check_wanted(wanted: Wanted) -> None:
     if wanted.quantize and wanted.formats != ("onnx",):
         raise ArtifactError("--quantize goes with --format onnx alone.\n  Export the other formats by a command of their own.")
     if wanted.quantize and wanted.image_folder:
-        raise ArtifactError("--quantize measures accuracy on the run's own validation pictures.\n  Leave --images out.")
+        raise ArtifactError("--quantize measures accuracy on the run's own validation images.\n  Leave --images out.")
     if not 0 <= wanted.max_drop <= 1:
         raise ArtifactError(f"--max-drop {wanted.max_drop:g} is no share.\n  Expected 0 to 1: 0.01 is one point of accuracy.")
     if wanted.push_to_hub and "safetensors" not in wanted.formats:
@@ -218,7 +218,7 @@ def _check_wanted(wanted: Wanted) -> None:
 def _check_head(card: ModelCard) -> None:
     if card.head.kind == "knn":
         raise ArtifactError(
-            "A knn head can't be exported: it looks its neighbours up in the training pictures' features, by scikit-learn.\n"
+            "A knn head can't be exported: it looks its neighbours up in the training images' features, by scikit-learn.\n"
             "  Fine-tune with `head: {kind: logistic}` or `{kind: svm}`, which become one linear layer, or use `tlkit predict RUN`."
         )
 
@@ -228,15 +228,15 @@ def _proof(run: Path, network: Network, wanted: Wanted, folder: Path) -> Proof:
         return proof_of_files(image_files(wanted.image_folder), network.classifier, network.card, wanted.proof_images, folder)
     if not (run / "split.csv").is_file() and not (run / "fold_1").is_dir():
         raise ArtifactError(
-            f"{run} has no split.csv, so there are no validation pictures to prove the export with.\n"
-            "  Name the whole run folder, or a folder of pictures: --images DIR"
+            f"{run} has no split.csv, so there are no validation images to prove the export with.\n"
+            "  Name the whole run folder, or a folder of images: --images DIR"
         )
     number = None if wanted.quantize else wanted.proof_images  # accuracy is measured on the whole split
     return proof_of_run(run, network.classifier, network.card, number, folder, wanted.overrides)
 
 
 def _write_record(folder: Path, proof: Proof, probabilities: NDArray[np.float32], generated: NDArray[np.float32], samples: int) -> None:
-    """proof.json: the probabilities of pictures by their sha256, so that no picture leaves the house unasked.
+    """proof.json: the probabilities of images by their sha256, so that no image leaves the house unasked.
 
     They are those of training code; of a quantized network, its own.
     """
@@ -267,7 +267,7 @@ def _facts(network: Network, card: ModelCard) -> Facts:
 
 
 def _preprocessing(spec: Preprocessing) -> dict[str, Any]:
-    """As it stands in artifact.json, whose mean picture is a file that numpy reads."""
+    """As it stands in artifact.json, whose mean image is a file that numpy reads."""
     values = spec.to_json()
     if spec.mean_picture is not None:
         values["mean_picture"]["file"] = MEAN_IMAGE
@@ -299,7 +299,7 @@ def export_command(run: Path, wanted: Wanted) -> int:
 
 
 def summary(folder: Path) -> str:
-    """`runs/x/export/onnx  13.7 MB  200 validation pictures: same answer for 100 %, a probability differs by 3e-07 at most`"""
+    """`runs/x/export/onnx  13.7 MB  200 validation images: same answer for 100 %, a probability differs by 3e-07 at most`"""
     facts: dict[str, Any] = read_artifact(folder).facts  # type: ignore[assignment]
     parity = facts["parity"]
     lines = [
@@ -311,7 +311,7 @@ def summary(folder: Path) -> str:
         sizes, times = quantization["megabytes"], quantization["milliseconds_a_picture"]
         lines.append(
             f"  float32 -> {kind}: accuracy {parity['accuracy_in_training_code']:.4f} -> {parity['accuracy']:.4f}, "
-            f"{sizes['float32']} -> {sizes[kind]} MB, {times['float32']} -> {times[kind]} ms a picture"
+            f"{sizes['float32']} -> {sizes[kind]} MB, {times['float32']} -> {times[kind]} ms an image"
         )
     return "\n".join(lines)
 

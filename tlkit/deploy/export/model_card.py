@@ -19,7 +19,7 @@ _PACKAGE_LICENSE = "apache-2.0"
 _WORDS = {
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
-    "exact_match": "exact match (every label of a picture right)",
+    "exact_match": "exact match (every label of an image right)",
     "mean_average_precision": "mean average precision",
 }
 _PILLOW_MODES = {1: "L", 3: "RGB"}
@@ -41,8 +41,8 @@ _TEXT = """---
 | task | {task} |
 | classes | {classes} |
 | data | {source} |
-| pictures | {pictures} |
-| picture size | {size} x {size}, {resize} |
+| images | {images} |
+| image size | {size} x {size}, {resize} |
 | backbone | {backbone}, head: {head} |
 | starting weights | {origin} |
 
@@ -50,7 +50,7 @@ _TEXT = """---
 
 {measured}
 
-Intervals are 95 % Wilson intervals: what as many pictures can tell. `tlkit.json` has every figure, class by class.
+Intervals are 95 % Wilson intervals: what as many images can tell. `tlkit.json` has every figure, class by class.
 
 ## How to use it
 
@@ -58,12 +58,12 @@ Intervals are 95 % Wilson intervals: what as many pictures can tell. `tlkit.json
 {usage}
 ```
 
-Preprocessing is part of the model: `tlkit.json` says how a file becomes what the network sees, and `tlkit predict FOLDER PICTURE` does so.
+Preprocessing is part of the model: `tlkit.json` says how a file becomes what the network sees, and `tlkit predict FOLDER IMAGE` does so.
 
 ## Limits
 
-- It names one of the classes above for any picture, also for one that shows none of them.
-- The figures hold for pictures like those it was measured on. Other cameras, places or times: measure again before you rely on it.
+- It names one of the classes above for any image, also for one that shows none of them.
+- The figures hold for images like those it was measured on. Other cameras, places or times: measure again before you rely on it.
 {limits}
 ## Licence
 
@@ -82,10 +82,10 @@ def model_card(card: ModelCard) -> str:
         name=name,
         sentence=f"{card.backbone}, fine-tuned to tell {len(card.classes)} classes apart by tlkit, with timm and PyTorch.",
         primary_metric=_primary_metric(test, split),
-        task="one label a picture" if card.task == "multiclass" else "any number of labels a picture, each with its own threshold",
+        task="one label per image" if card.task == "multiclass" else "any number of labels per image, each with its own threshold",
         classes=", ".join(card.classes) if len(card.classes) <= 50 else f"{len(card.classes)}, listed in tlkit.json",
         source=_source(card),
-        pictures=", ".join(f"{number} {split}" for split, number in card.metrics.get("pictures", {}).items()) or "unknown",
+        images=", ".join(f"{number} {split}" for split, number in card.metrics.get("pictures", {}).items()) or "unknown",
         size=card.preprocessing["image_size"],
         resize=card.preprocessing["resize"],
         backbone=card.backbone,
@@ -152,11 +152,11 @@ def _primary_metric(test: Mapping[str, Any], split: str) -> str:
     primary_metric = recorded_primary_metric(test)
     low, high = test.get(f"{primary_metric}_interval", (None, None))
     interval = f" (95 % interval {low:.3f} to {high:.3f})" if low is not None else ""
-    return f"**{_WORDS[primary_metric].capitalize()} {test[primary_metric]:.4f}**{interval} on {test['pictures']} {split} pictures."
+    return f"**{_WORDS[primary_metric].capitalize()} {test[primary_metric]:.4f}**{interval} on {test['pictures']} {split} images."
 
 
 def _table(metrics: Mapping[str, Any]) -> str:
-    rows = ["| split | pictures | metric | value | 95 % interval |", "|---|---|---|---|---|"]
+    rows = ["| split | images | metric | value | 95 % interval |", "|---|---|---|---|---|"]
     for split in ("test", "val"):
         found = metrics.get(split) or {}
         for metric in (name for name in _WORDS if name in found):
@@ -174,8 +174,8 @@ def _usage(card: ModelCard) -> str:
         lines += [
             "model = timm.create_model('hf_hub:OWNER/NAME', pretrained=True).eval()  # or 'local-dir:FOLDER'",
             "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))",
-            f"picture = ImageOps.exif_transpose(Image.open('picture.jpg')).convert('{_PILLOW_MODES[len(card.preprocessing['mean'])]}')",
-            "logits = model(transform(picture).unsqueeze(0))",
+            f"image = ImageOps.exif_transpose(Image.open('image.jpg')).convert('{_PILLOW_MODES[len(card.preprocessing['mean'])]}')",
+            "logits = model(transform(image).unsqueeze(0))",
             "print(model.pretrained_cfg['label_names'][logits.argmax()])",
         ]
     else:
@@ -183,7 +183,7 @@ def _usage(card: ModelCard) -> str:
             "# timm alone would give what the head sees, not classes.",
             "import tlkit",
             "",
-            "tlkit.predict('FOLDER', ['picture.jpg'])",
+            "tlkit.predict('FOLDER', ['image.jpg'])",
         ]
     return "\n".join(lines)
 
@@ -197,20 +197,20 @@ def _limits(card: ModelCard) -> str:
     if card.head.kind not in LINEAR_HEADS:
         lines.append(f"- Its {card.head.kind} head lies in head.safetensors, which timm alone doesn't read.")
     if card.mean_picture is not None:
-        lines.append("- timm's transforms don't subtract its mean picture (mean_picture.safetensors): use tlkit, or do that yourself.")
+        lines.append("- timm's transforms don't subtract its mean image (mean_picture.safetensors): use tlkit, or do that yourself.")
     if _timm_names_classes(card):
         lines.append(
-            "- timm's transforms resize, crop and pad as in training, to the pixel. What they leave to you: to turn pictures upright (as "
+            "- timm's transforms resize, crop and pad as in training, to the pixel. What they leave to you: to turn images upright (as "
             f"above), to lay transparent ones over {_background(card)}, and to make 8 bits of 16. tlkit does all three."
         )
     small = min(card.metrics.get("pictures", {}).get("test") or 10**9, (card.metrics.get("test") or {}).get("pictures", 10**9))
     if small < 100:
-        lines.append(f"- It was measured on {small} pictures only: the interval is wide.")
+        lines.append(f"- It was measured on {small} images only: the interval is wide.")
     return "\n".join(lines) + ("\n" if lines else "")
 
 
 def _background(card: ModelCard) -> str:
-    """Of pictures with transparency: `white`, or its RGB."""
+    """Of images with transparency: `white`, or its RGB."""
     colour = tuple(card.preprocessing.get("background", WHITE))
     return "white" if colour == WHITE else f"RGB {colour}"
 
@@ -224,7 +224,7 @@ def _source(card: ModelCard) -> str:
 
 def _license_text(license_name: str | None, card: ModelCard) -> str:
     if license_name:
-        return f"The starting weights ({card.backbone}) are under {license_name}. The training pictures may have terms of their own."
+        return f"The starting weights ({card.backbone}) are under {license_name}. The training images may have terms of their own."
     if str(card.weights.get("origin", "")).startswith("random"):
         return "It was trained from random numbers, so no weights bring a licence. Choose one, and add `license:` to the top of this file."
     return "The licence of the starting weights is not known to tlkit. Find it out before you publish this, and add `license:` to the head."

@@ -18,19 +18,19 @@ from tlkit.errors import ArtifactError
 
 TOLERANCE = 1e-4
 """Largest difference of a probability, in float32."""
-# Of normalised pictures, whose values are a few units: float32 rounds to 1e-7 of them.
+# Of normalised images, whose values are a few units: float32 rounds to 1e-7 of them.
 NORMALIZED_TOLERANCE = 1e-4
 MAYBE_ROUNDING = 1e-3
 ROUNDING = "\n  So little can come from rounding alone, which adds up in deep networks. If it may: --tolerance 1e-3."
 PARTS = ("decode", "resize", "normalise", "network")
 REVERSED = "the channels are in reverse order, BGR for RGB"
 LOOKED_AT = 8
-"""Pictures with the largest differences that are followed step by step."""
+"""Images with the largest differences that are followed step by step."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """part: of PARTS, or the last two where a network can't be looked into. how: a sentence. sample: the picture that shows it."""
+    """part: of PARTS, or the last two where a network can't be looked into. how: a sentence. sample: the image that shows it."""
 
     part: str
     how: str
@@ -61,14 +61,14 @@ def prove(runtime: Runtime, proof: Proof, tolerance: float) -> dict[str, Any]:
         f"The {runtime.artifact.format} export doesn't answer as the model does, so nothing was exported: of {proof.what}, "
         f"{1 - measured['agreement']:.1%} get another answer, and a probability differs by up to {measured['max_difference']:.2g} "
         f"(allowed: {tolerance:.2g}).\n"
-        f"  What differs first is: {difference.part} ({difference.how}; picture {difference.sample.id})."
+        f"  What differs first is: {difference.part} ({difference.how}; image {difference.sample.id})."
         + (f" Equal before it: {', '.join(equal)}." if equal else "")
         + (ROUNDING if difference.part.endswith("network") and measured["max_difference"] <= MAYBE_ROUNDING else "")
     )
 
 
 def first_difference(runtime: Runtime, proof: Proof, numbers: list[int]) -> Difference:
-    """The first part of the way, over all these pictures, at which runtime and training code don't have the same."""
+    """The first part of the way, over all these images, at which runtime and training code don't have the same."""
     steps: tuple[tuple[str, Callable[[int], str]], ...] = (
         ("decode", lambda i: _images_differ(_decoded(runtime, proof, i)[0], _decoded(runtime, proof, i)[1])),
         ("resize", lambda i: _images_differ(*_fitted(runtime, proof, i))),
@@ -80,12 +80,12 @@ def first_difference(runtime: Runtime, proof: Proof, numbers: list[int]) -> Diff
             (commonest, _), *_ = Counter(found.values()).most_common(1)
             return Difference(part, commonest, proof.samples[next(i for i in found if found[i] == commonest)])
     if normalized_by(runtime, _fitted(runtime, proof, numbers[0])[0][None]) is None:
-        return Difference("normalise or network", "the same resized pictures get other probabilities", proof.samples[numbers[0]])
-    return Difference("network", "the same normalised pictures get other probabilities", proof.samples[numbers[0]])
+        return Difference("normalise or network", "the same resized images get other probabilities", proof.samples[numbers[0]])
+    return Difference("network", "the same normalised images get other probabilities", proof.samples[numbers[0]])
 
 
 def _decoded(runtime: Runtime, proof: Proof, i: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """The picture by training code and by the runtime, [H, W, C]."""
+    """The image by training code and by the runtime, [H, W, C]."""
     return proof.preprocessing.decode(proof.samples[i].image), runtime.decode(proof.files[i])
 
 

@@ -1,4 +1,4 @@
-"""Real picture files, and what training code makes of them: what an export is held against."""
+"""Real image files, and what training code makes of them: what an export is held against."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -29,7 +29,7 @@ _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 
 @dataclass(frozen=True)
 class Proof:
-    """samples: what training code reads. files: what the exported runtime reads, in the same order; None for generated pictures alone.
+    """samples: what training code reads. files: what the exported runtime reads, in the same order; None for generated images alone.
 
     labels: [N], for multilabel [N, K] of 0 and 1; None where nobody knows them. what: which images these are, as a phrase.
     """
@@ -50,9 +50,9 @@ class Proof:
 def proof_of_run(
     run: Path, classifier: Classifier, card: ModelCard, number: int | None, folder: Path, overrides: Sequence[str] = ()
 ) -> Proof:
-    """Of the run's validation pictures, spread evenly over the split; without one, of its test or training pictures.
+    """Of the run's validation images, spread evenly over the split; without one, of its test or training images.
 
-    number: how many; None is all. folder: gets a file of each picture that the data source has not as one.
+    number: how many; None is all. folder: gets a file of each image that the data source has not as one.
     overrides: of the run's recipe, where its data is elsewhere now.
     """
     samples = samples_of_run(run, card.classes, overrides)
@@ -62,24 +62,22 @@ def proof_of_run(
     picked = tuple(of_split[i] for i in chosen)
     name = {"val": "validation", "test": "test", "train": "training"}[split]
     written = sum(not isinstance(sample.image, Path) for sample in picked)
-    what = f"{len(picked)} {name} pictures" + (
-        f", {written} of them written to PNG for it: the data source has no files" if written else ""
-    )
+    what = f"{len(picked)} {name} images" + (f", {written} of them written to PNG for it: the data source has no files" if written else "")
     labels = _labels(picked, samples)
     return _proof(classifier, card, picked, labels, what, folder)
 
 
 def proof_of_files(files: Sequence[Path], classifier: Classifier, card: ModelCard, number: int | None, folder: Path) -> Proof:
-    """Of picture files without labels. Raises ArtifactError where there are none."""
+    """Of image files without labels. Raises ArtifactError where there are none."""
     if not files:
-        raise ArtifactError("No pictures to prove the export with.\n  Name a folder that has some: --images DIR")
+        raise ArtifactError("No images to prove the export with.\n  Name a folder that has some: --images DIR")
     chosen = np.unique(np.linspace(0, len(files) - 1, min(number or len(files), len(files))).round().astype(int))
     picked = tuple(Sample(str(files[i]), files[i], (), "val") for i in chosen)
-    return _proof(classifier, card, picked, None, f"{len(picked)} pictures without labels", folder)
+    return _proof(classifier, card, picked, None, f"{len(picked)} images without labels", folder)
 
 
 def generated_answers(proof: Proof) -> NDArray[np.float32]:
-    """What training code says of the pictures that can be made anywhere: probabilities [G, K]."""
+    """What training code says of the images that can be made anywhere: probabilities [G, K]."""
     spec = proof.preprocessing
     fitted = [spec.fit(image) for image in generated_images(spec.image_size, spec.channels)]
     images = torch.from_numpy(np.stack(fitted)).permute(0, 3, 1, 2)
@@ -103,7 +101,7 @@ def _proof(
     classifier: Classifier, card: ModelCard, samples: tuple[Sample, ...], labels: NDArray[np.float32] | None, what: str, folder: Path
 ) -> Proof:
     spec = Preprocessing.from_json(card.preprocessing, card.mean_picture)
-    # Labels play no part here, and some pictures have none.
+    # Labels play no part here, and some images have none.
     loader = make_loader([replace(sample, labels=()) for sample in samples], spec, batch_size=BATCH_SIZE, multi_hot=len(card.classes))
     logits, _ = infer(classifier, loader, spec)
     files = tuple(image_file(sample, number, folder) for number, sample in enumerate(samples))
@@ -111,7 +109,7 @@ def _proof(
 
 
 def image_file(sample: Sample, number: int, folder: Path) -> Path:
-    """The picture as a file. One that lies in an archive or a table goes there byte by byte, and one of plain pixels without loss."""
+    """The image as a file. One that lies in an archive or a table goes there byte by byte, and one of plain pixels without loss."""
     if isinstance(sample.image, Path):
         return sample.image
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Smaller numbers for the ONNX network: int8 (static, calibrated on training pictures) or float16, held to the accuracy that they keep."""
+"""Smaller numbers for the ONNX network: int8 (static, calibrated on training images) or float16, held to the accuracy that they keep."""
 
 import logging
 import statistics
@@ -49,7 +49,7 @@ def write_quantized(folder: Path, network: Network, kind: str, calibration: NDAr
                 _to_float16(before, after)
         measured = {
             "kind": kind,
-            **({"calibrated_on": f"{len(calibration)} training pictures"} if kind == "int8" else {}),
+            **({"calibrated_on": f"{len(calibration)} training images"} if kind == "int8" else {}),
             "megabytes": {"float32": _megabytes(before), kind: _megabytes(after)},
             "milliseconds_a_picture": {"float32": _latency_ms(before, entrances[:1]), kind: _latency_ms(after, entrances[:1])},
         }
@@ -106,7 +106,7 @@ def _to_float16(before: Path, after: Path) -> None:
 
 
 def _latency_ms(file: Path, images: NDArray[Any]) -> float:
-    """Median over single pictures, on all processors."""
+    """Median over single images, on all processors."""
     session = onnx_session(file)
     times = []
     for _ in range(_LATENCY_RUNS):

@@ -1,4 +1,4 @@
-"""An artifact that answers: picture files -> probabilities, with onnxruntime, numpy and Pillow alone."""
+"""An artifact that answers: image files -> probabilities, with onnxruntime, numpy and Pillow alone."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -26,19 +26,19 @@ class Runtime:
     network: Callable[[NDArray[Any]], Outputs]
 
     def decode(self, file: Path) -> NDArray[np.uint8]:
-        """[H, W, C]. Raises DataError where the file holds no picture."""
+        """[H, W, C]. Raises DataError where the file holds no image."""
         return self.preprocessing.decode(file)
 
     def image(self, file: Path) -> NDArray[np.uint8]:
-        """[S, S, C] uint8 as the network's raw input has it. Raises DataError where the file holds no picture."""
+        """[S, S, C] uint8 as the network's raw input has it. Raises DataError where the file holds no image."""
         return self.preprocessing.fit(self.decode(file))
 
     def run(self, images: NDArray[np.uint8]) -> Outputs:
-        """Of pictures [B, S, S, C]."""
+        """Of images [B, S, S, C]."""
         return self.network(images if self.artifact.raw else self.preprocessing.normalize_arrays(images))
 
     def probabilities(self, files: Sequence[Path]) -> NDArray[np.float32]:
-        """[N, K], one batch of all files. Raises DataError with the first file that holds no picture."""
+        """[N, K], one batch of all files. Raises DataError with the first file that holds no image."""
         return self.run(np.stack([self.image(file) for file in files]))["probabilities"]
 
 
@@ -105,8 +105,8 @@ def import_openvino() -> Any:
 def onnx_session(network: Path | bytes, threads: int | None = None, *, spin: bool = True) -> Any:
     """An onnxruntime.InferenceSession on the processor.
 
-    spin: whether its threads keep a processor busy while they wait, which answers a lone picture sooner. Where pictures are decoded
-    beside it, they take the decoders' time: a picture of the quickstart then costs 4.7 to 4.9 ms of processor time, else 2.9 to 3.1.
+    spin: whether its threads keep a processor busy while they wait, which answers a lone image sooner. Where images are decoded
+    beside it, they take the decoders' time: an image of the quickstart then costs 4.7 to 4.9 ms of processor time, else 2.9 to 3.1.
     """
     try:
         import onnxruntime

@@ -1,4 +1,4 @@
-"""What ships: a classifier with everything around it that isn't a picture file, as one program that torch can export."""
+"""What ships: a classifier with everything around it that isn't an image file, as one program that torch can export."""
 
 from collections.abc import Sequence
 
@@ -13,9 +13,9 @@ NORMALIZED = "normalized"
 
 
 class Shipped(nn.Module):
-    """Pictures -> the outputs that are named, of `probabilities` [B, K], `normalized` [B, C, S, S] and `features` [B, F].
+    """Images -> the outputs that are named, of `probabilities` [B, K], `normalized` [B, C, S, S] and `features` [B, F].
 
-    normalize: for raw pictures uint8 [B, S, S, C], which this then takes; None takes normalised ones, float32 [B, C, S, S].
+    normalize: for raw images uint8 [B, S, S, C], which this then takes; None takes normalised ones, float32 [B, C, S, S].
     """
 
     def __init__(self, classifier: Classifier, normalize: Normalize | None, outputs: Sequence[str], *, multilabel: bool) -> None:
@@ -35,7 +35,7 @@ class Shipped(nn.Module):
 
 
 def exported_program(shipped: Shipped, image_size: int, channels: int) -> torch.export.ExportedProgram:
-    """Traced by torch.export for any number of pictures in a batch."""
+    """Traced by torch.export for any number of images in a batch."""
     if shipped.normalize:
         example = torch.zeros(2, image_size, image_size, channels, dtype=torch.uint8)
     else:

@@ -22,7 +22,7 @@ BATCH_SIZE = 32
 
 @dataclass(frozen=True)
 class Recorded:
-    """Of proof.json: what training code said. pictures: by sha256 of the file, [K] each. generated: [G, K]."""
+    """Of proof.json: what training code said. images: by sha256 of the file, [K] each. generated: [G, K]."""
 
     images: dict[str, list[float]]
     generated: NDArray[np.float64]
@@ -38,16 +38,16 @@ def verify_command(path: Path, images: Path | None) -> int:
     recorded = read_recorded(artifact)
     runtime = load_runtime(artifact)
     tolerance = _tolerance(artifact)
-    _check("generated pictures", recorded.generated, answers_to_generated(runtime), artifact, tolerance)
+    _check("generated images", recorded.generated, answers_to_generated(runtime), artifact, tolerance)
     folders = [folder for folder in (artifact.folder / SAMPLES, images) if folder and (folder == images or folder.is_dir())]
     for folder in folders:
         files = [(file, row) for file in image_files(folder) if (row := recorded.images.get(sha256_of(file)))]
         if not files:
             raise ArtifactError(
-                f"{folder} has none of the {len(recorded.images)} pictures that the export was proved with (they are known by sha256).\n"
-                "  Name the folder of the run's own pictures, unchanged, or leave --images out."
+                f"{folder} has none of the {len(recorded.images)} images that the export was proved with (they are known by sha256).\n"
+                "  Name the folder of the run's own images, unchanged, or leave --images out."
             )
-        what = f"{len(files)} of the {len(recorded.images)} recorded pictures, found in {folder}"
+        what = f"{len(files)} of the {len(recorded.images)} recorded images, found in {folder}"
         found = np.concatenate([runtime.probabilities([file for file, _ in batch]) for batch in _batches(files)])
         _check(what, np.array([row for _, row in files]), found, artifact, tolerance)
     return 0
@@ -76,12 +76,12 @@ def read_recorded(artifact: Artifact) -> Recorded:
 def image_files(folder: Path) -> list[Path]:
     """All files under the folder, sorted, but hidden ones. Raises ArtifactError if it is no folder."""
     if not folder.is_dir():
-        raise ArtifactError(f"--images {folder} is no folder.\n  Name a folder of picture files.")
+        raise ArtifactError(f"--images {folder} is no folder.\n  Name a folder of image files.")
     return sorted(file for file in folder.rglob("*") if file.is_file() and not file.name.startswith("."))
 
 
 def answers_to_generated(runtime: Runtime) -> NDArray[np.float32]:
-    """Probabilities [G, K] of the pictures that can be made anywhere."""
+    """Probabilities [G, K] of the images that can be made anywhere."""
     spec = runtime.preprocessing
     return runtime.run(np.stack([spec.fit(image) for image in generated_images(spec.image_size, spec.channels)]))["probabilities"]
 

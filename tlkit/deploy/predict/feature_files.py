@@ -1,4 +1,4 @@
-"""`tlkit predict --features`: what the head sees of each picture, in one .npz or .parquet.
+"""`tlkit predict --features`: what the head sees of each image, in one .npz or .parquet.
 
 Batches go to disk as they come, into a folder of parts beside the file. A call that is stopped leaves it, for --resume to go on with;
 it goes when the file is whole.

@@ -1,4 +1,4 @@
-"""Which picture files are meant: files, folders, globs, and lists on standard input. Names come one by one: there may be a million."""
+"""Which image files are meant: files, folders, globs, and lists on standard input. Names come one by one: there may be a million."""
 
 import glob
 import os
@@ -17,7 +17,7 @@ def check_paths(paths: Sequence[str]) -> list[str]:
     """Return the folders that hold no image. Raises DataError, before anything slow begins, where no path leads to one, or a glob
     matches nothing."""
     if paths.count(STDIN) > 1:
-        raise DataError("'-' stands twice among the pictures, but standard input can be read only once.\n  Name it once.")
+        raise DataError("'-' stands twice among the images, but standard input can be read only once.\n  Name it once.")
     empty: list[str] = []
     unused = UnusedImages()
     for path in paths:
@@ -59,12 +59,12 @@ def _expand(path: str, unused: UnusedImages) -> Iterator[str]:
 
 
 def _walk(folder: str, unused: UnusedImages) -> Iterator[str]:
-    """Pictures in a folder and below it; hidden ones and links to folders are left out."""
+    """Images in a folder and below it; hidden ones and links to folders are left out."""
     try:
         with os.scandir(folder) as found:
             entries = sorted((entry for entry in found if not entry.name.startswith(".")), key=lambda entry: entry.name)
     except OSError:
-        yield folder  # no picture either: reading it tells why
+        yield folder  # no image either: reading it tells why
         return
     for entry in entries:
         if entry.is_dir(follow_symlinks=False):

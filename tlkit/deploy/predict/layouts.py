@@ -12,13 +12,13 @@ from tlkit.data.samples import LABEL_SEPARATOR
 from tlkit.deploy.predict.prediction import Prediction
 from tlkit.terminal import WIDTH_IN_FILES
 
-# Rows of one table: the columns of the next thousand pictures are as wide as those need.
+# Rows of one table: the columns of the next thousand images are as wide as those need.
 TABLE_ROWS = 1000
 
 
 @dataclass(frozen=True)
 class Question:
-    """What is to be said of each picture. least: the probability below which no class is named."""
+    """What is to be said of each image. least: the probability below which no class is named."""
 
     classes: tuple[str, ...]
     multilabel: bool
@@ -56,7 +56,7 @@ def csv_columns(question: Question) -> list[str]:
 
 def _csv_cells(prediction: Prediction, question: Question) -> list[object]:
     if prediction.error:
-        # On one line, so that every picture has one.
+        # On one line, so that every image has one.
         empty = [""] * (len(csv_columns(question)) - 2)
         return [prediction.path, *empty, " ".join(prediction.error.split())]
     if question.multilabel:
@@ -126,14 +126,14 @@ def _print_table(predictions: Sequence[Prediction], question: Question) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    columns = ("picture", "classes above their thresholds") if question.multilabel else ("picture", "class", "probability", "then")
+    columns = ("image", "classes above their thresholds") if question.multilabel else ("image", "class", "probability", "then")
     table = Table(box=None, header_style="bold")
     console = Console()
     if not console.is_terminal:
         console.width = WIDTH_IN_FILES
     longest = max(cell_len(_printable(prediction.path)) for prediction in predictions)
     for column in columns:
-        width = min(max(longest, len(column)), console.width // 2) if column == "picture" else None
+        width = min(max(longest, len(column)), console.width // 2) if column == "image" else None
         table.add_column(column, overflow="fold", width=width, no_wrap=column == "probability")
     for prediction in predictions:
         if prediction.error:

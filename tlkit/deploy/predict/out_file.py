@@ -1,4 +1,4 @@
-"""A file of predictions that grows as they are made, and that a later call goes on with: every picture has one row, whatever happened."""
+"""A file of predictions that grows as they are made, and that a later call goes on with: every image has one row, whatever happened."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""`tlkit predict RUN|ARTIFACT PATHS...`: what a model says of picture files."""
+"""`tlkit predict RUN|ARTIFACT PATHS...`: what a model says of image files."""
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -94,7 +94,7 @@ def predict_command(model: Path, asked: Asked) -> int:
 
 
 class Tally:
-    """Counts pictures, and keeps the first errors."""
+    """Counts images, and keeps the first errors."""
 
     def __init__(self) -> None:
         self.images = self.unreadable = self.earlier = 0
@@ -111,7 +111,7 @@ class Tally:
     def verdict(self, asked: Asked) -> int:
         """Tells what couldn't be read, and gives the exit code."""
         if not self.images + self.earlier:
-            raise DataError("No picture was named on standard input.\n  Expected a file name on each line; with -0, a NUL after each.")
+            raise DataError("No image was named on standard input.\n  Expected a file name on each line; with -0, a NUL after each.")
         for error in self._first:
             print(_printable(error), file=sys.stderr)
         if self.unreadable > len(self._first) > 0:
@@ -119,7 +119,7 @@ class Tally:
         number = self.images + self.earlier
         if asked.out:
             before = f", {self.earlier} of them from before" if self.earlier else ""
-            print(f"{number} pictures in {asked.out}{before}", file=sys.stderr)
+            print(f"{number} images in {asked.out}{before}", file=sys.stderr)
         if self.unreadable:
             others = "; the others were predicted" if self.unreadable < number else ""
             print(f"{self.unreadable} of {number} files could not be read or predicted{others}.", file=sys.stderr)
@@ -152,7 +152,7 @@ def _names(asked: Asked, unused: UnusedImages | None = None) -> Iterator[str]:
 
 
 def _count(asked: Asked, done: int = 0) -> Callable[[], int] | None:
-    """done: pictures that have a row already."""
+    """done: images that have a row already."""
     return None if STDIN in asked.paths else lambda: max(0, sum(1 for _ in _names(asked)) - done)
 
 
@@ -170,7 +170,7 @@ def _print_all(predictor: Predictor, asked: Asked, how: Format, question: Questi
             _print_rows(found, layout(how, question, ascii_only=not takes_unicode()))
             return tally
         rows = (prediction for batch in found for prediction in batch)
-        # The bar ends before the first table is printed; of more pictures the tables are progress enough.
+        # The bar ends before the first table is printed; of more images the tables are progress enough.
         first = list(islice(rows, TABLE_ROWS))
     print_tables(chain(first, rows), question)
     return tally

@@ -1,4 +1,4 @@
-"""What a model says of one picture."""
+"""What a model says of one image."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -18,9 +18,9 @@ Numbers = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Predictor:
-    """answer: pictures [B, S, S, C] uint8 -> probabilities [B, K], and logits [B, K] where there are any.
+    """answer: images [B, S, S, C] uint8 -> probabilities [B, K], and logits [B, K] where there are any.
 
-    features: pictures -> [B, F] float32, what the head sees; None where the model doesn't give them.
+    features: images -> [B, F] float32, what the head sees; None where the model doesn't give them.
     thresholds: of a multilabel model, one a class. fingerprint: sha256 of the weights.
     """
 

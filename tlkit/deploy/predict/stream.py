@@ -1,4 +1,4 @@
-"""Pictures through a model in a stream: threads decode while the network runs, and no more is held than a few batches."""
+"""Images through a model in a stream: threads decode while the network runs, and no more is held than a few batches."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -20,15 +20,15 @@ from tlkit.system import processors
 BATCH_SIZE = 32
 # Batches that are being decoded while one is in the network.
 AHEAD = 3
-# Names that a thread takes at once: handing over costs as much as decoding a very small picture.
+# Names that a thread takes at once: handing over costs as much as decoding a very small image.
 SHARE = 8
 Fitted = NDArray[np.uint8] | str
-"""A picture [S, S, C], or why there is none."""
+"""An image [S, S, C], or why there is none."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """errors: of the names that can't be read, by their place. pictures: [B, S, S, C] of all others, in their order."""
+    """errors: of the names that can't be read, by their place. images: [B, S, S, C] of all others, in their order."""
 
     names: tuple[str, ...]
     errors: dict[int, str]
@@ -98,5 +98,5 @@ def _read(name: str, preprocessing: Preprocessing) -> Fitted:
 
 
 def _decoders() -> int:
-    """Threads: one a processor, because the network leaves them idle between two batches, and not so many that big pictures fill memory."""
+    """Threads: one a processor, because the network leaves them idle between two batches, and not so many that big images fill memory."""
     return min(8, processors())

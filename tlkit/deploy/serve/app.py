@@ -1,4 +1,4 @@
-"""The server's pages: POST /predict, the page to drop a picture on, health, metrics."""
+"""The server's pages: POST /predict, the page to drop an image on, health, metrics."""
 
 import asyncio
 import hmac
@@ -69,7 +69,7 @@ class Server:
             files = await read_upload(request, self.service.limits, hold)
             request.state.images = len(files)
             with self.room.for_images(len(files)):
-                uploads = [Upload(data, f"picture {i + 1}" if len(files) > 1 else "The picture") for i, data in enumerate(files)]
+                uploads = [Upload(data, f"image {i + 1}" if len(files) > 1 else "The image") for i, data in enumerate(files)]
                 try:
                     async with asyncio.timeout(self.service.limits.answer_s):
                         found = await asyncio.gather(*map(self._row, uploads), return_exceptions=True)
@@ -88,7 +88,7 @@ class Server:
 
 
 def _answer(found: list[Any], question: Question, thresholds: tuple[float, ...]) -> tuple[int, dict[str, Any]]:
-    """200 if every picture has a prediction, else the status of the first that has none."""
+    """200 if every image has a prediction, else the status of the first that has none."""
     rows: list[dict[str, Any]] = []
     status = 200
     for row in found:
@@ -137,10 +137,10 @@ def _add_predict(app: "FastAPI", server: Server) -> None:
         **{kind: {"schema": {"type": "string", "format": "binary"}} for kind in ("image/*", "application/octet-stream")},
     }
 
-    @app.post("/predict", summary="Name the classes of pictures", openapi_extra={"requestBody": {"required": True, "content": body}})
+    @app.post("/predict", summary="Name the classes of images", openapi_extra={"requestBody": {"required": True, "content": body}})
     async def predict(
         request: Request,
-        top_k: int = Query(3, ge=1, description="Classes to name for each picture."),
+        top_k: int = Query(3, ge=1, description="Classes to name for each image."),
         threshold: float | None = Query(None, ge=0, le=1, description="Abstain where no class is as likely."),
     ) -> JSONResponse:
         """Predictions in the order of the files; 200 only if every file has one."""
@@ -170,7 +170,7 @@ def _add_pages(app: "FastAPI", server: Server) -> None:
         if not server.batches.alive:
             raise Refusal(503, "The network doesn't run. Start the server again.")
         if server.room.images >= server.service.limits.waiting:
-            raise Refusal(503, "As many pictures wait as may.")
+            raise Refusal(503, "As many images wait as may.")
         return JSONResponse({"status": "ready"})
 
     @app.get("/metrics", summary="Figures for Prometheus")
@@ -302,7 +302,7 @@ class Metrics:
         self.seconds = Histogram(
             "tlkit_request_seconds", "From the request's head to its answer.", ("path",), buckets=SECONDS, registry=self._registry
         )
-        self.batches = Histogram("tlkit_batch_pictures", "Pictures in the network together.", buckets=IMAGES, registry=self._registry)
+        self.batches = Histogram("tlkit_batch_pictures", "Images in the network together.", buckets=IMAGES, registry=self._registry)
         self.images = Counter("tlkit_pictures", "Images answered.", registry=self._registry)
         queue = Gauge("tlkit_waiting_pictures", "Images between their upload and their answer.", registry=self._registry)
         queue.set_function(waiting)

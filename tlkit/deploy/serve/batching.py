@@ -1,4 +1,4 @@
-"""Pictures of different requests go through the network together: one thread runs it, and those that come meanwhile are the next batch."""
+"""Images of different requests go through the network together: one thread runs it, and those that come meanwhile are the next batch."""
 
 import asyncio
 from collections.abc import Callable
@@ -13,9 +13,9 @@ Waiting = tuple[Pixels, "asyncio.Future[NDArray[np.float64]]"]
 
 
 class Batches:
-    """answer: [B, S, S, C] -> [B, K]. more_come: of the number in hand, whether further pictures are on their way.
+    """answer: [B, S, S, C] -> [B, K]. more_come: of the number in hand, whether further images are on their way.
 
-    A batch goes off when it has `size` pictures, when none are on their way, or `wait_s` after its first.
+    A batch goes off when it has `size` images, when none are on their way, or `wait_s` after its first.
     """
 
     def __init__(
@@ -48,11 +48,11 @@ class Batches:
 
     @property
     def length(self) -> int:
-        """Pictures that are ready and wait for the network."""
+        """Images that are ready and wait for the network."""
         return self._queue.qsize()
 
     async def ask(self, image: Pixels) -> NDArray[np.float64]:
-        """[K] of a picture [S, S, C]."""
+        """[K] of an image [S, S, C]."""
         future: asyncio.Future[NDArray[np.float64]] = asyncio.get_running_loop().create_future()
         self._queue.put_nowait((image, future))  # Room has refused what would be too much
         return await future

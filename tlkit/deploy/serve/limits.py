@@ -15,9 +15,9 @@ RETRY_AFTER_S = 1
 
 @dataclass(frozen=True)
 class Limits:
-    """upload_bytes, files: of one request. pixels: of one picture. read_s: for a request to arrive; answer_s: for its answer to be found.
+    """upload_bytes, files: of one request. pixels: of one image. read_s: for a request to arrive; answer_s: for its answer to be found.
 
-    held_bytes: of all uploads that are being read or decoded. waiting: pictures between their upload and their answer.
+    held_bytes: of all uploads that are being read or decoded. waiting: images between their upload and their answer.
     """
 
     upload_bytes: int = 20_000_000
@@ -76,7 +76,7 @@ class Room:
     @contextmanager
     def for_images(self, number: int) -> Iterator[None]:
         if self.images + number > self.limits.waiting:
-            raise Refusal(503, f"{self.images} pictures wait for their answers already. Try again in {RETRY_AFTER_S} s.")
+            raise Refusal(503, f"{self.images} images wait for their answers already. Try again in {RETRY_AFTER_S} s.")
         self.images += number
         try:
             yield
@@ -85,7 +85,7 @@ class Room:
 
 
 def too_large(limits: Limits) -> Refusal:
-    return Refusal(413, f"The upload is larger than {limits.upload_bytes / 1e6:g} MB. Expected less: scale the picture down.")
+    return Refusal(413, f"The upload is larger than {limits.upload_bytes / 1e6:g} MB. Expected less: scale the image down.")
 
 
 def impatient_protocol(seconds: float) -> "type[H11Protocol]":

@@ -1,4 +1,4 @@
-"""The page to drop a picture on: one file, with nothing from elsewhere."""
+"""The page to drop an image on: one file, with nothing from elsewhere."""
 
 import re
 from base64 import b64encode

@@ -27,7 +27,7 @@ PACKAGES = {
 
 @dataclass(frozen=True)
 class Serving:
-    """threads: of the network; None takes all processors. max_wait_s: for a batch to fill, from its first picture on."""
+    """threads: of the network; None takes all processors. max_wait_s: for a batch to fill, from its first image on."""
 
     host: str = "127.0.0.1"
     port: int = 8000
@@ -68,7 +68,7 @@ def serve_command(artifact: Path, serving: Serving) -> int:
         timeout_graceful_shutdown=round(serving.limits.read_s + serving.limits.answer_s),
     )
     _end_quietly()
-    print(f"Serving {artifact} on {url}: a page to drop pictures on, and POST {url}/predict. Ctrl-C stops it.", flush=True)
+    print(f"Serving {artifact} on {url}: a page to drop images on, and POST {url}/predict. Ctrl-C stops it.", flush=True)
     if token is None and not _is_loopback(serving.host):
         print_text(f"Anybody who reaches {serving.host} can ask: set {TOKEN_VARIABLE} to have a token asked for.", sys.stderr)
     LOG.info("listening", extra={"url": url})

@@ -1,4 +1,4 @@
-"""From a request to pictures: the body is read piece by piece, against the limits, and every picture is measured before it is decoded."""
+"""From a request to images: the body is read piece by piece, against the limits, and every image is measured before it is decoded."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 # What browsers, cameras and microscopes make, as far as Pillow has it. It knows some thirty formats more, some of which can't be recognised
 # from other bytes, and hands one of them to another program (EPS to Ghostscript).
 PILLOW_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "JPEG2000", "PPM", "QOI")
-# Larger pictures are decoded one at a time: with transparency, each takes some 20 bytes a pixel while it is.
+# Larger images are decoded one at a time: with transparency, each takes some 20 bytes a pixel while it is.
 LARGE_PIXELS = 8_000_000
 _one_large_image = Lock()
-EXPECTED = "Expected the bytes of one picture (image/jpeg, image/png, application/octet-stream ..), or multipart/form-data with files."
+EXPECTED = "Expected the bytes of one image (image/jpeg, image/png, application/octet-stream ..), or multipart/form-data with files."
 
 
 async def read_upload(request: "Request", limits: Limits, hold: Callable[[int], None]) -> list[bytes]:
@@ -72,7 +72,7 @@ async def _form_files(request: "Request", limits: Limits, hold: Callable[[int], 
 
 @dataclass(frozen=True)
 class Upload:
-    """The bytes of a picture, as the decoder takes one; its text is what messages call it."""
+    """The bytes of an image, as the decoder takes one; its text is what messages call it."""
 
     data: bytes
     name: str
@@ -85,9 +85,9 @@ class Upload:
 
 
 def image(upload: Upload, preprocessing: Preprocessing, limits: Limits) -> NDArray[np.uint8]:
-    """[S, S, C] as the network sees it. Raises Refusal: 413 for too many pixels, 422 for what is no whole picture."""
+    """[S, S, C] as the network sees it. Raises Refusal: 413 for too many pixels, 422 for what is no whole image."""
     if not upload.data:
-        raise Refusal(422, f"{upload}: the file is empty (0 bytes). Expected a picture.")
+        raise Refusal(422, f"{upload}: the file is empty (0 bytes). Expected an image.")
     pixels = _pixels(upload)
     most = min(limits.pixels, preprocessing.max_pixels)
     if pixels > most:

@@ -47,7 +47,7 @@ class Classic(nn.Module):
     """Convolutions, then hidden dense layers, then one that gives the logits: [B, C, H, W] -> [B, K]."""
 
     def __init__(self, features: nn.Sequential, pre_logits: nn.Sequential, *, width: int, num_classes: int, sizes: range) -> None:
-        """width: F, what pre_logits gives. sizes: the picture sides, in pixels, that the dense layers can take."""
+        """width: F, what pre_logits gives. sizes: the image sides, in pixels, that the dense layers can take."""
         super().__init__()
         self.features = features
         self.pre_logits = pre_logits
@@ -103,7 +103,7 @@ def _taps(features: nn.Sequential) -> list[dict[str, Any]]:
 @fx.wrap  # torch.fx can't follow a look at sizes
 def _check_size(images: Tensor, sizes: range) -> None:
     if any(side not in sizes for side in images.shape[-2:]):
-        raise ValueError(f"pictures of {images.shape[-2]} x {images.shape[-1]} px, but this network takes {_label(sizes)}")
+        raise ValueError(f"images of {images.shape[-2]} x {images.shape[-1]} px, but this network takes {_label(sizes)}")
 
 
 def _label(sizes: range) -> str:
@@ -111,10 +111,10 @@ def _label(sizes: range) -> str:
 
 
 def _side(img_size: int | Sequence[int], sizes: Sequence[int], words: str) -> int:
-    """The side of a square picture. Raises ValueError if it isn't one of `sizes`; timm gives a pair, tlkit a number."""
+    """The side of a square image. Raises ValueError if it isn't one of `sizes`; timm gives a pair, tlkit a number."""
     height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
     if height != width or height not in sizes:
-        raise ValueError(f"pictures of {height} x {width} px, but this network takes {words}.")
+        raise ValueError(f"images of {height} x {width} px, but this network takes {words}.")
     return height
 
 
@@ -126,7 +126,7 @@ class _ScaledTanh(nn.Module):
 
 
 def _lenet5(num_classes: int = 1000, in_chans: int = 3, img_size: int | Sequence[int] = 32) -> Classic:
-    """6 and 16 maps, 120 and 84 units, all tanh. Pictures of 28 px get a border of 2, as the paper's digits have.
+    """6 and 16 maps, 120 and 84 units, all tanh. Images of 28 px get a border of 2, as the paper's digits have.
 
     Two of the paper's parts are in their later, common form: plain average pooling, and every map of the second convolution sees
     all six of the first.
@@ -157,7 +157,7 @@ def _simple_cnn(num_classes: int = 1000, in_chans: int = 3, img_size: int | Sequ
     Convolutions see no border: 28 px become 24, 12, 8 and 4. He initialisation.
     """
     sizes = range(16, 65)
-    side = _side(img_size, sizes, f"{_label(sizes)}: its first dense layer grows with the picture")
+    side = _side(img_size, sizes, f"{_label(sizes)}: its first dense layer grows with the image")
     features = nn.Sequential(
         nn.Conv2d(in_chans, 64, 5),
         nn.ReLU(inplace=True),
@@ -181,8 +181,8 @@ def _simple_cnn(num_classes: int = 1000, in_chans: int = 3, img_size: int | Sequ
 def _alexnet(num_classes: int = 1000, in_chans: int = 3, img_size: int | Sequence[int] = 224, drop_rate: float = 0.5) -> Classic:
     """Five convolutions and two dense layers of 4096, in the two groups that the paper had on two GPUs.
 
-    Pictures of 224 or 227 px give the paper's 6 x 6 map; the map of other sizes is pooled or repeated to it.
-    He initialisation: with the paper's (deviation 0.01, some biases 1) it was still guessing after 100 steps on 2,000 pictures of
+    Images of 224 or 227 px give the paper's 6 x 6 map; the map of other sizes is pooled or repeated to it.
+    He initialisation: with the paper's (deviation 0.01, some biases 1) it was still guessing after 100 steps on 2,000 images of
     64 px, and with this it has 0.66 of them right after 75.
     Source: Krizhevsky, Sutskever and Hinton 2012, sections 3.3 to 3.5 and 4.2.
     """

@@ -51,7 +51,7 @@ class GoogLeNet(torchvision.models.GoogLeNet):  # type: ignore[misc]
     """
 
     def __init__(self, num_classes: int = 1000, in_chans: int = 3, global_pool: str = "avg", drop_rate: float = 0.2) -> None:
-        # transform_input: the weights were made for pictures at mean 0.5 and std 0.5 and come with ImageNet's; torchvision
+        # transform_input: the weights were made for images at mean 0.5 and std 0.5 and come with ImageNet's; torchvision
         # converts in the forward pass. Always on, so that a name is enough to build the same network again.
         super().__init__(num_classes=1, aux_logits=False, transform_input=True, init_weights=True, dropout=drop_rate)
         if in_chans != 3:

@@ -1,4 +1,4 @@
-"""data: which pictures, how they are split, and how they reach the network."""
+"""data: which images, how they are split, and how they reach the network."""
 
 from typing import Annotated, Literal, Self
 
@@ -19,7 +19,7 @@ class FindBatchSize(Strict):
 
 
 class Data(Strict):
-    source: Source = Field(description="where the pictures and labels come from")
+    source: Source = Field(description="where the images and labels come from")
     root: str = Field("data", description="folder for downloads")
     validation: float = Field(0.1, gt=0, lt=1, description="share of the training split kept for validation, if the source has none")
     test: float = Field(0.1, ge=0, lt=1, description="share of the training split kept for the test, if the source has none")
@@ -27,33 +27,33 @@ class Data(Strict):
         None, description="k of k-fold cross-validation: a run for each fold, which validates on it; the test split stays outside"
     )
     limit: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)] | None = Field(
-        None, description="pictures for a quick trial, or a share of them: stratified, from every split; by default all"
+        None, description="images for a quick trial, or a share of them: stratified, from every split; by default all"
     )
-    image_size: int = Field(224, ge=8, le=4096, description="side of the square picture that the network sees, in pixels")
-    channels: int = Field(3, ge=1, le=256, description="1 for grey, 3 for colour, or as many as the pictures have")
-    resize: Literal["crop", "pad", "stretch"] = Field("crop", description="how a picture becomes square")
+    image_size: int = Field(224, ge=8, le=4096, description="side of the square image that the network sees, in pixels")
+    channels: int = Field(3, ge=1, le=256, description="1 for grey, 3 for colour, or as many as the images have")
+    resize: Literal["crop", "pad", "stretch"] = Field("crop", description="how an image becomes square")
     normalize: Literal["weights", "dataset", "pixelwise", "none"] = Field(
-        "weights", description="whose mean and std the pictures are normalised with; pixelwise subtracts the mean picture of training"
+        "weights", description="whose mean and std the images are normalised with; pixelwise subtracts the mean image of training"
     )
     on_bad: Literal["error", "skip"] = Field(
-        "error", description="pictures that can't be read end the run, or are left out of it and listed in skipped.csv"
+        "error", description="images that can't be read end the run, or are left out of it and listed in skipped.csv"
     )
     leak_check: LeakCheck = Field(
         "full",
-        description="whether held-out pictures are looked for in other splits: equal and nearly equal ones, equal ones, or none",
+        description="whether held-out images are looked for in other splits: equal and nearly equal ones, equal ones, or none",
     )
-    max_pixels: int = Field(178_956_970, ge=1, le=178_956_970, description="of one picture, width times height; more is never read")
-    background: tuple[Byte, Byte, Byte] = Field((255, 255, 255), strict=False, description="R G B under transparent pictures")
+    max_pixels: int = Field(178_956_970, ge=1, le=178_956_970, description="of one image, width times height; more is never read")
+    background: tuple[Byte, Byte, Byte] = Field((255, 255, 255), strict=False, description="R G B under transparent images")
     range_16bit: tuple[TwoBytes, TwoBytes] = Field(
         (0, 65535), strict=False, description="of 16-bit values, which becomes 0 to 255; values outside of it are an error"
     )
-    batch_size: Annotated[int, Field(ge=1)] | FindBatchSize = Field(64, description="pictures a step, over all devices")
-    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field("auto", description="processes that load pictures")
+    batch_size: Annotated[int, Field(ge=1)] | FindBatchSize = Field(64, description="images a step, over all devices")
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field("auto", description="processes that load images")
 
     @model_validator(mode="after")
     def _leaves_images_to_train_on(self) -> Self:
         if self.validation + self.test >= 1:
-            problem = f"= {self.test} and validation = {self.validation} leave no pictures to train on."
+            problem = f"= {self.test} and validation = {self.validation} leave no images to train on."
             raise rule_broken("test", "validation", problem, "Expected shares whose sum is below 1.")
         return self
 
@@ -71,7 +71,7 @@ class Data(Strict):
             problem = f"= [{low}, {high}] is no range."
             raise rule_broken("range_16bit", "range_16bit", problem, "Expected the lowest value and then the highest, such as [0, 4095].")
         if self.background != (255, 255, 255) and self.channels not in (1, 3):
-            problem = f"= {list(self.background)} does nothing: with channels = {self.channels} a picture is taken as it is."
+            problem = f"= {list(self.background)} does nothing: with channels = {self.channels} an image is taken as it is."
             raise rule_broken("background", "channels", problem, "Remove it, or set channels to 3 or 1.")
         return self
 

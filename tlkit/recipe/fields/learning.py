@@ -40,8 +40,8 @@ class Loss(Strict):
 
 
 class Mix(Strict):
-    mixup: float = Field(0.0, ge=0, description="alpha of mixup: two pictures and their labels blended; 0 is none")
-    cutmix: float = Field(0.0, ge=0, description="alpha of cutmix: a piece of another picture pasted in; 0 is none")
+    mixup: float = Field(0.0, ge=0, description="alpha of mixup: two images and their labels blended; 0 is none")
+    cutmix: float = Field(0.0, ge=0, description="alpha of cutmix: a piece of another image pasted in; 0 is none")
 
 
 class Ema(Strict):

@@ -35,7 +35,7 @@ class Head(Strict):
     hidden: int = Field(512, ge=1, description="of mlp: width of the hidden layer")
     filters: int = Field(32, ge=1, description="of locally_connected: filters at each place of the map")
     c: float | None = Field(None, gt=0, description="of svm and logistic: scikit-learn's C; by default the best on validation")
-    neighbours: int = Field(5, ge=1, description="of knn: training pictures that vote")
+    neighbours: int = Field(5, ge=1, description="of knn: training images that vote")
 
     @model_validator(mode="after")
     def _has_what_it_names(self) -> Self:

@@ -48,7 +48,7 @@ class SolvedPhase(Strict):
     """The linear head found by logistic regression on the frozen network's features: no epochs, and no learning rate to guess."""
 
     train: Train = Field(description="what is solved: head, which alone can be")
-    solver: Literal["lbfgs"] = Field(description="in place of epochs and lr: solves to convergence, on training pictures as they are")
+    solver: Literal["lbfgs"] = Field(description="in place of epochs and lr: solves to convergence, on training images as they are")
     weight_decay: float | None = Field(
         None, gt=0, description="times half the squared weights on standardised features; by default the best on validation"
     )

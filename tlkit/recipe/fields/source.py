@@ -1,4 +1,4 @@
-"""data.source: the places that pictures and labels come from."""
+"""data.source: the places that images and labels come from."""
 
 from typing import Annotated, Literal
 
@@ -30,7 +30,7 @@ Label = Annotated[str, Field(min_length=1)] | Annotated[tuple[Annotated[str, Fie
 
 
 class CsvSource(Strict):
-    csv: str = Field(min_length=1, title="FILE", description="a table with a row an image, separated by comma, semicolon or tab")
+    csv: str = Field(min_length=1, title="FILE", description="a table with a row per image, separated by comma, semicolon or tab")
     root: str | None = Field(None, min_length=1, title="DIR", description=_ROOT)
     path: str = Field("path", min_length=1, title="COLUMN", description=_PATH)
     label: Label = Field("label", title="COLUMN", description=_LABEL)
@@ -65,14 +65,14 @@ class NpzSource(Strict):
 
 
 class NpySource(Strict):
-    npy: str = Field(min_length=1, title="FILE", description="pictures [N, H, W] or [N, H, W, C], uint8 or uint16")
-    labels: str = Field(min_length=1, title="FILE", description="an .npy file with a label for each picture")
+    npy: str = Field(min_length=1, title="FILE", description="images [N, H, W] or [N, H, W, C], uint8 or uint16")
+    labels: str = Field(min_length=1, title="FILE", description="an .npy file with a label for each image")
     classes: tuple[str, ...] = Field((), strict=False, description=_CLASSES)
 
 
 class HuggingFaceSource(Strict):
     huggingface: str = Field(min_length=1, title="NAME", description="a data set of the hub, or a folder that has one")
-    image: str | None = Field(None, min_length=1, description="the column with pictures; by default the only one that has some")
+    image: str | None = Field(None, min_length=1, description="the column with images; by default the only one that has some")
     label: str | None = Field(None, min_length=1, description="the column with labels; by default the only one with named classes")
     config: str | None = Field(None, min_length=1, description="which of the data set's configurations")
     revision: str | None = Field(None, min_length=1, description="branch, tag or commit on the hub")

@@ -8,15 +8,15 @@ from tlkit.recipe.fields.strict import Strict, rule_broken
 
 
 class Cache(Strict):
-    """Activations of what is frozen, kept between epochs, phases and runs; and within a run, pictures as the network sees them."""
+    """Activations of what is frozen, kept between epochs, phases and runs; and within a run, images as the network sees them."""
 
-    use: bool = Field(True, description="whether the frozen part runs once, and pictures are decoded once, instead of in every epoch")
+    use: bool = Field(True, description="whether the frozen part runs once, and images are decoded once, instead of in every epoch")
     budget_gb: float = Field(
-        10.0, gt=0, description="most that is kept on disk, over all runs; the longest unused goes first. As much for a run's pictures"
+        10.0, gt=0, description="most that is kept on disk, over all runs; the longest unused goes first. As much for a run's images"
     )
     dtype: Literal["float32", "float16", "bfloat16"] = Field("float32", description="dtype of cached activations")
     half_over_budget: bool = Field(False, description="over budget, keep float16 rather than nothing")
-    views: int = Field(0, ge=0, le=1000, description="augmented versions kept of each training picture, taken in turns; 0 is none")
+    views: int = Field(0, ge=0, le=1000, description="augmented versions kept of each training image, taken in turns; 0 is none")
 
 
 class CheckpointEvery(Strict):
@@ -41,11 +41,9 @@ class Trainer(Strict):
         "32-true", description="32-true | bf16-mixed | 16-mixed: what the network computes in; the weights stay in 32 bits"
     )
     deterministic: bool = Field(True, description="same recipe, same machine kind, same numbers")
-    on_nan: OnNan = Field(
-        "stop", description="at a loss that is NaN or infinite: stop, or skip the batch; its pictures are named either way"
-    )
+    on_nan: OnNan = Field("stop", description="at a loss that is NaN or infinite: stop, or skip the batch; its images are named either way")
     scale_lr: ScaleLr | Literal[False] = Field(
-        False, description="batch_size and lr are one device's: n devices take n times as many pictures, and lr times n or its root"
+        False, description="batch_size and lr are one device's: n devices take n times as many images, and lr times n or its root"
     )
     checkpoint_every: CheckpointEvery = Field(
         default_factory=CheckpointEvery, description="within an epoch; between two epochs one is written too, at most every 5 seconds"

@@ -26,7 +26,7 @@ SMALLEST = 2
 FIRST = 16
 LARGEST = 4096
 STEPS_AN_EPOCH = 8
-"""At least as many: a batch of half the training pictures learns little, however much room there is."""
+"""At least as many: a batch of half the training images learns little, however much room there is."""
 PRECISION = 1.125
 """The search ends where the smallest batch that doesn't fit is at most this much larger than the largest that does."""
 
@@ -35,7 +35,7 @@ def with_batch_size(recipe: Recipe) -> Recipe:
     """The recipe with a number for `data.batch_size`, logged; as it is where that is a number already.
 
     A step of the largest phase is tried, forward and backward with its optimizer, in another process: where memory ends, that one ends.
-    Raises DeviceError where not even two pictures fit, and RecipeError where the processes of other devices were started from outside.
+    Raises DeviceError where not even two images fit, and RecipeError where the processes of other devices were started from outside.
     """
     wanted = recipe.data.batch_size
     if not isinstance(wanted, FindBatchSize):
@@ -53,7 +53,7 @@ def with_batch_size(recipe: Recipe) -> Recipe:
 
 
 def largest_batch(recipe: Recipe, *, most: int) -> int:
-    """Pictures over all devices, up to `most`, that a step of the largest phase has room for; 0 if not even two for each device."""
+    """Images over all devices, up to `most`, that a step of the largest phase has room for; 0 if not even two for each device."""
     with _Prober(recipe) as prober:
         return prober.devices * rounded(largest_that_fits(prober.fits, most // prober.devices))
 
@@ -65,11 +65,11 @@ def _find(recipe: Recipe, wanted: FindBatchSize) -> int:
         largest = largest_that_fits(prober.fits, round(most / wanted.find))
     if not largest:
         raise DeviceError(
-            f"data.batch_size = {{find: {wanted.find:g}}}: not even {SMALLEST} pictures fit into memory.\n"
+            f"data.batch_size = {{find: {wanted.find:g}}}: not even {SMALLEST} images fit into memory.\n"
             "  Lower data.image_size, train fewer stages, or choose a smaller backbone."
         )
     found = prober.devices * rounded(max(SMALLEST, min(most, int(wanted.find * largest))))
-    bound = f"{largest} pictures fit on a device" if largest < round(most / wanted.find) else f"an epoch keeps {STEPS_AN_EPOCH} steps"
+    bound = f"{largest} images fit on a device" if largest < round(most / wanted.find) else f"an epoch keeps {STEPS_AN_EPOCH} steps"
     LOG.info("data.batch_size: %d. %s%s; phase %d is the largest", found, bound[0].upper(), bound[1:], prober.phase + 1)
     return found
 

@@ -38,7 +38,7 @@ def memory_explained(recipe: Recipe) -> Iterator[None]:
         if fits:
             fix = f"Set it to {fits}, the largest that fitted when it was tried now; optimizer.accumulate keeps a step as large as it was."
         else:
-            fix = "Not even two pictures fit: lower data.image_size, train fewer stages, or choose a smaller backbone."
+            fix = "Not even two images fit: lower data.image_size, train fewer stages, or choose a smaller backbone."
         with recipe.located():
             raise RecipeError([Fault("data.batch_size", problem, fix)]) from error
 

@@ -1,8 +1,8 @@
-"""Tries steps of a recipe's largest phase with made-up pictures: a process of its own, which may run out of memory.
+"""Tries steps of a recipe's largest phase with made-up images: a process of its own, which may run out of memory.
 
     python -m tlkit.training.batch_size.probe RECIPE.yaml
 
-Writes a line of facts; then answers each number of pictures on stdin with `fits` or `too large`.
+Writes a line of facts; then answers each number of images on stdin with `fits` or `too large`.
 """
 
 import json

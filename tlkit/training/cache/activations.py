@@ -43,12 +43,12 @@ AUTOCAST: Mapping[str, Callable[[str], AbstractContextManager[Any]]] = {
     "16-mixed": lambda device: torch.autocast(device, torch.float16),
 }
 LARGEST_SHARE = 8
-"""Activations of more than this many times the bytes of the uint8 picture are not kept: near its first layers a network is quicker run
+"""Activations of more than this many times the bytes of the uint8 image are not kept: near its first layers a network is quicker run
 than read (resnet18 at 128 px: 21 times after the first convolution, 5 times at layer1)."""
 
 
 class ActivationCache:
-    """What is kept of the pictures at the place where a classifier's frozen part ends. Says in the log what was found or made."""
+    """What is kept of the images at the place where a classifier's frozen part ends. Says in the log what was found or made."""
 
     def __init__(
         self, classifier: Classifier, data: ImageDataModule, cache: Cache, *, device: torch.device, precision: str, console: Console
@@ -80,12 +80,12 @@ class ActivationCache:
             stored = self._stored(self._untouched(), views=0)
             return ActivationData(self._data, stored, stored)
         if not self._cache.views:
-            raise CacheUnavailable("augment changes the pictures in every epoch (cache.views keeps a number of views of each)")
+            raise CacheUnavailable("augment changes the images in every epoch (cache.views keeps a number of views of each)")
         train = self._stored(self._data.samples.of("train"), views=self._cache.views)
         return ActivationData(self._data, train, self._stored(self._untouched(), views=0))
 
     def features(self, split: str) -> tuple[Tensor, Tensor]:
-        """What the head takes [N, F] and the labels of a split, of the pictures as they are, by a classifier that is frozen as a whole.
+        """What the head takes [N, F] and the labels of a split, of the images as they are, by a classifier that is frozen as a whole.
 
         Raises CacheUnavailable.
         """
@@ -94,7 +94,7 @@ class ActivationCache:
         return torch.cat([features for features, _ in found]), torch.cat([labels for _, labels in found])
 
     def logits(self, split: str) -> tuple[Tensor, Tensor]:
-        """Logits [N, K] and labels of a split, on the CPU, by what is kept of its pictures as they are.
+        """Logits [N, K] and labels of a split, on the CPU, by what is kept of its images as they are.
 
         Raises CacheUnavailable where that isn't there already, or is rounded.
         """
@@ -110,11 +110,11 @@ class ActivationCache:
         return torch.cat([logits for logits, _ in found]), torch.cat([labels for _, labels in found])
 
     def _untouched(self) -> tuple[Sample, ...]:
-        """Pictures that a phase needs as they are."""
+        """Images that a phase needs as they are."""
         return self._plain() if self._data.augmentation is None else self._data.samples.of("val")
 
     def _plain(self) -> tuple[Sample, ...]:
-        """Training and validation pictures, and those of the test split if another seed may deal them out differently."""
+        """Training and validation images, and those of the test split if another seed may deal them out differently."""
         samples = self._data.samples
         return tuple(sample for sample in samples.samples if sample.split != "test" or "test" in samples.drawn)
 
@@ -131,12 +131,12 @@ class ActivationCache:
                 LOG.warning("cached activations in %s differ from the network's: computed again", entry)
                 stored = None
             if stored is None and not make:
-                raise CacheUnavailable("nothing is kept of these pictures")
+                raise CacheUnavailable("nothing is kept of these images")
             if stored is None:
                 self._make(entry, samples, shapes, dtype, views)
                 stored = open_stored(entry, shapes, DTYPES[dtype], rows, views)
             elif make:
-                LOG.info("activations of %d pictures found in %s", len(samples), entry)
+                LOG.info("activations of %d images found in %s", len(samples), entry)
         if stored is None:
             raise CacheUnavailable(f"{entry} can't be read back")
         with suppress(OSError):  # an entry of another user's
@@ -144,7 +144,7 @@ class ActivationCache:
         return stored
 
     def _shapes(self) -> list[tuple[int, ...]]:
-        """Of one picture's activations, in the order in which they are kept: maps [H, W, C]."""
+        """Of one image's activations, in the order in which they are kept: maps [H, W, C]."""
         size, channels = self._data.preprocessing.image_size, self._data.preprocessing.channels
         black = torch.zeros(1, channels, size, size, dtype=torch.uint8)
         return [tuple(as_kept(activation).shape[1:]) for activation in self._activations(black)]
@@ -166,7 +166,7 @@ class ActivationCache:
             bytes_per_image = values * DTYPES[dtype].itemsize
             needed = images * bytes_per_image
             if bytes_per_image > LARGEST_SHARE * preprocessing.image_size**2 * preprocessing.channels:
-                reason = f"a picture's activations at {self._cut.boundary} are {format_bytes(bytes_per_image)}: so few layers run quicker"
+                reason = f"an image's activations at {self._cut.boundary} are {format_bytes(bytes_per_image)}: so few layers run quicker"
             elif needed > self._cache.budget_gb * 1e9:
                 reason = f"{format_bytes(needed)} would be needed and cache.budget_gb is {self._cache.budget_gb:g}"
             else:
@@ -218,7 +218,7 @@ class ActivationCache:
                 raise CacheUnavailable(f"the disk of {entry.parent} is full: {format_bytes(needed)} are needed") from error
             raise CacheUnavailable(f"{entry.parent} can't be written: {error.strerror}") from error
         LOG.info(
-            "frozen part run once, up to %s: %d pictures%s, %s in %.1f s",
+            "frozen part run once, up to %s: %d images%s, %s in %.1f s",
             self._cut.boundary,
             len(samples),
             f" in {views} views" if views else "",
@@ -227,7 +227,7 @@ class ActivationCache:
         )
 
     def _write(self, folder: Path, samples: Sequence[Sample], dtype: torch.dtype, views: int) -> None:
-        """Plain files of rows, a picture's views side by side. Files, since a full disk kills who writes to mapped memory."""
+        """Plain files of rows, an image's views side by side. Files, since a full disk kills who writes to mapped memory."""
         what = "frozen part, once"
         arrays: list[Any] = []
         with progress(self._console, what, len(samples) * max(1, views)) as advance:

@@ -88,7 +88,7 @@ def print_entries() -> None:
 
     found = entries()
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
-    for heading in ("entry", "up to", "pictures", "views", "format", "MB", "last used"):
+    for heading in ("entry", "up to", "images", "views", "format", "MB", "last used"):
         table.add_column(heading, overflow="fold", no_wrap=heading != "up to")
     for entry in reversed(found):
         facts, used = entry.facts, time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))

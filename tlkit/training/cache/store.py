@@ -21,7 +21,7 @@ LOG = logging.getLogger("tlkit")
 
 @dataclass(frozen=True)
 class Stored:
-    """Activations of some pictures. rows: a picture's id -> its row; views: augmented versions of each, 0 for the picture as it is."""
+    """Activations of some images. rows: an image's id -> its row; views: augmented versions of each, 0 for the image as it is."""
 
     arrays: tuple[NDArray[Any], ...]
     dtype: torch.dtype
@@ -34,7 +34,7 @@ class Stored:
 
 
 class ActivationLoader:
-    """The batches of a picture loader, in its order, as (activations, labels)."""
+    """The batches of an image loader, in its order, as (activations, labels)."""
 
     batch_sampler = None  # Lightning looks for it, finds this, and tells `sampler` of each epoch
 
@@ -71,7 +71,7 @@ class ActivationLoader:
 
 
 class ActivationData(lightning.LightningDataModule):
-    """What PictureData gives, with pictures replaced by their activations."""
+    """What PictureData gives, with images replaced by their activations."""
 
     def __init__(self, data: ImageDataModule, train: Stored, val: Stored) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What `--resume` goes on from, and whether it may: the recipe and the pictures have to be those that the run began with."""
+"""What `--resume` goes on from, and whether it may: the recipe and the images have to be those that the run began with."""
 
 import json
 import logging
@@ -93,7 +93,7 @@ def check_same_images(manifest: Path, rows: Sequence[Mapping[str, str]], *, left
     reported = image_changes([row for row in before if row["id"] not in set(lost)], rows)
     if reported:
         raise RunError(
-            "The pictures are not those that the run began with ({}):\n{}\n  Restore them, or start again in another --out.".format(
+            "The images are not those that the run began with ({}):\n{}\n  Restore them, or start again in another --out.".format(
                 manifest, "\n".join(reported)
             )
         )

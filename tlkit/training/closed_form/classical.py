@@ -37,7 +37,7 @@ A larger C costs an svm ten times the time, and on thousand features all trainin
 def fit_classical_head(setup: Setup, head: Head, cache: Cache, trained: Trained, *, phase: int, context: RunContext) -> Trained:
     """Put a head that scikit-learn has fitted in place of the classifier's. metrics.csv gets a row for it, as phase `phase`.
 
-    Training pictures are taken as they are, without augmentation.
+    Training images are taken as they are, without augmentation.
     """
     began = time.perf_counter()
     classifier, data = setup.classifier, setup.data
@@ -100,7 +100,7 @@ def _linear_candidates(
     scaler = StandardScaler().fit(features)
     standardised = scaler.transform(features)
     for c in C_PATHS[head.kind] if head.c is None else (head.c,):
-        # dual: twice as quick as the primal with 1,800 pictures of 1,280 features (scikit-learn 1.9).
+        # dual: twice as quick as the primal with 1,800 images of 1,280 features (scikit-learn 1.9).
         model = LogisticRegression(C=c, max_iter=1000) if head.kind == "logistic" else LinearSVC(C=c, dual=True, random_state=0)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", ConvergenceWarning)

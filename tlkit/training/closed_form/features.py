@@ -40,5 +40,5 @@ def _features_of(classifier: Classifier, data: ImageDataModule, split: str, cach
             return ActivationCache(classifier, data, cache, device=device, precision="32-true", console=console).features(split)
     except CacheUnavailable as why:
         LOG.info("the features are not kept for another time: %s", why)
-    with progress(console, f"features of the {split} pictures", len(data.samples.of(split))) as advance:
+    with progress(console, f"features of the {split} images", len(data.samples.of(split))) as advance:
         return infer(classifier, data.whole(split), data.preprocessing, outputs=classifier.features, on_batch=advance)

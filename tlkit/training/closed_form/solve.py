@@ -1,6 +1,6 @@
 """A head phase that is solved: the regularised logistic regression on the frozen network's features, to convergence.
 
-With torch's own L-BFGS three weight decays took three times the evaluations of scipy's and five times as long (1,800 pictures of 1,280
+With torch's own L-BFGS three weight decays took three times the evaluations of scipy's and five times as long (1,800 images of 1,280
 features);
 a preconditioner made from the features' covariance didn't pay.
 """
@@ -37,7 +37,7 @@ WEIGHT_DECAYS = (10.0, 1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-5)
 PATH_TOLERANCE, TOLERANCE = 1e-5, 1e-6
 """Largest entry of the gradient where the search ends: to choose a weight decay by, and of what ships."""
 CHUNK = 4096
-"""Pictures whose features are float64 at a time."""
+"""Images whose features are float64 at a time."""
 REMEMBERED = 30
 """Steps that L-BFGS knows the curvature from: a quarter quicker than with scipy's 10."""
 
@@ -92,7 +92,7 @@ class Regression:
     """The mean criterion + weight_decay / 2 * |weights|² of a linear layer on standardised features; biases aren't decayed.
 
     A point is the layer's weights [K * F] and, after them, biases [K], flat and in float64 as scipy wants them.
-    With one label a picture and nothing but cross-entropy, weight_decay is 1 / (N * C) of scikit-learn's LogisticRegression.
+    With one label per image and nothing but cross-entropy, weight_decay is 1 / (N * C) of scikit-learn's LogisticRegression.
     """
 
     def __init__(self, train: Split, criterion: nn.Module, classes: int) -> None:

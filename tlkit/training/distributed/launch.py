@@ -18,7 +18,7 @@ from tlkit.training.private_api import set_timeout, start_scripts, starts_script
 T = TypeVar("T")
 
 COLLECTIVE_TIMEOUT = timedelta(hours=2)
-"""How long processes wait for one that works alone: it downloads, checks pictures, solves a head, or measures a fold."""
+"""How long processes wait for one that works alone: it downloads, checks images, solves a head, or measures a fold."""
 TASKS = "SLURM_STEP_NUM_TASKS"
 """How many processes srun has started."""
 
