@@ -24,7 +24,7 @@ BACKWARD = 2 / 3
 class Training:
     """images_s: images a second of one device that trains alone. batch_size: images a step of each device.
 
-    parameters: that train. picture_bytes: as they lie on the disk.
+    parameters: that train. image_bytes: as they lie on the disk.
     """
 
     name: str

@@ -85,7 +85,7 @@ class Plan:
     """samples: None where the images can't be read; then `classes` is assumed, and steps are unknown.
 
     weights: where they come from. weights_mean: of the images that they were made with. notes: what was done to them.
-    no_pictures, no_weights: why they are missing, else empty. steps: of the optimizer, in an epoch.
+    no_images, no_weights: why they are missing, else empty. steps: of the optimizer, in an epoch.
     device_memory: bytes of one device; None where the machine doesn't tell.
     phases: those that train by gradients. border: what is not seen of every image, see `border_warning`.
     """
@@ -121,7 +121,7 @@ class Plan:
 def make_plan(recipe: Recipe) -> Plan:
     """Builds what training would build, and tries every phase for a few batches on a copy.
 
-    Images or weights that are missing are replaced by made-up ones of the same shape; `no_pictures` and `no_weights` say why.
+    Images or weights that are missing are replaced by made-up ones of the same shape; `no_images` and `no_weights` say why.
     Raises TlkitError for what else would stop the training.
     """
     with TemporaryDirectory(prefix="tlkit-plan-") as folder:

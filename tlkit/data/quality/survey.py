@@ -75,7 +75,7 @@ class Survey:
 
 
 def survey(samples: Samples, *, read: Read, mean_size: Size | None = None, on_image: Callable[[int], None] = lambda images: None) -> Survey:
-    """One pass over all images, in threads. on_picture is called with the number of images that are done.
+    """One pass over all images, in threads. on_image is called with the number of images that are done.
 
     read: the decoder, with its settings. mean_size: of the mean image; by default that of the first image, at most LARGEST_MEAN.
     An image that can't be read is counted, named and left out.
