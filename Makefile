@@ -8,7 +8,7 @@ export NO_ALBUMENTATIONS_UPDATE := 1
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
-quickstart: .venv/.installed  ## set up .venv and fine-tune on the bundled pictures (a few minutes on a CPU)
+quickstart: .venv/.installed  ## set up .venv and fine-tune on the bundled images (a few minutes on a CPU)
 	$(BIN)/tlkit finetune recipes/quickstart.yaml
 
 test: export HF_HUB_OFFLINE := 1
