@@ -11,7 +11,7 @@ from textwrap import fill
 from typing import Any
 
 from tlkit import __version__
-from tlkit.commands import data, deploy, evaluate, models, training
+from tlkit.commands import data, deploy, evaluate, models, search, training
 from tlkit.errors import Interrupted, TlkitError, did_you_mean, expected_one_of, without_passwords
 from tlkit.files import is_disk_full
 from tlkit.system import as_command_line, ignore_pillow_warnings
@@ -35,6 +35,7 @@ COMMANDS: dict[str, tuple[str, Callable[[ArgumentParser], None], Callable[[Names
     "plan": ("show what a recipe will do, before it does it: what trains, memory, steps, time", training.plan_arguments, training.plan),
     "lr": ("find a learning rate: train a copy at a rate that rises, and look at the loss", training.lr_arguments, training.lr),
     "evaluate": ("measure the model of a run again", evaluate.evaluate_arguments, evaluate.evaluate),
+    "compare": ("say whether runs differ by more than chance, on their test images", search.compare_arguments, search.compare),
     "reproduce": ("run a run's recipe again, and compare the two to the last bit", training.reproduce_arguments, training.reproduce),
     "predict": ("name the classes of images", deploy.predict_arguments, deploy.predict),
     "export": ("make a model ready to ship: ONNX and more, proved to answer as it does", deploy.export_arguments, deploy.export),

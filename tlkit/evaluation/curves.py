@@ -1,5 +1,6 @@
 """curves.png: the primary metric, accuracy and loss by epoch, training against validation, phases marked."""
 
+import csv
 from collections.abc import Mapping, Sequence
 from math import nan
 from pathlib import Path
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 TRAINING, VALIDATION = "#9a6a00", "#0b5cad"  # colour-blind readers see the difference, and the line style
+MARKERS = ("o-", "s--", "^:", "D-.")
 
 
 def draw_curves(rows: Sequence[Mapping[str, Any]], phase_names: Sequence[str], file: Path, *, primary_metric: str = "accuracy") -> None:
@@ -35,6 +37,34 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], phase_names: Sequence[str], f
         _mark_phases(axis, rows, phase_names)
     axes[-2].legend(frameon=False, loc="best")
     axes[-1].set_ylim(bottom=0)
+    with atomic_file(file) as writing:
+        figure.savefig(writing, format="png", dpi=120)
+    plt.close(figure)
+
+
+def draw_runs(runs: Sequence[Path], file: Path) -> None:
+    """Draw validation accuracy and loss of several runs by epoch, over each other."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    longest = 1
+    for number, run in enumerate(runs):
+        with (run / "metrics.csv").open(encoding="utf-8", newline="") as lines:
+            rows = list(csv.DictReader(lines))
+        longest = max(longest, len(rows))
+        for axis, column in zip(axes, ("val/accuracy", "val/loss"), strict=True):
+            values = [float(row.get(column) or nan) for row in rows]
+            axis.plot(range(1, len(rows) + 1), values, MARKERS[number % len(MARKERS)], ms=4, label=str(run))
+    for axis, title in zip(axes, ("validation accuracy", "validation loss"), strict=True):
+        axis.set(xlabel="epoch", xlim=(0.5, longest + 0.5))
+        axis.set_title(title, fontweight="bold")
+        axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].legend(frameon=False, fontsize=8.5, loc="best")
     with atomic_file(file) as writing:
         figure.savefig(writing, format="png", dpi=120)
     plt.close(figure)

@@ -1,6 +1,7 @@
 """`tlkit evaluate RUN`: the shipped model measured again on the images that its run kept for it."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,14 @@ from tlkit.data.splits.manifest import check_run_folder, samples_of_run
 from tlkit.data.splits.run_source import recipe_of_run
 from tlkit.errors import DataError, RunError
 from tlkit.evaluation.metrics import measure, measure_multilabel, primary_metric_of
+from tlkit.evaluation.predictions import prediction_rows, read_predictions
 from tlkit.evaluation.primary_metric import named_primary_metric
 from tlkit.evaluation.test_time_augmentation import Tta, averaged, views_of, with_views
 from tlkit.models.classifier import Classifier
 from tlkit.models.devices import find_device
 from tlkit.models.inference import infer
-from tlkit.models.model_folder import load_with_card
+from tlkit.models.model_folder import ModelCard, load_with_card
+from tlkit.recipe.schema import Recipe
 
 
 def measure_split(
@@ -38,9 +41,22 @@ def measure_split(
 
     thresholds: of each class, for multilabel.
     """
-    loader = make_loader(samples.of(split), preprocessing, batch_size=batch_size, multi_hot=samples.multi_hot)
-    logits, labels = infer(classifier, loader, preprocessing, on_batch=on_batch)
+    logits, labels = split_logits(classifier, samples, split, preprocessing, batch_size=batch_size, on_batch=on_batch)
     return measure_logits(logits, labels, samples=samples, split=split, thresholds=thresholds)
+
+
+def split_logits(
+    classifier: Classifier,
+    samples: Samples,
+    split: str,
+    preprocessing: Preprocessing,
+    *,
+    batch_size: int,
+    on_batch: Callable[[int], None] = lambda images: None,
+) -> tuple[Tensor, Tensor]:
+    """Return logits [N, K] and labels of one split on the CPU, in the order of its samples. The classifier stays on its device."""
+    loader = make_loader(samples.of(split), preprocessing, batch_size=batch_size, multi_hot=samples.multi_hot)
+    return infer(classifier, loader, preprocessing, on_batch=on_batch)
 
 
 def measure_logits(logits: Tensor, labels: Tensor, *, samples: Samples, split: str, thresholds: Sequence[float]) -> dict[str, Any]:
@@ -90,17 +106,9 @@ def evaluate_run(run: Path, split: str, tta: Tta | None = None, *, device: str =
     With the recipe's `on_bad: skip`, images that can't be read any more are left out, and are in `skipped`: id -> reason.
     Raises RunError if this is no run folder, DataError if images of the split are gone or the split is empty.
     """
-    check_run_folder(run)
-    place = find_device(device)
-    classifier, card = load_with_card(run)
-    classifier.to(place)
-    recipe = recipe_of_run(run, overrides)
-    samples = samples_of_run(run, card.classes, overrides)
-    if recipe.data.on_bad == "skip":
-        samples = without_bad_of(samples, split, recipe.data)
-    if not samples.of(split):
-        raise DataError(f"{run / 'split.csv'} has no images in the split '{split}'.\n  Choose another with --split.")
-    preprocessing, batch_size = Preprocessing.from_json(card.preprocessing, card.mean_picture), recipe.data.known_batch_size
+    opened = open_split(run, split, device=device, overrides=overrides)
+    classifier, card, recipe, samples = opened.classifier, opened.card, opened.recipe, opened.samples
+    preprocessing, batch_size = opened.preprocessing, recipe.data.known_batch_size
     skipped = {"skipped": {skipped.sample.id: skipped.reason for skipped in samples.skipped}} if recipe.data.on_bad == "skip" else {}
     if tta is None:
         found = measure_split(classifier, samples, split, preprocessing, batch_size=batch_size, thresholds=card.thresholds)
@@ -116,3 +124,43 @@ def evaluate_run(run: Path, split: str, tta: Tta | None = None, *, device: str =
         right, right_with = plain.argmax(1) == labels, mean.argmax(1) == labels
         with_tta |= {"gained": int((right_with & ~right).sum()), "lost": int((right & ~right_with).sum())}
     return {**measure_logits(plain, labels, **measured_as), "tta": with_tta, **skipped}
+
+
+@dataclass(frozen=True)
+class OpenSplit:
+    """A run's model on its device, and its images in the splits of split.csv."""
+
+    classifier: Classifier
+    card: ModelCard
+    recipe: Recipe
+    samples: Samples
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        return Preprocessing.from_json(self.card.preprocessing, self.card.mean_picture)
+
+
+def open_split(run: Path, split: str, *, device: str = "auto", overrides: Sequence[str] = ()) -> OpenSplit:
+    """Load a run's model and find the images of a split. Raises what `evaluate_run` raises."""
+    check_run_folder(run)
+    place = find_device(device)
+    classifier, card = load_with_card(run)
+    classifier.to(place)
+    recipe = recipe_of_run(run, overrides)
+    samples = samples_of_run(run, card.classes, overrides)
+    if recipe.data.on_bad == "skip":
+        samples = without_bad_of(samples, split, recipe.data)
+    if not samples.of(split):
+        raise DataError(f"{run / 'split.csv'} has no images in the split '{split}'.\n  Choose another with --split.")
+    return OpenSplit(classifier, card, recipe, samples)
+
+
+def answers_on_test(run: Path) -> list[dict[str, str]]:
+    """Return the rows of a run's predictions.csv. The model of a run that has none, of an earlier version, answers again."""
+    try:
+        return read_predictions(run)
+    except FileNotFoundError:
+        opened = open_split(run, "test")
+        batch_size = opened.recipe.data.known_batch_size
+        logits, _ = split_logits(opened.classifier, opened.samples, "test", opened.preprocessing, batch_size=batch_size)
+        return prediction_rows(logits, opened.samples.of("test"), opened.card.classes, opened.card.thresholds)

@@ -11,8 +11,9 @@ from tlkit.data.preprocess import Preprocessing
 from tlkit.data.samples import Samples
 from tlkit.errors import CacheUnavailable
 from tlkit.evaluation.curves import draw_curves
-from tlkit.evaluation.evaluate import measure_logits, measure_split
+from tlkit.evaluation.evaluate import measure_logits, measure_split, split_logits
 from tlkit.evaluation.metrics import best_thresholds, metric_label, primary_metric_of
+from tlkit.evaluation.predictions import prediction_rows, write_predictions
 from tlkit.evaluation.primary_metric import named_primary_metric, recorded_primary_metric
 from tlkit.evaluation.report import write_report
 from tlkit.files import write_json
@@ -94,7 +95,9 @@ def measure_shipped(model: Path, ready: Setup, recipe: Recipe, result: "Trained"
     )
     metrics: dict[str, Any] = {}
     if samples.of("test"):
-        metrics["test"] = measure_split(classifier, samples, "test", preprocessing, batch_size=batch_size, thresholds=card.thresholds)
+        logits, labels = split_logits(classifier, samples, "test", preprocessing, batch_size=batch_size)
+        metrics["test"] = measure_logits(logits, labels, samples=samples, split="test", thresholds=card.thresholds)
+        write_predictions(model.parent, prediction_rows(logits, samples.of("test"), card.classes, card.thresholds))
     kept = cached_validation(classifier, ready, recipe, result, console=console)
     if kept is not None:
         metrics["val"] = measure_logits(*kept, samples=samples, split="val", thresholds=card.thresholds)

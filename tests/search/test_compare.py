@@ -1,0 +1,103 @@
+"""`tlkit compare` on a real run of three classes and copies of it whose answers are changed by hand."""
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tlkit.cli import main
+from tlkit.evaluation.evaluate import answers_on_test
+from tlkit.evaluation.predictions import write_predictions
+
+BEFORE = Path(__file__).parents[1] / "fixtures" / "before_layout"
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with `a`, a run of an earlier version without predictions.csv, and `b`, which answers every image right."""
+    shutil.copytree(BEFORE, tmp_path / "runs")
+    monkeypatch.chdir(tmp_path / "runs")
+    for name in ("a", "b"):
+        shutil.copytree("run", name)
+    rows = answers_on_test(Path("b"))
+    write_predictions(Path("b"), [{**row, "answer": row["label"]} for row in rows])
+    return tmp_path / "runs"
+
+
+def change(file: Path, column: str, value: Callable[[dict[str, str]], str]) -> None:
+    with file.open(newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    with file.open("w", newline="") as lines:
+        writer = csv.DictWriter(lines, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({**row, column: value(row)} for row in rows)
+
+
+def test_an_earlier_run_answers_again_as_it_was_measured(runs: Path) -> None:
+    rows = answers_on_test(Path("a"))
+    measured = json.loads(Path("a/metrics.json").read_text())["test"]
+    assert sum(row["label"] == row["answer"] for row in rows) / len(rows) == measured["accuracy"]
+    assert [row["id"] for row in rows][:1] == ["test/ankle-boot/00000.png"]
+    assert all(1 / 3 < float(row["probability"]) <= 1 for row in rows)
+
+
+def test_the_difference_is_gained_less_lost(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "a", "b", "--format", "json", "--curves", "curves.png"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    wrong = sum(row["label"] != row["answer"] for row in answers_on_test(Path("a")))
+    assert (found["gained"], found["lost"], found["n"]) == (wrong, 0, 12)
+    assert found["difference"] == pytest.approx(wrong / 12)
+    assert found["p"] == pytest.approx(2 * 0.5**wrong - 0.5**wrong)  # by hand: 2 P(X <= 0) - P(X = 0), X of 2^-wrong
+    assert found["interval"][0] <= found["difference"] <= found["interval"][1]
+    assert Path("curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_difference_within_noise_is_called_that(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "a", "a"]) == 0
+    out = capsys.readouterr().out
+    assert "the recipes are the same" in out
+    assert "not distinguishable at n=12 (p=1)" in out
+
+
+def test_recipes_are_compared_key_by_key(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = Path("b/recipe.yaml")
+    recipe.write_text(
+        recipe.read_text().replace("epochs: 3, lr: 0.003", "epochs: 3, lr: 0.01").replace("augment: [HorizontalFlip]", "augment: []")
+    )
+    assert main(["compare", "a", "b", "a"]) == 0
+    out = capsys.readouterr().out
+    assert out.index("recipes differ in") < out.index("test accuracy")
+    assert "  phases[0].lr: 0.003 | 0.01 | 0.003" in out
+    assert "Holm" in out
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("split", lambda row: "val" if row["id"].endswith("00000.png") else row["split"], "12 and 11, of which 11 images in both"),
+        ("sha256", lambda row: "0" * 64, "12 images of 12 had other bytes, the first test/ankle-boot/00000.png"),
+        ("class", lambda row: "bag", "8 images of 12 had another label, the first test/ankle-boot/00000.png"),
+    ],
+)
+def test_runs_on_other_test_images_are_refused(
+    runs: Path, capsys: pytest.CaptureFixture[str], column: str, value: Callable[[dict[str, str]], str], message: str
+) -> None:
+    change(Path("b/split.csv"), column, value)
+    assert main(["compare", "a", "b"]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["a"], "takes two runs or more"),
+        (["a", "photos"], "photos is not a run folder"),
+        (["a", "unfinished"], "metrics.json can't be read"),
+    ],
+)
+def test_what_is_no_finished_run_is_named(runs: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str) -> None:
+    assert main(["compare", *words]) == 2
+    assert message in capsys.readouterr().err

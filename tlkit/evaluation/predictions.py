@@ -1,0 +1,55 @@
+"""predictions.csv: what a run's model answers for every test image."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from tlkit.data.samples import LABEL_SEPARATOR, Sample
+from tlkit.errors import RunError
+from tlkit.files import write_csv
+
+PREDICTIONS = "predictions.csv"
+COLUMNS = ("id", "label", "answer", "probability")
+
+
+def prediction_rows(
+    logits: Tensor, samples: Sequence[Sample], classes: Sequence[str], thresholds: Sequence[float] = ()
+) -> list[dict[str, str]]:
+    """Return id, label, answer and the answer's probability of each image. logits: [N, K] in the order of the samples.
+
+    thresholds: for multilabel, of each class; labels, answers and their probabilities are then separated by `|`.
+    """
+    if thresholds:
+        each = logits.sigmoid()
+        answers = [[i for i, bound in enumerate(thresholds) if row[i] > bound] for row in each.tolist()]
+    else:
+        each = logits.softmax(1)
+        answers = [[answer] for answer in each.argmax(1).tolist()]
+    return [
+        {
+            "id": sample.id,
+            "label": LABEL_SEPARATOR.join(classes[label] for label in sample.labels),
+            "answer": LABEL_SEPARATOR.join(classes[i] for i in answer),
+            "probability": LABEL_SEPARATOR.join(f"{probabilities[i]:.6f}" for i in answer),
+        }
+        for sample, answer, probabilities in zip(samples, answers, each.tolist(), strict=True)
+    ]
+
+
+def write_predictions(run: Path, rows: Sequence[Mapping[str, str]]) -> None:
+    write_csv(run / PREDICTIONS, COLUMNS, rows)
+
+
+def read_predictions(run: Path) -> list[dict[str, str]]:
+    """Return the rows of a run's predictions.csv. Raises RunError if it is no such file; FileNotFoundError where there is none."""
+    file = run / PREDICTIONS
+    try:
+        with file.open(encoding="utf-8", errors="surrogateescape", newline="") as lines:
+            reader = csv.DictReader(lines)
+            if tuple(reader.fieldnames or ()) != COLUMNS:
+                raise RunError(f"{file}: the columns are {reader.fieldnames}.\n  Expected {','.join(COLUMNS)}, as `tlkit finetune` writes.")
+            return list(reader)
+    except csv.Error as error:
+        raise RunError(f"{file} can't be read ({error}).\n  Copy the run folder again.") from error

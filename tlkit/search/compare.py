@@ -1,0 +1,173 @@
+"""`tlkit compare RUN RUN...`: whether a difference between runs is more than chance, on the test images that they share."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tlkit.data.splits.holdout import read_manifest
+from tlkit.data.splits.manifest import check_run_folder
+from tlkit.errors import RunError
+from tlkit.evaluation.evaluate import answers_on_test
+from tlkit.evaluation.metrics import metric_label
+from tlkit.evaluation.primary_metric import recorded_primary_metric
+from tlkit.recipe.differences import recipe_differences
+from tlkit.recipe.load import load_recipe
+from tlkit.search.paired import holm, mcnemar_mid_p, paired_interval, randomization_p
+from tlkit.terminal import counted
+from tlkit.training.finished import Run
+
+SIGNIFICANT = 0.05
+SEED = 0
+"""Of the resamples: the same runs give the same interval each time."""
+TESTS = {
+    "accuracy": "McNemar's test, mid-p",
+    "exact_match": "McNemar's test, mid-p",
+    "balanced_accuracy": "randomization test",
+    "groups": "randomization test over groups",
+}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A run against the first one. difference, low, high: of the metric, this run's less the first's; low to high is 95 %.
+
+    gained, lost: images that only this run, and only the first, classifies correctly. p: corrected by Holm where several are compared.
+    """
+
+    baseline: Path
+    run: Path
+    n: int
+    difference: float
+    low: float
+    high: float
+    gained: int
+    lost: int
+    p: float
+
+    @property
+    def verdict(self) -> str:
+        p = f"p={self.p:.2g}" if self.p >= 0.001 else "p<0.001"
+        if self.p >= SIGNIFICANT:
+            return f"not distinguishable at n={self.n:,} ({p})"
+        better = "better" if self.difference > 0 else "worse"
+        points = f"{100 * abs(self.difference):.1f}"
+        return f"{better} by {points} {'point' if points == '1.0' else 'points'} at n={self.n:,} ({p})"
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Runs on the same test images. values: each run's metric. test: how p was found. differences: of the recipes, key -> values."""
+
+    runs: list[Path]
+    metric: str
+    test: str
+    values: list[float]
+    comparisons: list[Comparison]
+    differences: dict[str, list[Any]]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain values; the first comparison's stand at the top too, where two runs are compared they are all there is."""
+        each = [
+            {
+                "baseline": str(one.baseline),
+                "run": str(one.run),
+                "n": one.n,
+                "difference": one.difference,
+                "interval": [one.low, one.high],
+                "p": one.p,
+                "gained": one.gained,
+                "lost": one.lost,
+                "verdict": one.verdict,
+            }
+            for one in self.comparisons
+        ]
+        runs = [{"run": str(run), self.metric: value} for run, value in zip(self.runs, self.values, strict=True)]
+        return {"metric": self.metric, "test": self.test, "runs": runs, **each[0], "comparisons": each, "recipes": self.differences}
+
+
+def compare_runs(runs: Sequence[Path]) -> Compared:
+    """Compare each run with the first by the primary metric.
+
+    Accuracy by McNemar's test; balanced accuracy, and images in groups, by a randomization test; intervals by a paired bootstrap.
+    Multilabel runs are compared by the share of images with every label right, since mean average precision belongs to no single image.
+    Raises RunError unless all runs were tested on the same images with the same labels, and were chosen by the same metric.
+    """
+    for run in runs:
+        check_run_folder(run)
+    recipes = [load_recipe(run / "recipe.yaml") for run in runs]
+    metric = _common_metric(runs)
+    rows = [_test_rows(run) for run in runs]
+    first, *others = rows
+    for run, other in zip(runs[1:], others, strict=True):
+        _check_same_images(runs[0], first, run, other)
+    answers = [_right(run, list(first)) for run in runs]
+    labels = [row["class"] for row in first.values()]
+    groups = [row["group"] or f"id {id_}" for id_, row in first.items()]
+    has_groups = any(row["group"] for row in first.values())
+    weights = _weights(labels, metric)
+    strata = labels if metric == "balanced_accuracy" else [""] * len(labels)
+    comparisons = []
+    for run, right in zip(runs[1:], answers[1:], strict=True):
+        difference = right.astype(int) - answers[0].astype(int)
+        gained, lost = int((difference > 0).sum()), int((difference < 0).sum())
+        arguments: Any = (difference, weights, strata, groups if has_groups else None)
+        exact = metric != "balanced_accuracy" and not has_groups
+        p = mcnemar_mid_p(gained, lost) if exact else randomization_p(*arguments, seed=SEED)
+        low, high = paired_interval(*arguments, seed=SEED)
+        comparisons.append(Comparison(runs[0], run, len(labels), float(difference @ weights), low, high, gained, lost, p))
+    corrected = holm([one.p for one in comparisons])
+    comparisons = [replace(one, p=p) for one, p in zip(comparisons, corrected, strict=True)]
+    values = [float(right @ weights) for right in answers]
+    return Compared(list(runs), metric, TESTS["groups" if has_groups else metric], values, comparisons, recipe_differences(recipes))
+
+
+def _common_metric(runs: Sequence[Path]) -> str:
+    found = {str(run): recorded_primary_metric(Run(run).metrics) for run in runs}
+    metrics = dict.fromkeys(found.values())
+    if len(metrics) > 1:
+        each = ", ".join(f"{run} by {metric_label(metric)}" for run, metric in found.items())  # type: ignore[arg-type]
+        raise RunError(f"These runs have different primary metrics: {each}.\n  Compare runs of one task, on data with the same counts.")
+    return "exact_match" if next(iter(metrics)) == "mean_average_precision" else next(iter(metrics))
+
+
+def _test_rows(run: Path) -> dict[str, dict[str, str]]:
+    rows = {row["id"]: row for row in read_manifest(run / "split.csv") if row["split"] == "test"}
+    if not rows:
+        raise RunError(f"{run} has no test images, so there is nothing to compare on.\n  Train with a test split: data.test.")
+    return rows
+
+
+def _check_same_images(baseline: Path, first: Mapping[str, Mapping[str, str]], run: Path, other: Mapping[str, Mapping[str, str]]) -> None:
+    """Raises RunError unless both runs have the same test images: by id, bytes and label."""
+    common = [id_ for id_ in first if id_ in other]
+    if len(common) < len(first) or len(common) < len(other):
+        sizes = f"{len(first):,} and {len(other):,}, of which {counted(len(common), 'image')} in both"
+        fix = "Train both with the same `seed`, `data.limit` and source, or on data with a test split of its own."
+        raise RunError(f"{baseline} and {run} were tested on different images: {sizes}.\n  {fix}")
+    for key, what in (("sha256", "bytes"), ("class", "a label")):
+        differ = [id_ for id_ in common if first[id_][key] != other[id_][key]]
+        if differ:
+            raise RunError(
+                f"{baseline} and {run} were tested on images that differ: {counted(len(differ), 'image')} of {len(common):,} "
+                f"had other {what}, the first {differ[0]}.\n  Train one of them again on the data of now.".replace("other a", "another")
+            )
+
+
+def _right(run: Path, ids: Sequence[str]) -> "np.ndarray[Any, np.dtype[np.bool_]]":
+    """Return for each test image whether the run's answer is its label."""
+    answers = {row["id"]: row["label"] == row["answer"] for row in answers_on_test(run)}
+    missing = [id_ for id_ in ids if id_ not in answers]
+    if missing:
+        raise RunError(f"{run}: {counted(len(missing), 'test image')} without an answer, the first {missing[0]}.\n  Train it again.")
+    return np.array([answers[id_] for id_ in ids])
+
+
+def _weights(labels: Sequence[str], metric: str) -> "np.ndarray[Any, np.dtype[np.float64]]":
+    """Return what each image counts in the metric: alike, or each class alike."""
+    if metric != "balanced_accuracy":
+        return np.full(len(labels), 1 / len(labels))
+    _, number, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    return np.asarray(1 / (len(counts) * counts[number]))
