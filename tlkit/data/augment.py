@@ -36,7 +36,7 @@ class Augmentation:
         compose.set_random_state(np.random.Generator(self.bits), self.py_random)
 
     def __call__(self, image: NDArray[np.uint8], *, seed: tuple[int, int, int]) -> NDArray[np.uint8]:
-        """image: [S, S, C] uint8, unchanged by this. seed: (seed of the run, epoch, index of the image)."""
+        """Augment an image, [S, S, C] uint8, which stays unchanged. seed: (seed of the run, epoch, index of the image)."""
         self._set_state(seed)
         augmented: NDArray[np.uint8] = self.compose(image=image.copy())["image"]
         return augmented
@@ -54,7 +54,7 @@ class Augmentation:
 
 
 def build_augmentation(transforms: Sequence[Transform], image_size: int, channels: int = 3) -> Augmentation | None:
-    """None where there are no transforms. The transforms in the recipe's order, each tried on images of this size and channels.
+    """Build the transforms in the recipe's order and try each on an image of this size and channels; return None if there are none.
 
     Raises RecipeError with a fault for every unknown name or argument, every value that albumentations refuses,
     and every transform that changes the size or the type of the image, or that needs colours where the images have none.
@@ -96,7 +96,7 @@ def _with_size(transform: Transform, image_size: int) -> Transform:
 
 
 def _make(key: str, transform: Transform, known: dict[str, type]) -> Any:
-    """The albumentations transform, or the fault that keeps it from being one."""
+    """Return the albumentations transform, or the fault that prevents it."""
     if transform.name in AUTO_AUGMENT:
         # Imports torch and albumentations, which looks for a newer version unless that is turned off first.
         from tlkit.data.auto_augment import AutoAugment
@@ -123,7 +123,7 @@ def _make(key: str, transform: Transform, known: dict[str, type]) -> Any:
 
 
 def _tried(key: str, transform: Any, image_size: int, channels: int) -> Fault | None:
-    """What is wrong with the transform's result on a made-up image."""
+    """Return what is wrong with the transform's result on a generated image."""
     draws = np.random.default_rng(0)
     before = f"{image_size} x {image_size} x {channels}"
     for _ in range(TRIALS):
@@ -146,7 +146,7 @@ def _tried(key: str, transform: Any, image_size: int, channels: int) -> Fault | 
 
 
 def _plain(error: Exception) -> str:
-    """The first complaint of an error of pydantic or albumentations, in one line.
+    """Return the first complaint of a pydantic or albumentations error, in one line.
 
     pydantic writes `1 validation error for InitSchema`, then per fault an argument and, indented, what is wrong with it.
     """

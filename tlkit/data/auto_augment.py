@@ -33,13 +33,13 @@ class AutoAugment(albumentations.ImageOnlyTransform):  # type: ignore[misc]
         return np.ascontiguousarray(changed.permute(1, 2, 0).numpy())
 
     def get_transform_init_args_names(self) -> tuple[str, ...]:
-        """What its repr shows, by which cached activations are found again."""
+        """Return what the transform's repr shows, which is part of the key of cached activations."""
         return ("kind", "arguments")
 
 
 @contextmanager
 def _torch_seeded(seed: int) -> Iterator[None]:
-    """Draws of torch on the CPU depend on the seed alone in here, and go on afterwards as if nothing had been.
+    """Seed torch's CPU generator in here, and restore its state afterwards.
 
     `torch.manual_seed` would seed CUDA's generators too, and `fork_rng` would save those of every device, for each image.
     On one thread, as in a worker process: the mean that a change of contrast takes has other last bits on several.

@@ -106,7 +106,7 @@ class ImageDataModule(lightning.LightningDataModule):
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the K classes, in the order of the labels."""
+        """Return the names of the K classes, in the order of the labels."""
         return self.samples.classes
 
     @property
@@ -114,10 +114,10 @@ class ImageDataModule(lightning.LightningDataModule):
         return bool(self._kept)
 
     def cache_decoded(self, folder: Path, *, budget_gb: float, processes: int = 1) -> None:
-        """From here on each training and validation image is decoded and fitted once. For what is kept already this does nothing.
+        """Decode and fit each training and validation image only once from here on. Does nothing for images that are cached already.
 
-        folder: where the file for them is made. processes: on this machine, each of which keeps its own.
-        Raises CacheUnavailable where the budget or the disk is too small.
+        folder: where the cache file is made. processes: on this machine, each of which has its own cache.
+        Raises CacheUnavailable if the budget or the disk is too small.
         """
         if self._kept:
             return
@@ -129,7 +129,7 @@ class ImageDataModule(lightning.LightningDataModule):
         self._kept = {split: DecodedCache(number, shape, folder) for split, number in images.items()}
 
     def check_shares(self, devices: int) -> None:
-        """Raises DataError where a step, or a split, can't be divided among so many."""
+        """Raise DataError if a step, or a split, can't be divided among so many devices."""
         if self.batch_size % devices:
             raise DataError(
                 f"data.batch_size = {self.batch_size} can't be divided evenly among {devices} devices.\n"
@@ -154,11 +154,11 @@ class ImageDataModule(lightning.LightningDataModule):
         return self._loader("test")
 
     def predict_dataloader(self) -> ImageLoader:
-        """The images of the test split."""
+        """Return the images of the test split."""
         return self._loader("test")
 
     def whole(self, split: str) -> ImageLoader:
-        """Every image of a split once, in order and as it is, whatever the rank."""
+        """Return every image of a split once, in order and without augmentation, whatever the rank."""
         samples = self.samples.of(split)
         return make_loader(samples, self.preprocessing, batch_size=self.batch_size, workers=self.workers, multi_hot=self.samples.multi_hot)
 

@@ -88,7 +88,7 @@ class ImageDataset(Dataset[tuple[NDArray[np.uint8], Target]]):
         return fitted if self.augmentation is None else self.augmentation(fitted, seed=(self.seed, epoch, index))
 
     def fitted(self, index: int) -> NDArray[np.uint8]:
-        """As validation sees it. Raises DataError with the sample's id where its image can't be read."""
+        """Return the image as validation sees it. Raises DataError with the sample's id if it can't be read."""
         if self.kept is not None and (kept := self.kept.get(index)) is not None:
             return kept
         sample = self.samples[index]
@@ -158,7 +158,7 @@ class EpochSampler(DistributedSampler[Key]):
         return self.length
 
     def images_of_step(self, step: int) -> int:
-        """How many all ranks together see in it; the last of an epoch may have fewer."""
+        """Return the number of images that all ranks together process in a step; the last one of an epoch may have fewer."""
         return min(self._a_step, self._total - step * self._a_step)
 
     def __iter__(self) -> Iterator[Key]:
@@ -170,7 +170,7 @@ class EpochSampler(DistributedSampler[Key]):
         return zip(epochs[mine][left].tolist(), order[mine][left].tolist(), strict=True)
 
     def _order(self) -> NDArray[np.int64]:
-        """Indices for all ranks together."""
+        """Return the indices of all ranks together."""
         if not self.shuffle:
             return np.arange(self.size)
         draws = np.random.default_rng((self.seed, self.epoch))
@@ -184,7 +184,7 @@ class EpochSampler(DistributedSampler[Key]):
 
 
 def _times_before(order: NDArray[np.int64]) -> NDArray[np.int64]:
-    """How often each entry stands further ahead already: [7, 2, 7, 7] -> [0, 0, 1, 2]."""
+    """Count how often each entry occurs before its position: [7, 2, 7, 7] -> [0, 0, 1, 2]."""
     sorting = np.argsort(order, kind="stable")
     times = np.empty_like(order)
     times[sorting] = np.arange(len(order)) - np.searchsorted(order[sorting], order[sorting])
@@ -192,7 +192,7 @@ def _times_before(order: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def shard_numbers(samples: Sequence[Sample]) -> NDArray[np.int64] | None:
-    """[N]: which tar each image is in; None unless all are in tars."""
+    """Return the number of the tar that each image is in, [N]; None unless all are in tars."""
     shards = [sample.image.shard for sample in samples if isinstance(sample.image, TarImage)]
     if not shards or len(shards) < len(samples):
         return None
@@ -201,7 +201,7 @@ def shard_numbers(samples: Sequence[Sample]) -> NDArray[np.int64] | None:
 
 
 def balanced_chances(samples: Sequence[Sample]) -> NDArray[np.float64]:
-    """[N], summing to one: every class is as likely as any other, and so is every image of a class."""
+    """Return sampling probabilities, [N], that make every class, and every image within a class, equally likely."""
     counts = Counter(sample.label for sample in samples)
     return np.array([1 / (len(counts) * counts[sample.label]) for sample in samples])
 
@@ -237,7 +237,7 @@ class ImageLoader(DataLoader[Any]):
         return {"batches": self._handed_out}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """The next pass begins after so many batches."""
+        """Begin the next pass after the recorded number of batches."""
         if isinstance(self.sampler, EpochSampler):
             self.sampler.skip = state["batches"] * (self.batch_size or 1)
 
@@ -258,7 +258,7 @@ def make_loader(
     balanced: bool = False,
     kept: DecodedCache | None = None,
 ) -> ImageLoader:
-    """Batches of (images uint8 [B, C, S, S] in channels_last memory, labels int64 [B] or, for multilabel, float [B, K]).
+    """Return batches of (images uint8 [B, C, S, S] in channels_last memory, labels int64 [B] or, for multilabel, float [B, K]).
 
     batch_size: images a step on this rank. train: shuffled, see EpochSampler; otherwise every image once, in order.
     multi_hot: K for multilabel, 0 for one label per image. balanced: training draws every class as often as any other.
@@ -304,19 +304,19 @@ def worker_explained() -> Iterator[None]:
 
 
 def worker_count(workers: int | Literal["auto"], images: int) -> int:
-    """`auto` is none on small machines and for small sets, else one less than there are processors, at most eight."""
+    """Resolve `auto`: 0 on small machines and for small data sets, otherwise one less than the processors, at most eight."""
     if workers != "auto":
         return workers
     return 0 if processors() <= 2 or images < MIN_IMAGES_FOR_WORKERS else min(MAX_WORKERS, processors() - 1)
 
 
 def processors() -> int:
-    """That this process may use."""
+    """Return the number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def collate(items: Sequence[tuple[NDArray[np.uint8], Target] | DataError]) -> Batch | DataError:
-    """Images [B, C, S, S]: a view on [B, S, S, C] memory, which is torch's channels_last. Or the first error among the items."""
+    """Stack the images to [B, C, S, S], a view on [B, S, S, C] memory (torch's channels_last); or return the first error among the items."""
     good = []
     for item in items:
         if isinstance(item, DataError):

@@ -35,14 +35,14 @@ _DAMAGED = (
 
 @cache
 def image_formats() -> tuple[str, ...]:
-    """Pillow's names of the formats that are read, as far as the installed Pillow has them, in the order in which they are tried."""
+    """Return Pillow's names of the formats that the installed Pillow can read, in the order in which they are tried."""
     Image.init()
     return tuple(sorted((name for name in Image.ID if name not in _NOT_DECODED), key=lambda name: name not in _TRIED_FIRST))
 
 
 @cache
 def image_endings() -> frozenset[str]:
-    """The endings of files that are read, such as `.jpg`, in lower case."""
+    """Return the file endings that are read, such as `.jpg`, in lower case."""
     formats = {*image_formats(), "MPO"}  # which Pillow opens as JPEG
     return frozenset({".npy", *(ending for ending, name in Image.registered_extensions().items() if name in formats)})
 
@@ -163,7 +163,7 @@ def _from_pillow(
 
 
 def _bands(image: Image.Image, channels: int) -> NDArray[np.uint8]:
-    """The image's own channels, as they are. A palette's colours are looked up."""
+    """Return the image's own channels unchanged. A palette's colours are looked up."""
     if image.mode in ("P", "PA"):
         image = image.convert("RGBA" if "transparency" in image.info or image.mode == "PA" else "RGB")
     bands = image.getbands()
@@ -180,7 +180,7 @@ def _from_npy(file: Path, channels: int, max_pixels: int, range_16bit: tuple[int
 
 
 def _from_numbers(pixels: NDArray[Any], channels: int, max_pixels: int, range_16bit: tuple[int, int]) -> NDArray[np.uint8]:
-    """[H, W, channels], or [H, W] for one channel."""
+    """Return an array's pixels as uint8: [H, W, channels], or [H, W] for one channel."""
     if pixels.dtype not in (np.uint8, np.uint16):
         raise DataError(f"numbers of type {pixels.dtype} have no known range.\n  Save them as uint8 (0 to 255) or uint16 (0 to 65535).")
     shape = " x ".join(map(str, pixels.shape)) or "one number"
@@ -203,7 +203,7 @@ def _other_channels(found: str, number: int, expected: int) -> str:
 
 
 def _is_16_bit_grey(image: Image.Image) -> bool:
-    """Pillow reads 16-bit PGM as mode I, with the largest value of the file as 65535, and before 10.4 16-bit grey PNG too."""
+    """Check for 16-bit grey. Pillow reads 16-bit PGM as mode I, with the file's largest value as 65535; before 10.4 also 16-bit grey PNG."""
     return image.mode == "I" and image.format in ("PNG", "PPM")
 
 
@@ -216,14 +216,14 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _is_16_bit_colour(image: Image.Image) -> bool:
-    """Pillow gives the high byte alone of these, and says so only in how it would read them: RGB;16B, RGBA;16N, LA;16B .."""
+    """Check for 16-bit colour. Pillow gives only its high byte and shows it only in its raw mode: RGB;16B, RGBA;16N, LA;16B, .."""
     tiles = getattr(image, "tile", None) or [(None, None, None, "")]
     how = tiles[0][3]
     return ";16" in str(how[0] if isinstance(how, tuple) else how) and not image.mode.startswith("I")
 
 
 def encoded(image: Image.Image) -> bytes:
-    """The bytes of an opened image, which stays as it is."""
+    """Return the bytes of an opened image, without changing it."""
     opened: Any = image.fp  # type: ignore[attr-defined]  # of every image that Pillow has opened and not read
     place = opened.tell()
     opened.seek(0)
@@ -233,7 +233,7 @@ def encoded(image: Image.Image) -> bytes:
 
 
 def _colour_values(content: bytes) -> NDArray[np.uint16]:
-    """[H, W, C] of a 16-bit PNG or TIFF, with blue first, as OpenCV has it. Raises DataError where it can't be read."""
+    """Return the values of a 16-bit PNG or TIFF, [H, W, C] in BGR order, as OpenCV gives them. Raises DataError if it can't be read."""
     try:
         import cv2
     except ImportError as error:  # an exported model runs without it
@@ -249,7 +249,7 @@ def _colour_values(content: bytes) -> NDArray[np.uint16]:
 
 
 def _from_16_bit_colour(content: bytes, high_bytes: Image.Image, range_16bit: tuple[int, int]) -> Image.Image:
-    """RGB or RGBA of a 16-bit PNG or TIFF. high_bytes: as Pillow has read it; its orientation is taken over, and still to be applied."""
+    """Convert a 16-bit PNG or TIFF to RGB or RGBA. high_bytes: the image as Pillow read it; its orientation is still to be applied."""
     values = _colour_values(content)
     colour = _from_16_bit(values[:, :, 2::-1], range_16bit)
     if values.shape[2] == 4:
@@ -268,7 +268,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _from_16_bit(values: NDArray[np.generic], range_16bit: tuple[int, int]) -> NDArray[np.uint8]:
-    """The range to 0..255, rounded. Raises DataError for values outside of it: nothing is clipped."""
+    """Map the range to 0..255, rounded. Raises DataError for values outside of it: nothing is clipped."""
     low, high = range_16bit
     numbers = np.array(values, np.uint32, order="C")
     least, most = int(numbers.min()), int(numbers.max())
@@ -282,7 +282,7 @@ def _from_16_bit(values: NDArray[np.generic], range_16bit: tuple[int, int]) -> N
 
 
 def _over(background: tuple[int, int, int], rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """[H, W, 4] laid over a ground of one colour: (colour * alpha + background * (255 - alpha)) / 255, rounded."""
+    """Blend RGBA, [H, W, 4], with a background colour: (colour * alpha + background * (255 - alpha)) / 255, rounded."""
     pixels = rgba.reshape(-1, 4)
     laid = np.empty((len(pixels), 3), np.uint8)
     ground = np.array(background, np.uint16)
@@ -300,7 +300,7 @@ def _too_large(size: str, max_pixels: int) -> str:
 
 
 def _reason(image: ImageSource, error: Exception, max_pixels: int) -> str:
-    """Why an image can't be read, and what to do."""
+    """Explain why an image can't be read, and what to do."""
     if isinstance(error, Image.DecompressionBombError):
         return _too_large(str(error).split(" exceeds")[0].removeprefix("Image size ").strip("()"), max_pixels)
     if isinstance(error, FileNotFoundError):
@@ -321,7 +321,7 @@ def _reason(image: ImageSource, error: Exception, max_pixels: int) -> str:
 
 
 def _float_tiff(image: ImageSource) -> str:
-    """What a TIFF of 32-bit colour holds, which Pillow doesn't open; the empty string for any other file."""
+    """Say what a TIFF of 32-bit colour contains, which Pillow doesn't open; return an empty string for any other file."""
     if not isinstance(image, Path):
         return ""
     try:
@@ -342,7 +342,7 @@ def _float_tiff(image: ImageSource) -> str:
 
 
 def _no_image(image: ImageSource) -> str:
-    """What a file holds instead of an image, by its first bytes."""
+    """Say what a file contains instead of an image, by its first bytes."""
     start = b""
     if isinstance(image, Path):
         with image.open("rb") as opened:

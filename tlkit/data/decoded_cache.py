@@ -22,7 +22,7 @@ class DecodedCache:
     """
 
     def __init__(self, rows: int, shape: tuple[int, int, int], folder: Path) -> None:
-        """folder: where the file is made, which must have room for all rows. Raises CacheUnavailable where it hasn't."""
+        """Create the file in `folder`, which must have room for all rows. Raises CacheUnavailable if it hasn't."""
         if not hasattr(os, "pread"):
             raise CacheUnavailable("this system can't read and write at a place of a file")
         self._shape = shape
@@ -37,14 +37,14 @@ class DecodedCache:
         self._there = mmap.mmap(-1, max(1, rows))  # shared with forked processes: a byte a row
 
     def get(self, row: int) -> NDArray[np.uint8] | None:
-        """The image, which can't be written to, or None."""
+        """Return the image, read-only, or None."""
         if not self._there[row]:
             return None
         kept = os.pread(self._file.fileno(), self._a_row, row * self._a_row)
         return np.frombuffer(kept, np.uint8).reshape(self._shape)
 
     def put(self, row: int, image: NDArray[np.uint8]) -> None:
-        """Keeps an image, or doesn't where the disk has become full."""
+        """Store an image, unless the disk has become full."""
         try:
             written = os.pwrite(self._file.fileno(), np.ascontiguousarray(image).data, row * self._a_row)
         except OSError:  # only where space can't be reserved, as on macOS

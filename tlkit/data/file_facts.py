@@ -33,7 +33,7 @@ class FileKey(NamedTuple):
 
     @property
     def is_settled(self) -> bool:
-        """Whether a later change of the file would change the key."""
+        """Check whether a later change of the file would change the key."""
         latest = max(self.changed, self.status_changed)
         return time.time_ns() - latest > (NEW_IN_WHOLE_SECONDS_NS if latest % 1_000_000_000 == 0 else NEW_NS)
 
@@ -63,7 +63,7 @@ class FileFacts:
     """A table of one kind of fact. What can't be read or written is done without: then it is found out again."""
 
     def __init__(self, kind: str) -> None:
-        """kind: what the values are, with all that they depend on beside the file."""
+        """Open the store of one kind of values. kind: names the values and all that they depend on besides the file."""
         self._kind = kind
         self._written = time.monotonic()
         self._table = _open_table(cache_folder() / FILE)

@@ -78,15 +78,15 @@ class Preprocessing:
         return len(self.mean)
 
     def read(self, image: ImageSource) -> NDArray[np.uint8]:
-        """[S, S, C] uint8: an image decoded and fitted. Raises DataError where it can't be decoded."""
+        """Decode and fit an image to [S, S, C] uint8. Raises DataError if it can't be decoded."""
         return self.fit(self.decode(image))
 
     def decode(self, image: ImageSource) -> NDArray[np.uint8]:
-        """[H, W, C] uint8. Raises DataError with the file and the reason."""
+        """Decode an image to [H, W, C] uint8. Raises DataError with the file and the reason."""
         return decode(image, self.channels, max_pixels=self.max_pixels, background=self.background, range_16bit=self.range_16bit)
 
     def fit(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """The [S, S, C] uint8 image that the network sees before normalisation; image: [H, W, C] uint8.
+        """Fit an image, [H, W, C] uint8, to the [S, S, C] uint8 that the network sees before normalisation.
 
         Pixel for pixel what timm's evaluation transform gives with crop_mode center (crop), border (pad) and squash (stretch).
         Of an image so long that it would fill gigabytes on the way to its crop, only the part around the centre is resized.
@@ -110,18 +110,18 @@ class Preprocessing:
         return normalized
 
     def normalizer(self) -> "Normalize":
-        """Return the normalisation as a module. Raises ValueError where the mean image is missing."""
+        """Return the normalisation as a module. Raises ValueError if the mean image is missing."""
         from tlkit.data.normalize import Normalize
 
         return Normalize(self._mean(), self.std)
 
     def normalize_arrays(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """The same without torch: [B, S, S, C] uint8 -> [B, C, S, S] float32."""
+        """Normalise without torch: [B, S, S, C] uint8 -> [B, C, S, S] float32."""
         normalized = (images.astype(np.float32) / np.float32(255) - self._mean()) / np.array(self.std, np.float32)
         return np.ascontiguousarray(normalized.transpose(0, 3, 1, 2))
 
     def _mean(self) -> NDArray[np.float32]:
-        """Return what is subtracted, [S, S, C] or [1, 1, C] float32. Raises ValueError where a mean image is missing."""
+        """Return what is subtracted, [S, S, C] or [1, 1, C] float32. Raises ValueError if a mean image is missing."""
         if self.mean_picture is not None:
             return self.mean_picture
         if self.mean_picture_sha256:
@@ -129,7 +129,7 @@ class Preprocessing:
         return np.array([[self.mean]], np.float32)
 
     def to_json(self) -> dict[str, Any]:
-        """Of the mean image the name of its file and the sha256 of its values."""
+        """Return the settings as plain values; a mean image is named by its file and the sha256 of its values."""
         values = {
             key: list(value) if isinstance(value, tuple) else value for key, value in asdict(replace(self, mean_picture=None)).items()
         }
@@ -140,7 +140,7 @@ class Preprocessing:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any], mean_picture: NDArray[np.float32] | None = None) -> "Preprocessing":
-        """Of a model folder. Settings that an older one lacks are as they were then: the defaults.
+        """Read the settings of a model folder. Those that an older folder lacks have their defaults, which is what they were then.
 
         mean_picture: of a model that has one. Without it images can be fitted, but not normalised: that raises ValueError.
         """
@@ -150,11 +150,11 @@ class Preprocessing:
         return cls(**named, mean_picture_sha256=digest, mean_picture=mean_picture if digest else None)
 
     def with_mean_picture(self, image: NDArray[np.float32]) -> "Preprocessing":
-        """image: [S, S, C] in units of 0..1."""
+        """Return the settings with a mean image, [S, S, C] in units of 0..1."""
         return replace(self, mean_picture=image, mean_picture_sha256=sha256(image.tobytes()).hexdigest())
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
-        """Width and height after resizing and before cropping or padding, rounded as torchvision and timm round."""
+        """Return width and height after resizing and before cropping or padding, rounded as torchvision and timm round."""
         side = floor(self.image_size / self.crop_pct)
         if self.resize == "stretch":
             return side, side
@@ -181,7 +181,8 @@ class Preprocessing:
 
 
 def preprocessing_for(data: "Data", pretrained_cfg: Mapping[str, Any], images: ImageDataset | None = None) -> Preprocessing:
-    """What the recipe asks for, with timm's pretrained_cfg where it says `weights`: its mean and std for the recipe's channels.
+    """Return the recipe's preprocessing. With `normalize: weights`, mean and std are those of timm's pretrained_cfg, for the recipe's
+    channels.
 
     images: gives the training images, read by the function that it gets; called only for `normalize: dataset` and `pixelwise`.
     """
@@ -215,11 +216,13 @@ def preprocessing_for(data: "Data", pretrained_cfg: Mapping[str, Any], images: I
 
 
 def _pixelwise(preprocessing: Preprocessing, images: ImageDataset) -> Preprocessing:
-    """With the mean image, and one std a channel about it.
+    """Add the mean image, and one std per channel around it.
 
-    Dividing each position by its own std would make most of those that hardly change, such as corners; so there is one a channel,
-    as with channel means, and numbers keep the spread that networks and their initial weights are made for.
-    Source: the mean image alone is subtracted by Krizhevsky et al. 2012, section 2.
+    Dividing each position by its own std would amplify positions that hardly vary, such as corners. One std per channel keeps the scale
+    that
+    networks and their initial weights expect.
+
+    Source: Krizhevsky et al. 2012, section 2, subtract the mean image without dividing.
     """
     image, std = pixel_statistics(images(preprocessing.read))
     # Where images are padded, they were fitted with the mean that is there already.
@@ -228,7 +231,7 @@ def _pixelwise(preprocessing: Preprocessing, images: ImageDataset) -> Preprocess
 
 
 def per_channel(values: Sequence[float], channels: int) -> PerChannel:
-    """Mean or std for another number of channels, as timm converts the first convolution: averaged for one channel, else in turn."""
+    """Convert a mean or std to another number of channels, as timm converts the first convolution: averaged for one channel, else repeated."""
     numbers = tuple(map(float, values))
     if channels == 1:
         return (sum(numbers) / len(numbers),)
@@ -236,14 +239,14 @@ def per_channel(values: Sequence[float], channels: int) -> PerChannel:
 
 
 def _middle(image: NDArray[np.uint8], longest: int) -> NDArray[np.uint8]:
-    """`longest` pixels of the longer side, or one more, so that the centre stays the centre."""
+    """Crop the longer side to its central `longest` pixels, or one more, so that the centre stays the centre."""
     height, width = image.shape[:2]
     top, left = max(0, height - longest) // 2, max(0, width - longest) // 2
     return image[top : height - top, left : width - left]
 
 
 def resized(image: NDArray[np.uint8], size: tuple[int, int], resample: Image.Resampling) -> NDArray[np.uint8]:
-    """[H, W, C] -> [height, width, C]; size: width and height."""
+    """Resize [H, W, C] to [height, width, C]; size: width and height."""
     if image.shape[2] == 3:
         return np.asarray(Image.fromarray(image).resize(size, resample))
     # Channel by channel: Pillow takes a fourth one for opacity and weighs the others with it.

@@ -44,9 +44,9 @@ class Row:
 def draw_preview(
     images: ImageDataset, classes: Sequence[str], recipe: Recipe, file: Path, *, rows: int = ROWS, columns: int = COLUMNS
 ) -> list[Row]:
-    """Draws the sheet of images of the training split, with their augmentation, and returns what is on it.
+    """Draw the sheet of training images with their augmentation, and return what is on it.
 
-    columns: with the first, which shows an image as it would be in validation. Raises DataError where no image can be read.
+    columns: with the first, which shows an image as it would be in validation. Raises DataError if no image can be read.
     """
     numbers = range(columns - 1) if images.augmentation is not None else range(0)
     # Views of which the activations are kept come in turns.
@@ -85,7 +85,7 @@ def _notes(recipe: Recipe, epochs_shown: int) -> list[str]:
 
 
 def preview_rows(images: ImageDataset, classes: Sequence[str], *, rows: int, epochs: Sequence[int]) -> Iterator[Row]:
-    """Up to `rows` of the images, drawn by their seed, from as many classes as there are; what can't be read is left out and said.
+    """Yield up to `rows` images, drawn by the seed from as many classes as there are. Unreadable ones are left out and logged.
 
     images: of the training split, with their augmentation; what training takes from them is what is returned.
     """
@@ -105,7 +105,7 @@ def preview_rows(images: ImageDataset, classes: Sequence[str], *, rows: int, epo
 
 
 def _by_turns(images: ImageDataset) -> list[int]:
-    """Every index once: one of each class in turn, classes in their order, images of a class in an order of the seed."""
+    """Return every index once: one of each class in turn, the images of a class in a seeded order."""
     order = np.random.default_rng(images.seed).permutation(len(images)).tolist()
     met: dict[int, int] = {}
     turns = []
@@ -117,7 +117,7 @@ def _by_turns(images: ImageDataset) -> list[int]:
 
 
 def draw_sheet(rows: Sequence[Row], headings: Sequence[str], file: Path, *, title: str, notes: Sequence[str]) -> None:
-    """A PNG of the rows. headings: one a column. notes: below the rows, a line each, folded where they are long."""
+    """Draw the rows into a PNG. headings: one per column. notes: printed below the rows, wrapped if they are long."""
     shown = [[_format_value(view) for view in row.views] for row in rows]
     side = shown[0][0].width
     left = MARGIN_PX + NAMES_PX
@@ -145,7 +145,7 @@ def draw_sheet(rows: Sequence[Row], headings: Sequence[str], file: Path, *, titl
 
 
 def _format_value(view: ImageArray) -> Image.Image:
-    """Colours as they are; grey and two channels as grey, and of more than three channels the first three as red, green and blue."""
+    """Return a view that can be drawn: grey or RGB as it is, two channels as grey, the first three of more channels as RGB."""
     channels = view.shape[2]
     image = Image.fromarray(np.ascontiguousarray(view[:, :, :3]) if channels >= 3 else np.repeat(view[:, :, :1], 3, axis=2))
     side = image.width
@@ -156,7 +156,7 @@ def _format_value(view: ImageArray) -> Image.Image:
 
 
 def _write_name(draw: ImageDraw.ImageDraw, place: tuple[int, int], name: str, *, height: int) -> None:
-    """Folded to the width of the column, and cut to the height of a row."""
+    """Draw a name wrapped to the width of the column and cut to the height of a row."""
     lines = _folded(readable(name), NAMES_PX - 2 * GAP_PX)
     most = max(1, height // LINE_PX)
     if len(lines) > most:
@@ -166,7 +166,7 @@ def _write_name(draw: ImageDraw.ImageDraw, place: tuple[int, int], name: str, *,
 
 
 def _folded(text: str, width: int) -> list[str]:
-    """Lines of at most this many pixels; words that are longer are cut."""
+    """Wrap a text to lines of at most `width` pixels; longer words are cut."""
     lines = [""]
     for word in text.split():
         if _font().getlength(f"{lines[-1]} {word}") <= width and lines[-1]:
@@ -185,7 +185,7 @@ def _write(draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, *, colo
 
 
 def readable(text: str) -> str:
-    """The text with □ for every sign that the sheet's font has no image of, such as Chinese and most emoji."""
+    """Replace every character that the sheet's font lacks, such as Chinese and most emoji, by □."""
     known = _signs()
     return "".join(sign if sign.isspace() or ord(sign) in known else "□" for sign in text if sign not in "\ufe0e\ufe0f\u200d")
 
@@ -204,7 +204,7 @@ def _signs() -> frozenset[int]:
 
 @cache
 def _font_file() -> str:
-    """matplotlib's own: the same on every machine, with Latin, Greek, Cyrillic, Arabic, Hebrew and some emoji."""
+    """Return matplotlib's own font: the same on every machine, with Latin, Greek, Cyrillic, Arabic, Hebrew and some emoji."""
     from matplotlib import get_data_path
 
     return str(Path(get_data_path()) / "fonts/ttf/DejaVuSans.ttf")

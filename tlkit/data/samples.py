@@ -31,7 +31,7 @@ holds a place to read from, never the data itself. As text it says where the ima
 
 
 def composed(name: str) -> str:
-    """macOS gives decomposed Unicode names, Linux composed ones: a class or an image must be the same word on both."""
+    """Compose Unicode: macOS gives decomposed names, Linux composed ones, and a class or image must have the same name on both."""
     return unicodedata.normalize("NFC", name)
 
 
@@ -52,13 +52,13 @@ class Sample:
 
     @property
     def label(self) -> int:
-        """The one label of a multiclass image."""
+        """Return the one label of a multiclass image."""
         (only,) = self.labels
         return only
 
     @property
     def unit(self) -> str:
-        """What is never torn apart: a group, or the image itself."""
+        """Return what is never divided between splits: the group, or the image itself."""
         return f"group {self.group}" if self.group is not None else f"id {self.id}"
 
 
@@ -91,15 +91,15 @@ class Samples:
         return tuple(sample for sample in self.samples if sample.split == split)
 
     def training_counts(self) -> tuple[int, ...]:
-        """Training images of each class, [K]."""
+        """Count the training images of each class, [K]."""
         found = Counter(label for sample in self.of("train") for label in sample.labels)
         return tuple(found[label] for label in range(len(self.classes)))
 
     @property
     def multi_hot(self) -> int:
-        """K where an image has any number of labels, 0 where it has one."""
+        """Return K if an image has any number of labels, 0 if it has one."""
         return len(self.classes) if self.task == "multilabel" else 0
 
     def label_text(self, sample: Sample) -> str:
-        """`hat|bag`: the classes of an image, as the column of a csv holds them."""
+        """Return the classes of an image as the column of a csv has them: `hat|bag`."""
         return LABEL_SEPARATOR.join(self.classes[label] for label in sample.labels)

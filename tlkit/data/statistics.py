@@ -17,10 +17,10 @@ _NO_IMAGES = "there are no images to take mean and std from.\n  Check data.sourc
 
 
 def channel_statistics(images: Iterable[NDArray[np.uint8]]) -> tuple[PerChannel, PerChannel]:
-    """Mean and population standard deviation of each channel over all pixels, in units of 0..1.
+    """Return the mean and population standard deviation of each channel over all pixels, in units of 0..1.
 
     images: [H, W, C] uint8 of any sizes. The result does not depend on their order.
-    Raises DataError where there is no image.
+    Raises DataError if there is no image.
     """
     counts: NDArray[np.int64] | None = None
     for image in images:
@@ -32,20 +32,20 @@ def channel_statistics(images: Iterable[NDArray[np.uint8]]) -> tuple[PerChannel,
 
 
 def value_counts(image: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """How often each of the 256 values is in each channel, [C, 256]; image: [H, W, C]."""
+    """Count each of the 256 values in each channel, [C, 256]; image: [H, W, C]."""
     return np.stack([np.bincount(channel.ravel(), minlength=256) for channel in np.moveaxis(image, 2, 0)])
 
 
 def of_counts(counts: NDArray[np.int64]) -> tuple[PerChannel, PerChannel]:
-    """Mean and population standard deviation of each channel, 0..1; counts: [C, 256]."""
+    """Return the mean and population standard deviation of each channel, 0..1; counts: [C, 256]."""
     means, stds = zip(*(_mean_and_std(row) for row in counts), strict=True)
     return means, stds
 
 
 def pixel_statistics(images: Iterable[NDArray[np.uint8]]) -> tuple[NDArray[np.float32], PerChannel]:
-    """The mean image [S, S, C] and, for each channel, the standard deviation of all pixels from it, in units of 0..1.
+    """Return the mean image, [S, S, C], and for each channel the standard deviation of all pixels from it, in units of 0..1.
 
-    images: [S, S, C] uint8. Raises DataError where there is no image.
+    images: [S, S, C] uint8. Raises DataError if there is no image.
     """
     total: NDArray[np.int64] | None = None
     squares: NDArray[np.int64] | None = None

@@ -62,7 +62,7 @@ def split_logits(
 def measure_logits(logits: Tensor, labels: Tensor, *, samples: Samples, split: str, thresholds: Sequence[float]) -> dict[str, Any]:
     """Return the metrics of a split's logits [N, K] and labels, and which of them is the primary one.
 
-    Raises RunError where logits are NaN or infinite, with the number of images and the first of them.
+    Raises RunError if logits are NaN or infinite, with the number of images and the first of them.
     """
     bad = (~logits.isfinite()).any(1).nonzero().flatten().tolist()
     if bad:

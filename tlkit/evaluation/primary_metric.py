@@ -10,5 +10,5 @@ def named_primary_metric(primary_metric: str) -> dict[str, str]:
 
 
 def recorded_primary_metric(metrics: Mapping[str, Any]) -> str:
-    """Return the primary metric that results name, those of earlier versions too. Raises KeyError where none is named."""
+    """Return the primary metric that results name, those of earlier versions too. Raises KeyError if none is named."""
     return str(metrics["primary_metric"] if "primary_metric" in metrics else metrics["lead"])

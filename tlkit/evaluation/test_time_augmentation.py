@@ -24,7 +24,7 @@ CROP = 0.875
 
 
 def views_of(tta: Tta, recipe: Recipe, preprocessing: Preprocessing) -> list[View]:
-    """Return the views; the first is the image as it is. Raises RunError where the recipe has nothing to augment with."""
+    """Return the views; the first is the image as it is. Raises RunError if the recipe has nothing to augment with."""
     if isinstance(tta, int):
         augmentation = build_augmentation(recipe.augment, preprocessing.image_size, preprocessing.channels)
         if augmentation is None:

@@ -46,7 +46,7 @@ def pretrained_cfg(name: str) -> dict[str, Any]:
 def build_options(name: str, image_size: int, pool: str | None = None, channels: int = 3) -> dict[str, Any]:
     """Return timm's arguments beside the name: the image size where position embeddings are made for one, pooling, and channels.
 
-    Raises RecipeError where the family pools in one way alone.
+    Raises RecipeError if the family pools in one way alone.
     """
     options: dict[str, Any] = {"img_size": image_size} if pretrained_cfg(name).get("fixed_input_size") else {}
     if channels != 3:
@@ -133,7 +133,7 @@ def stages(backbone: nn.Module) -> tuple[Stage, ...]:
 
 
 def _layer_groups(backbone: nn.Module) -> list[list[str]]:
-    """Names of the parameters of each group of layers, in forward order: timm's groups, or the children of a network without any."""
+    """Return the parameter names of each group of layers, in forward order: timm's groups, or the children of a network without any."""
     if hasattr(backbone, "group_matcher"):
         try:
             groups = timm.models.group_parameters(backbone, backbone.group_matcher(coarse=True))  # type: ignore[operator]
@@ -151,7 +151,9 @@ def _layer_groups(backbone: nn.Module) -> list[list[str]]:
 
 
 def _stage_name(parameters: list[str], backbone: nn.Module, *, first: bool) -> str:
-    """`layer1.0.conv1.weight` -> layer1, `blocks.3.0.bn1.bias` -> block3, `features.8.weight` -> conv3, `pre_logits.fc1.bias` -> dense."""
+    """Name a stage: `layer1.0.conv1.weight` -> layer1, `blocks.3.0.bn1.bias` -> block3, `features.8.weight` -> conv3,
+    `pre_logits.fc1.bias` -> dense.
+    """
     in_modules = [parameter for parameter in parameters if "." in parameter] or [f"{parameters[0]}."]
     parts = in_modules[0].split(".")[:-1]
     if len(parts) == 2 and parts[0] == "features" and parts[1].isdigit():
@@ -169,6 +171,6 @@ def _stage_name(parameters: list[str], backbone: nn.Module, *, first: bool) -> s
 
 
 def _vgg_block(index: int, backbone: nn.Module) -> str:
-    """The block of a flat Sequential that layer `index` belongs to: blocks end where feature_info has a tap."""
+    """Return the block of a flat Sequential that layer `index` belongs to: blocks end where feature_info has a tap."""
     ends = [int(tap["module"].rpartition(".")[2]) for tap in backbone.feature_info[:-1]]  # type: ignore[index]
     return f"conv{1 + sum(end < index for end in ends)}"

@@ -114,7 +114,7 @@ class Classifier(nn.Module):
 
     @torch.inference_mode()
     def _feature_shape(self, image_size: int) -> torch.Size:
-        """[F] or [C, h, w], measured with one empty image: timm's num_features is not what every family's forward_head gives."""
+        """Measure [F] or [C, h, w] with one empty image: timm's num_features is not what every family's forward_head gives."""
         training = self.backbone.training
         self.backbone.eval()
         with _called(self.backbone) as called:
@@ -127,7 +127,7 @@ class Classifier(nn.Module):
 
 @contextmanager
 def _called(backbone: nn.Module) -> Iterator[set[nn.Module]]:
-    """Collects the modules that run inside the `with`."""
+    """Collect the modules that run inside the `with`."""
     called: set[nn.Module] = set()
     hooks = [module.register_forward_hook(lambda module, *_: called.add(module)) for module in backbone.modules()]
     try:
@@ -138,7 +138,7 @@ def _called(backbone: nn.Module) -> Iterator[set[nn.Module]]:
 
 
 def _check_map(backbone: nn.Module, shape: torch.Size, called: set[nn.Module]) -> None:
-    """Raises RecipeError where a locally connected head has no map to sit on, or would cut off layers that come after it."""
+    """Raise RecipeError if there is no feature map for a locally connected head, or if it would cut off layers behind the map."""
     after = [name for name, module in backbone.named_modules() if module not in called and any(True for _ in module.parameters(False))]
     why = "its features have no places" if len(shape) != 3 else f"its layers {', '.join(after)} come after the map" if after else ""
     if why:

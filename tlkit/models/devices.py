@@ -8,7 +8,7 @@ from tlkit.errors import DeviceError
 def find_device(name: str) -> torch.device:
     """Return the device of a name: cpu, cuda, cuda:1, mps, or auto for an accelerator where there is one.
 
-    Raises DeviceError where this machine doesn't have it.
+    Raises DeviceError if this machine doesn't have it.
     """
     there = _devices()
     if name == "auto":

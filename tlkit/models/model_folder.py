@@ -171,7 +171,7 @@ def _channels(card: ModelCard) -> int:
 
 
 def _skeleton(backbone_name: str, head: Head, classes: int, image_size: int, channels: int = 3) -> nn.Module:
-    """timm's model with its own classifier, without memory or numbers: for names, shapes and config.json."""
+    """Create timm's model with its own classifier on the meta device: for names, shapes and config.json."""
     with torch.device("meta"):
         options = build_options(backbone_name, image_size, head.pool, channels)
         model: nn.Module = timm.create_model(backbone_name, num_classes=classes, **options)
@@ -179,7 +179,7 @@ def _skeleton(backbone_name: str, head: Head, classes: int, image_size: int, cha
 
 
 def _as_timm_classifier(classifier: Classifier, card: ModelCard) -> dict[str, Tensor]:
-    """The linear head under timm's names. A distilled transformer averages two heads over two tokens: both get the same weights."""
+    """Return the linear head under timm's names. A distilled transformer averages two heads over two tokens: both get the same weights."""
     expected = _skeleton(card.backbone, card.head, len(card.classes), int(card.preprocessing["image_size"]), _channels(card)).state_dict()
     linear = _on_cpu(last_linear(classifier.head))
     return {
@@ -255,7 +255,7 @@ def read_card(folder: Path) -> ModelCard:
 
 
 def _mean_picture(folder: Path, facts: Mapping[str, Any]) -> NDArray[np.float32] | None:
-    """Raises RunError if it isn't the one that belongs to the preprocessing."""
+    """Read the mean image. Raises RunError if it isn't the one that belongs to the preprocessing."""
     if MEAN_IMAGE not in facts["preprocessing"]:
         return None
     named = facts["preprocessing"][MEAN_IMAGE]

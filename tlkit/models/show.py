@@ -72,7 +72,7 @@ def measure(name: str, image_size: int) -> BackboneCost:
 
 
 def _pool(backbone: nn.Module) -> str:
-    """`avg`, `token`, ..; empty where dense layers follow the map, or the family keeps its pooling elsewhere."""
+    """Return `avg`, `token`, ..; empty if dense layers follow the map, or the family pools elsewhere."""
     pool = getattr(backbone, "global_pool", None) or getattr(getattr(backbone, "head", None), "global_pool", "")
     word = pool if isinstance(pool, str) else getattr(pool, "pool_type", "")
     return "" if hasattr(backbone, "pre_logits") else str(word or "")
@@ -110,7 +110,7 @@ class _Meter:
 
 
 def _outermost(module: nn.Module, stage_of: dict[str, str], path: str = "") -> list[tuple[str, nn.Module]]:
-    """The largest modules whose parameters all lie in one stage, with its name; no bare list of modules, which is never called."""
+    """Return the largest modules whose parameters are all in one stage, with its name; no bare ModuleList, which is never called."""
     found = []
     for child_name, child in module.named_children():
         child_path = f"{path}{child_name}."
@@ -210,7 +210,7 @@ def _about_weights(name: str, cfg: dict[str, Any]) -> str:
 
 
 def _short(count: int) -> str:
-    """`1.50 G`, `478 M`, `12.3 k`."""
+    """Format a count: `1.50 G`, `478 M`, `12.3 k`."""
     for factor, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if count >= factor:
             return f"{count / factor:#.3g}".rstrip(".") + f" {unit}"

@@ -36,7 +36,7 @@ def cut(classifier: Classifier, image: Tensor) -> Cut:
     """Cut before the first layer that trains or is in train mode, as `train_only` has set them; the classifier keeps its modes.
 
     image: [1, C, H, W], any image of the right size, to find out what crosses the cut.
-    Raises CannotCut where the network can't be traced, nothing is frozen before what trains, or the halves don't give the whole.
+    Raises CannotCut if the network can't be traced, nothing is frozen before what trains, or the halves don't give the whole.
     """
     if not any(parameter.requires_grad for parameter in classifier.backbone.parameters()):
         return Cut(_Alone(classifier), Suffix(nn.Identity(), nn.Identity()), "the features", repr(classifier.backbone))
@@ -107,7 +107,7 @@ class _Tracer(fx.Tracer):
 
 
 def _is_live(module: nn.Module) -> bool:
-    """Whether what a layer gives can change from one step to the next; for a layer with children, whether its own parameters train."""
+    """Check whether a layer's output can change from one step to the next; for a layer with children, whether its own parameters train."""
     trains = any(parameter.requires_grad for parameter in module.parameters(recurse=False))
     return trains or (module.training and not any(True for _ in module.children()))
 
@@ -134,7 +134,7 @@ def _halves(classifier: Classifier, live: set[str], image: Tensor) -> _Halves:
 
 
 def _downstream(graph: fx.Graph, live: set[str], classifier: Classifier) -> set[fx.Node]:
-    """Nodes that a live layer or parameter reaches."""
+    """Return the nodes that a live layer or parameter reaches."""
     late: set[fx.Node] = set()
     for node in graph.nodes:
         target = str(node.target).removeprefix("classifier.")
@@ -150,13 +150,13 @@ def _downstream(graph: fx.Graph, live: set[str], classifier: Classifier) -> set[
 
 
 def _one_a_image(features: nn.Module, graph: fx.Graph, image: Tensor) -> set[fx.Node]:
-    """Nodes whose values are tensors [B, ...]: sizes and tables keep theirs when there are more images."""
+    """Return the nodes whose values are tensors [B, ...]: sizes and tables stay the same when there are more images."""
     of_two, of_three = (_first_dimensions(features, graph, image.repeat(count, 1, 1, 1)) for count in (2, 3))
     return {node for node in graph.nodes if (of_two[node], of_three[node]) == (2, 3)}
 
 
 def _first_dimensions(features: nn.Module, graph: fx.Graph, images: Tensor) -> dict[fx.Node, int]:
-    """Of every node's value, 0 for what is no tensor; in eval mode, so that no statistics move."""
+    """Return the first dimension of every node's value, 0 if it is no tensor; in eval mode, so that no statistics move."""
     found: dict[fx.Node, int] = {}
 
     class Recorder(fx.Interpreter):
@@ -177,9 +177,9 @@ def _first_dimensions(features: nn.Module, graph: fx.Graph, images: Tensor) -> d
 
 
 def _crossing(features: nn.Module, graph: fx.Graph, late: set[fx.Node], image: Tensor) -> tuple[list[fx.Node], set[fx.Node]]:
-    """The nodes whose values cross the cut, and the late nodes with those that are computed again rather than cached.
+    """Return the nodes whose values cross the cut, and the late nodes with those that are computed again rather than cached.
 
-    Sizes and tables can't be kept by image. Pooling and the like of another value that crosses costs less than keeping it.
+    Sizes and tables can't be cached by image. Pooling and the like of another value that crosses costs less than caching it.
     """
     by_image = _one_a_image(features, graph, image)
     (output,) = (node for node in graph.nodes if node.op == "output")
@@ -193,7 +193,7 @@ def _crossing(features: nn.Module, graph: fx.Graph, late: set[fx.Node], image: T
 
 
 def _follows(node: fx.Node, crossing: Collection[fx.Node], features: nn.Module) -> bool:
-    """Whether it is a function without weights of values that cross anyway."""
+    """Check whether a node is a function without weights of values that cross anyway."""
     if node.op == "call_module" and any(True for _ in features.get_submodule(str(node.target)).state_dict()):
         return False
     return bool(node.all_input_nodes) and all(source in crossing for source in node.all_input_nodes)
@@ -233,7 +233,7 @@ def _suffix(graph: fx.Graph, crossing: Iterable[fx.Node], late: set[fx.Node]) ->
 
 @torch.inference_mode()
 def _check(classifier: Classifier, found: Cut, image: Tensor) -> None:
-    """In eval mode, where both must agree to the last bit or nearly."""
+    """Check in eval mode that both agree bit for bit or nearly."""
     images = torch.cat([image, image.flip(-1)])
     found.suffix.eval()
     whole, halves = classifier.features(images), found.suffix(*found.prefix(images))

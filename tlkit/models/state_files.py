@@ -50,7 +50,7 @@ class Fit:
         return bool(_AVERAGED.search(f"{self.container}.{self.prefix}"))
 
     def __str__(self) -> str:
-        """`'state_dict' without the prefix 'module.'`; empty for the names of the file as they are."""
+        """Return `'state_dict' without the prefix 'module.'`; empty for the names as they are in the file."""
         parts = [f"'{self.container}'"] if self.container else []
         parts += [f"without the prefix '{self.prefix}'"] if self.prefix else []
         return " ".join(parts)
@@ -95,7 +95,7 @@ def not_finite(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _fit(container: str, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Fit:
-    """A name fits under the prefix that leaves one of the backbone's; the first of equal prefixes wins, averaged ones before."""
+    """Match names under each prefix that leaves a name of the backbone; the first of equal prefixes wins, averaged ones before others."""
     by_name, by_shape = Counter({"": 0}), Counter[str]()
     for name, tensor in tensors.items():
         for prefix, rest in _prefixes(name):
@@ -109,7 +109,7 @@ def _fit(container: str, tensors: Mapping[str, Tensor], expected: Mapping[str, T
 
 
 def _prefixes(name: str) -> Iterator[tuple[str, str]]:
-    """`a.b.c` -> ("", "a.b.c"), ("a.", "b.c"), ("a.b.", "c")."""
+    """Yield `a.b.c` -> ("", "a.b.c"), ("a.", "b.c"), ("a.b.", "c")."""
     start = 0
     while True:
         yield name[:start], name[start:]

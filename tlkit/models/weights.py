@@ -43,7 +43,7 @@ class Weights:
 def find_weights(model: Model) -> Weights:
     """Find the weights that a recipe names, by download if timm's hub has them and the cache does not.
 
-    Raises WeightsError, with where it looked, if they are not found; MissingExtraError if they are in a package that isn't installed;
+    Raises WeightsError, with if it looked, if they are not found; MissingExtraError if they are in a package that isn't installed;
     RecipeError if they are a run's of another backbone.
     """
     if model.weights == "random":
@@ -160,7 +160,7 @@ def _in_safetensors(filename: str | None) -> str:
 
 
 def _hub_file(repository: str, filename: str | None) -> Path:
-    """The .safetensors file of a hub repository: from huggingface_hub's cache without asking, else downloaded into it."""
+    """Return the .safetensors file of a hub repository: from huggingface_hub's cache without a request, otherwise downloaded into it."""
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 
     filename = _in_safetensors(filename)
@@ -188,7 +188,7 @@ def _hub_file(repository: str, filename: str | None) -> Path:
 
 
 def _sha256_start(url: str) -> str:
-    """The start of a file's sha256, which torch's hub writes at the end of its name: `googlenet-1378be20.pth`. Else nothing."""
+    """Return the start of a file's sha256, which torch's hub puts at the end of its name: `googlenet-1378be20.pth`; otherwise nothing."""
     found = re.fullmatch(r"https://.*-([0-9a-f]{8,})\.pth", url)
     return found[1] if found else ""
 
@@ -198,7 +198,7 @@ def _in_torch_hub(url: str) -> Path:
 
 
 def _url_file(url: str) -> Path:
-    """The file behind a url with its checksum in the name: from the cache of torch's hub, else downloaded into it."""
+    """Return the file of a url with its checksum in the name: from the cache of torch's hub, otherwise downloaded into it."""
     from urllib.request import Request, urlopen
 
     from huggingface_hub import constants
@@ -242,7 +242,9 @@ def _best_fit(
 
 
 def _in_timm_names(state: Mapping[str, Tensor], architecture: str) -> dict[str, Tensor]:
-    """The package's tensors under timm's names. Both list the same layers in forward order, so place decides; shapes are checked."""
+    """Return the package's tensors under timm's names. Both list the same layers in forward order, so the position decides; shapes are
+    checked.
+    """
     with torch.device("meta"):
         expected = timm.create_model(architecture).state_dict()
     if len(expected) != len(state) or any(a.shape != b.shape for a, b in zip(expected.values(), state.values(), strict=False)):
@@ -260,10 +262,10 @@ def _without_classifier(state: Mapping[str, Tensor], expected: Collection[str], 
 
 
 def _convert_stem(state: dict[str, Tensor], backbone: nn.Module, log: Callable[[str], None]) -> None:
-    """Brings the first convolutions of another number of channels to the backbone's, by timm's rule.
+    """Convert first convolutions of another number of channels to the backbone's, by timm's rule.
 
-    Kernels are summed for one channel, so that a grey image gives what it gave as three equal channels; else repeated and scaled.
-    Raises WeightsError for a stem that timm has no rule for. One of another shape altogether is left for `_check_fits` to name.
+    Kernels are summed for one channel, so that a grey image gives the same as three equal channels did; otherwise repeated and scaled.
+    Raises WeightsError for a stem that timm has no rule for. A stem of a different shape is left for `_check_fits` to report.
     """
     channels = int(backbone.in_chans)  # type: ignore[arg-type]
     expected = backbone.state_dict()
@@ -316,5 +318,5 @@ def _check_fits(backbone: nn.Module, state: Mapping[str, Tensor], origin: str, f
 
 
 def _is_table(key: str) -> bool:
-    """Whether timm resamples a tensor to the image size: a transformer's position embeddings."""
+    """Check whether timm resamples a tensor to the image size: a transformer's position embeddings."""
     return "pos_embed" in key or "relative_position_bias_table" in key

@@ -148,7 +148,7 @@ def ran_away(losses: Sequence[float]) -> bool:
 
 
 def judged(lrs: Sequence[float], losses: Sequence[float], *, diverged: bool) -> LrRange:
-    """The suggestion is a tenth of the rate at which the smoothed loss is lowest. Raises RunError where there are too few points."""
+    """The suggestion is a tenth of the rate at which the smoothed loss is lowest. Raises RunError if there are too few points."""
     finite = [(lr, loss) for lr, loss in zip(lrs, losses, strict=True) if math.isfinite(loss)]
     if len(finite) < 2 * LAST:
         reported = f"{len(finite)} steps gave a loss that is a number, up to lr {lrs[-1]:.1e}"

@@ -73,7 +73,7 @@ def go_offline(folder: Path | None = None) -> None:
 
 
 def read_fetched(folder: Path) -> Fetched:
-    """Raises DataError where the folder isn't one by `tlkit data fetch`, or isn't whole."""
+    """Raise DataError if the folder isn't one by `tlkit data fetch`, or isn't whole."""
     file = folder / MANIFEST
     if (folder / UNFINISHED).exists():
         raise DataError(f"{folder} is not whole: `tlkit data fetch` was stopped.\n  Run it again; it goes on where it ended.")
@@ -93,7 +93,7 @@ def read_fetched(folder: Path) -> Fetched:
 def from_folder(recipe: Recipe, folder: Path) -> Recipe:
     """The recipe, with what it takes by path or download in the folder, whose data files are checked.
 
-    Published weights are found there by `fetched_weights`. Raises DataError or WeightsError where the folder lacks something.
+    Published weights are found there by `fetched_weights`. Raises DataError or WeightsError if the folder lacks something.
     """
     fetched = read_fetched(folder)
     folder = folder.absolute()
@@ -128,7 +128,7 @@ def _is_same(asked: dict[str, Any], source: Source) -> bool:
 def fetched_weights(model: Model) -> tuple[str, Path, str] | None:
     """Origin, file and sha256 of published weights in the folder that TLKIT_FETCHED names; None if it names none.
 
-    Raises WeightsError where that folder has others.
+    Raises WeightsError if that folder has others.
     """
     if not os.environ.get(FETCHED):
         return None

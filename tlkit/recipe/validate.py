@@ -55,7 +55,7 @@ def transforms_of(augment: Any, channels: int = 3) -> tuple[Transform, ...]:
 def document_of(values: Any) -> Document:
     """Return the document that a program's values are: what YAML would give for them. Tuples are lists, paths are text.
 
-    Raises RecipeError where reading can't go on: nesting deeper than 20, more than 4,000 keys and values.
+    Raises RecipeError if reading can't go on: nesting deeper than 20, more than 4,000 keys and values.
     """
     document = Document()
     document.value = _Reader(document).read(values, "", 0)

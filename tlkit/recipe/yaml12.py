@@ -45,7 +45,7 @@ def read_yaml(text: str, place: Callable[[int], str], *, root: str = "") -> Docu
     """The one document of a text, None if it is empty.
 
     place: line number from 1 -> `file:line`. root: the dotted key of the whole.
-    Raises RecipeError where reading can't go on: broken syntax, nesting deeper than 20, more than 4,000 keys and values.
+    Raises RecipeError if reading can't go on: broken syntax, nesting deeper than 20, more than 4,000 keys and values.
     """
     reader = _Reader(_limited(YAML(typ="safe", pure=True).parse(text), place, root), place)
     line = 1

@@ -141,7 +141,7 @@ def _test_rows(run: Path) -> dict[str, dict[str, str]]:
 
 
 def _check_same_images(baseline: Path, first: Mapping[str, Mapping[str, str]], run: Path, other: Mapping[str, Mapping[str, str]]) -> None:
-    """Raises RunError unless both runs have the same test images: by id, bytes and label."""
+    """Raise RunError unless both runs have the same test images: by id, bytes and label."""
     common = [id_ for id_ in first if id_ in other]
     if len(common) < len(first) or len(common) < len(other):
         sizes = f"{len(first):,} and {len(other):,}, of which {counted(len(common), 'image')} in both"

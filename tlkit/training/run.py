@@ -86,7 +86,7 @@ def _train_and_measure(recipe: Recipe, setup: Setup, context: RunContext, *, res
 
 
 def _hash_and_compare(setup: Setup) -> list[dict[str, str]]:
-    """Return the rows of split.csv. Raises DataError where another process of the run has other images."""
+    """Return the rows of split.csv. Raises DataError if another process of the run has other images."""
     setup.data.hashes = hash_images(setup.samples)
     rows = manifest_rows(setup.samples, setup.data.hashes)
     check_same("The images are", (", ".join(f"{key} {value}" for key, value in row.items()) for row in rows))

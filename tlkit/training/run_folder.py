@@ -22,7 +22,7 @@ def is_unfinished(run: Path) -> bool:
 
 
 def check_out(out: Path | None, *, resume: bool = False) -> None:
-    """Raises RunError if `--out` can't take a new run or, with `resume`, an unfinished one: found before anything is downloaded."""
+    """Raise RunError if `--out` can't take a new run or, with `resume`, an unfinished one: found before anything is downloaded."""
     if not is_main_process():
         return
     if resume and out is None:

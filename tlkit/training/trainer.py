@@ -38,7 +38,7 @@ def seed_everything(seed: int) -> None:
 
 
 def check_devices(trainer: Trainer) -> Devices:
-    """Raises DeviceError if this machine doesn't have what the recipe asks for: found before anything is written."""
+    """Raise DeviceError if this machine doesn't have what the recipe asks for: found before anything is written."""
     built = lightning_trainer(trainer, logger=False, enable_checkpointing=False)
     if trainer.strategy == "fsdp" and built.num_devices < 2:
         raise DeviceError(

@@ -38,7 +38,7 @@ class Finding:
 
 
 def check_finished(run: Path) -> None:
-    """Raises RunError unless this is the folder of a whole run, or of a whole cross-validation."""
+    """Raise RunError unless this is the folder of a whole run, or of a whole cross-validation."""
     if run.name.startswith("fold_") and (run.parent / "fold_1").is_dir() and (run.parent / "recipe.yaml").is_file():
         raise RunError(f"{run} is one fold of a cross-validation, which is run again as a whole.\n  Name {run.parent}.")
     missing = [name for name in ("recipe.yaml", "metrics.json", "report.html") if not (run / name).is_file()]

@@ -185,7 +185,7 @@ def _data(recipe: Recipe, bring: _Folder, leave_local: bool) -> Iterator[str]:
 
 
 def _check_copy(recipe: Recipe, samples: Samples, use: dict[str, str]) -> None:
-    """Raises DataError unless the copy is read as the same images: a table may name its images by absolute paths."""
+    """Raise DataError unless the copy is read as the same images: a table may name its images by absolute paths."""
     if not use:
         return
     source: Source = recipe.data.source.model_copy(update=use)

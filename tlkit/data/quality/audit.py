@@ -55,7 +55,7 @@ class Duplicates:
 
 
 def pixel_hashes(samples: Sequence[Sample], decoded: Decode, on_image: Callable[[int], None] = lambda images: None) -> list[str]:
-    """decoded: the decoder with its settings. sha256 of each decoded image; empty for one that can't be read."""
+    """Return the sha256 of each decoded image; empty for one that can't be read. decoded: the decoder with its settings."""
     found = []
     with ThreadPoolExecutor(THREADS) as threads:
         for digest in threads.map(lambda sample: _pixel_hash(sample, decoded), samples):
@@ -73,7 +73,7 @@ def _pixel_hash(sample: Sample, decoded: Decode) -> str:
 
 
 def find_duplicates(samples: Sequence[Sample], equal: Sequence[str], dct: Dct) -> Duplicates:
-    """equal: a hash of each image; those with the same one are the same image."""
+    """Find equal and nearly equal images. equal: a hash of each image; images with the same hash are equal."""
     _, known = np.unique(np.array(equal), return_inverse=True)
     ranks = np.array([RANKS[sample.split] for sample in samples])
     near = find_near(dct, known, ranks)
@@ -99,7 +99,7 @@ def find_duplicates(samples: Sequence[Sample], equal: Sequence[str], dct: Dct) -
 
 
 def _groups(numbers: NDArray[np.int64]) -> Iterable[list[int]]:
-    """Rows of each number that comes more than once."""
+    """Yield the rows of each number that occurs more than once."""
     order = np.argsort(numbers, kind="stable")
     starts = np.flatnonzero(np.diff(numbers[order], prepend=-1))
     return [rows.tolist() for rows in np.split(order, starts[1:]) if len(rows) > 1]
@@ -143,12 +143,12 @@ def _two_labels(samples: Sequence[Sample], rows: Iterable[int]) -> bool:
 
 
 def place_of(sample: Sample) -> str:
-    """`val: 12.png`, or the id alone where it says the split."""
+    """Return `val: 12.png`, or the id alone if it names the split."""
     return sample.id if not sample.split or sample.id.startswith(f"{sample.split}/") else f"{sample.split}: {sample.id}"
 
 
 def label_findings(samples: Samples, doubts: Doubts) -> list[Finding]:
-    """A finding for each doubted label, the worst first."""
+    """Return a finding for each doubted label, the least likely first."""
     names = samples.classes
     return [
         Finding("label", (row,), (round(confidence, 4),), f"look at it: the others say {names[called]}", called=names[called])
@@ -157,7 +157,7 @@ def label_findings(samples: Samples, doubts: Doubts) -> list[Finding]:
 
 
 def closest_pairs(samples: Sequence[Sample], features: NDArray[np.float32], alike: NDArray[np.int64]) -> list[Finding]:
-    """The pairs of different images that the backbone takes for most alike, across splits where there are splits.
+    """Find the most similar pairs of different images by the backbone's features, across splits if there are splits.
 
     features: [N, F]. alike: images with the same number are known to be nearly the same already.
     """
@@ -193,7 +193,7 @@ def described(samples: Samples, row: int) -> dict[str, str]:
 
 
 def write_audit(samples: Samples, findings: Sequence[Finding], file: Path) -> None:
-    """audit.csv: a row for each image of each finding."""
+    """Write audit.csv: a row for each image of each finding."""
     rows: list[dict[str, object]] = []
     for number, finding in enumerate(findings, start=1):
         facts = {"finding": number, "kind": finding.kind, "suggestion": finding.suggestion}
@@ -208,9 +208,10 @@ def _yes(value: bool) -> str:
 
 
 def write_cleaned(samples: Samples, dropped: Mapping[int, str], doubts: Iterable[Finding], folder: Path) -> dict[str, str]:
-    """cleaned.csv, and removed.csv with the reason for each image that it lacks. Returns the `data.source` that reads the first.
+    """Write cleaned.csv, and removed.csv with the reason for each image that cleaned.csv lacks; return the `data.source` that reads the
+    former.
 
-    Doubted labels are marked in the column `doubt`, which isn't read: whether they are wrong is for people to say.
+    Doubted labels are marked in the column `doubt`, which isn't read: people decide whether they are wrong.
     """
     files = [Path(os.path.abspath(str(sample.image))) for sample in samples.samples]
     root = Path(os.path.commonpath([file.parent for file in files]))
@@ -234,13 +235,13 @@ def write_cleaned(samples: Samples, dropped: Mapping[int, str], doubts: Iterable
 
 
 def check_can_clean(samples: Samples) -> None:
-    """Raises DataError where images aren't files, which a list could name."""
+    """Raise DataError if images aren't files, which a list could name."""
     if not all(isinstance(sample.image, Path) for sample in samples.samples):
         raise DataError("--fix writes a list of image files, and this source's images aren't files of their own.\n  Leave --fix out.")
 
 
 def check_left(samples: Samples, dropped: Mapping[int, str]) -> None:
-    """Raises DataError where a class would have no training image any more."""
+    """Raise DataError if a class would have no training image any more."""
     left = {
         label for row, sample in enumerate(samples.samples) if row not in dropped and RANKS[sample.split] == 0 for label in sample.labels
     }

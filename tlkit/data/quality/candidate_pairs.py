@@ -47,7 +47,7 @@ def candidate_pairs(vectors: NDArray[np.float32], others: NDArray[np.float32], c
 
 
 def _along_main_axes(vectors: NDArray[np.float32], others: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Both, in coordinates along the vectors' principal axes, from their medians: the longest first. Distances stay as they are."""
+    """Rotate both to the principal axes of `vectors`, longest first, centred at the medians. Distances don't change."""
     some = vectors[:: 1 + len(vectors) // ENOUGH_FOR_AXES]
     axes = np.linalg.eigh(some.T @ some)[1][:, ::-1]
     turned = vectors @ axes
@@ -65,7 +65,7 @@ class _Grid:
 
 
 def _grid(vectors: NDArray[np.float32], width: float) -> _Grid:
-    """As many of the coordinates, the most spread first, as tell enough cells apart; where all vectors are alike, walls only cost."""
+    """Choose as many coordinates, the most spread first, as separate enough cells; where all vectors are alike, cell walls only cost time."""
     spread = vectors.std(axis=0)
     bits = np.cumsum(np.log2(1 + 4 * spread / width))
     enough = 1 + int(np.searchsorted(bits, log2(len(vectors)) + SPARE_BITS))
@@ -85,7 +85,9 @@ class _Cells:
         self.keys = (cells.astype(np.int64).view(np.uint64) * grid.steps).sum(axis=1, dtype=np.uint64)
 
     def reached(self, start: int, reach: float) -> tuple[Rows, NDArray[np.uint64]]:
-        """Rows from `start` on, and the keys of all cells that each reaches over walls whose squared distances sum to `reach` or less."""
+        """Return rows from `start` on, and the keys of all cells that each reaches across walls whose squared distances sum to at most
+        `reach`.
+        """
         above = self.above[start : start + ROWS_AT_ONCE]
         rows, keys, spent = np.arange(len(above)), self.keys[start : start + ROWS_AT_ONCE], np.zeros(len(above), np.float32)
         for down, step in zip(np.square(above).T, self.grid.steps, strict=True):
@@ -100,7 +102,7 @@ class _Cells:
 
 
 def _found(one: _Cells, other: _Cells, reach: float) -> Iterator[tuple[Rows, Rows]]:
-    """Rows of one set, and rows of the other in cells that they reach, about CANDIDATES_AT_ONCE at a time."""
+    """Yield rows of one set, and the rows of the other in cells that they reach, about CANDIDATES_AT_ONCE at a time."""
     shift = one.grid.shift
     buckets = other.keys >> shift
     order = np.argsort(buckets, kind="stable")

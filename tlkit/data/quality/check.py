@@ -50,7 +50,7 @@ class Checked:
 
 
 def check_command(recipe: Recipe, name: str, *, as_json: bool, out: Path | None) -> int:
-    """Prints what was found in the recipe's images, and writes it to `out` as csv. 2 if there are faults, else 0."""
+    """Print what is wrong with the recipe's images, and write it to `out` as csv. Return 2 if there are faults, else 0."""
     _check_out(out)
     checked = check_images(recipe.data, recipe.task, recipe.seed)
     if out:
@@ -130,7 +130,7 @@ def _loss(sides: float, resize: str) -> str:
 
 
 def _percent(share: float) -> str:
-    """Never 100 % of what isn't all of it."""
+    """Format a share; a share below 1 is never shown as 100 %."""
     return f"{100 * share:.0f} %" if share < 0.995 else f"{100 * min(share, 0.9999):.2f} %"
 
 
@@ -139,7 +139,7 @@ def _long_fix(resize: str) -> str:
 
 
 def _split_findings(samples: Samples, bad: set[str], data: Data, seed: int) -> Iterator[Finding]:
-    """Whether what can be read is enough to train on."""
+    """Yield faults if the readable images are too few to train on."""
     good = tuple(sample for sample in samples.samples if sample.id not in bad)
     left_out = tuple(Skipped(sample, "") for sample in samples.samples if sample.id in bad)
     left = replace(samples, samples=good, skipped=left_out)
@@ -194,7 +194,7 @@ def _print_json(checked: Checked, name: str) -> None:
 
 
 def _check_out(out: Path | None) -> None:
-    """Raises RunError where a table can't be written, or another file would be lost."""
+    """Raise RunError if a table can't be written, or another file would be lost."""
     if out is None:
         return
     if not out.parent.is_dir():

@@ -55,7 +55,7 @@ def decode_results(images: Sequence[ImageSource], data: Data, advance: Callable[
 
 
 def _kind(data: Data) -> str:
-    """All that a result depends on beside the file."""
+    """Return all that a result depends on besides the file."""
     settings = {"channels": data.channels, "max_pixels": data.max_pixels, "range_16bit": data.range_16bit}
     return f"decode {key_of({'format': FORMAT, **decoder_versions(), **settings})}"
 
@@ -69,7 +69,7 @@ def _from_text(text: str) -> DecodeResult:
 
 
 def _decoded(rest: Sequence[int], images: Sequence[ImageSource], data: Data) -> Iterator[tuple[int, DecodeResult]]:
-    """Threads, not processes: Pillow lets go of Python's lock while it decodes, and functions that give images need not travel."""
+    """Decode in threads, not processes: Pillow releases the GIL while it decodes, and image functions need not be pickled."""
     tasks = [rest[i : i + _A_TASK] for i in range(0, len(rest), _A_TASK)]
     pool = ThreadPoolExecutor(processors())
     try:

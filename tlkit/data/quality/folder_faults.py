@@ -33,7 +33,7 @@ class Looked:
 
 
 def look_through(root: Path, asked: LayoutName = "auto") -> SourceCheck:
-    """root: a folder as `data.source.folder` takes it. Nothing in it stops the search."""
+    """Check a folder as `data.source.folder` takes it. No fault stops the check."""
     looked = Looked()
     layout = _layout(root, asked, looked)
     _entries(root, root, looked)  # for what is hidden there
@@ -75,7 +75,7 @@ def _loose(root: Path, place: Path, looked: Looked) -> None:
 
 
 def _files(root: Path, folder: Path, seen: set[tuple[int, int]], looked: Looked) -> Iterator[tuple[str, Path]]:
-    """(id, file) of all image files at any depth. seen: folders that are not entered, so that loops of links end."""
+    """Yield (id, file) of all image files at any depth. seen: folders that are not entered, so that loops of links end."""
     waiting = [folder]
     while waiting:
         place = waiting.pop()
@@ -102,7 +102,7 @@ def _files(root: Path, folder: Path, seen: set[tuple[int, int]], looked: Looked)
 
 
 def _entries(root: Path, place: Path, looked: Looked) -> tuple[dict[str, Path], list[str]]:
-    """Folders by name, and names of files, both sorted; what systems leave and what is hidden is set aside."""
+    """Return folders by name, and names of files, both sorted; system files and hidden ones are left out."""
     folders: dict[str, Path] = {}
     files: list[str] = []
     try:
@@ -126,7 +126,7 @@ def _entries(root: Path, place: Path, looked: Looked) -> tuple[dict[str, Path], 
 
 
 def _other(root: Path, file: Path, looked: Looked) -> None:
-    """A file that is not read."""
+    """Add a file that is not read."""
     where, ending = _id(root, file), file.suffix.lower()
     if file.is_symlink() and not file.exists():
         looked.add("warning", where, "is a link that leads nowhere, or in a circle", "Restore what it led to, or remove it.")
@@ -172,7 +172,7 @@ def _class_findings(layout: Layout, looked: Looked) -> Iterator[Finding]:
 
 
 def _left_aside(looked: Looked) -> Iterator[Finding]:
-    """One note for each kind of what is not read and was never meant to be."""
+    """Yield one note for each kind of file that is left out on purpose."""
     kinds = {"left by the system": looked.system, "hidden": looked.hidden}
     kinds |= {f"no image ({ending})": set(names) for ending, names in looked.others.items()}
     for kind, names in sorted(kinds.items()):
@@ -181,7 +181,7 @@ def _left_aside(looked: Looked) -> Iterator[Finding]:
 
 
 def _identity(folder: Path) -> tuple[int, int]:
-    """The same for all names of one folder."""
+    """Return what is the same for all names of one folder."""
     try:
         state = os.stat(folder)
     except OSError:  # gone by now, or behind one that may not be entered

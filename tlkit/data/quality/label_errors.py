@@ -34,11 +34,13 @@ class Doubts:
 
 
 def doubt_labels(probabilities: NDArray[np.floating], labels: NDArray[np.int64]) -> Doubts:
-    """probabilities: [N, K], of each image by a model that hasn't seen it; rows of NaN aren't judged.
+    """Find labels that a model contradicts.
 
-    How many labels of a class are wrong: by the confident joint, scaled to the class's images. Which: those of the lowest probability
-    (the paper's prune by class), but none whose label is the likeliest class. Then those of any class that are as unlikely as nine
-    tenths of these: where nearly all labels are right, a sure model's thresholds are so high that the joint counts too few.
+    probabilities: [N, K], of each image by a model that was not trained on it; rows of NaN aren't judged.
+    The number of wrong labels of a class is that of the confident joint, scaled to the class's images. The least likely labels are doubted
+    first
+    (the paper's prune by class), except labels that are the likeliest class. Then those of any class that are as unlikely as nine
+    tenths of these: if nearly all labels are right, a confident model's thresholds are so high that the joint counts too few.
     """
     judged = np.flatnonzero(~np.isnan(probabilities).any(axis=1))
     unseen: NDArray[np.float64] = np.asarray(probabilities[judged], np.float64)
@@ -61,7 +63,7 @@ def doubt_labels(probabilities: NDArray[np.floating], labels: NDArray[np.int64])
 
 
 def confident_joint(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """[K, K]: row by label, an image is counted to the likeliest of the classes whose threshold it reaches, if any.
+    """Return [K, K]: by label, each image is counted for the likeliest of the classes whose threshold it reaches, if any.
 
     A class's threshold is the mean probability that the images labelled so have for it.
     """
@@ -83,7 +85,7 @@ def predict_unseen(
     seed: int,
     on_fold: Callable[[int], None] = lambda folds: None,
 ) -> NDArray[np.float64]:
-    """Probabilities [N, K] of each image by logistic regression on the others' features, in stratified folds.
+    """Return the probabilities, [N, K], of each image by logistic regression on the other images' features, in stratified folds.
 
     units: images with the same number stay in one fold. A copy of a wrongly labelled image in the other folds would teach its label.
     Images of classes with too few units are left NaN, and so are those in the folds that a class of few units fills.

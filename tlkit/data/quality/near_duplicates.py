@@ -45,10 +45,10 @@ Dct = NDArray[np.float32]
 
 
 def dct_of(samples: Sequence[Sample], decoded: Decode = decode, on_image: Callable[[int], None] = lambda images: None) -> Dct:
-    """decoded: the decoder with its settings. What it gives is taken as grey: colour alone tells nothing apart.
+    """Return the DCT coefficients of the images. decoded: the decoder with its settings; its result is converted to grey.
 
-    scipy's cosine transform on the decoder's pixels: imagehash (BSD-2) gives such bits too, but opens files its own way and hides the
-    numbers behind the bits, without which most of what the bits find in Fashion-MNIST are different pairs of trousers.
+    Uses scipy's DCT on the decoder's pixels: imagehash (BSD-2) gives such bits too, but opens files in its own way and hides the
+    coefficients behind the bits. Without them, most pairs that the bits find in Fashion-MNIST are different pairs of trousers.
     """
     found = np.empty((len(samples), DCT_SIZE * DCT_SIZE), np.float32)
     with ThreadPoolExecutor(THREADS) as threads:
@@ -59,7 +59,7 @@ def dct_of(samples: Sequence[Sample], decoded: Decode = decode, on_image: Callab
 
 
 def _thumbnail(sample: Sample, decoded: Decode) -> NDArray[np.float32] | None:
-    """[32, 32] brightness, 0..255; None for an image that can't be read, which is for others to tell."""
+    """Return the brightness, [32, 32] in 0..255; None for an image that can't be read, which other checks report."""
     try:
         image = decoded(_shrunk(sample.image))
     except DataError:
@@ -70,7 +70,7 @@ def _thumbnail(sample: Sample, decoded: Decode) -> NDArray[np.float32] | None:
 
 
 def _shrunk(image: ImageSource) -> ImageSource:
-    """A JPEG opened so that it is decoded at a half, a quarter or an eighth: many times quicker, and thumbnails need no more."""
+    """Open a JPEG to be decoded at a half, a quarter or an eighth of its size: many times faster, and enough for a thumbnail."""
     if not isinstance(image, Path) or image.suffix.lower() not in (".jpg", ".jpeg"):
         return image
 
@@ -83,7 +83,7 @@ def _shrunk(image: ImageSource) -> ImageSource:
 
 
 def directions(dct: Dct, of: Dct | None = None) -> NDArray[np.float32]:
-    """[N, 64] of length 1: how each image differs from the set's mean, each wave in units of its own spread.
+    """Return unit vectors, [N, 64]: how each image differs from the set's mean, each coefficient divided by its spread.
 
     So what all images share (a white ground, the shape of a shirt) doesn't make them alike, and what tells them apart counts.
     of: the set, if it is another than these images.
@@ -101,7 +101,7 @@ def directions(dct: Dct, of: Dct | None = None) -> NDArray[np.float32]:
 
 
 def mirrored(dct: Dct) -> Dct:
-    """Of the images left to right: a cosine wave with an odd number of half periods across changes its sign, and no other changes."""
+    """Return the coefficients of the mirrored images: those with an odd number of half periods across change sign."""
     return dct * np.where(np.arange(DCT_SIZE * DCT_SIZE) % DCT_SIZE % 2, -1, 1).astype(np.float32)
 
 
@@ -119,10 +119,11 @@ class Near:
 
 
 def find_near(dct: Dct, known: NDArray[np.int64], ranks: NDArray[np.int64]) -> Near:
-    """known: images with the same number are known to be equal, and not reported again. ranks: of their splits, train first.
+    """Find near duplicates.
 
-    Of equal images in one split the first stands for all, so that ten thousand black ones are no fifty million pairs.
-    Memory grows with the images, not with the pairs.
+    known: images with the same number are known to be equal and not reported again. ranks: of their splits, train first.
+    The first of equal images in one split stands for all, so that ten thousand black images are not fifty million pairs.
+    Memory grows with the number of images, not of pairs.
     """
     number = len(dct)
     near = Near(np.arange(number), np.zeros(number, np.float32), np.full(number, -1), np.zeros(number, bool))
@@ -178,12 +179,12 @@ def _pairs(vectors: NDArray[np.float32], others: NDArray[np.float32]) -> Iterato
 
 
 def _contrast(dct: Dct) -> NDArray[np.float32]:
-    """Standard deviation of brightness, in levels of 0..255; NaN for an image that can't be read."""
+    """Return the standard deviation of brightness, in levels of 0..255; NaN for an image that can't be read."""
     return np.asarray(np.linalg.norm(dct[:, 1:], axis=1) / SIDE_PX, np.float32)
 
 
 def joined(group: NDArray[np.int64], one: NDArray[np.int64], other: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Groups with those of each pair made one."""
+    """Return the groups after merging those of each pair."""
     if not len(one):
         return group
     links = coo_array((np.ones(len(one), bool), (group[one], group[other])), shape=(len(group), len(group)))

@@ -41,7 +41,7 @@ def log_warnings(samples: Samples) -> None:
 def leave_out_bad(samples: Samples, data: Data) -> Samples:
     """Return the samples without the images that can't be read, which are in `skipped`.
 
-    Raises DataError where a class, or a split of the source, would have no image left.
+    Raises DataError if a class, or a split of the source, would have no image left.
     """
     samples = without_bad(samples, data)
     lost = [*lost_classes(samples), *_lost_splits(samples)]
@@ -90,7 +90,7 @@ def without_bad_of(samples: Samples, split: str, data: Data) -> Samples:
 
 
 def lost_classes(samples: Samples) -> Iterator[str]:
-    """A line for each class that has no image left to train on."""
+    """Yield a line for each class without any image left to train on."""
     left = {label for sample in samples.samples if sample.split in ("", "train") for label in sample.labels}
     lost = Counter(label for skipped in samples.skipped if skipped.sample.split in ("", "train") for label in skipped.sample.labels)
     for label in sorted(lost.keys() - left):
@@ -99,21 +99,21 @@ def lost_classes(samples: Samples) -> Iterator[str]:
 
 
 def _lost_splits(samples: Samples) -> Iterator[str]:
-    """Otherwise one would be cut from training in its place."""
+    """Yield a line for each split without any readable image; otherwise a new split would be drawn from training."""
     left = {sample.split for sample in samples.samples}
     for split in sorted({skipped.sample.split for skipped in samples.skipped} - left - {"", "train"}):
         yield f"the {split} split: none of its images can be read."
 
 
 def write_skipped(samples: Samples, file: Path) -> None:
-    """A row for each image that was left out, with what is wrong with it."""
+    """Write a row for each image that was left out, with the reason."""
     left_out = ((skipped.sample, skipped.reason) for skipped in samples.skipped)
     rows = ({"id": s.id, "class": samples.label_text(s), "split": s.split, "reason": reason} for s, reason in left_out)
     write_csv(file, COLUMNS, rows)
 
 
 def several_frames(samples: Collection[Sample]) -> list[str]:
-    """Ids of the files that hold several frames or pages, of which the first is taken."""
+    """Return the ids of the files with several frames or pages, of which only the first is used."""
     files = [
         (sample.id, sample.image) for sample in samples if isinstance(sample.image, Path) and sample.image.suffix.lower() in _SEVERAL_FRAMES
     ]

@@ -33,7 +33,7 @@ SPLITS = {"train": "training", "val": "validation", "test": "test", "": "not spl
 
 
 def stats_command(recipe: Recipe, *, drawn: bool, mean_px: int | None, out: Path | None, as_json: bool) -> int:
-    """Prints the statistics. Exit code 2 if images can't be read, after all others have been counted.
+    """Print the statistics. Return 2 if images can't be read, after all others have been counted.
 
     drawn: whether splits that the source lacks are drawn as the recipe's run would. mean_px: side of the mean image; by default it has
     the size of the first image.
@@ -62,7 +62,7 @@ def stats_command(recipe: Recipe, *, drawn: bool, mean_px: int | None, out: Path
 
 
 def statistics(samples: Samples, found: Survey) -> dict[str, Any]:
-    """Plain JSON values. mean and std in units of 0..1, a value a channel, over all pixels of images in their own size."""
+    """Return plain JSON values. mean and std are in units of 0..1, per channel, over all pixels of the images in their original sizes."""
     found.mean_picture()  # raises where no image could be read
     counts = Counter((sample.split, label) for sample in samples.samples for label in sample.labels)
     splits = [split for split in SPLITS if samples.of(split)]
@@ -94,7 +94,7 @@ def statistics(samples: Samples, found: Survey) -> dict[str, Any]:
 
 
 def _sides(sizes: Mapping[Size, int], side: int) -> Counter[float]:
-    """Width (0) or height (1) -> images."""
+    """Count the images of each width (0) or height (1)."""
     counted: Counter[float] = Counter()
     for size, number in sizes.items():
         counted[size[side]] += number
@@ -109,7 +109,7 @@ def _aspects(sizes: Mapping[Size, int]) -> Counter[float]:
 
 
 def _make(out: Path) -> None:
-    """Before the pass over the images, which may take long."""
+    """Create the output folder before the pass over the images, which may take long."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
@@ -171,7 +171,7 @@ def _class_table(facts: Mapping[str, Any]) -> Table:
 
 
 def hints(facts: Mapping[str, Any]) -> list[str]:
-    """What the numbers ask of a recipe."""
+    """Return advice for the recipe that follows from the statistics."""
     found = []
     uneven = facts["imbalance"]
     if uneven["ratio"] > LARGEST_FOLD:

@@ -68,14 +68,14 @@ class Survey:
         return of_counts(self.values[split] if split is not None else np.sum(list(self.values.values()), axis=0))
 
     def mean_picture(self) -> NDArray[np.float64]:
-        """[H, W, C] in 0..1: every image stretched to that size, added up, divided. Raises DataError where there is no image."""
+        """Return the mean of all images, stretched to one size, [H, W, C] in 0..1. Raises DataError if there is no image."""
         if self.total is None:
             raise DataError("none of the images can be read.\n  `tlkit data check` says why.")
         return self.total / self.images / 255
 
 
 def survey(samples: Samples, *, read: Read, mean_size: Size | None = None, on_image: Callable[[int], None] = lambda images: None) -> Survey:
-    """One pass over all images, in threads. on_image is called with the number of images that are done.
+    """Measure all images in one pass, in threads. on_image is called with the number of images that are done.
 
     read: the decoder, with its settings. mean_size: of the mean image; by default that of the first image, at most LARGEST_MEAN.
     An image that can't be read is counted, named and left out.
@@ -127,7 +127,7 @@ class _Noted:
 
 
 def _opened(sample: Sample, read: Read) -> tuple[NDArray[np.uint8], str]:
-    """The image, and what it was before it was decoded: `PNG L`."""
+    """Return the image, and its format and mode before it was decoded: `PNG L`."""
     if not isinstance(sample.image, Path):
         noted = _Noted(sample.image)
         return read(noted), noted.kind
@@ -150,7 +150,7 @@ def _first_size(samples: Sequence[Sample], read: Read) -> Size:
 
 
 def spread(counts: Mapping[float, int]) -> dict[str, float]:
-    """Least, median and most of values that are counted."""
+    """Return the minimum, median and maximum of counted values."""
     number, seen = sum(counts.values()), 0
     for value in sorted(counts):
         seen += counts[value]

@@ -33,7 +33,7 @@ _DAMAGED = (ValueError, EOFError, zipfile.BadZipFile, zlib.error, KeyError, NotI
 def read_arrays(source: NpzSource | NpySource, options: ReadOptions) -> Samples:
     """Read every image of an .npz, in its splits; or of an .npy, which is mapped and not read, to be split.
 
-    With task: multilabel, labels are [N, K] of 0 and 1. Raises DataError where arrays are missing, damaged, or don't fit.
+    With task: multilabel, labels are [N, K] of 0 and 1. Raises DataError if arrays are missing, damaged, or don't fit.
     """
     if isinstance(source, NpySource):
         images, labels = _existing(source.npy, "data.source.npy"), _existing(source.labels, "data.source.labels")
@@ -67,7 +67,7 @@ def array_files(source: NpzSource | NpySource, samples: Samples) -> LocalFiles:
 
 
 def read_npz(file: Path, name: str) -> NDArray[Any]:
-    """Raises DataError where the array can't be read, or holds Python objects."""
+    """Raise DataError if the array can't be read, or holds Python objects."""
     try:
         with np.load(file, allow_pickle=False) as arrays:
             array: NDArray[Any] = arrays[name]
@@ -77,7 +77,7 @@ def read_npz(file: Path, name: str) -> NDArray[Any]:
 
 
 def map_npy(file: Path) -> NDArray[Any]:
-    """Map an array from its file. Raises DataError where it is no whole .npy file, or holds Python objects."""
+    """Map an array from its file. Raises DataError if it is no whole .npy file, or holds Python objects."""
     try:
         return npy_format.open_memmap(file, mode="r")
     except (*_DAMAGED, OSError) as error:
@@ -91,7 +91,7 @@ def _npy_part(images: Path, labels: Path, task: Task) -> ArrayPart:
 
 
 def _npz_part(file: Path, pair: tuple[str, str], headers: dict[str, tuple[tuple[int, ...], np.dtype[Any]]], task: Task) -> ArrayPart:
-    """Shapes and types are checked before anything is unpacked; images are unpacked when the first is asked for."""
+    """Check shapes and types before anything is unpacked; images are unpacked when the first one is read."""
     images, labels = pair
     shape, dtype = headers[images]
     check_images(f"{file}: {images}", shape, dtype)
@@ -100,7 +100,7 @@ def _npz_part(file: Path, pair: tuple[str, str], headers: dict[str, tuple[tuple[
 
 
 def _npz_headers(file: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
-    """Name -> (shape, type) of each array that has numbers or words. Raises DataError where one promises more than is there."""
+    """Name -> (shape, type) of each array that has numbers or words. Raises DataError if one promises more than is there."""
     headers: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {}
     try:
         with zipfile.ZipFile(file) as archive:

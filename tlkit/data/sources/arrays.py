@@ -43,7 +43,7 @@ class ArrayImage:
     index: int
 
     def __call__(self) -> Image.Image | NDArray[Any]:
-        """A Pillow image of grey, RGB or RGBA; other numbers of channels as numbers, [H, W, C]."""
+        """Return a Pillow image for grey, RGB or RGBA; for other numbers of channels an array, [H, W, C]."""
         pixels: NDArray[Any] = self.array.pixels[self.index]
         if pixels.ndim == 3 and pixels.shape[2] == 1:
             pixels = pixels[:, :, 0]
@@ -65,7 +65,7 @@ class ArrayPart:
 
 
 def check_images(name: str, shape: Sequence[int], dtype: np.dtype[Any]) -> None:
-    """Raises DataError unless these are images: [N, H, W] or [N, H, W, C] of uint8 or uint16."""
+    """Raise DataError unless these are images: [N, H, W] or [N, H, W, C] of uint8 or uint16."""
     words = " x ".join(map(str, shape)) or "one number"
     if len(shape) not in (3, 4) or 0 in shape:
         raise DataError(f"{name}: its shape, {words}, is not that of images.\n  Expected N x H x W, or N x H x W x C.")
@@ -84,7 +84,7 @@ def check_images(name: str, shape: Sequence[int], dtype: np.dtype[Any]) -> None:
 
 
 def check_labels(name: str, labels: NDArray[Any], images: int, task: Task) -> NDArray[Any]:
-    """[N], or [N, K] for multilabel. A column [N, 1] is taken as [N]. Raises DataError for anything else, or another count."""
+    """Return the labels as [N], or [N, K] for multilabel. A column [N, 1] is taken as [N]. Raises DataError for any other shape or number."""
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if len(labels.shape) != (2 if task == "multilabel" else 1):
@@ -101,7 +101,7 @@ def check_labels(name: str, labels: NDArray[Any], images: int, task: Task) -> ND
 
 
 def array_samples(place: str, parts: Mapping[str, ArrayPart], names: Sequence[str], task: Task) -> Samples:
-    """Ids are `train/000042`. names: of the labels 0, 1, 2 ..; without them a class is called by its number."""
+    """Return samples with ids such as `train/000042`. names: of the labels 0, 1, 2 ..; without them a class is named by its number."""
     raw = {split: list(_labels(part.labels)) for split, part in parts.items()}
     classes, numbers = number_classes(place, raw, names, task)
     return Samples(

@@ -33,7 +33,7 @@ def odd_classes(classes: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def _number(name: str) -> float | None:
-    """1e5 is a word here, as are nan and 1_000, which Python would take."""
+    """Parse a number. 1e5, nan and 1_000 are words here, although Python would accept them as numbers."""
     return float(name) if _NUMBER.fullmatch(name.strip()) else None
 
 
@@ -79,7 +79,7 @@ def number_classes(
 
 
 def _in_order(labels: Iterable[Label], word: Mapping[Label, str]) -> list[Label]:
-    """Numbers in their order, then words by code point."""
+    """Sort numbers by value, then words by code point."""
     return sorted(labels, key=lambda label: (isinstance(label, str), label if isinstance(label, int) else 0, word[label]))
 
 

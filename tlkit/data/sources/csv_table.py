@@ -37,7 +37,7 @@ def csv_files(source: CsvSource, samples: Samples) -> LocalFiles:
 
 
 def _read(table: Table) -> tuple[list[str], Iterator[Cells]]:
-    """The header, and the rows below it that aren't empty."""
+    """Return the header, and the rows below it that aren't empty."""
     lines = list(StringIO(_text(table), newline=""))
     start = next((i for i, line in enumerate(lines) if line.strip(" ,;\t\r\n")), len(lines))
     delimiter = ""
@@ -52,7 +52,7 @@ def _read(table: Table) -> tuple[list[str], Iterator[Cells]]:
 
 
 def _header(lines: list[str], delimiter: str) -> list[str]:
-    """Names of columns, of which a quoted one may have the delimiter in it; nothing where it can't be read so."""
+    """Split a header into column names; quoted names may contain the delimiter. Returns nothing if it can't be split."""
     try:
         return [name.strip() for name in next(csv.reader(lines, delimiter=delimiter, strict=True), [])]
     except csv.Error:
@@ -60,7 +60,7 @@ def _header(lines: list[str], delimiter: str) -> list[str]:
 
 
 def _fit(table: Table, header: list[str]) -> tuple[int, int]:
-    """How well a way to separate a header's cells fits: wanted columns first, and then their number."""
+    """Score a delimiter for a header: by the wanted columns first, then by their number."""
     keys = table.keys
     labels = keys.label if isinstance(keys.label, tuple) else (keys.label,)
     return sum(name in header for name in (keys.path, *labels, keys.split, keys.group)), len(header)

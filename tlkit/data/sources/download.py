@@ -12,7 +12,7 @@ PIECE_BYTES = 1 << 20
 
 
 def download(url: str, file: Path) -> None:
-    """Write what the address gives into the file. Raises OSError where it can't be reached, refuses, or falls silent."""
+    """Write what the address gives into the file. Raises OSError if it can't be reached, refuses, or falls silent."""
     request = Request(url, headers={"User-Agent": f"tlkit/{tlkit.__version__}"})  # noqa: S310  # the addresses are in our own table
     with (
         urlopen(request, timeout=SILENT_S) as response,  # noqa: S310

@@ -20,7 +20,7 @@ def read_folder(folder: Path, layout: LayoutName = "auto") -> Samples:
     """Read ROOT/train/CLASS/*, ROOT/val/CLASS/*, ROOT/test/CLASS/*, or ROOT/CLASS/* to be split; any depth below CLASS.
 
     Links are followed. A link that leads nowhere is an image like others, so that reading it says what is wrong.
-    Raises DataError where folders are missing, can't be read, or have no images or fewer than two classes.
+    Raises DataError if folders are missing, can't be read, or have no images or fewer than two classes.
     """
     root = _existing_folder(folder)
     found = find_layout(root, layout)
@@ -101,7 +101,7 @@ def _existing_folder(folder: Path) -> Path:
 
 
 def _classes(layout: Layout) -> tuple[str, ...]:
-    """Sorted by code point, so that every machine numbers them alike."""
+    """Return the classes sorted by code point, so that every machine numbers them alike."""
     training = layout.places[layout.training]
     names = sorted(layout.folders[layout.training])
     if not names:
@@ -156,7 +156,7 @@ def _images(layout: Layout, split: str, folder: Path, notes: _Notes) -> Iterator
 
 
 def _listed(place: Path, above: str, notes: _Notes) -> tuple[list[str], list[str]]:
-    """Names of folders and of images, sorted, without hidden ones."""
+    """Return the names of folders and of images, sorted, without hidden ones."""
     folders, files = [], []
     with os.scandir(place) as entries:
         for entry in entries:
@@ -186,7 +186,7 @@ def _loose_images(folder: Path) -> list[str]:
 
 
 def _check(layout: Layout, classes: tuple[str, ...], samples: tuple[Sample, ...]) -> None:
-    """Every class has an image to train on, and no id comes twice."""
+    """Check that every class has an image to train on, and that ids are unique."""
     training, root = layout.training, layout.root
     trained = Counter(sample.label for sample in samples if sample.split == training)
     if empty := [name for label, name in enumerate(classes) if not trained[label]]:
@@ -201,7 +201,7 @@ def _check(layout: Layout, classes: tuple[str, ...], samples: tuple[Sample, ...]
 
 
 def _other_files(folder: Path) -> str:
-    """` (it has .heic files, which are not read)`: what is there instead of images."""
+    """Name what is there instead of images: ` (it has .heic files, which are not read)`."""
     endings = sorted({path.suffix.lower() or path.name for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")})
     return f" (it has {', '.join(endings[:4])} files, which are not read)" if endings else ""
 

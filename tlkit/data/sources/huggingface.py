@@ -53,7 +53,7 @@ def read_huggingface(source: HuggingFaceSource, options: ReadOptions) -> Samples
     """Read every image of a data set, with the splits it has. Ids are `train/000042`.
 
     Tables of parquet in a folder are converted once, into root; from the hub everything goes into the hub's own cache.
-    Raises DataError where the set, or a column, isn't there, and MissingExtraError without the package datasets.
+    Raises DataError if the set, or a column, isn't there, and MissingExtraError without the package datasets.
     """
     warnings: list[str] = []
     parts = _splits(source, load_huggingface(source, options.root), warnings)
@@ -96,7 +96,7 @@ def save_huggingface(source: HuggingFaceSource, options: ReadOptions, folder: Pa
 
 
 def _datasets() -> Any:
-    """The package, which counts downloads by default."""
+    """Import datasets, which counts downloads by default, with that turned off."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:
         import datasets
@@ -109,7 +109,7 @@ def _datasets() -> Any:
 
 
 def load_huggingface(source: HuggingFaceSource, root: Path) -> Any:
-    """A DatasetDict or a Dataset."""
+    """Load a DatasetDict or a Dataset."""
     datasets = _datasets()
     name = source.huggingface
     folder = expanded(name)
@@ -129,7 +129,7 @@ def load_huggingface(source: HuggingFaceSource, root: Path) -> Any:
 
 
 def _leave_the_network_if_the_hub_is_silent(datasets: Any, name: str) -> None:
-    """Asks once: load_dataset tries for half a minute before it looks into its cache."""
+    """Ask the hub once: otherwise load_dataset retries for half a minute before it looks into its cache."""
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -157,7 +157,7 @@ def _not_loaded(source: HuggingFaceSource, folder: Path, error: Exception) -> st
 
 
 def _splits(source: HuggingFaceSource, loaded: Any, warnings: list[str]) -> dict[str, Any]:
-    """Our split -> rows."""
+    """Return the rows of each of tlkit's splits."""
     place = f"data.source.huggingface: {source.huggingface}"
     if not isinstance(loaded, dict):
         return {"": loaded}
@@ -199,7 +199,7 @@ def _column(wanted: str | None, found: list[str], features: Mapping[str, Any], p
 
 
 def _is_undecoded(feature: Any) -> bool:
-    """Tables that others wrote say {bytes, path}, and not that it is an image."""
+    """Check for undecoded images: tables of other tools have {bytes, path} without saying that it is an image."""
     return isinstance(feature, dict) and set(feature) == {"bytes", "path"}
 
 
@@ -222,7 +222,7 @@ def _labels(rows: Any, column: str, place: str, task: Task) -> list[tuple[Label,
 
 
 def _undecoded(rows: Any, column: str) -> Any:
-    """The column of images alone, as bytes: tlkit's own decoder reads them."""
+    """Return only the image column, as bytes: tlkit's own decoder reads them."""
     datasets = _datasets()
     try:
         return rows.select_columns([column]).cast_column(column, datasets.Image(decode=False))

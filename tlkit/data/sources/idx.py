@@ -56,7 +56,7 @@ def idx_files(source: IdxSource, samples: Samples) -> LocalFiles:
 def read_idx_file(file: Path, *, dimensions: int) -> NDArray[np.uint8]:
     """Return the array of an IDX file of bytes; mapped, not read, where it isn't packed.
 
-    Raises DataError where it is something else, cut off, or longer than its header says.
+    Raises DataError if it is something else, cut off, or longer than its header says.
     Source: the IDX format, http://yann.lecun.com/exdb/mnist: two zero bytes, the type (8: bytes), the number of dimensions, each
     dimension as a big-endian uint32, then the values.
     """
@@ -112,7 +112,7 @@ def _check_length(file: Path, came: int, expected: int) -> None:
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """`train-images` -> its file; unpacked ones go before packed ones. Raises DataError where a pair isn't whole."""
+    """Return `train-images` -> its file; unpacked files are preferred to packed ones. Raises DataError if one of a pair is missing."""
     if not folder.is_dir():
         siblings = [path.name for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
         what = "is a file, not a folder" if folder.exists() else "does not exist"
@@ -141,7 +141,7 @@ def _elsewhere(folder: Path, names: set[str]) -> str:
 
 
 def _known_names(labels: NDArray[Any]) -> tuple[str, ...]:
-    """Fashion-MNIST's names where these are its 60,000 labels, by their sha256; else none."""
+    """Return Fashion-MNIST's class names if these are its 60,000 labels, by their sha256; otherwise none."""
     if sha256(labels.tobytes()).hexdigest() != _FASHION_MNIST_LABELS:
         return ()
     log.info("the labels are Fashion-MNIST's: classes have its names")

@@ -81,7 +81,7 @@ class UnusedImages:
         self.first.setdefault(ending, path)
 
     def __str__(self) -> str:
-        """`9 files look like images and are not used: 8 .heic, such as a/1.heic; 1 .svg, such as b.svg. ..`, or nothing."""
+        """Return `9 files look like images and are not used: 8 .heic, such as a/1.heic; 1 .svg, such as b.svg. ..`, or nothing."""
         if not self.counts:
             return ""
         number = self.counts.total()

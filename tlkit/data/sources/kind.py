@@ -50,7 +50,7 @@ class Finding:
 
 
 def faults_of(error: TlkitError) -> Iterator[Finding]:
-    """The rows of a message, which has a line for each problem, and then what mends them all, indented."""
+    """Split an error message into findings: it has a line for each problem, followed by the indented fix for all of them."""
     problems: list[str] = []
     fixes: list[str] = []
     for line in [*str(error).splitlines(), ""]:
@@ -65,7 +65,7 @@ def faults_of(error: TlkitError) -> Iterator[Finding]:
 
 
 def _fault(problem: str, fix: str) -> Finding:
-    """`FILE: what is wrong.` separated at the first colon with a space after it."""
+    """Split `FILE: what is wrong.` at the first colon with a space after it."""
     where, colon, what = problem.partition(": ")
     return Finding("fault", where, what.removesuffix("."), fix) if colon else Finding("fault", "", problem.removesuffix("."), fix)
 
@@ -120,7 +120,7 @@ def image_files(samples: Samples) -> list[Path]:
 
 
 def below(base: Path, files: Iterable[Path]) -> list[tuple[Path, str]]:
-    """Return each file with its path relative to base. Raises DataError where one is outside of it."""
+    """Return each file with its path relative to base. Raises DataError if one is outside of it."""
     return [(file, path_inside(os.path.abspath(file), os.path.abspath(base))) for file in files]
 
 

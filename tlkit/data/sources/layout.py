@@ -45,7 +45,7 @@ def split_of(name: str) -> str:
 
 
 def find_layout(root: Path, asked: LayoutName = "auto") -> Layout:
-    """Raises DataError where a folder can't be read, or what is there can't be what was asked, or would train on splits as classes."""
+    """Find the layout of a folder. Raises DataError if the folder can't be read, isn't as asked, or would train on splits as classes."""
     folders = subfolders(root)
     named = [folder for folder in folders if split_of(folder.name)]
     others = [folder for folder in folders if folder not in named]
@@ -67,13 +67,13 @@ def find_layout(root: Path, asked: LayoutName = "auto") -> Layout:
 
 
 def _are_splits(named: Sequence[Path], others: Sequence[Path]) -> bool:
-    """Folders of classes; beside class folders that hold images themselves, one that also does is a class."""
+    """Check for split folders: folders of classes. Beside class folders with images, a folder that has images itself is a class."""
     beside = any(has_images(folder) for folder in others)
     return any(subfolders(folder) and not (beside and has_images(folder)) for folder in named)
 
 
 def _have_splits(folders: Sequence[Path]) -> bool:
-    """Whether every class folder has folders called after splits, one for training among them. Most sets are done after the first."""
+    """Check whether every class folder has folders named after splits, one of them for training. Usually decided after the first."""
     return bool(folders) and all("train" in {split_of(below.name) for below in subfolders(folder)} for folder in folders)
 
 
@@ -138,7 +138,7 @@ def _splits_below(root: Path, folders: Sequence[Path], *, assumed: bool) -> Layo
 
 
 def _check_not_splits(root: Path, named: Sequence[Path], others: Sequence[Path]) -> None:
-    """Raises DataError where nothing but splits is there: a classifier of train against test is never meant."""
+    """Raise DataError if there is nothing but splits: nobody wants a classifier of train against test."""
     if any(has_images(folder) or subfolders(folder) for folder in others) or not any(has_images(folder) for folder in named):
         return
     has = "has images and no class folders" if len(named) == 1 else "have images and no class folders"
@@ -154,7 +154,7 @@ def _by_class(folders: Iterable[Path]) -> dict[str, Path]:
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """Raises DataError where the folder can't be read."""
+    """Return the folders in a folder. Raises DataError if it can't be read."""
     try:
         with os.scandir(folder) as entries:
             return sorted(folder / entry.name for entry in entries if not is_hidden(entry.name) and is_folder(entry))
@@ -165,7 +165,7 @@ def subfolders(folder: Path) -> list[Path]:
 
 
 def has_images(folder: Path) -> bool:
-    """Whether images are in the folder itself, by their endings."""
+    """Check whether the folder itself contains images, by their endings."""
     try:
         with os.scandir(folder) as entries:
             return any(has_image_ending(entry.name) and not is_hidden(entry.name) and not is_folder(entry) for entry in entries)
@@ -174,7 +174,7 @@ def has_images(folder: Path) -> bool:
 
 
 def nested_root(root: Path, folders: Sequence[Path]) -> str:
-    """`Did you mean ROOT/DATA?` where the only folder of root has several folders itself."""
+    """Return `Did you mean ROOT/DATA?` if the only folder of root has several folders itself."""
     return f"Did you mean {folders[0]}?" if len(folders) == 1 and len(subfolders(folders[0])) > 1 else ""
 
 

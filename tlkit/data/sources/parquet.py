@@ -28,7 +28,7 @@ def parquet_files(source: ParquetSource, samples: Samples) -> LocalFiles:
 
 
 def _read(table: Table, source: ParquetSource) -> tuple[list[str], Iterator[Cells]]:
-    """The names of all columns, and the rows; cells of columns that aren't needed are empty and not read."""
+    """Return the names of all columns, and the rows; cells of columns that aren't needed are empty and not read."""
     try:
         import pyarrow.parquet
     except ImportError as error:
@@ -44,7 +44,7 @@ def _read(table: Table, source: ParquetSource) -> tuple[list[str], Iterator[Cell
 
 
 def _wanted(table: Table, source: ParquetSource, schema: Any) -> set[str]:
-    """The columns that may be needed: those that are named, and without a label column all that may hold 0 and 1."""
+    """Return the columns that may be needed: the named ones, and without a label column all that may contain 0 and 1."""
     import pyarrow.types as types
 
     labels = source.label if isinstance(source.label, tuple) else (source.label,)
@@ -53,7 +53,7 @@ def _wanted(table: Table, source: ParquetSource, schema: Any) -> set[str]:
 
 
 def _rows(table: Table, header: Sequence[str], columns: Sequence[str]) -> Iterator[Cells]:
-    """A few thousand rows in memory at a time."""
+    """Yield the rows, with a few thousand in memory at a time."""
     import pyarrow.parquet
 
     number = 0
@@ -74,7 +74,7 @@ def _unreadable(table: Table, error: Exception) -> DataError:
 
 
 def _check(table: Table, source: ParquetSource, schema: Any) -> None:
-    """Columns hold what can be text: words, numbers, or for labels lists of them."""
+    """Check that columns hold what can be text: strings, numbers, or for labels lists of them."""
     import pyarrow.types as types
 
     if source.path not in schema.names and any(types.is_struct(kind) or types.is_binary(kind) for kind in schema.types):

@@ -44,6 +44,6 @@ def kind_of(source: Source) -> AnyKind:
 def read_source(source: Source, root: Path, task: Task = "multiclass", *, keep_missing: bool = False) -> Samples:
     """Return every image of a source with its label and, where the source has them, its split; for the arguments see ReadOptions.
 
-    Raises DataError where the source is missing, empty, or has fewer than two classes.
+    Raises DataError if the source is missing, empty, or has fewer than two classes.
     """
     return kind_of(source).read(source, ReadOptions(root, task, keep_missing))

@@ -47,7 +47,7 @@ class Table:
 
 
 def open_table(keys: CsvSource | ParquetSource) -> Table:
-    """Raises DataError where there is no such file, or no such root."""
+    """Raise DataError if there is no such file, or no such root."""
     kind, name = ("csv", keys.csv) if isinstance(keys, CsvSource) else ("parquet", keys.parquet)
     key, path = f"data.source.{kind}", expanded(name)
     if path.is_dir():
@@ -65,7 +65,7 @@ def open_table(keys: CsvSource | ParquetSource) -> Table:
 
 
 def table_samples(table: Table, header: Sequence[str], cells: Iterable[Cells], options: ReadOptions) -> Samples:
-    """cells: of each row that isn't empty. Classes are sorted by code point.
+    """Return the samples of a table. cells: of each row that isn't empty. Classes are sorted by code point.
 
     Raises DataError with every fault, each with its row.
     """
@@ -93,7 +93,7 @@ def table_samples(table: Table, header: Sequence[str], cells: Iterable[Cells], o
 
 
 def table_images(table: Table, header: Sequence[str], cells: Iterable[Cells]) -> dict[str, ImageSource]:
-    """Id -> file of the images of a table, there or not, whatever is wrong with its rows."""
+    """Return id -> file of all images of a table, existing or not, whatever is wrong with its rows."""
     columns, cells = _columns(table, header, cells)
     files = TableFiles(table.file, table.root, table.faults)
     paths = ((number, found[columns.path].strip()) for number, found in cells)
@@ -102,14 +102,14 @@ def table_images(table: Table, header: Sequence[str], cells: Iterable[Cells]) ->
 
 
 def table_files(table: Table, samples: Samples) -> LocalFiles:
-    """A copy has the table, and the images in a folder beside it."""
+    """Return the files to copy: the table, and the images in a folder beside it."""
     kind = "csv" if isinstance(table.keys, CsvSource) else "parquet"
     images = [(file, f"pictures/{inside}") for file, inside in below(table.root, image_files(samples))]
     return LocalFiles([(table.file, table.file.name), *images], {kind: table.file.name, "root": "pictures"})
 
 
 def _columns(table: Table, header: Sequence[str], cells: Iterable[Cells]) -> tuple[Columns, Iterator[Cells]]:
-    """Which columns are read. The first rows decide whether a table without a label column has a column for each class."""
+    """Return which columns are read. The first rows decide whether a table without a label column has a column per class."""
     rest = iter(cells)
     first = list(islice(rest, PEEKED_ROWS))
     columns = find_columns(table.keys, header, [found for _, found in first], table.faults, table.warnings)
@@ -177,7 +177,7 @@ def _without_repeats(table: Table, rows: Sequence[Row]) -> list[Row]:
 
 
 def _check_held_out(table: Table, rows: Sequence[Row]) -> None:
-    """Every label of a held-out image is one that training has."""
+    """Check that training has every label of a held-out image."""
     # Where training images are named as such, rows without a split train or are held out: either way the class can be learned.
     training = Counter(label for row in rows if row.split in ("", "train") for label in row.labels)
     reported: set[tuple[str, str]] = set()
@@ -191,7 +191,7 @@ def _check_held_out(table: Table, rows: Sequence[Row]) -> None:
 
 
 def _check_classes(table: Table, rows: Sequence[Row], classes: tuple[str, ...], columns: Columns) -> None:
-    """At least two classes."""
+    """Check that there are at least two classes."""
     if not rows:
         raise DataError(f"{table.file}: has no rows below the header.\n  Expected a row per image.")
     if len(classes) < 2:
@@ -201,7 +201,7 @@ def _check_classes(table: Table, rows: Sequence[Row], classes: tuple[str, ...], 
 
 
 def _check_separator(table: Table, written: Counter[str], task: Task, columns: Columns) -> None:
-    """Raises DataError where several labels would become one class because another sign separates them."""
+    """Raise DataError if several labels would become one class because they have another separator."""
     if task != "multilabel" or columns.names or table.keys.separator is not None:
         return
     cells = {text.strip() for text in written}

@@ -47,7 +47,7 @@ class Columns:
 def find_columns(
     keys: CsvSource | ParquetSource, header: Sequence[str], rows: Sequence[Sequence[str]], of: Faults, warnings: list[str]
 ) -> Columns:
-    """rows: the first of the table. of: what says where it is. Raises DataError where a column is missing, or there twice.
+    """Find the columns. rows: the first of the table. of: says where it is. Raises DataError if a column is missing or ambiguous.
 
     warnings: gets a hint where an optional column seems to have another name.
     """
@@ -115,7 +115,7 @@ def meant_separator(cells: Collection[str]) -> str:
 
 
 def _class_columns(keys: CsvSource | ParquetSource, header: Sequence[str], rows: Sequence[Sequence[str]]) -> tuple[str, ...]:
-    """The columns that hold nothing but 0 and 1, two or more, of a table that has no label column and none that is called like one."""
+    """Return two or more columns of only 0 and 1, if the table has no label column and none that is named like one."""
     if keys.label in header or keys.label != "label" or keys.path not in header or any(name in header for name in USUAL["label"]):
         return ()
     others = [i for i, name in enumerate(header) if name and name not in (keys.path, keys.split, keys.group)]
@@ -132,7 +132,7 @@ def _has(header: Sequence[str]) -> str:
 
 
 def _missing_fix(keys: CsvSource | ParquetSource, column: str, header: Sequence[str]) -> str:
-    """What was expected, and which of the columns that are there may be meant."""
+    """Say what was expected, and which of the existing columns may be meant."""
     key = "path" if column == keys.path else "label"
     lowered = {name.lower().replace(" ", "_"): name for name in header}
     usual = next((lowered[name] for name in USUAL[key] if name in lowered and lowered[name] not in (keys.path, keys.label)), "")

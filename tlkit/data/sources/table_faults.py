@@ -30,7 +30,7 @@ class Faults:
         return self._number
 
     def add(self, number: int, problem: str, fix: str, *, kind: str = "") -> None:
-        """number: of the row, or 0 for the table itself. kind: faults of one kind are one line; without it, each is one."""
+        """Add a fault. number: of the row, or 0 for the table itself. kind: faults of one kind are one line; without it, each is one."""
         self._number += 1
         self._by_kind.setdefault(kind or f"fault {self._number}", []).append(Fault(number, problem, fix))
 
@@ -40,7 +40,7 @@ class Faults:
         return f"{self.file}:{number}" if self.word == "line" else f"{self.file}, row {number}"
 
     def raise_all(self) -> None:
-        """Raises DataError with all faults, one fix after all that it mends; nothing where there are none."""
+        """Raise DataError with all faults, each fix once after the faults that it fixes; does nothing if there are none."""
         if not self._by_kind:
             return
         by_fix: dict[str, list[str]] = {}
@@ -52,7 +52,7 @@ class Faults:
         raise DataError(text + (f"\n... and {more:,} more." if more > 0 else ""))
 
     def _line(self, faults: list[Fault]) -> str:
-        """`table.csv:2: the image a.png does not exist (and 3 more such lines: 4, 5, 9).`"""
+        """Return `table.csv:2: the image a.png does not exist (and 3 more such lines: 4, 5, 9).`"""
         first, *others = faults
         line = f"{self.place(first.number)}: {first.problem}"
         if not others:

@@ -44,7 +44,7 @@ class TableFiles:
         return whole[len(self.inside) :].replace(os.sep, "/") if whole.startswith(self.inside) else None
 
     def _find(self, id_: str) -> str:
-        """The id itself, or the only one that is it with an image's ending; or the empty string."""
+        """Return the id itself, or the only id that has it as its stem and the ending of an image; otherwise an empty string."""
         if os.path.isfile(self.inside + id_):
             return id_
         names = self._of_stem(id_)
@@ -55,7 +55,7 @@ class TableFiles:
         return found
 
     def _of_stem(self, id_: str) -> list[str]:
-        """Images beside where the id would be that are called so, but for their ending. A folder is listed once."""
+        """Return the images with this stem beside the id. A folder is listed once."""
         folder, _, name = id_.rpartition("/")
         if folder not in self._stems:
             stems: dict[str, list[str]] = defaultdict(list)
@@ -90,7 +90,7 @@ class TableFiles:
                 self.faults.add(number, f"the image {id_} {what}.", fix, kind=f"file {what}")
 
     def _root_hint(self) -> str:
-        """`If data.source.root=.. has them`: the folder below the root where the first missing image is."""
+        """Return `If data.source.root=.. has them`: the folder below the root that has the first missing image."""
         first = next(iter(self.missing)).replace("\\", "/")
         with os.scandir(self.root) as entries:
             folders = sorted(entry.path for entry in entries if entry.is_dir())
@@ -101,7 +101,7 @@ class TableFiles:
         return ""
 
     def report_outside(self) -> None:
-        """The nearest folder that holds all images is part of the fix."""
+        """Report paths outside of the root; the fix names the nearest folder that contains all images."""
         if not self.outside:
             return
         wholes = [os.path.normpath(os.path.join(self.root, path)) for _, path in self.outside]

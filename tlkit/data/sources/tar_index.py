@@ -121,7 +121,7 @@ class _Scan:
         self.unused: list[str] = []
 
     def index(self) -> ShardIndex:
-        """Raises ShardFault where anything is wrong."""
+        """Raise ShardFault if anything is wrong."""
         entries: list[Entry] = []
         with self.shard.open("rb") as file:
             for member in self._grouped(file):
@@ -138,7 +138,7 @@ class _Scan:
         return ShardIndex(entries, (min(self.unused, default=""), len(self.unused)), self.links)
 
     def _grouped(self, file: IO[bytes]) -> Iterator[_Member]:
-        """Members that follow each other and have the same key, by webdataset's rule: the name up to the first dot."""
+        """Group consecutive members with the same key, by webdataset's rule: the name up to the first dot."""
         from webdataset.tariterators import base_plus_ext
 
         current, members = "", dict[str, _Member]()
@@ -166,7 +166,7 @@ class _Scan:
                 self.unused += [f"{member.key}.{ending}" for ending in member.endings if f".{ending}" in image_endings()]
 
     def _files(self, file: IO[bytes]) -> Iterator[tuple[str, int, int]]:
-        """(name, offset, size) of each file in the tar, until its end mark."""
+        """Yield (name, offset, size) of each file in the tar, up to its end mark."""
         try:
             tar = tarfile.open(self.shard, "r:")  # noqa: SIM115 (closed below)
         except tarfile.ReadError as error:
@@ -245,7 +245,7 @@ def as_label(text: str) -> Label:
 
 
 def _parsed(ending: str, text: str) -> tuple[Label, ...]:
-    """Raises ValueError, KeyError or TypeError where there is no label."""
+    """Parse a label. Raises ValueError, KeyError or TypeError if there is none."""
     if ending != "json":
         labels = [as_label(word) for word in text.split(LABEL_SEPARATOR)]
         return tuple(label for label in labels if label != "")

@@ -88,7 +88,7 @@ class TorchvisionImage:
 
     @property
     def file(self) -> Path | None:
-        """The file that the image is decoded from, where the set lists its files: its classes agree on no name for the list."""
+        """Return the file that the image is decoded from, if the set lists its files: torchvision's classes name the list differently."""
         for name in ("samples", "_samples", "_image_files", "_images"):
             if len(entries := getattr(self.dataset, name, None) or ()) == len(self.dataset):
                 entry = entries[self.index]
@@ -131,7 +131,7 @@ def _open(name: str, root: Path, *, download: bool = False) -> dict[str, Any]:
 
 
 def _samples(parts: Mapping[str, Any]) -> Samples:
-    """Classes that no image has (EMNIST/letters lists an `N/A`) are left out."""
+    """Return the samples; classes without any image (EMNIST/letters lists an `N/A`) are left out."""
     labels = {split: _labels(dataset) for split, dataset in parts.items()}
     numbers = sorted(set().union(*labels.values()))
     names = _class_names(next(iter(parts.values())), numbers)
@@ -147,7 +147,7 @@ def _samples(parts: Mapping[str, Any]) -> Samples:
 
 
 def _labels(dataset: Any) -> list[int]:
-    """Without decoding an image, where the set keeps its labels by themselves: its classes agree on no name for them."""
+    """Return the labels without decoding an image, if the set stores them separately: torchvision's classes name the attribute differently."""
     for name in ("targets", "labels", "_labels", "y"):
         values = getattr(dataset, name, None)
         if values is not None and len(values) == len(dataset):
@@ -160,7 +160,7 @@ def _labels(dataset: Any) -> list[int]:
 
 
 def _class_names(dataset: Any, numbers: Sequence[int]) -> dict[int, str]:
-    """Number -> name, unique; the number itself where torchvision has no names. ImageNet has two classes called crane."""
+    """Return number -> name, unique; the number itself if torchvision has no names. ImageNet has two classes named crane."""
     known = getattr(dataset, "classes", None) or getattr(dataset, "categories", None) or ()
     plain = {n: ", ".join(known[n]) if isinstance(known[n], tuple) else str(known[n]) for n in numbers if n < len(known)}
     times = Counter(plain.values())
@@ -168,7 +168,7 @@ def _class_names(dataset: Any, numbers: Sequence[int]) -> dict[int, str]:
 
 
 def _fetch(name: str, root: Path, *, missing: Exception) -> dict[str, Any]:
-    """Downloads the set beside its place and moves it there when it is whole, so that nothing half done is ever taken for the set."""
+    """Download the set beside its place and move it there when it is complete, so that an unfinished download is never used."""
     if name in NOT_DOWNLOADABLE:
         raise DataError(
             f"data.source.torchvision: {name} is not in {root.resolve()}, and torchvision can't download it ({_one_line(missing)}).\n"
@@ -203,7 +203,7 @@ def _fetch(name: str, root: Path, *, missing: Exception) -> dict[str, Any]:
 def _bring_archives(name: str, root: Path, unfinished: Path) -> None:
     """Put every archive of the set where torchvision looks for it: a link to the one that the user has under root, or a download.
 
-    Raises DataError where it can't be downloaded, or has another checksum than torchvision expects.
+    Raises DataError if it can't be downloaded, or has another checksum than torchvision expects.
     """
     archives = archives_of(name)
     if not archives and is_offline():
@@ -253,7 +253,7 @@ def _remove_if_empty(folder: Path) -> None:
 
 
 def _move_in(unfinished: Path, root: Path) -> None:
-    """A whole folder at a time where root has none of that name."""
+    """Move whole folders at a time if root has none of that name."""
     for path in sorted(unfinished.iterdir()):
         place = root / path.name
         if path.is_symlink():

@@ -77,7 +77,7 @@ def read_webdataset(source: WebDatasetSource, options: ReadOptions) -> Samples:
 
 
 def _separated(entries: Entries, source: WebDatasetSource) -> Entries:
-    """Separate the labels by data.source.separator. Raises DataError where there is none and another sign than | seems meant."""
+    """Separate the labels by data.source.separator. Raises DataError if there is none and another sign than | seems to be meant."""
     sign = source.separator
     if sign is None:
         written = {str(label) for shards in entries.values() for found in shards.values() for entry in found for label in entry.labels}
@@ -107,7 +107,7 @@ def check_webdataset(source: WebDatasetSource, options: ReadOptions) -> SourceCh
 
 
 def webdataset_files(source: WebDatasetSource, samples: Samples) -> LocalFiles:
-    """Shards keep their places below the folder that holds all of them: images are called by them."""
+    """Return the shards at their places below the folder that contains all of them: the ids of images depend on these."""
     patterns = {"webdataset": source.webdataset, **{key: text for key, text in (("val", source.val), ("test", source.test)) if text}}
     shards = [shard for key, text in patterns.items() for shard in find_shards(text, "train" if key == "webdataset" else key)]
     above = os.path.commonpath([shard.absolute().parent for shard in shards])
@@ -133,7 +133,7 @@ def _samples(entries: Entries, numbers: Mapping[Label, int]) -> Iterator[Sample]
 
 
 def _images(entries: Entries) -> Iterator[tuple[str, TarImage, tuple[Label, ...], str]]:
-    """(id, image, labels as written, split)."""
+    """Yield (id, image, labels as written, split)."""
     above = Path(os.path.commonpath([shard.absolute().parent for shards in entries.values() for shard in shards]))
     for split, shards in entries.items():
         for shard, found in shards.items():
@@ -190,7 +190,7 @@ def _check_apart(shards: Mapping[str, Sequence[Path]]) -> None:
 
 
 def find_shards(pattern: str, split: str) -> list[Path]:
-    """The files of a pattern, sorted. Raises DataError where one is missing, or it is no pattern of files on this machine."""
+    """Return the sorted files of a pattern. Raises DataError if one is missing, or the pattern names no local files."""
     key = f"data.source.{'webdataset' if split == 'train' else split}"
     if re.match(r"\w{2,}:", pattern) or "::" in pattern:
         problem = f"{key}: '{pattern}' is not a pattern of files on this machine."
@@ -208,7 +208,7 @@ def find_shards(pattern: str, split: str) -> list[Path]:
 
 
 def _expanded(pattern: str, key: str) -> list[str]:
-    """`a-{0..2}.tar` -> a-0.tar, a-1.tar, a-2.tar, as webdataset does it."""
+    """Expand `a-{0..2}.tar` to a-0.tar, a-1.tar, a-2.tar, as webdataset does."""
     try:
         import braceexpand
     except ImportError as error:

@@ -17,7 +17,7 @@ from tlkit.recipe.fields.data import Data
 def split_by_recipe(samples: Samples, data: Data, seed: int, *, fold: int = 1) -> Samples:
     """Return the images that a run uses, every split filled in. fold: the one that validates, counted from 1.
 
-    Raises DataError where a class has too few images for it.
+    Raises DataError if a class has too few images for it.
     """
     if data.limit is not None:
         present = {sample.split for sample in samples.samples}
@@ -63,7 +63,7 @@ def split_into_folds(samples: Samples, folds: int, test: float, seed: int) -> li
 
 
 def _assign_folds(pool: Sequence[Sample], folds: int, seed: int, *, multilabel: bool) -> dict[str, int]:
-    """Id -> the fold in which the image validates, from 1."""
+    """Return id -> the fold, from 1, in whose validation split the image is."""
     if multilabel:
         names = {str(number): 1 / folds for number in range(2, folds + 1)}
         assigned = split_by_labels(pool, names, np.random.default_rng((seed, folds)))

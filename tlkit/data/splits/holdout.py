@@ -27,7 +27,7 @@ def split_samples(samples: Samples, validation: float, test: float, seed: int) -
 
     A split that the source has stays as it is. The others are cut from its training split, stratified by class or, for multilabel,
     label by label, groups kept whole; validation and test are shares of that training split before the cuts, 0 for no test split.
-    Raises DataError where a class has too few images to be in every split, or none to train on.
+    Raises DataError if a class has too few images to be in every split, or none to train on.
     """
     ordered = tuple(sorted(samples.samples, key=lambda sample: sample.id))
     pool = [sample for sample in ordered if sample.split in ("", "train")]
@@ -50,7 +50,7 @@ def split_samples(samples: Samples, validation: float, test: float, seed: int) -
 
 
 def _split_by_class(pool: Sequence[Sample], wanted: Mapping[str, float], seed: int) -> dict[str, str]:
-    """Id -> split."""
+    """Return id -> split."""
     assigned = dict.fromkeys((sample.id for sample in pool), "train")
     rest = pool
     for number, (split, share) in enumerate(wanted.items()):
@@ -63,7 +63,7 @@ def _split_by_class(pool: Sequence[Sample], wanted: Mapping[str, float], seed: i
 
 
 def _check_all_can_be_learned(samples: Samples, pool: Sequence[Sample]) -> None:
-    """The classes are those of the whole source; each needs a training image."""
+    """Check that each class of the source has a training image."""
     trained = {label for sample in pool for label in sample.labels}
     if missing := [name for label, name in enumerate(samples.classes) if label not in trained]:
         raise DataError(
@@ -73,7 +73,7 @@ def _check_all_can_be_learned(samples: Samples, pool: Sequence[Sample]) -> None:
 
 
 def _check_enough(pool: Sequence[Sample], classes: Sequence[str], wanted: Mapping[str, float]) -> None:
-    """Counts groups where there are groups: one group can't be in two splits."""
+    """Check that each class is large enough. Counts groups if there are groups, since a group can't be in two splits."""
     units: dict[int, set[str]] = defaultdict(set)
     for sample in pool:
         units[sample.label].add(sample.unit)
@@ -90,7 +90,7 @@ def _check_enough(pool: Sequence[Sample], classes: Sequence[str], wanted: Mappin
 
 
 def _check_every_class(samples: Samples, wanted: Mapping[str, float]) -> None:
-    """Only groups that hold several classes, and labels of very few images, can fail here."""
+    """Check that every split has every class; only groups with several classes, and labels of very few images, can fail here."""
     have = {(sample.split, label) for sample in samples.samples for label in sample.labels}
     missing = [
         f"{name} in {split}" for split in ("train", *wanted) for label, name in enumerate(samples.classes) if (split, label) not in have
@@ -150,7 +150,7 @@ def hash_images(samples: Samples) -> dict[str, str]:
 
 
 def manifest_rows(samples: Samples, hashes: Mapping[str, str]) -> list[dict[str, str]]:
-    """A row per image, as split.csv has them."""
+    """Return a row per image, as in split.csv."""
     return [
         {"id": s.id, "class": samples.label_text(s), "split": s.split, "group": s.group or "", "sha256": hashes[s.id]}
         for s in samples.samples
@@ -158,14 +158,14 @@ def manifest_rows(samples: Samples, hashes: Mapping[str, str]) -> list[dict[str,
 
 
 def write_manifest(samples: Samples, hashes: Mapping[str, str], path: Path) -> list[dict[str, str]]:
-    """Writes split.csv, a row per image with its hash; returns the rows. The file appears whole or not at all."""
+    """Write split.csv atomically, a row per image with its hash, and return the rows."""
     rows = manifest_rows(samples, hashes)
     write_csv(path, COLUMNS, rows)
     return rows
 
 
 def read_manifest(path: Path) -> list[dict[str, str]]:
-    """The rows of split.csv: id, class, split, group, sha256. Raises DataError if it is no such file."""
+    """Read the rows of split.csv: id, class, split, group, sha256. Raises DataError if it is no such file."""
     try:
         with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
             reader = csv.DictReader(file)

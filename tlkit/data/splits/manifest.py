@@ -38,7 +38,7 @@ def samples_of_run(run: Path, classes: tuple[str, ...], overrides: Sequence[str]
 
 
 def _source(recipe: Recipe, rows: Sequence[Mapping[str, str]]) -> Samples:
-    """Return the images of the recipe's source. Raises DataError where it is missing, or one of the rows is not in it."""
+    """Return the images of the recipe's source. Raises DataError if it is missing, or one of the rows is not in it."""
     skips = recipe.data.on_bad == "skip"
     samples = read_source(recipe.data.source, expanded(recipe.data.root), recipe.task, keep_missing=skips)
     missing = [] if skips else sorted({row["id"] for row in rows} - {sample.id for sample in samples.samples})
@@ -48,7 +48,7 @@ def _source(recipe: Recipe, rows: Sequence[Mapping[str, str]]) -> Samples:
 
 
 def check_run_folder(run: Path) -> None:
-    """Raises RunError where there is no split.csv."""
+    """Raise RunError if there is no split.csv."""
     if not (run / "split.csv").is_file():
         if (run / "fold_1").is_dir():
             raise RunError(f"{run} is a cross-validation, with a run for each fold.\n  Name one of them, such as {run / 'fold_1'}.")
@@ -78,5 +78,5 @@ def _as_split(samples: Samples, rows: Sequence[Mapping[str, str]], manifest: Pat
 
 
 def _names(cell: str, task: Task) -> list[str]:
-    """The classes in a cell of split.csv."""
+    """Return the classes in a cell of split.csv."""
     return [name for name in cell.split(LABEL_SEPARATOR) if name] if task == "multilabel" else [cell]

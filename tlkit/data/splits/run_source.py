@@ -86,5 +86,5 @@ def _below(folder: Path, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_there(path: Path) -> bool:
-    """Of shards such as `train-{000..009}.tar`, their folder is looked for."""
+    """Check whether a path exists; for shards such as `train-{000..009}.tar`, their folder."""
     return path.exists() or (any(sign in path.name for sign in "{*?") and path.parent.is_dir())

@@ -13,11 +13,12 @@ _NO_LABEL = (-1,)
 
 
 def split_by_labels(samples: Sequence[Sample], shares: Mapping[str, float], draws: np.random.Generator) -> dict[str, str]:
-    """Id -> split, for train and every split of `shares`; groups stay whole.
+    """Return id -> split, for train and every split of `shares`; groups stay whole.
 
-    Label by label, the rarest first, each image goes to the split that lacks most of that label. A label that is in enough
-    images (or groups) is wanted at least once in every split; training takes what there is of one that isn't.
+    Label by label, the rarest first, each image goes to the split that lacks most of that label. A label in enough
+    images (or groups) is wanted at least once in every split; otherwise all its images go to training.
     shares: of the images, below 1 together.
+
     Source: iterative stratification, Sechidis et al. 2011, algorithm 1, https://doi.org/10.1007/978-3-642-23808-6_10
     """
     units: dict[str, list[Sample]] = defaultdict(list)
@@ -59,7 +60,7 @@ def _wanted(images: Mapping[int, int], units: Mapping[int, int], shares: Mapping
 
 
 def counts_of_share(pool: Sequence[Sample], rest: Sequence[Sample], share: float, left_after: int) -> dict[int, int]:
-    """Label -> images to hold out of `rest`: together the nearest whole number to share * pool, by largest remainder, one at least.
+    """Return label -> images to hold out of `rest`: in total the integer nearest to share * pool, by largest remainder, at least one each.
 
     left_after: images of each class that must stay.
     """
@@ -77,7 +78,7 @@ def counts_of_share(pool: Sequence[Sample], rest: Sequence[Sample], share: float
 
 
 def hold_out(rest: Sequence[Sample], counts: Mapping[int, int], left_after: int, draws: np.random.Generator) -> set[str]:
-    """Ids to hold out. Without groups the counts are met exactly; with groups as nearly as whole groups allow."""
+    """Return the ids to hold out. Without groups the counts are exact; with groups as close as whole groups allow."""
     members: dict[str, list[Sample]] = defaultdict(list)
     for sample in rest:
         members[sample.unit].append(sample)

@@ -12,10 +12,10 @@ from tlkit.errors import DataError
 
 
 def limit_samples(samples: Samples, limit: int | float, seed: int, *, least: int = 1) -> Samples:
-    """`limit` images in all, or that share of them: as large a part of each split that the source has, stratified, groups kept whole.
+    """Keep `limit` images, or that share of them: the same part of each split of the source, stratified, with groups kept whole.
 
     least: images (or groups) of each class that have to stay to be split.
-    Without groups the number is met exactly. Raises DataError where it is too small for that.
+    Without groups the number is met exactly. Raises DataError if it is too small for that.
     """
     number = len(samples.samples)
     share = limit if isinstance(limit, float) else limit / number
@@ -42,12 +42,12 @@ def limit_samples(samples: Samples, limit: int | float, seed: int, *, least: int
 
 
 def _part(sample: Sample) -> str:
-    """Images that are still to be split, or that train, are one part."""
+    """Return the part that an image is counted in: images that are still to be split and training images are one part."""
     return sample.split or "train"
 
 
 def _kept(part: Sequence[Sample], share: float, least: int, draws: np.random.Generator) -> set[str]:
-    """Ids."""
+    """Return the ids to keep."""
     counts = Counter(counts_of_share(part, part, share, left_after=0))
     sizes = Counter(sample.label for sample in part)
     counts |= Counter({label: min(least, size) for label, size in sizes.items()})
@@ -60,8 +60,9 @@ def _kept(part: Sequence[Sample], share: float, least: int, draws: np.random.Gen
 
 
 def _drawn(part: Sequence[Sample], counts: Mapping[int, int], draws: np.random.Generator) -> set[str]:
-    """Ids of whole groups in a random order, so that a part of large and small ones is kept: first those that fit, then those that bring
-    the counts nearer."""
+    """Return the ids of whole groups, drawn in random order, so that large and small ones are kept: first those that fit, then those that
+    bring the counts closer.
+    """
     members: dict[str, list[Sample]] = defaultdict(list)
     for sample in part:
         members[sample.unit].append(sample)
@@ -78,7 +79,7 @@ def _drawn(part: Sequence[Sample], counts: Mapping[int, int], draws: np.random.G
 
 
 def _missing_groups(part: Sequence[Sample], kept: set[str], least: int) -> set[str]:
-    """Ids of the smallest groups that, with what is kept, give every class as many groups as it must have, or all that it has."""
+    """Return the ids of the smallest groups that, with those kept, give every class as many groups as it must have, or all that it has."""
     members: dict[str, list[Sample]] = defaultdict(list)
     for sample in part:
         members[sample.unit].append(sample)

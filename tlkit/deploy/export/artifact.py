@@ -58,7 +58,7 @@ class Artifact:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """Raises ArtifactError if its mean image is missing or not the one that is named."""
+        """Raise ArtifactError if its mean image is missing or not the one that is named."""
         values = self.facts["preprocessing"]
         if "mean_picture" not in values:
             return Preprocessing.from_json(values)

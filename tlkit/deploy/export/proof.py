@@ -68,7 +68,7 @@ def proof_of_run(
 
 
 def proof_of_files(files: Sequence[Path], classifier: Classifier, card: ModelCard, number: int | None, folder: Path) -> Proof:
-    """Of image files without labels. Raises ArtifactError where there are none."""
+    """Of image files without labels. Raises ArtifactError if there are none."""
     if not files:
         raise ArtifactError("No images to prove the export with.\n  Name a folder that has some: --images DIR")
     chosen = np.unique(np.linspace(0, len(files) - 1, min(number or len(files), len(files))).round().astype(int))

@@ -57,7 +57,7 @@ def write_quantized(folder: Path, network: Network, kind: str, calibration: NDAr
 
 
 def prove_quantized(runtime: Runtime, proof: Proof, max_drop: float) -> tuple[dict[str, Any], NDArray[np.float32]]:
-    """The parity and the network's own answers. Raises ArtifactError where accuracy falls by more than max_drop, in 0..1."""
+    """The parity and the network's own answers. Raises ArtifactError if accuracy falls by more than max_drop, in 0..1."""
     measured, found = measure_parity(runtime, proof)
     kind = str(runtime.artifact.facts["precision"])
     before, after = measured["accuracy_in_training_code"], measured["accuracy"]

@@ -26,11 +26,11 @@ class Runtime:
     network: Callable[[NDArray[Any]], Outputs]
 
     def decode(self, file: Path) -> NDArray[np.uint8]:
-        """[H, W, C]. Raises DataError where the file holds no image."""
+        """[H, W, C]. Raises DataError if the file holds no image."""
         return self.preprocessing.decode(file)
 
     def image(self, file: Path) -> NDArray[np.uint8]:
-        """[S, S, C] uint8 as the network's raw input has it. Raises DataError where the file holds no image."""
+        """[S, S, C] uint8 as the network's raw input has it. Raises DataError if the file holds no image."""
         return self.preprocessing.fit(self.decode(file))
 
     def run(self, images: NDArray[np.uint8]) -> Outputs:

@@ -63,7 +63,7 @@ def open_out(file: Path, layout: Layout, made_by: Mapping[str, Any], *, resume: 
 
 @contextmanager
 def only_writer(file: Path) -> Iterator[None]:
-    """Raises DataError if another call is writing the file."""
+    """Raise DataError if another call is writing the file."""
     from filelock import FileLock, Timeout
 
     lock = file.with_name(f".{file.name}.lock")

@@ -129,7 +129,7 @@ class Tally:
 
 
 def _format_of(asked: Asked) -> Format:
-    """Raises DataError where options don't fit each other."""
+    """Raise DataError if options don't fit each other."""
     if asked.features:
         if asked.out is None or asked.format:
             raise DataError("--features takes no --format, and needs --out.\n  Add --out FILE.npz or --out FILE.parquet.")
@@ -211,7 +211,7 @@ def _tallied(found: Iterable[list[Prediction]], tally: Tally, advance: Callable[
 
 
 def _write_features(predictor: Predictor, asked: Asked, file: Path) -> Tally:
-    """Raises DataError if the model gives no features."""
+    """Raise DataError if the model gives no features."""
     if predictor.features is None:
         raise DataError("--features: this artifact gives probabilities alone.\n  Export the run with --features, or name the run itself.")
     tally = Tally()

@@ -180,7 +180,7 @@ def _add_pages(app: "FastAPI", server: Server) -> None:
 
 
 def _check_token(request: "Request", token: str | None) -> None:
-    """Raises Refusal if the request doesn't bring it."""
+    """Raise Refusal if the request doesn't bring it."""
     if token is None:
         return
     scheme, _, brought = request.headers.get("authorization", "").partition(" ")

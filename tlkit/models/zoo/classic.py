@@ -47,7 +47,7 @@ class Classic(nn.Module):
     """Convolutions, then hidden dense layers, then one that gives the logits: [B, C, H, W] -> [B, K]."""
 
     def __init__(self, features: nn.Sequential, pre_logits: nn.Sequential, *, width: int, num_classes: int, sizes: range) -> None:
-        """width: F, what pre_logits gives. sizes: the image sides, in pixels, that the dense layers can take."""
+        """Build the network. width: F, the output of pre_logits. sizes: the image sides, in pixels, that the dense layers can take."""
         super().__init__()
         self.features = features
         self.pre_logits = pre_logits
@@ -79,7 +79,7 @@ class Classic(nn.Module):
         self.fc: nn.Module = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
 
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
-        """As timm's VGG has it: feature_info says where a block ends, and the dense layers come last."""
+        """Group parameters as timm's VGG does: feature_info says where a block ends, and the dense layers come last."""
         return {"stem": r"^features\.0", "blocks": r"^features\.(\d+)"}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -88,7 +88,7 @@ class Classic(nn.Module):
 
 
 def _taps(features: nn.Sequential) -> list[dict[str, Any]]:
-    """timm's feature_info: the activation after every convolution, with its channels and the pixels from one value to the next."""
+    """Return timm's feature_info: the activation after every convolution, with its channels and reduction."""
     taps, channels, reduction = [], 0, 1
     for index, layer in enumerate(features):
         if isinstance(layer, nn.Conv2d):
@@ -111,7 +111,7 @@ def _label(sizes: range) -> str:
 
 
 def _side(img_size: int | Sequence[int], sizes: Sequence[int], words: str) -> int:
-    """The side of a square image. Raises ValueError if it isn't one of `sizes`; timm gives a pair, tlkit a number."""
+    """Return the side of a square image; timm gives a pair, tlkit a number. Raises ValueError if it isn't one of `sizes`."""
     height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
     if height != width or height not in sizes:
         raise ValueError(f"images of {height} x {width} px, but this network takes {words}.")
@@ -126,10 +126,11 @@ class _ScaledTanh(nn.Module):
 
 
 def _lenet5(num_classes: int = 1000, in_chans: int = 3, img_size: int | Sequence[int] = 32) -> Classic:
-    """6 and 16 maps, 120 and 84 units, all tanh. Images of 28 px get a border of 2, as the paper's digits have.
+    """Build LeNet-5: 6 and 16 maps, 120 and 84 units, all tanh. Images of 28 px get a border of 2, as the paper's digits have.
 
     Two of the paper's parts are in their later, common form: plain average pooling, and every map of the second convolution sees
     all six of the first.
+
     Source: LeCun et al. 1998, figure 2. Initial weights: LeCun et al. 1998, "Efficient BackProp", section 4.6.
     """
     side = _side(img_size, (28, 32), "28 or 32 px")
@@ -152,9 +153,9 @@ def _lenet5(num_classes: int = 1000, in_chans: int = 3, img_size: int | Sequence
 
 
 def _simple_cnn(num_classes: int = 1000, in_chans: int = 3, img_size: int | Sequence[int] = 28) -> Classic:
-    """5x5 convolutions of 64 and 128 maps, each with ReLU and 2x2 max pooling, then 2048 and 1024 dense units.
+    """Build 5x5 convolutions of 64 and 128 maps, each with ReLU and 2x2 max pooling, then 2048 and 1024 dense units.
 
-    Convolutions see no border: 28 px become 24, 12, 8 and 4. He initialisation.
+    Convolutions have no padding: 28 px become 24, 12, 8 and 4. He initialisation.
     """
     sizes = range(16, 65)
     side = _side(img_size, sizes, f"{_label(sizes)}: its first dense layer grows with the image")
@@ -179,11 +180,12 @@ def _simple_cnn(num_classes: int = 1000, in_chans: int = 3, img_size: int | Sequ
 
 
 def _alexnet(num_classes: int = 1000, in_chans: int = 3, img_size: int | Sequence[int] = 224, drop_rate: float = 0.5) -> Classic:
-    """Five convolutions and two dense layers of 4096, in the two groups that the paper had on two GPUs.
+    """Build AlexNet: five convolutions and two dense layers of 4096, in the two groups that the paper had on two GPUs.
 
     Images of 224 or 227 px give the paper's 6 x 6 map; the map of other sizes is pooled or repeated to it.
-    He initialisation: with the paper's (deviation 0.01, some biases 1) it was still guessing after 100 steps on 2,000 images of
-    64 px, and with this it has 0.66 of them right after 75.
+    He initialisation: with the paper's (deviation 0.01, some biases 1) it was still at chance after 100 steps on 2,000 images of
+    64 px; with He initialisation it has 0.66 of them right after 75.
+
     Source: Krizhevsky, Sutskever and Hinton 2012, sections 3.3 to 3.5 and 4.2.
     """
     # A map of 3 x 3 is the least that the last pooling can take.
@@ -226,7 +228,7 @@ def _response_norm() -> nn.Module:
 
 
 def _he_initialisation(*parts: nn.Sequential) -> None:
-    """Source: He et al. 2015, section 2.2, https://arxiv.org/abs/1502.01852."""
+    """Initialise by He et al. 2015, section 2.2, https://arxiv.org/abs/1502.01852."""
     for layer in (layer for part in parts for layer in part):
         if isinstance(layer, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
@@ -270,9 +272,10 @@ def plain34(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 
 
 def _plain(name: str, layers: tuple[int, ...], pretrained: bool, **kwargs: Any) -> nn.Module:
-    """timm's ResNet of the same layers, its He initialisation included.
+    """Build timm's ResNet of the same layers without shortcuts, its He initialisation included.
 
-    zero_init_last starts every block at nothing but its shortcut; without one, nothing would get through.
+    zero_init_last starts every block as its shortcut only; without a shortcut, nothing would get through.
+
     Source: He et al. 2016, section 3.3, https://arxiv.org/abs/1512.03385.
     """
     model: nn.Module = build_model_with_cfg(ResNet, name, pretrained, block=PlainBlock, layers=layers, zero_init_last=False, **kwargs)

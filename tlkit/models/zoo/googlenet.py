@@ -74,7 +74,7 @@ class GoogLeNet(torchvision.models.GoogLeNet):  # type: ignore[misc]
         self.global_pool, self.fc = create_classifier(self.num_features, num_classes, pool_type=global_pool)
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, 1024, H/32, W/32]."""
+        """Compute [B, C, H, W] -> [B, 1024, H/32, W/32]."""
         x = self.maxpool1(self.conv1(self._transform_input(images)))
         x = self.maxpool2(self.conv3(self.conv2(x)))
         x = self.maxpool3(self.inception3b(self.inception3a(x)))
@@ -115,7 +115,7 @@ class GoogLeNet(torchvision.models.GoogLeNet):  # type: ignore[misc]
             raise ValueError("googlenet has no gradient checkpointing")
 
     def auxiliary_heads(self, classes: int) -> nn.ModuleDict:
-        """Two new heads, by the module whose output [B, C, 14, 14] each classifies. They are no part of the network.
+        """Create two new heads, by the module whose output [B, C, 14, 14] each classifies. They are no part of the network.
 
         Source: Szegedy et al. 2015, section 5, with batch-norm after the convolution and pooling to 4 x 4 as in torchvision.
         """
@@ -123,7 +123,7 @@ class GoogLeNet(torchvision.models.GoogLeNet):  # type: ignore[misc]
 
 
 def _per_channel(values: Sequence[float], channels: int) -> list[float]:
-    """ImageNet's mean or std for other channels than its three, as the first convolution is converted: averaged for one, else in turn."""
+    """Convert ImageNet's mean or std to another number of channels, as the first convolution is: averaged for one, otherwise repeated."""
     return [sum(values) / len(values)] if channels == 1 else [values[i % len(values)] for i in range(channels)]
 
 
@@ -140,7 +140,7 @@ def _auxiliary_head(channels: int, classes: int) -> nn.Sequential:
 
 
 def _without_auxiliary_heads(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """torchvision's file has them as they were before training."""
+    """Leave out torchvision's auxiliary heads, which its file has as they were before training."""
     return {key: tensor for key, tensor in state.items() if not key.startswith(("aux1.", "aux2."))}
 
 

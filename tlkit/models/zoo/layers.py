@@ -20,7 +20,7 @@ class PoolTo(nn.Module):
 
 
 def _window_means(length: int, size: int, like: Tensor) -> Tensor:
-    """[size, length]: row i takes the mean from floor(i * length / size) to ceil((i + 1) * length / size), as torch's windows do."""
+    """Return [size, length]: row i averages from floor(i * length / size) to ceil((i + 1) * length / size), as torch's windows do."""
     rows = []
     for i in range(size):
         start, end = i * length // size, -(-(i + 1) * length // size)

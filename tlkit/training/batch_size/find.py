@@ -35,7 +35,7 @@ def with_batch_size(recipe: Recipe) -> Recipe:
     """The recipe with a number for `data.batch_size`, logged; as it is where that is a number already.
 
     A step of the largest phase is tried, forward and backward with its optimizer, in another process: where memory ends, that one ends.
-    Raises DeviceError where not even two images fit, and RecipeError where the processes of other devices were started from outside.
+    Raises DeviceError if not even two images fit, and RecipeError where the processes of other devices were started from outside.
     """
     wanted = recipe.data.batch_size
     if not isinstance(wanted, FindBatchSize):

@@ -53,7 +53,7 @@ class ActivationCache:
     def __init__(
         self, classifier: Classifier, data: ImageDataModule, cache: Cache, *, device: torch.device, precision: str, console: Console
     ) -> None:
-        """classifier: frozen as a phase says. precision: Lightning's word for it. Raises CacheUnavailable where nothing can be kept."""
+        """classifier: frozen as a phase says. precision: Lightning's word for it. Raises CacheUnavailable if nothing can be kept."""
         if precision not in AUTOCAST:
             raise CacheUnavailable(f"trainer.precision is {precision}")
         size, channels = data.preprocessing.image_size, data.preprocessing.channels
@@ -96,7 +96,7 @@ class ActivationCache:
     def logits(self, split: str) -> tuple[Tensor, Tensor]:
         """Logits [N, K] and labels of a split, on the CPU, by what is kept of its images as they are.
 
-        Raises CacheUnavailable where that isn't there already, or is rounded.
+        Raises CacheUnavailable if that isn't there already, or is rounded.
         """
         if self._cache.dtype != "float32":
             raise CacheUnavailable("what is kept is rounded")
@@ -203,7 +203,7 @@ class ActivationCache:
         )
 
     def _make(self, entry: Path, samples: Sequence[Sample], shapes: Sequence[tuple[int, ...]], dtype: str, views: int) -> None:
-        """Raises CacheUnavailable if the disk is full."""
+        """Raise CacheUnavailable if the disk is full."""
         needed = len(samples) * max(1, views) * sum(int(np.prod(shape)) for shape in shapes) * DTYPES[dtype].itemsize
         make_room(needed, self._cache.budget_gb, keep=self._used)
         remove_unfinished(entry.parent, entry.name)

@@ -21,7 +21,7 @@ from tlkit.terminal import print_text, tlkit_command
 
 @contextmanager
 def locked(entry: Path) -> Iterator[None]:
-    """Hold an entry's lock, so that no other process makes or removes it. Raises CacheUnavailable where the folder can't be written."""
+    """Hold an entry's lock, so that no other process makes or removes it. Raises CacheUnavailable if the folder can't be written."""
     lock = FileLock(f"{entry}.lock")
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)

@@ -103,7 +103,7 @@ class Checkpoints(CheckpointCallback):
         set_generators(_mine(run["ranks"])["generators"])
 
     def _load_weights(self, weights: Mapping[str, torch.Tensor], frozen: str) -> None:
-        """frozen: the digest of what no phase had changed. Raises RunError where that isn't what it was."""
+        """frozen: the digest of what no phase had changed. Raises RunError if that isn't what it was."""
         changed = _part(weights, "classifier.")
         self._changing = frozenset(changed)
         if self._frozen_digest() != frozen:

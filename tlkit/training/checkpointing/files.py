@@ -41,7 +41,7 @@ class Checkpoint:
         return int(self.file.stem)
 
     def load(self) -> dict[str, Any]:
-        """Tensors and plain values; nothing in the file is run. Raises RunError where it holds more than those."""
+        """Tensors and plain values; nothing in the file is run. Raises RunError if it holds more than those."""
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # torch's words on what is refused below
@@ -57,7 +57,7 @@ class Checkpoint:
 def write_checkpoint(folder: Path, number: int, state: Mapping[str, Any], best: Path, about: Mapping[str, Any]) -> Checkpoint:
     """best: the best weights, if there are any yet. about: what can be read without loading the state.
 
-    Raises RunError where the disk is full; earlier checkpoints are then as they were.
+    Raises RunError if the disk is full; earlier checkpoints are then as they were.
     """
     checkpoint = folder / f"{number:04d}.ckpt"
     linked = folder / f"{number:04d}.best.safetensors"

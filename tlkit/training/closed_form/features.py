@@ -20,7 +20,7 @@ def features_of(classifier: Classifier, data: ImageDataModule, split: str, cache
     """Return features [N, F] and labels, [N] or for multilabel [N, K], of the split's images in order, without augmentation.
 
     Freezes the whole backbone. What is cached already is taken, and what is not is cached, as the cache allows.
-    Raises TrainingError where a feature is NaN or infinite, with the first image of which it is.
+    Raises TrainingError if a feature is NaN or infinite, with the first image of which it is.
     """
     features, labels = _features_of(classifier, data, split, cache, console)
     bad = (~features.isfinite()).any(1).nonzero().flatten().tolist()

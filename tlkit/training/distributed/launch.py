@@ -26,7 +26,7 @@ TASKS = "SLURM_STEP_NUM_TASKS"
 def join_processes(trainer: Trainer, recipe_yaml: str) -> None:
     """Connects this process with the others where torchrun or SLURM have started all of them.
 
-    Raises DeviceError where the recipe asks for another number, and DataError where the others read another recipe.
+    Raises DeviceError if the recipe asks for another number, and DataError where the others read another recipe.
     """
     if not was_started() and ("TORCHELASTIC_RUN_ID" in os.environ or "SLURM_PROCID" in os.environ):
         start_processes(trainer, recipe_yaml)
@@ -65,7 +65,7 @@ def start_processes(trainer: Trainer, recipe_yaml: str) -> None:
 
 
 def _check_number(devices: int, machines: int) -> None:
-    """Raises DeviceError where torchrun or SLURM have started more or fewer processes than there are devices: each would train alone."""
+    """Raise DeviceError if torchrun or SLURM have started more or fewer processes than there are devices: each would train alone."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         there = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["GROUP_WORLD_SIZE"])
     elif (tasks := int(os.environ.get(TASKS, "1"))) > 1:
