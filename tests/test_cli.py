@@ -13,6 +13,7 @@ import pytest
 from tlkit import __version__, cli
 from tlkit.commands import models
 from tlkit.commands.evaluate import metrics_table
+from tlkit.system import shipped
 
 REPOSITORY = Path(__file__).parents[1]
 SLOW_TO_IMPORT = ("torch", "timm", "lightning", "albumentations", "numpy", "PIL", "matplotlib")
@@ -42,7 +43,7 @@ def test_help_lists_every_command_and_two_examples(capsys: pytest.CaptureFixture
 
 def test_the_readme_has_every_command_in_the_same_order() -> None:
     table = [line for line in (REPOSITORY / "README.md").read_text(encoding="utf-8").splitlines() if line.startswith("| `tlkit ")]
-    named = [name for line in table for name in re.findall(r"`tlkit ((?:data )?\w+)", line.split(" | ")[0])]
+    named = [name for line in table for name in re.findall(r"`tlkit ((?:data |recipes )?\w+)", line.split(" | ")[0])]
     assert list(dict.fromkeys(named)) == list(cli.COMMANDS)
 
 
@@ -58,7 +59,16 @@ def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> N
 
 
 @pytest.mark.parametrize(
-    "words", ["--help", "check recipes/cifar_resnet.yaml", "check recipes/cifar_resnet.yaml --resolved", "finetune quickstart sede=1"]
+    "words",
+    [
+        "--help",
+        "check recipes/cifar_resnet.yaml",
+        "check recipes/cifar_resnet.yaml --resolved",
+        "finetune quickstart sede=1",
+        "recipes ls",
+        "recipes help phases.train",
+        "schema",
+    ],
 )
 def test_help_check_and_a_faulty_recipe_import_nothing_slow(words: str) -> None:
     code = f"import sys; from tlkit.cli import main; main(sys.argv[1:]); print([m for m in {SLOW_TO_IMPORT} if m in sys.modules])"
@@ -95,7 +105,10 @@ def test_debug_anywhere_shows_the_traceback_with_the_same_exit_code() -> None:
         done = tlkit(*words)
         assert done.returncode == 2
         assert "Traceback" in done.stderr
-        assert done.stderr.rstrip().endswith("degradation_residual34, fashion_mnist_full, quickstart.")
+        assert (
+            f"nowhere does not exist.\n  tlkit ships these: {', '.join(sorted(path.stem for path in shipped('recipes').glob('*.yaml')))}."
+            in done.stderr
+        )
 
 
 @pytest.mark.parametrize(

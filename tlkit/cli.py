@@ -11,7 +11,7 @@ from textwrap import fill
 from typing import Any
 
 from tlkit import __version__
-from tlkit.commands import data, deploy, evaluate, models, search, training
+from tlkit.commands import completion, data, deploy, evaluate, models, recipes, search, training
 from tlkit.errors import Interrupted, TlkitError, did_you_mean, expected_one_of, without_passwords
 from tlkit.files import is_disk_full
 from tlkit.system import as_command_line, ignore_pillow_warnings
@@ -26,6 +26,11 @@ EXAMPLES = """examples:
 COMMANDS: dict[str, tuple[str, Callable[[ArgumentParser], None], Callable[[Namespace], int]]] = {
     "finetune": ("train a recipe's model, measure it, and keep it in a run folder", training.finetune_arguments, training.finetune),
     "check": ("find every fault in a recipe without running it", training.check_arguments, training.check),
+    "recipes ls": ("list the recipes that ship with tlkit", recipes.list_arguments, recipes.list_recipes),
+    "recipes show": ("print a recipe that ships with tlkit", recipes.show_arguments, recipes.show),
+    "recipes cp": ("copy a recipe that ships with tlkit, to make it your own", recipes.copy_arguments, recipes.copy),
+    "recipes help": ("say what a key of a recipe means, its values, its default, and an example", recipes.help_arguments, recipes.help_key),
+    "schema": ("print the JSON Schema of a recipe, for editors", recipes.schema_arguments, recipes.schema),
     "models": ("list the backbones that a recipe can name", models.models_arguments, models.models),
     "data check": ("decode every image and name all that is wrong with them, in one table", data.check_arguments, data.check),
     "data stats": ("count and measure images: classes, sizes, formats, mean and std, the mean image", data.stats_arguments, data.stats),
@@ -43,6 +48,7 @@ COMMANDS: dict[str, tuple[str, Callable[[ArgumentParser], None], Callable[[Names
     "serve": ("answer over HTTP from an artifact, with a page to drop images on", deploy.serve_arguments, deploy.serve),
     "cache": ("list or remove the activations that runs have kept", training.cache_arguments, training.cache),
     "bench": ("measure tlkit here, beside a bare loop and a textbook Lightning script", training.bench_arguments, training.bench),
+    "completion": ("print what makes a shell complete `tlkit ...`", completion.completion_arguments, completion.completion),
 }
 """In the order in which a user meets them: the run, what comes before it, what comes after it."""
 
@@ -54,6 +60,9 @@ OTHER_NAMES = {
     **dict.fromkeys(("validate", "lint"), "check"),
     **dict.fromkeys(("list", "backbones"), "models"),
     "resume": "finetune",
+    "recipes list": "recipes ls",
+    "recipes copy": "recipes cp",
+    "recipes cat": "recipes show",
 }
 """What other tools call a command -> its name here."""
 WIDEST_HELP = 110
@@ -94,6 +103,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run() -> None:
     """The console script."""
+    if completion.ASKED in os.environ:
+        completion.answer_shell(COMMANDS)
     sys.exit(main())
 
 

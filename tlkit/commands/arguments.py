@@ -7,6 +7,7 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tlkit.commands.completion import complete_override, complete_recipe
 from tlkit.errors import TlkitError
 from tlkit.files import expanded
 from tlkit.terminal import print_text
@@ -19,9 +20,15 @@ FILES = {".csv": "csv", ".parquet": "parquet", ".npz": "npz", ".tar": "webdatase
 
 
 def recipe_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("recipe", metavar="RECIPE", help="a recipe file, or one that ships with tlkit by name: quickstart")
-    help = "changes one key: model.weights=random, 'phases[0].epochs=1', 'data.source={folder: photos}'"
-    parser.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help=help)
+    recipe = parser.add_argument("recipe", metavar="RECIPE", help="a recipe file, or one that ships with tlkit by name: quickstart")
+    recipe.completer = complete_recipe  # type: ignore[attr-defined]  # as argcomplete wants it
+    override_arguments(parser, "changes one key: model.weights=random, 'phases[0].epochs=1', 'data.source={folder: photos}'")
+
+
+def override_arguments(parser: ArgumentParser, help: str) -> None:
+    """Add `KEY=VALUE ...` as `overrides`."""
+    overrides = parser.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help=help)
+    overrides.completer = complete_override  # type: ignore[attr-defined]
 
 
 def offline_arguments(parser: ArgumentParser) -> None:
@@ -59,8 +66,7 @@ def _found_offline(arguments: Namespace, name: str, overrides: list[str]) -> "Re
 def images_arguments(parser: ArgumentParser) -> None:
     help = "images as they lie (a folder, .csv, .parquet, .npz, 'shards/*.tar'), or a recipe"
     parser.add_argument("images", metavar="DIR|RECIPE", help=help)
-    help = "changes one key of the recipe: data.channels=1, augment=medium, data.seed=1"
-    parser.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help=help)
+    override_arguments(parser, "changes one key of the recipe: data.channels=1, augment=medium, seed=1")
     offline_arguments(parser)
 
 

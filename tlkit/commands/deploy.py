@@ -2,7 +2,7 @@
 
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 
-from tlkit.commands.arguments import count
+from tlkit.commands.arguments import count, override_arguments
 from tlkit.commands.log import show_log
 from tlkit.files import expanded
 from tlkit.system import keep_freed_memory
@@ -45,8 +45,7 @@ def predict(arguments: Namespace) -> int:
 
 def export_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("run", type=expanded, metavar="RUN", help="a run folder or its model folder")
-    help = "where its images are now, if not where it was started: data.source.folder=/photos"
-    parser.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help=help)
+    override_arguments(parser, "where its images are now, if not where it was started: data.source.folder=/photos")
     help = "one or more of onnx, torch (a torch.export program), safetensors (timm, Hugging Face hub), openvino; default: onnx"
     parser.add_argument("--format", nargs="+", default=["onnx"], metavar="FORMAT", help=help)
     entrance = parser.add_mutually_exclusive_group()

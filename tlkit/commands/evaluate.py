@@ -4,6 +4,7 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Iterator
 from typing import Any
 
+from tlkit.commands.arguments import override_arguments
 from tlkit.files import expanded
 from tlkit.system import keep_freed_memory
 from tlkit.terminal import print_text, takes_unicode
@@ -11,8 +12,7 @@ from tlkit.terminal import print_text, takes_unicode
 
 def evaluate_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("run", type=expanded, metavar="RUN", help="a run folder, such as runs/quickstart/001")
-    help = "where its images are now, if not where it was started: data.source.folder=/photos, data.root=/downloads"
-    parser.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help=help)
+    override_arguments(parser, "where its images are now, if not where it was started: data.source.folder=/photos, data.root=/downloads")
     parser.add_argument("--split", choices=("test", "val"), default="test", help="the images to measure on (default: test)")
     help = "average over more views of each image: flip (mirrored too), crops (corners and centre too), or N as the recipe augments them"
     parser.add_argument("--tta", type=_tta, metavar="flip|crops|N", help=help)

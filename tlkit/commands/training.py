@@ -4,7 +4,7 @@ import json
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from typing import Any
 
-from tlkit.commands.arguments import count, offline_arguments, recipe_arguments, recipe_to_run
+from tlkit.commands.arguments import count, offline_arguments, override_arguments, recipe_arguments, recipe_to_run
 from tlkit.commands.log import show_log
 from tlkit.commands.signals import handle_signals
 from tlkit.errors import RecipeError, TlkitError
@@ -37,8 +37,7 @@ def finetune(arguments: Namespace) -> int:
 
 def reproduce_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("run", type=expanded, metavar="RUN", help="the folder of a finished run, such as runs/quickstart/001")
-    help = "changes one key of its recipe, where this machine differs: data.root=/photos, trainer.accelerator=cpu"
-    parser.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help=help)
+    override_arguments(parser, "changes one key of its recipe, where this machine differs: data.root=/photos, trainer.accelerator=cpu")
     offline_arguments(parser)
     parser.add_argument("--out", type=expanded, metavar="DIR", help="the folder of the new run (default: the next number under runs/NAME)")
 

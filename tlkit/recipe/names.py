@@ -5,6 +5,7 @@ The names are those of one version of timm, in names.json, which `python -m test
 
 import json
 from collections.abc import Iterator
+from functools import cache
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -20,9 +21,16 @@ FILES = ("csv", "parquet", "npz", "npy", "labels")
 """Keys of data.source that name a folder or a file of this machine."""
 
 
+@cache
+def known_names() -> dict[str, Any]:
+    """Return the names of one version of timm, and of tlkit: the lists `backbones` and `optimizers`, and the version as `timm`."""
+    table: dict[str, Any] = json.loads(files("tlkit.recipe").joinpath(TABLE).read_text(encoding="utf-8"))
+    return table
+
+
 def name_faults(recipe: Recipe) -> list[Fault]:
     """Return the names that the listed version of timm doesn't know; empty for another version, which `tlkit plan` asks itself."""
-    table: dict[str, Any] = json.loads(files("tlkit.recipe").joinpath(TABLE).read_text(encoding="utf-8"))
+    table = known_names()
     if version("timm") != table["timm"]:
         return []
     faults = []

@@ -34,15 +34,17 @@ class Recipe(Strict):
 
     name: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
+        examples=["photos"],
         description="up to 100 letters, digits and . _ -; names the run folder runs/NAME/NNN",
     )
-    seed: int = Field(0, ge=0, lt=2**32, description="decides splits, initial weights, order and augmentation")
+    seed: int = Field(0, ge=0, lt=2**32, examples=[1], description="decides splits, initial weights, order and augmentation")
     task: Task = Field("multiclass", description="one label for each image, or any number of them")
     data: Data = Field(description="where images come from and how they reach the network")
     imbalance: Imbalance = Field("none", description="what makes up for classes with few training images")
     augment: tuple[Transform, ...] = Field(
         (),
         strict=False,
+        examples=[["HorizontalFlip", {"Rotate": {"limit": 15}}]],
         description="of training images: light, medium, heavy, or a list of albumentations, randaugment and trivialaugment",
     )
     model: Model = Field(description="the backbone and the head on it")

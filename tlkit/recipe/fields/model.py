@@ -8,11 +8,18 @@ from tlkit.recipe.fields.strict import Strict, rule_broken
 
 
 class FileWeights(Strict):
-    file: str = Field(min_length=1, title="FILE", description="a .safetensors or .pth file with the backbone's state dict")
+    file: str = Field(
+        min_length=1,
+        title="FILE",
+        examples=["weights.safetensors"],
+        description="a .safetensors or .pth file with the backbone's state dict",
+    )
 
 
 class RunWeights(Strict):
-    run: str = Field(min_length=1, title="DIR", description="the run folder, or the model folder, of an earlier run")
+    run: str = Field(
+        min_length=1, title="DIR", examples=["runs/photos/001"], description="the run folder, or the model folder, of an earlier run"
+    )
 
 
 class PackageWeights(Strict):
@@ -31,11 +38,13 @@ class Head(Strict):
         "linear", description="what turns features into class scores"
     )
     pool: Literal["avg", "max", "avgmax"] | None = Field(None, description="how maps become features; by default as the backbone does")
-    dropout: float = Field(0.0, ge=0, lt=1, description="share of features zeroed in training")
-    hidden: int = Field(512, ge=1, description="of mlp: width of the hidden layer")
-    filters: int = Field(32, ge=1, description="of locally_connected: filters at each place of the map")
-    c: float | None = Field(None, gt=0, description="of svm and logistic: scikit-learn's C; by default the best on validation")
-    neighbours: int = Field(5, ge=1, description="of knn: training images that vote")
+    dropout: float = Field(0.0, ge=0, lt=1, examples=[0.2], description="share of features zeroed in training")
+    hidden: int = Field(512, ge=1, examples=[256], description="of mlp: width of the hidden layer")
+    filters: int = Field(32, ge=1, examples=[16], description="of locally_connected: filters at each place of the map")
+    c: float | None = Field(
+        None, gt=0, examples=[1.0], description="of svm and logistic: scikit-learn's C; by default the best on validation"
+    )
+    neighbours: int = Field(5, ge=1, examples=[10], description="of knn: training images that vote")
 
     @model_validator(mode="after")
     def _has_what_it_names(self) -> Self:
@@ -51,13 +60,17 @@ class Head(Strict):
 
 
 class Model(Strict):
-    backbone: str = Field(min_length=1, description="any timm model name")
+    backbone: str = Field(min_length=1, examples=["resnet50"], description="any timm model name")
     weights: Literal["pretrained", "random"] | FileWeights | PackageWeights | RunWeights = Field(
         "pretrained", description="where the backbone starts"
     )
     head: Head = Field(default_factory=Head, description="what is put on the backbone")
-    drop_path: float = Field(0.0, ge=0, lt=1, description="share of residual branches skipped in training, where the backbone has it")
-    auxiliary_loss: float = Field(0.3, ge=0, description="weight of the loss of each auxiliary head; only googlenet has some")
+    drop_path: float = Field(
+        0.0, ge=0, lt=1, examples=[0.1], description="share of residual branches skipped in training, where the backbone has it"
+    )
+    auxiliary_loss: float = Field(
+        0.3, ge=0, examples=[0.0], description="weight of the loss of each auxiliary head; only googlenet has some"
+    )
 
     @model_validator(mode="after")
     def _package_fits_backbone(self) -> Self:

@@ -9,11 +9,17 @@ from tlkit.recipe.fields.strict import Strict, rule_broken
 
 
 class FromStage(Strict):
-    from_: str = Field(alias="from", min_length=1, title="STAGE", description="the first stage that trains; everything after it trains too")
+    from_: str = Field(
+        alias="from",
+        min_length=1,
+        title="STAGE",
+        examples=["layer4"],
+        description="the first stage that trains; everything after it trains too",
+    )
 
 
 class LastStages(Strict):
-    last: int = Field(ge=1, title="N", description="how many stages train, counted from the head")
+    last: int = Field(ge=1, title="N", examples=[2], description="how many stages train, counted from the head")
 
 
 Train = Literal["head", "all", "norm", "bias"] | FromStage | LastStages
@@ -24,11 +30,11 @@ MasterPrecision = Literal["32-true", "16-mixed", "bf16-mixed"]
 
 class Phase(Strict):
     train: Train = Field(description="what trains; all else is frozen, gradients and modes")
-    epochs: int = Field(ge=1, description="passes over the training split")
-    lr: float = Field(gt=0, description="highest learning rate")
+    epochs: int = Field(ge=1, examples=[5], description="passes over the training split")
+    lr: float = Field(gt=0, examples=[0.001], description="highest learning rate")
     batchnorm: BatchNorm = Field("adapt", description="statistics of batch-norm layers that train; of frozen layers they never move")
-    backbone_lr: float | None = Field(None, gt=0, le=1, description="the backbone's lr as a share of the head's")
-    layer_decay: float | None = Field(None, gt=0, le=1, description="factor on lr for every stage further from the head")
+    backbone_lr: float | None = Field(None, gt=0, le=1, examples=[0.1], description="the backbone's lr as a share of the head's")
+    layer_decay: float | None = Field(None, gt=0, le=1, examples=[0.75], description="factor on lr for every stage further from the head")
     precision: MasterPrecision | None = Field(None, description="precision; by default trainer.precision")
     compile: bool = Field(False, description="torch.compile: a minute or so before the first step, and quicker steps after it")
 
@@ -50,7 +56,7 @@ class SolvedPhase(Strict):
     train: Train = Field(description="what is solved: head, which alone can be")
     solver: Literal["lbfgs"] = Field(description="in place of epochs and lr: solves to convergence, on training images as they are")
     weight_decay: float | None = Field(
-        None, gt=0, description="times half the squared weights on standardised features; by default the best on validation"
+        None, gt=0, examples=[0.1], description="times half the squared weights on standardised features; by default the best on validation"
     )
 
     @model_validator(mode="after")

@@ -8,14 +8,18 @@ from tlkit.recipe.fields.strict import Strict
 
 
 class FolderSource(Strict):
-    folder: str = Field(min_length=1, title="FOLDER", description="train/val/test folders of classes, or classes to be split")
+    folder: str = Field(
+        min_length=1, title="FOLDER", examples=["photos"], description="train/val/test folders of classes, or classes to be split"
+    )
     layout: Literal["auto", "split/class", "class/split", "class"] = Field(
         "auto", description="what the folders are, from the outer to the inner ones; auto goes by their names"
     )
 
 
 class TorchvisionSource(Strict):
-    torchvision: str = Field(min_length=1, title="NAME", description="a torchvision data set by its class name: CIFAR10, MNIST, ...")
+    torchvision: str = Field(
+        min_length=1, title="NAME", examples=["CIFAR10"], description="a torchvision data set by its class name: CIFAR10, MNIST, ..."
+    )
 
 
 _ROOT = "folder that the paths are relative to; by default the table's"
@@ -30,60 +34,87 @@ Label = Annotated[str, Field(min_length=1)] | Annotated[tuple[Annotated[str, Fie
 
 
 class CsvSource(Strict):
-    csv: str = Field(min_length=1, title="FILE", description="a table with a row per image, separated by comma, semicolon or tab")
-    root: str | None = Field(None, min_length=1, title="DIR", description=_ROOT)
-    path: str = Field("path", min_length=1, title="COLUMN", description=_PATH)
-    label: Label = Field("label", title="COLUMN", description=_LABEL)
-    split: str = Field("split", min_length=1, title="COLUMN", description=_SPLIT)
-    group: str = Field("group", min_length=1, title="COLUMN", description=_GROUP)
-    separator: str | None = Field(None, min_length=1, max_length=8, description=_SEPARATOR)
+    csv: str = Field(
+        min_length=1,
+        title="FILE",
+        examples=["photos.csv"],
+        description="a table with a row per image, separated by comma, semicolon or tab",
+    )
+    root: str | None = Field(None, min_length=1, title="DIR", examples=["/data/photos"], description=_ROOT)
+    path: str = Field("path", min_length=1, title="COLUMN", examples=["file"], description=_PATH)
+    label: Label = Field("label", title="COLUMN", examples=["breed"], description=_LABEL)
+    split: str = Field("split", min_length=1, title="COLUMN", examples=["fold"], description=_SPLIT)
+    group: str = Field("group", min_length=1, title="COLUMN", examples=["patient"], description=_GROUP)
+    separator: str | None = Field(None, min_length=1, max_length=8, examples=[";"], description=_SEPARATOR)
 
 
 class ParquetSource(Strict):
-    parquet: str = Field(min_length=1, title="FILE", description="a table as for csv; a list in the column label is several labels")
-    root: str | None = Field(None, min_length=1, title="DIR", description=_ROOT)
-    path: str = Field("path", min_length=1, title="COLUMN", description=_PATH)
-    label: Label = Field("label", title="COLUMN", description=_LABEL)
-    split: str = Field("split", min_length=1, title="COLUMN", description=_SPLIT)
-    group: str = Field("group", min_length=1, title="COLUMN", description=_GROUP)
-    separator: str | None = Field(None, min_length=1, max_length=8, description=_SEPARATOR)
+    parquet: str = Field(
+        min_length=1,
+        title="FILE",
+        examples=["photos.parquet"],
+        description="a table as for csv; a list in the column label is several labels",
+    )
+    root: str | None = Field(None, min_length=1, title="DIR", examples=["/data/photos"], description=_ROOT)
+    path: str = Field("path", min_length=1, title="COLUMN", examples=["file"], description=_PATH)
+    label: Label = Field("label", title="COLUMN", examples=["breed"], description=_LABEL)
+    split: str = Field("split", min_length=1, title="COLUMN", examples=["fold"], description=_SPLIT)
+    group: str = Field("group", min_length=1, title="COLUMN", examples=["patient"], description=_GROUP)
+    separator: str | None = Field(None, min_length=1, max_length=8, examples=[";"], description=_SEPARATOR)
 
 
 _CLASSES = "names of the labels 0, 1, 2 ..., in this order"
 
 
 class IdxSource(Strict):
-    idx: str = Field(min_length=1, title="DIR", description="folder with MNIST's files: train-images-idx3-ubyte and so on, .gz or not")
-    classes: tuple[str, ...] = Field((), strict=False, description=_CLASSES)
+    idx: str = Field(
+        min_length=1,
+        title="DIR",
+        examples=["/usr/share/datasets/fashion-mnist"],
+        description="folder with MNIST's files: train-images-idx3-ubyte and so on, .gz or not",
+    )
+    classes: tuple[str, ...] = Field((), strict=False, examples=[["cat", "dog"]], description=_CLASSES)
 
 
 class NpzSource(Strict):
     npz: str = Field(
-        min_length=1, title="FILE", description="arrays named x_train and y_train, train_images and train_labels, or images and labels"
+        min_length=1,
+        title="FILE",
+        examples=["photos.npz"],
+        description="arrays named x_train and y_train, train_images and train_labels, or images and labels",
     )
-    classes: tuple[str, ...] = Field((), strict=False, description=_CLASSES)
+    classes: tuple[str, ...] = Field((), strict=False, examples=[["cat", "dog"]], description=_CLASSES)
 
 
 class NpySource(Strict):
-    npy: str = Field(min_length=1, title="FILE", description="images [N, H, W] or [N, H, W, C], uint8 or uint16")
-    labels: str = Field(min_length=1, title="FILE", description="an .npy file with a label for each image")
-    classes: tuple[str, ...] = Field((), strict=False, description=_CLASSES)
+    npy: str = Field(min_length=1, title="FILE", examples=["images.npy"], description="images [N, H, W] or [N, H, W, C], uint8 or uint16")
+    labels: str = Field(min_length=1, title="FILE", examples=["labels.npy"], description="an .npy file with a label for each image")
+    classes: tuple[str, ...] = Field((), strict=False, examples=[["cat", "dog"]], description=_CLASSES)
 
 
 class HuggingFaceSource(Strict):
-    huggingface: str = Field(min_length=1, title="NAME", description="a data set of the hub, or a folder that has one")
-    image: str | None = Field(None, min_length=1, description="the column with images; by default the only one that has some")
-    label: str | None = Field(None, min_length=1, description="the column with labels; by default the only one with named classes")
-    config: str | None = Field(None, min_length=1, description="which of the data set's configurations")
-    revision: str | None = Field(None, min_length=1, description="branch, tag or commit on the hub")
+    huggingface: str = Field(min_length=1, title="NAME", examples=["beans"], description="a data set of the hub, or a folder that has one")
+    image: str | None = Field(
+        None, min_length=1, examples=["photo"], description="the column with images; by default the only one that has some"
+    )
+    label: str | None = Field(
+        None, min_length=1, examples=["labels"], description="the column with labels; by default the only one with named classes"
+    )
+    config: str | None = Field(None, min_length=1, examples=["small"], description="which of the data set's configurations")
+    revision: str | None = Field(None, min_length=1, examples=["main"], description="branch, tag or commit on the hub")
 
 
 class WebDatasetSource(Strict):
-    webdataset: str = Field(min_length=1, title="SHARDS", description="tar files: shards/train-{000..009}.tar, or with * and ?")
-    val: str | None = Field(None, min_length=1, description="tar files of the validation split")
-    test: str | None = Field(None, min_length=1, description="tar files of the test split")
-    separator: str | None = Field(None, min_length=1, max_length=8, description=_SEPARATOR)
-    classes: tuple[str, ...] = Field((), strict=False, description=_CLASSES)
+    webdataset: str = Field(
+        min_length=1,
+        title="SHARDS",
+        examples=["shards/train-{000..009}.tar"],
+        description="tar files: shards/train-{000..009}.tar, or with * and ?",
+    )
+    val: str | None = Field(None, min_length=1, examples=["shards/val-*.tar"], description="tar files of the validation split")
+    test: str | None = Field(None, min_length=1, examples=["shards/test-*.tar"], description="tar files of the test split")
+    separator: str | None = Field(None, min_length=1, max_length=8, examples=[";"], description=_SEPARATOR)
+    classes: tuple[str, ...] = Field((), strict=False, examples=[["cat", "dog"]], description=_CLASSES)
 
 
 class BundledSource(Strict):

@@ -12,15 +12,20 @@ class Cache(Strict):
 
     use: bool = Field(True, description="whether the frozen part runs once, and images are decoded once, instead of in every epoch")
     budget_gb: float = Field(
-        10.0, gt=0, description="most that is kept on disk, over all runs; the longest unused goes first. As much for a run's images"
+        10.0,
+        gt=0,
+        examples=[20.0],
+        description="most that is kept on disk, over all runs; the longest unused goes first. As much for a run's images",
     )
     dtype: Literal["float32", "float16", "bfloat16"] = Field("float32", description="dtype of cached activations")
     half_over_budget: bool = Field(False, description="over budget, keep float16 rather than nothing")
-    views: int = Field(0, ge=0, le=1000, description="augmented versions kept of each training image, taken in turns; 0 is none")
+    views: int = Field(
+        0, ge=0, le=1000, examples=[8], description="augmented versions kept of each training image, taken in turns; 0 is none"
+    )
 
 
 class CheckpointEvery(Strict):
-    minutes: float = Field(10.0, gt=0, description="at most this much of an epoch is lost when a run is killed")
+    minutes: float = Field(10.0, gt=0, examples=[5.0], description="at most this much of an epoch is lost when a run is killed")
 
 
 OnNan = Literal["stop", "skip"]
@@ -33,10 +38,12 @@ SPLIT_OPTIMIZERS = ("sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam",
 class Trainer(Strict):
     """Mostly handed to Lightning's Trainer as it is."""
 
-    accelerator: str = Field("auto", description="auto | cpu | gpu | cuda | mps | tpu")
-    devices: Annotated[int, Field(ge=-1)] | list[int] | str = Field("auto", description="auto, how many, or which")
-    num_nodes: int = Field(1, ge=1, description="machines")
-    strategy: str = Field("auto", description="auto | ddp: the network on every device | fsdp: split over a machine's devices | ...")
+    accelerator: str = Field("auto", examples=["gpu"], description="auto | cpu | gpu | cuda | mps | tpu")
+    devices: Annotated[int, Field(ge=-1)] | list[int] | str = Field("auto", examples=[2], description="auto, how many, or which")
+    num_nodes: int = Field(1, ge=1, examples=[2], description="machines")
+    strategy: str = Field(
+        "auto", examples=["ddp"], description="auto | ddp: the network on every device | fsdp: split over a machine's devices | ..."
+    )
     precision: Literal["32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true"] = Field(
         "32-true", description="32-true | bf16-mixed | 16-mixed: what the network computes in; the weights stay in 32 bits"
     )

@@ -1,0 +1,107 @@
+"""`tlkit recipes ...` and `tlkit schema`: the recipes that ship with tlkit, and what may stand in one. Nothing here imports torch."""
+
+import json
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from tlkit.commands.completion import complete_key
+from tlkit.errors import TlkitError, expected_one_of
+from tlkit.files import expanded
+from tlkit.system import shipped
+from tlkit.terminal import print_text, tlkit_command
+
+
+def list_arguments(parser: ArgumentParser) -> None:
+    pass
+
+
+def list_recipes(arguments: Namespace) -> int:
+    recipes = _recipes()
+    width = max(map(len, recipes))
+    for name, file in recipes.items():
+        print_text(f"{name:<{width}}  {_title(file)}")
+    return 0
+
+
+def show_arguments(parser: ArgumentParser) -> None:
+    _name_argument(parser)
+
+
+def show(arguments: Namespace) -> int:
+    print(_recipe(arguments.name).read_text(encoding="utf-8"), end="")
+    return 0
+
+
+def copy_arguments(parser: ArgumentParser) -> None:
+    _name_argument(parser)
+    parser.add_argument("file", type=expanded, metavar="FILE", help="the file to write, or a folder; nothing is overwritten")
+
+
+def copy(arguments: Namespace) -> int:
+    recipe = _recipe(arguments.name)
+    file: Path = arguments.file / recipe.name if arguments.file.is_dir() else arguments.file
+    write_new(file, recipe.read_text(encoding="utf-8"))
+    print_text(f"{file}: a copy of {recipe.stem}. Change it, then:\n    {tlkit_command('finetune', str(file))}")
+    return 0
+
+
+def help_arguments(parser: ArgumentParser) -> None:
+    help = "a key of a recipe, such as phases.train, data.source or augment.Rotate (default: the recipe's own keys)"
+    key = parser.add_argument("key", nargs="?", default="", metavar="KEY", help=help)
+    key.completer = complete_key  # type: ignore[attr-defined]
+
+
+def help_key(arguments: Namespace) -> int:
+    from tlkit.recipe.reference import key_help
+
+    print_text(key_help(arguments.key))
+    return 0
+
+
+def schema_arguments(parser: ArgumentParser) -> None:
+    pass
+
+
+def schema(arguments: Namespace) -> int:
+    from tlkit.recipe.json_schema import recipe_schema
+
+    print(json.dumps(recipe_schema(), indent=2))
+    return 0
+
+
+def write_new(file: Path, text: str) -> None:
+    """Write a file that isn't there yet. Raises TlkitError if it is, or can't be written."""
+    try:
+        with file.open("x", encoding="utf-8", newline="\n") as opened:
+            opened.write(text)
+    except FileExistsError as error:
+        raise TlkitError(f"{file} is there already, and is not overwritten.\n  Choose another name, or remove it.") from error
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise TlkitError(f"{file} can't be written: {file.parent} is not a folder.\n  Make it first: mkdir -p {file.parent}") from error
+
+
+def _name_argument(parser: ArgumentParser) -> None:
+    name = parser.add_argument("name", metavar="NAME", help="a recipe that ships with tlkit: tlkit recipes ls")
+    name.completer = lambda **_: list(_recipes())  # type: ignore[attr-defined]
+
+
+def _recipes() -> dict[str, Path]:
+    return {file.stem: file for file in sorted(shipped("recipes").glob("*.yaml"))}
+
+
+def _recipe(name: str) -> Path:
+    recipes, stem = _recipes(), Path(name).name.removesuffix(".yaml")
+    if stem not in recipes:
+        raise TlkitError(f"tlkit ships no recipe '{name}'.\n  {expected_one_of(stem, list(recipes))}\n  List them with: tlkit recipes ls")
+    return recipes[stem]
+
+
+def _title(file: Path) -> str:
+    """Return the first sentence of a recipe's header."""
+    header = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        text = line.removeprefix("#").strip()
+        if not line.startswith("#") or not text:
+            break
+        header.append(text)
+    return " ".join(header).partition(". ")[0].removesuffix(".")
