@@ -76,7 +76,7 @@ HELP_OPTIONS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command. Returns 0 if done, 2 if the user can mend it, 1 for an internal error, 130 if interrupted, 75 to go on."""
+    """Run one command. Return 0 if done, 2 if the user can fix it, 1 for an internal error, 130 if interrupted, 75 to resume."""
     # albumentations asks the network for a newer version when it is imported, unless it is switched off.
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     ignore_pillow_warnings()

@@ -1,4 +1,4 @@
-"""What a user can mend: one message with the place, what came, what was expected and the nearest fix."""
+"""Errors that a user can fix: one message with the place, what came, what was expected and the nearest fix."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -7,7 +7,7 @@ from difflib import get_close_matches
 
 
 class TlkitError(Exception):
-    """A fault that the user can mend. The command line prints its message without a traceback and exits with 2."""
+    """An error that the user can fix. The command line prints its message without a traceback and exits with 2."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class DataError(TlkitError):
     """Images, labels or splits that can't be used."""
 
 
-HOW_TO_GO_ON = "`tlkit data check RECIPE` names every such image, and data.on_bad=skip leaves them out of a run."
+ON_BAD_HINT = "`tlkit data check RECIPE` names every such image, and data.on_bad=skip leaves them out of a run."
 """The last line of an error about one image of many."""
 
 

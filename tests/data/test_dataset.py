@@ -173,7 +173,7 @@ def test_ranks_share_a_balanced_order_out_without_changing_it(ranks: int) -> Non
     assert [part[i] for i in range(18 // ranks) for part in parts] == whole
 
 
-def test_a_image_drawn_again_in_an_epoch_is_augmented_again_with_any_number_of_workers(samples: list[Sample]) -> None:
+def test_an_image_drawn_again_in_an_epoch_is_augmented_again_with_any_number_of_workers(samples: list[Sample]) -> None:
     alone = epochs(samples[:2], 0, balanced=True, number=4)
     assert epochs(samples[:2], 2, balanced=True, number=4) == alone
     keys = [key for key in EpochSampler(3, batch_size=64, shuffle=True, seed=0, chances=np.array([0.0, 1.0, 0.0]))]

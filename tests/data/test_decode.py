@@ -122,7 +122,7 @@ def test_jpeg_webp_and_bmp_are_read(tmp_path: Path) -> None:
         assert np.abs(decode(saved(tmp_path, name, image)).astype(int) - (40, 90, 200)).max() <= 6, name
 
 
-def test_a_image_beyond_the_limit_is_refused(tmp_path: Path) -> None:
+def test_an_image_beyond_the_limit_is_refused(tmp_path: Path) -> None:
     path = saved(tmp_path, "a.png", Image.new("L", (11, 10)))
     with pytest.raises(DataError, match=r"too large \(11 x 10 pixels; data.max_pixels is 100\)"):
         decode(path, max_pixels=100)
@@ -139,7 +139,7 @@ def test_a_decompression_bomb_is_refused_before_it_is_read(tmp_path: Path) -> No
         decode(path)
 
 
-def test_a_image_that_is_cut_off_is_refused(tmp_path: Path) -> None:
+def test_an_image_that_is_cut_off_is_refused(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(buffer, "JPEG")
     path = tmp_path / "a.jpg"
@@ -276,7 +276,7 @@ def test_the_first_frame_is_taken_and_the_number_of_frames_is_known(tmp_path: Pa
         (b"hello, I am text\n", "this is not an image that can be read but text"),
     ],
 )
-def test_what_is_in_place_of_a_image_is_named(tmp_path: Path, content: bytes, reason: str) -> None:
+def test_what_is_in_place_of_an_image_is_named(tmp_path: Path, content: bytes, reason: str) -> None:
     (tmp_path / "a.jpg").write_bytes(content)
     with pytest.raises(DataError, match=reason):
         decode(tmp_path / "a.jpg")

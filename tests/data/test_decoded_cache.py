@@ -111,7 +111,7 @@ def test_over_budget_says_what_would_be_needed(samples: Samples, tmp_path: Path)
         data_of(samples).cache_decoded(tmp_path, budget_gb=0.0000432, processes=2)
 
 
-def test_a_full_disk_is_said_at_the_start(samples: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_at_the_start(samples: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

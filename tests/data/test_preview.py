@@ -54,7 +54,7 @@ def test_rows_take_all_classes_in_turn_and_are_the_same_for_the_same_seed(sample
     assert len(list(preview_rows(image_dataset(samples), CLASSES, rows=100, epochs=[]))) == 12
 
 
-def test_a_image_that_cannot_be_read_is_left_out_and_said(samples: list[Sample], caplog: pytest.LogCaptureFixture) -> None:
+def test_an_image_that_cannot_be_read_is_left_out_and_reported(samples: list[Sample], caplog: pytest.LogCaptureFixture) -> None:
     Path(str(samples[11].image)).write_bytes(b"")
     rows = list(preview_rows(image_dataset(samples), CLASSES, rows=100, epochs=[0]))
     assert len(rows) == 11

@@ -71,7 +71,7 @@ def notes(
     return gap_note({"best": best, "val": val, "pictures": {"train": images}})
 
 
-def test_overfitting_is_said_only_of_a_gap_that_the_images_can_prove() -> None:
+def test_overfitting_is_reported_only_of_a_gap_that_the_images_can_prove() -> None:
     # Wilson's intervals by hand, n = 10: 0.7 in 0.397 to 0.892, 0.5 in 0.237 to 0.763; roots of the sums of squares: 0.402 and 0.326.
     assert notes(0.7, 0.5, 10) == "a gap of 20.0 points, which 10 validation images can't tell from none (95 % interval -20.2 to 52.6)."
     # n = 1,000: 0.6709 to 0.7276 and 0.4691 to 0.5309; 0.0425 and 0.0415.
@@ -102,7 +102,7 @@ def test_the_page_says_how_training_images_were_seen_only_where_it_was_so(curves
     assert "the accuracy on training images (augmented, with dropout) was 0.900" in page(curves, {"val": val, "best": best})
 
 
-def test_uneven_classes_are_said_of_the_images_that_were_measured(curves: Path) -> None:
+def test_uneven_classes_are_reported_of_the_images_that_were_measured(curves: Path) -> None:
     for images, said in (([60, 10], True), ([12, 10], False)):
         labels = torch.arange(2).repeat_interleave(torch.tensor(images))
         val = {"primary_metric": "balanced_accuracy", **measure(torch.eye(2)[labels], labels, ["a", "b"])}

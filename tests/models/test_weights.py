@@ -188,7 +188,7 @@ def test_a_pickle_that_needs_more_than_tensors_is_refused_unopened_with_the_way_
 
 
 @pytest.mark.parametrize("name", ["test_vit", "beit_base_patch16_224", "deit_tiny_distilled_patch16_224"])
-def test_weights_of_another_image_size_are_resampled_as_timm_does_and_it_is_said(tmp_path: Path, name: str) -> None:
+def test_weights_of_another_image_size_are_resampled_as_timm_does_and_it_is_reported(tmp_path: Path, name: str) -> None:
     save_file(timm.create_model(name).state_dict(), tmp_path / "w.safetensors")
     recipe = model(name, {"file": str(tmp_path / "w.safetensors")})
     said: list[str] = []

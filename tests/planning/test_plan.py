@@ -253,11 +253,11 @@ def test_a_sound_plan_has_nothing_to_say_but_its_size(plan: Plan, there: Path) -
         ),
     ],
 )
-def test_what_looks_like_a_slip_is_said(there: Path, overrides: list[str], said: str) -> None:
+def test_what_looks_like_a_slip_is_reported(there: Path, overrides: list[str], said: str) -> None:
     assert said in texts(planned(*overrides))
 
 
-def test_what_does_not_fit_into_memory_is_said(there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_does_not_fit_into_memory_is_reported(there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planning, "_device_memory", lambda device: 10_000)
     assert re.search(r"warning: phases\[0\] needs about [\d.]+ MB on each device, which has 10 kB\.", texts(planned()))
 
@@ -286,7 +286,7 @@ def test_the_plan_fits_a_terminal_of_100_columns(plan: Plan) -> None:
     assert max(map(len, printed.splitlines())) <= 100
 
 
-def test_a_step_is_said_as_devices_times_images_times_batches(plan: Plan) -> None:
+def test_a_step_is_reported_as_devices_times_images_times_batches(plan: Plan) -> None:
     optimizer = plan.recipe.optimizer.model_copy(update={"accumulate": 4})
     printed = shown(replace(plan, devices=2, recipe=plan.recipe.model_copy(update={"optimizer": optimizer})))
     assert "32 images: 2 devices x 4 x 4 batches; batch_size and lr hold for any number of devices" in printed

@@ -555,10 +555,10 @@ def faults_or_none(path: Path, override: str) -> tuple[Fault, ...]:
 
 
 def test_a_value_that_is_not_a_number_is_not_shown_as_one() -> None:
-    from tlkit.recipe.explain import shown
+    from tlkit.recipe.explain import format_value
 
-    assert (shown(math.inf), shown(None), shown({"a": ["b", 1.5, True]})) == (".inf", "null", "{a: [b, 1.5, true]}")
-    assert len(shown("x" * 200)) == 80
+    assert (format_value(math.inf), format_value(None), format_value({"a": ["b", 1.5, True]})) == (".inf", "null", "{a: [b, 1.5, true]}")
+    assert len(format_value("x" * 200)) == 80
 
 
 @pytest.mark.parametrize(

@@ -14,13 +14,13 @@ def test_a_usual_recipe_has_no_notes() -> None:
     assert notes() == []
 
 
-def test_a_knn_head_is_said_to_stay_at_home() -> None:
+def test_a_knn_head_is_reported_to_stay_at_home() -> None:
     (note,) = notes("model.head={kind: knn}")
     assert "it can't be exported" in note
 
 
 @pytest.mark.parametrize(("phases", "skipped"), [("[]", 0), ("[{train: head, epochs: 1, lr: 1}]", 1)])
-def test_what_scikit_learn_takes_over_is_said(phases: str, skipped: int) -> None:
+def test_what_scikit_learn_takes_over_is_reported(phases: str, skipped: int) -> None:
     found = notes("model.head={kind: svm}", f"phases={phases}")
     assert sum("is not run" in note for note in found) == skipped
     assert sum("augment is not used" in note for note in found) == 1
@@ -32,7 +32,7 @@ def test_a_head_phase_before_fine_tuning_is_run_for_a_classical_head_too() -> No
     assert notes("model.head={kind: svm}") == []
 
 
-def test_what_a_solved_phase_does_without_is_said() -> None:
+def test_what_a_solved_phase_does_without_is_reported() -> None:
     (note,) = notes("phases[0]={train: head, solver: lbfgs}")
     assert note == "phases[0] is solved on training images as they are: without augment or head dropout."
     assert notes("phases[0]={train: head, solver: lbfgs}", "augment=[]", "model.head.dropout=0") == []

@@ -27,7 +27,7 @@ def test_class_weights_are_one_in_the_mean_over_the_images() -> None:
     assert (6 * weights[0] + 2 * weights[1]) / 8 == pytest.approx(1.0)
 
 
-def test_a_image_counts_by_the_weight_of_its_class_and_the_sum_is_shared_by_all() -> None:
+def test_an_image_counts_by_the_weight_of_its_class_and_the_sum_is_shared_by_all() -> None:
     criterion = build_criterion(Loss(), "loss_weights", made(6, 2))
     # Equal logits: each image's cross-entropy is log 2. (2/3 + 2/3 + 2) / 3 = 10/9.
     assert criterion(torch.zeros(3, 2), torch.tensor([0, 0, 1])).item() == pytest.approx(10 / 9 * log(2))

@@ -80,7 +80,7 @@ def test_the_best_epoch_is_that_of_the_highest_mean_average_precision(run: Path)
     assert metrics["val"]["mean_average_precision"] == pytest.approx(max(scores), abs=1e-4)
 
 
-def test_the_manifest_holds_all_labels_of_a_image(run: Path, workplace: Path) -> None:
+def test_the_manifest_holds_all_labels_of_an_image(run: Path, workplace: Path) -> None:
     rows = read_manifest(run / "split.csv")
     assert {row["id"]: set(filter(None, row["class"].split("|"))) for row in rows} == truth(workplace)
     assert {row["split"] for row in rows} == {"train", "val", "test"}

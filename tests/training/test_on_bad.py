@@ -234,7 +234,7 @@ def test_evaluate_reports_what_can_no_longer_be_read_and_never_replaces_it(place
 
 
 @pytest.mark.parametrize("settings", [(), ("data.on_bad=skip",), ("data.workers=1",)])
-def test_a_image_that_goes_while_a_run_goes_on_ends_it_clearly(
+def test_an_image_that_goes_while_a_run_goes_on_ends_it_clearly(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], settings: tuple[str, ...]
 ) -> None:
     from tlkit.training import phases

@@ -120,7 +120,7 @@ def test_images_that_cannot_be_read_are_counted_and_the_others_audited(planted: 
         (["{folder}/train/bag/bag9.png"], "bag9.png"),
     ],
 )
-def test_what_cannot_be_audited_is_said(
+def test_what_cannot_be_audited_is_reported(
     planted: tuple[Path, dict[str, set[str]]], tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str
 ) -> None:
     words = [word.replace("{folder}", str(planted[0])) for word in words]

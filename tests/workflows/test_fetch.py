@@ -215,7 +215,7 @@ def test_every_kind_of_source_is_copied_and_read_as_the_same_images(tmp_path: Pa
     assert found == {image.tobytes() for image in images}
 
 
-def test_what_is_left_in_its_place_is_said_and_taken_from_there(tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_left_in_its_place_is_listed_and_used_there(tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = recipe(tmp_path, f"{{folder: '{images}'}}")
     assert main(["data", "fetch", file, "--to", str(tmp_path / "stick"), "--leave-local"]) == 0
     assert f"not copied: data {images}. It has to be at the same place" in capsys.readouterr().out

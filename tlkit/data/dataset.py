@@ -18,7 +18,7 @@ from tlkit.data.decoded_cache import DecodedCache
 from tlkit.data.preprocess import Preprocessing
 from tlkit.data.samples import Sample
 from tlkit.data.sources.webdataset_shards import TarImage
-from tlkit.errors import HOW_TO_GO_ON, DataError
+from tlkit.errors import ON_BAD_HINT, DataError
 from tlkit.system import ignore_pillow_warnings
 
 Key = tuple[int, int]
@@ -95,7 +95,7 @@ class ImageDataset(Dataset[tuple[NDArray[np.uint8], Target]]):
         try:
             image = self.preprocessing.read(sample.image)
         except DataError as error:
-            raise DataError(f"image {sample.id}: {error}\n  {HOW_TO_GO_ON}") from error
+            raise DataError(f"image {sample.id}: {error}\n  {ON_BAD_HINT}") from error
         if self.kept is not None:
             self.kept.put(index, image)
         return image
@@ -316,7 +316,9 @@ def processors() -> int:
 
 
 def collate(items: Sequence[tuple[NDArray[np.uint8], Target] | DataError]) -> Batch | DataError:
-    """Stack the images to [B, C, S, S], a view on [B, S, S, C] memory (torch's channels_last); or return the first error among the items."""
+    """Stack the images to [B, C, S, S], a view on [B, S, S, C] memory (torch's channels_last); or return the first error among the
+    items.
+    """
     good = []
     for item in items:
         if isinstance(item, DataError):

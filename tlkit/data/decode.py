@@ -203,7 +203,9 @@ def _other_channels(found: str, number: int, expected: int) -> str:
 
 
 def _is_16_bit_grey(image: Image.Image) -> bool:
-    """Check for 16-bit grey. Pillow reads 16-bit PGM as mode I, with the file's largest value as 65535; before 10.4 also 16-bit grey PNG."""
+    """Check for 16-bit grey. Pillow reads 16-bit PGM as mode I, with the file's largest value as 65535; before 10.4 also 16-bit grey
+    PNG.
+    """
     return image.mode == "I" and image.format in ("PNG", "PPM")
 
 

@@ -231,7 +231,9 @@ def _pixelwise(preprocessing: Preprocessing, images: ImageDataset) -> Preprocess
 
 
 def per_channel(values: Sequence[float], channels: int) -> PerChannel:
-    """Convert a mean or std to another number of channels, as timm converts the first convolution: averaged for one channel, else repeated."""
+    """Convert a mean or std to another number of channels, as timm converts the first convolution: averaged for one channel, else
+    repeated.
+    """
     numbers = tuple(map(float, values))
     if channels == 1:
         return (sum(numbers) / len(numbers),)

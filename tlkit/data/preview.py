@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from tlkit.data.dataset import ImageDataset
 from tlkit.errors import DataError
 from tlkit.files import atomic_file
-from tlkit.recipe.explain import shown
+from tlkit.recipe.explain import format_value
 from tlkit.recipe.fields.learning import Mix
 from tlkit.recipe.schema import Recipe
 
@@ -70,7 +70,7 @@ def draw_preview(
 
 def _notes(recipe: Recipe, epochs_shown: int) -> list[str]:
     items = [
-        f"{item.name}: {', '.join(f'{name} {shown(value)}' for name, value in item.arguments.items())}".removesuffix(": ")
+        f"{item.name}: {', '.join(f'{name} {format_value(value)}' for name, value in item.arguments.items())}".removesuffix(": ")
         for item in recipe.augment
     ]
     notes = [f"augment[{number}]  {item}" for number, item in enumerate(items)] or ["augment is empty: nothing changes."]
@@ -118,7 +118,7 @@ def _by_turns(images: ImageDataset) -> list[int]:
 
 def draw_sheet(rows: Sequence[Row], headings: Sequence[str], file: Path, *, title: str, notes: Sequence[str]) -> None:
     """Draw the rows into a PNG. headings: one per column. notes: printed below the rows, wrapped if they are long."""
-    shown = [[_format_value(view) for view in row.views] for row in rows]
+    shown = [[_drawable(view) for view in row.views] for row in rows]
     side = shown[0][0].width
     left = MARGIN_PX + NAMES_PX
     width = max(left + len(headings) * (side + GAP_PX) + MARGIN_PX, 640)
@@ -144,7 +144,7 @@ def draw_sheet(rows: Sequence[Row], headings: Sequence[str], file: Path, *, titl
         sheet.save(writing, format="PNG")
 
 
-def _format_value(view: ImageArray) -> Image.Image:
+def _drawable(view: ImageArray) -> Image.Image:
     """Return a view that can be drawn: grey or RGB as it is, two channels as grey, the first three of more channels as RGB."""
     channels = view.shape[2]
     image = Image.fromarray(np.ascontiguousarray(view[:, :, :3]) if channels >= 3 else np.repeat(view[:, :, :1], 3, axis=2))

@@ -71,7 +71,7 @@ def draw_runs(runs: Sequence[Path], file: Path) -> None:
 
 
 def _mark_phases(axis: "Axes", rows: Sequence[Mapping[str, Any]], phase_names: Sequence[str]) -> None:
-    """Bands in turn, with the phase's name above the plot, where no curve can run over it."""
+    """Draw alternating bands, with the phase's name above the plot, where no curve can cross it."""
     starts = [i for i, row in enumerate(rows) if i == 0 or row["phase"] != rows[i - 1]["phase"]]
     for start, end in zip(starts, [*starts[1:], len(rows)], strict=True):
         number = int(rows[start]["phase"])  # counted from 1

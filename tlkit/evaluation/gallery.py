@@ -42,7 +42,7 @@ def write_gallery(
     note: str,
     decoded: Decode,
 ) -> None:
-    """report: the leak report. seen: kinds beside duplicates that were looked at; note: why others were not."""
+    """Write the gallery. report: the leak report. seen: kinds besides duplicates that were examined; note: why others were not."""
     from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
     def shown(row: int, score: float) -> dict[str, Any]:

@@ -148,7 +148,7 @@ def best_thresholds(logits: Tensor, labels: Tensor) -> tuple[float, ...]:
 
 
 def _best_threshold(scores: np.ndarray[Any, Any], truth: np.ndarray[Any, Any]) -> float:
-    """Of one class; scores and truth: [N]."""
+    """Choose the threshold of one class; scores and truth: [N]."""
     if not truth.any():
         return 0.5
     order = np.argsort(-scores, kind="stable")

@@ -70,7 +70,7 @@ def _augmented(augmentation: Augmentation, seed: int, number: int) -> View:
 
 
 def _cropped(down: float, right: float, preprocessing: Preprocessing) -> View:
-    """A square of CROP of the side, enlarged to the image's size. down, right: where it lies, from 0 to 1."""
+    """Crop a square of CROP of the side, enlarged to the image's size. down, right: its position, from 0 to 1."""
     size = preprocessing.image_size
     side = max(1, round(CROP * size))
     top, left = round(down * (size - side)), round(right * (size - side))

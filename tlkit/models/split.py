@@ -149,7 +149,7 @@ def _downstream(graph: fx.Graph, live: set[str], classifier: Classifier) -> set[
     return late
 
 
-def _one_a_image(features: nn.Module, graph: fx.Graph, image: Tensor) -> set[fx.Node]:
+def _per_image(features: nn.Module, graph: fx.Graph, image: Tensor) -> set[fx.Node]:
     """Return the nodes whose values are tensors [B, ...]: sizes and tables stay the same when there are more images."""
     of_two, of_three = (_first_dimensions(features, graph, image.repeat(count, 1, 1, 1)) for count in (2, 3))
     return {node for node in graph.nodes if (of_two[node], of_three[node]) == (2, 3)}
@@ -181,7 +181,7 @@ def _crossing(features: nn.Module, graph: fx.Graph, late: set[fx.Node], image: T
 
     Sizes and tables can't be cached by image. Pooling and the like of another value that crosses costs less than caching it.
     """
-    by_image = _one_a_image(features, graph, image)
+    by_image = _per_image(features, graph, image)
     (output,) = (node for node in graph.nodes if node.op == "output")
     late = late | {output}
     while True:

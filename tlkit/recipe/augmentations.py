@@ -6,7 +6,7 @@ from importlib.resources import files
 from typing import Any
 
 from tlkit.errors import Fault, did_you_mean, expected_one_of
-from tlkit.recipe.explain import MOST_FAULTS, schema_faults, shown
+from tlkit.recipe.explain import MOST_FAULTS, format_value, schema_faults
 from tlkit.recipe.fields.augment import AUTO_AUGMENT
 
 TABLE = "albumentations_2_0_8.json"
@@ -78,9 +78,9 @@ _HOLE = {"num_holes_range": [1, 1], "hole_height_range": [0.1, 0.35], "hole_widt
 
 
 def preset(name: str, channels: int = 3) -> list[dict[str, Any]]:
-    """The list that a preset stands for, as it would be written in a recipe. docs/augmentation.md says why these.
+    """Return the list that a preset stands for, as it would be written in a recipe. docs/augmentation.md gives the reasons.
 
-    Colours are changed in images that have some, or are grey; of other channels brightness and contrast are.
+    RGB and grey images get colour changes; images of other channels get brightness and contrast instead.
     """
     has_colours = channels in (1, 3)
     colours = {"ColorJitter": _COLOURS} if has_colours else {"RandomBrightnessContrast": {"p": 0.8}}
@@ -93,18 +93,20 @@ def preset(name: str, channels: int = 3) -> list[dict[str, Any]]:
 
 
 def _cropped(smallest: float) -> dict[str, Any]:
-    """smallest: share of the image's area."""
+    """Return a random resized crop. smallest: share of the image's area."""
     return {"RandomResizedCrop": {"scale": [smallest, 1.0], "ratio": [0.75, 1.3333]}}
 
 
 def _moved(share: float, degrees: int) -> dict[str, Any]:
-    """By up to this share of the side, with a zoom of twice as much; edges are mirrored (OpenCV's border mode 4), not black."""
+    """Return a shift by up to this share of the side, with a zoom of twice as much; edges are reflected (OpenCV's border mode 4), not
+    black.
+    """
     moves = {"scale": [1 - 2 * share, 1 + 2 * share], "translate_percent": [-share, share]} if share else {}
     return {"Affine": {**moves, "rotate": [-degrees, degrees], "border_mode": 4, "p": 0.5}}
 
 
 def read_augment(value: Any, channels: int = 3) -> tuple[list[dict[str, Any]], list[Fault]]:
-    """The items of `augment:` as the schema wants them, name and arguments; and what is wrong with the others.
+    """Return the items of `augment:` as the schema takes them, name and arguments; and what is wrong with the others.
 
     A preset becomes the items that it stands for. channels: of the images.
     """
@@ -113,7 +115,7 @@ def read_augment(value: Any, channels: int = 3) -> tuple[list[dict[str, Any]], l
     if not isinstance(value, list):
         hint = did_you_mean(value, PRESETS) if isinstance(value, str) else ""
         fix = f"Expected light, medium, heavy, or a list of transforms, such as [HorizontalFlip: {{p: 0.5}}]. {hint}".rstrip()
-        return [], [Fault("augment", f"= {shown(value)} is not a list.", fix)]
+        return [], [Fault("augment", f"= {format_value(value)} is not a list.", fix)]
     items: list[dict[str, Any]] = []
     faults: list[Fault] = []
     for index, item in enumerate(value):
@@ -142,10 +144,12 @@ def _item_faults(key: str, item: Any, channels: int) -> list[Fault]:
     form = "Expected a name, or a name with its arguments: `- Rotate: {limit: 15}`."
     if isinstance(item, dict) and len(item) > 1:
         return [
-            Fault(key, f"= {shown(item)} has {len(item)} keys.", "Expected one transform an item. Indent its arguments below its name.")
+            Fault(
+                key, f"= {format_value(item)} has {len(item)} keys.", "Expected one transform an item. Indent its arguments below its name."
+            )
         ]
     if not (isinstance(item, str) or (isinstance(item, dict) and item)):
-        return [Fault(key, f"= {shown(item)} is not a transform.", form)]
+        return [Fault(key, f"= {format_value(item)} is not a transform.", form)]
     ((name, arguments),) = item.items() if isinstance(item, dict) else [(item, None)]
     if name in REFUSED:
         why, fix = REFUSED[name]
@@ -161,7 +165,11 @@ def _item_faults(key: str, item: Any, channels: int) -> list[Fault]:
     if name in AUTO_AUGMENT:
         return schema_faults({} if arguments is None else arguments, {}, model=AUTO_AUGMENT[name], key=f"{key}.{name}")
     if not isinstance(arguments, dict | None):
-        return [Fault(f"{key}.{name}", f"= {shown(arguments)} is not a mapping.", f"Expected arguments: {', '.join(transforms()[name])}.")]
+        return [
+            Fault(
+                f"{key}.{name}", f"= {format_value(arguments)} is not a mapping.", f"Expected arguments: {', '.join(transforms()[name])}."
+            )
+        ]
     return _argument_faults(f"{key}.{name}", name, arguments or {})
 
 
@@ -184,12 +192,12 @@ def _argument_faults(key: str, name: str, arguments: dict[str, Any]) -> list[Fau
         faults.append(Fault(key, f"lacks {' or '.join(ONE_OF[name])}.", f"Write `{name}: {{{ONE_OF[name][0]}: ..}}`."))
     p = arguments.get("p", 0.5)
     if isinstance(p, bool) or not isinstance(p, int | float) or not 0 <= p <= 1:
-        faults.append(Fault(f"{key}.p", f"= {shown(p)} is no probability.", "Expected a number from 0 to 1."))
+        faults.append(Fault(f"{key}.p", f"= {format_value(p)} is no probability.", "Expected a number from 0 to 1."))
     return faults
 
 
 def table_of_installed() -> dict[str, dict[str, bool]]:
-    """The table as the installed albumentations gives it. It writes the file: python -m tlkit.recipe.augmentations"""
+    """Build the table from the installed albumentations. To write the file: python -m tlkit.recipe.augmentations"""
     from inspect import signature
 
     import albumentations

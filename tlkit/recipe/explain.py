@@ -76,12 +76,12 @@ def _explain(error: ValidationError, model: type[BaseModel], whole: Any, whole_k
 
 
 def fields_of(model: type[BaseModel]) -> dict[str, FieldInfo]:
-    """Fields by the key that stands in the recipe: `from`, not `from_`."""
+    """Return the fields by their key in the recipe: `from`, not `from_`."""
     return {field.alias or name: field for name, field in model.model_fields.items()}
 
 
 def alternatives(annotation: Any) -> list[Any]:
-    """The members of a union without None, or the annotation itself."""
+    """Return the members of a union without None, or the annotation itself."""
     if get_origin(annotation) in (Union, UnionType):
         return [inner for member in get_args(annotation) if member is not NoneType for inner in alternatives(member)]
     return [annotation]
@@ -92,7 +92,7 @@ def _is_union(field: FieldInfo | None) -> bool:
 
 
 def _is_plain_list(field: FieldInfo | None) -> bool:
-    """Of numbers or words: one fault for the whole of it."""
+    """Check for a list of numbers or words, which gets one fault as a whole."""
     return field is not None and get_origin(field.annotation) is tuple and not any(map(is_model, _item_models(field).values()))
 
 
@@ -106,7 +106,7 @@ def _only_model(field: FieldInfo | None, otherwise: Any) -> Any:
 
 
 def _item_models(field: FieldInfo | None) -> dict[str, Any]:
-    """What the items of a list can be, by name."""
+    """Return what the items of a list can be, by name."""
     items = alternatives(_bare(get_args(field.annotation)[0])) if field else []
     return {_bare(item).__name__: _bare(item) for item in items}
 
@@ -115,7 +115,7 @@ def _item_models(field: FieldInfo | None) -> dict[str, Any]:
 
 
 def _unknown_key(key: str, word: str, model: type[BaseModel], others: Sequence[type[BaseModel]], recipe: type[BaseModel]) -> Fault:
-    """others: what else the part could have been, had it other keys. recipe: whose keys elsewhere may have been meant."""
+    """Explain an unknown key. others: other models for this part. recipe: the whole, where the key may belong elsewhere."""
     parent = key[: -len(word)].rstrip(".")
     names = list(fields_of(model))
     for other in others:
@@ -151,12 +151,12 @@ def _wrong_value(key: str, value: Any, field: FieldInfo | None, model: type[Base
         return Fault(key or WHOLE, f"{_came(value)}.", f"Expected {_mapping_words(model)}.")
     choices = [choice for alternative in alternatives(field.annotation) for choice in _choices(alternative)]
     if choices and isinstance(value, str):
-        return Fault(key, f"= {shown(value)} can't be used.", expected_one_of(value, choices))
+        return Fault(key, f"= {format_value(value)} can't be used.", expected_one_of(value, choices))
     return Fault(key, _problem(value, field), f"{_expected(field)} {_nearest(value, field)}".rstrip())
 
 
 def _wrong_union(key: str, value: Any, field: FieldInfo | None, context: Context) -> list[Fault]:
-    """One fault for the whole union; or, if the keys given belong to one alternative alone, what is wrong with that one."""
+    """Return one fault for the whole union; or, if the keys belong to only one alternative, what is wrong with that one."""
     members = alternatives(field.annotation) if field else []
     models = [member for member in members if is_model(member)]
     if isinstance(value, Mapping):
@@ -167,17 +167,17 @@ def _wrong_union(key: str, value: Any, field: FieldInfo | None, context: Context
         if given:
             fix = f"Keep one of them; an override replaces both: '{key}={_form(forms[given[-1]])}'."
             return [Fault(join(key, given[-1]), f"can't stand beside {join(key, given[0])}.", fix)]
-        problem = f"= {shown(value)} can't be used." if models else f"{_came(value)}."
+        problem = f"= {format_value(value)} can't be used." if models else f"{_came(value)}."
         hint = next(filter(None, (did_you_mean(word, forms) for word in value)), "")
         return [Fault(key, problem, f"{_expected(field)} {hint}".rstrip())]
     choices = [choice for member in members for choice in _choices(member)]
     hint = did_you_mean(value, choices) if isinstance(value, str) else ""
-    problem = f"= {shown(value)} can't be used." if isinstance(value, str) else _problem(value, field)
+    problem = f"= {format_value(value)} can't be used." if isinstance(value, str) else _problem(value, field)
     return [Fault(key, problem, f"{_expected(field)} {hint}".rstrip())]
 
 
 def _problem(value: Any, field: FieldInfo | None) -> str:
-    """Out of bounds if the type is right, else the type that came."""
+    """Say that a value is out of bounds if its type is right, otherwise which type came."""
     wanted = {get_origin(_bare(alternative)) or _bare(alternative) for alternative in alternatives(field.annotation)} if field else set()
     if float in wanted:
         wanted.add(int)
@@ -187,11 +187,11 @@ def _problem(value: Any, field: FieldInfo | None) -> str:
         return f"{_came(value)}."
     if value in ("", []):
         return "is empty."
-    return f"= {shown(value)} can't be used." if isinstance(value, (str, list)) else f"= {shown(value)} is out of range."
+    return f"= {format_value(value)} can't be used." if isinstance(value, (str, list)) else f"= {format_value(value)} is out of range."
 
 
 def _nearest(value: Any, field: FieldInfo) -> str:
-    """A way to write the value that would do, if it only has the wrong type."""
+    """Return a way to write the value that would be accepted, if only its type is wrong."""
     wanted = field.annotation
     if isinstance(value, str) and wanted in (int, float) and isinstance(scalar(value), (int, float)):
         return f"Write it without quotes: {value}"
@@ -200,23 +200,23 @@ def _nearest(value: Any, field: FieldInfo) -> str:
     if wanted is bool and isinstance(value, str) and value.lower() in ("yes", "on", "no", "off"):
         return f"Did you mean {'true' if value.lower() in ('yes', 'on') else 'false'}?"
     if wanted is str and isinstance(value, (int, float)):
-        return f"Write it in quotes: '{shown(value)}'"
+        return f"Write it in quotes: '{format_value(value)}'"
     return ""
 
 
 # --- words ---
 
 
-def shown(value: Any) -> str:
-    """A value as it could stand in a recipe, cut to one short line."""
+def format_value(value: Any) -> str:
+    """Format a value as in a recipe, cut to one short line."""
     if isinstance(value, str):
         text = f"'{value}'"
     elif isinstance(value, bool):
         text = str(value).lower()
     elif isinstance(value, Mapping):
-        text = "{" + ", ".join(f"{word}: {shown(inner).strip(chr(39))}" for word, inner in list(value.items())[:9]) + "}"
+        text = "{" + ", ".join(f"{word}: {format_value(inner).strip(chr(39))}" for word, inner in list(value.items())[:9]) + "}"
     elif isinstance(value, list):
-        text = "[" + ", ".join(shown(inner).strip("'") for inner in value[:9]) + "]"
+        text = "[" + ", ".join(format_value(inner).strip("'") for inner in value[:9]) + "]"
     else:
         text = "null" if value is None else str(value).replace("inf", ".inf").replace("nan", ".nan")
     text = text.replace("\n", " ")
@@ -227,11 +227,11 @@ def _came(value: Any) -> str:
     if value is None:
         return "is empty"
     kinds = {bool: "a truth value", int: "a whole number", float: "a number with a point", str: "text", list: "a list"}
-    return f"= {shown(value)} is {kinds.get(type(value), 'a mapping')}"
+    return f"= {format_value(value)} is {kinds.get(type(value), 'a mapping')}"
 
 
 def _expected(field: FieldInfo | None) -> str:
-    """`Expected a whole number from 8 to 4096: side of the square image that the network sees, in pixels.`"""
+    """Return `Expected a whole number from 8 to 4096: side of the square image that the network sees, in pixels.`"""
     if field is None:
         return ""
     return f"Expected {values_of(field)}: {field.description}." if field.description else f"Expected {values_of(field)}."
@@ -260,7 +260,7 @@ def _words(annotation: Any, field: FieldInfo) -> str:
 
 
 def _list_words(annotation: Any) -> str:
-    """Of a tuple: `a list of 3 whole numbers from 0 to 255`."""
+    """Describe a tuple: `a list of 3 whole numbers from 0 to 255`."""
     first, *others = get_args(annotation)
     if _bare(first) is not int:
         return "a list of text" if _bare(first) is str else "a list of mappings"
@@ -286,7 +286,7 @@ def _mapping_words(model: type[BaseModel]) -> str:
 
 
 def _form(model: type[BaseModel]) -> str:
-    """`{from: STAGE}`, without what may be left out."""
+    """Return `{from: STAGE}`, without optional keys."""
     required = {name: field for name, field in fields_of(model).items() if field.is_required()}
     return "{" + ", ".join(f"{name}: {field.title or ', '.join(_choices(field.annotation))}" for name, field in required.items()) + "}"
 

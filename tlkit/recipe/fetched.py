@@ -63,9 +63,11 @@ def is_offline() -> bool:
 
 
 def go_offline(folder: Path | None = None) -> None:
-    """From here on no network is asked, in this process and those that it starts. Before huggingface_hub is imported, which looks once.
+    """Make no network call from here on, in this process and those that it starts. Call it before importing huggingface_hub, which reads
+    the
+    setting once.
 
-    folder: by `tlkit data fetch`, for weights.
+    folder: written by `tlkit data fetch`, for weights.
     """
     os.environ.update({OFFLINE: "1", "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"})
     if folder is not None:
@@ -91,9 +93,9 @@ def read_fetched(folder: Path) -> Fetched:
 
 
 def from_folder(recipe: Recipe, folder: Path) -> Recipe:
-    """The recipe, with what it takes by path or download in the folder, whose data files are checked.
+    """Return the recipe with its paths and downloads replaced by those in the folder, whose data files are checked.
 
-    Published weights are found there by `fetched_weights`. Raises DataError or WeightsError if the folder lacks something.
+    `fetched_weights` finds published weights there. Raises DataError or WeightsError if the folder lacks something.
     """
     fetched = read_fetched(folder)
     folder = folder.absolute()
@@ -118,7 +120,7 @@ def from_folder(recipe: Recipe, folder: Path) -> Recipe:
 
 
 def _is_same(asked: dict[str, Any], source: Source) -> bool:
-    """Whether a source that was written down is this one: an older tlkit wrote fewer keys."""
+    """Check whether a recorded source is this one: an older tlkit wrote fewer keys."""
     try:
         return type(source).model_validate(asked) == source
     except ValidationError:
@@ -126,9 +128,9 @@ def _is_same(asked: dict[str, Any], source: Source) -> bool:
 
 
 def fetched_weights(model: Model) -> tuple[str, Path, str] | None:
-    """Origin, file and sha256 of published weights in the folder that TLKIT_FETCHED names; None if it names none.
+    """Return origin, file and sha256 of published weights in the folder of TLKIT_FETCHED; None if that is not set.
 
-    Raises WeightsError if that folder has others.
+    Raises WeightsError if the folder has other weights.
     """
     if not os.environ.get(FETCHED):
         return None
@@ -147,7 +149,7 @@ def fetched_weights(model: Model) -> tuple[str, Path, str] | None:
 
 
 def check_files(folder: Path, files: Mapping[str, FetchedFile], names: Iterable[str]) -> None:
-    """Raises DataError that names every file which is missing or isn't what was fetched: by size, then by sha256."""
+    """Raise DataError with every file that is missing or isn't what was fetched: by size, then by sha256."""
     with ThreadPoolExecutor() as pool:  # hashing lets other threads run
         faults = [fault for fault in pool.map(lambda name: _fault(folder / name, files[name]), names) if fault]
     if faults:
@@ -176,12 +178,12 @@ def _asked(model: Model) -> Any:
 
 
 def _as_json(value: Any) -> Any:
-    """Tuples as lists."""
+    """Convert tuples to lists."""
     return json.loads(json.dumps(value))
 
 
 def _label(asked: Any) -> str:
-    """`torchvision CIFAR10`"""
+    """Return `torchvision CIFAR10`."""
     return asked if isinstance(asked, str) else " ".join(map(str, next(iter(asked.items()))))
 
 

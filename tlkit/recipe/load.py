@@ -13,7 +13,7 @@ from ruamel.yaml import YAML
 
 from tlkit.errors import Fault, RecipeError
 from tlkit.files import expanded
-from tlkit.recipe.explain import shown
+from tlkit.recipe.explain import format_value
 from tlkit.recipe.schema import Recipe
 from tlkit.recipe.validate import validated
 from tlkit.recipe.yaml12 import WHOLE, Document, read_yaml
@@ -56,7 +56,7 @@ def load_recipe(path: str | PathLike[str], overrides: Sequence[str] = ()) -> Rec
 
 
 def find_recipe(path: str | PathLike[str]) -> Path:
-    """The file itself; else the recipe of that name that ships with tlkit: `quickstart`, `recipes/quickstart.yaml`.
+    """Return the file itself, or the bundled recipe of that name: `quickstart`, `recipes/quickstart.yaml`.
 
     Raises RecipeError, with the nearest recipe, if there is neither.
     """
@@ -122,7 +122,7 @@ def _text_of(file: Path) -> str:
 
 
 def _short(file: Path) -> str:
-    """The path as the user would write it from here."""
+    """Return the path as the user would write it from here."""
     try:
         return str(file.relative_to(Path.cwd()))
     except ValueError:
@@ -133,7 +133,7 @@ def _short(file: Path) -> str:
 
 
 def _override(document: Document, override: str) -> None:
-    """Sets one key of the document; what is wrong with the override goes to the document's faults."""
+    """Set one key of the document; a faulty override is added to the document's faults."""
     place = f"override {override}"
     key, equals, text = override.partition("=")
     key = key.strip()
@@ -162,7 +162,7 @@ def _override(document: Document, override: str) -> None:
 
 
 def _set(document: Document, key: str, value: Any, place: str) -> Fault | None:
-    """Sets the value, with any mapping above it that isn't there yet. Returns a fault if the path leads nowhere."""
+    """Set the value, creating mappings above it as needed. Returns a fault if the path leads nowhere."""
     if document.value is None:
         document.value = {}
     holder: Any = document.value
@@ -180,13 +180,13 @@ def _set(document: Document, key: str, value: Any, place: str) -> Fault | None:
 
 
 def _step_fault(key: str, holder: Any, *, above: str, below: list[str | int], value: Any) -> Fault | None:
-    """Why the first step below the holder can't be taken. above: the holder's own key."""
+    """Say why the first step below the holder can't be taken. above: the holder's own key."""
     step, whole = below[0], above or WHOLE
     if isinstance(step, str):
         if isinstance(holder, dict):
             return None
-        fix = f"Set it whole: '{above}={_nested(below, value)}'." if above else "Mend the file first."
-        return Fault(key, f"can't be set: {whole} is {shown(holder)}, which has no keys.", fix)
+        fix = f"Set it whole: '{above}={_nested(below, value)}'." if above else "Fix the file first."
+        return Fault(key, f"can't be set: {whole} is {format_value(holder)}, which has no keys.", fix)
     if not isinstance(holder, list):
         return Fault(key, f"can't be set: {whole} is not a list.", "Remove the index, or set the list whole.")
     if step >= len(holder):
@@ -207,11 +207,11 @@ def _dotted(steps: list[str | int]) -> str:
 def _nested(steps: list[str | int], value: Any) -> str:
     for step in reversed(steps):
         value = [value] if isinstance(step, int) else {step: value}
-    return shown(value)
+    return format_value(value)
 
 
 def _plain(value: Any) -> Any:
-    """Tuples as lists: YAML has no tuples."""
+    """Convert tuples to lists: YAML has no tuples."""
     if isinstance(value, dict):
         return {word: _plain(inner) for word, inner in value.items()}
     return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value

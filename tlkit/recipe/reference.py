@@ -9,7 +9,7 @@ from pydantic.fields import FieldInfo
 
 from tlkit.errors import Fault, RecipeError, did_you_mean, expected_one_of
 from tlkit.recipe.augmentations import GIVEN, PRESETS, transforms
-from tlkit.recipe.explain import alternatives, fields_of, is_model, shown, values_of
+from tlkit.recipe.explain import alternatives, fields_of, format_value, is_model, values_of
 from tlkit.recipe.fields.augment import AUTO_AUGMENT, RandAugment, TrivialAugment
 from tlkit.recipe.names import known_names
 from tlkit.recipe.schema import Recipe
@@ -54,7 +54,7 @@ def _values(field: FieldInfo) -> str:
 
 
 def _default(value: Any) -> str:
-    return "none" if value is None else f"`{shown(list(value) if isinstance(value, tuple) else value)}`"
+    return "none" if value is None else f"`{format_value(list(value) if isinstance(value, tuple) else value)}`"
 
 
 def _in_table(text: str) -> str:
@@ -62,7 +62,7 @@ def _in_table(text: str) -> str:
 
 
 def _parts(path: str, model: type[BaseModel]) -> Iterator[tuple[str, str, type[BaseModel]]]:
-    """Path, title and model of all that a field can be beside plain values."""
+    """Yield path, title and model of all that a field can be besides plain values."""
     for key, field in fields_of(model).items():
         place = join(path, key)
         if place == "augment":
@@ -80,7 +80,7 @@ def _title(part: type[BaseModel], form: str) -> str:
 
 
 def _members(annotation: Any) -> Iterator[Any]:
-    """The members of a union, a list, and of lists of unions."""
+    """Yield the members of a union, a list, and of lists of unions."""
     for part in alternatives(annotation):
         if is_model(part) or not get_args(part):
             yield part
@@ -219,4 +219,4 @@ def _yaml(value: Any) -> str:
         return "[" + ", ".join(map(_yaml, value)) + "]"
     if isinstance(value, str):
         return value if re.fullmatch(r"[A-Za-z./~][\w./~-]*", value) else f"'{value}'"
-    return shown(value)
+    return format_value(value)

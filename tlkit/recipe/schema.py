@@ -136,7 +136,7 @@ class Recipe(Strict):
         return self
 
     def trainer_of(self, phase: Phase) -> Trainer:
-        """The trainer with the phase's own precision; with ddp for a head, which has nothing that is worth splitting."""
+        """Return the trainer with the phase's own precision; with ddp for a head, which is not worth sharding."""
         changes: dict[str, str] = {"precision": phase.precision} if phase.precision else {}
         if self.trainer.strategy == "fsdp" and phase.train == "head":
             changes["strategy"] = "ddp"
@@ -144,17 +144,19 @@ class Recipe(Strict):
 
     @property
     def fine_tunes(self) -> bool:
-        """Whether a phase trains more than the head."""
+        """Check whether a phase trains more than the head."""
         return any(phase.train != "head" for phase in self.phases)
 
     @property
     def gradient_phases(self) -> dict[int, Phase]:
-        """Index -> phase, of those that are run and have epochs and a learning rate."""
+        """Return index -> phase, for the phases of this run that have epochs and a learning rate."""
         return {i: phase for i, phase in self.run_phases.items() if isinstance(phase, Phase)}
 
     @property
     def run_phases(self) -> dict[int, Phase | SolvedPhase]:
-        """Index -> phase; for a classical head up to the last one that trains more than the head, which scikit-learn fits then."""
+        """Return index -> phase; with a classical head up to the last phase that trains more than the head, which scikit-learn then
+        fits.
+        """
         last = max((i for i, phase in enumerate(self.phases) if phase.train != "head"), default=-1)
         classical = self.model.head.kind in CLASSICAL_HEADS
         return {i: phase for i, phase in enumerate(self.phases) if i <= last or not classical}
@@ -179,17 +181,17 @@ class Recipe(Strict):
     """Dotted key -> `file:line`, filled in by the loader."""
 
     def place_of(self, key: str) -> str:
-        """`file:line` of a key, or of the nearest part above it that was written down."""
+        """Return `file:line` of a key, or of the nearest part above it that is in the file."""
         return nearest_place(self._places, key)
 
     def at_places_of(self, other: "Recipe") -> Self:
-        """Itself, with faults reported at the places of the recipe that it was made from."""
+        """Return the recipe itself, with faults reported at the places of the recipe that it was made from."""
         self._places.update(other._places)
         return self
 
     @contextmanager
     def located(self) -> Iterator[None]:
-        """Gives every recipe fault that is raised inside its `file:line`."""
+        """Add `file:line` to every recipe fault that is raised inside."""
         try:
             yield
         except RecipeError as error:

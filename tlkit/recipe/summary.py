@@ -13,7 +13,7 @@ FROZEN_ACCURACY = {"weights": 0.842, "dataset": 0.834, "pixelwise": 0.824, "none
 
 
 def recipe_summary(recipe: Recipe) -> str:
-    """One line a part of the recipe, one line a phase; defaults included where they matter to the result."""
+    """Return one line per part of the recipe and one per phase; defaults are included if they matter to the result."""
     data, model = recipe.data, recipe.model
     images = f"{data.image_size} px by {data.resize}, {data.channels_label}"
     rows = [
@@ -43,7 +43,7 @@ def recipe_summary(recipe: Recipe) -> str:
 
 
 def recipe_warnings(recipe: Recipe) -> list[str]:
-    """What is no fault, but very likely costs accuracy."""
+    """Return warnings: settings that are allowed but very likely cost accuracy."""
     normalize = recipe.data.normalize
     frozen_first = not recipe.phases or recipe.phases[0].train == "head"
     if normalize == "weights" or recipe.model.weights == "random" or not frozen_first:
@@ -61,7 +61,7 @@ def _batches(data: Data) -> str:
 
 
 def recipe_notes(recipe: Recipe) -> list[str]:
-    """What is no fault, but not what everybody would expect."""
+    """Return notes: settings whose effect is not what everybody would expect."""
     kind = recipe.model.head.kind
     notes = _notes_on_augment(recipe)
     if (scale := recipe.trainer.scale_lr) and recipe.gradient_phases:
@@ -87,7 +87,7 @@ def recipe_notes(recipe: Recipe) -> list[str]:
 
 
 def _notes_on_augment(recipe: Recipe) -> list[str]:
-    """torchvision's TrivialAugment moves by up to 32 pixels, and RandAugment by a share of the image."""
+    """Return notes on transforms: torchvision's TrivialAugment shifts by up to 32 pixels, RandAugment by a share of the image."""
     size = recipe.data.image_size
     if size < 64 and any(transform.name == "trivialaugment" for transform in recipe.augment):
         return [f"trivialaugment moves images by up to 32 pixels whatever their size, and these have {size}: randaugment goes by size."]
@@ -114,5 +114,5 @@ def _head_words(head: Head) -> str:
 
 
 def _words(value: Strict | str) -> str:
-    """`pretrained`, or `from layer4` for the one-key mapping {from: layer4}."""
+    """Return `pretrained`, or `from layer4` for the one-key mapping {from: layer4}."""
     return value if isinstance(value, str) else " ".join(map(str, next(iter(value.model_dump(by_alias=True).items()))))

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from tlkit.errors import Fault, RecipeError
 from tlkit.recipe.augmentations import read_augment
-from tlkit.recipe.explain import MOST_FAULTS, schema_faults, shown
+from tlkit.recipe.explain import MOST_FAULTS, format_value, schema_faults
 from tlkit.recipe.fields.augment import Transform
 from tlkit.recipe.yaml12 import MAX_DEPTH, MAX_VALUES, WHOLE, Document, join, nearest_place
 
@@ -98,7 +98,7 @@ class _Reader:
             if isinstance(word, str):
                 found[word] = self.read(value, join(key, word), depth + 1)
             else:
-                problem = f"has the key {shown(word) if isinstance(word, int | float) else repr(word)[:80]}, which is not text."
+                problem = f"has the key {format_value(word) if isinstance(word, int | float) else repr(word)[:80]}, which is not text."
                 self.document.faults.append(Fault(key or WHOLE, problem, "Write every key as text."))
         return found
 
@@ -119,7 +119,7 @@ def _in_order(faults: Iterable[Fault]) -> list[Fault]:
     in_order = sorted(faults, key=_by_line)
     if len(in_order) <= MOST_FAULTS:
         return in_order
-    return [*in_order[:MOST_FAULTS], Fault(WHOLE, f"has more than these {MOST_FAULTS} faults.", "Mend them first.")]
+    return [*in_order[:MOST_FAULTS], Fault(WHOLE, f"has more than these {MOST_FAULTS} faults.", "Fix them first.")]
 
 
 def _by_line(fault: Fault) -> tuple[bool, int]:

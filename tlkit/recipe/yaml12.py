@@ -42,7 +42,7 @@ class Document:
 
 
 def read_yaml(text: str, place: Callable[[int], str], *, root: str = "") -> Document:
-    """The one document of a text, None if it is empty.
+    """Read the one document of a text; None if it is empty.
 
     place: line number from 1 -> `file:line`. root: the dotted key of the whole.
     Raises RecipeError if reading can't go on: broken syntax, nesting deeper than 20, more than 4,000 keys and values.
@@ -78,14 +78,14 @@ def join(key: str, word: str) -> str:
 
 
 def nearest_place(places: Mapping[str, str], key: str) -> str:
-    """The place of a key, or of the nearest part above it: phases[0].train, phases[0], phases, the whole."""
+    """Return the place of a key, or of the nearest part above it: phases[0].train, phases[0], phases, the whole."""
     while key and key not in places:
         key = key[: max(key.rfind("."), key.rfind("["), 0)]
     return places.get(key, "")
 
 
 def scalar(text: str) -> str | int | float | bool | None:
-    """The value of an unquoted word."""
+    """Return the value of an unquoted word."""
     if _NULL.fullmatch(text):
         return None
     if truth := _TRUTH.fullmatch(text):
@@ -108,7 +108,7 @@ class _Reader:
     document: Document = field(default_factory=Document)
 
     def read(self, event: Event, key: str, depth: int) -> Any:
-        """The value that begins with this event."""
+        """Read the value that begins with this event."""
         self.document.places.setdefault(key, self.place(_line(event)))
         if depth > MAX_DEPTH:
             fault = Fault(key[:80], f"is nested deeper than {MAX_DEPTH} levels.", "No recipe needs that: write it flatter.")
@@ -148,7 +148,7 @@ class _Reader:
         return values
 
     def _skip(self, event: Event, depth: int) -> None:
-        """Reads past a value whose faults and places don't count."""
+        """Skip a value whose faults and places don't count."""
         _Reader(self.events, self.place).read(event, "", depth + 1)
 
     def _refuse_tag(self, event: Any, key: str) -> None:

@@ -39,7 +39,7 @@ def finetune(recipe: Recipe | str | PathLike[str], *, out: str | PathLike[str] |
         The finished run. With `data.folds` its folder holds a run folder for each fold, and its metrics are means over them.
 
     Raises:
-        TlkitError: What the user can mend, nearly always before the folder is made.
+        TlkitError: An error that the user can fix, nearly always before the folder is made.
         KeyboardInterrupt: After Ctrl-C.
     """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)

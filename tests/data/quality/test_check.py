@@ -17,7 +17,7 @@ from tests.data.faulty_folder import CLASSES, GOOD, encoded, make_faulty_folder,
 from tlkit.cli import main
 from tlkit.data import file_facts
 from tlkit.data.quality import decode_results as results_module
-from tlkit.data.quality.check import Checked, check_images, faults_of, shown
+from tlkit.data.quality.check import Checked, check_images, escaped, faults_of
 from tlkit.data.quality.decode_results import decode_results
 from tlkit.data.sources.kind import Finding
 from tlkit.errors import DataError
@@ -70,7 +70,7 @@ def test_every_bad_file_is_named_and_no_good_one(tmp_path: Path) -> None:
     assert found.bad == len(bad) - 1
 
 
-def test_what_is_said_of_each_kind(tmp_path: Path) -> None:
+def test_what_is_reported_of_each_kind(tmp_path: Path) -> None:
     make_faulty_folder(tmp_path / "photos")
     found = checked(tmp_path / "photos")
     faults, warnings, notes = (rows(found, level) for level in ("fault", "warning", "note"))
@@ -274,7 +274,7 @@ def test_a_shard_with_a_path_that_leads_out_has_its_other_images_decoded(tmp_pat
     ]
 
 
-def test_a_image_of_a_shard_is_decoded_again_only_when_the_shard_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_of_a_shard_is_decoded_again_only_when_the_shard_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = shard(tmp_path / "a.tar", dict(sorted(good_members().items())))
     decoded: list[str] = []
     decode = results_module.decode
@@ -413,7 +413,7 @@ def test_a_message_of_several_problems_becomes_a_row_each() -> None:
 
 
 def test_names_that_a_screen_would_obey_are_written_out() -> None:
-    assert shown("a\x1b[31m\n\udce9é🐈") == r"a\x1b[31m\n\udce9é🐈"
+    assert escaped("a\x1b[31m\n\udce9é🐈") == r"a\x1b[31m\n\udce9é🐈"
 
 
 @pytest.mark.parametrize(

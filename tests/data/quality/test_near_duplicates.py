@@ -42,7 +42,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
     return [saved(photograph(i), folder / f"{i}.png") for i in range(40)]
 
 
-def test_the_waves_of_a_image_of_32_pixels_are_scipys_cosine_transform(tmp_path: Path) -> None:
+def test_the_waves_of_an_image_of_32_pixels_are_scipys_cosine_transform(tmp_path: Path) -> None:
     grey = np.random.default_rng(0).integers(0, 256, (32, 32), np.uint8)
     expected = dctn(grey.astype(np.float64), norm="ortho")[:8, :8]
     np.testing.assert_allclose(dct_of([saved(Image.fromarray(grey), tmp_path / "a.png")])[0].reshape(8, 8), expected, atol=0.01)

@@ -102,7 +102,7 @@ def test_a_recipes_splits_size_and_limit_are_used(tmp_path: Path, capsys: pytest
     assert json.loads((tmp_path / "out/statistics.json").read_text()) == found
 
 
-def test_what_can_not_be_surveyed_is_said(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_can_not_be_surveyed_is_reported(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "stats", str(folder), "data.limt=3"]) == 2
     assert "data.limt is not a key of data" in capsys.readouterr().err
     assert main(["data", "stats", str(tmp_path / "none")]) == 2

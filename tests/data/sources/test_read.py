@@ -305,7 +305,7 @@ def test_images_of_any_depth_and_name_are_read_and_what_systems_leave_is_not(tmp
     assert {sample.id for sample in samples.samples} == set(wanted)  # a folder called x.jpg is a folder
 
 
-def test_a_link_that_leads_nowhere_is_a_image_that_reading_names(tmp_path: Path) -> None:
+def test_a_link_that_leads_nowhere_is_an_image_that_reading_names(tmp_path: Path) -> None:
     put(tmp_path, "a/1.png", "b/1.png")
     (tmp_path / "a/gone.png").symlink_to("nowhere.png")
     (tmp_path / "a/circle.png").symlink_to("circle.png")

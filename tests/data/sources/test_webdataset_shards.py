@@ -87,7 +87,7 @@ def test_the_index_is_made_once_for_a_shard_of_one_size_and_time(tmp_path: Path,
     assert len(opened) == 2
 
 
-def test_an_index_that_cannot_be_kept_is_made_again_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_index_that_cannot_be_kept_is_made_again_and_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "data").write_text("a file")
     logging.getLogger("tlkit").propagate = True
     assert len(read(tmp_path / "data", shards(tmp_path / "shards")).samples) == 15
@@ -275,7 +275,7 @@ def test_patterns_that_name_no_shards_are_reported(tmp_path: Path, pattern: str,
     assert expected in fault(tmp_path / "data", pattern.format(here=tmp_path))
 
 
-def test_a_image_has_the_hash_of_its_file_and_travels_without_it(tmp_path: Path) -> None:
+def test_an_image_has_the_hash_of_its_file_and_travels_without_it(tmp_path: Path) -> None:
     samples = read(tmp_path, shards(tmp_path / "shards"))
     folder = tmp_path / "folder"
     for sample in samples.samples:

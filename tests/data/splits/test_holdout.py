@@ -113,7 +113,7 @@ def test_a_foreign_file_is_not_taken_for_a_manifest(tmp_path: Path) -> None:
         read_manifest(tmp_path / "no.csv")
 
 
-def test_a_image_that_vanished_is_named(tmp_path: Path) -> None:
+def test_an_image_that_vanished_is_named(tmp_path: Path) -> None:
     samples = Samples(("a", "b"), (Sample("x", tmp_path / "x.png", (0,), "train"),))
     with pytest.raises(DataError, match=r"x\.png: the image can't be read"):
         write_manifest(samples, hash_images(samples), tmp_path / "split.csv")

@@ -252,7 +252,7 @@ def check_other_encodings_and_missing_facts(script: Path, image: Path) -> None:
         (["--pictures", "0"], "'0' is not a whole number of at least 1"),
     ],
 )
-def test_what_cannot_be_exported_is_said(
+def test_what_cannot_be_exported_is_reported(
     run: Path, tmp_path: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["export", str(run), "--out", str(tmp_path / "out"), *words]) == 2

@@ -76,7 +76,7 @@ def test_a_licence_is_named_only_where_it_is_known(origin: str, license_name: st
     assert words in text
 
 
-def test_a_head_of_tlkits_own_is_said() -> None:
+def test_a_head_of_tlkits_own_is_reported() -> None:
     assert "Its cosine head lies in head.safetensors, which timm alone doesn't read." in model_card(card(kind="cosine"))
 
 
@@ -150,6 +150,6 @@ def test_the_cards_own_lines_see_what_tlkit_sees(folder: Path, resize: str, caps
         assert capsys.readouterr().out.strip() == CLASSES[int(ours.argmax())]
 
 
-def test_what_timms_transforms_leave_to_the_reader_is_said() -> None:
+def test_what_timms_transforms_leave_to_the_reader_is_reported() -> None:
     assert "to lay transparent ones over white, and to make 8 bits of 16" in model_card(card())
     assert "timm's transforms" not in model_card(card(kind="cosine"))

@@ -15,7 +15,7 @@ SPEC = Preprocessing(8, "stretch", 1.0, "bilinear", (0.5,) * 3, (0.5,) * 3)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16"])
-def test_a_image_from_memory_decodes_the_same_from_its_file(tmp_path: Path, mode: str) -> None:
+def test_an_image_from_memory_decodes_the_same_from_its_file(tmp_path: Path, mode: str) -> None:
     draws = np.random.default_rng(0)
     if mode == "I;16":
         image = Image.fromarray(draws.integers(0, 65536, (20, 30), dtype=np.uint16))
@@ -26,7 +26,7 @@ def test_a_image_from_memory_decodes_the_same_from_its_file(tmp_path: Path, mode
     np.testing.assert_array_equal(SPEC.decode(file), SPEC.decode(sample.image))
 
 
-def test_a_image_from_an_archive_keeps_its_bytes(tmp_path: Path) -> None:
+def test_an_image_from_an_archive_keeps_its_bytes(tmp_path: Path) -> None:
     turned = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8))
     exif = Image.Exif()
     exif[0x0112] = 6  # lies on its side

@@ -54,7 +54,7 @@ def test_json_has_a_logit_a_class_and_probabilities_that_follow_from_them(workpl
         assert row["top"][0]["class"] == row["class"] == ("cat", "dog", "[red]")[int(np.argmax(row["logits"]))]
 
 
-def test_a_image_gets_the_same_logits_alone_and_in_a_batch(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_image_gets_the_same_logits_alone_and_in_a_batch(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["predict", str(workplace), *images(workplace), "--format", "json"])
     together = json.loads(capsys.readouterr().out)[35]["logits"]
     main(["predict", str(workplace), images(workplace)[35], "--format", "json"])

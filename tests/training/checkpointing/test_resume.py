@@ -181,7 +181,7 @@ def test_best_weights_of_a_head_phase_are_whole_again_after_all_layers_have_trai
     assert all(torch.equal(tensor, shipped[1][name]) for name, tensor in shipped[0].items())
 
 
-def test_where_the_newest_checkpoint_is_damaged_the_one_before_is_used_and_that_is_said(
+def test_where_the_newest_checkpoint_is_damaged_the_one_before_is_used_and_that_is_reported(
     place: Path, tmp_path: Path, whole: dict[tuple[str, ...], Any]
 ) -> None:
     run = start(tmp_path / "run", killed_after=(1, 0, 2))

@@ -65,7 +65,9 @@ class _Grid:
 
 
 def _grid(vectors: NDArray[np.float32], width: float) -> _Grid:
-    """Choose as many coordinates, the most spread first, as separate enough cells; where all vectors are alike, cell walls only cost time."""
+    """Choose as many coordinates, the most spread first, as separate enough cells; where all vectors are alike, cell walls only cost
+    time.
+    """
     spread = vectors.std(axis=0)
     bits = np.cumsum(np.log2(1 + 4 * spread / width))
     enough = 1 + int(np.searchsorted(bits, log2(len(vectors)) + SPARE_BITS))

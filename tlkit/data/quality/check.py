@@ -144,7 +144,7 @@ def _split_findings(samples: Samples, bad: set[str], data: Data, seed: int) -> I
     left_out = tuple(Skipped(sample, "") for sample in samples.samples if sample.id in bad)
     left = replace(samples, samples=good, skipped=left_out)
     if lost := list(lost_classes(left)):
-        yield from faults_of(DataError("\n".join(lost) + "\n  Mend some of its images, or remove the class."))
+        yield from faults_of(DataError("\n".join(lost) + "\n  Fix some of its images, or remove the class."))
         return
     try:
         split_by_recipe(left, data, seed)
@@ -157,15 +157,15 @@ def _split_findings(samples: Samples, bad: set[str], data: Data, seed: int) -> I
 
 def _print_table(checked: Checked, name: str, out: Path | None) -> None:
     counts = {level: checked.count(level) for level in LEVELS}
-    verdict = f"{checked.bad} of them can't be read" if checked.bad else "all of them can be read"
+    readable = f"{checked.bad} of them can't be read" if checked.bad else "all of them can be read"
     number = "1 class" if checked.classes == 1 else f"{checked.classes} classes"
     classes = f" in {number}" if checked.classes else ""
     decoded = f"{checked.images} images{classes} were" if checked.images != 1 else f"one image{classes} was"
-    print_text(f"{name}: {decoded} decoded, {verdict}." if checked.images else f"{name}: no image was found.")
+    print_text(f"{name}: {decoded} decoded, {readable}." if checked.images else f"{name}: no image was found.")
     if checked.findings:
         table = Table("", "where", "what is wrong", "what to do", box=None, header_style="bold")
         for finding in checked.findings[:MOST_ROWS]:
-            cells = (Text(shown(text)) for text in (finding.where, finding.problem, finding.fix))
+            cells = (Text(escaped(text)) for text in (finding.where, finding.problem, finding.fix))
             table.add_row(Text(finding.level, style=STYLES[finding.level]), *cells)
         console = Console()
         if not console.is_terminal:  # a pipe has no width to fold into
@@ -176,12 +176,12 @@ def _print_table(checked: Checked, name: str, out: Path | None) -> None:
             print(f"... and {len(checked.findings) - MOST_ROWS} more: --out FILE.csv writes all.")
         print()
     summary = ", ".join(f"{number} {level}{'' if number == 1 else 's'}" for level, number in counts.items()) + "."
-    others = ", and mends nothing else" if counts["fault"] > checked.bad else ""
+    others = ", and fixes nothing else" if counts["fault"] > checked.bad else ""
     summary += f" data.on_bad=skip trains without the images that can't be read{others}." if checked.bad else ""
     print_text(summary + (f" All rows: {out}" if out else ""))
 
 
-def shown(text: str) -> str:
+def escaped(text: str) -> str:
     """Escape control characters, and the lone surrogates of names that aren't UTF-8."""
     return "".join(sign if sign.isprintable() else sign.encode("unicode_escape", "replace").decode() for sign in text)
 

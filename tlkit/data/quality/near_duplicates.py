@@ -206,7 +206,7 @@ def cached_dct(samples: Sequence[Sample], hashes: Mapping[str, str], preprocessi
             on_image(len(samples))
             return np.asarray(found, np.float32)
     dct = dct_of(samples, preprocessing.decode, on_image)
-    if not np.isnan(dct).any():  # else one may be mended without another hash: a disk, permissions
+    if not np.isnan(dct).any():  # else one may become readable under the same hash: a disk, permissions
         with suppress(OSError):
             file.parent.mkdir(parents=True, exist_ok=True)
             with atomic_file(file, durable=False) as writing, writing.open("wb") as opened:

@@ -12,7 +12,7 @@ from tlkit.data.progress import progress, progress_console
 from tlkit.data.quality.decode_results import decode_results
 from tlkit.data.samples import Sample, Samples, Skipped
 from tlkit.data.sources.read import read_source
-from tlkit.errors import HOW_TO_GO_ON, DataError
+from tlkit.errors import ON_BAD_HINT, DataError
 from tlkit.files import write_csv
 from tlkit.recipe.fields.data import Data
 from tlkit.recipe.schema import Task
@@ -47,7 +47,7 @@ def leave_out_bad(samples: Samples, data: Data) -> Samples:
     lost = [*lost_classes(samples), *_lost_splits(samples)]
     if lost:
         raise DataError(
-            "\n".join(lost) + "\n  `tlkit data check` says what is wrong with each image. Mend some, or remove the class or split."
+            "\n".join(lost) + "\n  `tlkit data check` says what is wrong with each image. Fix some, or remove the class or split."
         )
     return samples
 
@@ -74,11 +74,11 @@ def refuse_bad(samples: Samples, data: Data) -> None:
     splits = ", ".join(f"{counts[split]} {split}" for split in ("train", "val", "test") if counts[split])
     first = "\n".join(f"    {skipped.sample.id}: {skipped.reason}." for skipped in bad[:SHOWN])
     more = f"\n    and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
-    # What mends most of them: a key of the recipe, where all images have another number of channels.
+    # The fix for most of them: a key of the recipe, where all images have another number of channels.
     fixes = Counter(skipped.fix for skipped in bad if skipped.fix).most_common(1)
     fix = "".join(f"\n  {words}" for words, number in fixes if number > 1 or len(bad) == 1)
     total = len(samples.samples)
-    raise DataError(f"{len(bad)} of {total} images can't be read ({splits}), so nothing is trained:\n{first}{more}{fix}\n  {HOW_TO_GO_ON}")
+    raise DataError(f"{len(bad)} of {total} images can't be read ({splits}), so nothing is trained:\n{first}{more}{fix}\n  {ON_BAD_HINT}")
 
 
 def without_bad_of(samples: Samples, split: str, data: Data) -> Samples:

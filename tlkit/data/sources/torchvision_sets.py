@@ -147,7 +147,9 @@ def _samples(parts: Mapping[str, Any]) -> Samples:
 
 
 def _labels(dataset: Any) -> list[int]:
-    """Return the labels without decoding an image, if the set stores them separately: torchvision's classes name the attribute differently."""
+    """Return the labels without decoding an image, if the set stores them separately: torchvision's classes name the attribute
+    differently.
+    """
     for name in ("targets", "labels", "_labels", "y"):
         values = getattr(dataset, name, None)
         if values is not None and len(values) == len(dataset):
@@ -194,7 +196,7 @@ def _fetch(name: str, root: Path, *, missing: Exception) -> dict[str, Any]:
             raise
         raise DataError(
             f"data.source.torchvision: {name} is not whole in {root.resolve()} and could not be made ready there: {_one_line(error)}.\n"
-            "  Mend or remove what is there, set data.root to another folder, or use data.source.folder."
+            "  Repair or remove what is there, set data.root to another folder, or use data.source.folder."
         ) from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -186,7 +186,7 @@ def _check_apart(shards: Mapping[str, Sequence[Path]]) -> None:
         for shard in files:
             if seen.setdefault(shard.resolve(), split) != split:
                 problem = f"data.source: {shard} is in {seen[shard.resolve()]} and in {split}."
-                raise DataError(f"{problem}\n  A shard belongs to one split: mend the patterns.")
+                raise DataError(f"{problem}\n  A shard belongs to one split: correct the patterns.")
 
 
 def find_shards(pattern: str, split: str) -> list[Path]:

@@ -15,7 +15,7 @@ from tlkit.data.file_facts import FileFacts, file_key
 from tlkit.data.samples import Sample, Samples
 from tlkit.data.sources.classes import odd_classes
 from tlkit.data.splits.stratify import counts_of_share, hold_out, split_by_labels
-from tlkit.errors import HOW_TO_GO_ON, DataError
+from tlkit.errors import ON_BAD_HINT, DataError
 from tlkit.files import sha256_of, write_csv
 
 COLUMNS = ("id", "class", "split", "group", "sha256")
@@ -187,5 +187,5 @@ def _hash(sample: Sample) -> str:
         return sha256(np.asarray(sample.image()).tobytes()).hexdigest()
     except OSError as error:
         raise DataError(
-            f"{sample.image}: the image can't be read ({error.strerror}).\n  Restore it or remove it.\n  {HOW_TO_GO_ON}"
+            f"{sample.image}: the image can't be read ({error.strerror}).\n  Restore it or remove it.\n  {ON_BAD_HINT}"
         ) from error

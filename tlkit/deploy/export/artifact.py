@@ -40,7 +40,7 @@ class Artifact:
 
     @property
     def format(self) -> str:
-        """onnx, openvino, torch or safetensors."""
+        """Return onnx, openvino, torch or safetensors."""
         return str(self.facts["format"])
 
     @property
@@ -53,7 +53,7 @@ class Artifact:
 
     @property
     def thresholds(self) -> tuple[float, ...]:
-        """Of a multilabel model, one a class: the probability above which an image is said to have it."""
+        """Return the thresholds of a multilabel model, one per class: an image has the class if its probability is above it."""
         return tuple(self.facts["thresholds"])
 
     @property
@@ -75,24 +75,24 @@ class Artifact:
 
     @property
     def raw(self) -> bool:
-        """Whether the network takes images uint8 [B, S, S, C]; otherwise normalised ones, float32 [B, C, S, S]."""
+        """Check whether the network takes uint8 images [B, S, S, C]; otherwise normalised ones, float32 [B, C, S, S]."""
         return bool(self.facts["input"]["dtype"] == "uint8")
 
 
 def is_artifact(path: Path) -> bool:
-    """Whether this is meant to be one: a folder with artifact.json, or a .zip."""
+    """Check whether a path is meant as an artifact: a folder with artifact.json, or a .zip."""
     return (path / MANIFEST).is_file() or (path.suffix.lower() == ".zip" and path.is_file())
 
 
 def write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
-    """artifact.json, with the sha256 of every other file in the folder."""
+    """Write artifact.json, with the sha256 of every other file in the folder."""
     files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != MANIFEST)
     sums = {file.relative_to(folder).as_posix(): sha256_of(file) for file in files}
     write_json(folder / MANIFEST, {"artifact": VERSION, **facts, "sha256": sums})
 
 
 def read_artifact(path: Path) -> Artifact:
-    """The artifact in a folder or a .zip, every file of it compared with its sha256.
+    """Read the artifact in a folder or a .zip, and compare every file with its sha256.
 
     Raises ArtifactError if it is none, or if anything in it is missing, changed, a pickle, or made by a newer tlkit.
     """
@@ -115,7 +115,7 @@ def refuse_pickle(path: Path) -> None:
 
 
 def pack(folder: Path, file: Path) -> None:
-    """The folder's files in one .zip, not compressed: weights hardly shrink, and a server can read them where they lie."""
+    """Pack the folder's files into one uncompressed .zip: weights hardly compress, and a server can read them in place."""
     with atomic_file(file) as writing, zipfile.ZipFile(writing, "w", zipfile.ZIP_STORED) as archive:
         for entry in sorted(folder.rglob("*")):
             if entry.is_file():
@@ -123,7 +123,7 @@ def pack(folder: Path, file: Path) -> None:
 
 
 def unpack(file: Path, folder: Path) -> None:
-    """The files of a .zip, inside `folder` and nowhere else. Raises ArtifactError before anything is written that isn't an artifact's."""
+    """Unpack a .zip, inside `folder` only. Raises ArtifactError, before anything is written, for entries that an artifact doesn't have."""
     try:
         with zipfile.ZipFile(file) as archive:
             _check_entries(file, archive.infolist())
@@ -189,7 +189,7 @@ def _checked_facts(folder: Path) -> dict[str, Any]:
 
 
 def _read_facts(folder: Path) -> dict[str, Any]:
-    """artifact.json, of a kind that this tlkit can use."""
+    """Read an artifact.json of a kind that this tlkit can use."""
     file = folder / MANIFEST
     if not file.is_file():
         raise ArtifactError(f"{folder} holds no {MANIFEST}.\n  Expected the folder or .zip that `tlkit export` made.")

@@ -11,7 +11,7 @@ Probabilities = NDArray[np.floating[Any]]
 
 
 def compare(expected: Probabilities, found: Probabilities, thresholds: Sequence[float] = ()) -> dict[str, float]:
-    """Share of images with the same answer, and the largest and mean difference of a probability.
+    """Return the share of images with the same answer, and the largest and mean difference of a probability.
 
     thresholds: of a multilabel model, whose answer is all classes above them; else the answer is the likeliest class.
     """
@@ -25,7 +25,7 @@ def compare(expected: Probabilities, found: Probabilities, thresholds: Sequence[
 
 
 def answers(probabilities: Probabilities, thresholds: Sequence[float]) -> NDArray[Any]:
-    """The likeliest class of each image, [N]; for multilabel whether it has each class, [N, K]."""
+    """Return the likeliest class of each image, [N]; for multilabel whether it has each class, [N, K]."""
     if thresholds:
         called: NDArray[Any] = probabilities > np.array(thresholds)
         return called
@@ -34,13 +34,13 @@ def answers(probabilities: Probabilities, thresholds: Sequence[float]) -> NDArra
 
 
 def accuracy(probabilities: Probabilities, labels: NDArray[Any], thresholds: Sequence[float] = ()) -> float:
-    """Share of images that are answered right, for multilabel in every class. labels: [N], or [N, K] of 0 and 1."""
+    """Return the share of images classified correctly, for multilabel in every class. labels: [N], or [N, K] of 0 and 1."""
     right = answers(probabilities, thresholds) == labels
     return float(right.reshape(len(right), -1).all(1).mean())
 
 
 def generated_images(image_size: int, channels: int) -> list[NDArray[np.uint8]]:
-    """[H, W, C] each, the same on every machine: whole-number arithmetic. Wide, high, small: so resizing is tested too."""
+    """Generate images, [H, W, C] each, by integer arithmetic, the same on every machine. Wide, high and small ones also test resizing."""
     sizes = ((image_size + image_size // 3, image_size), (image_size + 1, 2 * image_size - 1), (image_size // 2 + 1, image_size // 2 + 1))
     made = []
     for number, (height, width) in enumerate(sizes):

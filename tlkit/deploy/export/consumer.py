@@ -47,9 +47,9 @@ _CALLED = """    print(file, [c for c, p, t in zip(facts["classes"], probabiliti
 
 
 def consumer_script(spec: Preprocessing, *, raw: bool, multilabel: bool) -> str | None:
-    """The script, or None for images that Pillow has no mode for: those with other than 1 or 3 channels.
+    """Return the script, or None for images that Pillow has no mode for: those with other than 1 or 3 channels.
 
-    It reads 8-bit images without transparency as the model does; for 16 bits and transparency tlkit's own runtime does more.
+    It reads 8-bit images without transparency as the model does; tlkit's own runtime also handles 16 bits and transparency.
     """
     if spec.channels not in _MODES:
         return None

@@ -121,9 +121,9 @@ def export(
 
 
 def export_run(run: Path, wanted: Wanted) -> list[Path]:
-    """The artifacts' folders, one a format. All are made and proved before the first is put in its place.
+    """Export a run and return the artifacts' folders, one per format. All are written and proved before the first is moved to its place.
 
-    Raises ArtifactError if one of them can't be made or doesn't answer as the run's model does.
+    Raises ArtifactError if one of them can't be made or doesn't give the same answers as the run's model.
     """
     _check_wanted(wanted)
     _check_head(read_card(find_model_folder(run)))
@@ -158,7 +158,7 @@ def _export_into(run: Path, network: Network, wanted: Wanted, out: Path) -> list
 
 
 def _writers(run: Path, network: Network, wanted: Wanted) -> dict[str, Callable[[Path, Network], Facts]]:
-    """Of each artifact, by the name of its folder."""
+    """Return the function that writes each artifact, by the name of its folder."""
     if wanted.quantize is None:
         return {name: FORMATS[name] for name in wanted.formats}
     calibration = calibration_images(run, network, wanted.overrides)
@@ -187,7 +187,7 @@ def make_artifact(folder: Path, write: Callable[[Path, Network], Facts], network
 
 
 def runtime_of(folder: Path) -> Runtime:
-    """Of an artifact that was just made here."""
+    """Load the runtime of an artifact that was just written here."""
     artifact = read_artifact(folder)
     return trusted_runtime(artifact) if artifact.format in ("torch", "safetensors") else load_runtime(artifact)
 
@@ -236,9 +236,9 @@ def _proof(run: Path, network: Network, wanted: Wanted, folder: Path) -> Proof:
 
 
 def _write_record(folder: Path, proof: Proof, probabilities: NDArray[np.float32], generated: NDArray[np.float32], samples: int) -> None:
-    """proof.json: the probabilities of images by their sha256, so that no image leaves the house unasked.
+    """Write proof.json: the probabilities of images by their sha256, so that no image is included unasked.
 
-    They are those of training code; of a quantized network, its own.
+    They are those of the training code; of a quantized network, its own.
     """
     files, rows = proof.files[:RECORDED], rounded(probabilities[:RECORDED])
     images = [{"sha256": sha256_of(file), "probabilities": row} for file, row in zip(files, rows, strict=True)]
@@ -267,7 +267,7 @@ def _facts(network: Network, card: ModelCard) -> Facts:
 
 
 def _preprocessing(spec: Preprocessing) -> dict[str, Any]:
-    """As it stands in artifact.json, whose mean image is a file that numpy reads."""
+    """Return the preprocessing as in artifact.json, where a mean image is a file that numpy reads."""
     values = spec.to_json()
     if spec.mean_picture is not None:
         values["mean_picture"]["file"] = MEAN_IMAGE
@@ -299,7 +299,7 @@ def export_command(run: Path, wanted: Wanted) -> int:
 
 
 def summary(folder: Path) -> str:
-    """`runs/x/export/onnx  13.7 MB  200 validation images: same answer for 100 %, a probability differs by 3e-07 at most`"""
+    """Return `runs/x/export/onnx  13.7 MB  200 validation images: same answer for 100 %, a probability differs by 3e-07 at most`."""
     facts: dict[str, Any] = read_artifact(folder).facts  # type: ignore[assignment]
     parity = facts["parity"]
     lines = [

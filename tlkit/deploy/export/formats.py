@@ -42,7 +42,7 @@ class Network:
 
     @property
     def entrance(self) -> dict[str, Any]:
-        """`input` of artifact.json."""
+        """Return `input` of artifact.json."""
         size, channels = self.spec.image_size, self.spec.channels
         if self.raw:
             return {"name": "pictures", "dtype": "uint8", "layout": "NHWC", "shape": ["batch", size, size, channels]}
@@ -58,7 +58,7 @@ def write_onnx_format(folder: Path, network: Network) -> Facts:
 
 
 def write_openvino_format(folder: Path, network: Network) -> Facts:
-    """OpenVINO's own reader makes model.xml and model.bin of the ONNX network; its converter tool would report to its makers."""
+    """Write model.xml and model.bin from the ONNX network with OpenVINO's reader; its converter tool would report to its vendor."""
     openvino = import_openvino()
     facts = write_onnx_format(folder, network)
     model = openvino.Core().read_model(str(folder / "model.onnx"))
@@ -69,7 +69,7 @@ def write_openvino_format(folder: Path, network: Network) -> Facts:
 
 
 def write_torch_format(folder: Path, network: Network) -> Facts:
-    """model.pt2, which torch.export.load reads: a tuple of the outputs."""
+    """Write model.pt2, which torch.export.load reads: a tuple of the outputs."""
     program = network.program(network.outputs)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # torch 2.15 on tensors that share memory, as all of a batch-norm's do
@@ -80,7 +80,7 @@ def write_torch_format(folder: Path, network: Network) -> Facts:
 
 
 def write_safetensors_format(folder: Path, network: Network) -> Facts:
-    """The model folder itself, as timm, the Hugging Face hub and tlkit read it."""
+    """Write the model folder itself, as timm, the Hugging Face hub and tlkit read it."""
     save_model(folder / "model", network.classifier, network.card)
     for file in (folder / "model").iterdir():
         shutil.move(file, folder / file.name)

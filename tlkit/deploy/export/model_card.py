@@ -72,7 +72,7 @@ Preprocessing is part of the model: `tlkit.json` says how a file becomes what th
 
 
 def model_card(card: ModelCard) -> str:
-    """Markdown with the metadata in front that the hub reads."""
+    """Write the model card: Markdown, preceded by the metadata that the hub reads."""
     license_name = weights_license(card)
     test = card.metrics.get("test") or card.metrics.get("val") or {}
     split = "test" if card.metrics.get("test") else "validation"
@@ -99,7 +99,7 @@ def model_card(card: ModelCard) -> str:
 
 
 def weights_license(card: ModelCard) -> str | None:
-    """Of the published weights that training began with, by timm's own facts; None where nobody has said so."""
+    """Return the licence of the published weights that training started from, as timm states it; None if it doesn't."""
     origin = str(card.weights.get("origin", ""))
     if origin.startswith("package "):
         return _PACKAGE_LICENSE
@@ -109,7 +109,7 @@ def weights_license(card: ModelCard) -> str | None:
 
 
 def push_to_hub(folder: Path, repository: str) -> str:
-    """Uploads the folder, and returns the address of the commit. Raises TlkitError with what the hub says."""
+    """Upload the folder and return the address of the commit. Raises TlkitError with the hub's message."""
     try:
         api = HfApi()
         api.create_repo(repository, exist_ok=True)
@@ -210,13 +210,13 @@ def _limits(card: ModelCard) -> str:
 
 
 def _background(card: ModelCard) -> str:
-    """Of images with transparency: `white`, or its RGB."""
+    """Return the colour under transparent images: `white`, or its RGB."""
     colour = tuple(card.preprocessing.get("background", WHITE))
     return "white" if colour == WHITE else f"RGB {colour}"
 
 
 def _source(card: ModelCard) -> str:
-    """`folder: photos`, without the places of one machine."""
+    """Return `folder: photos`, without paths of this machine."""
     source = (card.recipe.get("data") or {}).get("source") or {}
     found = [f"{kind}: {Path(value).name if isinstance(value, str) else value}" for kind, value in source.items() if value is not None]
     return ", ".join(found) or "unknown"

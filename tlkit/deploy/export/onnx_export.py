@@ -36,9 +36,9 @@ def check_onnx_is_installed() -> None:
 
 
 def onnx_model(program: torch.export.ExportedProgram, outputs: Sequence[str], opset: int) -> Any:
-    """An onnx.ModelProto with the program's outputs under these names; its batch is called `batch`.
+    """Convert a program to an onnx.ModelProto with outputs of these names; the batch dimension is named `batch`.
 
-    `normalized` is no output of what ships, but the value stays in the graph under its name.
+    `normalized` is no output of the shipped model, but the value keeps its name in the graph.
     """
     with _quiet():
         made = torch.onnx.export(program, dynamo=True, opset_version=opset, input_names=["pictures"], output_names=list(outputs))
@@ -54,7 +54,7 @@ def onnx_model(program: torch.export.ExportedProgram, outputs: Sequence[str], op
 
 
 def write_onnx(model: Any, file: Path) -> None:
-    """One file, and beside it model.onnx.data where the weights are too many for one. Checked by onnx's own checker."""
+    """Write one file, and model.onnx.data beside it if the weights are too large for one. Checked by onnx's own checker."""
     import onnx
 
     onnx.save_model(model, str(file), save_as_external_data=model.ByteSize() > MAX_ONE_FILE, location=f"{file.name}.data")
@@ -63,7 +63,7 @@ def write_onnx(model: Any, file: Path) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Any:
-    """torch's exporter prints its progress, and warns of what is its own affair."""
+    """Silence torch's exporter, which prints its progress and warns about its own internals."""
     level = logging.getLogger("torch.onnx").level
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:

@@ -38,7 +38,7 @@ class Difference:
 
 
 def measure_parity(runtime: Runtime, proof: Proof) -> tuple[dict[str, Any], NDArray[np.float32]]:
-    """What artifact.json says under `parity`, and the runtime's probabilities [N, K], from the bytes of the files up."""
+    """Return `parity` of artifact.json, and the runtime's probabilities [N, K], from the bytes of the files on."""
     batches = [proof.files[start : start + BATCH_SIZE] for start in range(0, len(proof.files), BATCH_SIZE)]
     found = np.concatenate([runtime.probabilities(batch) for batch in batches])
     thresholds = proof.card.thresholds
@@ -50,7 +50,7 @@ def measure_parity(runtime: Runtime, proof: Proof) -> tuple[dict[str, Any], NDAr
 
 
 def prove(runtime: Runtime, proof: Proof, tolerance: float) -> dict[str, Any]:
-    """The measured parity. Raises ArtifactError beyond the tolerance, naming the part that differs first."""
+    """Return the measured parity. Raises ArtifactError beyond the tolerance, naming the first step that differs."""
     measured, found = measure_parity(runtime, proof)
     if measured["max_difference"] <= tolerance:  # false for nan, so that it fails
         return {**measured, "tolerance": tolerance}
@@ -68,7 +68,7 @@ def prove(runtime: Runtime, proof: Proof, tolerance: float) -> dict[str, Any]:
 
 
 def first_difference(runtime: Runtime, proof: Proof, numbers: list[int]) -> Difference:
-    """The first part of the way, over all these images, at which runtime and training code don't have the same."""
+    """Return the first step, over all these images, at which runtime and training code differ."""
     steps: tuple[tuple[str, Callable[[int], str]], ...] = (
         ("decode", lambda i: _images_differ(_decoded(runtime, proof, i)[0], _decoded(runtime, proof, i)[1])),
         ("resize", lambda i: _images_differ(*_fitted(runtime, proof, i))),
@@ -85,12 +85,12 @@ def first_difference(runtime: Runtime, proof: Proof, numbers: list[int]) -> Diff
 
 
 def _decoded(runtime: Runtime, proof: Proof, i: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """The image by training code and by the runtime, [H, W, C]."""
+    """Decode an image by training code and by the runtime, [H, W, C]."""
     return proof.preprocessing.decode(proof.samples[i].image), runtime.decode(proof.files[i])
 
 
 def _fitted(runtime: Runtime, proof: Proof, i: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """[S, S, C]"""
+    """Fit an image by training code and by the runtime, [S, S, C]."""
     return proof.preprocessing.fit(_decoded(runtime, proof, i)[0]), runtime.image(proof.files[i])
 
 
@@ -112,14 +112,14 @@ def _normalized_differ(runtime: Runtime, proof: Proof, i: int) -> str:
 
 
 def _normalized(images: NDArray[np.uint8], proof: Proof) -> NDArray[np.float32]:
-    """By training code: [B, S, S, C] -> [B, C, S, S]."""
+    """Normalise by training code: [B, S, S, C] -> [B, C, S, S]."""
     pixels = torch.from_numpy(images.copy()).permute(0, 3, 1, 2)
     normalized: NDArray[np.float32] = proof.preprocessing.normalize(pixels).numpy()
     return normalized
 
 
 def normalized_by(runtime: Runtime, images: NDArray[np.uint8]) -> NDArray[np.float32] | None:
-    """[B, C, S, S] as the runtime's own network sees them; None where it can't be looked into."""
+    """Return the images as the runtime's network normalises them, [B, C, S, S]; None if the format doesn't show them."""
     if not runtime.artifact.raw:
         return runtime.preprocessing.normalize_arrays(images)
     if runtime.artifact.format != "onnx":

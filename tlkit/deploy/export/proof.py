@@ -50,10 +50,10 @@ class Proof:
 def proof_of_run(
     run: Path, classifier: Classifier, card: ModelCard, number: int | None, folder: Path, overrides: Sequence[str] = ()
 ) -> Proof:
-    """Of the run's validation images, spread evenly over the split; without one, of its test or training images.
+    """Take the run's validation images, spread evenly over the split; without a validation split, its test or training images.
 
-    number: how many; None is all. folder: gets a file of each image that the data source has not as one.
-    overrides: of the run's recipe, where its data is elsewhere now.
+    number: how many; None is all. folder: where images are written that the data source doesn't have as files.
+    overrides: of the run's recipe, if its data is elsewhere now.
     """
     samples = samples_of_run(run, card.classes, overrides)
     split = next((split for split in ("val", "test", "train") if samples.of(split)), "train")
@@ -68,7 +68,7 @@ def proof_of_run(
 
 
 def proof_of_files(files: Sequence[Path], classifier: Classifier, card: ModelCard, number: int | None, folder: Path) -> Proof:
-    """Of image files without labels. Raises ArtifactError if there are none."""
+    """Take image files without labels. Raises ArtifactError if there are none."""
     if not files:
         raise ArtifactError("No images to prove the export with.\n  Name a folder that has some: --images DIR")
     chosen = np.unique(np.linspace(0, len(files) - 1, min(number or len(files), len(files))).round().astype(int))
@@ -77,7 +77,7 @@ def proof_of_files(files: Sequence[Path], classifier: Classifier, card: ModelCar
 
 
 def generated_answers(proof: Proof) -> NDArray[np.float32]:
-    """What training code says of the images that can be made anywhere: probabilities [G, K]."""
+    """Return the training code's probabilities, [G, K], of the generated images."""
     spec = proof.preprocessing
     fitted = [spec.fit(image) for image in generated_images(spec.image_size, spec.channels)]
     images = torch.from_numpy(np.stack(fitted)).permute(0, 3, 1, 2)
@@ -87,7 +87,7 @@ def generated_answers(proof: Proof) -> NDArray[np.float32]:
 
 
 def probabilities_of(logits: Tensor, card: ModelCard) -> NDArray[np.float32]:
-    """[N, K]"""
+    """Convert logits to probabilities, [N, K]."""
     values = logits.double()
     found: NDArray[np.float32] = (values.sigmoid() if card.task == "multilabel" else values.softmax(1)).float().numpy()
     return found
@@ -109,7 +109,7 @@ def _proof(
 
 
 def image_file(sample: Sample, number: int, folder: Path) -> Path:
-    """The image as a file. One that lies in an archive or a table goes there byte by byte, and one of plain pixels without loss."""
+    """Return the image as a file. An encoded image of an archive or a table is written byte by byte, plain pixels without loss."""
     if isinstance(sample.image, Path):
         return sample.image
     folder.mkdir(parents=True, exist_ok=True)

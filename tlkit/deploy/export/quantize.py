@@ -29,14 +29,14 @@ _LATENCY_RUNS = 50
 
 
 def calibration_images(run: Path, network: Network, overrides: Sequence[str] = ()) -> NDArray[np.uint8]:
-    """[N, S, S, C] of the run's training split, spread evenly over it."""
+    """Return images of the run's training split, [N, S, S, C], spread evenly over it."""
     training = samples_of_run(run, network.card.classes, overrides).of("train")
     chosen = np.unique(np.linspace(0, len(training) - 1, min(CALIBRATION_IMAGES, len(training))).round().astype(int))
     return np.stack([network.spec.read(training[i].image) for i in chosen])
 
 
 def write_quantized(folder: Path, network: Network, kind: str, calibration: NDArray[np.uint8]) -> Facts:
-    """model.onnx in smaller numbers. `quantization` of the facts has its size and latency beside those of the float32 one."""
+    """Write model.onnx in a smaller dtype. `quantization` of the facts has its size and latency beside those of the float32 model."""
     with tempfile.TemporaryDirectory(dir=folder.parent) as name:
         facts = write_onnx_format(Path(name), network)
         before = Path(name) / "model.onnx"
@@ -57,7 +57,7 @@ def write_quantized(folder: Path, network: Network, kind: str, calibration: NDAr
 
 
 def prove_quantized(runtime: Runtime, proof: Proof, max_drop: float) -> tuple[dict[str, Any], NDArray[np.float32]]:
-    """The parity and the network's own answers. Raises ArtifactError if accuracy falls by more than max_drop, in 0..1."""
+    """Return the parity and the network's own answers. Raises ArtifactError if accuracy drops by more than max_drop, in 0..1."""
     measured, found = measure_parity(runtime, proof)
     kind = str(runtime.artifact.facts["precision"])
     before, after = measured["accuracy_in_training_code"], measured["accuracy"]
@@ -98,7 +98,7 @@ def _to_int8(before: Path, after: Path, entrances: NDArray[Any]) -> None:
 
 
 def _to_float16(before: Path, after: Path) -> None:
-    """Weights and arithmetic; the network's entrance and answers stay as they are."""
+    """Convert weights and arithmetic; the network's input and output stay as they are."""
     import onnx
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
@@ -106,7 +106,7 @@ def _to_float16(before: Path, after: Path) -> None:
 
 
 def _latency_ms(file: Path, images: NDArray[Any]) -> float:
-    """Median over single images, on all processors."""
+    """Measure the median time of single images, on all processors."""
     session = onnx_session(file)
     times = []
     for _ in range(_LATENCY_RUNS):
@@ -122,7 +122,7 @@ def _megabytes(file: Path) -> float:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """onnxruntime's tools log to the root logger, and warn that they would like a step that has been done."""
+    """Silence onnxruntime's tools, which log to the root logger and ask for a step that was done already."""
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():

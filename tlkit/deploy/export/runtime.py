@@ -26,24 +26,24 @@ class Runtime:
     network: Callable[[NDArray[Any]], Outputs]
 
     def decode(self, file: Path) -> NDArray[np.uint8]:
-        """[H, W, C]. Raises DataError if the file holds no image."""
+        """Decode a file to [H, W, C]. Raises DataError if it isn't an image."""
         return self.preprocessing.decode(file)
 
     def image(self, file: Path) -> NDArray[np.uint8]:
-        """[S, S, C] uint8 as the network's raw input has it. Raises DataError if the file holds no image."""
+        """Decode and fit a file to the network's raw input, [S, S, C] uint8. Raises DataError if it isn't an image."""
         return self.preprocessing.fit(self.decode(file))
 
     def run(self, images: NDArray[np.uint8]) -> Outputs:
-        """Of images [B, S, S, C]."""
+        """Run the network on images [B, S, S, C]."""
         return self.network(images if self.artifact.raw else self.preprocessing.normalize_arrays(images))
 
     def probabilities(self, files: Sequence[Path]) -> NDArray[np.float32]:
-        """[N, K], one batch of all files. Raises DataError with the first file that holds no image."""
+        """Return the probabilities, [N, K], of all files in one batch. Raises DataError with the first file that isn't an image."""
         return self.run(np.stack([self.image(file) for file in files]))["probabilities"]
 
 
 def load_runtime(artifact: Artifact | Path, threads: int | None = None) -> Runtime:
-    """threads: of the network; None leaves it to the runtime, which takes all processors.
+    """Load the runtime of an artifact. threads: of the network; None leaves it to the runtime, which takes all processors.
 
     Raises ArtifactError if the network can't be read or doesn't fit its classes, MissingExtraError without its runtime.
     """
@@ -88,7 +88,7 @@ def _openvino(artifact: Artifact, threads: int | None) -> Callable[[NDArray[Any]
 
 
 def import_openvino() -> Any:
-    """The package, without the one that reports every import of it to its makers unless a file in the home folder forbids it."""
+    """Import openvino without the package that reports every import to its vendor unless a file in the home folder forbids it."""
     missing = "openvino_telemetry" not in sys.modules
     if missing:
         sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # for import: there is no such package
@@ -103,7 +103,7 @@ def import_openvino() -> Any:
 
 
 def onnx_session(network: Path | bytes, threads: int | None = None, *, spin: bool = True) -> Any:
-    """An onnxruntime.InferenceSession on the processor.
+    """Open an onnxruntime.InferenceSession on the CPU.
 
     spin: whether its threads keep a processor busy while they wait, which answers a lone image sooner. Where images are decoded
     beside it, they take the decoders' time: an image of the quickstart then costs 4.7 to 4.9 ms of processor time, else 2.9 to 3.1.

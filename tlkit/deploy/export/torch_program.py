@@ -35,7 +35,7 @@ class Shipped(nn.Module):
 
 
 def exported_program(shipped: Shipped, image_size: int, channels: int) -> torch.export.ExportedProgram:
-    """Traced by torch.export for any number of images in a batch."""
+    """Trace the network with torch.export for batches of any size."""
     if shipped.normalize:
         example = torch.zeros(2, image_size, image_size, channels, dtype=torch.uint8)
     else:

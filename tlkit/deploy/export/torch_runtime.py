@@ -14,7 +14,9 @@ from tlkit.models.model_folder import load_with_card
 
 
 def trusted_runtime(artifact: Artifact) -> Runtime:
-    """Of format torch or safetensors. A torch.export program can hold pickles, so it must not come from anybody else."""
+    """Load an artifact of format torch or safetensors. A torch.export program can contain pickles, so it must not come from anybody
+    else.
+    """
     network = _program(artifact) if artifact.format == "torch" else _model_folder(artifact)
     return Runtime(artifact, artifact.preprocessing, network)
 
@@ -32,7 +34,7 @@ def _program(artifact: Artifact) -> Callable[[NDArray[Any]], Outputs]:
 
 
 def _model_folder(artifact: Artifact) -> Callable[[NDArray[Any]], Outputs]:
-    """As plain timm reads it where the head is timm's own linear layer, else as tlkit does."""
+    """Load the model as plain timm does if the head is timm's own linear layer, otherwise as tlkit does."""
     if artifact.facts["head"] in LINEAR_HEADS:
         model = timm.create_model(f"local-dir:{artifact.folder}", pretrained=True).eval()
     else:

@@ -29,7 +29,7 @@ class Recorded:
 
 
 def verify_command(path: Path, images: Path | None) -> int:
-    """Prints a line for each thing that holds. Raises ArtifactError at the first that doesn't."""
+    """Verify an artifact, printing a line for each check. Raises ArtifactError at the first that fails."""
     artifact = read_artifact(path)
     print_text(f"{path}: {len(artifact.facts['sha256'])} files are those that artifact.json describes")
     if artifact.format in ("torch", "safetensors"):
@@ -74,14 +74,14 @@ def read_recorded(artifact: Artifact) -> Recorded:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """All files under the folder, sorted, but hidden ones. Raises ArtifactError if it is no folder."""
+    """Return all files under the folder, sorted, without hidden ones. Raises ArtifactError if it is no folder."""
     if not folder.is_dir():
         raise ArtifactError(f"--images {folder} is no folder.\n  Name a folder of image files.")
     return sorted(file for file in folder.rglob("*") if file.is_file() and not file.name.startswith("."))
 
 
 def answers_to_generated(runtime: Runtime) -> NDArray[np.float32]:
-    """Probabilities [G, K] of the images that can be made anywhere."""
+    """Return the probabilities, [G, K], of the generated images."""
     spec = runtime.preprocessing
     return runtime.run(np.stack([spec.fit(image) for image in generated_images(spec.image_size, spec.channels)]))["probabilities"]
 

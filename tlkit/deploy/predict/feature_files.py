@@ -52,7 +52,7 @@ class Parts:
         return self.folder / "made_by.json"
 
     def records(self) -> Iterator[bytes]:
-        """Whole ones: the last may be cut off."""
+        """Yield complete records: the last one may be truncated."""
         rest = b""
         with self.names.open("rb") as names:
             while block := names.read(_CHUNK):
@@ -60,11 +60,11 @@ class Parts:
                 yield from whole
 
     def listed(self, *, readable: bool) -> Iterator[str]:
-        """Names as arrays and tables take them, which know no text that isn't Unicode."""
+        """Yield names for arrays and tables, which have no text that isn't Unicode."""
         return (record[1:].decode(errors="replace") for record in self.records() if (record[:1] == b"+") == readable)
 
     def cut(self) -> Rows:
-        """Leaves what is whole, because a call may be stopped while it writes, and says what that is."""
+        """Remove an incomplete end, since a call may be stopped while it writes, and return the complete rows."""
         with_features = self.features.stat().st_size // (4 * self.width)
         digests, readable, unreadable, end = array("Q"), 0, 0, 0
         for record in self.records():
@@ -81,7 +81,7 @@ class Parts:
 
 @contextmanager
 def open_features(file: Path, width: int, made_by: Mapping[str, Any], *, resume: bool) -> Iterator[tuple[Write, Rows]]:
-    """What writes a batch, and the rows that an earlier call has left. The file comes to be when all is written.
+    """Open a feature file: returns a function that writes a batch, and the rows of earlier calls. The file is created when all is written.
 
     .npz: `paths` [N], `features` [N, F] float32, `unreadable`. .parquet: columns path and features, a list that is null for an unreadable
     file. width: F. made_by: what the features depend on; another call may only go on with the same.
@@ -102,7 +102,7 @@ def open_features(file: Path, width: int, made_by: Mapping[str, Any], *, resume:
 
 
 def _begin(file: Path, parts: Parts, made_by: Mapping[str, Any], *, resume: bool) -> None:
-    """A new folder of parts, where there is none to go on with."""
+    """Create a new folder of parts, unless there is one to resume."""
     if parts.folder.exists():
         if not resume:
             raise DataError(
@@ -149,7 +149,7 @@ def _write_npz(parts: Parts, file: Path) -> None:
 
 
 def _write_text(entry: IO[bytes], listed: Callable[[], Iterable[str]]) -> None:
-    """As an .npy of [N] text, of which numpy wants to know the longest first."""
+    """Save an .npy of [N] text; numpy needs to know the longest first."""
     number, longest = 0, 1
     for name in listed():
         number, longest = number + 1, max(longest, len(name))

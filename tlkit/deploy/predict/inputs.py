@@ -35,10 +35,10 @@ def check_paths(paths: Sequence[str]) -> list[str]:
 def file_names(
     paths: Sequence[str], stdin: BufferedIOBase, *, separator: bytes = b"\n", unused: UnusedImages | None = None
 ) -> Iterator[str]:
-    """Names of files, in the order of the paths; a folder's sorted, and those of the folders in it with them.
+    """Yield the names of files, in the order of the paths; those in a folder and its subfolders are sorted.
 
-    A name that is no file is given too: whoever reads it says what is wrong. separator: of the list on stdin, which `-` stands for;
-    names in it are taken as they are. unused: counts files in folders that look like images and are left out.
+    Names that are no files are yielded too: whoever reads them reports the error. separator: of the list on stdin, for the path `-`;
+    its names are taken as they are. unused: counts files in folders that look like images and are left out.
     """
     unused = unused if unused is not None else UnusedImages()
     for path in paths:
@@ -59,7 +59,7 @@ def _expand(path: str, unused: UnusedImages) -> Iterator[str]:
 
 
 def _walk(folder: str, unused: UnusedImages) -> Iterator[str]:
-    """Images in a folder and below it; hidden ones and links to folders are left out."""
+    """Yield the images in a folder and below it; hidden ones and links to folders are left out."""
     try:
         with os.scandir(folder) as found:
             entries = sorted((entry for entry in found if not entry.name.startswith(".")), key=lambda entry: entry.name)

@@ -47,7 +47,7 @@ def layout(name: str, question: Question, *, ascii_only: bool = False) -> Layout
 
 
 def csv_columns(question: Question) -> list[str]:
-    """A column for each rank; for a multilabel model one cell with all labels, as in the csv that it was trained from."""
+    """Return a column per rank; for a multilabel model one column with all labels, as in the csv that it was trained on."""
     if question.multilabel:
         return ["path", "label", "probability", "error"]
     ranks = [f"{column}{rank}" for rank in range(1, question.top_k + 1) for column in ("class", "probability")]
@@ -92,7 +92,9 @@ def _is_unicode(text: str) -> bool:
 
 
 def json_values(prediction: Prediction, question: Question) -> dict[str, Any]:
-    """logits are in the order of the model's classes, to the last bit: Python writes the shortest text that reads back equal."""
+    """Return plain values. logits are in the order of the model's classes and exact: Python writes the shortest text that reads back
+    equal.
+    """
     if prediction.error:
         return {"path": prediction.path, "error": prediction.error}
     top = _as_json(prediction.ranked(question.classes, question.top_k))
@@ -160,5 +162,5 @@ def _label(ranked: Sequence[tuple[str, float]]) -> str:
 
 
 def _printable(path: str) -> str:
-    """Bytes of a name that are no UTF-8 can't be printed."""
+    """Escape the bytes of a name that are not UTF-8, which can't be printed."""
     return path.encode(errors="replace").decode()

@@ -30,7 +30,7 @@ class Rows:
     unreadable: int
 
     def without(self, names: Iterable[str]) -> Iterator[str]:
-        """The names that have no row yet."""
+        """Yield the names that have no row yet."""
         for name in names:
             wanted = np.uint64(digest(name))
             place = int(np.searchsorted(self.names, wanted))
@@ -43,10 +43,10 @@ NO_ROWS = Rows(np.empty(0, np.uint64), 0)
 
 @contextmanager
 def open_out(file: Path, layout: Layout, made_by: Mapping[str, Any], *, resume: bool) -> Iterator[tuple[BinaryIO, Rows]]:
-    """The file, to write rows to its end, and the rows that it has.
+    """Open the file for appending rows, and return the rows that it has.
 
-    made_by: what the rows depend on; it is kept beside the file, and another call may only go on with the same.
-    Raises DataError if the file exists and resume doesn't, if it was made otherwise, or if another call is writing it.
+    made_by: what the rows depend on; it is stored beside the file, and only a call with the same values may resume it.
+    Raises DataError if the file exists and resume is false, if it was made differently, or if another call is writing it.
     """
     notes = notes_file(file)
     check_out(file)
@@ -108,7 +108,7 @@ def check_notes(file: Path, notes: Path, made_by: Mapping[str, Any]) -> None:
 
 
 def _read_rows(file: Path, layout: Layout) -> Rows:
-    """Cuts off what follows the last whole row: the call before was stopped while it wrote."""
+    """Read the rows and cut off what follows the last complete one: the previous call was stopped while it wrote."""
     as_csv = bool(layout.begin)
     digests, unreadable, end = array("Q"), 0, 0
     with file.open("rb") as opened:
@@ -132,7 +132,7 @@ def sorted_digests(digests: "array[int]") -> NDArray[np.uint64]:
 
 
 def _whole_records(opened: BinaryIO, *, as_csv: bool) -> Iterator[bytes]:
-    """Lines; in a csv, where a name may hold the end of a line, those with all their quotes closed."""
+    """Yield lines; in a csv, where a name may contain a line end, those with all their quotes closed."""
     record = b""
     for line in opened:
         record += line
@@ -142,7 +142,7 @@ def _whole_records(opened: BinaryIO, *, as_csv: bool) -> Iterator[bytes]:
 
 
 def _row_of(file: Path, number: int, record: bytes, *, as_csv: bool) -> tuple[str, bool]:
-    """The path, and whether the row says that it couldn't be read."""
+    """Return the path, and whether the row says that it couldn't be read."""
     try:
         text = record.decode(errors="surrogateescape")
         if as_csv:
@@ -155,5 +155,5 @@ def _row_of(file: Path, number: int, record: bytes, *, as_csv: bool) -> tuple[st
 
 
 def digest(name: str) -> int:
-    """Of a file name: the key of Rows.names."""
+    """Hash a file name: the key of Rows.names."""
     return int.from_bytes(blake2b(os.fsencode(name), digest_size=8).digest())

@@ -75,7 +75,7 @@ def predict(
 
 
 def predict_command(model: Path, asked: Asked) -> int:
-    """Writes predictions to stdout or a file; unreadable files are named on stderr, and make the exit code 2."""
+    """Write predictions to stdout or a file; unreadable files are listed on stderr and make the exit code 2."""
     how = _format_of(asked)
     for folder in check_paths(asked.paths):
         print(f"{_printable(folder)}: there is no image in this folder; the others are predicted.", file=sys.stderr)
@@ -90,7 +90,7 @@ def predict_command(model: Path, asked: Asked) -> int:
         question = Question(predictor.classes, multilabel, min(asked.top_k, len(predictor.classes)), least)
         out = asked.out
         tally = _write_out(predictor, asked, out, how, question) if out else _print_all(predictor, asked, how, question)
-    return tally.verdict(asked)
+    return tally.exit_code(asked)
 
 
 class Tally:
@@ -108,8 +108,8 @@ class Tally:
             if len(self._first) < NAMED:
                 self._first.append(error)
 
-    def verdict(self, asked: Asked) -> int:
-        """Tells what couldn't be read, and gives the exit code."""
+    def exit_code(self, asked: Asked) -> int:
+        """Report what couldn't be read, and return the exit code."""
         if not self.images + self.earlier:
             raise DataError("No image was named on standard input.\n  Expected a file name on each line; with -0, a NUL after each.")
         for error in self._first:
@@ -152,12 +152,12 @@ def _names(asked: Asked, unused: UnusedImages | None = None) -> Iterator[str]:
 
 
 def _count(asked: Asked, done: int = 0) -> Callable[[], int] | None:
-    """done: images that have a row already."""
+    """Return a function that counts the images to predict, if that is cheap. done: images that have a row already."""
     return None if STDIN in asked.paths else lambda: max(0, sum(1 for _ in _names(asked)) - done)
 
 
 def _progress(count: Callable[[], int] | None, *, answers_on_stdout: bool = False) -> AbstractContextManager[Callable[[int], None]]:
-    """On a terminal, answers that are printed as they come are progress enough."""
+    """Return a progress bar, except on a terminal that shows the predictions as they come."""
     live = not (answers_on_stdout and sys.stdout.isatty())
     return progress(Console(stderr=True), "predict", count, live=live, write=partial(print, file=sys.stderr))
 

@@ -23,15 +23,15 @@ class Prediction:
     thresholds: tuple[float, ...] = ()
 
     def ranked(self, classes: Sequence[str], top_k: int) -> list[tuple[str, float]]:
-        """The top_k classes with their probabilities, the likeliest first."""
+        """Return the top_k classes with their probabilities, the likeliest first."""
         best: list[int] = np.argsort(-self.probabilities, kind="stable")[:top_k].tolist()
         return [(classes[i], float(self.probabilities[i])) for i in best]
 
     def called(self, classes: Sequence[str]) -> list[tuple[str, float]]:
-        """Of a multilabel model: the classes above their thresholds, the likeliest first."""
+        """Return the classes of a multilabel model that are above their thresholds, the likeliest first."""
         above = {classes[i] for i in np.flatnonzero(self.probabilities > np.array(self.thresholds)).tolist()}
         return [(name, p) for name, p in self.ranked(classes, len(classes)) if name in above]
 
     def abstains(self, least: float | None) -> bool:
-        """No class is as likely as `least`, so none is named."""
+        """Check whether no class is as likely as `least`, so that none is predicted."""
         return least is not None and not self.thresholds and float(self.probabilities.max()) < least

@@ -103,7 +103,7 @@ def _of_run(run: Path, device_name: str) -> Predictor:
 
 
 def _fingerprint(folder: Path) -> str:
-    """tlkit.json names the sha256 of every file of weights, and load_with_card has compared them."""
+    """Identify the model: tlkit.json has the sha256 of every weights file, and load_with_card has compared them."""
     import json
 
     sha256 = json.loads((folder / "tlkit.json").read_text(encoding="utf-8"))["sha256"]

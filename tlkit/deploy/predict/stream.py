@@ -40,13 +40,13 @@ class Batch:
 
 
 def predictions(predictor: Predictor, names: Iterable[str]) -> Iterator[list[Prediction]]:
-    """A batch at a time, in the order of the names. A file that can't be read gets a prediction with `error`."""
+    """Yield predictions a batch at a time, in the order of the names. A file that can't be read gets a prediction with `error`."""
     for batch in batches(predictor.preprocessing, names):
         yield _predict(predictor, batch)
 
 
 def batches(preprocessing: Preprocessing, names: Iterable[str]) -> Iterator[Batch]:
-    """Decoded and fitted, in the order of the names; the next ones are decoded while the caller works on one."""
+    """Yield decoded and fitted batches, in the order of the names; the next ones are decoded while the caller works on one."""
     remaining = iter(names)
     under_way: deque[tuple[tuple[str, ...], list[Future[list[Fitted]]]]] = deque()
     with ThreadPoolExecutor(_decoders(), thread_name_prefix="decode") as pool:
@@ -98,5 +98,7 @@ def _read(name: str, preprocessing: Preprocessing) -> Fitted:
 
 
 def _decoders() -> int:
-    """Threads: one a processor, because the network leaves them idle between two batches, and not so many that big images fill memory."""
+    """Return the number of threads: one per processor, since the network leaves them idle between batches; limited, so that large images
+    don't fill memory.
+    """
     return min(8, processors())

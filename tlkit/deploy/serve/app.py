@@ -64,7 +64,7 @@ class Server:
         )
 
     async def predict(self, request: "Request", question: Question) -> tuple[int, dict[str, Any]]:
-        """The status and the answer: a prediction, or an error, for each file in its order. Raises Refusal."""
+        """Return the status and the answer: a prediction, or an error, for each file in order. Raises Refusal."""
         with self.room.for_upload() as hold:
             files = await read_upload(request, self.service.limits, hold)
             request.state.images = len(files)
@@ -88,7 +88,7 @@ class Server:
 
 
 def _answer(found: list[Any], question: Question, thresholds: tuple[float, ...]) -> tuple[int, dict[str, Any]]:
-    """200 if every image has a prediction, else the status of the first that has none."""
+    """Return 200 if every image has a prediction, otherwise the status of the first that has none."""
     rows: list[dict[str, Any]] = []
     status = 200
     for row in found:
@@ -143,7 +143,7 @@ def _add_predict(app: "FastAPI", server: Server) -> None:
         top_k: int = Query(3, ge=1, description="Classes to name for each image."),
         threshold: float | None = Query(None, ge=0, le=1, description="Abstain where no class is as likely."),
     ) -> JSONResponse:
-        """Predictions in the order of the files; 200 only if every file has one."""
+        """Return predictions in the order of the files; 200 only if every file has one."""
         _check_token(request, server.service.token)
         multilabel = bool(predictor.thresholds)
         question = Question(predictor.classes, multilabel, min(top_k, len(predictor.classes)), None if multilabel else threshold)
@@ -191,7 +191,7 @@ def _check_token(request: "Request", token: str | None) -> None:
 
 
 def _add_refusals(app: "FastAPI") -> None:
-    """Every refusal is JSON with an `error` that says what came and what was expected."""
+    """Answer every refusal as JSON with an `error` that says what came and what was expected."""
     from fastapi.exceptions import RequestValidationError
     from fastapi.responses import JSONResponse
     from starlette.exceptions import HTTPException

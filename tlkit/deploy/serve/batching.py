@@ -48,11 +48,11 @@ class Batches:
 
     @property
     def length(self) -> int:
-        """Images that are ready and wait for the network."""
+        """Count the images that are ready and wait for the network."""
         return self._queue.qsize()
 
     async def ask(self, image: Pixels) -> NDArray[np.float64]:
-        """[K] of an image [S, S, C]."""
+        """Return the probabilities, [K], of an image [S, S, C]."""
         future: asyncio.Future[NDArray[np.float64]] = asyncio.get_running_loop().create_future()
         self._queue.put_nowait((image, future))  # Room has refused what would be too much
         return await future

@@ -56,7 +56,9 @@ class Room:
 
     @contextmanager
     def for_upload(self) -> Iterator[Callable[[int], None]]:
-        """Gives what is to be called with the number of bytes that came. Raises Refusal when they are too many, alone or with others'."""
+        """Return a function to call with the number of bytes that came. Raises Refusal if they are too many, alone or with those of
+        others.
+        """
         mine = 0
 
         def hold(number: int) -> None:
@@ -89,9 +91,9 @@ def too_large(limits: Limits) -> Refusal:
 
 
 def impatient_protocol(seconds: float) -> "type[H11Protocol]":
-    """A protocol for uvicorn that closes a connection whose request has not arrived whole after so many seconds.
+    """Create a uvicorn protocol that closes a connection whose request has not arrived completely within so many seconds.
 
-    uvicorn 0.54 waits for the head of a request, and for the rest of a body that was refused, as long as the client likes.
+    uvicorn 0.54 waits for the head of a request, and for the rest of a rejected body, as long as the client keeps the connection open.
     """
     import h11
     from uvicorn.protocols.http.h11_impl import H11Protocol

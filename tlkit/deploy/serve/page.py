@@ -6,7 +6,7 @@ from hashlib import sha256
 
 
 def page(name: str, classes: tuple[str, ...], *, asks_token: bool) -> tuple[str, str]:
-    """The page, and the Content-Security-Policy under which only its own script and style work."""
+    """Render the page, and return the Content-Security-Policy that allows only its own script and style."""
     from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
     environment = Environment(loader=PackageLoader("tlkit", "deploy/serve"), autoescape=select_autoescape(), undefined=StrictUndefined)
@@ -19,6 +19,6 @@ def page(name: str, classes: tuple[str, ...], *, asks_token: bool) -> tuple[str,
 
 
 def _hash(html: str, tag: str) -> str:
-    """Source: Content Security Policy Level 3, 2.3.1, https://www.w3.org/TR/CSP3/"""
+    """Hash a script or style by Content Security Policy Level 3, 2.3.1, https://www.w3.org/TR/CSP3/"""
     (text,) = re.findall(f"<{tag}>(.*?)</{tag}>", html, re.DOTALL)
     return f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'"

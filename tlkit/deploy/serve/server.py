@@ -40,7 +40,7 @@ class Serving:
 
 
 def serve_command(artifact: Path, serving: Serving) -> int:
-    """Answers until SIGTERM or Ctrl-C; then finishes what was begun. Raises ArtifactError or MissingExtraError before it listens."""
+    """Serve until SIGTERM or Ctrl-C; then finish running requests. Raises ArtifactError or MissingExtraError before it listens."""
     _check_artifact(artifact)
     _check_packages()
     import uvicorn
@@ -95,7 +95,7 @@ def _check_packages() -> None:
 
 
 def _token() -> str | None:
-    """From the environment alone: a command line can be read by every user of the machine."""
+    """Read the token from the environment only: a command line can be read by every user of the machine."""
     token = os.environ.get(TOKEN_VARIABLE)
     if token is not None and not token.strip():
         raise TlkitError(f"The environment variable {TOKEN_VARIABLE} is empty.\n  Put a token into it, or unset it to ask for none.")
@@ -114,7 +114,7 @@ def _listen(serving: Serving) -> socket.socket:
 
 
 def _end_quietly() -> None:
-    """uvicorn sends itself the signal again when it has stopped, which would end the process with another code than 0."""
+    """Exit with 0: uvicorn sends itself the signal again when it has stopped, which would end the process with another code."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
 

@@ -29,7 +29,7 @@ EXPECTED = "Expected the bytes of one image (image/jpeg, image/png, application/
 
 
 async def read_upload(request: "Request", limits: Limits, hold: Callable[[int], None]) -> list[bytes]:
-    """The files of a request. hold: see Room.for_upload. Raises Refusal."""
+    """Read the files of a request. hold: see Room.for_upload. Raises Refusal."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     form = kind == "multipart/form-data"
     if not (form or kind in ("", "application/octet-stream") or kind.startswith("image/")):
@@ -85,7 +85,7 @@ class Upload:
 
 
 def image(upload: Upload, preprocessing: Preprocessing, limits: Limits) -> NDArray[np.uint8]:
-    """[S, S, C] as the network sees it. Raises Refusal: 413 for too many pixels, 422 for what is no whole image."""
+    """Return the image as the network sees it, [S, S, C]. Raises Refusal: 413 for too many pixels, 422 for what is no complete image."""
     if not upload.data:
         raise Refusal(422, f"{upload}: the file is empty (0 bytes). Expected an image.")
     pixels = _pixels(upload)
@@ -103,9 +103,9 @@ def image(upload: Upload, preprocessing: Preprocessing, limits: Limits) -> NDArr
 
 
 def _pixels(upload: Upload) -> int:
-    """Width times height as the header says; of a bomb, whose size Pillow doesn't give, one more than it takes.
+    """Return width times height by the header; for a decompression bomb, whose size Pillow doesn't give, one more than it accepts.
 
-    0 where there is no header that can be read, which decoding will tell.
+    Returns 0 without a readable header; decoding reports that.
     """
     try:
         with upload() as opened:

@@ -92,7 +92,7 @@ class Data(Strict):
 
     @property
     def known_batch_size(self) -> int:
-        """For everything after the batch size was found."""
+        """Return the batch size, for everything after it was found."""
         if isinstance(self.batch_size, FindBatchSize):
             raise ValueError("data.batch_size is still to be found")
         return self.batch_size

@@ -11,5 +11,5 @@ class Strict(BaseModel):
 
 
 def rule_broken(key: str, with_key: str, problem: str, fix: str) -> PydanticCustomError:
-    """A clash of two keys of one part, reported at the first. Both are relative to the part."""
+    """Create the error of two keys of one part that clash, reported at the first. Both are relative to the part."""
     return PydanticCustomError("rule", "{key} {problem} {fix}", {"key": key, "with_key": with_key, "problem": problem, "fix": fix})

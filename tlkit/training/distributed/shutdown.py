@@ -26,7 +26,7 @@ FAILED, STOPPED = (1, 2), (75, 130)
 """Exit codes of a process that has reported its error, and after a signal."""
 LOST = 3
 """That of a process which has lost the connection to another one, and leaves it to the first to say so."""
-HOW_TO_GO_ON = "Go on from the last checkpoint by the same command, with --out and --resume."
+RESUME_HINT = "Go on from the last checkpoint by the same command, with --out and --resume."
 
 
 @contextmanager
@@ -99,7 +99,7 @@ def end_with_the_first() -> None:
     def look() -> None:
         while os.getppid() == starter:
             time.sleep(LOOK_EVERY_S)
-        reported = f"The first process of this run (number {starter}) has gone, so the others end too.\n  {HOW_TO_GO_ON}"
+        reported = f"The first process of this run (number {starter}) has gone, so the others end too.\n  {RESUME_HINT}"
         _end(reported if os.environ["LOCAL_RANK"] == "1" else "", code=2)
 
     threading.Thread(target=look, name="tlkit-first-process", daemon=True).start()
@@ -161,12 +161,12 @@ def _all_end(*, within_s: float) -> None:
 
 def _account(dead: Sequence[subprocess.Popen[bytes]]) -> str:
     if not dead:
-        return f"A process of this run has ended, or its machine can't be reached, so the run ends.\n  {HOW_TO_GO_ON}"
+        return f"A process of this run has ended, or its machine can't be reached, so the run ends.\n  {RESUME_HINT}"
     device, process = _STARTED.index(dead[0]) + 1, dead[0]
     code = process.returncode
     how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
     why = " (signal 9 is often the system's, out of memory)" if code == -9 else ""
-    return f"The process of device {device} (number {process.pid}) {how}{why}, so the run ends.\n  {HOW_TO_GO_ON}"
+    return f"The process of device {device} (number {process.pid}) {how}{why}, so the run ends.\n  {RESUME_HINT}"
 
 
 def _end(message: str, *, code: int) -> None:
