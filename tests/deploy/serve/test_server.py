@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -26,6 +27,7 @@ from PIL import Image
 
 from tests.processes import HANGS_S
 from tlkit.cli import main
+from tlkit.files import sha256_of
 from tlkit.models.backbones import create_backbone
 from tlkit.models.classifier import Classifier
 from tlkit.models.model_folder import ModelCard, save_model
@@ -35,7 +37,7 @@ for package in ("onnxruntime", "fastapi", "uvicorn", "python_multipart", "promet
     pytest.importorskip(package)
 
 CLASSES = ("cat", "<b>dog</b>", "owl")
-PREPROCESSING = {"image_size": 32, "resize": "crop", "crop_pct": 0.9, "interpolation": "bicubic", "mean": [0.4] * 3, "std": [0.3] * 3}
+PREPROCESSING = {"image_size": 32, "resize": "crop", "crop_pct": 0.9, "interpolation": "bicubic", "mean": [0.0] * 3, "std": [0.3] * 3}
 WITHOUT_TORCH = """
 import sys
 for name in ("torch", "torchvision", "timm", "lightning"):
@@ -189,7 +191,7 @@ BAD = {
     "no boundary": (b"x", {"Content-Type": "multipart/form-data"}, 400, "boundary"),
     "broken form": (b"--y\r\nnonsense", {"Content-Type": "multipart/form-data; boundary=x"}, 400, "form can't be read"),
     "form without files": (b"--x--\r\n", {"Content-Type": "multipart/form-data; boundary=x"}, 400, "no file"),
-    "five files": (*form(*[image_bytes()] * 5), 413, "more than 4 files"),
+    "five files": (*form(*[image_bytes()] * 5), 422, "more than 4 files"),
     "empty file": (*form(b"", image_bytes()), 422, "image 1: the file is empty"),
     "elongated": (image_bytes((2_000_000, 1), "TIFF")[:2_000_000], PNG, 422, "The image"),
 }
@@ -355,10 +357,65 @@ def test_the_page_needs_nothing_from_elsewhere_and_shows_names_as_they_are(clien
     assert "pets &amp; co" in page
 
 
-def test_the_description_of_the_service_names_its_one_way_to_ask(client: Client) -> None:
+def test_schemathesis_finds_nothing_that_is_not_as_described(workplace: Path, tmp_path: Path) -> None:
+    """All its checks in all its phases; binary data that is to be valid are images, see schemathesis_images.py."""
+    variables = {"SCHEMATHESIS_HOOKS": "tests.deploy.serve.schemathesis_images", "PYTHONPATH": str(Path(__file__).parents[3])}
+    options = ["--checks", "all", "--seed", "0", "--max-examples", "10", "--generation-database", ":memory:", "--no-color"]
+    with serving(workplace, "--max-upload", "2", "--max-files", "4", token="geheim") as client:
+        words = ["run", f"http://127.0.0.1:{client.port}/openapi.json", *options, "--header", "Authorization: Bearer geheim"]
+        command = [sys.executable, "-m", "schemathesis.cli", *words]
+        found = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **variables}, cwd=tmp_path)
+    print(found.stdout)
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert "4 selected / 4 total" in found.stdout
+    assert "No issues found" in found.stdout
+
+
+def test_the_description_of_the_service_names_its_ways_to_ask_and_its_limits(client: Client) -> None:
     description = json.loads(client.ask("GET", "/openapi.json")[2])
     body = description["paths"]["/predict"]["post"]["requestBody"]["content"]
     assert set(body) == {"multipart/form-data", "image/*", "application/octet-stream"}
+    files = body["multipart/form-data"]["schema"]["properties"]["files"]
+    assert (files["minItems"], files["maxItems"]) == (1, 4)
+    assert "components" not in description  # no token is asked for
+
+
+def with_first_weights(artifact: Path, to: Path, weights: float) -> Path:
+    """Copy an artifact with other weights in its first convolution, and the sha256 of those."""
+    import onnx
+
+    shutil.copytree(artifact, to)
+    network = onnx.load(to / "model.onnx")
+    first = next(tensor for tensor in network.graph.initializer if len(tensor.dims) == 4)
+    first.CopyFrom(onnx.numpy_helper.from_array(np.full(tuple(first.dims), weights, np.float32), first.name))
+    onnx.save(network, to / "model.onnx")
+    facts = json.loads((to / "artifact.json").read_text())
+    facts["sha256"]["model.onnx"] = sha256_of(to / "model.onnx")
+    (to / "artifact.json").write_text(json.dumps(facts))
+    return to
+
+
+def test_a_model_with_a_nan_in_its_weights_is_not_served(workplace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", str(with_first_weights(workplace / "export/onnx", tmp_path / "onnx", float("nan")))]) == 2
+    said = capsys.readouterr()
+    assert "answers NaN for a black image, so it isn't served" in said.err
+    assert "Serving" not in said.out
+
+
+def test_nobody_is_answered_with_nan(workplace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Weights of 3e38 are finite, and times zero, which black is here, they are nothing; other images overflow."""
+    artifact = with_first_weights(workplace / "export/onnx", tmp_path / "export/onnx", 3e38)
+    photo, black = images(workplace)[0], image_bytes()
+    with serving(tmp_path) as client:
+        assert client.predictions(black, PNG)
+        assert client.error("POST", "/predict", photo.read_bytes(), PNG) == (500, "The image: the model answers NaN for this image.")
+        status, _, said = client.ask("POST", "/predict", *form(black, photo.read_bytes()))
+        first, second = json.loads(said)["predictions"]
+        assert (status, first["class"] in CLASSES, second) == (500, True, {"error": "image 2: the model answers NaN for this image."})
+        figures = client.ask("GET", "/metrics")[2].decode()
+    assert "tlkit_pictures_total 2.0" in figures
+    assert main(["predict", str(artifact), str(photo), "--format", "jsonl"]) == 2
+    assert json.loads(capsys.readouterr().out) == {"path": str(photo), "error": f"{photo}: the model answers NaN for this image."}
 
 
 def test_what_cannot_be_served_is_reported(workplace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,6 +22,7 @@ from tlkit.deploy.predict.layouts import Question, json_values
 from tlkit.deploy.predict.prediction import NOT_FINITE, Prediction
 from tlkit.deploy.predict.predictor import Predictor
 from tlkit.deploy.serve.batching import Batches
+from tlkit.deploy.serve.description import FIGURES, PROMETHEUS, STATUS, UNAUTHORIZED, UNREADY, prediction_answers, request_body
 from tlkit.deploy.serve.limits import Limits, Refusal, Room
 from tlkit.deploy.serve.page import page
 from tlkit.deploy.serve.uploads import EXPECTED, Upload, image, read_upload
@@ -63,8 +64,11 @@ class Server:
             on_batch=self.metrics.batches.observe,
         )
 
-    async def predict(self, request: "Request", question: Question) -> tuple[int, dict[str, Any]]:
-        """Return the status and the answer: a prediction, or an error, for each file in order. Raises Refusal."""
+    async def predict(self, request: "Request", question: Question, thresholds: tuple[float, ...]) -> tuple[int, dict[str, Any]]:
+        """Return the status and the answer: a prediction, or an error, for each file in order. Raises Refusal.
+
+        thresholds: of a multilabel model, one a class.
+        """
         with self.room.for_upload() as hold:
             files = await read_upload(request, self.service.limits, hold)
             request.state.images = len(files)
@@ -75,7 +79,7 @@ class Server:
                         found = await asyncio.gather(*map(self._row, uploads), return_exceptions=True)
                 except TimeoutError as error:
                     raise Refusal(503, f"No answer was found within {self.service.limits.answer_s:g} s. Try again.") from error
-        return _answer(found, question, self.service.predictor.thresholds)
+        return _answer(found, question, thresholds)
 
     async def _row(self, upload: Upload) -> NDArray[np.float64]:
         loop = asyncio.get_running_loop()
@@ -131,28 +135,35 @@ def _add_predict(app: "FastAPI", server: Server) -> None:
     from fastapi.responses import JSONResponse
 
     predictor = server.service.predictor
-    files = {"type": "object", "properties": {"files": {"type": "array", "items": {"type": "string", "format": "binary"}}}}
-    body = {
-        "multipart/form-data": {"schema": files},
-        **{kind: {"schema": {"type": "string", "format": "binary"}} for kind in ("image/*", "application/octet-stream")},
-    }
+    multilabel = bool(predictor.thresholds)
+    token = _token_asked_for(server.service.token)
 
-    @app.post("/predict", summary="Name the classes of images", openapi_extra={"requestBody": {"required": True, "content": body}})
+    @app.post(
+        "/predict",
+        summary="Name the classes of images",
+        openapi_extra={"requestBody": request_body(server.service.limits)},
+        responses=prediction_answers(multilabel=multilabel) | token["responses"],
+        dependencies=token["dependencies"],
+    )
     async def predict(
         request: Request,
         top_k: int = Query(3, ge=1, description="Classes to name for each image."),
-        threshold: float | None = Query(None, ge=0, le=1, description="Abstain where no class is as likely."),
+        threshold: float | None = Query(None, ge=0, le=1, description=_THRESHOLD[multilabel]),
     ) -> JSONResponse:
         """Return predictions in the order of the files; 200 only if every file has one."""
-        _check_token(request, server.service.token)
-        multilabel = bool(predictor.thresholds)
         question = Question(predictor.classes, multilabel, min(top_k, len(predictor.classes)), None if multilabel else threshold)
-        status, answer = await server.predict(request, question)
+        thresholds = predictor.thresholds if threshold is None else (threshold,) * len(predictor.thresholds)
+        status, answer = await server.predict(request, question, thresholds)
         return JSONResponse(answer, status)
 
 
+_THRESHOLD = {
+    False: "Abstain where no class is as likely.",
+    True: "Name every class that is likelier, in place of the model's own thresholds.",
+}
+
+
 def _add_pages(app: "FastAPI", server: Server) -> None:
-    from fastapi import Request
     from fastapi.responses import HTMLResponse, JSONResponse, Response
 
     html, policy = page(server.service.predictor.name, server.service.predictor.classes, asks_token=server.service.token is not None)
@@ -161,11 +172,11 @@ def _add_pages(app: "FastAPI", server: Server) -> None:
     async def front() -> HTMLResponse:
         return HTMLResponse(html, headers={"Content-Security-Policy": policy})
 
-    @app.get("/health", summary="Whether the server lives")
+    @app.get("/health", summary="Whether the server lives", responses=STATUS)  # type: ignore[arg-type]
     async def health() -> dict[str, str]:
         return {"status": "alive"}
 
-    @app.get("/ready", summary="Whether it can answer right now")
+    @app.get("/ready", summary="Whether it can answer right now", responses=STATUS | UNREADY)  # type: ignore[arg-type]
     async def ready() -> JSONResponse:
         if not server.batches.alive:
             raise Refusal(503, "The network doesn't run. Start the server again.")
@@ -173,16 +184,37 @@ def _add_pages(app: "FastAPI", server: Server) -> None:
             raise Refusal(503, "As many images wait as may.")
         return JSONResponse({"status": "ready"})
 
-    @app.get("/metrics", summary="Figures for Prometheus")
-    async def metrics(request: Request) -> Response:
-        _check_token(request, server.service.token)
-        return Response(server.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+    token = _token_asked_for(server.service.token)
+    responses = FIGURES | token["responses"]
+
+    @app.get(
+        "/metrics",
+        summary="Figures for Prometheus",
+        response_class=Response,  # it names no content type of its own beside that of the responses
+        responses=responses,
+        dependencies=token["dependencies"],
+    )
+    async def metrics() -> Response:
+        return Response(server.metrics.text(), media_type=PROMETHEUS)
 
 
-def _check_token(request: "Request", token: str | None) -> None:
-    """Raise Refusal if the request doesn't bring it."""
+def _token_asked_for(token: str | None) -> dict[str, Any]:
+    """Return `dependencies` that refuse a request without the token before anything else is looked at, and the `responses` of that."""
+    from fastapi import Depends, Request
+    from fastapi.security import HTTPBearer
+
     if token is None:
-        return
+        return {"dependencies": [], "responses": {}}
+
+    async def check(request: Request) -> None:
+        _check_token(request, token)
+
+    # The first is there for the description alone: its own refusals say less.
+    return {"dependencies": [Depends(HTTPBearer(auto_error=False)), Depends(check)], "responses": UNAUTHORIZED}
+
+
+def _check_token(request: "Request", token: str) -> None:
+    """Raise Refusal if the request doesn't bring it."""
     scheme, _, brought = request.headers.get("authorization", "").partition(" ")
     # Compared in a time that doesn't tell how much of it was right.
     if not hmac.compare_digest(brought.strip().encode(), token.encode()) or scheme.lower() != "bearer":

@@ -62,7 +62,7 @@ async def _form_files(request: "Request", limits: Limits, hold: Callable[[int], 
         form = await MultiPartParser(request.headers, _pieces(request, hold), max_files=limits.files, max_fields=100).parse()
     except MultiPartException as error:
         if "Too many files" in error.message:
-            raise Refusal(413, f"The form holds more than {limits.files} files. Send them in several requests.") from error
+            raise Refusal(422, f"The form holds more than {limits.files} files. Send them in several requests.") from error
         raise Refusal(400, f"The form can't be read: {error.message} {EXPECTED}") from error
     try:
         return [await part.read() for _, part in form.multi_items() if isinstance(part, UploadFile)]
