@@ -1,4 +1,4 @@
-"""`tlkit data ...` takes images as they lie, whatever they lie in."""
+"""`tlkit data ...` takes data of every kind without a recipe."""
 
 import gzip
 import io

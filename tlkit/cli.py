@@ -1,4 +1,4 @@
-"""The command line: one row a command. What a command needs is imported when it runs, so that `tlkit --help` answers at once."""
+"""The command line: one row per command. A command's imports happen when it runs, so that `tlkit --help` answers at once."""
 
 import errno
 import os
@@ -24,31 +24,31 @@ EXAMPLES = """examples:
 
 # name: (what it does, its arguments, the command)
 COMMANDS: dict[str, tuple[str, Callable[[ArgumentParser], None], Callable[[Namespace], int]]] = {
-    "finetune": ("train a recipe's model, measure it, and keep it in a run folder", training.finetune_arguments, training.finetune),
-    "check": ("find every fault in a recipe without running it", training.check_arguments, training.check),
-    "recipes ls": ("list the recipes that ship with tlkit", recipes.list_arguments, recipes.list_recipes),
-    "recipes show": ("print a recipe that ships with tlkit", recipes.show_arguments, recipes.show),
-    "recipes cp": ("copy a recipe that ships with tlkit, to make it your own", recipes.copy_arguments, recipes.copy),
-    "recipes help": ("say what a key of a recipe means, its values, its default, and an example", recipes.help_arguments, recipes.help_key),
+    "finetune": ("fine-tune a recipe's model, measure it, and write a run folder", training.finetune_arguments, training.finetune),
+    "check": ("check a recipe without running it", training.check_arguments, training.check),
+    "recipes ls": ("list the bundled recipes", recipes.list_arguments, recipes.list_recipes),
+    "recipes show": ("print a bundled recipe", recipes.show_arguments, recipes.show),
+    "recipes cp": ("copy a bundled recipe, to make it your own", recipes.copy_arguments, recipes.copy),
+    "recipes help": ("explain a key of a recipe: its meaning, values, default, and an example", recipes.help_arguments, recipes.help_key),
     "schema": ("print the JSON Schema of a recipe, for editors", recipes.schema_arguments, recipes.schema),
     "models": ("list the backbones that a recipe can name", models.models_arguments, models.models),
-    "data check": ("decode every image and name all that is wrong with them, in one table", data.check_arguments, data.check),
+    "data check": ("decode every image and list everything that is wrong, in one table", data.check_arguments, data.check),
     "data stats": ("count and measure images: classes, sizes, formats, mean and std, the mean image", data.stats_arguments, data.stats),
-    "data audit": ("find images that are there twice, leaks between splits, and wrong labels", data.audit_arguments, data.audit),
+    "data audit": ("find duplicate images, leaks between splits, and wrong labels", data.audit_arguments, data.audit),
     "data preview": ("draw a sheet of training images as each epoch will see them", data.preview_arguments, data.preview),
-    "data fetch": ("bring everything that a recipe needs into one folder, for a machine without network", data.fetch_arguments, data.fetch),
-    "plan": ("show what a recipe will do, before it does it: what trains, memory, steps, time", training.plan_arguments, training.plan),
-    "lr": ("find a learning rate: train a copy at a rate that rises, and look at the loss", training.lr_arguments, training.lr),
-    "evaluate": ("measure the model of a run again", evaluate.evaluate_arguments, evaluate.evaluate),
-    "compare": ("say whether runs differ by more than chance, on their test images", search.compare_arguments, search.compare),
-    "reproduce": ("run a run's recipe again, and compare the two to the last bit", training.reproduce_arguments, training.reproduce),
-    "predict": ("name the classes of images", deploy.predict_arguments, deploy.predict),
-    "export": ("make a model ready to ship: ONNX and more, proved to answer as it does", deploy.export_arguments, deploy.export),
-    "verify": ("check an exported model, and that it still answers as it should", deploy.verify_arguments, deploy.verify),
-    "serve": ("answer over HTTP from an artifact, with a page to drop images on", deploy.serve_arguments, deploy.serve),
-    "cache": ("list or remove the activations that runs have kept", training.cache_arguments, training.cache),
-    "bench": ("measure tlkit here, beside a bare loop and a textbook Lightning script", training.bench_arguments, training.bench),
-    "completion": ("print what makes a shell complete `tlkit ...`", completion.completion_arguments, completion.completion),
+    "data fetch": ("put everything that a recipe needs into one folder, for a machine without a network", data.fetch_arguments, data.fetch),
+    "plan": ("show what a run will do: what trains, memory, steps, time", training.plan_arguments, training.plan),
+    "lr": ("run a learning-rate range test and suggest a rate", training.lr_arguments, training.lr),
+    "evaluate": ("measure a run's model again on its test images", evaluate.evaluate_arguments, evaluate.evaluate),
+    "compare": ("test whether runs differ by more than chance, on their test images", search.compare_arguments, search.compare),
+    "reproduce": ("run a run's recipe again and compare the two, bit for bit", training.reproduce_arguments, training.reproduce),
+    "predict": ("classify images", deploy.predict_arguments, deploy.predict),
+    "export": ("export a model to ONNX and other formats, proved to give the same answers", deploy.export_arguments, deploy.export),
+    "verify": ("check an exported model, and that it still gives the same answers", deploy.verify_arguments, deploy.verify),
+    "serve": ("serve an artifact over HTTP, with a page to drop images on", deploy.serve_arguments, deploy.serve),
+    "cache": ("list or remove cached activations", training.cache_arguments, training.cache),
+    "bench": ("compare tlkit with a bare loop and a textbook Lightning script on this machine", training.bench_arguments, training.bench),
+    "completion": ("print the shell completion of `tlkit`", completion.completion_arguments, completion.completion),
 }
 """In the order in which a user meets them: the run, what comes before it, what comes after it."""
 
@@ -64,14 +64,14 @@ OTHER_NAMES = {
     "recipes copy": "recipes cp",
     "recipes cat": "recipes show",
 }
-"""What other tools call a command -> its name here."""
+"""Name of a command in other tools -> its name here."""
 WIDEST_HELP = 110
 NARROW = 60
 """Columns below which the help of an option stands under its name."""
 HELP_OPTIONS = {
     "--version": "print the version",
     "--debug": "show the traceback of an error",
-    "-h, --help": "print this, or with a command its arguments: tlkit finetune --help",
+    "-h, --help": "print this help, or a command's: tlkit finetune --help",
 }
 
 
@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run() -> None:
-    """The console script."""
+    """Run the console script."""
     if completion.ASKED in os.environ:
         completion.answer_shell(COMMANDS)
     sys.exit(main())
@@ -130,7 +130,7 @@ def _dispatch(words: list[str]) -> int:
 
 
 def _command(words: list[str], group: list[str]) -> tuple[str, list[str]]:
-    """A name in COMMANDS, of one word or two, and what follows it. group: the commands that begin with the first word and have a second."""
+    """Split the words into a name in COMMANDS, of one word or two, and the rest. group: the two-word commands with this first word."""
     number = 2 if group else 1
     name = " ".join(words[:number])
     if name in COMMANDS:
@@ -191,7 +191,7 @@ class _Help(HelpFormatter):
 
 
 def _exit_status(error: BaseException) -> tuple[int, str]:
-    """The exit code, and what to tell the user."""
+    """Return the exit code, and the message for the user."""
     if isinstance(error, TlkitError):
         return 2, str(error)
     if isinstance(error, Interrupted):
@@ -209,5 +209,5 @@ def _exit_status(error: BaseException) -> tuple[int, str]:
 
 
 def _discard_output() -> None:
-    """Keeps Python from writing what is left, and failing once more, when it ends."""
+    """Keep Python from writing what is left, and failing again, when it ends."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -34,7 +34,7 @@ class Fault:
 
 
 def without_passwords(text: str) -> str:
-    """`https://name:secret@host` -> `https://***@host`: a proxy's or a mirror's address may hold one, and libraries print addresses."""
+    """Hide passwords: `https://name:secret@host` -> `https://***@host`, since libraries print the addresses of proxies and mirrors."""
     return re.sub(r"(\w://)[^/\s@]+@", r"\1***@", text)
 
 
@@ -98,7 +98,7 @@ class MissingExtraError(TlkitError):
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """`Did you mean 'layer4'?` for the nearest choice, or an empty string where nothing is near."""
+    """Return `Did you mean 'layer4'?` for the nearest choice, or an empty string if nothing is near."""
     nearest = get_close_matches(word, list(choices), n=1, cutoff=0.6)
     if not nearest:
         lowered = {choice.lower(): choice for choice in choices}
@@ -107,6 +107,6 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
 
 
 def expected_one_of(word: str, choices: Sequence[str]) -> str:
-    """`Expected one of: a, b. Did you mean 'a'?`, with at most twelve choices written out."""
+    """Return `Expected one of: a, b. Did you mean 'a'?`, with at most twelve choices."""
     shown = ", ".join(choices[:12]) + (f", ... ({len(choices)} in all)" if len(choices) > 12 else "")
     return f"Expected one of: {shown}. {did_you_mean(word, choices)}".rstrip()

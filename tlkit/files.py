@@ -120,12 +120,14 @@ def format_bytes(number: float) -> str:
 
 
 def _unfinished(path: Path) -> Path:
-    """A name of its own for every writer: processes of several machines may write the same file at once, and have equal numbers."""
+    """Return a name that is unique to this writer: processes of several machines may write the same file at once, with equal process
+    ids.
+    """
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}{UNFINISHED}")
 
 
 def _take_the_place(new: Path, folder: Path) -> None:
-    """Rename `new` to `folder`. What was there is afterwards at the place of `new`, or is gone."""
+    """Rename `new` to `folder`. The previous folder is afterwards at the place of `new`, or removed."""
     if not folder.exists():
         os.replace(new, folder)
         return
@@ -142,7 +144,7 @@ def _take_the_place(new: Path, folder: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Exchange two names in one step, so that neither is ever missing. False where the system or the disk can't."""
+    """Exchange two names in one step, so that neither is ever missing. Return False if the system or the disk can't."""
     renameat2 = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
     names = (_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other))
     return renameat2 is not None and renameat2(*names, _RENAME_EXCHANGE) == 0

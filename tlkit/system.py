@@ -28,13 +28,13 @@ def as_command_line() -> Iterator[None]:
 
 
 def cache_folder() -> Path:
-    """$TLKIT_CACHE, or tlkit's part of the user's cache folder."""
+    """Return $TLKIT_CACHE, or tlkit's part of the user's cache folder."""
     chosen = os.environ.get("TLKIT_CACHE")
     return Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tlkit"
 
 
 def processors() -> int:
-    """Those that it is allowed, where the system says so: of a container or a job, not of the machine."""
+    """Count the processors that this process may use, if the system says so: those of a container or a job, not of the machine."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -43,11 +43,11 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
 def keep_freed_memory() -> None:
-    """From here on the C library keeps what is freed, for the next batch, instead of handing it back to the system.
+    """Make the C library keep freed memory for the next batch instead of returning it to the system.
 
     Every batch asks for the same large blocks, and Linux fills each with zeros again, page by page: that took 30 % of an epoch on two
-    cores (tf_efficientnet_lite0, 128 px, all layers). Peak memory was 10 % higher. A setting of the whole process, and so for the
-    command line to make; without effect where the C library isn't glibc.
+    cores (tf_efficientnet_lite0, 128 px, all layers). Peak memory was 10 % higher. It is a setting of the whole process, so only the
+    command line makes it; without effect if the C library isn't glibc.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
@@ -56,9 +56,9 @@ def keep_freed_memory() -> None:
 
 
 def ignore_pillow_warnings() -> None:
-    """From here on hide what Pillow says of large images, whose limit is tlkit's own, and of tags and EXIF blocks that change no pixel.
+    """Hide Pillow's warnings about large images, which tlkit limits itself, and about tags and EXIF blocks that change no pixel.
 
-    The filters are the whole process's and shared by all threads, so a library call leaves them as they are.
+    The filters are shared by all threads of the process, so library calls don't change them.
     """
     warnings.filterwarnings("ignore", message=r"Image size \(\d+ pixels\) exceeds limit", category=RuntimeWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
@@ -69,7 +69,7 @@ _IN_WHEEL = _PACKAGE / "shipped_files"
 
 
 def shipped(name: str) -> Path:
-    """A file or folder that comes with tlkit: `recipes/quickstart.yaml`, `data/fashion_mnist_mini`. It need not exist.
+    """Return a file or folder that is bundled with tlkit: `recipes/quickstart.yaml`, `data/fashion_mnist_mini`. It need not exist.
 
     In a checkout it is beside the package; pyproject.toml puts it into the wheel as tlkit/shipped_files.
     """

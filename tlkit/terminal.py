@@ -79,7 +79,7 @@ def _wrapped_line(line: str, width: int) -> str:
 
 
 def counted(number: int, word: str, plural: str = "") -> str:
-    """`1 class`, `1,200 classes`."""
+    """Return `1 class`, `1,200 classes`."""
     return f"{number:,} {word if number == 1 else plural or f'{word}s'}"
 
 

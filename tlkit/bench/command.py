@@ -39,9 +39,9 @@ class Bench:
     runs: Mapping[str, Sequence[Run]]
 
     def figures(self, side: str) -> dict[str, Spread | None]:
-        """images_s: training images of an epoch over its seconds, validation included. epoch_s: of each run the median epoch.
+        """Return the figures of a side. images_s: training images of an epoch over its seconds, validation included.
 
-        The ratios are to the floor's run of the same repeat.
+        epoch_s: the median epoch of each run. The ratios are to the floor's run of the same repeat.
         """
         runs, floor = self.runs[side], self.runs.get("floor", ())
         epochs, floor_epochs = ([median(run.epochs_s) for run in some] for some in (runs, floor))
@@ -82,7 +82,7 @@ def spread_of(values: Sequence[float]) -> Spread:
 def bench_command(
     work: Work, images: tuple[int, int], *, sides: Sequence[str], repeats: int, warm_cache: bool, as_json: bool, out: Path | None
 ) -> int:
-    """work: its images and weights are filled in here. out: a file for the JSON, beside what is printed."""
+    """Measure a work and print the result. work: its images and weights are filled in here. out: also write the figures here, as JSON."""
     if work.stage and work.kind != "from":
         raise TlkitError(f"--stage {work.stage} is for the work `from`.\n  Expected: tlkit bench from --stage {work.stage}")
     check_out(out)
@@ -94,7 +94,7 @@ def bench_command(
 
 
 def check_out(out: Path | None) -> None:
-    """Raises RunError before anything runs."""
+    """Raise RunError before anything runs."""
     if out is not None and not out.parent.is_dir():
         raise RunError(f"--out {out}: there is no folder {out.parent}.\n  Make it first, or choose another place.")
 
@@ -112,9 +112,10 @@ def show(figures: Mapping[str, Any], as_table: Callable[[], None], *, as_json: b
 def run_in_turn(
     jobs: Mapping[str, tuple[str, Work]], images: tuple[int, int], *, repeats: int, warm_cache: bool = False
 ) -> dict[str, list[Run]]:
-    """jobs: name -> side and work. Runs every side once on a few images, then all jobs in turn, `repeats` times with seeds from 0.
+    """Run every side once on a few images, then all jobs in turn, `repeats` times with seeds from 0.
 
-    In turn, so that a machine that gets slower is slow for all. warm_cache: tlkit finds what an earlier run with another seed cached.
+    jobs: name -> side and work. They run in turn, so that a machine that slows down is slow for all of them.
+    warm_cache: tlkit reuses activations that an earlier run with another seed cached.
     """
     log = Console(stderr=True, highlight=False).print
     runs: dict[str, list[Run]] = {name: [] for name in jobs}
@@ -177,7 +178,7 @@ def print_bench(bench: Bench, console: Console) -> None:
 
 
 def format_spread(spread: Spread | None, form: str) -> str:
-    """`7.7 (7.5-8.1)`; without brackets where there is no spread."""
+    """Format `7.7 (7.5-8.1)`; without brackets if there is no spread."""
     if spread is None:
         return ""
     middle, low, high = (format(value, form) for value in (spread.median, spread.low, spread.high))

@@ -37,7 +37,7 @@ class Curve:
         return self.shares.get(trained, 0.0)
 
     def in_proportion_s(self, trained: str) -> float:
-        """What an epoch may cost: its share of an epoch of the whole network, and an epoch of the head."""
+        """Return what an epoch may cost in proportion: its share of an epoch of the whole network, and an epoch of the head."""
         return self.share(trained) * self.epoch_s(next(iter(self.shares))).median + self.epoch_s(HEAD).median
 
     def ratio(self, trained: str) -> float:
@@ -60,7 +60,7 @@ class Curve:
 
 
 def curve_command(work: Work, images: tuple[int, int], *, repeats: int, as_json: bool, out: Path | None) -> int:
-    """Trains from each stage in turn, with tlkit alone."""
+    """Train from each stage in turn, with tlkit only."""
     check_out(out)
     shares = shares_of_compute(work.backbone, work.image_size)
     weights = package_weights(work.backbone)
@@ -74,7 +74,7 @@ def curve_command(work: Work, images: tuple[int, int], *, repeats: int, as_json:
 
 
 def shares_of_compute(backbone: str, image_size: int) -> dict[str, float]:
-    """Stage -> share of the multiply-adds of a forward pass that lie in it and after it, in forward order."""
+    """Return stage -> share of the multiply-adds of a forward pass in it and after it, in forward order."""
     from tlkit.models.backbones import check_backbone_name
     from tlkit.models.show import measure
 

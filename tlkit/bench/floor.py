@@ -32,7 +32,7 @@ Labelled = tuple[Tensor, Tensor]
 
 
 def run_floor(work: Work) -> dict[str, Any]:
-    """Returns when training began (seconds since 1970), the seconds of each epoch with its validation, and the accuracy after the last."""
+    """Train, and return when training began (seconds since 1970), the seconds of each epoch with its validation, and the last accuracy."""
     torch.manual_seed(work.seed)
     device = (torch.accelerator.is_available() and torch.accelerator.current_accelerator()) or torch.device("cpu")
     backbone: nn.Module = timm.create_model(work.backbone, num_classes=0)
@@ -61,7 +61,7 @@ def run_floor(work: Work) -> dict[str, Any]:
 def train_and_validate(
     model: nn.Module, frozen: nn.Module | None, batch_of: Callable[[Tensor], Tensor], train: Labelled, val: Labelled, work: Work
 ) -> dict[str, Any]:
-    """frozen: runs before the model in every batch, if it has not run for good."""
+    """Train and validate the model. frozen: runs before it in every batch, unless its activations were computed once."""
 
     def forward(inputs: Tensor) -> Tensor:
         batch = batch_of(inputs)
@@ -103,7 +103,7 @@ def batches(data: Labelled, batch_size: int, order: Tensor | None = None) -> Ite
 
 
 def ready(work: Work, split: str, interpolation: str) -> Labelled:
-    """All images of a split, decoded and stretched."""
+    """Return all images of a split, decoded and stretched."""
     folders = sorted(Path(work.images, split).iterdir())
     files = [(file, label) for label, folder in enumerate(folders) for file in sorted(folder.iterdir())]
     size, way = (work.image_size, work.image_size), Image.Resampling[interpolation.upper()]
@@ -119,13 +119,13 @@ def normalizer(cfg: dict[str, Any], device: torch.device) -> Callable[[Tensor], 
 
 @torch.inference_mode()
 def activations(frozen: nn.Module, batch_of: Callable[[Tensor], Tensor], data: Labelled, batch_size: int) -> Labelled:
-    """[N, F] or, in channels_last, [N, H, W, C]."""
+    """Compute activations, [N, F] or, in channels_last, [N, H, W, C]."""
     outputs = [frozen(batch_of(inputs)).movedim(1, -1) for inputs, _ in batches(data, batch_size)]
     return torch.cat(outputs), data[1]
 
 
 def cut(backbone: nn.Module, work: Work) -> tuple[nn.Module | None, nn.Module]:
-    """What is frozen (None: nothing) and what trains beside the head, in eval mode both."""
+    """Return the frozen part (None if there is none) and the part that trains besides the head, both in eval mode."""
     if work.kind == "all":
         return None, backbone
     if work.kind != "from":
@@ -137,7 +137,7 @@ def cut(backbone: nn.Module, work: Work) -> tuple[nn.Module | None, nn.Module]:
 
 
 def layers_in_order(backbone: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The layers of a backbone that is a chain of them, the blocks of an EfficientNet and the layers of a ResNet by themselves."""
+    """Return the layers of a backbone that is a chain: the blocks of an EfficientNet and the layers of a ResNet one by one."""
     found = []
     for name, child in backbone.named_children():
         if name == "blocks":
@@ -148,7 +148,7 @@ def layers_in_order(backbone: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def first_trained(names: list[str], stage: str | None) -> int:
-    """Where the trained layers begin. stage: as tlkit calls it, `block6` or `layer4`; None is the last.
+    """Return where the trained layers begin. stage: tlkit's name, `block6` or `layer4`; None is the last.
 
     Exits with a message if the backbone has no such stage, or isn't such a chain.
     """
@@ -160,7 +160,7 @@ def first_trained(names: list[str], stage: str | None) -> int:
 
 
 def pretrained_state(work: Work) -> dict[str, Tensor]:
-    """The package's tensors under timm's names, in whose order they are, without the classifier."""
+    """Return the package's tensors under timm's names, which are in the same order, without the classifier."""
     with torch.device("meta"):
         names = timm.create_model(work.backbone).state_dict().keys()
     tensors = torch.load(str(work.weights), weights_only=True).values()

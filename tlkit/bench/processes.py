@@ -56,12 +56,12 @@ class Processes:
         return spread_of([median(run.epochs_s) for run in self.runs[kind, count]])
 
     def speedup(self, kind: str, count: int) -> Spread:
-        """An epoch of one process over one of several, of the same repeat."""
+        """Return the ratio of an epoch of one process to one of several, for the same repeat."""
         pairs = zip(self.runs[kind, 1], self.runs[kind, count], strict=True)
         return spread_of([median(one.epochs_s) / median(several.epochs_s) for one, several in pairs])
 
     def bytes_a_step(self, kind: str, count: int) -> float:
-        """That each process sends by a ring, and receives: see `scaling.allreduce_s`."""
+        """Return the bytes that each process sends and receives in a ring: see `scaling.allreduce_s`."""
         return 2 * (count - 1) / count * BYTES_A_GRADIENT * self.trained[kind]
 
     def to_json(self) -> dict[str, Any]:
@@ -83,7 +83,7 @@ class Processes:
 
 
 def processes_command(work: Work, images: tuple[int, int], *, repeats: int, as_json: bool, out: Path | None) -> int:
-    """work: of its kind nothing is used."""
+    """Measure one process and two. work: its kind is not used."""
     check_out(out)
     if images[0] % work.batch_size:
         raise TlkitError(f"--size {images[0]}+{images[1]}: tlkit bench processes counts whole steps of {work.batch_size} images.")
@@ -103,7 +103,7 @@ def processes_command(work: Work, images: tuple[int, int], *, repeats: int, as_j
 
 
 def parameters_that_train(backbone: str, *, classes: int) -> dict[str, int]:
-    """Of a linear head, and of all layers."""
+    """Count the parameters of a linear head, and of all layers."""
     import torch
 
     from tlkit.models.backbones import check_backbone_name, create_backbone
@@ -117,7 +117,7 @@ def parameters_that_train(backbone: str, *, classes: int) -> dict[str, int]:
 
 
 def measure_decoding(repeats: int, *, images: int = 100) -> Decoding:
-    """On one core, after a first pass that isn't counted. The file is in the system's cache, so that no disk is measured."""
+    """Measure decoding on one core, after a first pass that isn't counted. The file is in the system's cache, so no disk is measured."""
     import cv2
 
     from tlkit.data.preprocess import Preprocessing

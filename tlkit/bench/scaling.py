@@ -24,7 +24,7 @@ BACKWARD = 2 / 3
 class Training:
     """images_s: images a second of one device that trains alone. batch_size: images a step of each device.
 
-    parameters: that train. image_bytes: as they lie on the disk.
+    parameters: that train. image_bytes: size of a file.
     """
 
     name: str
@@ -64,10 +64,11 @@ class Step:
 
 
 def allreduce_s(size: float, n: int, bandwidth: float, latency_s: float, way: Way = "ring") -> float:
-    """Seconds to add up `size` bytes over n devices. bandwidth: bytes a second, of the slowest link.
+    """Return the seconds that an all-reduce of `size` bytes over n devices takes. bandwidth: bytes per second, of the slowest link.
 
-    A ring moves 2 (n - 1) / n of the bytes over each link, the least that is possible, in 2 (n - 1) messages, one after another, of each
-    piece. A double binary tree moves as much, in 2 log2(n) messages: what NCCL takes where a ring's messages would be too many.
+    A ring moves 2 (n - 1) / n of the bytes over each link, the least possible, in 2 (n - 1) messages, one after another, for each
+    piece. A double binary tree moves as much, in 2 log2(n) messages: NCCL uses it where a ring would need too many.
+
     Sources: Patarasuk and Yuan 2009, https://doi.org/10.1016/j.jpdc.2008.09.002; Sanders et al. 2009,
     https://doi.org/10.1016/j.parco.2009.09.001
     """
@@ -79,10 +80,10 @@ def allreduce_s(size: float, n: int, bandwidth: float, latency_s: float, way: Wa
 
 
 def step(training: Training, cluster: Cluster, n: int, way: Way = "ring") -> Step:
-    """n: devices; machines are filled one after another.
+    """Model a training step on n devices; machines are filled one after another.
 
-    Gradients travel while the backward pass computes, and only what is left over counts; images are read ahead, so a step takes what the
-    slower of the two takes: t = max(compute + max(0, allreduce - backward), input).
+    Gradients are sent during the backward pass, and only the time beyond it counts; images are read ahead, so a step takes as long as the
+    slower of the two: t = max(compute + max(0, allreduce - backward), input).
     """
     compute_s = training.batch_size / training.images_s
     bandwidth = cluster.inside if n <= cluster.devices else min(cluster.inside, cluster.between)
@@ -112,7 +113,7 @@ CASES = {
 
 
 def tables() -> Iterator[str]:
-    """Markdown, as docs/scaling.md has it."""
+    """Yield the tables of docs/scaling.md as Markdown."""
     for title, (training, cluster) in CASES.items():
         size = BYTES_A_GRADIENT * training.parameters / 1e6
         yield f"**{title}**: {training.batch_size} images a step on each GPU, {size:,.0f} MB of gradients."
@@ -124,7 +125,7 @@ def tables() -> Iterator[str]:
 
 
 def _row(training: Training, cluster: Cluster, n: int) -> str:
-    """Two figures are by ring and by tree."""
+    """Format a row; cells with two figures are by ring and by tree."""
     ring, tree = (step(training, cluster, n, way) for way in WAYS)
     cells = (
         f"{n:,}",

@@ -56,7 +56,7 @@ def run_textbook(work: Work, folder: Path) -> Run:
 
 
 def run_tlkit(work: Work, folder: Path) -> Run:
-    """The real command, on a recipe for this work; `timed` says where its caches lie."""
+    """Run the real command, on a recipe for this work; `timed` sets its cache folder."""
     recipe, out = folder / "recipe.yaml", folder / "run"
     recipe.write_text(json.dumps(work.recipe()), encoding="utf-8")
     began = time.time()
@@ -69,7 +69,7 @@ def run_tlkit(work: Work, folder: Path) -> Run:
 
 
 def _end_of_first_epoch(log: Path) -> float:
-    """Seconds since 1970. The log has local time, to the millisecond."""
+    """Return the seconds since 1970. The log has local time, in milliseconds."""
     line = next(line for line in log.read_text(encoding="utf-8").splitlines() if re.search(r" epoch 1/\d+ ", line))
     return datetime.strptime(" ".join(line.split()[:2]), "%Y-%m-%d %H:%M:%S,%f").timestamp()
 
@@ -87,7 +87,7 @@ SIDES: Mapping[str, Callable[[Work, Path], Run]] = {"floor": run_floor, "tlkit":
 
 
 def run_side(side: str, work: Work, home: Path, *, keep_cache: bool = False) -> Run:
-    """home: a folder for what a run writes, gone afterwards, and for tlkit's caches, which stay with keep_cache.
+    """Run a side. home: a folder for its output, removed afterwards, and for tlkit's caches, which stay with keep_cache.
 
     Raises RunError with the end of its output if the process fails.
     """
@@ -102,7 +102,8 @@ def run_side(side: str, work: Work, home: Path, *, keep_cache: bool = False) -> 
 
 
 def timed(command: list[str], folder: Path) -> tuple[float, Used]:
-    """Wall-clock seconds of a process from its start to its exit. folder: for its output; tlkit's caches go to `cache` beside it.
+    """Return the wall-clock seconds of a process from its start to its exit. folder: for its output; tlkit's caches are in `cache`
+    beside it.
 
     Raises RunError with the end of its output if it fails.
     """
@@ -131,7 +132,7 @@ def timed(command: list[str], folder: Path) -> tuple[float, Used]:
 
 
 def _wait(process: "subprocess.Popen[bytes]") -> Used:
-    """wait4 tells of this child and its own children; getrusage would tell of all children so far."""
+    """Wait for the process. wait4 measures this child and its children; getrusage would measure all children so far."""
     if not hasattr(os, "wait4"):
         process.wait()
         return Used()
@@ -142,7 +143,7 @@ def _wait(process: "subprocess.Popen[bytes]") -> Used:
 
 
 def circumstances(work: Work, training: int, validation: int) -> dict[str, Any]:
-    """What was measured, on how many images, where: for the JSON of a benchmark."""
+    """Describe what was measured, on how many images, and where, for the JSON of a benchmark."""
     return {
         "backbone": work.backbone,
         "pictures": {"train": training, "val": validation},
@@ -154,7 +155,7 @@ def circumstances(work: Work, training: int, validation: int) -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """What a figure depends on beside tlkit, without importing torch."""
+    """Describe the machine, without importing torch."""
     import platform
     from importlib.metadata import version
 

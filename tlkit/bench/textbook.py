@@ -84,7 +84,7 @@ def freeze(model: nn.Module, work: Work) -> None:
 
 
 def run_textbook(work: Work, folder: Path) -> dict[str, Any]:
-    """Returns what `run_floor` returns. folder: for logs and checkpoints."""
+    """Train, and return the same as `run_floor`. folder: for logs and checkpoints."""
     lightning.seed_everything(work.seed, workers=True)
     model = TextbookClassifier(work, classes=len(list(Path(work.images, "train").iterdir())))
     cfg: dict[str, Any] = model.model.pretrained_cfg  # type: ignore[assignment]

@@ -29,7 +29,7 @@ WAYS = {
 
 
 def table_of_ways(out: Path, seeds: Sequence[int], overrides: Sequence[str]) -> str:
-    """Markdown: the mean test accuracy of each way and its range over the seeds."""
+    """Return the mean test accuracy of each way and its range over the seeds, as Markdown."""
     lines = ["| way | test accuracy, mean | range |", "|---|---|---|"]
     for way, changes in WAYS.items():
         runs = [_run(out / f"{way.replace(' ', '_').replace(',', '')}_{seed}", [*overrides, *changes, f"seed={seed}"]) for seed in seeds]

@@ -61,7 +61,7 @@ class Work:
         return LR[self.kind]
 
     def recipe(self) -> dict[str, Any]:
-        """What `tlkit finetune` is given; JSON is YAML."""
+        """Return the recipe for `tlkit finetune`; JSON is YAML."""
         last_stage = {"from": self.stage} if self.stage else {"last": 1}
         train: dict[Kind, Any] = {"head": "head", "live": "head", "all": "all", "from": last_stage}
         flip: dict[str, Any] = {"HorizontalFlip": {"p": 0.5}}
@@ -87,7 +87,7 @@ class Work:
 
 
 def package_weights(backbone: str) -> str | None:
-    """The file of the installed package for this backbone, None where there is none."""
+    """Return the weights file of the installed package for this backbone, or None."""
     if backbone != DEFAULT_BACKBONE:
         return None
     try:
@@ -98,7 +98,7 @@ def package_weights(backbone: str) -> str | None:
 
 
 def write_images(folder: Path, training: int, validation: int) -> None:
-    """As many of the bundled images as asked for, the classes in turn; beyond that, changed copies, so that no two files are equal."""
+    """Write the bundled images, the classes in turn; if more are needed, modified copies, so that no two files are equal."""
     for split, source, count in (("train", "train", training), ("val", "test", validation)):
         originals = list(_classes_in_turn(shipped(f"data/fashion_mnist_mini/{source}")))
         for number in range(count):
@@ -117,7 +117,7 @@ def _classes_in_turn(folder: Path) -> Iterator[Path]:
 
 
 def _changed(original: Path, draws: random.Random) -> Image.Image:
-    """Shifted by one or two pixels, brighter or darker, every other one mirrored."""
+    """Modify an image: shift it by one or two pixels, change its brightness, mirror every other one."""
     with Image.open(original) as opened:
         image = ImageChops.offset(opened, draws.choice((-2, -1, 1, 2)), draws.choice((-2, -1, 1, 2)))
     if draws.random() < 0.5:

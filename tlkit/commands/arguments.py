@@ -20,9 +20,9 @@ FILES = {".csv": "csv", ".parquet": "parquet", ".npz": "npz", ".tar": "webdatase
 
 
 def recipe_arguments(parser: ArgumentParser) -> None:
-    recipe = parser.add_argument("recipe", metavar="RECIPE", help="a recipe file, or one that ships with tlkit by name: quickstart")
+    recipe = parser.add_argument("recipe", metavar="RECIPE", help="a recipe file, or the name of a bundled recipe: quickstart")
     recipe.completer = complete_recipe  # type: ignore[attr-defined]  # as argcomplete wants it
-    override_arguments(parser, "changes one key: model.weights=random, 'phases[0].epochs=1', 'data.source={folder: photos}'")
+    override_arguments(parser, "override a key: model.weights=random, 'phases[0].epochs=1', 'data.source={folder: photos}'")
 
 
 def override_arguments(parser: ArgumentParser, help: str) -> None:
@@ -32,14 +32,14 @@ def override_arguments(parser: ArgumentParser, help: str) -> None:
 
 
 def offline_arguments(parser: ArgumentParser) -> None:
-    help = "make no network call: say what is missing. Weights and data are taken from RECIPE's folder, if `tlkit data fetch` made it"
+    help = "make no network calls, and report what is missing. If `tlkit data fetch` wrote RECIPE's folder, use its weights and data"
     parser.add_argument("--offline", action="store_true", help=help)
-    help = "take weights and data from this folder by `tlkit data fetch`, checked by sha256, and make no network call"
+    help = "use the weights and data in this folder, written by `tlkit data fetch` and checked by sha256; make no network calls"
     parser.add_argument("--from", type=expanded, metavar="DIR", dest="fetched", help=help)
 
 
 def recipe_to_run(arguments: Namespace) -> "Recipe":
-    """Return the recipe, with what it needs from the folder that the user named. No torch yet: a mistake in it is reported at once."""
+    """Return the recipe, with weights and data from the folder of --from. Doesn't import torch, so that mistakes are reported at once."""
     from tlkit.training.distributed.ranks import is_main_process
     from tlkit.training.distributed.shutdown import told_once_a_machine
 
@@ -64,16 +64,16 @@ def _found_offline(arguments: Namespace, name: str, overrides: list[str]) -> "Re
 
 
 def images_arguments(parser: ArgumentParser) -> None:
-    help = "images as they lie (a folder, .csv, .parquet, .npz, 'shards/*.tar'), or a recipe"
+    help = "a folder of images, a .csv, .parquet or .npz file, 'shards/*.tar', or a recipe"
     parser.add_argument("images", metavar="DIR|RECIPE", help=help)
-    override_arguments(parser, "changes one key of the recipe: data.channels=1, augment=medium, seed=1")
+    override_arguments(parser, "override a key of the recipe: data.channels=1, augment=medium, seed=1")
     offline_arguments(parser)
 
 
 def images_recipe(arguments: Namespace, *, fitted: str = "") -> tuple["Recipe", bool]:
-    """The recipe, or for images as they lie the quickstart's with these images and no augmentation; and whether it is the latter.
+    """Return the recipe, or for data without a recipe the quickstart with these images and no augmentation; and whether it is the latter.
 
-    fitted: keys of `data` for images as they lie.
+    fitted: keys of `data` for data without a recipe.
     """
     source = source_of(arguments.images)
     if source is None:
@@ -84,7 +84,7 @@ def images_recipe(arguments: Namespace, *, fitted: str = "") -> tuple["Recipe", 
 
 
 def source_of(images: str) -> dict[str, str] | None:
-    """`data.source` for images as they lie, known by their files' names; None for a recipe.
+    """Return `data.source` for data without a recipe, recognised by its file names; None for a recipe.
 
     Raises TlkitError for an .npy, which has no labels.
     """
@@ -99,7 +99,7 @@ def source_of(images: str) -> dict[str, str] | None:
 
 
 def _kind_of_folder(place: Path) -> str:
-    """The key of `data.source`. A folder that can't be read is for its reader to tell."""
+    """Return the key of `data.source`. A folder that can't be read is reported by its reader."""
     try:
         names = {entry.name for entry in place.iterdir()}
         tars = {name for name in names if name.endswith(".tar")}

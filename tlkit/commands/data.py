@@ -1,4 +1,4 @@
-"""`tlkit data ...`: what is in the images, before anything trains on them."""
+"""`tlkit data ...`: inspect images before training on them."""
 
 import sys
 from argparse import ArgumentParser, Namespace
@@ -13,7 +13,7 @@ from tlkit.terminal import print_text
 def check_arguments(parser: ArgumentParser) -> None:
     images_arguments(parser)
     parser.add_argument("--format", choices=("table", "json"), default="table", help="default: table")
-    parser.add_argument("--out", type=expanded, metavar="FILE.csv", help="where to write every row too")
+    parser.add_argument("--out", type=expanded, metavar="FILE.csv", help="also write every row to this file")
 
 
 def check(arguments: Namespace) -> int:
@@ -26,8 +26,8 @@ def check(arguments: Namespace) -> int:
 def preview_arguments(parser: ArgumentParser) -> None:
     images_arguments(parser)
     parser.add_argument("--out", type=expanded, default=Path("preview.png"), metavar="FILE", help="default: preview.png")
-    parser.add_argument("--rows", type=count, default=8, metavar="N", help="training images, of as many classes as there are (default: 8)")
-    help = "the first as validation sees it, then an epoch of training each (default: 6)"
+    parser.add_argument("--rows", type=count, default=8, metavar="N", help="training images, from as many classes as possible (default: 8)")
+    help = "the image as validation sees it, then one epoch of training per column (default: 6)"
     parser.add_argument("--columns", type=count, default=6, metavar="N", help=help)
 
 
@@ -40,26 +40,26 @@ def preview(arguments: Namespace) -> int:
 
 def stats_arguments(parser: ArgumentParser) -> None:
     images_arguments(parser)
-    help = "side of the mean image (default: the recipe's image_size, without a recipe the size of the first image)"
+    help = "side of the mean image in pixels (default: the recipe's image_size; without a recipe, the size of the first image)"
     parser.add_argument("--image-size", type=count, metavar="PX", help=help)
-    parser.add_argument("--out", type=expanded, metavar="DIR", help="put mean_picture.png and statistics.json here")
+    parser.add_argument("--out", type=expanded, metavar="DIR", help="write mean_picture.png and statistics.json to this folder")
     parser.add_argument("--format", choices=("table", "json"), default="table", help="default: table")
 
 
 def stats(arguments: Namespace) -> int:
-    recipe, as_they_lie = images_recipe(arguments)
+    recipe, without_recipe = images_recipe(arguments)
     from tlkit.data.quality.stats import stats_command
 
-    size = arguments.image_size or (None if as_they_lie else recipe.data.image_size)
-    return stats_command(recipe, drawn=not as_they_lie, mean_px=size, out=arguments.out, as_json=arguments.format == "json")
+    size = arguments.image_size or (None if without_recipe else recipe.data.image_size)
+    return stats_command(recipe, drawn=not without_recipe, mean_px=size, out=arguments.out, as_json=arguments.format == "json")
 
 
 def fetch_arguments(parser: ArgumentParser) -> None:
     recipe_arguments(parser)
     parser.add_argument(
-        "--to", type=expanded, required=True, metavar="DIR", help="the folder to fill; what it has already isn't brought again"
+        "--to", type=expanded, required=True, metavar="DIR", help="the folder to fill; complete files are not fetched again"
     )
-    help = "don't copy data and weights that the recipe gives by path: they are at the same place on the other machine"
+    help = "don't copy data and weights that the recipe gives by path; they must be at the same path on the other machine"
     parser.add_argument("--leave-local", action="store_true", help=help)
 
 
@@ -74,15 +74,15 @@ def fetch(arguments: Namespace) -> int:
 
 def audit_arguments(parser: ArgumentParser) -> None:
     images_arguments(parser)
-    parser.add_argument("--out", type=expanded, metavar="DIR", help="where to put it (default: the next number under runs/NAME-audit)")
-    parser.add_argument("--fix", action="store_true", help="also write cleaned.csv, a list without what leaks; images are left alone")
-    parser.add_argument("--strict", action="store_true", help="end with 2 if splits leak, an image has two labels or a label is doubted")
+    parser.add_argument("--out", type=expanded, metavar="DIR", help="output folder (default: the next number under runs/NAME-audit)")
+    parser.add_argument("--fix", action="store_true", help="also write cleaned.csv, a list without leaks; images are not modified")
+    parser.add_argument("--strict", action="store_true", help="exit with 2 if splits leak, an image has two labels or a label is doubted")
 
 
 def audit(arguments: Namespace) -> int:
-    recipe, as_they_lie = images_recipe(arguments, fitted="image_size: 128, resize: pad")
+    recipe, without_recipe = images_recipe(arguments, fitted="image_size: 128, resize: pad")
     print_text(f"{recipe.name}: loading torch, then looking for images", sys.stderr)
     from tlkit.workflows.audit import audit_command
 
     with show_log():
-        return audit_command(recipe, drawn=not as_they_lie, out=arguments.out, fix=arguments.fix, strict=arguments.strict)
+        return audit_command(recipe, drawn=not without_recipe, out=arguments.out, fix=arguments.fix, strict=arguments.strict)

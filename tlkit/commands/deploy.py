@@ -1,4 +1,4 @@
-"""What is done with a model that is ready."""
+"""Commands for a trained model: predict, export, verify, serve."""
 
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 
@@ -9,20 +9,20 @@ from tlkit.system import keep_freed_memory
 
 
 def predict_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("model", type=expanded, metavar="RUN|ARTIFACT", help="a run folder or its model folder, or what tlkit export made")
+    parser.add_argument("model", type=expanded, metavar="RUN|ARTIFACT", help="a run folder, its model folder, or an artifact")
     help = "image files, folders, globs such as 'photos/**/*.jpg', or - for a list of files on standard input"
     parser.add_argument("paths", nargs="+", metavar="PATH", help=help)
-    parser.add_argument("-0", "--null", action="store_true", help="names in the list end with NUL, as find -print0 writes them")
+    parser.add_argument("-0", "--null", action="store_true", help="names in the list end with NUL, as written by find -print0")
     help = "default: table, or with --out by the ending of the file"
     parser.add_argument("--format", choices=("table", "json", "csv", "jsonl"), help=help)
-    help = "classes to name for each image (default: 3); a multilabel model names those above their thresholds"
+    help = "number of classes per image (default: 3); a multilabel model predicts those above their thresholds"
     parser.add_argument("--top-k", type=count, default=3, metavar="K", help=help)
-    help = "abstain where no class is as likely as P, from 0 to 1; for a multilabel model, in place of its own thresholds"
+    help = "abstain if no class is as likely as P, from 0 to 1; for a multilabel model, instead of its own thresholds"
     parser.add_argument("--threshold", type=_share, metavar="P", help=help)
-    help = "write here, a row as soon as it is known, so that --resume can go on: FILE.csv or FILE.jsonl"
+    help = "write each row here as soon as it is predicted, so that --resume can continue: FILE.csv or FILE.jsonl"
     parser.add_argument("--out", type=expanded, metavar="FILE", help=help)
-    parser.add_argument("--resume", action="store_true", help="go on with --out FILE: images that have a row in it are not asked again")
-    help = "in place of answers, write what the head sees of each image to --out FILE.npz or FILE.parquet"
+    parser.add_argument("--resume", action="store_true", help="resume --out FILE: images that have a row in it are skipped")
+    help = "write each image's features (the input of the head) instead of predictions, to --out FILE.npz or FILE.parquet"
     parser.add_argument("--features", action="store_true", help=help)
 
 
@@ -45,28 +45,28 @@ def predict(arguments: Namespace) -> int:
 
 def export_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("run", type=expanded, metavar="RUN", help="a run folder or its model folder")
-    override_arguments(parser, "where its images are now, if not where it was started: data.source.folder=/photos")
+    override_arguments(parser, "where the run's images are, if they have moved: data.source.folder=/photos")
     help = "one or more of onnx, torch (a torch.export program), safetensors (timm, Hugging Face hub), openvino; default: onnx"
     parser.add_argument("--format", nargs="+", default=["onnx"], metavar="FORMAT", help=help)
     entrance = parser.add_mutually_exclusive_group()
     help = "the network takes uint8 images [B, H, W, C] and normalises them itself (default)"
     entrance.add_argument("--raw", dest="raw", action="store_true", default=True, help=help)
-    help = "it takes normalised images, float32 [B, C, H, W]"
+    help = "the network takes normalised images, float32 [B, C, H, W]"
     entrance.add_argument("--float", dest="raw", action="store_false", help=help)
-    parser.add_argument("--features", action="store_true", help="the network gives what its head sees, too")
-    parser.add_argument("--opset", type=int, default=20, metavar="N", help="of ONNX, 18 to 23; default: 20")
-    parser.add_argument("--out", type=expanded, metavar="DIR", help="gets a folder a format; default: RUN/export")
-    parser.add_argument("--zip", dest="zipped", action="store_true", help="make a .zip of each folder, too")
-    help = "how many images prove the export, or all; default: 200 of the validation split"
+    parser.add_argument("--features", action="store_true", help="also output the features, the input of the head")
+    parser.add_argument("--opset", type=int, default=20, metavar="N", help="ONNX opset, 18 to 23; default: 20")
+    parser.add_argument("--out", type=expanded, metavar="DIR", help="output folder, with a folder per format; default: RUN/export")
+    parser.add_argument("--zip", dest="zipped", action="store_true", help="also make a .zip of each folder")
+    help = "number of images that the export is proved with, or all; default: 200 of the validation split"
     parser.add_argument("--proof-images", "--pictures", type=_number_or_all, default=200, metavar="N", help=help)
-    help = "prove it with the images in this folder, where the run's own aren't at hand"
+    help = "prove it with the images in this folder, if the run's own are not available"
     parser.add_argument("--images", type=expanded, metavar="DIR", help=help)
-    help = "largest difference of a probability that passes; default: 1e-4"
+    help = "largest allowed difference of a probability; default: 1e-4"
     parser.add_argument("--tolerance", type=float, default=1e-4, metavar="T", help=help)
-    help = "put N of these images into the artifact for `tlkit verify`; default: none, they stay with you"
+    help = "put N of these images into the artifact for `tlkit verify`; default: none"
     parser.add_argument("--with-samples", type=count, default=0, metavar="N", help=help)
-    parser.add_argument("--quantize", metavar="KIND", help="ONNX in smaller numbers, int8 or float16, into a folder onnx-KIND")
-    help = "how far accuracy on the validation split may fall by it, as a share; default: 0.01, one point"
+    parser.add_argument("--quantize", metavar="KIND", help="quantize the ONNX model to int8 or float16, into a folder onnx-KIND")
+    help = "largest allowed drop of accuracy on the validation split; default: 0.01, one percentage point"
     parser.add_argument("--max-drop", type=float, default=0.01, metavar="D", help=help)
     help = "upload the safetensors folder to this repository of the Hugging Face hub"
     parser.add_argument("--push-to-hub", metavar="OWNER/NAME", help=help)
@@ -75,7 +75,7 @@ def export_arguments(parser: ArgumentParser) -> None:
 def export(arguments: Namespace) -> int:
     from tlkit.deploy.export.export import Wanted, export_command
 
-    # --format takes all words after it, those that change the recipe too.
+    # --format takes all words after it, overrides too.
     words = [word for word in arguments.format if "=" not in word]
     overrides = [*arguments.overrides, *(word for word in arguments.format if "=" in word)]
     wanted = Wanted(
@@ -102,23 +102,23 @@ def serve_arguments(parser: ArgumentParser) -> None:
     from tlkit.deploy.serve.server import TOKEN_VARIABLE, Serving
 
     default, limits = Serving(), Serving().limits
-    parser.description = f"{parser.description} A token in the environment variable {TOKEN_VARIABLE} is asked of every client."
-    parser.add_argument("artifact", type=expanded, metavar="ARTIFACT", help="what tlkit export made: a folder, or a .zip")
-    help = f"where to listen (default: {default.host}, this machine alone; 0.0.0.0 is every network that it is in)"
+    parser.description = f"{parser.description} Clients must send the token in the environment variable {TOKEN_VARIABLE}, if it is set."
+    parser.add_argument("artifact", type=expanded, metavar="ARTIFACT", help="an artifact of tlkit export: a folder, or a .zip")
+    help = f"address to listen on (default: {default.host}, this machine only; 0.0.0.0 for all networks)"
     parser.add_argument("--host", default=default.host, help=help)
     parser.add_argument("--port", type=_port, default=default.port, help=f"default: {default.port}; 0 takes a free one")
-    help = f"images that go through the network together (default: {default.max_batch}; 1 turns batching off)"
+    help = f"largest batch (default: {default.max_batch}; 1 turns batching off)"
     parser.add_argument("--max-batch", type=count, default=default.max_batch, metavar="N", help=help)
-    help = f"milliseconds that an image waits for others that are on their way (default: {1000 * default.max_wait_s:g})"
+    help = f"milliseconds that an image waits for others to fill its batch (default: {1000 * default.max_wait_s:g})"
     parser.add_argument("--max-wait", type=_number, default=1000 * default.max_wait_s, metavar="MS", help=help)
-    parser.add_argument("--threads", type=count, metavar="N", help="of the network (default: one a processor)")
-    help = f"of one request (default: {limits.upload_bytes / 1e6:g})"
+    parser.add_argument("--threads", type=count, metavar="N", help="threads of the network (default: one per processor)")
+    help = f"largest request, in MB (default: {limits.upload_bytes / 1e6:g})"
     parser.add_argument("--max-upload", type=count, default=limits.upload_bytes // 10**6, metavar="MB", help=help)
-    help = f"files of one request (default: {limits.files})"
+    help = f"largest number of files per request (default: {limits.files})"
     parser.add_argument("--max-files", type=count, default=limits.files, metavar="N", help=help)
-    help = f"of one image, in millions (default: {limits.pixels / 1e6:g})"
+    help = f"largest image, in millions of pixels (default: {limits.pixels / 1e6:g})"
     parser.add_argument("--max-pixels", type=count, default=limits.pixels // 10**6, metavar="MILLIONS", help=help)
-    help = f"images that may wait for their answers; others are asked to retry (default: {limits.waiting})"
+    help = f"largest number of waiting images; further requests are asked to retry (default: {limits.waiting})"
     parser.add_argument("--max-waiting", type=count, default=limits.waiting, metavar="N", help=help)
     help = f"seconds for a request to arrive (default: {limits.read_s:g})"
     parser.add_argument("--read-timeout", type=_seconds, default=limits.read_s, metavar="S", help=help)
@@ -163,8 +163,8 @@ def _number(text: str) -> float:
 
 
 def verify_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("artifact", type=expanded, metavar="ARTIFACT", help="the folder or .zip that tlkit export made")
-    help = "compare over those of the images that the export was proved with that lie in this folder, too"
+    parser.add_argument("artifact", type=expanded, metavar="ARTIFACT", help="the artifact: a folder or a .zip")
+    help = "also compare the images of the proof that are in this folder"
     parser.add_argument("--images", type=expanded, metavar="DIR", help=help)
 
 

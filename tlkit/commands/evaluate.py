@@ -12,11 +12,11 @@ from tlkit.terminal import print_text, takes_unicode
 
 def evaluate_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("run", type=expanded, metavar="RUN", help="a run folder, such as runs/quickstart/001")
-    override_arguments(parser, "where its images are now, if not where it was started: data.source.folder=/photos, data.root=/downloads")
+    override_arguments(parser, "where the run's images are, if they have moved: data.source.folder=/photos, data.root=/downloads")
     parser.add_argument("--split", choices=("test", "val"), default="test", help="the images to measure on (default: test)")
-    help = "average over more views of each image: flip (mirrored too), crops (corners and centre too), or N as the recipe augments them"
+    help = "test-time augmentation: average over flip, crops (corners and centre), or N views augmented as in training"
     parser.add_argument("--tta", type=_tta, metavar="flip|crops|N", help=help)
-    help = "cpu, cuda, cuda:1, mps, or auto: an accelerator where there is one (default: auto)"
+    help = "cpu, cuda, cuda:1, mps, or auto: an accelerator if there is one (default: auto)"
     parser.add_argument("--device", default="auto", help=help)
     parser.add_argument("--format", choices=("table", "json"), default="table", help="default: table")
 
@@ -44,7 +44,7 @@ def evaluate(arguments: Namespace) -> int:
 
 
 def metrics_table(metrics: dict[str, Any]) -> str:
-    """The figures of one split, the primary metric first, then a row a class."""
+    """Return the metrics of one split, the primary metric first, then a row per class."""
     multilabel = "exact_match" in metrics
     figures = _figures(metrics)
     skipped = metrics.get("skipped", {})
@@ -66,7 +66,7 @@ def metrics_table(metrics: dict[str, Any]) -> str:
 
 
 def _figures(metrics: dict[str, Any]) -> dict[str, float]:
-    """The figures that are shown in a line each, the primary metric first."""
+    """Return the metrics with a line of their own, the primary metric first."""
     multilabel = "exact_match" in metrics
     return {
         metrics["primary_metric"]: metrics[metrics["primary_metric"]],
@@ -78,7 +78,7 @@ def _figures(metrics: dict[str, Any]) -> dict[str, float]:
 
 
 def _beside_tta(metrics: dict[str, Any]) -> Iterator[str]:
-    """Figures without and with test-time augmentation, where both were measured."""
+    """Yield the metrics without and with test-time augmentation, if both were measured."""
     if not (tta := metrics.get("tta")):
         return
     yield f"\nwith test-time augmentation ({tta['kind']}: {tta['views']} views of each image, their probabilities averaged)"

@@ -81,7 +81,7 @@ def write_new(file: Path, text: str) -> None:
 
 
 def _name_argument(parser: ArgumentParser) -> None:
-    name = parser.add_argument("name", metavar="NAME", help="a recipe that ships with tlkit: tlkit recipes ls")
+    name = parser.add_argument("name", metavar="NAME", help="a bundled recipe: tlkit recipes ls")
     name.completer = lambda **_: list(_recipes())  # type: ignore[attr-defined]
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def compare_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("runs", type=expanded, nargs="+", metavar="RUN", help="two run folders or more; each is compared with the first")
+    parser.add_argument("runs", type=expanded, nargs="+", metavar="RUN", help="two or more run folders; each is compared with the first")
     parser.add_argument("--format", choices=("table", "json"), default="table", help="default: table")
     parser.add_argument("--curves", type=expanded, metavar="FILE.png", help="draw the runs' validation curves over each other")
 
@@ -38,7 +38,7 @@ def compare(arguments: Namespace) -> int:
 
 
 def _compared_lines(compared: "Compared") -> Iterator[str]:
-    """The recipes' differences first, then each run's figure, then what can be said of it."""
+    """Yield the recipes' differences, then each run's metric, then the result of the test."""
     from tlkit.evaluation.metrics import metric_label
 
     yield "recipes differ in" if compared.differences else "the recipes are the same"

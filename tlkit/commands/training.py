@@ -1,4 +1,4 @@
-"""What takes a recipe, or measures how quickly one runs."""
+"""Commands that take a recipe, and benchmarks."""
 
 import json
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
@@ -16,10 +16,10 @@ from tlkit.terminal import print_text, takes_unicode
 def finetune_arguments(parser: ArgumentParser) -> None:
     recipe_arguments(parser)
     offline_arguments(parser)
-    parser.add_argument("--out", type=expanded, metavar="DIR", help="the run folder to make (default: the next number under runs/NAME)")
-    help = "go on with the run in --out where it was interrupted; start it if there is none, do nothing if it is finished"
+    parser.add_argument("--out", type=expanded, metavar="DIR", help="the run folder to write (default: the next number under runs/NAME)")
+    help = "resume the run in --out where it was interrupted; start it if there is none, do nothing if it is finished"
     parser.add_argument("--resume", action="store_true", help=help)
-    help = "begin with the weights of an earlier run, and nothing else of it: short for model.weights={run: DIR}"
+    help = "start from the weights of an earlier run, and nothing else of it: short for model.weights={run: DIR}"
     parser.add_argument("--init-from", type=expanded, metavar="DIR", help=help)
 
 
@@ -37,7 +37,7 @@ def finetune(arguments: Namespace) -> int:
 
 def reproduce_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("run", type=expanded, metavar="RUN", help="the folder of a finished run, such as runs/quickstart/001")
-    override_arguments(parser, "changes one key of its recipe, where this machine differs: data.root=/photos, trainer.accelerator=cpu")
+    override_arguments(parser, "override a key of its recipe, if this machine differs: data.root=/photos, trainer.accelerator=cpu")
     offline_arguments(parser)
     parser.add_argument("--out", type=expanded, metavar="DIR", help="the folder of the new run (default: the next number under runs/NAME)")
 
@@ -76,7 +76,7 @@ def lr_arguments(parser: ArgumentParser) -> None:
     offline_arguments(parser)
     parser.add_argument("--phase", type=count, default=1, metavar="N", help="the phase to test, counted from 1 (default: 1)")
     parser.add_argument("--steps", type=count, default=100, metavar="N", help="steps from the lowest rate to the highest (default: 100)")
-    parser.add_argument("--out", type=expanded, metavar="DIR", help="where to put the curve (default: the next number under runs/NAME-lr)")
+    parser.add_argument("--out", type=expanded, metavar="DIR", help="output folder (default: the next number under runs/NAME-lr)")
 
 
 def lr(arguments: Namespace) -> int:
@@ -119,21 +119,21 @@ def bench_arguments(parser: ArgumentParser) -> None:
     from tlkit.bench.work import DEFAULT_BACKBONE, KINDS, SIZES, WORDS
 
     help = "what to measure. " + ". ".join(f"{kind}: {WORDS[kind]}" for kind in KINDS)
-    help += ". curve: tlkit alone, from every stage on: seconds an epoch against the share that trains"
+    help += ". curve: tlkit alone, from each stage on: seconds per epoch against the share that trains"
     help += ". processes: tlkit alone, on one process and on two"
     parser.add_argument("work", choices=(*KINDS, "curve", "processes"), metavar="WORK", help=help)
     sizes = " and ".join(f"{name} is {training}+{validation}" for name, (training, validation) in SIZES.items())
     help = f"training and validation images, such as 800+200; {sizes} (default: small)"
     parser.add_argument("--size", type=_bench_size, default=SIZES["small"], metavar="SIZE", help=help)
     parser.add_argument("--repeats", type=count, default=3, metavar="N", help="runs of each side, after a warm-up (default: 3)")
-    parser.add_argument("--epochs", type=count, default=5, metavar="N", help="of each run (default: 5)")
-    help = f"what to measure beside each other: {', '.join(SIDES)} (default: all)"
+    parser.add_argument("--epochs", type=count, default=5, metavar="N", help="epochs of each run (default: 5)")
+    help = f"what to compare: {', '.join(SIDES)} (default: all)"
     parser.add_argument("--sides", nargs="+", choices=tuple(SIDES), default=tuple(SIDES), metavar="SIDE", help=help)
-    parser.add_argument("--stage", metavar="NAME", help="of from: the first stage that trains (default: the last)")
+    parser.add_argument("--stage", metavar="NAME", help="with from: the first stage that trains (default: the last)")
     parser.add_argument("--backbone", default=DEFAULT_BACKBONE, metavar="NAME", help=f"default: {DEFAULT_BACKBONE}")
-    parser.add_argument("--warm-cache", action="store_true", help="tlkit finds what an earlier run with another seed cached")
+    parser.add_argument("--warm-cache", action="store_true", help="tlkit reuses activations that an earlier run with another seed cached")
     parser.add_argument("--format", choices=("table", "json"), default="table", help="default: table")
-    parser.add_argument("--out", type=expanded, metavar="FILE", help="where to put every run's figures, as JSON")
+    parser.add_argument("--out", type=expanded, metavar="FILE", help="write every run's figures to this file, as JSON")
 
 
 def _bench_size(text: str) -> tuple[int, int]:
@@ -171,7 +171,7 @@ def bench(arguments: Namespace) -> int:
 
 
 def cache_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("action", choices=("list", "clear"), help="list what is kept, or remove all of it")
+    parser.add_argument("action", choices=("list", "clear"), help="list cached activations, or remove all of them")
 
 
 def cache(arguments: Namespace) -> int:

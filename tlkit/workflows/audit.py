@@ -70,9 +70,9 @@ class Seen:
 
 
 def audit_command(recipe: Recipe, *, drawn: bool, out: Path | None, fix: bool, strict: bool) -> int:
-    """drawn: whether splits that the source lacks are drawn as the recipe's run would; otherwise images are taken as they lie.
+    """Audit a recipe's images. drawn: whether splits that the source lacks are drawn as the recipe's run would draw them.
 
-    Returns 0, or 2 with `strict` where an image is in two splits or under two labels, or a label is doubted.
+    Returns 0, or 2 with `strict` if an image is in two splits or under two labels, or a label is doubted.
     """
     check_out(out)
     with recipe.located():
@@ -116,7 +116,7 @@ def is_grave(finding: Finding) -> bool:
 
 
 def look(recipe: Recipe, samples: Samples, found: Duplicates, hashes: dict[str, str], console: Console) -> Seen:
-    """Similar pairs and doubted labels, by the features of the recipe's backbone."""
+    """Find similar pairs and doubted labels, by the features of the recipe's backbone."""
     why = _cannot_look(recipe)
     if why:
         return Seen([], (), f"labels and similar images were not looked at: {why}")
@@ -133,7 +133,7 @@ def look(recipe: Recipe, samples: Samples, found: Duplicates, hashes: dict[str, 
 def _doubted(
     recipe: Recipe, samples: Samples, features: NDArray[np.float32], alike: NDArray[np.int64], console: Console
 ) -> tuple[list[Finding], str]:
-    """Findings, and which classes couldn't be judged."""
+    """Return the findings, and which classes couldn't be judged."""
     labels = np.array([sample.label for sample in samples.samples])
     with progress(console, "labels, each fold by the others", FOLDS) as advance:
         units = whole_units(samples.samples, alike)
@@ -144,7 +144,7 @@ def _doubted(
 
 
 def _cannot_look(recipe: Recipe) -> str:
-    """Why there are no features to look at; empty where there are."""
+    """Return why there are no features; empty if there are."""
     if recipe.model.weights == "random":
         return "the recipe's weights are random, and see nothing"
     try:
@@ -155,7 +155,7 @@ def _cannot_look(recipe: Recipe) -> str:
 
 
 def _features(recipe: Recipe, samples: Samples, hashes: dict[str, str], console: Console) -> NDArray[np.float32]:
-    """[N, F], kept for another time and for runs as far as the recipe's cache allows."""
+    """Compute the features, [N, F]; they are cached for the next audit and for runs, within the recipe's budget."""
     with recipe.located():
         device = check_devices(recipe.trainer).here
         # One split: every image as it is, and under the same key as those of a run.
@@ -168,7 +168,7 @@ def _features(recipe: Recipe, samples: Samples, hashes: dict[str, str], console:
 
 
 def whole_units(samples: Sequence[Sample], alike: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Numbers of what must stay in one fold: images that are nearly the same, and images of one group."""
+    """Number what must stay in one fold: images that are nearly the same, and images of one group."""
     _, first, unit = np.unique([sample.unit for sample in samples], return_index=True, return_inverse=True)
     return joined(alike, np.arange(len(samples)), first[unit])
 
@@ -178,7 +178,7 @@ def _of_kind(findings: Sequence[Finding], kind: str) -> list[Finding]:
 
 
 def print_audit(samples: Samples, findings: Sequence[Finding], report: dict[str, object], seen: Seen, run: Path) -> None:
-    """Counts, the gravest examples, and where the rest lies; on stdout."""
+    """Print counts, the gravest examples, and where to find the others."""
     console = Console()
     counts = Table("what", "findings", "images", "across splits", "two labels", box=None, header_style="bold")
     for kind, words in KINDS.items():
@@ -205,7 +205,7 @@ def print_audit(samples: Samples, findings: Sequence[Finding], report: dict[str,
 
 
 def _label(samples: Samples, finding: Finding) -> str:
-    """`1.000  val/hat/3.png = train/hat/7.png  (hat)` or `0.002  train/hat/9.png  labelled hat, the others say bag`."""
+    """Return `1.000  val/hat/3.png = train/hat/7.png  (hat)` or `0.002  train/hat/9.png  labelled hat, the others say bag`."""
     images = [samples.samples[row] for row in finding.rows]
     if finding.kind == "label":
         said = f"labelled {samples.label_text(images[0])}, the others say {finding.called}"

@@ -50,14 +50,14 @@ def check_finished(run: Path) -> None:
 
 
 def run_folders(run: Path) -> list[Path]:
-    """The run itself, or the folders of its folds in order."""
+    """Return the run itself, or the folders of its folds in order."""
     if not (run / "fold_1").is_dir():
         return [run]
     return sorted(run.glob("fold_*"), key=lambda fold: (len(fold.name), fold.name))
 
 
 def compare(was: Path, now: Path) -> list[Finding]:
-    """Two finished runs, in the order in which things come to differ."""
+    """Compare two finished runs, in the order in which differences arise."""
     return [_splits(was, now), _epochs(was, now), *_figures(read_metrics(was), read_metrics(now)), *_weights(was, now)]
 
 
@@ -85,7 +85,7 @@ def read_epochs(run: Path) -> list[dict[str, str]]:
 
 
 def weights_sha256(run: Path) -> dict[str, str]:
-    """Of every file of weights in the model folder."""
+    """Return the sha256 of every weights file in the model folder."""
     try:
         found = {file.name: sha256_of(file) for file in sorted((run / "model").glob("*.safetensors"))}
     except OSError as error:
@@ -106,7 +106,7 @@ def _images(manifest: bytes) -> str:
 
 
 def _epochs(was: Path, now: Path) -> Finding:
-    """The rows of metrics.csv, or the first figure in them that differs."""
+    """Compare the rows of metrics.csv; name the first figure that differs."""
     before, after = read_epochs(was), read_epochs(now)
     for first, second in zip(before, after, strict=False):
         for key in first:
@@ -150,5 +150,5 @@ def _weights(was: Path, now: Path) -> Iterator[Finding]:
 
 
 def first_beyond(findings: Sequence[Finding], *, to_the_bit: bool) -> Finding | None:
-    """What differs first, in the order in which things come to differ; None where all is as it should be."""
+    """Return the first difference, in the order in which differences arise; None if there is none beyond the tolerances."""
     return next((finding for finding in findings if not (finding.same if to_the_bit else finding.within)), None)

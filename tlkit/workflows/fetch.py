@@ -38,7 +38,7 @@ TOLD_EVERY_S = 5.0
 
 
 def fetch_command(recipe: Recipe, to: Path, *, leave_local: bool) -> int:
-    """Brings everything, or goes on where an earlier call was stopped. leave_local: what is given by path isn't copied."""
+    """Fetch everything, or resume an earlier call. leave_local: don't copy what is given by path."""
     bring = _Folder(to)
     with recipe.located():
         check_backbone_name(recipe.model.backbone)
@@ -87,7 +87,7 @@ class _Folder:
         (self.folder / UNFINISHED).unlink()
 
     def copy(self, source: Path, name: str) -> str:
-        """Puts a copy at `name`, unless it is there already; returns the name. Whole or not at all."""
+        """Put a copy at `name`, unless it is there already; return the name. The copy is atomic."""
         target = self.folder / name
         if not (target.is_file() and target.stat().st_size == source.stat().st_size and sha256_of(target) == sha256_of(source)):
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -96,24 +96,24 @@ class _Folder:
         return self.note(name)
 
     def forget(self, place: str) -> None:
-        """What an earlier fetch found there is found again, or is gone."""
+        """Forget what an earlier call fetched to this place: it is found again, or is gone."""
         self.files = {name: file for name, file in self.files.items() if not name.startswith(f"{place}/")}
 
     def remove_others(self, place: str) -> None:
-        """Of a copy made here: files that its source no longer has, which would be read as images."""
+        """Remove files from a copy that its source no longer has, which would be read as images."""
         for path in (self.folder / place).rglob("*"):
             if path.is_file() and path.relative_to(self.folder).as_posix() not in self.files:
                 path.unlink()
 
     def note_all(self, place: str) -> None:
-        """What lies below a place, but for hidden files."""
+        """Add all files below a place to the manifest, without hidden ones."""
         for path in sorted((self.folder / place).rglob("*")):
             name = path.relative_to(self.folder)
             if path.is_file() and not any(part.startswith(".") for part in name.parts):
                 self.note(name.as_posix())
 
     def note(self, name: str) -> str:
-        """Takes a file that lies there into the manifest."""
+        """Add an existing file to the manifest."""
         file = self.folder / name
         self.files[name] = FetchedFile(size=file.stat().st_size, sha256=sha256_of(file))
         if time.monotonic() - self._told > TOLD_EVERY_S:
@@ -123,7 +123,7 @@ class _Folder:
 
 
 def _weights(recipe: Recipe, bring: _Folder, leave_local: bool) -> Iterator[str]:
-    """Brings the weights; returns what is left where it is, as a phrase."""
+    """Fetch the weights; yield phrases for what is left where it is."""
     asked = recipe.model.weights
     if asked == "random":
         return
@@ -208,7 +208,7 @@ def _take(bring: _Folder, data: FetchedData) -> None:
 
 
 def _own_name(path: Path) -> str:
-    """`flowers-3f9c21`: two folders of one name, from different places, don't meet."""
+    """Return `flowers-3f9c21`, so that two folders of one name from different places don't collide."""
     return f"{_safe(path.resolve().name)}-{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:6]}"
 
 

@@ -19,7 +19,7 @@ MOST_CELLS = 2000
 
 
 def preview_command(recipe: Recipe, out: Path, *, rows: int, columns: int) -> int:
-    """Writes the sheet. Needs the images, but neither weights nor a network."""
+    """Write the sheet. Needs the images, but neither weights nor a network."""
     if out.suffix.lower() != ".png":
         raise RunError(f"--out {out} is not a .png file.\n  Name one, such as preview.png.")
     if not out.absolute().parent.is_dir():

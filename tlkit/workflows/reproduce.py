@@ -29,10 +29,10 @@ from tlkit.workflows.compare_runs import TOLERANCES, Finding, compare, first_bey
 
 
 def reproduce_run(run: Path, recipe: Recipe, *, out: Path | None = None) -> int:
-    """Runs the recipe into a new folder and prints the comparison. 0 if it came out as it should, 2 if not.
+    """Run the recipe into a new folder and print the comparison. Return 0 if the run was reproduced, otherwise 2.
 
-    recipe: the run's own, or with what differs on this machine changed. On the same kind of machine every bit must be the same;
-    elsewhere TOLERANCES hold, and what differs between the machines is listed.
+    recipe: the run's own, or changed for this machine. On the same kind of machine every bit must be the same;
+    on another, TOLERANCES apply, and the differences between the machines are listed.
     Raises RunError, before any training, if images, labels, splits or weights aren't those of the run.
     """
     check_out(out)
@@ -46,7 +46,7 @@ def reproduce_run(run: Path, recipe: Recipe, *, out: Path | None = None) -> int:
 
 
 def check_inputs(run: Path, recipe: Recipe, samples: Samples, weights: Weights) -> None:
-    """Raises RunError, with the number and the first ids, if the run had other images or weights than there are now."""
+    """Raise RunError, with the number and the first ids, if the run had other images or weights than there are now."""
     here = {sample.id for sample in samples.samples}
     for number, folder in enumerate(run_folders(run), 1):
         was = read_manifest(folder / "split.csv")
@@ -74,7 +74,7 @@ def _check_weights(run: Path, weights: Weights) -> None:
 
 @contextmanager
 def _activations_of_its_own() -> Iterator[None]:
-    """What the run, or another since, has kept would answer in place of this machine."""
+    """Compute activations again: the cached ones were perhaps computed by the run, or by another one since."""
     if not is_main_process():  # it inherits the first one's
         yield
         return
@@ -118,7 +118,9 @@ def _decode_result(run: Path, again: Path, recipe: Recipe) -> int:
 
 
 def _repeats(environment: Mapping[str, Any], recipe: Recipe) -> bool:
-    """Whether the same machine must give the same bits. On a GPU some operations have no deterministic way, and Lightning warns of them."""
+    """Check whether the same machine must give the same bits. On a GPU some operations are not deterministic, and Lightning warns of
+    them.
+    """
     return recipe.trainer.deterministic and environment["device"]["type"] == "cpu"
 
 
