@@ -19,8 +19,16 @@ def finetune_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--out", type=expanded, metavar="DIR", help="the run folder to write (default: the next number under runs/NAME)")
     help = "resume the run in --out where it was interrupted; start it if there is none, do nothing if it is finished"
     parser.add_argument("--resume", action="store_true", help=help)
+    help = "train N seeds, from the recipe's own on, each in a folder of its own; reports mean, range and interval"
+    parser.add_argument("--seeds", type=_seeds, metavar="N", help=help)
     help = "start from the weights of an earlier run, and nothing else of it: short for model.weights={run: DIR}"
     parser.add_argument("--init-from", type=expanded, metavar="DIR", help=help)
+
+
+def _seeds(text: str) -> int:
+    if not text.isdigit() or not 2 <= int(text) <= 100:
+        raise ArgumentTypeError(f"'{text}' is not a number of seeds, from 2 to 100")
+    return int(text)
 
 
 def finetune(arguments: Namespace) -> int:
@@ -31,7 +39,7 @@ def finetune(arguments: Namespace) -> int:
 
     keep_freed_memory()
     with handle_signals(), show_log():
-        run_recipe(recipe, out=arguments.out, resume=arguments.resume)
+        run_recipe(recipe, out=arguments.out, resume=arguments.resume, seeds=arguments.seeds)
     return 0
 
 

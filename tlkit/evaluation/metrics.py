@@ -1,7 +1,7 @@
 """What a classifier is worth, from its logits and the true labels."""
 
 from collections.abc import Sequence
-from math import hypot
+from math import hypot, sqrt
 from typing import Any, Literal
 
 import numpy as np
@@ -168,6 +168,15 @@ def wilson_interval(successes: int, trials: int) -> list[float]:
 
     interval = binomtest(successes, trials).proportion_ci(method="wilson")
     return [float(interval.low), float(interval.high)]
+
+
+def mean_interval(values: Sequence[float]) -> list[float]:
+    """Return the 95 % interval of the mean of two or more values, by Student's t."""
+    from scipy.stats import t as student_t
+
+    mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / sqrt(len(values))
+    reach = float(student_t.ppf(0.975, len(values) - 1)) * error
+    return [mean - reach, mean + reach]
 
 
 def difference_interval(first: tuple[float, int], second: tuple[float, int]) -> list[float]:

@@ -3,7 +3,7 @@
 import base64
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tlkit.data.samples import LARGEST_FOLD
 from tlkit.evaluation.metrics import difference_interval
@@ -85,12 +85,16 @@ def _is_uneven(measured: Mapping[str, Any]) -> bool:
     return bool(counts) and max(counts) > LARGEST_FOLD * min(counts)
 
 
-def write_folds_report(file: Path, *, name: str, summary: Mapping[str, Any], recipe_yaml: str) -> None:
-    """Write the page on a cross-validation, which links to those of its folds. summary: the content of its metrics.json."""
+def write_repeats_report(
+    file: Path, *, name: str, kind: Literal["fold", "seed"], numbers: Sequence[int], summary: Mapping[str, Any], recipe_yaml: str
+) -> None:
+    """Write the page on several folds or seeds, which links to theirs. numbers: of each. summary: the content of their metrics.json."""
     from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
     environment = Environment(loader=PackageLoader("tlkit", "evaluation"), autoescape=select_autoescape(), undefined=StrictUndefined)
-    page = environment.get_template("folds.html").render(name=name, summary=summary, recipe_yaml=recipe_yaml)
+    page = environment.get_template("repeats.html").render(
+        name=name, kind=kind, numbers=numbers, summary=summary, over=summary[f"over_{kind}s"], recipe_yaml=recipe_yaml
+    )
     write_atomically(file, page)
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 import tlkit
 from tlkit.data.preprocess import Preprocessing
+from tlkit.data.splits.run_source import check_single
 from tlkit.errors import BackboneError, RunError
 from tlkit.files import atomic_folder, sha256_of, write_json
 from tlkit.models.backbones import build_options, classifier_names, create_backbone
@@ -139,10 +140,7 @@ def find_model_folder(folder: Path) -> Path:
             return candidate
     if not folder.exists():
         raise RunError(f"{folder} does not exist. Expected a run folder such as runs/quickstart/001, or the model folder in it.")
-    if (folder / "fold_1").is_dir():
-        raise RunError(
-            f"{folder} is a cross-validation, without a model of its own.\n  Name one of its folds, such as {folder / 'fold_1'}."
-        )
+    check_single(folder, "a model of its own")
     raise RunError(
         f"{folder} holds no model: neither tlkit.json nor model/tlkit.json is there.\n"
         "  Expected a run folder such as runs/quickstart/001 whose run has ended, or the model folder in it."

@@ -1,4 +1,4 @@
-"""The page: recipe -> one run, or one for each fold."""
+"""The page: recipe -> one run, or one for each fold or seed."""
 
 import logging
 import time
@@ -16,6 +16,7 @@ from tlkit.training.distributed.shutdown import end_with_the_first, ending_toget
 from tlkit.training.distributed.signals import current_stop
 from tlkit.training.finished import Run
 from tlkit.training.left_as_found import left_as_found
+from tlkit.training.repeats import finetune_repeats, repeats_of
 from tlkit.training.run import train_and_measure
 from tlkit.training.run_folder import FIRST, check_out, disk_full_explained, is_finished, make_run_folder
 from tlkit.training.scale_lr import with_scaled_lr
@@ -24,7 +25,9 @@ from tlkit.training.setup import prepare
 LOG = logging.getLogger("tlkit")
 
 
-def finetune(recipe: Recipe | str | PathLike[str], *, out: str | PathLike[str] | None = None, resume: bool = False) -> Run:
+def finetune(
+    recipe: Recipe | str | PathLike[str], *, out: str | PathLike[str] | None = None, resume: bool = False, seeds: int | None = None
+) -> Run:
     """Train a recipe's model, measure it, and keep it in a run folder.
 
     What it reports goes to log.txt in the folder and to the logger "tlkit": `logging.basicConfig(level=logging.INFO)` shows it. No signal
@@ -34,9 +37,10 @@ def finetune(recipe: Recipe | str | PathLike[str], *, out: str | PathLike[str] |
         recipe: The recipe, or what `load_recipe` takes: a file, or the name of a recipe that ships with tlkit.
         out: The folder to make; None takes the next free number under runs/NAME.
         resume: Go on with the unfinished run in `out`; start it if there is none, do nothing if it is finished.
+        seeds: Train so many seeds, at least two, from the recipe's own on.
 
     Returns:
-        The finished run. With `data.folds` its folder holds a run folder for each fold, and its metrics are means over them.
+        The finished run. With `data.folds` or `seeds` its folder holds a run folder for each, and its metrics are means over them.
 
     Raises:
         TlkitError: An error that the user can fix, nearly always before the folder is made.
@@ -44,11 +48,11 @@ def finetune(recipe: Recipe | str | PathLike[str], *, out: str | PathLike[str] |
     """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     with left_as_found():
-        return Run(run_recipe(recipe, out=expanded(out) if out is not None else None, resume=resume))
+        return Run(run_recipe(recipe, out=expanded(out) if out is not None else None, resume=resume, seeds=seeds))
 
 
-def run_recipe(recipe: Recipe, *, out: Path | None = None, resume: bool = False) -> Path:
-    """Run a recipe to its end and return the run folder; with `data.folds` it holds a run folder for each fold.
+def run_recipe(recipe: Recipe, *, out: Path | None = None, resume: bool = False, seeds: int | None = None) -> Path:
+    """Run a recipe to its end and return the run folder; with `data.folds` or `seeds` it holds a run folder for each.
 
     A caller that wants a signal to save a checkpoint first makes its `Stop` the current one (`stopped_by`).
     Raises TlkitError, nearly always before the folder is made, and KeyboardInterrupt after Ctrl-C or a signal that the caller's `Stop`
@@ -70,10 +74,8 @@ def run_recipe(recipe: Recipe, *, out: Path | None = None, resume: bool = False)
             recipe = recipe_as_begun(out, recipe)
             resumed = out
         recipe = with_batch_size(recipe)
-        if recipe.data.folds:
-            from tlkit.training.folds import finetune_folds
-
-            return finetune_folds(recipe, out, resume=resume, stop=stop)
+        if repeats := repeats_of(recipe, seeds):
+            return finetune_repeats(recipe, repeats, out, resume=resume, stop=stop)
         with local_main_process_first():
             setup = prepare(recipe, resumed=resumed)
         if recipe.gradient_phases:

@@ -1,6 +1,6 @@
 """The folder of one run: `runs/NAME/NNN/`, or the one that was asked for. Nothing of a finished run is ever overwritten."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -48,9 +48,9 @@ def make_run_folder(name: str, out: Path | None, *, resume: bool = False) -> Pat
     return folder
 
 
-def make_fold_folders(run: Path, folds: int, *, resume: bool = False) -> list[Path]:
-    """`run/fold_1` and so on, all at once: processes of other devices may come to a fold before the first process does."""
-    folders = [run / f"fold_{fold}" for fold in range(1, folds + 1)]
+def make_folders(run: Path, names: Iterable[str], *, resume: bool = False) -> list[Path]:
+    """Make the folders of a run's folds or seeds, all at once: processes of other devices may reach one before the main process does."""
+    folders = [run / name for name in names]
     if is_main_process():
         for folder in folders:
             folder.mkdir(exist_ok=resume)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tlkit.data.splits.run_source import check_single, inner_runs
 from tlkit.errors import RunError
 from tlkit.evaluation.primary_metric import recorded_primary_metric
 from tlkit.files import sha256_of
@@ -41,6 +42,8 @@ def check_finished(run: Path) -> None:
     """Raise RunError unless this is the folder of a whole run, or of a whole cross-validation."""
     if run.name.startswith("fold_") and (run.parent / "fold_1").is_dir() and (run.parent / "recipe.yaml").is_file():
         raise RunError(f"{run} is one fold of a cross-validation, which is run again as a whole.\n  Name {run.parent}.")
+    if any(inner.name.startswith("seed_") for inner in inner_runs(run)):
+        check_single(run)
     missing = [name for name in ("recipe.yaml", "metrics.json", "report.html") if not (run / name).is_file()]
     if missing:
         what = "there is no such folder" if not run.is_dir() else f"it has no {', '.join(missing)}"
@@ -50,10 +53,8 @@ def check_finished(run: Path) -> None:
 
 
 def run_folders(run: Path) -> list[Path]:
-    """Return the run itself, or the folders of its folds in order."""
-    if not (run / "fold_1").is_dir():
-        return [run]
-    return sorted(run.glob("fold_*"), key=lambda fold: (len(fold.name), fold.name))
+    """Return the run itself, or the folders of its folds or seeds in order."""
+    return inner_runs(run) or [run]
 
 
 def compare(was: Path, now: Path) -> list[Finding]:

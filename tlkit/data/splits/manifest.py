@@ -8,7 +8,7 @@ from tlkit.data.quality.on_bad import log_warnings
 from tlkit.data.samples import LABEL_SEPARATOR, Sample, Samples, Skipped
 from tlkit.data.sources.read import read_source
 from tlkit.data.splits.holdout import read_manifest
-from tlkit.data.splits.run_source import overrides_from_start, recipe_of_run, where_else
+from tlkit.data.splits.run_source import check_single, overrides_from_start, recipe_of_run, where_else
 from tlkit.errors import DataError, RunError, expected_one_of
 from tlkit.files import expanded
 from tlkit.recipe.schema import Recipe, Task
@@ -50,8 +50,7 @@ def _source(recipe: Recipe, rows: Sequence[Mapping[str, str]]) -> Samples:
 def check_run_folder(run: Path) -> None:
     """Raise RunError if there is no split.csv."""
     if not (run / "split.csv").is_file():
-        if (run / "fold_1").is_dir():
-            raise RunError(f"{run} is a cross-validation, with a run for each fold.\n  Name one of them, such as {run / 'fold_1'}.")
+        check_single(run)
         raise RunError(f"{run} is not a run folder: it has no split.csv. Expected one such as runs/quickstart/001.")
 
 

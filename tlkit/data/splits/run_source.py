@@ -1,6 +1,7 @@
 """Where a run found its data: the paths of a recipe are relative to the folder in which the run was started."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,23 @@ def write_origin(run: Path) -> None:
     write_json(run / ORIGIN, {"started_in": str(Path.cwd())})
 
 
+def inner_runs(run: Path) -> list[Path]:
+    """Return the run folders in that of a cross-validation (`fold_1` ...) or of several seeds (`seed_0` ...); none for a single run."""
+    found = (path for path in run.glob("*_*") if re.fullmatch(r"(fold|seed)_\d+", path.name) and path.is_dir())
+    return sorted(found, key=lambda path: int(path.name.partition("_")[2]))
+
+
+def check_single(run: Path, what: str = "its own run folder") -> None:
+    """Raise RunError for the folder of a cross-validation or of several seeds."""
+    if inner := inner_runs(run):
+        kind, each = ("a cross-validation", "fold") if inner[0].name.startswith("fold") else ("a run of several seeds", "seed")
+        raise RunError(f"{run} is {kind}: each {each} has {what}.\n  Name one of them, such as {inner[0]}.")
+
+
 def started_in(run: Path) -> Path | None:
     """Return the folder in which the run was started; None for a run of an earlier version."""
-    folder = run / "fold_1" if (run / "fold_1").is_dir() else run
     try:
-        return Path(json.loads((folder / ORIGIN).read_text(encoding="utf-8"))["started_in"])
+        return Path(json.loads((next(iter(inner_runs(run)), run) / ORIGIN).read_text(encoding="utf-8"))["started_in"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 import tlkit
 from tlkit.data.preprocess import Preprocessing
+from tlkit.data.splits.run_source import inner_runs
 from tlkit.deploy.export.artifact import MEAN_IMAGE, pack, read_artifact, write_manifest
 from tlkit.deploy.export.consumer import CONSUMER, consumer_script
 from tlkit.deploy.export.formats import (
@@ -226,7 +227,7 @@ def _check_head(card: ModelCard) -> None:
 def _proof(run: Path, network: Network, wanted: Wanted, folder: Path) -> Proof:
     if wanted.image_folder:
         return proof_of_files(image_files(wanted.image_folder), network.classifier, network.card, wanted.proof_images, folder)
-    if not (run / "split.csv").is_file() and not (run / "fold_1").is_dir():
+    if not (run / "split.csv").is_file() and not inner_runs(run):
         raise ArtifactError(
             f"{run} has no split.csv, so there are no validation images to prove the export with.\n"
             "  Name the whole run folder, or a folder of images: --images DIR"

@@ -8,8 +8,9 @@ import pytest
 
 from tests.shades import draw_shades
 from tlkit.deploy.predict.predict import predict
-from tlkit.errors import DataError, RunError
+from tlkit.errors import DataError, RecipeError, RunError
 from tlkit.evaluation.evaluate import evaluate_run
+from tlkit.models.model_folder import load_with_card
 from tlkit.planning.plan import make_plan
 from tlkit.planning.plan_table import print_plan
 from tlkit.recipe.load import load_recipe
@@ -35,7 +36,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def recipe(workplace: Path, *overrides: str) -> Recipe:
-    return load_recipe(workplace / "recipe.yaml", [f"data.source={{folder: {workplace / 'images'}}}", *overrides])
+    return load_recipe(workplace / "recipe.yaml", [f"data.source={{folder: {workplace / 'pictures'}}}", *overrides])
 
 
 @pytest.fixture(scope="module")
@@ -116,3 +117,53 @@ def test_a_limited_run_says_so_in_its_log_and_metrics(workplace: Path, tmp_path:
     assert json.loads((folder / "metrics.json").read_text())["limited_from"] == 40
     for file in ("log.txt", "report.html"):
         assert "(of 40, by data.limit)" in (folder / file).read_text()
+
+
+@pytest.fixture(scope="module")
+def seeds(workplace: Path) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TLKIT_CACHE", str(workplace / "cache of seeds"))
+        return run_recipe(recipe(workplace, "data.folds=null", "seed=4", "phases[0].epochs=1"), out=workplace / "seeds", seeds=3)
+
+
+def test_each_seed_is_a_whole_run_that_shares_what_is_cached(seeds: Path) -> None:
+    assert sorted(path.name for path in seeds.iterdir()) == [
+        *("log.txt", "metrics.json", "recipe.yaml", "report.html", "seed_4", "seed_5", "seed_6")
+    ]
+    assert [load_recipe(seeds / f"seed_{seed}" / "recipe.yaml").seed for seed in (4, 5, 6)] == [4, 5, 6]
+    assert "activations of 40 images found" in (seeds / "seed_5" / "log.txt").read_text()
+    weights = {(seeds / f"seed_{seed}" / "model/model.safetensors").read_bytes() for seed in (4, 5, 6)}
+    assert len(weights) == 3
+
+
+def test_the_summary_of_seeds_has_mean_range_and_interval(seeds: Path) -> None:
+    each = [json.loads((seeds / f"seed_{seed}" / "metrics.json").read_text())["test"]["accuracy"] for seed in (4, 5, 6)]
+    summary = json.loads((seeds / "metrics.json").read_text())
+    found = summary["over_seeds"]["test"]["accuracy"]
+    assert (found["mean"], found["range"], found["seeds"]) == (pytest.approx(np.mean(each)), [min(each), max(each)], each)
+    reach = 4.302653 * np.std(each, ddof=1) / 3**0.5  # t of 0.975 with two degrees of freedom, from its table
+    assert found["interval"] == pytest.approx([np.mean(each) - reach, np.mean(each) + reach], abs=1e-6)
+    assert summary["test"]["accuracy"] == found["mean"]
+    assert "the mean of 3 seeds" in (seeds / "report.html").read_text()
+    assert 'href="seed_6/report.html"' in (seeds / "report.html").read_text()
+
+
+def test_what_needs_one_run_names_a_seed(seeds: Path) -> None:
+    with pytest.raises(RunError, match=r"a run of several seeds: each seed has its own run folder.\n  Name one of them, such as .*seed_4"):
+        evaluate_run(seeds, "val")
+    with pytest.raises(RunError, match=r"several seeds: each seed has a model of its own"):
+        load_with_card(seeds)
+
+
+def test_finished_seeds_are_left_alone_when_it_resumes(seeds: Path, workplace: Path) -> None:
+    before = (seeds / "seed_4/metrics.json").stat().st_mtime_ns
+    (seeds / "report.html").unlink()
+    again = run_recipe(recipe(workplace, "data.folds=null", "seed=4", "phases[0].epochs=1"), out=seeds, resume=True, seeds=3)
+    assert (again / "report.html").is_file()
+    assert (seeds / "seed_4/metrics.json").stat().st_mtime_ns == before
+
+
+def test_folds_and_seeds_are_one_or_the_other(workplace: Path) -> None:
+    with pytest.raises(RecipeError, match="data.folds = 3 and --seeds 2 can't be combined"):
+        run_recipe(recipe(workplace), out=workplace / "both", seeds=2)
+    assert not (workplace / "both").exists()
