@@ -1,4 +1,4 @@
-"""What docs/python.md and the notebook show is run as it stands there."""
+"""What docs/python.md and the notebook show is run as it stands there; every page is in the index, and every link leads to something."""
 
 import re
 import shutil
@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-DOCS = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
 PHOTOS = Path(__file__).parent / "fixtures" / "before_layout" / "photos"
 
 
@@ -41,3 +42,23 @@ def test_the_notebook_runs(tmp_path: Path) -> None:
     accuracy = next(cell for cell in notebook.cells if "run.metrics" in cell.source).outputs[-1]["data"]["text/plain"]
     assert float(accuracy.strip("(").split(",")[0]) > 0.5  # of ten classes
     assert "report.html" in next(cell for cell in notebook.cells if "iterdir" in cell.source).outputs[-1]["data"]["text/plain"]
+
+
+def links(page: Path) -> list[str]:
+    """Return the relative links of a page, without their anchors; code is no link."""
+    text = re.sub(r"^```.*?^```|`[^`\n]*`", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    found = re.findall(r"\]\(([^)\s]+)\)", text)
+    return [link.partition("#")[0] for link in found if not re.match(r"[a-z]+:|#", link)]
+
+
+def test_every_page_is_in_the_index() -> None:
+    pages = {page.relative_to(DOCS).as_posix() for page in (*DOCS.rglob("*.md"), *DOCS.rglob("*.ipynb"))}
+    assert len(pages) > 30
+    assert pages - {"README.md"} == set(links(DOCS / "README.md")) - {"../README.md"}
+
+
+def test_every_relative_link_leads_to_a_file() -> None:
+    pages = [*ROOT.glob("*.md"), *DOCS.rglob("*.md"), ROOT / "data" / "README.md"]
+    broken = [f"{page.relative_to(ROOT)}: {link}" for page in pages for link in links(page) if not (page.parent / link).exists()]
+    assert sum(map(len, map(links, pages))) > 60
+    assert broken == []
