@@ -46,6 +46,18 @@ def candidate_pairs(vectors: NDArray[np.float32], others: NDArray[np.float32], c
             yield from ((rows, columns) for columns, rows in _found(other, one, square / 2))
 
 
+def crowded_cells(vectors: NDArray[np.float32], cosine: float, crowd: int) -> Iterator[Rows]:
+    """Yield the rows of each cell that holds more than `crowd` vectors."""
+    if len(vectors) <= crowd:
+        return
+    band = _along_main_axes(vectors, vectors)[0][:, ::BANDS]
+    grid = _grid(band, CELLS * ((2 - 2 * cosine) / BANDS) ** 0.5)
+    keys = _Cells(band + grid.width / 2, grid).keys  # a crowd that most vectors are in is around the median, where the walls would be
+    order = np.argsort(keys, kind="stable")
+    starts = np.flatnonzero(np.diff(keys[order]))
+    yield from (rows for rows in np.split(order, starts + 1) if len(rows) > crowd)
+
+
 def _along_main_axes(vectors: NDArray[np.float32], others: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Rotate both to the principal axes of `vectors`, longest first, centred at the medians. Distances don't change."""
     some = vectors[:: 1 + len(vectors) // ENOUGH_FOR_AXES]

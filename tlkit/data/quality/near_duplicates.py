@@ -18,6 +18,7 @@ from scipy.sparse.csgraph import connected_components
 from tlkit.data.decode import decode
 from tlkit.data.preprocess import Preprocessing
 from tlkit.data.quality.candidate_pairs import candidate_pairs
+from tlkit.data.quality.look_alikes import Ball, Pairs, find_balls, pairs_with_balls
 from tlkit.data.samples import ImageSource, Sample
 from tlkit.errors import DataError
 from tlkit.files import atomic_file, key_of
@@ -38,8 +39,6 @@ THREADS = 4
 DECODED_PX = 128
 
 Decode = Callable[[ImageSource], NDArray[np.uint8]]
-Pairs = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]
-"""Rows of one set, rows of another, and the cosine of each pair."""
 Dct = NDArray[np.float32]
 """[N, 64]: the slowest cosine waves of each image's brightness, by frequency down and across; NaN where it can't be read."""
 
@@ -89,15 +88,28 @@ def directions(dct: Dct, of: Dct | None = None) -> NDArray[np.float32]:
     of: the set, if it is another than these images.
     """
     of = dct if of is None else of
-    down, across = np.mgrid[:DCT_SIZE, :DCT_SIZE]
-    spectrum = (1 / (1 + np.hypot(down, across)) ** 2).ravel()  # variance of photographs falls with the square of the frequency
-    number = len(of)
+    spectrum, number = _spectrum(), len(of)
     readable = of[~np.isnan(of[:, 0])]
     mean, variance = (readable.mean(0), readable.var(0)) if len(readable) else (np.zeros(64), np.ones(64))
     prior = spectrum * max(1.0, float(variance.sum())) / spectrum.sum()
     spread = np.sqrt((number * variance + PRIOR_IMAGES * prior) / (number + PRIOR_IMAGES))
     away = (dct - mean * number / (number + PRIOR_IMAGES)) / spread
     return np.asarray(away / np.maximum(np.linalg.norm(away, axis=1, keepdims=True), 1e-6), np.float32)
+
+
+def _spectrum() -> NDArray[np.float64]:
+    """[64]: the variance of photographs falls with the square of the frequency."""
+    down, across = np.mgrid[:DCT_SIZE, :DCT_SIZE]
+    return np.asarray((1 / (1 + np.hypot(down, across)) ** 2).ravel(), np.float64)
+
+
+def _without_crowds(dct: Dct) -> Dct:
+    """Leave out all but one of each crowd of look-alikes: else what is said of a set that is mostly one scene is noise alone, in which
+    no frame is near to another."""
+    rows = np.flatnonzero(_contrast(dct) > FLAT)
+    shapes = dct[rows, 1:] / np.sqrt(_spectrum()[1:], dtype=np.float32)
+    crowds = find_balls(shapes / np.linalg.norm(shapes, axis=1, keepdims=True), SAME)
+    return np.delete(dct, np.concatenate([np.zeros(0, np.int64), *(rows[ball.rows[1:]] for ball in crowds)]), axis=0)
 
 
 def mirrored(dct: Dct) -> Dct:
@@ -109,7 +121,8 @@ def mirrored(dct: Dct) -> Dct:
 class Near:
     """What is near to each image, [N]. group: images linked by any chain have the same number. score: the highest cosine, 0 if none.
 
-    later: the nearest one in a later split (train, val, test), or -1. across: whether one lies in any other split.
+    later: the nearest one in a later split (train, val, test), or -1. across: whether one is in any other split.
+    An image that is near to hundreds is compared with a few of them: its score and `later` are then those of one of these.
     """
 
     group: NDArray[np.int64]
@@ -132,8 +145,11 @@ def find_near(dct: Dct, known: NDArray[np.int64], ranks: NDArray[np.int64]) -> N
     _, first, stands_for = np.unique(np.stack([known, ranks]), axis=1, return_index=True, return_inverse=True)
     representative = first[stands_for.ravel()]
     first = np.sort(first[_contrast(dct[first]) > FLAT])
-    vectors, turned = directions(dct)[first], directions(mirrored(dct), of=dct)[first]
-    for rows, columns, cosines in _many_at_once(chain(_pairs(vectors, vectors), _pairs(vectors, turned))):
+    distinct = _without_crowds(dct)
+    vectors, turned = directions(dct[first], of=distinct), directions(mirrored(dct[first]), of=distinct)
+    balls = find_balls(vectors, SAME)
+    in_balls = (pairs_with_balls(balls, vectors, others, ranks[first], SAME) for others in (vectors, turned))
+    for rows, columns, cosines in _many_at_once(chain(*in_balls, _pairs(vectors, vectors, balls), _pairs(vectors, turned, balls))):
         one, other = first[rows], first[columns]
         new = known[one] != known[other]
         one, other, cosines = one[new], other[new], cosines[new]
@@ -165,11 +181,19 @@ def _one(parts: list[Pairs]) -> Pairs:
     return rows, columns, cosines
 
 
-def _pairs(vectors: NDArray[np.float32], others: NDArray[np.float32]) -> Iterator[Pairs]:
-    """Yield rows, larger rows of the others, and cosines of all pairs above SAME, some at a time and some pairs several times."""
+def _pairs(vectors: NDArray[np.float32], others: NDArray[np.float32], balls: Sequence[Ball]) -> Iterator[Pairs]:
+    """Yield rows in no ball, larger rows of the others, and cosines of all pairs above SAME, some at a time and some pairs several times.
+
+    Where the others are the vectors, both are in no ball.
+    """
+    loose = np.setdiff1d(np.arange(len(vectors)), np.concatenate([np.zeros(0, np.int64), *(ball.rows for ball in balls)]))
+    own = vectors[loose]
+    theirs, places = (own, loose) if others is vectors else (others, np.arange(len(others)))
     bits, other_bits = (np.packbits(of > 0, axis=1).view(np.uint64).ravel() for of in (vectors, others))
-    for rows, columns in candidate_pairs(vectors, others, SAME):
-        one, other = (np.minimum(rows, columns), np.maximum(rows, columns)) if others is vectors else (rows, columns)
+    for rows, columns in candidate_pairs(own, theirs, SAME):
+        one, other = loose[rows], places[columns]
+        if others is vectors:
+            one, other = np.minimum(one, other), np.maximum(one, other)
         alike = np.flatnonzero((np.bitwise_count(bits[one] ^ other_bits[other]) <= HAMMING_RADIUS) & (one < other))
         one, other = one[alike], other[alike]
         cosines = np.einsum("ij,ij->i", vectors[one], others[other])
