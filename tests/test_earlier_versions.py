@@ -35,6 +35,18 @@ def test_a_run_is_measured_as_it_was(place: Path) -> None:
     assert tlkit.Run(Path("run")).metrics["test"]["accuracy"] == recorded()["accuracy"]
 
 
+def test_images_of_the_same_name_with_another_content_are_reported(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shutil.move("photos", "moved")
+    first, second, *_ = sorted(Path("moved/test").rglob("*.png"))
+    shutil.copy(second, first)
+    measured = tlkit.evaluate("run", overrides=["data.source.folder=moved"])
+    name = first.relative_to("moved").as_posix()
+    assert measured["changed"] == [name]
+    warning = f"1 of {recorded()['pictures']} test images have another content than in the run, such as {name}"
+    assert warning in caplog.text
+    assert "changed" not in tlkit.evaluate("run", split="val", overrides=["data.source.folder=moved"])
+
+
 def test_its_model_and_its_artifact_answer_alike(place: Path) -> None:
     model = tlkit.load_model("run")
     assert (model.classes, [stage.name for stage in model.stages][:1]) == (("ankle-boot", "bag", "dress"), ["conv1"])

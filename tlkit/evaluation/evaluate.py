@@ -1,5 +1,6 @@
 """`tlkit evaluate RUN`: the shipped model measured again on the images that its run kept for it."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -13,7 +14,7 @@ from tlkit.data.dataset import make_loader
 from tlkit.data.preprocess import Preprocessing
 from tlkit.data.quality.on_bad import without_bad_of
 from tlkit.data.samples import Samples
-from tlkit.data.splits.manifest import check_run_folder, samples_of_run
+from tlkit.data.splits.manifest import changed_images, check_run_folder, samples_of_run
 from tlkit.data.splits.run_source import recipe_of_run
 from tlkit.errors import DataError, RunError
 from tlkit.evaluation.metrics import measure, measure_multilabel, primary_metric_of
@@ -25,6 +26,8 @@ from tlkit.models.devices import find_device
 from tlkit.models.inference import infer
 from tlkit.models.model_folder import ModelCard, load_with_card
 from tlkit.recipe.schema import Recipe
+
+LOG = logging.getLogger("tlkit")
 
 
 def measure_split(
@@ -103,16 +106,18 @@ def evaluate(
 def evaluate_run(run: Path, split: str, tta: Tta | None = None, *, device: str = "auto", overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Return the metrics of the run's model on one of its splits, as split.csv has them; and under `tta` those with test-time augmentation.
 
-    With the recipe's `on_bad: skip`, images that can't be read any more are left out, and are in `skipped`: id -> reason.
+    With the recipe's `on_bad: skip`, images that can't be read any more are left out, and are in `skipped`: id -> reason. Images that have
+    another content than in the run are measured with a warning, and are in `changed`.
     Raises RunError if this is no run folder, DataError if images of the split are gone or the split is empty.
     """
     opened = open_split(run, split, device=device, overrides=overrides)
     classifier, card, recipe, samples = opened.classifier, opened.card, opened.recipe, opened.samples
     preprocessing, batch_size = opened.preprocessing, recipe.data.known_batch_size
     skipped = {"skipped": {skipped.sample.id: skipped.reason for skipped in samples.skipped}} if recipe.data.on_bad == "skip" else {}
+    beside = {**skipped, **({"changed": opened.changed} if opened.changed else {})}
     if tta is None:
         found = measure_split(classifier, samples, split, preprocessing, batch_size=batch_size, thresholds=card.thresholds)
-        return {**found, **skipped}
+        return {**found, **beside}
     views = views_of(tta, recipe, preprocessing)
     loader = make_loader(samples.of(split), preprocessing, batch_size=batch_size, multi_hot=samples.multi_hot)
     logits, labels = infer(classifier, with_views(loader, views), preprocessing)
@@ -123,17 +128,18 @@ def evaluate_run(run: Path, split: str, tta: Tta | None = None, *, device: str =
     if samples.task == "multiclass":
         right, right_with = plain.argmax(1) == labels, mean.argmax(1) == labels
         with_tta |= {"gained": int((right_with & ~right).sum()), "lost": int((right & ~right_with).sum())}
-    return {**measure_logits(plain, labels, **measured_as), "tta": with_tta, **skipped}
+    return {**measure_logits(plain, labels, **measured_as), "tta": with_tta, **beside}
 
 
 @dataclass(frozen=True)
 class OpenSplit:
-    """A run's model on its device, and its images in the splits of split.csv."""
+    """A run's model on its device, and its images in the splits of split.csv. changed: ids of those of the split, see `changed_images`."""
 
     classifier: Classifier
     card: ModelCard
     recipe: Recipe
     samples: Samples
+    changed: list[str]
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -152,7 +158,11 @@ def open_split(run: Path, split: str, *, device: str = "auto", overrides: Sequen
         samples = without_bad_of(samples, split, recipe.data)
     if not samples.of(split):
         raise DataError(f"{run / 'split.csv'} has no images in the split '{split}'.\n  Choose another with --split.")
-    return OpenSplit(classifier, card, recipe, samples)
+    changed = changed_images(run, samples, split)
+    if changed:
+        which = f"{len(changed)} of {len(samples.of(split))} {split} images have another content than in the run, such as {changed[0]}"
+        LOG.warning("%s: the figures are not those of the run's images", which)
+    return OpenSplit(classifier, card, recipe, samples, changed)
 
 
 def answers_on_test(run: Path) -> list[dict[str, str]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from tlkit.data.quality.on_bad import log_warnings
 from tlkit.data.samples import LABEL_SEPARATOR, Sample, Samples, Skipped
 from tlkit.data.sources.read import read_source
-from tlkit.data.splits.holdout import read_manifest
+from tlkit.data.splits.holdout import hash_images, read_manifest
 from tlkit.data.splits.run_source import check_single, overrides_from_start, recipe_of_run, where_else
 from tlkit.errors import DataError, RunError, expected_one_of
 from tlkit.files import expanded
@@ -52,6 +52,13 @@ def check_run_folder(run: Path) -> None:
     if not (run / "split.csv").is_file():
         check_single(run)
         raise RunError(f"{run} is not a run folder: it has no split.csv. Expected one such as runs/quickstart/001.")
+
+
+def changed_images(run: Path, samples: Samples, split: str) -> list[str]:
+    """Return the ids of a split's images whose content isn't that of the run's image of this name, by the sha256 in split.csv."""
+    recorded = {row["id"]: row["sha256"] for row in read_manifest(run / "split.csv")}
+    hashes = hash_images(replace(samples, samples=samples.of(split)))
+    return [id_ for id_, found in hashes.items() if found != recorded[id_]]
 
 
 def _as_split(samples: Samples, rows: Sequence[Mapping[str, str]], manifest: Path, classes: tuple[str, ...]) -> Samples:
