@@ -13,7 +13,7 @@ from tlkit.models.backbones import create_backbone
 from tlkit.models.classifier import Classifier
 from tlkit.models.freeze import trained_parameters
 from tlkit.models.model_folder import ModelCard, check_can_ship, load_with_card, save_model
-from tlkit.recipe.fields.model import Head
+from tlkit.recipe.fields.model import Features, Head
 from tlkit.recipe.fields.phases import BatchNorm, FromStage, LastStages, Train
 
 pytestmark = pytest.mark.usefixtures("thin_vgg")
@@ -30,6 +30,8 @@ MODELS = {
     "resnetv2_50x1_bit": 32,
     "vgg11": 32,
     "vgg11_bn": 32,
+    "vgg11 conv": 32,
+    "alexnet conv": 63,
     "googlenet": 32,
     "inception_v3": 75,
     "densenet121": 32,
@@ -50,7 +52,16 @@ MODELS = {
     "poolformer_s12": 32,
     "pit_ti_224": 224,
 }
-NORMALISED = [name for name in MODELS if name not in ("lenet5", "simple_cnn", "alexnet", "vgg11", "nf_regnet_b0")]
+NORMALISED = [name for name in MODELS if name.split()[0] not in ("lenet5", "simple_cnn", "alexnet", "vgg11", "nf_regnet_b0")]
+
+
+def features_of(name: str) -> Features:
+    return "conv" if name.endswith(" conv") else "all"
+
+
+def create(name: str, drop_path: float = 0.0) -> nn.Module:
+    """Of "vgg11 conv": the convolutions alone."""
+    return create_backbone(name.removesuffix(" conv"), MODELS[name], drop_path=drop_path, features=features_of(name))
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -67,9 +78,9 @@ def built(name: str) -> tuple[Classifier, dict[str, Tensor]]:
     """
     torch.manual_seed(0)
     try:
-        backbone = create_backbone(name, MODELS[name], drop_path=0.5)
+        backbone = create(name, drop_path=0.5)
     except RecipeError:
-        backbone = create_backbone(name, MODELS[name])
+        backbone = create(name)
     model = Classifier(backbone, Head(dropout=0.5), 3, MODELS[name])
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d)]
     momenta = [norm.momentum for norm in norms]
@@ -196,9 +207,11 @@ def test_train_and_eval_round_trips_keep_what_is_frozen(name: str) -> None:
 
 def test_a_new_head_ships_in_a_model_folder_with_equal_logits(tmp_path: Path, name: str) -> None:
     model, size = classifier(name).eval(), MODELS[name]
-    check_can_ship(name, Head(dropout=0.5), model, 3, size)
+    backbone, features = name.removesuffix(" conv"), features_of(name)
+    check_can_ship(backbone, Head(dropout=0.5), model, 3, size, features=features)
     preprocessing = {"image_size": size, "resize": "crop", "crop_pct": 1.0, "interpolation": "bicubic", "mean": [0.5] * 3, "std": [0.5] * 3}
-    save_model(tmp_path / "model", model, ModelCard(name, Head(dropout=0.5), ("a", "b", "c"), preprocessing, {}, {}, {}))
+    card = ModelCard(backbone, Head(dropout=0.5), ("a", "b", "c"), preprocessing, {}, {}, {}, features=features)
+    save_model(tmp_path / "model", model, card)
     loaded, _ = load_with_card(tmp_path / "model")
     with torch.inference_mode():
         logits = model(images(name))
@@ -215,4 +228,4 @@ def test_there_are_at_least_20_models_of_12_families() -> None:
 
 def create_on_meta(name: str) -> nn.Module:
     with torch.device("meta"):
-        return create_backbone(name, MODELS[name])
+        return create(name)

@@ -102,6 +102,20 @@ def test_pooling_is_that_of_the_map_and_ships_in_timms_own_words(tmp_path: Path,
         assert torch.equal(load_with_card(tmp_path)[0](images), classifier(images))
 
 
+@pytest.mark.parametrize("pool", [None, "max", "avgmax"])
+@pytest.mark.parametrize(("backbone", "width"), [("vgg11", 512), ("alexnet", 256)])
+def test_the_convolutions_alone_are_pooled_as_the_head_says(backbone: str, width: int, pool: str | None) -> None:
+    head = Head.model_validate({"pool": pool})
+    classifier = Classifier(create_backbone(backbone, 95, features="conv", pool=pool), head, 3, 95).eval()
+    images = torch.randn(2, 3, 95, 95)
+    with torch.inference_mode():
+        maps = classifier.backbone.forward_features(images).flatten(2)
+        expected = {None: maps.mean(2), "max": maps.amax(2), "avgmax": (maps.mean(2) + maps.amax(2)) / 2}[pool]
+        torch.testing.assert_close(classifier.features(images), expected)
+    assert expected.shape == (2, width)
+    assert not any(parameter.ndim == 2 for parameter in classifier.backbone.parameters())
+
+
 @pytest.mark.parametrize(
     ("backbone", "head", "problem"),
     [

@@ -56,6 +56,21 @@ def test_plain_timm_gives_the_same_logits_as_the_classifier(tmp_path: Path, name
     assert [*config["mean"], *config["std"], config["crop_pct"], *config["input_size"]] == [0.5, 0.4, 0.3, 0.2, 0.3, 0.4, 0.9, 3, 64, 64]
 
 
+@pytest.mark.parametrize("name", ["vgg11", "alexnet"])
+def test_plain_timm_gives_the_map_of_the_convolutions_alone(tmp_path: Path, name: str) -> None:
+    classifier = Classifier(create_backbone(name, 64, features="conv", pool="max"), Head(pool="max"), 3, 64).eval()
+    preprocessing = {"image_size": 64, "resize": "crop", "crop_pct": 1.0, "interpolation": "bicubic", "mean": [0.5] * 3, "std": [0.2] * 3}
+    card = ModelCard(name, Head(pool="max"), ("a", "b", "c"), preprocessing, {}, {}, {}, features="conv")
+    save_model(tmp_path / "model", classifier, card)
+    plain = timm.create_model(f"local-dir:{tmp_path / 'model'}", pretrained=True).eval()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        (found,) = plain(images) if name == "vgg11" else (plain(images),)
+        expected = classifier.backbone.forward_features(images) if name == "vgg11" else classifier.features(images)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+        assert torch.equal(load_with_card(tmp_path)[0](images), classifier(images))
+
+
 @pytest.mark.parametrize("head", [Head(), Head(kind="mlp", hidden=16)])
 def test_a_saved_classifier_reads_back_bit_equal_with_its_classes(tmp_path: Path, head: Head) -> None:
     classifier = saved(tmp_path / "run/model", "resnet18", head)

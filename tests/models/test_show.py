@@ -69,6 +69,8 @@ def test_the_dense_layers_of_vgg_are_reported_apart_from_its_head(capsys: pytest
     # 7 * 7 * 512 * 4096 + 4096 and 4096 * 4096 + 4096, of 132,863,336 in all.
     assert "dense 4096x1x1 119,545,856 90.0 %" in words
     assert "all 132,863,336 100.0 %" in words
+    # The eight convolutions, by hand: 9 * inputs * outputs + outputs each.
+    assert "features `features: conv` leaves the dense layers out: 9,220,480 parameters in place of 128,766,336, below the head" in words
 
 
 def test_showing_googlenet_names_weights_input_and_licence(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 from tlkit.models.backbones import create_backbone
 from tlkit.models.classifier import Classifier
@@ -15,6 +16,7 @@ pytestmark = pytest.mark.usefixtures("thin_vgg")
 SIZES = {
     "resnet18": 64,
     "vgg11_bn": 64,
+    "vgg11_bn conv": 64,
     "googlenet": 64,
     "tf_efficientnet_lite0": 64,
     "mobilenetv3_small_050": 64,
@@ -29,9 +31,14 @@ SIZES = {
 }
 
 
+def create(name: str) -> nn.Module:
+    """Of "vgg11_bn conv": the convolutions alone."""
+    return create_backbone(name.removesuffix(" conv"), SIZES[name], features="conv" if name.endswith(" conv") else "all")
+
+
 def classifier_of(name: str, train: Train | str | dict[str, str]) -> Classifier:
     torch.manual_seed(0)
-    classifier = Classifier(create_backbone(name, SIZES[name]), Head(), 3, SIZES[name])
+    classifier = Classifier(create(name), Head(), 3, SIZES[name])
     wanted = FromStage.model_validate(train) if isinstance(train, dict) else train
     classifier.train_only(trained_parameters(wanted, classifier.backbone, classifier.stages, key="train", name=name))  # type: ignore[arg-type]
     return classifier
@@ -43,7 +50,7 @@ def random_images(name: str, number: int = 4) -> torch.Tensor:
 
 def boundaries(name: str) -> list[str | dict[str, str]]:
     """Head alone, from the last stage, from the one in the middle."""
-    names = [stage.name for stage in Classifier(create_backbone(name, SIZES[name]), Head(), 3, SIZES[name]).stages]
+    names = [stage.name for stage in Classifier(create(name), Head(), 3, SIZES[name]).stages]
     return ["head", {"from": names[-1]}, {"from": names[len(names) // 2]}]
 
 
@@ -88,6 +95,8 @@ def test_training_the_suffix_trains_the_classifier_and_only_what_the_phase_says(
         ("resnet18", {"from": "layer1"}, [(64, 16, 16)]),
         ("googlenet", {"from": "inception5b"}, [(832, 2, 2)]),  # four branches of one map: cached once, pooled again
         ("vgg11_bn", "head", [(4096,)]),
+        ("vgg11_bn conv", "head", [(512,)]),
+        ("vgg11_bn conv", {"from": "conv5"}, [(512, 4, 4)]),
         ("vit_tiny_patch16_224", {"from": "block11"}, [(17, 192)]),
     ],
 )

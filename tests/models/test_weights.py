@@ -223,6 +223,36 @@ def test_an_ending_that_no_weights_have_is_reported_with_those_that_they_have(tm
         find_weights(model("resnet18", {"file": str(tmp_path / "w.onnx")}))
 
 
+# --- the convolutions alone ---
+
+
+@pytest.mark.parametrize("layout", ["timm", "torchvision", "convolutions"])
+def test_files_with_and_without_the_dense_layers_give_the_convolutions_and_what_is_not_used_is_logged(
+    tmp_path: Path, layout: str, thin_vgg: None
+) -> None:
+    whole = timm.create_model("vgg11").state_dict()
+    state = {key: tensor for key, tensor in whole.items() if layout == "timm" or key.startswith("features.")}
+    if layout == "torchvision":  # its dense layers, by its names, and thin
+        state |= {"classifier.0.weight": torch.zeros(128, 25_088), "classifier.0.bias": torch.zeros(128)}
+    save_file(state, tmp_path / "w.safetensors")
+    recipe = Model.model_validate({"backbone": "vgg11", "weights": {"file": str(tmp_path / "w.safetensors")}, "features": "conv"})
+    lines: list[str] = []
+    backbone = load_backbone(recipe, find_weights(recipe), 64, log=lines.append)
+    convolutions = {key: tensor for key, tensor in whole.items() if key.startswith("features.")}
+    assert backbone.state_dict().keys() == convolutions.keys()
+    assert all(torch.equal(tensor, convolutions[key]) for key, tensor in backbone.state_dict().items())
+    unused = {"timm": "6 tensors", "torchvision": "2 tensors", "convolutions": ""}[layout]
+    assert [unused in line for line in lines] == ([True] if unused else [])
+    assert layout != "torchvision" or "not used: classifier.0.weight [128, 25088], classifier.0.bias [128]" in lines[0]
+
+
+def test_weights_without_the_dense_layers_name_the_setting_that_takes_them(tmp_path: Path, thin_vgg: None) -> None:
+    state = {key: tensor for key, tensor in timm.create_model("vgg11").state_dict().items() if key.startswith("features.")}
+    save_file(state, tmp_path / "w.safetensors")
+    with pytest.raises(WeightsError, match=r"4 tensors don't fit(.|\n)*without the dense layers: model\.features=conv$"):
+        load(model("vgg11", {"file": str(tmp_path / "w.safetensors")}))
+
+
 # --- an earlier run ---
 
 

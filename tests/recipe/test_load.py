@@ -259,6 +259,11 @@ def test_a_known_key_in_the_wrong_part_is_reported_where_it_belongs(tmp_path: Pa
             "holds no weights for backbone 'resnet18'.",
             "Set model.backbone to tf_efficientnet_lite0",
         ),
+        (
+            "model.features=conv",
+            "= 'conv' leaves out the dense layers that VGG and AlexNet end in, and backbone is 'resnet18'.",
+            "Remove it, or set model.backbone to another. Expected one of: alexnet, vgg11, vgg11_bn",
+        ),
         # Unions: one fault each, whatever the number of alternatives.
         (
             "data.source={foldr: x}",

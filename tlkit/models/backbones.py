@@ -8,10 +8,13 @@ from typing import Any
 
 import timm
 import torch
+from timm.layers import ClassifierHead
+from timm.models.vgg import VGG
 from torch import Tensor, nn
 
 from tlkit.errors import BackboneError, Fault, RecipeError, expected_one_of
 from tlkit.models.zoo import classic, googlenet  # noqa: F401  # registers their models with timm
+from tlkit.recipe.fields.model import DENSE_BACKBONES, Features
 
 
 @dataclass(frozen=True)
@@ -43,14 +46,19 @@ def pretrained_cfg(name: str) -> dict[str, Any]:
     return {} if cfg is None else asdict(cfg)
 
 
-def build_options(name: str, image_size: int, pool: str | None = None, channels: int = 3) -> dict[str, Any]:
+def build_options(name: str, image_size: int, pool: str | None = None, channels: int = 3, *, features: Features = "all") -> dict[str, Any]:
     """Return timm's arguments beside the name: the image size where position embeddings are made for one, pooling, and channels.
 
+    features: conv leaves out the dense layers, or as much of them as timm can.
     Raises RecipeError if the family pools in one way alone.
     """
     options: dict[str, Any] = {"img_size": image_size} if pretrained_cfg(name).get("fixed_input_size") else {}
     if channels != 3:
         options["in_chans"] = channels
+    if features == "conv":
+        # timm's VGG can't leave them out: it has one dense unit instead of 4,096, which `create_backbone` takes off.
+        options |= {"dense": False} if name.startswith("alexnet") else {"mlp_ratio": 1 / 4096}
+        return options if pool is None else {**options, "global_pool": pool}
     return options if pool is None else {**options, **_pool_options(name, pool, options)}
 
 
@@ -64,7 +72,7 @@ def _pool_options(name: str, pool: str, options: dict[str, Any]) -> dict[str, An
                 # A transformer that pools moves its last norm behind the pooling, for which pretrained weights have no tensors.
                 found["fc_norm"] = False
                 timm.create_model(name, num_classes=0, **options, **found)
-        why = "its dense layers take the place of pooling" if hasattr(own, "pre_logits") else ""
+        why = "its dense layers take the place of pooling" if has_dense_layers(own) else ""
     except TypeError:
         why = "it pools in its own way alone"
     except (RuntimeError, ValueError, AssertionError) as error:
@@ -73,6 +81,11 @@ def _pool_options(name: str, pool: str, options: dict[str, Any]) -> dict[str, An
         fault = Fault("model.head.pool", f"= '{pool}' is nothing that {name} can do: {why}.", "Remove it: the backbone's own is used then.")
         raise RecipeError([fault])
     return found
+
+
+def has_dense_layers(backbone: nn.Module) -> bool:
+    """Return whether layers with weights come between the last map and the classifier, where others pool: VGG and AlexNet."""
+    return any(True for _ in getattr(backbone, "pre_logits", nn.Identity()).parameters())
 
 
 def classifier_names(name: str) -> tuple[str, ...]:
@@ -95,15 +108,16 @@ def create_backbone(
     channels: int = 3,
     drop_path: float = 0.0,
     pool: str | None = None,
+    features: Features = "all",
 ) -> nn.Module:
     """Build a timm model without its classifier: [B, channels, H, W] -> features [B, F].
 
     weights: a state dict in timm's layout for this model, or a file of one, read as data, never as a pickle; None leaves random ones.
     timm resamples its position tables to the image size, and leaves what is missing random.
-    pool: avg, max or avgmax in place of the backbone's own.
+    pool: avg, max or avgmax in place of the backbone's own. features: conv ends with the pooled last map of VGG and AlexNet.
     Raises BackboneError if timm can't build it.
     """
-    options = build_options(name, image_size, pool, channels)
+    options = build_options(name, image_size, pool, channels, features=features)
     if drop_path > 0:
         options["drop_path_rate"] = drop_path
     if weights is not None:
@@ -118,7 +132,22 @@ def create_backbone(
             raise RecipeError([fault]) from error
         also = f" and {channels} channels" if channels != 3 else ""
         raise BackboneError(f"model.backbone = '{name}' can't be built for {image_size} px{also}.\n  timm says: {error}") from error
+    if features == "conv" and isinstance(backbone, VGG):
+        # As timm 1.0.31's own prune_intermediate_layers does, which older ones lack.
+        backbone.pre_logits = nn.Identity()
+        backbone.head_hidden_size = backbone.num_features
+        backbone.head = ClassifierHead(backbone.num_features, 0, pool_type=pool or "avg")
     return backbone
+
+
+def sizes_by_features(name: str, image_size: int, *, channels: int = 3) -> dict[Features, int]:
+    """Return a backbone's parameters, without a classifier, by what `model.features` can be; empty where it can't be chosen."""
+    if name.partition(".")[0] not in DENSE_BACKBONES:
+        return {}
+    both: tuple[Features, ...] = ("all", "conv")
+    with torch.device("meta"):
+        built = {features: create_backbone(name, image_size, channels=channels, features=features) for features in both}
+    return {features: sum(parameter.numel() for parameter in backbone.parameters()) for features, backbone in built.items()}
 
 
 def stages(backbone: nn.Module) -> tuple[Stage, ...]:

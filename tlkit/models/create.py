@@ -20,6 +20,7 @@ def create_classifier(
     *,
     weights: Any = "pretrained",
     head: Any = None,
+    features: str = "all",
 ) -> Classifier:
     """Put a new head on a backbone with its weights, as a recipe's `model` does.
 
@@ -29,6 +30,7 @@ def create_classifier(
         preprocessing: The image size, the channels and how images become square: `data.preprocessing`.
         weights: pretrained, random, `{"file": FILE}`, `{"package": "efficientnet-lite0"}` or `{"run": FOLDER}`.
         head: The keys of a recipe's `model.head`: `{"kind": "mlp", "dropout": 0.2}`; None is a linear one.
+        features: What the head sees: all that comes before the classifier, or conv for the pooled last map of VGG and AlexNet.
 
     Returns:
         The classifier, nothing frozen. Its preprocessing is the one given, with the mean and std of the weights.
@@ -37,7 +39,7 @@ def create_classifier(
         RecipeError: A name or a value can't be used.
         WeightsError: The weights can't be found, or are another backbone's.
     """
-    values = {"backbone": backbone, "weights": weights, "head": head or {}}
+    values = {"backbone": backbone, "weights": weights, "head": head or {}, "features": features}
     model = validated(Model, document_of(values), "model")
     check_backbone_name(model.backbone, key="backbone")
     found = find_weights(model)

@@ -8,6 +8,7 @@ from torch import nn
 
 from tlkit.errors import BackboneError, Fault, RecipeError, TlkitError
 from tlkit.models.backbones import create_backbone, first_convolutions, pretrained_cfg
+from tlkit.recipe.fields.model import Features
 
 SMALLEST, LARGEST = 8, 4096
 """data.image_size is between these."""
@@ -16,7 +17,9 @@ TRIES = 64
 
 
 @contextmanager
-def explained_image_size(name: str, image_size: int, *, channels: int = 3, pool: str | None = None) -> Iterator[None]:
+def explained_image_size(
+    name: str, image_size: int, *, channels: int = 3, pool: str | None = None, features: Features = "all"
+) -> Iterator[None]:
     """Raise RecipeError at data.image_size, with the nearest sizes that work, where what is built inside fails because of the size.
 
     Costs nothing where nothing fails. What fails for another reason is raised as it is.
@@ -26,7 +29,7 @@ def explained_image_size(name: str, image_size: int, *, channels: int = 3, pool:
     except Exception as error:  # whatever a model's own code makes of a map without pixels
         if isinstance(error, TlkitError) and not isinstance(error, BackboneError):
             raise
-        takes = _trial(name, channels, pool)
+        takes = _trial(name, channels, pool, features)
         if takes(image_size):
             raise
         sizes = nearest_sizes(takes, image_size, _step(name), own=_own_size(name))
@@ -79,13 +82,13 @@ def border_warning(name: str, backbone: nn.Module, image_size: int) -> str:
     )
 
 
-def _trial(name: str, channels: int, pool: str | None) -> Callable[[int], bool]:
+def _trial(name: str, channels: int, pool: str | None, features: Features) -> Callable[[int], bool]:
     """Return what says whether a backbone takes images of a size: without memory or numbers, on torch's meta device."""
     rebuilt = bool(pretrained_cfg(name).get("fixed_input_size"))
 
     def build(image_size: int) -> nn.Module:
         with torch.device("meta"):
-            return create_backbone(name, image_size, channels=channels, pool=pool).eval()
+            return create_backbone(name, image_size, channels=channels, pool=pool, features=features).eval()
 
     whole = None if rebuilt else build(_own_size(name))
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.models._hub import save_config_for_hf  # what timm's own push_to_hf_hub writes config.json with
+from timm.models.vgg import VGG
 from torch import Tensor, nn
 
 import tlkit
@@ -28,7 +29,7 @@ from tlkit.models.classifier import Classifier
 from tlkit.models.devices import find_device
 from tlkit.models.heads import LINEAR_HEADS, last_linear
 from tlkit.models.state_files import not_finite, write_tensors
-from tlkit.recipe.fields.model import Head
+from tlkit.recipe.fields.model import Features, Head
 from tlkit.recipe.schema import Task
 
 FORMAT = 1
@@ -54,18 +55,29 @@ class ModelCard:
     """For multilabel: the probability of each class above which an image is said to have it."""
     mean_picture: NDArray[np.float32] | None = None
     """[S, S, C], where preprocessing names one: it lies in a file of its own."""
+    features: Features = "all"
+
+    @property
+    def is_timms(self) -> bool:
+        """Whether the classifier is timm's own model of this name, so that plain timm gives the same logits."""
+        return is_timms(self.head.kind, self.features)
+
+
+def is_timms(head_kind: str, features: Features) -> bool:
+    """Return whether timm's own model has such a head: one linear layer on all that comes before its classifier."""
+    return head_kind in LINEAR_HEADS and features == "all"
 
 
 def save_model(folder: Path, classifier: Classifier, card: ModelCard) -> None:
     """Write the model folder, whole or not at all; one that is there already stays until the new one is whole.
 
-    With one of LINEAR_HEADS `model.safetensors` holds timm's whole model, so that plain timm gives the same logits. Other heads lie in
-    `head.safetensors`, and plain timm gives the features.
+    With one of LINEAR_HEADS `model.safetensors` holds timm's whole model, so that plain timm gives the same logits. Other heads are in
+    `head.safetensors`, and plain timm gives the features. So is every head with `features: conv`, where timm gives of VGG the last map.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with atomic_folder(folder) as writing:
         backbone_state = _on_cpu(classifier.backbone)
-        if card.head.kind in LINEAR_HEADS:
+        if card.is_timms:
             state = {**backbone_state, **_as_timm_classifier(classifier, card)}
         else:
             state = backbone_state
@@ -112,12 +124,12 @@ def load_with_card(folder: Path) -> tuple[Classifier, ModelCard]:
     if not timm.is_model(card.backbone.partition(".")[0]):
         raise RunError(f"{folder / 'tlkit.json'} names the backbone '{card.backbone}', which timm {timm.__version__} doesn't have.")
     image_size = int(card.preprocessing["image_size"])
-    backbone = create_backbone(card.backbone, image_size, channels=_channels(card), pool=card.head.pool)
+    backbone = create_backbone(card.backbone, image_size, channels=_channels(card), pool=card.head.pool, features=card.features)
     preprocessing = Preprocessing.from_json(card.preprocessing, card.mean_picture)
     classifier = Classifier(backbone, card.head, card.classes, image_size, preprocessing)
     state = _read_state(folder / "model.safetensors")
     try:
-        if card.head.kind in LINEAR_HEADS:
+        if card.is_timms:
             names = classifier_names(card.backbone)
             linear = last_linear(classifier.head)
             head_state = {key.rpartition(".")[2]: state[key] for key in state if key.rpartition(".")[0] == names[0]}
@@ -147,12 +159,14 @@ def find_model_folder(folder: Path) -> Path:
     )
 
 
-def check_can_ship(backbone_name: str, head: Head, classifier: Classifier, classes: int, image_size: int) -> None:
+def check_can_ship(
+    backbone_name: str, head: Head, classifier: Classifier, classes: int, image_size: int, *, features: Features = "all"
+) -> None:
     """Raise BackboneError if timm's model with `classes` classes is not this backbone plus a classifier: found before training.
 
-    Only heads in LINEAR_HEADS take the classifier's place in timm's model; all others pass.
+    Only heads in LINEAR_HEADS take the classifier's place in timm's model; all others pass, and with `features: conv` every head.
     """
-    if head.kind not in LINEAR_HEADS:
+    if not is_timms(head.kind, features):
         return
     expected = _skeleton(backbone_name, head, classes, image_size).state_dict()
     names = classifier_names(backbone_name)
@@ -192,12 +206,13 @@ def _on_cpu(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _write_timm_config(file: Path, card: ModelCard) -> None:
-    linear = card.head.kind in LINEAR_HEADS
     size = int(card.preprocessing["image_size"])
+    skeleton, model_args = _skeleton_of(card, size)
     save_config_for_hf(
-        _skeleton(card.backbone, card.head, len(card.classes) if linear else 0, size, _channels(card)),
+        skeleton,
         str(file),
-        model_config={"label_names": list(card.classes)} if linear else None,
+        model_config={"label_names": list(card.classes)} if card.is_timms else None,
+        model_args=model_args,
         data_config={
             "input_size": (_channels(card), size, size),
             # timm has no words for a mean image: what it normalises must leave images as they are.
@@ -210,10 +225,28 @@ def _write_timm_config(file: Path, card: ModelCard) -> None:
     )
 
 
+def _skeleton_of(card: ModelCard, image_size: int) -> tuple[nn.Module, dict[str, Any] | None]:
+    """Return the model that timm builds from config.json, and what of its arguments the model itself doesn't say."""
+    if card.features == "all":
+        classes = len(card.classes) if card.is_timms else 0
+        return _skeleton(card.backbone, card.head, classes, image_size, _channels(card)), None
+    with torch.device("meta"):
+        options = {"channels": _channels(card), "pool": card.head.pool, "features": card.features}
+        skeleton = create_backbone(card.backbone, image_size, **options)
+    if not isinstance(skeleton, VGG):
+        return skeleton, None
+    # timm can't build a VGG without its dense layers, but it can take the maps of one, and then asks for no other weights: with a number
+    # of classes that isn't 0 it takes what is there.
+    skeleton.num_classes = len(card.classes)
+    last = len(skeleton.feature_info) - 1
+    return skeleton, {"features_only": True, "out_indices": [last], "mlp_ratio": 1.0}
+
+
 def _facts(card: ModelCard, folder: Path) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "backbone": card.backbone,
+        "features": card.features,
         "head": card.head.model_dump(),
         "task": card.task,
         "classes": list(card.classes),
@@ -246,7 +279,7 @@ def read_card(folder: Path) -> ModelCard:
         return ModelCard(
             facts["backbone"], Head(**facts["head"]), tuple(facts["classes"]), facts["preprocessing"], facts["recipe"],
             facts["weights"], facts["metrics"], facts.get("task", "multiclass"), tuple(facts.get("thresholds", ())),
-            _mean_picture(folder, facts),
+            _mean_picture(folder, facts), facts.get("features", "all"),
         )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{folder / 'tlkit.json'} can't be read: {error}\n  Copy the whole model folder again.") from error

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from tlkit.errors import BackboneError
-from tlkit.models.backbones import Stage, check_backbone_name, create_backbone, pretrained_cfg, stages
+from tlkit.models.backbones import Stage, check_backbone_name, create_backbone, has_dense_layers, pretrained_cfg, sizes_by_features, stages
 from tlkit.models.catalog import published
 from tlkit.models.weights import weights_here
 
@@ -75,7 +75,7 @@ def _pool(backbone: nn.Module) -> str:
     """Return `avg`, `token`, ..; empty if dense layers follow the map, or the family pools elsewhere."""
     pool = getattr(backbone, "global_pool", None) or getattr(getattr(backbone, "head", None), "global_pool", "")
     word = pool if isinstance(pool, str) else getattr(pool, "pool_type", "")
-    return "" if hasattr(backbone, "pre_logits") else str(word or "")
+    return "" if has_dense_layers(backbone) else str(word or "")
 
 
 class _Meter:
@@ -138,7 +138,7 @@ def print_backbone(name: str, image_size: int | None) -> int:
         f"[bold]{name}[/bold], one image of {size} x {size} px\n",
         _table(cost, classes),
         "",
-        _notes(name, cfg, cost, classes),
+        _notes(name, size, cfg, cost, classes),
         highlight=False,
     )
     return 0
@@ -172,7 +172,7 @@ def _table(cost: BackboneCost, classes: int) -> Table:
     return table
 
 
-def _notes(name: str, cfg: dict[str, Any], cost: BackboneCost, classes: int) -> Table:
+def _notes(name: str, image_size: int, cfg: dict[str, Any], cost: BackboneCost, classes: int) -> Table:
     notes = Table.grid(padding=(0, 2))
     notes.add_column(style="bold")
     notes.add_column()
@@ -181,6 +181,9 @@ def _notes(name: str, cfg: dict[str, Any], cost: BackboneCost, classes: int) -> 
         if stage.behind_features:
             last = len(cost.stages) - position
             notes.add_row("", f"`train: head` leaves {stage.name} as it is, `train: {{last: {last}}}` trains it too")
+    if sizes := sizes_by_features(name, image_size):
+        few, many = f"{sizes['conv']:,}", f"{sizes['all']:,}"
+        notes.add_row("features", f"`features: conv` leaves the dense layers out: {few} parameters in place of {many}, below the head")
     notes.add_row("weights", _about_weights(name, cfg))
     if cfg:
         mean, std = (" ".join(f"{value:g}" for value in cfg[key]) for key in ("mean", "std"))

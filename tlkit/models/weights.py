@@ -19,9 +19,12 @@ from tlkit.models.backbones import classifier_names, create_backbone, first_conv
 from tlkit.models.model_folder import find_model_folder, read_card
 from tlkit.models.state_files import COUNTERS, SUFFIXES, Fit, fits, not_finite, read_state_dicts
 from tlkit.recipe.fetched import fetched_weights, is_offline
-from tlkit.recipe.fields.model import FileWeights, Model, PackageWeights, RunWeights
+from tlkit.recipe.fields.model import DENSE_BACKBONES, FileWeights, Model, PackageWeights, RunWeights
 
 LOG = logging.getLogger("tlkit")
+
+CONVOLUTIONS = "features."
+"""Where torchvision, timm and tlkit have the convolutions of VGG and AlexNet. Their dense layers have other names and shapes in each."""
 
 HUB_TIMEOUT_S = 4
 """How long the hub may take to answer before it counts as out of reach."""
@@ -76,10 +79,10 @@ def load_backbone(
     log: gets what was taken from a file, and what was converted to another number of channels or another image size.
     Raises WeightsError if the weights are another architecture's, with the first tensors that don't fit, or hold NaN or infinite values.
     """
-    options: dict[str, Any] = {"drop_path": model.drop_path, "pool": model.head.pool}
+    options: dict[str, Any] = {"drop_path": model.drop_path, "pool": model.head.pool, "features": model.features}
     if weights.file is None:
         return create_backbone(model.backbone, image_size, channels=channels, **options)
-    if model.weights == "pretrained":
+    if model.weights == "pretrained" and model.features == "all":
         # timm's own way to read its weights: some families' are converted from their authors' names, or to the size of the images.
         read = create_backbone(model.backbone, image_size, weights.file, **options)
         _check_finite(read.state_dict(), weights.file)
@@ -93,7 +96,7 @@ def load_backbone(
     _check_finite(fit.tensors, weights.file, fit.prefix)
     state = dict(fit.tensors)
     _convert_stem(state, backbone, log)
-    _check_fits(backbone, state, weights.origin, fit)
+    _check_fits(backbone, state, weights.origin, fit, model)
     counters = {key: tensor for key, tensor in backbone.state_dict().items() if key.endswith(COUNTERS)}
     state = {**counters, **state}
     if tables := [key for key, tensor in backbone.state_dict().items() if tensor.shape != state[key].shape]:
@@ -238,7 +241,12 @@ def _best_fit(
         over = f" (averaged weights, preferred to {' and '.join(equal)})" if best.is_averaged and equal else ""
         left_out = f"; {best.left_out} other tensors are left out" if best.left_out else ""
         log(f"the weights in {file} are {best}{over}, {best.fitting} of {best.expected} tensors fit{left_out}")
-    return replace(best, tensors=_without_classifier(best.tensors, expected, classifier_names(model.backbone)))
+    if model.features == "all":
+        return replace(best, tensors=_without_classifier(best.tensors, expected, classifier_names(model.backbone)))
+    if unused := {key: tensor for key, tensor in best.tensors.items() if not key.startswith(CONVOLUTIONS)}:
+        named = ", ".join(f"{key} {list(tensor.shape)}" for key, tensor in unused.items())
+        log(f"model.features = 'conv' leaves out the dense layers, so {len(unused)} tensors of {file} are not used: {named}")
+    return replace(best, tensors={key: tensor for key, tensor in best.tensors.items() if key not in unused})
 
 
 def _in_timm_names(state: Mapping[str, Tensor], architecture: str) -> dict[str, Tensor]:
@@ -296,7 +304,7 @@ def _check_finite(tensors: Mapping[str, Tensor], file: Path, prefix: str = "") -
         )
 
 
-def _check_fits(backbone: nn.Module, state: Mapping[str, Tensor], origin: str, fit: Fit) -> None:
+def _check_fits(backbone: nn.Module, state: Mapping[str, Tensor], origin: str, fit: Fit, model: Model) -> None:
     """Raise WeightsError unless every tensor is there, in its shape, and no other; position tables may be for another image size."""
     expected = backbone.state_dict()
     both = [(key, state[key].shape, tensor.shape) for key, tensor in expected.items() if key in state and not _is_table(key)]
@@ -312,8 +320,12 @@ def _check_fits(backbone: nn.Module, state: Mapping[str, Tensor], origin: str, f
         looked = (
             f"\n  Looked at {fit}: there {fit.fitting} of {fit.expected} tensors fit, more than elsewhere in the file." if str(fit) else ""
         )
+        only_dense = bool(absent) and not differing and all(key.startswith("pre_logits.") for key in absent)
+        fix = ""
+        if only_dense and model.backbone.partition(".")[0] in DENSE_BACKBONES:
+            fix = "\n  All convolutions fit. To train on them alone, without the dense layers: model.features=conv"
         raise WeightsError(
-            f"The weights ({origin}) are not this backbone's: {len(faults)} tensors don't fit. The first:\n  {listed}{looked}"
+            f"The weights ({origin}) are not this backbone's: {len(faults)} tensors don't fit. The first:\n  {listed}{looked}{fix}"
         )
 
 

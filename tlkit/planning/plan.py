@@ -24,7 +24,7 @@ from tlkit.data.splits.folds import split_by_recipe
 from tlkit.data.splits.holdout import split_warnings
 from tlkit.errors import TlkitError
 from tlkit.files import format_bytes
-from tlkit.models.backbones import check_backbone_name, pretrained_cfg
+from tlkit.models.backbones import check_backbone_name, pretrained_cfg, sizes_by_features
 from tlkit.models.classifier import Classifier
 from tlkit.models.image_sizes import border_warning
 from tlkit.models.weights import Weights
@@ -320,9 +320,17 @@ def remarks(plan: Plan) -> list[Remark]:
     warnings = [*_missing(plan), *_memory(plan), *_normalize(plan), *_size(plan), *_classes(plan), *_steps(plan)]
     warnings += [*_random_features(plan.recipe), *(split_warnings(plan.samples) if plan.samples else ())]
     warnings += [text for phase in plan.phases for text in (*_rates(phase), *_parameters(plan, phase))]
-    notes = [*(f"weights: {text}" for text in plan.notes), *recipe_notes(plan.recipe)]
+    notes = [*(f"weights: {text}" for text in plan.notes), *_dense_layers(plan.recipe), *recipe_notes(plan.recipe)]
     notes += [text for phase in plan.phases for text in _augmented_head(plan.recipe, phase)]
     return [*(Remark("warning", text) for text in warnings), *(Remark("note", text) for text in notes)]
+
+
+def _dense_layers(recipe: Recipe) -> Iterator[str]:
+    sizes = sizes_by_features(recipe.model.backbone, recipe.data.image_size, channels=recipe.data.channels)
+    if sizes:
+        chosen, other = recipe.model.features, "conv" if recipe.model.features == "all" else "all"
+        words = f"{recipe.model.backbone} has {sizes[chosen]:,} parameters below the head, and {sizes[other]:,} with {other}."
+        yield f"model.features = '{chosen}': {words}"
 
 
 def _missing(plan: Plan) -> Iterator[str]:

@@ -16,6 +16,7 @@ def recipe_summary(recipe: Recipe) -> str:
     """Return one line per part of the recipe and one per phase; defaults are included if they matter to the result."""
     data, model = recipe.data, recipe.model
     images = f"{data.image_size} px by {data.resize}, {data.channels_label}"
+    features = ", features conv" if model.features == "conv" else ""
     rows = [
         ("name", f"{recipe.name}, seed {recipe.seed}"),
         ("data", f"{_words(data.source)}; {images}, normalize {data.normalize}, batches {_batches(data)}"),
@@ -23,7 +24,7 @@ def recipe_summary(recipe: Recipe) -> str:
         *([("folds", f"{data.folds} runs, each validated on its own fold")] if data.folds else []),
         ("task", f"{recipe.task}, imbalance {recipe.imbalance}"),
         ("augment", ", ".join(transform.name for transform in recipe.augment) or "nothing"),
-        ("model", f"{model.backbone}, weights {_words(model.weights)}, {_head_words(model.head)}"),
+        ("model", f"{model.backbone}{features}, weights {_words(model.weights)}, {_head_words(model.head)}"),
     ]
     for index, phase in enumerate(recipe.phases):
         if isinstance(phase, SolvedPhase):

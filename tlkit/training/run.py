@@ -135,6 +135,7 @@ def _model_card(recipe: Recipe, setup: Setup, trained: "Trained") -> ModelCard:
     preprocessing = setup.data.preprocessing
     return ModelCard(
         backbone=recipe.model.backbone,
+        features=recipe.model.features,
         head=recipe.model.head,
         classes=setup.samples.classes,
         preprocessing=preprocessing.to_json(),

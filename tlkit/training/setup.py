@@ -95,11 +95,12 @@ def build(recipe: Recipe, samples: Samples, weights: Weights, *, log: Callable[[
     log: is given what was done to the weights.
     """
     size, channels = recipe.data.image_size, recipe.data.channels
-    with explained_image_size(recipe.model.backbone, size, channels=channels, pool=recipe.model.head.pool):
-        backbone = load_backbone(recipe.model, weights, size, channels=channels, log=log)
+    model = recipe.model
+    with explained_image_size(model.backbone, size, channels=channels, pool=model.head.pool, features=model.features):
+        backbone = load_backbone(model, weights, size, channels=channels, log=log)
         preprocessing = preprocessing_of(recipe, samples, weights)
-        classifier = Classifier(backbone, trained_head(recipe.model.head), samples.classes, size, preprocessing)
-    check_can_ship(recipe.model.backbone, recipe.model.head, classifier, len(samples.classes), size)
+        classifier = Classifier(backbone, trained_head(model.head), samples.classes, size, preprocessing)
+    check_can_ship(model.backbone, model.head, classifier, len(samples.classes), size, features=model.features)
     if "mean_picture" in weights.normalization and recipe.data.normalize == "weights":
         log("they were trained with a mean image subtracted; `normalize: weights` takes the means of its channels")
     return classifier, preprocessing

@@ -136,6 +136,18 @@ def test_an_exported_head_answers_as_torch_does(tmp_path: Path, images: list[Pat
     np.testing.assert_allclose(load_runtime(folder / "export/onnx").probabilities(images), by_torch(folder, images), atol=1e-5)
 
 
+def test_the_convolutions_alone_answer_as_torch_does_in_every_format(tmp_path: Path, images: list[Path]) -> None:
+    torch.manual_seed(0)
+    classifier = Classifier(create_backbone("vgg11", 32, features="conv"), Head(), 3, 32)
+    card = ModelCard("vgg11", Head(), ("cat", "dog", "owl"), SPEC, {}, {}, {}, features="conv")
+    save_model(tmp_path / "model", classifier, card)
+    formats = ("onnx", "openvino", "torch", "safetensors")
+    assert main(["export", str(tmp_path), "--format", *formats, "--images", str(images[0].parent)]) == 0
+    for name in formats:
+        assert facts_of(tmp_path / "export" / name)["parity"]["max_difference"] < 1e-5
+    assert "`tlkit.load_model('FOLDER')`" in (tmp_path / "export/safetensors/README.md").read_text()
+
+
 def test_an_export_for_grey_images_answers_as_torch_does(tmp_path: Path, images: list[Path]) -> None:
     folder = model_folder(tmp_path, Head(), spec={"mean": [0.5], "std": [0.25], "resize": "stretch"})
     assert main(["export", str(folder), "--images", str(images[0].parent)]) == 0

@@ -261,6 +261,7 @@ def _facts(network: Network, card: ModelCard) -> Facts:
         "preprocessing": _preprocessing(network.spec),
         "backbone": card.backbone,
         "head": card.head.kind,
+        "features": card.features,
         "weights": dict(card.weights),
         "metrics": dict(card.metrics),
         "versions": _versions(),

@@ -11,7 +11,6 @@ from tlkit.data.decode import WHITE
 from tlkit.errors import TlkitError
 from tlkit.evaluation.primary_metric import recorded_primary_metric
 from tlkit.models.backbones import pretrained_cfg
-from tlkit.models.heads import LINEAR_HEADS
 from tlkit.models.model_folder import ModelCard
 
 _PACKAGE_LICENSE = "apache-2.0"
@@ -189,12 +188,19 @@ def _usage(card: ModelCard) -> str:
 
 
 def _timm_names_classes(card: ModelCard) -> bool:
-    return card.head.kind in LINEAR_HEADS and len(card.preprocessing["mean"]) in _PILLOW_MODES
+    return card.is_timms and len(card.preprocessing["mean"]) in _PILLOW_MODES
 
 
 def _limits(card: ModelCard) -> str:
     lines = []
-    if card.head.kind not in LINEAR_HEADS:
+    if card.features == "conv":
+        alone = "that map" if card.backbone.startswith("vgg") else "that map, pooled"
+        lines.append(
+            f"- It ends at {card.backbone}'s last map, without the dense layers (`features: conv`), and its head is in head.safetensors. "
+            f"timm alone gives {alone}: `timm.create_model('local-dir:FOLDER', pretrained=True)(images)`. The whole classifier is "
+            "`tlkit.load_model('FOLDER')`."
+        )
+    elif not card.is_timms:
         lines.append(f"- Its {card.head.kind} head lies in head.safetensors, which timm alone doesn't read.")
     if card.mean_picture is not None:
         lines.append("- timm's transforms don't subtract its mean image (mean_picture.safetensors): use tlkit, or do that yourself.")

@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 
 from tlkit.deploy.export.artifact import Artifact
 from tlkit.deploy.export.runtime import Outputs, Runtime
-from tlkit.models.heads import LINEAR_HEADS
-from tlkit.models.model_folder import load_with_card
+from tlkit.models.model_folder import is_timms, load_with_card
 
 
 def trusted_runtime(artifact: Artifact) -> Runtime:
@@ -34,8 +33,8 @@ def _program(artifact: Artifact) -> Callable[[NDArray[Any]], Outputs]:
 
 
 def _model_folder(artifact: Artifact) -> Callable[[NDArray[Any]], Outputs]:
-    """Load the model as plain timm does if the head is timm's own linear layer, otherwise as tlkit does."""
-    if artifact.facts["head"] in LINEAR_HEADS:
+    """Load the model as plain timm does if the classifier is timm's own, otherwise as tlkit does."""
+    if is_timms(artifact.facts["head"], artifact.facts.get("features", "all")):
         model = timm.create_model(f"local-dir:{artifact.folder}", pretrained=True).eval()
     else:
         model, _ = load_with_card(artifact.folder)

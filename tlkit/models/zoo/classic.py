@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import SelectAdaptivePool2d
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock, ResNet
 from torch import Tensor, fx, nn
@@ -44,9 +45,9 @@ default_cfgs = generate_default_cfgs(
 
 
 class Classic(nn.Module):
-    """Convolutions, then hidden dense layers, then one that gives the logits: [B, C, H, W] -> [B, K]."""
+    """Convolutions, then hidden dense layers or pooling, then one that gives the logits: [B, C, H, W] -> [B, K]."""
 
-    def __init__(self, features: nn.Sequential, pre_logits: nn.Sequential, *, width: int, num_classes: int, sizes: range) -> None:
+    def __init__(self, features: nn.Sequential, pre_logits: nn.Module, *, width: int, num_classes: int, sizes: range) -> None:
         """Build the network. width: F, the output of pre_logits. sizes: the image sides, in pixels, that the dense layers can take."""
         super().__init__()
         self.features = features
@@ -179,18 +180,28 @@ def _simple_cnn(num_classes: int = 1000, in_chans: int = 3, img_size: int | Sequ
     return Classic(features, pre_logits, width=1024, num_classes=num_classes, sizes=range(side, side + 1))
 
 
-def _alexnet(num_classes: int = 1000, in_chans: int = 3, img_size: int | Sequence[int] = 224, drop_rate: float = 0.5) -> Classic:
+def _alexnet(
+    num_classes: int = 1000,
+    in_chans: int = 3,
+    img_size: int | Sequence[int] = 224,
+    drop_rate: float = 0.5,
+    *,
+    dense: bool = True,
+    global_pool: str = "",
+) -> Classic:
     """Build AlexNet: five convolutions and two dense layers of 4096, in the two groups that the paper had on two GPUs.
 
+    dense: False ends with the last map, pooled by `global_pool` of timm, by default the average.
     Images of 224 or 227 px give the paper's 6 x 6 map; the map of other sizes is pooled or repeated to it.
     He initialisation: with the paper's (deviation 0.01, some biases 1) it was still at chance after 100 steps on 2,000 images of
     64 px; with He initialisation it has 0.66 of them right after 75.
-
     Source: Krizhevsky, Sutskever and Hinton 2012, sections 3.3 to 3.5 and 4.2.
     """
     # A map of 3 x 3 is the least that the last pooling can take.
     sizes = range(63, 4097)
     _side(img_size, sizes, _label(sizes))
+    if dense and global_pool:
+        raise ValueError(f"global_pool = '{global_pool}', but a dense layer follows the last map")
     features = nn.Sequential(
         nn.Conv2d(in_chans, 96, 11, stride=4, padding=2),
         nn.ReLU(inplace=True),
@@ -208,6 +219,10 @@ def _alexnet(num_classes: int = 1000, in_chans: int = 3, img_size: int | Sequenc
         nn.ReLU(inplace=True),
         nn.MaxPool2d(3, stride=2),
     )
+    _he_initialisation(features)
+    if not dense:
+        pool = SelectAdaptivePool2d(pool_type=global_pool or "avg", flatten=True)
+        return Classic(features, pool, width=256, num_classes=num_classes, sizes=sizes)
     pre_logits = nn.Sequential(
         PoolTo(6),
         nn.Flatten(),
@@ -218,7 +233,7 @@ def _alexnet(num_classes: int = 1000, in_chans: int = 3, img_size: int | Sequenc
         nn.ReLU(inplace=True),
         nn.Dropout(drop_rate),
     )
-    _he_initialisation(features, pre_logits)
+    _he_initialisation(pre_logits)
     return Classic(features, pre_logits, width=4096, num_classes=num_classes, sizes=sizes)
 
 

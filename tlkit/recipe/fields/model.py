@@ -4,6 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from tlkit.errors import expected_one_of
 from tlkit.recipe.fields.strict import Strict, rule_broken
 
 
@@ -28,6 +29,11 @@ class PackageWeights(Strict):
 
 PACKAGE_BACKBONES = {"efficientnet-lite0": "tf_efficientnet_lite0"}
 
+
+Features = Literal["all", "conv"]
+
+DENSE_BACKBONES = ("alexnet", *(f"vgg{layers}{norm}" for layers in (11, 13, 16, 19) for norm in ("", "_bn")))
+"""Backbones with dense layers between their last map and the classifier, which `features: conv` leaves out."""
 
 CLASSICAL_HEADS = ("svm", "logistic", "knn")
 """Heads that scikit-learn fits on the features, after the phases."""
@@ -64,6 +70,9 @@ class Model(Strict):
     weights: Literal["pretrained", "random"] | FileWeights | PackageWeights | RunWeights = Field(
         "pretrained", description="where the backbone starts"
     )
+    features: Features = Field(
+        "all", description="what the head sees: all that comes before the classifier, or of VGG and AlexNet the pooled last map alone"
+    )
     head: Head = Field(default_factory=Head, description="what is put on the backbone")
     drop_path: float = Field(
         0.0, ge=0, lt=1, examples=[0.1], description="share of residual branches skipped in training, where the backbone has it"
@@ -80,4 +89,13 @@ class Model(Strict):
             fitting = PACKAGE_BACKBONES[self.weights.package]
             fix = f"Set model.backbone to {fitting}, or model.weights to pretrained, random or {{file: FILE}}."
             raise rule_broken("weights.package", "backbone", problem, fix)
+        return self
+
+    @model_validator(mode="after")
+    def _has_dense_layers_to_leave_out(self) -> Self:
+        architecture = self.backbone.partition(".")[0]
+        if self.features == "conv" and architecture not in DENSE_BACKBONES:
+            problem = f"= 'conv' leaves out the dense layers that VGG and AlexNet end in, and backbone is '{self.backbone}'."
+            fix = f"Remove it, or set model.backbone to another. {expected_one_of(architecture, DENSE_BACKBONES)}"
+            raise rule_broken("features", "backbone", problem, fix)
         return self
