@@ -243,7 +243,7 @@ def test_files_with_and_without_the_dense_layers_give_the_convolutions_and_what_
     assert all(torch.equal(tensor, convolutions[key]) for key, tensor in backbone.state_dict().items())
     unused = {"timm": "6 tensors", "torchvision": "2 tensors", "convolutions": ""}[layout]
     assert [unused in line for line in lines] == ([True] if unused else [])
-    assert layout != "torchvision" or "not used: classifier.0.weight [128, 25088], classifier.0.bias [128]" in lines[0]
+    assert layout != "torchvision" or "not used: classifier.0.bias [128], classifier.0.weight [128, 25088]" in lines[0]
 
 
 def test_weights_without_the_dense_layers_name_the_setting_that_takes_them(tmp_path: Path, thin_vgg: None) -> None:

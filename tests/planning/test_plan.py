@@ -257,6 +257,12 @@ def test_what_looks_like_a_slip_is_reported(there: Path, overrides: list[str], s
     assert said in texts(planned(*overrides))
 
 
+def test_the_size_without_dense_layers_is_beside_that_with_them(there: Path) -> None:
+    # As torchvision's vgg11 has them: 9,220,480 in its convolutions, 119,545,856 in its first two dense layers.
+    found = texts(planned("model.backbone=vgg11", "model.features=conv"))
+    assert "model.features = 'conv': vgg11 has 9,220,480 parameters below the head, and 128,766,336 with all." in found
+
+
 def test_what_does_not_fit_into_memory_is_reported(there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planning, "_device_memory", lambda device: 10_000)
     assert re.search(r"warning: phases\[0\] needs about [\d.]+ MB on each device, which has 10 kB\.", texts(planned()))
