@@ -395,9 +395,9 @@ def test_another_number_of_channels_is_reported_with_the_fix(tmp_path: Path) -> 
     [
         (np.zeros((2, 2, 3), np.float32), "type float32 have no known range"),
         (np.zeros((2, 2, 3), np.int16), "type int16 have no known range"),
-        (np.zeros((2, 2, 3, 1), np.uint8), "its shape, 2 x 2 x 3 x 1, is no image's"),
-        (np.zeros((0, 2, 3), np.uint8), "its shape, 0 x 2 x 3, is no image's"),
-        (np.array(3, np.uint8), "its shape, one number, is no image's"),
+        (np.zeros((2, 2, 3, 1), np.uint8), "its shape, 2 x 2 x 3 x 1, is not that of an image"),
+        (np.zeros((0, 2, 3), np.uint8), "its shape, 0 x 2 x 3, is not that of an image"),
+        (np.array(3, np.uint8), "its shape, one number, is not that of an image"),
     ],
 )
 def test_an_npy_file_that_is_no_image_says_why(tmp_path: Path, values: np.ndarray, words: str) -> None:

@@ -121,9 +121,9 @@ def test_the_convolutions_alone_are_pooled_as_the_head_says(backbone: str, width
     [
         ("vit_tiny_patch16_224", {"kind": "locally_connected"}, "its features have no places"),
         ("vgg11", {"kind": "locally_connected"}, "its layers pre_logits"),
-        ("vgg11", {"pool": "max"}, "its dense layers take the place of pooling"),
+        ("vgg11", {"pool": "max"}, "it has dense layers instead of pooling"),
         ("mixer_s32_224", {"pool": "max"}, "Only avg pooling"),
-        ("eva02_tiny_patch14_224", {"pool": "max"}, "it pools in its own way alone"),
+        ("eva02_tiny_patch14_224", {"pool": "max"}, "it has only its own pooling"),
     ],
 )
 def test_a_head_that_does_not_fit_the_backbone_is_a_recipe_fault(backbone: str, head: dict[str, str], problem: str) -> None:

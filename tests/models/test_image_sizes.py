@@ -47,7 +47,7 @@ def plain_timm_takes(name: str, image_size: int) -> bool:
 )
 @pytest.mark.usefixtures("thin_vgg")
 def test_a_size_that_a_backbone_cannot_take_is_refused_with_sizes_that_work(name: str, size: int, nearest: list[int]) -> None:
-    problem = f"data.image_size = {size} is a size that {name} can't take."
+    problem = f"data.image_size = {size} can't be used with {name}."
     fix = f"Sizes near it that work: {' or '.join(map(str, nearest))}."
     with pytest.raises(RecipeError, match=re.escape(f"{problem}\n  {fix}")):
         build(name, size)

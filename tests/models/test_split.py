@@ -107,7 +107,7 @@ def test_what_crosses_the_cut_is_what_the_stage_takes(name: str, train: str | di
 
 
 def test_nothing_is_cut_where_the_first_layer_trains() -> None:
-    with pytest.raises(CannotCut, match="nothing that is frozen comes before"):
+    with pytest.raises(CannotCut, match="no frozen layer comes before"):
         cut(classifier_of("vgg11_bn", "bias"), random_images("vgg11_bn", 1))
 
 

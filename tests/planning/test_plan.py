@@ -350,7 +350,7 @@ def test_a_phase_whose_frozen_part_is_cached_is_timed_so(there: Path) -> None:
 def test_a_size_that_the_backbone_cannot_take_is_a_fault_with_its_line_and_a_border_that_it_does_not_see_a_warning() -> None:
     for size, place, works in ((32, "recipe.yaml:3", "75"), (33, "override data.image_size=33", "32 or 48")):
         name, changed = ("inception_v3", []) if size == 32 else ("test_vit", ["data.image_size=33"])
-        expected = f"{place}: data.image_size = {size} is a size that {name} can't take.\n  Sizes near it that work: {works}."
+        expected = f"{place}: data.image_size = {size} can't be used with {name}.\n  Sizes near it that work: {works}."
         with pytest.raises(RecipeError, match=re.escape(expected)):
             planned(f"model.backbone={name}", *changed)
     border = "warning: data.image_size = 33 leaves 1 px at the right and the bottom of every image unseen: test_convnext looks at patches"

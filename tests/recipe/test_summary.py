@@ -34,7 +34,7 @@ def test_a_head_phase_before_fine_tuning_is_run_for_a_classical_head_too() -> No
 
 def test_what_a_solved_phase_does_without_is_reported() -> None:
     (note,) = notes("phases[0]={train: head, solver: lbfgs}")
-    assert note == "phases[0] is solved on training images as they are: without augment or head dropout."
+    assert note == "phases[0] is solved on training images without augment or head dropout."
     assert notes("phases[0]={train: head, solver: lbfgs}", "augment=[]", "model.head.dropout=0") == []
 
 

@@ -286,7 +286,7 @@ def test_the_last_head_phase_of_a_classical_head_is_left_to_scikit_learn(workpla
     run = run_recipe(load_recipe("recipe.yaml", ["model.head={kind: svm}", phases]), out=Path("run_phases"))
     with (run / "metrics.csv").open() as file:
         assert [(row["phase"], row["epoch"]) for row in csv.DictReader(file)] == [("1", "1"), ("3", "1")]
-    assert "phases[1] is not run: it would train the head alone, which scikit-learn fits." in (run / "log.txt").read_text()
+    assert "phases[1] is not run: it would train only the head, which scikit-learn fits." in (run / "log.txt").read_text()
 
 
 def test_wise_ft_ships_the_blend_that_validates_best(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,7 +118,7 @@ def test_what_was_fetched_runs_without_any_network_call_to_the_same_bits(tmp_pat
     assert bare.returncode == 2
     assert "CIFAR10 is not in" in bare.stderr
     assert "timm/resnet18.a1_in1k are not on this machine" in bare.stderr
-    assert bare.stderr.count("--offline asks no network") == 2
+    assert bare.stderr.count("--offline makes no network calls") == 2
     assert "Traceback" not in bare.stderr
     assert not (tmp_path / "asked.txt").exists()
 
@@ -237,7 +237,7 @@ def test_a_stopped_fetch_goes_on_and_is_never_taken_for_whole(tmp_path: Path, im
     cut.write_bytes(b"half")
     gone.unlink()
     age = kept.stat().st_mtime_ns
-    with pytest.raises(DataError, match="is not whole: `tlkit data fetch` was stopped"):
+    with pytest.raises(DataError, match="is incomplete: `tlkit data fetch` was stopped"):
         from_folder(load_recipe(file), stick)
     assert main(["data", "fetch", file, "--to", str(stick)]) == 0
     assert content(stick) == whole

@@ -37,7 +37,7 @@ SHARDS_MIXED = 8
 
 
 NO_SHARED_MEMORY = (
-    "Mostly shared memory (/dev/shm) is too small, as in a container: enlarge it (docker run --shm-size=2g),"
+    "The usual cause is too little shared memory (/dev/shm), as in a container: enlarge it (docker run --shm-size=2g),"
     " lower data.workers or data.batch_size, or set data.workers=0."
 )
 

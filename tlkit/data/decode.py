@@ -187,7 +187,7 @@ def _from_numbers(pixels: NDArray[Any], channels: int, max_pixels: int, range_16
     if pixels.ndim == 2:
         pixels = pixels[:, :, None]
     if pixels.ndim != 3 or 0 in pixels.shape:
-        raise DataError(f"its shape, {shape}, is no image's.\n  Expected height x width x channels.")
+        raise DataError(f"its shape, {shape}, is not that of an image.\n  Expected height x width x channels.")
     if pixels.size > 3 * max_pixels:
         raise DataError(_too_large(shape, max_pixels))
     if pixels.shape[2] != channels:
@@ -198,7 +198,7 @@ def _from_numbers(pixels: NDArray[Any], channels: int, max_pixels: int, range_16
 def _other_channels(found: str, number: int, expected: int) -> str:
     return (
         f"the number of its channels is {found}, but data.channels is {expected}.\n"
-        f"  Set data.channels={number} if all images have as many; of colours, 3 and 1 (grey) are made of any others."
+        f"  Set data.channels={number} if all images have as many; 3 (RGB) and 1 (grey) can be converted from any colours."
     )
 
 
@@ -312,7 +312,7 @@ def _reason(image: ImageSource, error: Exception, max_pixels: int) -> str:
             return "there is no such file.\n  Write its path with forward slashes."
         return "there is no such file.\n  Check the path, or whether the folder changed while tlkit was running."
     if isinstance(error, PermissionError):
-        return "the file may not be read.\n  Give yourself the right to read it."
+        return "the file may not be read.\n  Change its permissions so that you can read it."
     if isinstance(error, OSError) and error.errno is not None:
         return f"the file can't be opened ({error.strerror}).\n  Check the path, the disk, or remove it."
     if isinstance(image, Path) and image.stat().st_size == 0:

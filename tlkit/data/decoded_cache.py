@@ -24,7 +24,7 @@ class DecodedCache:
     def __init__(self, rows: int, shape: tuple[int, int, int], folder: Path) -> None:
         """Create the file in `folder`, which must have room for all rows. Raises CacheUnavailable if it hasn't."""
         if not hasattr(os, "pread"):
-            raise CacheUnavailable("this system can't read and write at a place of a file")
+            raise CacheUnavailable("this system can't read and write at an offset of a file")
         self._shape = shape
         self._a_row = prod(shape)
         try:

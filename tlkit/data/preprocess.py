@@ -71,7 +71,7 @@ class Preprocessing:
             if self.mean_picture.shape != (self.image_size, self.image_size, self.channels) or self.mean_picture.dtype != np.float32:
                 raise ValueError(f"the mean image is {self.mean_picture.shape} {self.mean_picture.dtype}, which doesn't fit: {self}")
             if sha256(np.ascontiguousarray(self.mean_picture).tobytes()).hexdigest() != self.mean_picture_sha256:
-                raise ValueError(f"the mean image is another one than: {self}")
+                raise ValueError(f"the mean image doesn't match its sha256: {self}")
 
     @property
     def channels(self) -> int:
@@ -125,7 +125,7 @@ class Preprocessing:
         if self.mean_picture is not None:
             return self.mean_picture
         if self.mean_picture_sha256:
-            raise ValueError(f"the mean image was not handed to from_json, and nothing can be normalised without it: {self}")
+            raise ValueError(f"from_json got no mean image, and nothing can be normalised without it: {self}")
         return np.array([[self.mean]], np.float32)
 
     def to_json(self) -> dict[str, Any]:

@@ -76,9 +76,9 @@ def _notes(recipe: Recipe, epochs_shown: int) -> list[str]:
     notes = [f"augment[{number}]  {item}" for number, item in enumerate(items)] or ["augment is empty: nothing changes."]
     epochs = sum(phase.epochs for phase in recipe.gradient_phases.values())
     if items and not epochs:
-        notes.append("No phase of this recipe trains by gradients, so none of this happens: images are taken as they are.")
+        notes.append("No phase of this recipe trains by gradients, so this augmentation is not used.")
     elif items and epochs_shown > epochs:
-        notes.append(f"The recipe has {epochs} epoch{'s' if epochs > 1 else ''}; later columns show what more of them would look like.")
+        notes.append(f"The recipe has {epochs} epoch{'s' if epochs > 1 else ''}; later columns show further epochs.")
     if recipe.mix != Mix():
         notes.append("mix blends images of a batch after this, which isn't shown.")
     return notes

@@ -72,13 +72,13 @@ def _pool_options(name: str, pool: str, options: dict[str, Any]) -> dict[str, An
                 # A transformer that pools moves its last norm behind the pooling, for which pretrained weights have no tensors.
                 found["fc_norm"] = False
                 timm.create_model(name, num_classes=0, **options, **found)
-        why = "its dense layers take the place of pooling" if has_dense_layers(own) else ""
+        why = "it has dense layers instead of pooling" if has_dense_layers(own) else ""
     except TypeError:
-        why = "it pools in its own way alone"
+        why = "it has only its own pooling"
     except (RuntimeError, ValueError, AssertionError) as error:
         why = str(error)
     if why:
-        fault = Fault("model.head.pool", f"= '{pool}' is nothing that {name} can do: {why}.", "Remove it: the backbone's own is used then.")
+        fault = Fault("model.head.pool", f"= '{pool}' can't be used with {name}: {why}.", "Remove it: the backbone's own is used then.")
         raise RecipeError([fault])
     return found
 

@@ -35,7 +35,7 @@ def explained_image_size(
         sizes = nearest_sizes(takes, image_size, _step(name), own=_own_size(name))
         if not sizes:
             raise
-        problem = f"= {image_size} is a size that {name} can't take."
+        problem = f"= {image_size} can't be used with {name}."
         raise RecipeError([Fault("data.image_size", problem, f"Sizes near it that work: {' or '.join(map(str, sizes))}.")]) from error
 
 

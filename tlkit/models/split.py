@@ -47,7 +47,7 @@ def cut(classifier: Classifier, image: Tensor) -> Cut:
         in_training = _halves(classifier, live, image)
         in_evaluation = _halves(classifier.eval(), live, image)
         if in_training.boundary != in_evaluation.boundary:
-            raise CannotCut("it takes another way in training than in evaluation")
+            raise CannotCut("it computes different layers in training and in evaluation")
         suffix = Suffix(in_training.suffix, in_evaluation.suffix)
         found = Cut(in_evaluation.prefix, suffix, in_evaluation.boundary, str(in_evaluation.prefix.graph))
         _check(classifier, found, image)
@@ -127,7 +127,7 @@ def _halves(classifier: Classifier, live: set[str], image: Tensor) -> _Halves:
     late = _downstream(graph, live, classifier)
     crossing, late = _crossing(features, graph, late, image)
     if any(node.op == "placeholder" for node in crossing):
-        raise CannotCut("nothing that is frozen comes before what trains")
+        raise CannotCut("no frozen layer comes before the layers that train")
     prefix, suffix = _prefix(graph, crossing), _suffix(graph, crossing, late)
     boundary = ", ".join(node.name.removeprefix("classifier_backbone_") for node in crossing)
     return _Halves(fx.GraphModule(features, prefix), fx.GraphModule(features, suffix), boundary)

@@ -100,7 +100,7 @@ def load_backbone(
     counters = {key: tensor for key, tensor in backbone.state_dict().items() if key.endswith(COUNTERS)}
     state = {**counters, **state}
     if tables := [key for key, tensor in backbone.state_dict().items() if tensor.shape != state[key].shape]:
-        log(f"the position tables of the weights ({tables[0]} ..) were resampled to images of {image_size} px, as timm does")
+        log(f"the position embeddings of the weights ({tables[0]} ..) were resampled to images of {image_size} px, as timm does")
         return create_backbone(model.backbone, image_size, state, channels=channels, **options)
     backbone.load_state_dict(state)
     return backbone
@@ -126,9 +126,7 @@ def _described(origin: str, file: Path) -> Weights:
 def _local_file(name: str) -> Path:
     file = expanded(name)
     if not file.name.endswith(SUFFIXES):
-        raise WeightsError(
-            f"model.weights.file = '{name}' has no ending that is known for weights.\n  {expected_one_of(file.suffix, SUFFIXES)}"
-        )
+        raise WeightsError(f"model.weights.file = '{name}' has no known ending for weights.\n  {expected_one_of(file.suffix, SUFFIXES)}")
     if not file.is_file():
         raise WeightsError(f"model.weights.file = '{name}' does not exist (looked for {file.absolute()}).")
     return file
@@ -174,7 +172,7 @@ def _hub_file(repository: str, filename: str | None) -> Path:
     constants.HF_HUB_DISABLE_TELEMETRY = True
     try:
         if is_offline():
-            raise OSError("--offline asks no network")
+            raise OSError("--offline makes no network calls")
         if not constants.HF_HUB_OFFLINE:
             # The download tries for minutes to reach a hub that is out of reach or doesn't answer; this asks once.
             get_hf_file_metadata(hf_hub_url(repository, filename), timeout=HUB_TIMEOUT_S)
@@ -185,7 +183,7 @@ def _hub_file(repository: str, filename: str | None) -> Path:
         raise WeightsError(
             f"The pretrained weights {repository} are not on this machine.\n"
             f"  Looked in {constants.HF_HUB_CACHE} (cache) and {constants.ENDPOINT}/{repository}: {reason}\n"
-            "  Connect to the hub once, or bring them in a folder by `tlkit data fetch`, or set model.weights to {file: FILE.safetensors},"
+            "  Connect to the hub once, or bring them in a folder of `tlkit data fetch`, or set model.weights to {file: FILE.safetensors},"
             " or to random to train from scratch."
         ) from error
 
@@ -209,11 +207,11 @@ def _url_file(url: str) -> Path:
     file = _in_torch_hub(url)
     if file.is_file():
         if not sha256_of(file).startswith(_sha256_start(url)):
-            raise WeightsError(f"{file} is not what its name says (sha256 differs).\n  Delete it, and it is fetched again.")
+            raise WeightsError(f"{file} is not what its name says (sha256 differs).\n  Delete it to download it again.")
         return file
     try:
         if constants.HF_HUB_OFFLINE or is_offline():
-            raise OSError("--offline asks no network" if is_offline() else "HF_HUB_OFFLINE is set")
+            raise OSError("--offline makes no network calls" if is_offline() else "HF_HUB_OFFLINE is set")
         # The download has no time limit of its own; this asks once.
         urlopen(Request(url, method="HEAD"), timeout=HUB_TIMEOUT_S).close()  # noqa: S310  # https, see _sha256_start
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -222,7 +220,7 @@ def _url_file(url: str) -> Path:
         raise WeightsError(
             f"The pretrained weights {file.name} are not on this machine.\n"
             f"  Looked in {file.parent} (cache) and {url}: {error}\n"
-            "  Connect to the net once, or copy the file there, or set model.weights to {file: FILE.safetensors},"
+            "  Connect to the network once, or copy the file there, or set model.weights to {file: FILE.safetensors},"
             " or to random to train from scratch."
         ) from error
     return file

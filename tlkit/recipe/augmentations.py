@@ -155,7 +155,7 @@ def _item_faults(key: str, item: Any, channels: int) -> list[Fault]:
         why, fix = REFUSED[name]
         return [Fault(f"{key}.{name}", f"can't be used: {why}.", fix)]
     if name in PRESETS:
-        fix = f"Write `augment: {name}` alone; `tlkit check RECIPE --resolved` prints what it stands for, to be changed."
+        fix = f"Write `augment: {name}` alone; `tlkit check RECIPE --resolved` prints what it stands for, to be copied and changed."
         return [Fault(f"{key}.{name}", "is a whole list, not a transform.", fix)]
     if name not in transforms() and name not in AUTO_AUGMENT:
         hint = did_you_mean(name, [*transforms(), *AUTO_AUGMENT]) or "The names are those of https://explore.albumentations.ai."

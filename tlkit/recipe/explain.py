@@ -231,7 +231,7 @@ def _came(value: Any) -> str:
 
 
 def _expected(field: FieldInfo | None) -> str:
-    """Return `Expected a whole number from 8 to 4096: side of the square image that the network sees, in pixels.`"""
+    """Return `Expected a whole number from 8 to 4096: side of the square input image, in pixels.`"""
     if field is None:
         return ""
     return f"Expected {values_of(field)}: {field.description}." if field.description else f"Expected {values_of(field)}."

@@ -78,7 +78,7 @@ def read_fetched(folder: Path) -> Fetched:
     """Raise DataError if the folder isn't one by `tlkit data fetch`, or isn't whole."""
     file = folder / MANIFEST
     if (folder / UNFINISHED).exists():
-        raise DataError(f"{folder} is not whole: `tlkit data fetch` was stopped.\n  Run it again; it goes on where it ended.")
+        raise DataError(f"{folder} is incomplete: `tlkit data fetch` was stopped.\n  Run it again; it resumes where it stopped.")
     if not file.is_file():
         what = "has no" if folder.is_dir() else "does not exist, so there is no"
         raise DataError(f"{folder} {what} {MANIFEST}.\n  Expected a folder by: tlkit data fetch RECIPE --to DIR")

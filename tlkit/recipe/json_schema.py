@@ -12,7 +12,7 @@ from tlkit.recipe.schema import Recipe
 DRAFT = "http://json-schema.org/draft-07/schema#"
 """The newest that every editor's YAML plug-in reads."""
 
-_PROBABILITY = {"type": "number", "minimum": 0, "maximum": 1, "description": "share of images that are changed"}
+_PROBABILITY = {"type": "number", "minimum": 0, "maximum": 1, "description": "probability that an image is changed"}
 
 
 class _Schema(GenerateJsonSchema):

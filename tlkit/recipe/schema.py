@@ -37,26 +37,26 @@ class Recipe(Strict):
         examples=["photos"],
         description="up to 100 letters, digits and . _ -; names the run folder runs/NAME/NNN",
     )
-    seed: int = Field(0, ge=0, lt=2**32, examples=[1], description="decides splits, initial weights, order and augmentation")
+    seed: int = Field(0, ge=0, lt=2**32, examples=[1], description="seed of splits, initial weights, order and augmentation")
     task: Task = Field("multiclass", description="one label for each image, or any number of them")
     data: Data = Field(description="where images come from and how they reach the network")
-    imbalance: Imbalance = Field("none", description="what makes up for classes with few training images")
+    imbalance: Imbalance = Field("none", description="compensation for classes with few training images")
     augment: tuple[Transform, ...] = Field(
         (),
         strict=False,
         examples=[["HorizontalFlip", {"Rotate": {"limit": 15}}]],
-        description="of training images: light, medium, heavy, or a list of albumentations, randaugment and trivialaugment",
+        description="augmentation of training images: light, medium, heavy, or a list of albumentations, randaugment and trivialaugment",
     )
-    model: Model = Field(description="the backbone and the head on it")
-    phases: tuple[AnyPhase, ...] = Field(strict=False, description="what trains, for how long, at what rate, one after another")
-    optimizer: Optimizer = Field(default_factory=Optimizer, description="a new one for every phase")
-    schedule: Schedule = Field(default_factory=Schedule, description="of lr, restarted in every phase")
-    loss: Loss = Field(default_factory=Loss, description="what training makes small: cross-entropy, or binary cross-entropy for multilabel")
-    mix: Mix = Field(default_factory=Mix, description="training batches; with both, each batch gets one of them by chance")
+    model: Model = Field(description="the backbone and its head")
+    phases: tuple[AnyPhase, ...] = Field(strict=False, description="what trains, for how long, at which rate, one phase after another")
+    optimizer: Optimizer = Field(default_factory=Optimizer, description="the optimizer; each phase has a new one")
+    schedule: Schedule = Field(default_factory=Schedule, description="learning-rate schedule, restarted in every phase")
+    loss: Loss = Field(default_factory=Loss, description="the training loss: cross-entropy, or binary cross-entropy for multilabel")
+    mix: Mix = Field(default_factory=Mix, description="mixing of training batches; with both, each batch gets one of them at random")
     ema: Ema | None = Field(None, description="validate and ship a moving average of the weights")
     wise_ft: bool = Field(False, description="ship the blend of the weights before and after fine-tuning that validates best (WiSE-FT)")
-    cache: Cache = Field(default_factory=Cache, description="activations of what is frozen, kept between epochs, phases and runs")
-    early_stopping: EarlyStopping | None = Field(None, description="ends a phase that no longer gets better")
+    cache: Cache = Field(default_factory=Cache, description="cache of the activations of frozen layers, for epochs, phases and runs")
+    early_stopping: EarlyStopping | None = Field(None, description="end a phase that no longer improves")
     trainer: Trainer = Field(default_factory=Trainer, description="handed to Lightning")
 
     @model_validator(mode="after")

@@ -51,7 +51,7 @@ def recipe_warnings(recipe: Recipe) -> list[str]:
         return []
     reached, instead = FROZEN_ACCURACY[normalize], FROZEN_ACCURACY["weights"]
     return [
-        f"data.normalize = '{normalize}' gives a frozen backbone other numbers than its weights were trained with. On tlkit's own images "
+        f"data.normalize = '{normalize}' gives a frozen backbone inputs that its weights were not trained with. On tlkit's own images "
         f"a head on a frozen backbone then reached a test accuracy of {reached} instead of {instead}: use `normalize: weights`."
     ]
 
@@ -70,20 +70,20 @@ def recipe_notes(recipe: Recipe) -> list[str]:
         notes.append(f"trainer.scale_lr: n devices take n x {recipe.data.known_batch_size} images a step, at lr times {factor}.")
     if recipe.data.normalize == "pixelwise":
         notes.append(
-            "the mean image is measured on training images as they are, and subtracted after augmentation. The model folder has it; "
-            "plain timm doesn't know of it: there, (pixels / 255 - mean image) / std is for you to do."
+            "the mean image is computed without augmentation and subtracted after augmentation. It is saved in the model folder; "
+            "plain timm doesn't use it: there, compute (pixels / 255 - mean image) / std yourself."
         )
     if kind not in CLASSICAL_HEADS:
         return notes + _notes_on_solved(recipe)
     notes += [
-        f"phases[{i}] is not run: it would train the head alone, which scikit-learn fits."
+        f"phases[{i}] is not run: it would train only the head, which scikit-learn fits."
         for i in range(len(recipe.phases))
         if i not in recipe.run_phases
     ]
     if recipe.augment and not recipe.gradient_phases:
-        notes.append(f"augment is not used: no phase trains by gradients, and scikit-learn fits the {kind} head on images as they are.")
+        notes.append(f"augment is not used: no phase trains by gradients, and scikit-learn fits the {kind} head without augmentation.")
     if kind == "knn":
-        notes.append("a knn head holds the features of all training images: predict and evaluate use it, but it can't be exported.")
+        notes.append("a knn head stores the features of all training images: predict and evaluate use it, but it can't be exported.")
     return notes
 
 
@@ -102,7 +102,7 @@ def _notes_on_solved(recipe: Recipe) -> list[str]:
         if given
     ]
     return [
-        f"phases[{i}] is solved on training images as they are: without {' or '.join(unused)}."
+        f"phases[{i}] is solved on training images without {' or '.join(unused)}."
         for i, phase in enumerate(recipe.phases)
         if isinstance(phase, SolvedPhase) and unused
     ]

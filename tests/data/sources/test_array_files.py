@@ -79,7 +79,7 @@ def test_classes_are_named_by_the_recipe(tmp_path: Path) -> None:
     folder = str(mnist(tmp_path))
     assert read(IdxSource(idx=folder, classes=("cat", "dog", "eel", "fox"))).classes == ("cat", "dog", "eel")  # no image is a fox
     assert "has the label 2, and data.source.classes names 2: 0 to 1" in fault(IdxSource(idx=folder, classes=("cat", "dog")))
-    assert "two classes are called 'cat'" in fault(IdxSource(idx=folder, classes=("cat", "dog", "cat")))
+    assert "two classes are named 'cat'" in fault(IdxSource(idx=folder, classes=("cat", "dog", "cat")))
 
 
 def test_the_training_pair_alone_is_still_to_be_split(tmp_path: Path) -> None:
@@ -254,7 +254,7 @@ def test_columns_of_0_and_1_are_label_sets(tmp_path: Path) -> None:
             "the channels last: images.transpose(0, 2, 3, 1)",
         ),
         ({"images": np.empty((12, 5, 5), object), "labels": LABELS}, "images: holds Python objects, which are not read"),
-        ({"images": PIXELS, "labels": np.array(["a\x07", "b"] * 6)}, "the label 'a\\x07' has signs that can't be printed"),
+        ({"images": PIXELS, "labels": np.array(["a\x07", "b"] * 6)}, "the label 'a\\x07' has unprintable characters"),
         ({"images": PIXELS, "labels": LABELS[:5]}, "labels: has 5 labels for 12 images"),
         ({"images": PIXELS, "labels": LABELS / 2}, "the labels are float64. Expected whole numbers or words."),
         ({"images": PIXELS, "labels": np.array([object()] * 12)}, "the array labels: holds Python objects, which are not read"),

@@ -86,7 +86,7 @@ def test_rows_that_repeat_an_earlier_one_count_once_and_are_reported(tmp_path: P
         ('path,label\na.png,x\nb.png,"y\nc.png,y\n', "multiclass", ":3: the row that begins here can't be read"),
         ("path|label\na.png|x\n", "multiclass", ":1: the header is one cell, 'path|label'; its words are separated by '|'"),
         ("path,label\nhttps://x.org/a.png,x\nb.png,y\n", "multiclass", ":2: https://x.org/a.png is an address, .* nothing is fetched"),
-        ("path,label\na.png,x\0\nb.png,y\n", "multiclass", ":2: the label 'x\\x00' has signs that can't be printed"),
+        ("path,label\na.png,x\0\nb.png,y\n", "multiclass", ":2: the label 'x\\x00' has unprintable characters"),
         ("path,label\na.png,x\n,y\n", "multiclass", ":3: the path is empty"),
         ("path,label\na.png,x\nb.png,\n", "multiclass", ":3: the label is empty. .* task: multilabel"),
         ("path,label\na.png,x|y\nb.png,y\n", "multiclass", ":2: label = 'x|y' holds more than one label. Set task to multilabel"),
@@ -155,7 +155,7 @@ def test_thirty_faults_are_reported_at_once_and_each_fix_once(tmp_path: Path) ->
     assert faulty == [
         f"{file}:2: the image gone0.png does not exist (and 9 more such lines: 3, 4, 5, 6, 7, 8, 9, 10, ..).",
         f"{file}:31: the image folder is a folder.",
-        f"{file}:32: the image link.png is a link that leads nowhere.",
+        f"{file}:32: the image link.png is a broken link.",
         f"{file}:12: the label is empty (and 4 more such lines: 13, 14, 15, 16).",
         f"{file}:17: label = 'x|y' holds more than one label (and 4 more such lines: 18, 19, 20, 21).",
         f"{file}:22: the path is empty (and 3 more such lines: 23, 24, 25).",

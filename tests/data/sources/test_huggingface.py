@@ -153,7 +153,7 @@ def test_rows_without_labels_or_images_are_reported(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"image\[0\]: the row has no image"):
         decode(read(tmp_path / "two").samples[0].image)
     datasets.Dataset.from_dict({"text": ["a"], "stars": [5]}).save_to_disk(tmp_path / "text")
-    assert "no column is seen to hold the images; it has text, stars." in fault(tmp_path / "text")
+    assert "no column seems to hold the images; it has text, stars." in fault(tmp_path / "text")
 
 
 def test_splits_without_a_train_are_reported(tmp_path: Path) -> None:

@@ -366,7 +366,7 @@ def test_a_class_whose_name_is_not_utf8_is_refused_by_its_bytes(tmp_path: Path) 
         os.rename(tmp_path / "a", os.fsencode(tmp_path) + b"/caf\xe9")
     except OSError:
         pytest.skip("the file system refuses such names")
-    assert r"not UTF-8 or has signs that can't be printed: 'caf\xe9'" in faults(tmp_path)
+    assert r"not UTF-8 or has unprintable characters: 'caf\xe9'" in faults(tmp_path)
 
 
 def test_listing_asks_the_system_once_a_folder_and_never_for_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -182,7 +182,7 @@ def test_a_solved_phase_alone_is_shipped_and_measured(there: None) -> None:
     assert evaluate_run(run, "test") == metrics["test"]
     log = (run / "log.txt").read_text()
     assert "phase 1/1 head  validation accuracy by weight decay  10: 0." in log
-    assert "phases[0] is solved on training images as they are: without augment or head dropout." in log
+    assert "phases[0] is solved on training images without augment or head dropout." in log
     assert metrics["best"]["fitted_by"] == "L-BFGS"
     assert all(words in (run / "report.html").read_text() for words in ("head, solved by L-BFGS", "The head was fitted by L-BFGS"))
 

@@ -126,7 +126,7 @@ def _near(samples: Sequence[Sample], rows: list[int], score: NDArray[np.float32]
     elif across:
         suggestion = "remove the training copy, or the figures will look too good"
     else:
-        suggestion = "harmless within one split; give them one group, so that no split parts them"
+        suggestion = "harmless within one split; give them one group, so that they stay in one split"
     return Finding("near", tuple(rows), tuple(round(float(score[row]), 4) for row in rows), suggestion, across, two_labels)
 
 
@@ -182,7 +182,7 @@ def closest_pairs(samples: Sequence[Sample], features: NDArray[np.float32], alik
 
 def _similar(samples: Sequence[Sample], rows: tuple[int, int], cosine: float) -> Finding:
     two_labels = _two_labels(samples, rows)
-    suggestion = "look at it: very much alike, and labelled differently" if two_labels else "look at it: the same thing twice?"
+    suggestion = "look at it: very similar, but labelled differently" if two_labels else "look at it: the same thing twice?"
     return Finding("similar", rows, (round(cosine, 4),) * 2, suggestion, _across(samples, rows), two_labels)
 
 

@@ -110,7 +110,10 @@ def _entries(root: Path, place: Path, looked: Looked) -> tuple[dict[str, Path], 
             names = sorted((entry.name, is_folder(entry)) for entry in entries)
     except OSError as error:
         looked.add(
-            "fault", f"{_id(root, place)}/", f"the folder can't be read ({error.strerror})", "Give yourself the right to read and enter it."
+            "fault",
+            f"{_id(root, place)}/",
+            f"the folder can't be read ({error.strerror})",
+            "Change its permissions so that you can read and enter it.",
         )
         return {}, []
     for name, enters in names:
@@ -129,7 +132,7 @@ def _other(root: Path, file: Path, looked: Looked) -> None:
     """Add a file that is not read."""
     where, ending = _id(root, file), file.suffix.lower()
     if file.is_symlink() and not file.exists():
-        looked.add("warning", where, "is a link that leads nowhere, or in a circle", "Restore what it led to, or remove it.")
+        looked.add("warning", where, "is a broken or circular link", "Restore its target, or remove it.")
     elif file_use(str(file)) != "unused":
         looked.others[ending or file.name].append(where)
     elif ending in OTHER_IMAGES:
@@ -150,7 +153,7 @@ def _class_findings(layout: Layout, looked: Looked) -> Iterator[Finding]:
         if not looked.counts[training, name]:
             yield Finding("fault", f"{place}{name}/", "the class folder holds no image", "Put images into it, or remove the folder.")
         if not name.isprintable():
-            problem = "the name of the class is not UTF-8 or has signs that can't be printed"
+            problem = "the name of the class is not UTF-8 or has unprintable characters"
             yield Finding("fault", f"{place}{name}/", problem, "Rename the folder.")
     yield from odd_class_findings([name for name in classes if name.isprintable()], lambda name: f"{place}{name}/")
     quoted = [name for name in classes if name.isprintable() and not all(sign.isalnum() or sign in "-_." for sign in name)]

@@ -113,7 +113,7 @@ def _make(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise TlkitError(f"--out {out} is a file, or is in one.\n  Name a folder; it is made where it isn't there yet.") from error
+        raise TlkitError(f"--out {out} is a file, or is in one.\n  Name a folder; it is created if it doesn't exist.") from error
 
 
 def _write(out: Path, found: Survey, facts: dict[str, Any]) -> None:

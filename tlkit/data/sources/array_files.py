@@ -108,7 +108,7 @@ def _npz_headers(file: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]
                 with archive.open(info) as member:
                     shape, dtype = _header(member)
                 if not dtype.hasobject and int(np.prod(shape, dtype=object)) * dtype.itemsize > info.file_size:
-                    raise ValueError(f"{info.filename} promises more than is there")
+                    raise ValueError(f"{info.filename} is shorter than its header says")
                 headers[info.filename.removesuffix(".npy")] = (shape, dtype)
     except (*_DAMAGED, OSError) as error:
         raise _unreadable(str(file), error) from error
@@ -133,7 +133,7 @@ def _existing(name: str, key: str) -> Path:
 
 def _unreadable(what: str, error: Exception) -> DataError:
     if "allow_pickle" in str(error) or "Python objects" in str(error):
-        return DataError(f"{what}: holds Python objects, which are not read, since they can run code.\n  Save numbers or words alone.")
+        return DataError(f"{what}: holds Python objects, which are not read, since they can run code.\n  Save only numbers or strings.")
     return DataError(f"{what}: can't be read, or is damaged ({error}).\n  Save it again with numpy.savez or numpy.save.")
 
 

@@ -61,7 +61,7 @@ def number_classes(
     training = there.get("train", set()) | there.get("", set())
     word = {label: names[label] if names and isinstance(label, int) else composed(str(label)) for label in known}
     if odd := sorted(name for name in word.values() if not name.isprintable()):
-        raise DataError(f"{place}: the label {odd[0]!r} has signs that can't be printed.\n  Write it again.")
+        raise DataError(f"{place}: the label {odd[0]!r} has unprintable characters.\n  Write it again.")
     for split, found in there.items():
         if unknown := [word[label] for label in _in_order(found - training, word)]:
             hint = did_you_mean(unknown[0], [word[label] for label in training])
@@ -88,7 +88,7 @@ def _check_names(place: str, known: set[Label], names: Sequence[str]) -> None:
         return
     if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise DataError(f"{place}: two classes are called '{twice}' in data.source.classes.\n  Each label needs a name of its own.")
+        raise DataError(f"{place}: two classes are named '{twice}' in data.source.classes.\n  Each label needs a name of its own.")
     if words := [label for label in known if isinstance(label, str)]:
         raise DataError(f"{place}: its labels are words already ('{words[0]}').\n  Remove data.source.classes, which names numbers.")
     if beyond := sorted(label for label in known if isinstance(label, int) and not 0 <= label < len(names)):

@@ -71,7 +71,7 @@ class _Notes:
     def raise_unreadable(self, root: Path) -> None:
         if self.unreadable:
             lines = [f"{place}: the folder can't be read ({why})." for place, why in sorted(self.unreadable.items())]
-            raise DataError("\n".join([*lines, f"  Give yourself the right to read and enter it, or move it out of {root}."]))
+            raise DataError("\n".join([*lines, f"  Change its permissions so that you can read and enter it, or move it out of {root}."]))
 
     def warnings(self) -> Iterator[str]:
         if self.special:
@@ -81,7 +81,7 @@ class _Notes:
             yield f"{number} beside the class folders and not read: {_some(self.loose)}"
         if self.splits:
             yield (
-                f"folders in a class are called after splits, and all their images belong to the class: {_some(self.splits)}. "
+                f"folders in a class are named after splits, and all their images belong to the class: {_some(self.splits)}. "
                 "If they are splits, every class needs a train folder: data.source.layout=class/split."
             )
         yield from self.empty
@@ -116,7 +116,7 @@ def _classes(layout: Layout) -> tuple[str, ...]:
     odd = [name for name in names if not name.isprintable()]  # The bytes of names that aren't UTF-8 come as lone surrogates.
     if odd:
         shown = ", ".join(repr(os.fsencode(name))[1:] for name in odd)
-        raise DataError(f"{training}: the name of a class is not UTF-8 or has signs that can't be printed: {shown}.\n  Rename the folder.")
+        raise DataError(f"{training}: the name of a class is not UTF-8 or has unprintable characters: {shown}.\n  Rename the folder.")
     return tuple(names)
 
 

@@ -192,7 +192,7 @@ def _column(wanted: str | None, found: list[str], features: Mapping[str, Any], p
             f"{place} has no column '{wanted}'; it has {columns}.\n  {did_you_mean(wanted, features) or f'Set data.source.{key}.'}"
         )
     if not found:
-        raise DataError(f"{place}: no column is seen to hold the {key}s; it has {columns}.\n  Name it: data.source.{key}.")
+        raise DataError(f"{place}: no column seems to hold the {key}s; it has {columns}.\n  Name it: data.source.{key}.")
     if len(found) > 1 and key == "image":
         raise DataError(f"{place} has several columns of images: {', '.join(found)}.\n  Choose one: data.source.image.")
     return found[0]

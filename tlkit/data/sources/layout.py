@@ -160,7 +160,7 @@ def subfolders(folder: Path) -> list[Path]:
             return sorted(folder / entry.name for entry in entries if not is_hidden(entry.name) and is_folder(entry))
     except OSError as error:
         raise DataError(
-            f"{folder}: the folder can't be read ({error.strerror}).\n  Give yourself the right to read and enter it."
+            f"{folder}: the folder can't be read ({error.strerror}).\n  Change its permissions so that you can read and enter it."
         ) from error
 
 

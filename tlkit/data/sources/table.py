@@ -141,7 +141,7 @@ def _row(
 
 def _check_labels(table: Table, number: int, labels: tuple[str, ...], task: Task) -> None:
     if odd := next((label for label in labels if not label.isprintable()), ""):
-        table.faults.add(number, f"the label {odd!r} has signs that can't be printed.", "Write it again.", kind="sign")
+        table.faults.add(number, f"the label {odd!r} has unprintable characters.", "Write it again.", kind="sign")
     if task == "multiclass" and len(labels) > 1:
         fix = "Set task to multilabel in the recipe, or leave one label in every row."
         text = table.separator.join(labels)

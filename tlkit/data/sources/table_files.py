@@ -81,7 +81,7 @@ class TableFiles:
         fix = f"Paths are relative to {Path(self.root)}. {self._root_hint()}".rstrip()
         for id_, (number, names) in self.missing.items():
             path = self.inside + id_
-            what = "is a folder" if os.path.isdir(path) else "is a link that leads nowhere" if os.path.islink(path) else "does not exist"
+            what = "is a folder" if os.path.isdir(path) else "is a broken link" if os.path.islink(path) else "does not exist"
             if names:
                 self.faults.add(
                     number, f"the image {id_} {what}; {' and '.join(names[:4])} do.", "Write the ending too.", kind="several endings"

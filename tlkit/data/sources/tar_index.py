@@ -173,7 +173,7 @@ class _Scan:
             packed = next((word for start, word in _PACKED.items() if _begins(file, start)), "")
             why = f"is no tar, or cut off at its beginning ({error})"
             if packed:
-                why = f"is packed with {packed}, and can't be read from any place: unpack it first"
+                why = f"is packed with {packed}, and can't be read at any offset: unpack it first"
             self.faults.append(f"{self.shard}: {why}.")
             return
         with tar:

@@ -195,7 +195,7 @@ def _fetch(name: str, root: Path, *, missing: Exception) -> dict[str, Any]:
         if isinstance(error, DataError):
             raise
         raise DataError(
-            f"data.source.torchvision: {name} is not whole in {root.resolve()} and could not be made ready there: {_one_line(error)}.\n"
+            f"data.source.torchvision: {name} is incomplete in {root.resolve()} and could not be prepared there: {_one_line(error)}.\n"
             "  Repair or remove what is there, set data.root to another folder, or use data.source.folder."
         ) from error
     finally:
@@ -209,7 +209,7 @@ def _bring_archives(name: str, root: Path, unfinished: Path) -> None:
     """
     archives = archives_of(name)
     if not archives and is_offline():
-        raise OSError("--offline asks no network")
+        raise OSError("--offline makes no network calls")
     for archive in archives:
         place = unfinished / archive.folder / archive.name
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -220,7 +220,7 @@ def _bring_archives(name: str, root: Path, unfinished: Path) -> None:
             continue
         try:
             if is_offline():
-                raise OSError("--offline asks no network")
+                raise OSError("--offline makes no network calls")
             LOG.info("downloading %s", archive.url)
             download(archive.url, place)
             if not check_integrity(place, archive.md5):

@@ -82,7 +82,7 @@ def where_else(run: Path, recipe: Recipe) -> str:
     """Return how to say where the data of a run is now, for a message that it isn't found."""
     key = next(iter(recipe.data.source.model_dump()))
     folder = started_in(run)
-    began = f"The run was started in {folder}: run the command there. Or say" if folder else "Say"
+    began = f"The run was started in {folder}: run the command there. Or set" if folder else "Say"
     return f"{began} where its images are now: add data.source.{key}=PATH to the command."
 
 

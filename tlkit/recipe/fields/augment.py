@@ -18,11 +18,11 @@ Interpolation = Literal["nearest", "bilinear"]
 
 
 class RandAugment(Strict):
-    num_ops: int = Field(2, ge=1, le=14, examples=[1], description="changes that are drawn for an image, one after the other")
-    magnitude: int = Field(9, ge=0, examples=[5], description="how strong each of them is, below num_magnitude_bins")
-    num_magnitude_bins: int = Field(31, ge=2, le=1000, examples=[11], description="steps from nothing to the strongest")
-    interpolation: Interpolation = Field("nearest", description="of what is turned or moved")
-    p: float = Field(1.0, ge=0, le=1, examples=[0.5], description="share of images that are changed")
+    num_ops: int = Field(2, ge=1, le=14, examples=[1], description="number of operations drawn for an image, applied one after the other")
+    magnitude: int = Field(9, ge=0, examples=[5], description="strength of each operation, below num_magnitude_bins")
+    num_magnitude_bins: int = Field(31, ge=2, le=1000, examples=[11], description="number of magnitude levels")
+    interpolation: Interpolation = Field("nearest", description="interpolation of rotations and shifts")
+    p: float = Field(1.0, ge=0, le=1, examples=[0.5], description="probability that an image is changed")
 
     @model_validator(mode="after")
     def _magnitude_is_a_step(self) -> Self:
@@ -33,11 +33,9 @@ class RandAugment(Strict):
 
 
 class TrivialAugment(Strict):
-    num_magnitude_bins: int = Field(
-        31, ge=2, le=1000, examples=[11], description="steps from nothing to the strongest, of which one is drawn"
-    )
-    interpolation: Interpolation = Field("nearest", description="of what is turned or moved")
-    p: float = Field(1.0, ge=0, le=1, examples=[0.5], description="share of images that are changed")
+    num_magnitude_bins: int = Field(31, ge=2, le=1000, examples=[11], description="number of magnitude levels, of which one is drawn")
+    interpolation: Interpolation = Field("nearest", description="interpolation of rotations and shifts")
+    p: float = Field(1.0, ge=0, le=1, examples=[0.5], description="probability that an image is changed")
 
 
 AUTO_AUGMENT: dict[str, type[RandAugment] | type[TrivialAugment]] = {"randaugment": RandAugment, "trivialaugment": TrivialAugment}

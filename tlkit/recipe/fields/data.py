@@ -16,7 +16,7 @@ LeakCheck = Literal["full", "exact", "off"]
 
 class FindBatchSize(Strict):
     find: float = Field(
-        gt=0, lt=1, title="SHARE", examples=[0.8], description="of the largest batch that fits into memory, found by trying"
+        gt=0, lt=1, title="SHARE", examples=[0.8], description="share of the largest batch that fits into memory, which is found by trial"
     )
 
 
@@ -24,46 +24,52 @@ class Data(Strict):
     source: Source = Field(description="where the images and labels come from")
     root: str = Field("data", examples=["/data/downloads"], description="folder for downloads")
     validation: float = Field(
-        0.1, gt=0, lt=1, examples=[0.2], description="share of the training split kept for validation, if the source has none"
+        0.1,
+        gt=0,
+        lt=1,
+        examples=[0.2],
+        description="share of training held out for validation, if the source has no validation split",
     )
     test: float = Field(
-        0.1, ge=0, lt=1, examples=[0.2], description="share of the training split kept for the test, if the source has none"
+        0.1, ge=0, lt=1, examples=[0.2], description="share of training held out for the test, if the source has no test split"
     )
     folds: Annotated[int, Field(ge=2, le=100)] | None = Field(
         None,
         examples=[5],
-        description="k of k-fold cross-validation: a run for each fold, which validates on it; the test split stays outside",
+        description="k of k-fold cross-validation: one run per fold, validated on it; the test split is held out",
     )
     limit: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)] | None = Field(
-        None, examples=[500], description="images for a quick trial, or a share of them: stratified, from every split; by default all"
+        None,
+        examples=[500],
+        description="images for a quick trial, or a share of all: stratified, from every split; by default all",
     )
-    image_size: int = Field(224, ge=8, le=4096, examples=[128], description="side of the square image that the network sees, in pixels")
+    image_size: int = Field(224, ge=8, le=4096, examples=[128], description="side of the square input image, in pixels")
     channels: int = Field(3, ge=1, le=256, examples=[1], description="1 for grey, 3 for colour, or as many as the images have")
     resize: Literal["crop", "pad", "stretch"] = Field("crop", description="how an image becomes square")
     normalize: Literal["weights", "dataset", "pixelwise", "none"] = Field(
-        "weights", description="whose mean and std the images are normalised with; pixelwise subtracts the mean image of training"
+        "weights", description="where mean and std come from; pixelwise subtracts the mean image of the training split"
     )
     on_bad: Literal["error", "skip"] = Field(
-        "error", description="images that can't be read end the run, or are left out of it and listed in skipped.csv"
+        "error", description="unreadable images end the run (error), or are left out and listed in skipped.csv (skip)"
     )
     leak_check: LeakCheck = Field(
         "full",
-        description="whether held-out images are looked for in other splits: equal and nearly equal ones, equal ones, or none",
+        description="search for held-out images in other splits: equal and nearly equal ones, equal ones, or none",
     )
     max_pixels: int = Field(
-        178_956_970, ge=1, le=178_956_970, examples=[50_000_000], description="of one image, width times height; more is never read"
+        178_956_970, ge=1, le=178_956_970, examples=[50_000_000], description="largest image, width times height; larger ones are not read"
     )
     background: tuple[Byte, Byte, Byte] = Field(
-        (255, 255, 255), strict=False, examples=[[0, 0, 0]], description="R G B under transparent images"
+        (255, 255, 255), strict=False, examples=[[0, 0, 0]], description="colour under transparent images: R G B"
     )
     range_16bit: tuple[TwoBytes, TwoBytes] = Field(
         (0, 65535),
         strict=False,
         examples=[[0, 4095]],
-        description="of 16-bit values, which becomes 0 to 255; values outside of it are an error",
+        description="range of 16-bit values that is mapped to 0 to 255; values outside of it are an error",
     )
-    batch_size: Annotated[int, Field(ge=1)] | FindBatchSize = Field(64, examples=[32], description="images a step, over all devices")
-    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field("auto", examples=[4], description="processes that load images")
+    batch_size: Annotated[int, Field(ge=1)] | FindBatchSize = Field(64, examples=[32], description="images per step, over all devices")
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field("auto", examples=[4], description="number of processes that load images")
 
     @model_validator(mode="after")
     def _leaves_images_to_train_on(self) -> Self:

@@ -14,20 +14,20 @@ class Optimizer(Strict):
         examples=["momentum"],
         description="sgd | momentum | nesterov | adagrad | rmsprop | adam | adamw | one of timm's: lion, lamb, ...",
     )
-    weight_decay: float = Field(0.05, ge=0, examples=[0.01], description="not applied to biases and normalisation layers")
-    momentum: float = Field(0.9, ge=0, lt=1, examples=[0.95], description="of momentum, nesterov and rmsprop")
-    gradient_clip: float | None = Field(None, gt=0, examples=[1.0], description="longest gradient, as the norm over all parameters")
-    accumulate: int = Field(1, ge=1, examples=[4], description="batches whose gradients make one step")
+    weight_decay: float = Field(0.05, ge=0, examples=[0.01], description="weight decay; not applied to biases and normalisation layers")
+    momentum: float = Field(0.9, ge=0, lt=1, examples=[0.95], description="momentum of momentum, nesterov and rmsprop")
+    gradient_clip: float | None = Field(None, gt=0, examples=[1.0], description="largest gradient norm, over all parameters")
+    accumulate: int = Field(1, ge=1, examples=[4], description="number of batches whose gradients are accumulated for one step")
 
 
 class Schedule(Strict):
     name: Literal["cosine", "constant", "linear", "step", "one_cycle", "plateau"] = Field(
-        "cosine", description="how lr moves within a phase"
+        "cosine", description="how lr changes within a phase"
     )
     warmup: float = Field(0.0, ge=0, lt=1, examples=[0.1], description="share of a phase's steps in which lr rises from zero")
-    factor: float = Field(0.1, gt=0, lt=1, examples=[0.5], description="of step and plateau: what lr is multiplied with each time")
-    every: float = Field(0.34, gt=0, lt=1, examples=[0.5], description="of step: share of a phase between two drops")
-    patience: int = Field(2, ge=0, examples=[3], description="of plateau: epochs without a lower validation loss before lr drops")
+    factor: float = Field(0.1, gt=0, lt=1, examples=[0.5], description="for step and plateau: factor by which lr is multiplied")
+    every: float = Field(0.34, gt=0, lt=1, examples=[0.5], description="for step: share of a phase between two drops")
+    patience: int = Field(2, ge=0, examples=[3], description="for plateau: epochs without a lower validation loss before lr drops")
 
     @model_validator(mode="after")
     def _warmup_fits(self) -> Self:
@@ -40,7 +40,7 @@ class Schedule(Strict):
 class Loss(Strict):
     label_smoothing: float = Field(0.0, ge=0, lt=1, examples=[0.1], description="share of the target that is spread over all classes")
     l2_sp: float = Field(
-        0.0, ge=0, examples=[0.01], description="pull of the backbone towards where it started (L2-SP), instead of its weight decay"
+        0.0, ge=0, examples=[0.01], description="pull of the backbone towards its initial weights (L2-SP), instead of its weight decay"
     )
 
 
@@ -50,11 +50,9 @@ class Mix(Strict):
 
 
 class Ema(Strict):
-    decay: float = Field(
-        0.999, gt=0, lt=1, examples=[0.9999], description="weight of the past in the moving average of the weights, after warm-up"
-    )
+    decay: float = Field(0.999, gt=0, lt=1, examples=[0.9999], description="decay of the moving average of the weights, after warm-up")
 
 
 class EarlyStopping(Strict):
     patience: int = Field(ge=1, examples=[3], description="epochs without a better validation score before a phase ends")
-    min_delta: float = Field(0.0, ge=0, examples=[0.001], description="what counts as better")
+    min_delta: float = Field(0.0, ge=0, examples=[0.001], description="smallest improvement that counts")

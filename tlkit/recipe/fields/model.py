@@ -41,16 +41,16 @@ CLASSICAL_HEADS = ("svm", "logistic", "knn")
 
 class Head(Strict):
     kind: Literal["linear", "mlp", "cosine", "locally_connected", "svm", "logistic", "knn"] = Field(
-        "linear", description="what turns features into class scores"
+        "linear", description="what computes class scores from features"
     )
-    pool: Literal["avg", "max", "avgmax"] | None = Field(None, description="how maps become features; by default as the backbone does")
+    pool: Literal["avg", "max", "avgmax"] | None = Field(None, description="how feature maps are pooled; by default as the backbone does")
     dropout: float = Field(0.0, ge=0, lt=1, examples=[0.2], description="share of features zeroed in training")
-    hidden: int = Field(512, ge=1, examples=[256], description="of mlp: width of the hidden layer")
-    filters: int = Field(32, ge=1, examples=[16], description="of locally_connected: filters at each place of the map")
+    hidden: int = Field(512, ge=1, examples=[256], description="for mlp: width of the hidden layer")
+    filters: int = Field(32, ge=1, examples=[16], description="for locally_connected: filters at each position of the map")
     c: float | None = Field(
-        None, gt=0, examples=[1.0], description="of svm and logistic: scikit-learn's C; by default the best on validation"
+        None, gt=0, examples=[1.0], description="for svm and logistic: scikit-learn's C; by default the best on validation"
     )
-    neighbours: int = Field(5, ge=1, examples=[10], description="of knn: training images that vote")
+    neighbours: int = Field(5, ge=1, examples=[10], description="for knn: number of training images that vote")
 
     @model_validator(mode="after")
     def _has_what_it_names(self) -> Self:
@@ -68,14 +68,15 @@ class Head(Strict):
 class Model(Strict):
     backbone: str = Field(min_length=1, examples=["resnet50"], description="any timm model name")
     weights: Literal["pretrained", "random"] | FileWeights | PackageWeights | RunWeights = Field(
-        "pretrained", description="where the backbone starts"
+        "pretrained", description="initial weights of the backbone"
     )
     features: Features = Field(
-        "all", description="what the head sees: all that comes before the classifier, or of VGG and AlexNet the pooled last map alone"
+        "all",
+        description="input of the head: everything before the classifier (all), or only the pooled last feature map of VGG and AlexNet (conv)",
     )
-    head: Head = Field(default_factory=Head, description="what is put on the backbone")
+    head: Head = Field(default_factory=Head, description="the classifier on top of the backbone")
     drop_path: float = Field(
-        0.0, ge=0, lt=1, examples=[0.1], description="share of residual branches skipped in training, where the backbone has it"
+        0.0, ge=0, lt=1, examples=[0.1], description="share of residual branches skipped in training, if the backbone supports it"
     )
     auxiliary_loss: float = Field(
         0.3, ge=0, examples=[0.0], description="weight of the loss of each auxiliary head; only googlenet has some"

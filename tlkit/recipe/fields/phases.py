@@ -14,12 +14,12 @@ class FromStage(Strict):
         min_length=1,
         title="STAGE",
         examples=["layer4"],
-        description="the first stage that trains; everything after it trains too",
+        description="the first stage that trains; all stages after it train too",
     )
 
 
 class LastStages(Strict):
-    last: int = Field(ge=1, title="N", examples=[2], description="how many stages train, counted from the head")
+    last: int = Field(ge=1, title="N", examples=[2], description="number of stages that train, counted from the head")
 
 
 Train = Literal["head", "all", "norm", "bias"] | FromStage | LastStages
@@ -29,14 +29,14 @@ MasterPrecision = Literal["32-true", "16-mixed", "bf16-mixed"]
 
 
 class Phase(Strict):
-    train: Train = Field(description="what trains; all else is frozen, gradients and modes")
+    train: Train = Field(description="what trains; everything else is frozen: no gradients, eval mode")
     epochs: int = Field(ge=1, examples=[5], description="passes over the training split")
     lr: float = Field(gt=0, examples=[0.001], description="highest learning rate")
-    batchnorm: BatchNorm = Field("adapt", description="statistics of batch-norm layers that train; of frozen layers they never move")
+    batchnorm: BatchNorm = Field("adapt", description="updates of the statistics of trained batch-norm layers; frozen ones never update")
     backbone_lr: float | None = Field(None, gt=0, le=1, examples=[0.1], description="the backbone's lr as a share of the head's")
     layer_decay: float | None = Field(None, gt=0, le=1, examples=[0.75], description="factor on lr for every stage further from the head")
     precision: MasterPrecision | None = Field(None, description="precision; by default trainer.precision")
-    compile: bool = Field(False, description="torch.compile: a minute or so before the first step, and quicker steps after it")
+    compile: bool = Field(False, description="torch.compile: about a minute before the first step, then faster steps")
 
     @model_validator(mode="after")
     def _rates_have_stages(self) -> Self:
@@ -53,10 +53,13 @@ class Phase(Strict):
 class SolvedPhase(Strict):
     """The linear head found by logistic regression on the frozen network's features: no epochs, and no learning rate to guess."""
 
-    train: Train = Field(description="what is solved: head, which alone can be")
-    solver: Literal["lbfgs"] = Field(description="in place of epochs and lr: solves to convergence, on training images as they are")
+    train: Train = Field(description="what is solved: only the head can be")
+    solver: Literal["lbfgs"] = Field(description="instead of epochs and lr: solve to convergence, on training images without augmentation")
     weight_decay: float | None = Field(
-        None, gt=0, examples=[0.1], description="times half the squared weights on standardised features; by default the best on validation"
+        None,
+        gt=0,
+        examples=[0.1],
+        description="times half the squared weights of standardised features; by default the best on validation",
     )
 
     @model_validator(mode="after")

@@ -12,7 +12,7 @@ class FolderSource(Strict):
         min_length=1, title="FOLDER", examples=["photos"], description="train/val/test folders of classes, or classes to be split"
     )
     layout: Literal["auto", "split/class", "class/split", "class"] = Field(
-        "auto", description="what the folders are, from the outer to the inner ones; auto goes by their names"
+        "auto", description="meaning of the folders, from outer to inner; auto detects it by their names"
     )
 
 
@@ -23,12 +23,12 @@ class TorchvisionSource(Strict):
 
 
 _ROOT = "folder that the paths are relative to; by default the table's"
-_SEPARATOR = "what separates several labels in a cell; by default |, and an error where another sign seems meant"
+_SEPARATOR = "separator of several labels in a cell; by default |, and an error if another separator seems to be meant"
 _PATH = "the column of paths"
 _LABEL = "the column of labels, or a list of columns of 0 and 1, one for each class"
 _SPLIT, _GROUP = (
     "the column of splits, if there is one",
-    "the column of groups, if there is one: images of one group never are in two splits",
+    "the column of groups, if there is one: images of one group are never in two splits",
 )
 Label = Annotated[str, Field(min_length=1)] | Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False, min_length=2)]
 
@@ -93,14 +93,16 @@ class NpySource(Strict):
 
 
 class HuggingFaceSource(Strict):
-    huggingface: str = Field(min_length=1, title="NAME", examples=["beans"], description="a data set of the hub, or a folder that has one")
+    huggingface: str = Field(
+        min_length=1, title="NAME", examples=["beans"], description="a data set of the hub, or a folder that contains one"
+    )
     image: str | None = Field(
-        None, min_length=1, examples=["photo"], description="the column with images; by default the only one that has some"
+        None, min_length=1, examples=["photo"], description="the column with images; by default the only one with images"
     )
     label: str | None = Field(
         None, min_length=1, examples=["labels"], description="the column with labels; by default the only one with named classes"
     )
-    config: str | None = Field(None, min_length=1, examples=["small"], description="which of the data set's configurations")
+    config: str | None = Field(None, min_length=1, examples=["small"], description="one of the set's configurations")
     revision: str | None = Field(None, min_length=1, examples=["main"], description="branch, tag or commit on the hub")
 
 
@@ -118,7 +120,7 @@ class WebDatasetSource(Strict):
 
 
 class BundledSource(Strict):
-    bundled: Literal["fashion_mnist_mini"] = Field(description="a small real sample that ships with tlkit")
+    bundled: Literal["fashion_mnist_mini"] = Field(description="a small bundled data set")
 
 
 Source = (

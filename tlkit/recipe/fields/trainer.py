@@ -10,22 +10,22 @@ from tlkit.recipe.fields.strict import Strict, rule_broken
 class Cache(Strict):
     """Activations of what is frozen, kept between epochs, phases and runs; and within a run, images as the network sees them."""
 
-    use: bool = Field(True, description="whether the frozen part runs once, and images are decoded once, instead of in every epoch")
+    use: bool = Field(True, description="run the frozen part once, and decode images once, instead of in every epoch")
     budget_gb: float = Field(
         10.0,
         gt=0,
         examples=[20.0],
-        description="most that is kept on disk, over all runs; the longest unused goes first. As much for a run's images",
+        description="largest size on disk, over all runs; the least recently used goes first. As much again for decoded images",
     )
     dtype: Literal["float32", "float16", "bfloat16"] = Field("float32", description="dtype of cached activations")
-    half_over_budget: bool = Field(False, description="over budget, keep float16 rather than nothing")
+    half_over_budget: bool = Field(False, description="over budget, cache float16 rather than nothing")
     views: int = Field(
-        0, ge=0, le=1000, examples=[8], description="augmented versions kept of each training image, taken in turns; 0 is none"
+        0, ge=0, le=1000, examples=[8], description="cached augmented versions of each training image, used in turn; 0 is none"
     )
 
 
 class CheckpointEvery(Strict):
-    minutes: float = Field(10.0, gt=0, examples=[5.0], description="at most this much of an epoch is lost when a run is killed")
+    minutes: float = Field(10.0, gt=0, examples=[5.0], description="minutes between checkpoints within an epoch")
 
 
 OnNan = Literal["stop", "skip"]
@@ -39,21 +39,25 @@ class Trainer(Strict):
     """Mostly handed to Lightning's Trainer as it is."""
 
     accelerator: str = Field("auto", examples=["gpu"], description="auto | cpu | gpu | cuda | mps | tpu")
-    devices: Annotated[int, Field(ge=-1)] | list[int] | str = Field("auto", examples=[2], description="auto, how many, or which")
+    devices: Annotated[int, Field(ge=-1)] | list[int] | str = Field(
+        "auto", examples=[2], description="auto, a number of devices, or a list of them"
+    )
     num_nodes: int = Field(1, ge=1, examples=[2], description="machines")
     strategy: str = Field(
         "auto", examples=["ddp"], description="auto | ddp: the network on every device | fsdp: split over a machine's devices | ..."
     )
     precision: Literal["32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true"] = Field(
-        "32-true", description="32-true | bf16-mixed | 16-mixed: what the network computes in; the weights stay in 32 bits"
+        "32-true", description="precision of the computation; weights stay in 32 bits"
     )
-    deterministic: bool = Field(True, description="same recipe, same machine kind, same numbers")
-    on_nan: OnNan = Field("stop", description="at a loss that is NaN or infinite: stop, or skip the batch; its images are named either way")
+    deterministic: bool = Field(True, description="deterministic algorithms: same recipe, same kind of machine, same results")
+    on_nan: OnNan = Field("stop", description="at a loss of NaN or infinity: stop, or skip the batch; its images are listed either way")
     scale_lr: ScaleLr | Literal[False] = Field(
-        False, description="batch_size and lr are one device's: n devices take n times as many images, and lr times n or its root"
+        False,
+        description="take batch_size and lr per device: n devices process n times the images, at lr times n or its root",
     )
     checkpoint_every: CheckpointEvery = Field(
-        default_factory=CheckpointEvery, description="within an epoch; between two epochs one is written too, at most every 5 seconds"
+        default_factory=CheckpointEvery,
+        description="checkpoints within an epoch; between epochs, at most every 5 seconds",
     )
 
     @model_validator(mode="after")
