@@ -72,7 +72,7 @@ class Model(Strict):
     )
     features: Features = Field(
         "all",
-        description="input of the head: everything before the classifier (all), or only the pooled last feature map of VGG and AlexNet (conv)",
+        description="input of the head: all layers before the classifier, or for VGG and AlexNet only the pooled last feature map (conv)",
     )
     head: Head = Field(default_factory=Head, description="the classifier on top of the backbone")
     drop_path: float = Field(
