@@ -11,7 +11,7 @@ from textwrap import fill
 from typing import Any
 
 from tlkit import __version__
-from tlkit.commands import completion, data, deploy, evaluate, models, recipes, search, training
+from tlkit.commands import completion, data, deploy, evaluate, init, models, recipes, search, training
 from tlkit.errors import Interrupted, TlkitError, did_you_mean, expected_one_of, without_passwords
 from tlkit.files import is_disk_full
 from tlkit.system import as_command_line, ignore_pillow_warnings
@@ -25,6 +25,7 @@ EXAMPLES = """examples:
 # name: (what it does, its arguments, the command)
 COMMANDS: dict[str, tuple[str, Callable[[ArgumentParser], None], Callable[[Namespace], int]]] = {
     "finetune": ("fine-tune a recipe's model, measure it, and write a run folder", training.finetune_arguments, training.finetune),
+    "init": ("look at your images and write a recipe for them", init.init_arguments, init.init),
     "check": ("check a recipe without running it", training.check_arguments, training.check),
     "recipes ls": ("list the bundled recipes", recipes.list_arguments, recipes.list_recipes),
     "recipes show": ("print a bundled recipe", recipes.show_arguments, recipes.show),

@@ -69,13 +69,18 @@ def schema(arguments: Namespace) -> int:
     return 0
 
 
+def refuse_existing(file: Path) -> None:
+    """Raise TlkitError if the file is there."""
+    if file.exists():
+        raise TlkitError(f"{file} is there already, and is not overwritten.\n  Choose another name, or remove it.")
+
+
 def write_new(file: Path, text: str) -> None:
     """Write a file that isn't there yet. Raises TlkitError if it is, or can't be written."""
+    refuse_existing(file)
     try:
-        with file.open("x", encoding="utf-8", newline="\n") as opened:
+        with file.open("x", encoding="utf-8", errors="surrogateescape", newline="\n") as opened:
             opened.write(text)
-    except FileExistsError as error:
-        raise TlkitError(f"{file} is there already, and is not overwritten.\n  Choose another name, or remove it.") from error
     except (FileNotFoundError, NotADirectoryError) as error:
         raise TlkitError(f"{file} can't be written: {file.parent} is not a folder.\n  Make it first: mkdir -p {file.parent}") from error
 

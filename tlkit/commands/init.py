@@ -1,0 +1,143 @@
+"""`tlkit init`: looks at the data, asks at most five questions, and writes a recipe that runs."""
+
+import sys
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tlkit.commands.arguments import source_of
+from tlkit.commands.log import show_log
+from tlkit.commands.recipes import refuse_existing, write_new
+from tlkit.errors import TlkitError
+from tlkit.files import expanded
+from tlkit.terminal import print_text, tlkit_command
+
+if TYPE_CHECKING:
+    from tlkit.search.init import Answers
+    from tlkit.search.look import Facts
+
+MINUTES = 30.0
+
+
+def init_arguments(parser: ArgumentParser) -> None:
+    help = "images: a folder, .csv, .parquet, .npz, 'shards/*.tar', or any data.source, such as '{torchvision: CIFAR10}'"
+    parser.add_argument("data", metavar="DATA", help=help)
+    parser.add_argument(
+        "--out", type=expanded, default=Path("recipe.yaml"), metavar="FILE", help="the recipe to write (default: recipe.yaml)"
+    )
+    parser.add_argument("--yes", action="store_true", help="ask nothing: take what would be proposed")
+    parser.add_argument("--minutes", type=_minutes, metavar="N", help=f"how long training may take (default: {MINUTES:.0f})")
+    parser.add_argument("--offline", action="store_true", help="make no network call: choose among the weights that are on this machine")
+
+
+def init(arguments: Namespace) -> int:
+    out: Path = arguments.out
+    refuse_existing(out)
+    source = _source(arguments.data)
+    print_text(f"{arguments.data}: loading torch, then looking at the images", sys.stderr)
+    from tlkit.models.devices import find_device
+    from tlkit.recipe.fetched import go_offline
+    from tlkit.search.choices import Wanted, choose
+    from tlkit.search.init import check_enough, find_available, recipe_name, write_recipe
+    from tlkit.search.look import look_at
+    from tlkit.system import processors
+
+    with show_log():
+        facts = look_at(source)
+    check_enough(facts, arguments.data)
+    print_text(_seen(facts))
+    asks = not arguments.yes and sys.stdin.isatty() and sys.stdout.isatty()
+    answers, minutes, offline = _ask(facts, arguments) if asks else (_assumed(facts), arguments.minutes or MINUTES, arguments.offline)
+    if offline:
+        go_offline(None)
+    available = find_available(offline=offline)
+    device = find_device("auto").type
+    wanted = Wanted(facts.training, facts.smallest, facts.short_side, device, processors(), minutes, available.backbones)
+    choice = choose(wanted)
+    written = write_recipe(facts, choice, answers, name=recipe_name(arguments.data), available=available, out=out)
+    if written.table:
+        write_new(out.with_suffix(".csv"), written.table)
+    write_new(out, written.recipe)
+    phases = f"the head, then {choice.way.second.strip('{}')}, {choice.epochs} epochs" if choice.epochs else "the head"
+    print_text(f"{out}: {choice.backbone.name} at {choice.image_size} px, {phases}. {available.note[0].upper()}{available.note[1:]}.")
+    print_text(f"The reasons are beside the values. Next:\n    {tlkit_command('finetune', str(out))}")
+    return 0
+
+
+def _source(data: str) -> dict[str, Any]:
+    if data.lstrip().startswith("{"):
+        from tlkit.recipe.yaml12 import read_yaml
+
+        value = read_yaml(data, lambda line: "DATA", root="data.source").value
+        return value if isinstance(value, dict) else {}
+    if not (place := expanded(data)).exists() and not any(sign in data for sign in "*?{"):
+        expected = "a folder of images, a .csv, .parquet or .npz, or 'shards/*.tar'"
+        raise TlkitError(f"{data} does not exist.\n  Expected {expected}; looked in {place.absolute().parent}.")
+    source = source_of(data)
+    if source is None:
+        expected = "a folder, .csv, .parquet, .npz or .tar; or a source as in a recipe: '{csv: FILE}'"
+        raise TlkitError(f"{data} is no data that is known by its name.\n  Expected {expected}.")
+    return dict(source)
+
+
+def _seen(facts: "Facts") -> str:
+    splits = {"train": "training", "val": "validation", "test": "test", "": "not split"}
+    parts = ", ".join(f"{number:,} {splits[split]}" for split, number in facts.splits.items())
+    colour = {1: "grey", 3: "colour"}.get(facts.channels, f"{facts.channels} channels")
+    few, many = min(facts.counts.values()), max(facts.counts.values())
+    lines = [
+        f"{facts.images:,} images ({parts}) in {len(facts.counts)} classes of {few:,} to {many:,}",
+        f"shorter side {facts.short_side:,} px, {colour}",
+    ]
+    if facts.duplicates:
+        lines.append(f"{facts.duplicates:,} images are there twice")
+    if facts.groups:
+        lines.append(f"file names look like {facts.groups.count:,} groups, such as {facts.groups.example}")
+    return "\n".join(f"  {line}" for line in lines)
+
+
+def _assumed(facts: "Facts") -> "Answers":
+    """Groups are never assumed. Classes called by one sign each are letters or digits, which can't be mirrored."""
+    from tlkit.search.init import Answers
+
+    return Answers(mirror=not all(len(name) == 1 for name in facts.counts))
+
+
+def _ask(facts: "Facts", arguments: Namespace) -> tuple["Answers", float, bool]:
+    """Return the answers, the minutes, and whether no network is to be asked; five questions at most."""
+    from tlkit.data.samples import LARGEST_FOLD
+    from tlkit.search.init import Answers
+
+    assumed = _assumed(facts)
+    groups = False
+    if facts.groups and "folder" in facts.source:
+        groups = _yes(f"Do images whose names begin alike ({facts.groups.example}) belong together, such as those of one patient?", False)
+    rare = facts.imbalance <= LARGEST_FOLD or _yes("Are rare classes to count as much as common ones?", True)
+    mirror = _yes("Can an image be mirrored, left to right, and still show its class?", assumed.mirror)
+    minutes = arguments.minutes or _number("How many minutes may training take?", MINUTES)
+    offline = arguments.offline or not _yes("May weights be downloaded from the hub?", True)
+    return Answers(groups, rare, mirror), minutes, offline
+
+
+def _yes(question: str, default: bool) -> bool:
+    answer = input(f"{question} [{'Y/n' if default else 'y/N'}] ").strip().lower()
+    return default if not answer else answer.startswith("y")
+
+
+def _number(question: str, default: float) -> float:
+    while True:
+        answer = input(f"{question} [{default:.0f}] ").strip()
+        try:
+            return _minutes(answer) if answer else default
+        except ArgumentTypeError as error:
+            print_text(str(error))
+
+
+def _minutes(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise ArgumentTypeError(f"'{text}' is not a number of minutes above 0")
+    return value
