@@ -5,7 +5,7 @@ import os
 import re
 import subprocess
 import sys
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 import pytest
@@ -51,6 +51,14 @@ def test_the_readme_has_every_command_in_the_same_order() -> None:
 def test_every_command_explains_its_arguments(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([*name.split(), "--help"]) == 0
     assert f"usage: tlkit {name}" in capsys.readouterr().out
+
+
+def test_every_command_that_takes_a_recipe_takes_changes_of_its_keys() -> None:
+    for name, (_, add_arguments, _) in cli.COMMANDS.items():
+        parser = ArgumentParser(name)
+        add_arguments(parser)
+        names = {str(action.metavar) for action in parser._actions}
+        assert "KEY=VALUE" in names or not names & {"RECIPE", "DIR|RECIPE"}, name
 
 
 def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,10 +33,13 @@ def init_arguments(parser: ArgumentParser) -> None:
 def init(arguments: Namespace) -> int:
     out: Path = arguments.out
     refuse_existing(out)
+    from tlkit.recipe.fetched import go_offline
+
     source = _source(arguments.data)
+    if arguments.offline:
+        go_offline()
     print_text(f"{arguments.data}: loading torch, then looking at the images", sys.stderr)
     from tlkit.models.devices import find_device
-    from tlkit.recipe.fetched import go_offline
     from tlkit.search.choices import Wanted, choose
     from tlkit.search.init import check_enough, find_available, recipe_name, write_recipe
     from tlkit.search.look import look_at
@@ -49,7 +52,7 @@ def init(arguments: Namespace) -> int:
     asks = not arguments.yes and sys.stdin.isatty() and sys.stdout.isatty()
     answers, minutes, offline = _ask(facts, arguments) if asks else (_assumed(facts), arguments.minutes or MINUTES, arguments.offline)
     if offline:
-        go_offline(None)
+        go_offline()
     available = find_available(offline=offline)
     device = find_device("auto").type
     wanted = Wanted(facts.training, facts.smallest, facts.short_side, device, processors(), minutes, available.backbones)
