@@ -14,6 +14,7 @@ import tlkit
 from tlkit.cli import main
 from tlkit.commands import init
 from tlkit.recipe.fetched import OFFLINE
+from tlkit.recipe.fields.source import CsvSource
 from tlkit.recipe.load import load_recipe
 from tlkit.search.choices import BACKBONES, STEPS, WAYS, Wanted, choices_table, choose
 from tlkit.search.look import find_groups, look_at
@@ -239,6 +240,13 @@ def test_without_a_terminal_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) ->
     with open(os.devnull) as nothing:
         monkeypatch.setattr(sys, "stdin", nothing)
         assert main(["init", tiny(Path("made")), "--offline"]) == 0
+
+
+def test_a_table_with_other_usual_names_of_columns_is_read_by_them() -> None:
+    rows = [(f"{number}.png", ("cat", "dog")[number % 2]) for number in range(8)]
+    data = written(Path("made"), ("filename", "class"), rows)
+    assert main(["init", data, "--yes", "--offline"]) == 0
+    assert load_recipe("recipe.yaml").data.source == CsvSource(csv=data, path="filename", label="class")
 
 
 # --- the table ---

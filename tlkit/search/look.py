@@ -76,7 +76,7 @@ class Facts:
 
 def look_at(source: Mapping[str, Any], *, root: str = "data") -> Facts:
     """Look at a source. source: as `data.source` in a recipe. Raises RecipeError or DataError where it can't be trained on."""
-    samples = _read(source, root)
+    source, samples = _found(source, root)
     _check_level(source)
     drawn = np.random.default_rng(0).permutation(len(samples.samples))
     some = [samples.samples[row] for row in drawn[:MOST_SIZED]]
@@ -123,6 +123,17 @@ def find_groups(samples: Samples) -> Groups | None:
 def with_groups(samples: Samples, groups: Groups) -> Samples:
     """Return the samples with the group that the name of each suggests."""
     return replace(samples, samples=tuple(replace(sample, group=groups.of.get(sample.id)) for sample in samples.samples))
+
+
+def _found(source: Mapping[str, Any], root: str) -> tuple[Mapping[str, Any], Samples]:
+    """Return the source and what is in it; of a table whose columns have other usual names, the source with these."""
+    try:
+        return source, _read(source, root)
+    except DataError as error:
+        meant = dict(re.findall(r"Did you mean data\.source\.(path|label)=(.+?)\?", str(error)))
+        if not meant or set(meant) <= set(source):
+            raise
+        return _found({**source, **meant}, root)
 
 
 def _read(source: Mapping[str, Any], root: str) -> Samples:
