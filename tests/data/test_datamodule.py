@@ -1,3 +1,5 @@
+import os
+import signal
 from pathlib import Path
 
 import lightning
@@ -6,6 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
+from tests import warm
+from tests.shades import draw_shades
 from tlkit.data import datamodule
 from tlkit.data.augment import build_augmentation
 from tlkit.data.datamodule import ImageDataModule
@@ -96,3 +100,37 @@ def test_the_batch_size_is_over_all_devices(data: ImageDataModule, monkeypatch: 
     data.batch_size = 3
     with pytest.raises(DataError, match="use a multiple of 2"):
         data.check_shares(2)
+
+
+RECIPE = """
+name: worker
+data: {source: {folder: images}, image_size: 32, batch_size: 8, workers: 1, validation: 0.2, test: 0.2}
+model: {backbone: test_resnet, weights: random}
+phases: [{train: all, epochs: 1000, lr: 1e-3}]
+"""
+
+
+def children(process: int) -> list[int]:
+    return [int(child) for file in Path(f"/proc/{process}/task").glob("*/children") for child in file.read_text().split()]
+
+
+def test_a_worker_that_is_killed_ends_the_run_with_one_message(tmp_path: Path) -> None:
+    """By SIGBUS, as the kernel does where /dev/shm is full, at any line of the run: it need not be waiting for a batch."""
+    draw_shades(tmp_path / "images", size=32)
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    environment = {**os.environ, "TLKIT_CACHE": str(tmp_path / "cache")}
+    run = warm.start("finetune", "recipe.yaml", "--out", "run", cwd=tmp_path, env=environment, out=tmp_path / "out")
+    run.until("epoch 1/1000")
+    assert run.process.pid is not None
+    workers = children(run.process.pid)
+    assert workers
+    for worker in workers:
+        os.kill(worker, signal.SIGBUS)
+    ended = run.finished()
+    assert ended.returncode == 2, ended.stderr
+    assert "epoch 1000/1000" not in ended.stderr
+    (line,) = [line for line in ended.stderr.splitlines() if "A worker process that reads images has died" in line]
+    assert "Bus error" in line
+    assert "/dev/shm" in ended.stderr
+    assert "data.workers=0" in ended.stderr
+    assert "Traceback" not in ended.stderr

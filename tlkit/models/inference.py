@@ -5,11 +5,13 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
+from tlkit.data.dataset import worker_explained
 from tlkit.data.preprocess import Preprocessing
 from tlkit.models.classifier import Classifier
 
 
 @torch.inference_mode()
+@worker_explained()
 def infer(
     classifier: Classifier,
     batches: Iterable[tuple[Tensor, Tensor]],

@@ -5,6 +5,7 @@ import time
 from os import PathLike
 from pathlib import Path
 
+from tlkit.data.dataset import worker_explained
 from tlkit.files import expanded
 from tlkit.recipe.load import load_recipe, recipe_yaml
 from tlkit.recipe.schema import Recipe
@@ -61,7 +62,8 @@ def run_recipe(recipe: Recipe, *, out: Path | None = None, resume: bool = False,
     began = time.perf_counter()
     stop = current_stop()
     end_with_the_first()
-    with ending_together(stop), disk_full_explained(stop):
+    # A dead worker is an error at any line, not only where its batch is waited for.
+    with ending_together(stop), disk_full_explained(stop), worker_explained():
         join_processes(recipe.trainer, recipe_yaml(recipe))
         check_out(out, resume=resume)
         recipe = with_scaled_lr(recipe)
