@@ -14,6 +14,8 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from tests import warm
 from tlkit.data.decode import decode
@@ -88,6 +90,36 @@ def test_metrics_json_has_test_validation_and_seconds(run: Path) -> None:
     assert metrics["test"]["pictures"] == 12
     assert metrics["test"]["accuracy"] >= 0.9  # plain colours: anything less means that training is broken
     assert metrics["seconds"]["total"] > 0
+
+
+def events(run: Path, name: str) -> EventAccumulator:
+    found = EventAccumulator(str(run / "tensorboard" / name))
+    found.Reload()
+    return found
+
+
+def test_tensorboard_has_the_rates_of_all_groups(run: Path) -> None:
+    for name, groups in (("phase1", {"head"}), ("phase2", {"head", "layer3", "layer4"}), ("phase3", {"head", "layer1", "layer4", "stem"})):
+        found = events(run, name)
+        assert {f"lr/{group}" for group in groups} <= set(found.Tags()["scalars"])
+        for tag in ("lr", *(f"lr/{group}" for group in groups)):
+            first, *_, last = found.Scalars(tag)
+            assert (first.step, first.value) == (0, pytest.approx(1e-2))
+            assert (last.step, last.value) == (10 if name == "phase3" else 5, pytest.approx(0, abs=1e-6))  # a cosine's end
+        assert {"train/loss", "train/accuracy", "val/loss", "val/accuracy", "val/score"} <= set(found.Tags()["scalars"])
+
+
+def test_tensorboard_has_test_figures_and_hyper_parameters(run: Path) -> None:
+    found = events(run, "result")
+    metrics = json.loads((run / "metrics.json").read_text())
+    for split in ("test", "val"):
+        for figure in ("accuracy", "loss"):
+            assert found.Scalars(f"{split}/{figure}")[0].value == pytest.approx(metrics[split][figure])
+    session = HParamsPluginData.FromString(found.PluginTagToContent("hparams")["_hparams_/session_start_info"])
+    values = session.session_start_info.hparams
+    assert values["model/backbone"].string_value == "test_resnet"
+    assert values["phases[1]/train/from"].string_value == "layer3"
+    assert values["phases[2]/lr"].number_value == 1e-2
 
 
 def test_the_shipped_weights_are_those_of_the_best_validation_epoch(run: Path) -> None:

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.optim import Optimizer
 
 from tlkit.data.progress import LINE_EVERY_S
 from tlkit.evaluation.metrics import PrimaryMetric, metric_label
@@ -149,12 +150,15 @@ class MetricsTable(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._epoch_began = time.perf_counter()
 
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        if trainer.global_step % trainer.log_every_n_steps == 0:
+            log_rates(trainer)
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         metrics = {name: float(trainer.callback_metrics[name]) for name in (*METRICS_COLUMNS, SCORE) if "/" in name}
         seconds = round(self.epoch_seconds, 3)
+        log_rates(trainer)
         lr = trainer.optimizers[0].param_groups[0]["lr"]
-        for logger in trainer.loggers:
-            logger.log_metrics({"lr": lr}, step=trainer.global_step)
         self.add({"epoch": trainer.current_epoch + 1, **metrics, "lr": lr, "seconds": seconds}, writes=trainer.is_global_zero)
 
     def add(self, row: Mapping[str, Any], *, writes: bool) -> None:
@@ -162,6 +166,14 @@ class MetricsTable(Callback):
         self.rows.append({"phase": self.phase, **row})
         if writes:
             write_metrics_table(self.rows, self.file)
+
+
+def log_rates(trainer: Trainer) -> None:
+    """Log the rate of the next step: `lr`, the head's, and `lr/GROUP` of every parameter group."""
+    groups = trainer.optimizers[0].param_groups
+    rates = {"lr": groups[0]["lr"], **{f"lr/{group['name']}": group["lr"] for group in groups}}
+    for logger in trainer.loggers:
+        logger.log_metrics(rates, step=trainer.global_step)
 
 
 def write_metrics_table(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
