@@ -213,4 +213,4 @@ def test_metrics_are_shown_with_a_row_a_class() -> None:
     beside = metrics_table({**metrics, "tta": {**metrics, "kind": "flip", "views": 2, "accuracy": 1.0, "gained": 1, "lost": 0}})
     assert "(flip: 2 views of each image, their probabilities averaged)" in beside
     assert "accuracy                  0.7500     1.0000" in beside
-    assert "1 images are right that were wrong, and 0 wrong that were right." in beside
+    assert "1 wrong answer becomes right, and 0 right ones wrong." in beside

@@ -7,7 +7,7 @@ from typing import Any
 from tlkit.commands.arguments import override_arguments
 from tlkit.files import expanded
 from tlkit.system import keep_freed_memory
-from tlkit.terminal import print_text, takes_unicode
+from tlkit.terminal import counted, print_text, takes_unicode
 
 
 def evaluate_arguments(parser: ArgumentParser) -> None:
@@ -81,10 +81,11 @@ def _beside_tta(metrics: dict[str, Any]) -> Iterator[str]:
     """Yield the metrics without and with test-time augmentation, if both were measured."""
     if not (tta := metrics.get("tta")):
         return
-    yield f"\nwith test-time augmentation ({tta['kind']}: {tta['views']} views of each image, their probabilities averaged)"
+    yield f"\nwith test-time augmentation ({tta['kind']}: {counted(tta['views'], 'view')} of each image, their probabilities averaged)"
     yield f"{'':<23}{'without':>9}  {'with':>9}"
     with_tta = _figures(tta)
     for name, value in _figures(metrics).items():
         yield f"{name.replace('_', ' '):<23}{value:>9.4f}  {with_tta[name]:>9.4f}"
     if "gained" in tta:
-        yield f"{tta['gained']} images are right that were wrong, and {tta['lost']} wrong that were right."
+        gained = counted(tta["gained"], "wrong answer becomes", "wrong answers become")
+        yield f"{gained} right, and {counted(tta['lost'], 'right one')} wrong."

@@ -20,6 +20,7 @@ from tlkit.errors import CacheUnavailable, DataError
 from tlkit.files import format_bytes
 from tlkit.recipe.fields.data import Data
 from tlkit.recipe.validate import document_of, transforms_of, validated
+from tlkit.terminal import counted
 
 
 class ImageDataModule(lightning.LightningDataModule):
@@ -138,7 +139,7 @@ class ImageDataModule(lightning.LightningDataModule):
         for split in ("train", "val"):
             if (images := len(self.samples.of(split))) < devices:
                 raise DataError(
-                    f"{images} images of the {split} split can't be divided among {devices} devices.\n"
+                    f"{counted(images, 'image')} of the {split} split can't be divided among {devices} devices.\n"
                     "  Each needs one at least: use fewer devices, or more images."
                 )
 

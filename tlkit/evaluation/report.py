@@ -8,6 +8,7 @@ from typing import Any, Literal
 from tlkit.data.samples import LARGEST_FOLD
 from tlkit.evaluation.metrics import difference_interval
 from tlkit.files import write_atomically
+from tlkit.terminal import counted
 
 MATRIX_CLASSES = 40
 """Up to so many classes the page has the whole confusion matrix, and one table of classes."""
@@ -64,7 +65,7 @@ def gap_note(metrics: Mapping[str, Any]) -> str:
     if low <= 0 and (gap <= 0 or high <= LARGE_GAP):
         return f"no gap that would say overfitting ({100 * gap:.1f} points; {interval})."
     if low <= 0:
-        return f"a gap of {100 * gap:.1f} points, which {val['pictures']} validation images can't tell from none ({interval})."
+        return f"a gap of {100 * gap:.1f} points, which {counted(val['pictures'], 'validation image')} can't tell from none ({interval})."
     if gap <= LARGE_GAP:
         return f"a gap of {100 * gap:.1f} points ({interval})."
     less = _advice(best["fitted_by"], conditions)

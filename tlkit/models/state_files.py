@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tlkit.errors import WeightsError
 from tlkit.files import atomic_file
+from tlkit.terminal import counted
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".pth.tar")
 
@@ -90,7 +91,7 @@ def not_finite(tensors: Mapping[str, Tensor]) -> str:
     if not broken:
         return ""
     tensor = tensors[broken[0]]
-    more = f" (and {len(broken) - 1} other tensors)" if len(broken) > 1 else ""
+    more = f" (and {counted(len(broken) - 1, 'other tensor')})" if len(broken) > 1 else ""
     return f"{broken[0]} holds NaN or infinity in {int((~tensor.isfinite()).sum())} of its {tensor.numel()} values{more}"
 
 

@@ -20,6 +20,7 @@ from tlkit.models.model_folder import find_model_folder, read_card
 from tlkit.models.state_files import COUNTERS, SUFFIXES, Fit, fits, not_finite, read_state_dicts
 from tlkit.recipe.fetched import fetched_weights, is_offline
 from tlkit.recipe.fields.model import DENSE_BACKBONES, FileWeights, Model, PackageWeights, RunWeights
+from tlkit.terminal import counted
 
 LOG = logging.getLogger("tlkit")
 
@@ -260,13 +261,15 @@ def _best_fit(
     if str(best) or best.left_out:
         equal = [str(other) or "the rest" for other in others if other.fitting == best.fitting]
         over = f" (averaged weights, preferred to {' and '.join(equal)})" if best.is_averaged and equal else ""
-        left_out = f"; {best.left_out} other tensors are left out" if best.left_out else ""
+        left_out = f"; {counted(best.left_out, 'other tensor is', 'other tensors are')} left out" if best.left_out else ""
         log(f"the weights in {file} are {best}{over}, {best.fitting} of {best.expected} tensors fit{left_out}")
     if model.features == "all":
         return replace(best, tensors=_without_classifier(best.tensors, expected, classifier_names(model.backbone)))
     if unused := {key: tensor for key, tensor in best.tensors.items() if not key.startswith(CONVOLUTIONS)}:
         named = ", ".join(f"{key} {list(tensor.shape)}" for key, tensor in unused.items())
-        log(f"model.features = 'conv' leaves out the dense layers, so {len(unused)} tensors of {file} are not used: {named}")
+        log(
+            f"model.features = 'conv' leaves out the dense layers, so {counted(len(unused), 'tensor')} of {file} {'is' if len(unused) == 1 else 'are'} not used: {named}"
+        )
     return replace(best, tensors={key: tensor for key, tensor in best.tensors.items() if key not in unused})
 
 
@@ -345,9 +348,8 @@ def _check_fits(backbone: nn.Module, state: Mapping[str, Tensor], origin: str, f
         fix = ""
         if only_dense and model.backbone.partition(".")[0] in DENSE_BACKBONES:
             fix = "\n  All convolutions fit. To train on them alone, without the dense layers: model.features=conv"
-        raise WeightsError(
-            f"The weights ({origin}) are not this backbone's: {len(faults)} tensors don't fit. The first:\n  {listed}{looked}{fix}"
-        )
+        misfits = counted(len(faults), "tensor doesn't", "tensors don't")
+        raise WeightsError(f"The weights ({origin}) are not this backbone's: {misfits} fit. The first:\n  {listed}{looked}{fix}")
 
 
 def _is_table(key: str) -> bool:

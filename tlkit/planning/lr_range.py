@@ -25,7 +25,7 @@ from tlkit.models.classifier import Classifier
 from tlkit.planning.trial import try_phase, unchanged
 from tlkit.recipe.fields.phases import SolvedPhase
 from tlkit.recipe.schema import Recipe
-from tlkit.terminal import print_panel, tlkit_command
+from tlkit.terminal import counted, print_panel, tlkit_command
 from tlkit.training.batch_size.find import with_batch_size
 from tlkit.training.run_folder import check_out, make_run_folder
 from tlkit.training.setup import prepare
@@ -151,7 +151,7 @@ def judged(lrs: Sequence[float], losses: Sequence[float], *, diverged: bool) -> 
     """The suggestion is a tenth of the rate at which the smoothed loss is lowest. Raises RunError if there are too few points."""
     finite = [(lr, loss) for lr, loss in zip(lrs, losses, strict=True) if math.isfinite(loss)]
     if len(finite) < 2 * LAST:
-        reported = f"{len(finite)} steps gave a loss that is a number, up to lr {lrs[-1]:.1e}"
+        reported = f"{counted(len(finite), 'step')} gave a loss that is a number, up to lr {lrs[-1]:.1e}"
         raise RunError(f"No rate can be suggested: {reported}.\n  Expected {2 * LAST} at least: set --steps higher, or check the data.")
     kept_lrs, kept = zip(*finite, strict=True)
     # Where the loss runs away it would pull up the points before it, which may still be falling.

@@ -34,6 +34,7 @@ from tlkit.planning.trial import try_phase
 from tlkit.recipe.fields.phases import Phase
 from tlkit.recipe.schema import Recipe
 from tlkit.recipe.summary import recipe_notes, recipe_warnings
+from tlkit.terminal import counted
 from tlkit.training.batch_size.find import with_batch_size
 from tlkit.training.module import PhaseModule
 from tlkit.training.optimizers import check_optimizer_name
@@ -373,9 +374,11 @@ def _classes(plan: Plan) -> Iterator[str]:
     (most, images), (least, fewest) = counts.most_common()[0], counts.most_common()[-1]
     if images > LARGEST_FOLD * fewest and plan.recipe.imbalance == "none":
         fix = "Set `imbalance: loss_weights`, and read the macro figures."
-        yield f"classes differ more than {LARGEST_FOLD}-fold: {name(most)} has {images} training images, {name(least)} {fewest}. {fix}"
+        numbers = f"{name(most)} has {counted(images, 'training image')}, {name(least)} {fewest}"
+        yield f"classes differ more than {LARGEST_FOLD}-fold: {numbers}. {fix}"
     if skipped := len(plan.samples.skipped):
-        yield f"{skipped} images can't be read, and data.on_bad = 'skip' leaves them out. See them with: tlkit data check RECIPE"
+        number = counted(skipped, "image that can't be read is", "images that can't be read are")
+        yield f"{number} left out, by data.on_bad = 'skip'. See: tlkit data check RECIPE"
     few = [f"{name(label)} ({number})" for label, number in reversed(counts.most_common()) if number < FEW_IMAGES]
     if few:
         more = f" and {len(few) - 5} more" if len(few) > 5 else ""
@@ -388,10 +391,11 @@ def _steps(plan: Plan) -> Iterator[str]:
     train, recipe = len(plan.samples.of("train")), plan.recipe
     batch_size = recipe.data.known_batch_size
     if batch_size > train:
-        yield f"data.batch_size = {batch_size} is more than the {train} training images: an epoch is one step of {train}."
+        yield f"data.batch_size = {batch_size} is more than the {counted(train, 'training image')}: an epoch is one step of {train}."
     batches = batches_an_epoch(recipe, train, plan.devices)
     if recipe.optimizer.accumulate > batches:
-        yield f"optimizer.accumulate = {recipe.optimizer.accumulate}, but an epoch has {batches} batches: a step is made of those."
+        number = counted(batches, "batch", "batches")
+        yield f"optimizer.accumulate = {recipe.optimizer.accumulate}, but an epoch has {number}: a step is made of fewer."
 
 
 def _random_features(recipe: Recipe) -> Iterator[str]:
@@ -418,7 +422,7 @@ def _parameters(plan: Plan, phase: PhasePlan) -> Iterator[str]:
     train = len(plan.samples.of("train"))
     if phase.trained > train:
         fix = "Watch the validation loss; augment, weight_decay and early_stopping hold it back from learning by heart."
-        yield f"phases[{phase.number}] trains {phase.trained:,} parameters on {train:,} images. {fix}"
+        yield f"phases[{phase.number}] trains {phase.trained:,} parameters on {counted(train, 'image')}. {fix}"
 
 
 def _augmented_head(recipe: Recipe, phase: PhasePlan) -> Iterator[str]:

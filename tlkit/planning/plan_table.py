@@ -69,7 +69,7 @@ def _facts(plan: Plan) -> Table:
     model, optimizer = recipe.model, recipe.optimizer
     batch, devices = recipe.data.known_batch_size, plan.devices
     per_device = f"{devices} devices x {batch // devices}" if devices > 1 else f"1 device ({plan.device}) x {batch}"
-    step = f"{batch * optimizer.accumulate} images: {per_device}" + (
+    step = f"{counted(batch * optimizer.accumulate, 'image')}: {per_device}" + (
         f" x {optimizer.accumulate} batches" if optimizer.accumulate > 1 else ""
     )
     stand_in = " for now" if plan.no_weights else ""

@@ -6,6 +6,7 @@ from tlkit.recipe.fields.model import CLASSICAL_HEADS, Head
 from tlkit.recipe.fields.phases import SolvedPhase
 from tlkit.recipe.fields.strict import Strict
 from tlkit.recipe.schema import Recipe
+from tlkit.terminal import counted
 
 FROZEN_ACCURACY = {"weights": 0.842, "dataset": 0.834, "pixelwise": 0.824, "none": 0.824}
 """Mean over seeds 0 to 2 of `tlkit finetune quickstart data.normalize=... data.image_size=96 augment=[]`, with one phase:
@@ -20,7 +21,7 @@ def recipe_summary(recipe: Recipe) -> str:
     rows = [
         ("name", f"{recipe.name}, seed {recipe.seed}"),
         ("data", f"{_words(data.source)}; {images}, normalize {data.normalize}, batches {_batches(data)}"),
-        *([("limit", f"{data.limit:g} of the images" if data.limit < 1 else f"{data.limit} images")] if data.limit else []),
+        *([("limit", f"{data.limit:g} of the images" if data.limit < 1 else counted(int(data.limit), "image"))] if data.limit else []),
         *([("folds", f"{data.folds} runs, each validated on its own fold")] if data.folds else []),
         ("task", f"{recipe.task}, imbalance {recipe.imbalance}"),
         ("augment", ", ".join(transform.name for transform in recipe.augment) or "nothing"),

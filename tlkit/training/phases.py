@@ -25,6 +25,7 @@ from tlkit.recipe.fields.learning import Mix
 from tlkit.recipe.fields.phases import Phase
 from tlkit.recipe.fields.trainer import Cache, Trainer
 from tlkit.system import cache_folder
+from tlkit.terminal import counted
 from tlkit.training.auxiliary import AuxiliaryHeads
 from tlkit.training.cache.activations import ActivationCache
 from tlkit.training.callbacks import BestWeights, MetricsTable, ShowProgress, moving_average, save_state
@@ -265,7 +266,7 @@ def setting_of(training: Training, phase: Phase, trainer: lightning.Trainer, *, 
 def log_early_end(trainer: lightning.Trainer, learning: Learning, spec: PhaseSpec, phase: Phase, setup: Setup) -> None:
     if learning.early_stopping and trainer.current_epoch < phase.epochs:
         metric, patience = metric_label(primary_metric_of(setup.samples)), learning.early_stopping.patience
-        LOG.info("%s ended early: no better validation %s for %d epochs", spec.title, metric, patience)
+        LOG.info("%s ended early: no better validation %s for %s", spec.title, metric, counted(patience, "epoch"))
 
 
 @contextmanager
@@ -287,7 +288,8 @@ def check_batch_size(classifier: Classifier, per_device_batch_size: int) -> None
     """Raise DataError where batch-norm would have one number to take statistics of. per_device_batch_size: images a step on one device."""
     trained_norms = any(isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training for module in classifier.modules())
     if trained_norms and per_device_batch_size < 2:
+        images = counted(per_device_batch_size, "image")
         raise DataError(
-            f"data.batch_size gives {per_device_batch_size} images a step to each device, and batch-norm needs two or more to train.\n"
+            f"data.batch_size gives {images} a step to each device, and batch-norm needs two or more to train.\n"
             "  Use a larger data.batch_size, or fewer devices."
         )

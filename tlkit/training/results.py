@@ -27,7 +27,7 @@ from tlkit.recipe.fields.phases import Phase, SolvedPhase
 from tlkit.recipe.load import recipe_yaml
 from tlkit.recipe.schema import Recipe
 from tlkit.system import is_command_line
-from tlkit.terminal import can_print, print_panel, tlkit_command
+from tlkit.terminal import can_print, counted, print_panel, tlkit_command
 from tlkit.training.setup import Setup
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def metric_notes(recipe: Recipe, samples: Samples) -> dict[str, str]:
     said: dict[str, str] = {}
     primary_metric, counts = primary_metric_of(samples), samples.training_counts()
     rarest, commonest = (samples.classes[counts.index(count)] for count in (min(counts), max(counts)))
-    spread = f"the commonest class has {max(counts)} training images ({commonest}), the rarest {min(counts)} ({rarest})"
+    spread = f"the commonest class has {counted(max(counts), 'training image')} ({commonest}), the rarest {min(counts)} ({rarest})"
     if primary_metric != "accuracy":
         why = f"{spread}, so " if primary_metric == "balanced_accuracy" else "an image may have any number of labels, so "
         said["best epoch"] = f"{why}{metric_label(primary_metric)} chooses the best epoch and leads the results"
@@ -175,7 +175,7 @@ def write_results(run: Path, recipe: Recipe, samples: Samples, weights: Weights,
     draw_curves(result.rows, names, run / "curves.png", primary_metric=metrics["primary_metric"])
     facts = {
         "images": split_summary(samples),
-        **({"left out": f"{len(samples.skipped)} images that can't be read; skipped.csv names each"} if samples.skipped else {}),
+        **({"left out": f"{counted(len(samples.skipped), 'image')} that can't be read; skipped.csv names each"} if samples.skipped else {}),
         **({"about the data": "\n".join(samples.warnings)} if samples.warnings else {}),
         "classes": f"{len(samples.classes)}: {', '.join(samples.classes[:20])}{' ...' if len(samples.classes) > 20 else ''}",
         "backbone": f"{recipe.model.backbone}, weights from {weights.origin}",
@@ -183,7 +183,7 @@ def write_results(run: Path, recipe: Recipe, samples: Samples, weights: Weights,
         "phases": "; ".join(f"{names[i]}, {how_trained(phase)}" for i, phase in recipe.run_phases.items()) or "none",
         **({"shipped": f"{result.wise_ft['share']:g} of the way to the fine-tuned weights (WiSE-FT)"} if result.wise_ft else {}),
         "image size": f"{recipe.data.image_size} px, {recipe.data.resize}, {recipe.data.channels_label}",
-        **({"kept": f"{recipe.cache.views} augmented views of each training image, in turns"} if recipe.cache.views else {}),
+        **({"kept": f"{counted(recipe.cache.views, 'augmented view')} of each training image, in turns"} if recipe.cache.views else {}),
         **metric_notes(recipe, samples),
         "time": f"{metrics['seconds']['total']:.0f} s",
     }
@@ -203,7 +203,7 @@ def write_results(run: Path, recipe: Recipe, samples: Samples, weights: Weights,
 
 
 def how_trained(phase: Phase | SolvedPhase) -> str:
-    return "solved by L-BFGS" if isinstance(phase, SolvedPhase) else f"{phase.epochs} epochs at {phase.lr:g}"
+    return "solved by L-BFGS" if isinstance(phase, SolvedPhase) else f"{counted(phase.epochs, 'epoch')} at {phase.lr:g}"
 
 
 def print_run(run: Path, samples: Samples, metrics: Mapping[str, Any]) -> None:
@@ -214,7 +214,7 @@ def print_run(run: Path, samples: Samples, metrics: Mapping[str, Any]) -> None:
     places = {"model": run / "model", "curves": run / "curves.png", "report": run / "report.html"}
     rows = [*_panel_figures(split, metrics[split])]
     if samples.skipped:
-        rows.append(("left out", escape(f"{len(samples.skipped)} images that can't be read: {run / 'skipped.csv'}")))
+        rows.append(("left out", escape(f"{counted(len(samples.skipped), 'image')} that can't be read: {run / 'skipped.csv'}")))
     rows += [(label, escape(str(place))) for label, place in places.items()]
     images = (os.path.relpath(sample.image) for sample in samples.of(split) if isinstance(sample.image, Path))
     image = next(filter(can_print, images), "IMAGE.jpg")
@@ -223,7 +223,7 @@ def print_run(run: Path, samples: Samples, metrics: Mapping[str, Any]) -> None:
 
 def _panel_figures(split: str, measured: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """The primary metric first, and what it has to be read beside."""
-    images = f"{measured['pictures']} images"
+    images = counted(measured["pictures"], "image")
     if measured["primary_metric"] == "mean_average_precision":
         low, high = measured["exact_match_interval"]
         yield f"{split} mean average precision", f"[bold]{measured['mean_average_precision']:.3f}[/bold]  ({images})"

@@ -21,6 +21,7 @@ from tlkit.recipe.fields.model import CLASSICAL_HEADS
 from tlkit.recipe.load import recipe_yaml
 from tlkit.recipe.schema import Recipe
 from tlkit.recipe.summary import recipe_notes, recipe_warnings
+from tlkit.terminal import counted
 from tlkit.training.checkpointing.resume import check_same_images, newest_state
 from tlkit.training.context import RunContext
 from tlkit.training.distributed.launch import broadcast_from_main, check_same
@@ -177,7 +178,7 @@ def log_header(recipe: Recipe, setup: Setup, folder: Path) -> None:
     samples, batch_size = setup.samples, setup.data.batch_size
     LOG.info("%s: %s, %s, into %s", recipe.name, split_summary(samples), recipe.model.backbone, folder)
     if (devices := setup.devices.total) > 1 and recipe.gradient_phases:
-        LOG.info("%d devices: %d images a step, %d on each", devices, batch_size, batch_size // devices)
+        LOG.info("%d devices: %s a step, %d on each", devices, counted(batch_size, "image"), batch_size // devices)
     for note in setup.notes:
         LOG.info("weights: %s", note)
     for line in (*recipe_notes(recipe), *metric_notes(recipe, samples).values()):
@@ -199,7 +200,8 @@ def report_left_out(samples: Samples, data: Data, run: Path) -> None:
     if warning := range_warning([sample.image for sample in samples.of("train")], data):
         LOG.warning("%s", warning)
     if several := several_frames(samples.samples):
-        LOG.info("the first frame or page is taken of %d files that have several, such as %s", len(several), several[0])
+        files = counted(len(several), "file that has several, ", "files that have several, such as ")
+        LOG.info("the first frame or page is taken of %s%s", files, several[0])
 
 
 def check_leaks(setup: Setup, how: LeakCheck, console: "Console") -> dict[str, Any]:

@@ -42,7 +42,7 @@ from tlkit.evaluation.gallery import write_gallery
 from tlkit.files import expanded
 from tlkit.models.weights import find_weights
 from tlkit.recipe.schema import Recipe
-from tlkit.terminal import print_line
+from tlkit.terminal import counted, print_line
 from tlkit.training.closed_form.features import features_of
 from tlkit.training.log import log_to_file
 from tlkit.training.run_folder import check_out, make_run_folder
@@ -197,7 +197,8 @@ def print_audit(samples: Samples, findings: Sequence[Finding], report: dict[str,
             print_line(console, f"  {_label(samples, finding)}")
     print_line(console, f"\n{report['verdict']} ({report['compared']})")
     if samples.skipped:
-        reported = f"{len(samples.skipped)} images can't be read and were left out: {run / 'skipped.csv'}"
+        number = counted(len(samples.skipped), "image can't be read and was", "images can't be read and were")
+        reported = f"{number} left out: {run / 'skipped.csv'}"
         print_line(console, reported, "yellow")
     if seen.note:
         print_line(console, seen.note, "yellow")

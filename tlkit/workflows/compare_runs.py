@@ -12,6 +12,7 @@ from tlkit.data.splits.run_source import check_single, inner_runs
 from tlkit.errors import RunError
 from tlkit.evaluation.primary_metric import recorded_primary_metric
 from tlkit.files import sha256_of
+from tlkit.terminal import counted
 
 SHARE_TOLERANCE, IMAGES_TOLERANCE, CHANCE_TOLERANCE = 0.02, 2, 0.7
 LOSS_TOLERANCE, LOSS_SLACK = 0.05, 0.01
@@ -103,7 +104,7 @@ def _splits(was: Path, now: Path) -> Finding:
 
 
 def _images(manifest: bytes) -> str:
-    return f"{len(manifest.splitlines()) - 1} images"
+    return counted(len(manifest.splitlines()) - 1, "image")
 
 
 def _epochs(was: Path, now: Path) -> Finding:
@@ -114,7 +115,7 @@ def _epochs(was: Path, now: Path) -> Finding:
             if first[key] != second.get(key):
                 place = f"metrics.csv, phase {first['phase']}, epoch {first['epoch']}, {key}"
                 return Finding(place, first[key], second.get(key, "nothing"), same=False, within=True)
-    return Finding("metrics.csv", f"{len(before)} rows", f"{len(after)} rows", same=before == after, within=True)
+    return Finding("metrics.csv", counted(len(before), "row"), counted(len(after), "row"), same=before == after, within=True)
 
 
 def _figures(was: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Finding]:

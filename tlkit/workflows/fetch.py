@@ -118,7 +118,7 @@ class _Folder:
         self.files[name] = FetchedFile(size=file.stat().st_size, sha256=sha256_of(file))
         if time.monotonic() - self._told > TOLD_EVERY_S:
             self._told = time.monotonic()
-            print(f"{len(self.files)} files, {format_bytes(sum(one.size for one in self.files.values()))}", flush=True)
+            print(f"{counted(len(self.files), 'file')}, {format_bytes(sum(one.size for one in self.files.values()))}", flush=True)
         return name
 
 

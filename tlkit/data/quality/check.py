@@ -24,7 +24,7 @@ from tlkit.errors import DataError, RunError, TlkitError
 from tlkit.files import write_csv
 from tlkit.recipe.fields.data import Data
 from tlkit.recipe.schema import Recipe, Task
-from tlkit.terminal import print_text
+from tlkit.terminal import counted, print_text
 
 LONG = 3.0
 """Sides: a crop of an image that is this many times as long as it is wide loses two thirds of it."""
@@ -158,10 +158,10 @@ def _split_findings(samples: Samples, bad: set[str], data: Data, seed: int) -> I
 def _print_table(checked: Checked, name: str, out: Path | None) -> None:
     counts = {level: checked.count(level) for level in LEVELS}
     readable = f"{checked.bad} of them can't be read" if checked.bad else "all of them can be read"
-    number = "1 class" if checked.classes == 1 else f"{checked.classes} classes"
-    classes = f" in {number}" if checked.classes else ""
-    decoded = f"{checked.images} images{classes} were" if checked.images != 1 else f"one image{classes} was"
-    print_text(f"{name}: {decoded} decoded, {readable}." if checked.images else f"{name}: no image was found.")
+    classes = f" in {counted(checked.classes, 'class', 'classes')}" if checked.classes else ""
+    # "pictures", where all else says images: scripts look for it in this line.
+    decoded = f"{counted(checked.images, 'picture')}{classes} {'was' if checked.images == 1 else 'were'} decoded"
+    print_text(f"{name}: {decoded}, {readable}." if checked.images else f"{name}: no image was found.")
     if checked.findings:
         table = Table("", "where", "what is wrong", "what to do", box=None, header_style="bold")
         for finding in checked.findings[:MOST_ROWS]:

@@ -24,7 +24,7 @@ from tlkit.data.splits.folds import split_by_recipe
 from tlkit.errors import TlkitError
 from tlkit.files import atomic_file, write_json
 from tlkit.recipe.schema import Recipe
-from tlkit.terminal import print_line, takes_unicode
+from tlkit.terminal import counted, print_line, takes_unicode
 
 LONG = 2.0
 """Times: of an image that is longer than wide by more, `resize: crop` shows less than half."""
@@ -134,7 +134,7 @@ def print_statistics(facts: Mapping[str, Any], console: Console) -> None:
     console.print()
     table = Table.grid(padding=(0, 2, 0, 0))
     limited = f" of {facts['source_size']:,}, by data.limit" if facts["source_size"] != facts["pictures"] else ""
-    rows = [("images", f"[bold]{facts['pictures']:,}[/bold]{limited} in {len(facts['classes'])} classes")]
+    rows = [("images", f"[bold]{facts['pictures']:,}[/bold]{limited} in {counted(len(facts['classes']), 'class', 'classes')}")]
     for side in ("width", "height", "aspect_ratio"):
         values = facts[side]
         form = "{:.2f}" if side == "aspect_ratio" else "{} px"
@@ -181,12 +181,13 @@ def hints(facts: Mapping[str, Any]) -> list[str]:
         )
     if facts["longer_than_2_to_1"]:
         found.append(
-            f"{facts['longer_than_2_to_1']:,} images are more than twice as long as wide: `resize: crop` shows less than half of them, "
-            "`resize: pad` shows all."
+            f"{counted(facts['longer_than_2_to_1'], 'image is', 'images are')} more than twice as long as wide: `resize: crop` shows "
+            "less than half of each, `resize: pad` shows all."
         )
     found += [facts["range_16bit"]] if facts.get("range_16bit") else []
     if facts["unreadable"]["count"]:
         name, why = next(iter(facts["unreadable"]["first"].items()))
         count = facts["unreadable"]["count"]
-        found.append(f"{count:,} images can't be read and are counted by class alone. The first is {name}: {why}")
+        number = counted(count, "image can't be read, and is", "images can't be read, and are")
+        found.append(f"{number} counted by class alone. The first is {name}: {why}")
     return found

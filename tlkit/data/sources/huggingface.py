@@ -19,6 +19,7 @@ from tlkit.errors import DataError, MissingExtraError, did_you_mean
 from tlkit.files import atomic_folder, expanded
 from tlkit.recipe.fields.source import HuggingFaceSource
 from tlkit.recipe.schema import Task
+from tlkit.terminal import counted
 
 _LABEL_NAMES = ("label", "labels", "fine_label")
 HUB_TIMEOUT_S = 4
@@ -211,7 +212,9 @@ def _names(feature: Any) -> tuple[str, ...]:
 def _labels(rows: Any, column: str, place: str, task: Task) -> list[tuple[Label, ...]]:
     values = rows.select_columns([column]).with_format("arrow")[:][column].to_pylist()
     if (empty := sum(value is None for value in values)) > 0:
-        raise DataError(f"{place}: {empty:,} rows have no label in the column {column}.\n  Fill them, or remove the rows.")
+        raise DataError(
+            f"{place}: {counted(empty, 'row has', 'rows have')} no label in the column {column}.\n  Fill them, or remove the rows."
+        )
     several = any(isinstance(value, list) for value in values)
     if several and task == "multiclass":
         raise DataError(f"{place}: the column {column} has lists of labels.\n  Set task to multilabel, or name another: data.source.label.")

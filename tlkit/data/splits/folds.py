@@ -12,6 +12,7 @@ from tlkit.data.splits.stratify import split_by_labels
 from tlkit.data.splits.subset import limit_samples
 from tlkit.errors import DataError
 from tlkit.recipe.fields.data import Data
+from tlkit.terminal import counted
 
 
 def split_by_recipe(samples: Samples, data: Data, seed: int, *, fold: int = 1) -> Samples:
@@ -37,7 +38,7 @@ def split_into_folds(samples: Samples, folds: int, test: float, seed: int) -> li
     """
     if own := len(samples.of("val")):
         raise DataError(
-            f"data.folds = {folds}, but the source has a validation split of its own ({own} images), and which should count is unclear.\n"
+            f"data.folds = {folds}, but the source has a validation split of its own ({counted(own, 'image')}).\n"
             "  Remove data.folds to validate on that split, or put its images into the training split to validate on every fold."
         )
     held = split_samples(samples, 0.0, test, seed)

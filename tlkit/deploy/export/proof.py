@@ -21,6 +21,7 @@ from tlkit.errors import ArtifactError
 from tlkit.models.classifier import Classifier
 from tlkit.models.inference import infer
 from tlkit.models.model_folder import ModelCard
+from tlkit.terminal import counted
 
 BATCH_SIZE = 32
 # What Pillow can write to PNG without a change; anything else becomes TIFF.
@@ -62,7 +63,9 @@ def proof_of_run(
     picked = tuple(of_split[i] for i in chosen)
     name = {"val": "validation", "test": "test", "train": "training"}[split]
     written = sum(not isinstance(sample.image, Path) for sample in picked)
-    what = f"{len(picked)} {name} images" + (f", {written} of them written to PNG for it: the data source has no files" if written else "")
+    what = counted(len(picked), f"{name} image") + (
+        f", {written} of them written to PNG for it: the data source has no files" if written else ""
+    )
     labels = _labels(picked, samples)
     return _proof(classifier, card, picked, labels, what, folder)
 
@@ -73,7 +76,7 @@ def proof_of_files(files: Sequence[Path], classifier: Classifier, card: ModelCar
         raise ArtifactError("No images to prove the export with.\n  Name a folder that has some: --images DIR")
     chosen = np.unique(np.linspace(0, len(files) - 1, min(number or len(files), len(files))).round().astype(int))
     picked = tuple(Sample(str(files[i]), files[i], (), "val") for i in chosen)
-    return _proof(classifier, card, picked, None, f"{len(picked)} images without labels", folder)
+    return _proof(classifier, card, picked, None, f"{counted(len(picked), 'image')} without labels", folder)
 
 
 def generated_answers(proof: Proof) -> NDArray[np.float32]:

@@ -20,6 +20,7 @@ from tlkit.deploy.export.parity import measure_parity
 from tlkit.deploy.export.proof import Proof
 from tlkit.deploy.export.runtime import Runtime, onnx_session
 from tlkit.errors import ArtifactError
+from tlkit.terminal import counted
 
 KINDS = ("int8", "float16")
 CALIBRATION_IMAGES = 256
@@ -49,7 +50,7 @@ def write_quantized(folder: Path, network: Network, kind: str, calibration: NDAr
                 _to_float16(before, after)
         measured = {
             "kind": kind,
-            **({"calibrated_on": f"{len(calibration)} training images"} if kind == "int8" else {}),
+            **({"calibrated_on": counted(len(calibration), "training image")} if kind == "int8" else {}),
             "megabytes": {"float32": _megabytes(before), kind: _megabytes(after)},
             "milliseconds_a_picture": {"float32": _latency_ms(before, entrances[:1]), kind: _latency_ms(after, entrances[:1])},
         }

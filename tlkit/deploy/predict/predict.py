@@ -24,7 +24,7 @@ from tlkit.deploy.predict.prediction import NOT_FINITE, Prediction
 from tlkit.deploy.predict.predictor import Predictor, open_predictor
 from tlkit.deploy.predict.stream import batches, predictions
 from tlkit.errors import DataError
-from tlkit.terminal import takes_unicode
+from tlkit.terminal import counted, takes_unicode
 
 Format = Literal["table", "json", "csv", "jsonl"]
 # Files that can't be read are named up to this many; each has a row that says why.
@@ -119,7 +119,7 @@ class Tally:
         number = self.images + self.earlier
         if asked.out:
             before = f", {self.earlier} of them from before" if self.earlier else ""
-            print(f"{number} images in {asked.out}{before}", file=sys.stderr)
+            print(f"{counted(number, 'image')} in {asked.out}{before}", file=sys.stderr)
         if self.unreadable:
             others = "; the others were predicted" if self.unreadable < number else ""
             print(f"{self.unreadable} of {number} files could not be read or predicted{others}.", file=sys.stderr)

@@ -32,6 +32,11 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
 PATHS = ("/", "/predict", "/health", "/ready", "/metrics", "/openapi.json")
+_THRESHOLD = {
+    False: "Abstain where no class is as likely.",
+    True: "Name every class that is likelier, in place of the model's own thresholds.",
+}
+"""Of multilabel models or not -> what the query says of it."""
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
@@ -155,12 +160,6 @@ def _add_predict(app: "FastAPI", server: Server) -> None:
         thresholds = predictor.thresholds if threshold is None else (threshold,) * len(predictor.thresholds)
         status, answer = await server.predict(request, question, thresholds)
         return JSONResponse(answer, status)
-
-
-_THRESHOLD = {
-    False: "Abstain where no class is as likely.",
-    True: "Name every class that is likelier, in place of the model's own thresholds.",
-}
 
 
 def _add_pages(app: "FastAPI", server: Server) -> None:

@@ -15,6 +15,7 @@ from tlkit.data.decode import MAX_PIXELS
 from tlkit.data.preprocess import Preprocessing
 from tlkit.deploy.serve.limits import Limits, Refusal, too_large
 from tlkit.errors import DataError
+from tlkit.terminal import counted
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -62,7 +63,7 @@ async def _form_files(request: "Request", limits: Limits, hold: Callable[[int], 
         form = await MultiPartParser(request.headers, _pieces(request, hold), max_files=limits.files, max_fields=100).parse()
     except MultiPartException as error:
         if "Too many files" in error.message:
-            raise Refusal(422, f"The form holds more than {limits.files} files. Send them in several requests.") from error
+            raise Refusal(422, f"The form holds more than {counted(limits.files, 'file')}. Send them in several requests.") from error
         raise Refusal(400, f"The form can't be read: {error.message} {EXPECTED}") from error
     try:
         return [await part.read() for _, part in form.multi_items() if isinstance(part, UploadFile)]

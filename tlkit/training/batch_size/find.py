@@ -16,6 +16,7 @@ from tlkit.errors import DeviceError, Fault, RecipeError, TrainingError
 from tlkit.recipe.fields.data import FindBatchSize
 from tlkit.recipe.load import recipe_yaml
 from tlkit.recipe.schema import Recipe
+from tlkit.terminal import counted
 
 LOG = logging.getLogger("tlkit")
 
@@ -69,7 +70,11 @@ def _find(recipe: Recipe, wanted: FindBatchSize) -> int:
             "  Lower data.image_size, train fewer stages, or choose a smaller backbone."
         )
     found = prober.devices * rounded(max(SMALLEST, min(most, int(wanted.find * largest))))
-    bound = f"{largest} images fit on a device" if largest < round(most / wanted.find) else f"an epoch keeps {STEPS_AN_EPOCH} steps"
+    bound = (
+        f"{counted(largest, 'image fits', 'images fit')} on a device"
+        if largest < round(most / wanted.find)
+        else f"an epoch keeps {STEPS_AN_EPOCH} steps"
+    )
     LOG.info("data.batch_size: %d. %s%s; phase %d is the largest", found, bound[0].upper(), bound[1:], prober.phase + 1)
     return found
 

@@ -30,6 +30,7 @@ from tlkit.models.classifier import Classifier
 from tlkit.models.split import Activations, CannotCut, Suffix, cut
 from tlkit.recipe.fields.trainer import Cache
 from tlkit.system import cache_folder
+from tlkit.terminal import counted
 from tlkit.training.cache.entries import locked, make_room
 from tlkit.training.cache.store import ActivationData, ActivationLoader, Stored, as_bytes, as_kept, open_stored
 
@@ -136,7 +137,7 @@ class ActivationCache:
                 self._make(entry, samples, shapes, dtype, views)
                 stored = open_stored(entry, shapes, DTYPES[dtype], rows, views)
             elif make:
-                LOG.info("activations of %d images found in %s", len(samples), entry)
+                LOG.info("activations of %s found in %s", counted(len(samples), "image"), entry)
         if stored is None:
             raise CacheUnavailable(f"{entry} can't be read back")
         with suppress(OSError):  # an entry of another user's
@@ -218,10 +219,10 @@ class ActivationCache:
                 raise CacheUnavailable(f"the disk of {entry.parent} is full: {format_bytes(needed)} are needed") from error
             raise CacheUnavailable(f"{entry.parent} can't be written: {error.strerror}") from error
         LOG.info(
-            "frozen part run once, up to %s: %d images%s, %s in %.1f s",
+            "frozen part run once, up to %s: %s%s, %s in %.1f s",
             self._cut.boundary,
-            len(samples),
-            f" in {views} views" if views else "",
+            counted(len(samples), "image"),
+            f" in {counted(views, 'view')}" if views else "",
             format_bytes(needed),
             time.perf_counter() - began,
         )

@@ -14,6 +14,7 @@ from tlkit.errors import RecipeError, RunError
 from tlkit.recipe.fields.data import FindBatchSize
 from tlkit.recipe.load import load_recipe
 from tlkit.recipe.schema import Recipe
+from tlkit.terminal import counted
 from tlkit.training.run_folder import FIRST
 
 if TYPE_CHECKING:
@@ -89,7 +90,8 @@ def check_same_images(manifest: Path, rows: Sequence[Mapping[str, str]], *, left
     before = read_manifest(manifest)
     lost = [row["id"] for row in before if row["id"] in left_out and row["split"] == "test"]
     if lost:
-        LOG.warning("%d test images can't be read any more and are not measured, such as %s", len(lost), lost[0])
+        words = counted(len(lost), "test image can't be read any more and is", "test images can't be read any more and are")
+        LOG.warning("%s not measured, such as %s", words, lost[0])
     reported = image_changes([row for row in before if row["id"] not in set(lost)], rows)
     if reported:
         raise RunError(
