@@ -44,7 +44,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {
         "name": "pairs",
         "csv_of": {task: str(folder / f"{task}.csv") for task in ("multiclass", "multilabel")},
-        "data": {"image_size": 32, "batch_size": 8, "workers": 0, "validation": 0.3, "test": 0.2},
+        "data": {"image_size": 32, "batch_size": 8, "workers": 0},
         "model": {"backbone": "test_resnet", "weights": "random"},
         "phases": [{"train": "head", "epochs": 1, "lr": 1e-3}, {"train": "all", "epochs": 1, "lr": 1e-3}],
     }

@@ -267,9 +267,7 @@ def _best_fit(
         return replace(best, tensors=_without_classifier(best.tensors, expected, classifier_names(model.backbone)))
     if unused := {key: tensor for key, tensor in best.tensors.items() if not key.startswith(CONVOLUTIONS)}:
         named = ", ".join(f"{key} {list(tensor.shape)}" for key, tensor in unused.items())
-        log(
-            f"model.features = 'conv' leaves out the dense layers, so {counted(len(unused), 'tensor')} of {file} {'is' if len(unused) == 1 else 'are'} not used: {named}"
-        )
+        log(f"model.features = 'conv' leaves out the dense layers, so {len(unused)} tensors of {file} are not used: {named}")
     return replace(best, tensors={key: tensor for key, tensor in best.tensors.items() if key not in unused})
 
 

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tlkit.terminal import counted
+
 if TYPE_CHECKING:
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -78,7 +80,8 @@ class Room:
     @contextmanager
     def for_images(self, number: int) -> Iterator[None]:
         if self.images + number > self.limits.waiting:
-            raise Refusal(503, f"{self.images} images wait for their answers already. Try again in {RETRY_AFTER_S} s.")
+            waiting = counted(self.images, "image waits", "images wait")
+            raise Refusal(503, f"{waiting} to be answered already. Try again in {RETRY_AFTER_S} s.")
         self.images += number
         try:
             yield
