@@ -31,6 +31,10 @@ SCORE = "val/score"
 """The primary metric on validation. It is in a row for the curves, and in no column: those are the ones that scripts know."""
 
 
+RATES_EVERY = 50
+"""Steps, for TensorBoard: as often as Lightning logs by default."""
+
+
 class BestWeights(Callback):
     """Keeps the weights of the epoch with the highest validation score over all phases; of equals, of the lowest validation loss.
 
@@ -151,7 +155,7 @@ class MetricsTable(Callback):
         self._epoch_began = time.perf_counter()
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        if trainer.global_step % trainer.log_every_n_steps == 0:
+        if trainer.global_step % RATES_EVERY == 0:
             log_rates(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
