@@ -33,11 +33,11 @@ class Run:
     start_s: float
     epochs_s: tuple[float, ...]
     accuracy: float
-    used: "Used"
+    used: "ResourceUsage"
 
 
 @dataclass(frozen=True)
-class Used:
+class ResourceUsage:
     """cpu_s: processor seconds, of worker processes too: they tell more than the clock on a machine that others use.
 
     peak_mb: resident memory of the largest of its processes, in 10^6 bytes. Both None where the system doesn't tell (Windows).
@@ -101,7 +101,7 @@ def run_side(side: str, work: Work, home: Path, *, keep_cache: bool = False) -> 
             shutil.rmtree(home / "cache", ignore_errors=True)
 
 
-def timed(command: list[str], folder: Path) -> tuple[float, Used]:
+def timed(command: list[str], folder: Path) -> tuple[float, ResourceUsage]:
     """Return the wall-clock seconds of a process from its start to its exit. folder: for its output; tlkit's caches are in `cache`
     beside it.
 
@@ -131,15 +131,15 @@ def timed(command: list[str], folder: Path) -> tuple[float, Used]:
     return seconds, used
 
 
-def _wait(process: "subprocess.Popen[bytes]") -> Used:
+def _wait(process: "subprocess.Popen[bytes]") -> ResourceUsage:
     """Wait for the process. wait4 measures this child and its children; getrusage would measure all children so far."""
     if not hasattr(os, "wait4"):
         process.wait()
-        return Used()
+        return ResourceUsage()
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     # Linux counts memory in units of 1,024 bytes, macOS in bytes.
-    return Used(usage.ru_utime + usage.ru_stime, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6)
+    return ResourceUsage(usage.ru_utime + usage.ru_stime, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6)
 
 
 def circumstances(work: Work, training: int, validation: int) -> dict[str, Any]:

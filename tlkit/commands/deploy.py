@@ -27,10 +27,10 @@ def predict_arguments(parser: ArgumentParser) -> None:
 
 
 def predict(arguments: Namespace) -> int:
-    from tlkit.deploy.predict.predict import Asked, predict_command
+    from tlkit.deploy.predict.predict import PredictOptions, predict_command
 
     keep_freed_memory()
-    asked = Asked(
+    options = PredictOptions(
         tuple(arguments.paths),
         separator=b"\0" if arguments.null else b"\n",
         format=arguments.format,
@@ -40,7 +40,7 @@ def predict(arguments: Namespace) -> int:
         resume=arguments.resume,
         features=arguments.features,
     )
-    return predict_command(arguments.model, asked)
+    return predict_command(arguments.model, options)
 
 
 def export_arguments(parser: ArgumentParser) -> None:
@@ -73,12 +73,12 @@ def export_arguments(parser: ArgumentParser) -> None:
 
 
 def export(arguments: Namespace) -> int:
-    from tlkit.deploy.export.export import Wanted, export_command
+    from tlkit.deploy.export.export import ExportOptions, export_command
 
     # --format takes all words after it, overrides too.
     words = [word for word in arguments.format if "=" not in word]
     overrides = [*arguments.overrides, *(word for word in arguments.format if "=" in word)]
-    wanted = Wanted(
+    options = ExportOptions(
         formats=tuple(dict.fromkeys(name for word in words for name in word.split(",") if name)),
         raw=arguments.raw,
         features=arguments.features,
@@ -95,13 +95,13 @@ def export(arguments: Namespace) -> int:
         overrides=tuple(overrides),
     )
     with show_log():
-        return export_command(arguments.run, wanted)
+        return export_command(arguments.run, options)
 
 
 def serve_arguments(parser: ArgumentParser) -> None:
-    from tlkit.deploy.serve.server import TOKEN_VARIABLE, Serving
+    from tlkit.deploy.serve.server import TOKEN_VARIABLE, ServeOptions
 
-    default, limits = Serving(), Serving().limits
+    default, limits = ServeOptions(), ServeOptions().limits
     parser.description = f"{parser.description} Clients must send the token in the environment variable {TOKEN_VARIABLE}, if it is set."
     parser.add_argument("artifact", type=expanded, metavar="ARTIFACT", help="an artifact of tlkit export: a folder, or a .zip")
     help = f"address to listen on (default: {default.host}, this machine only; 0.0.0.0 for all networks)"
@@ -126,7 +126,7 @@ def serve_arguments(parser: ArgumentParser) -> None:
 
 def serve(arguments: Namespace) -> int:
     from tlkit.deploy.serve.limits import Limits
-    from tlkit.deploy.serve.server import Serving, serve_command
+    from tlkit.deploy.serve.server import ServeOptions, serve_command
 
     limits = Limits(
         upload_bytes=arguments.max_upload * 10**6,
@@ -136,8 +136,8 @@ def serve(arguments: Namespace) -> int:
         read_s=arguments.read_timeout,
     )
     max_wait_s = arguments.max_wait / 1000
-    serving = Serving(arguments.host, arguments.port, arguments.max_batch, max_wait_s, arguments.threads, limits)
-    return serve_command(arguments.artifact, serving)
+    options = ServeOptions(arguments.host, arguments.port, arguments.max_batch, max_wait_s, arguments.threads, limits)
+    return serve_command(arguments.artifact, options)
 
 
 def _port(text: str) -> int:

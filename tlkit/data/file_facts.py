@@ -1,4 +1,4 @@
-"""What was found out about files, kept in the cache folder for as long as they stay the same: sha256, whether an image can be decoded."""
+"""A cache of results per file (its sha256, whether it can be decoded), valid while its path, size and times stay the same."""
 
 import os
 import sqlite3
@@ -15,12 +15,12 @@ from tlkit.system import cache_folder
 
 FILE = "checked/files.sqlite"
 WAIT_S = 5.0
-"""For another run that writes to the same table."""
+"""Longest wait for another run that writes to the same table."""
 WRITE_EVERY_S = 5.0
-"""What is found is kept even if the process is killed."""
+"""Results are written this often, so that a killed process loses few."""
 NEW_NS, NEW_IN_WHOLE_SECONDS_NS = 20_000_000, 2_000_000_000
-"""A file that was changed so short a time ago may be changed again without another time: clocks of file systems tick every 10 ms or less,
-some every second or two. Nothing is kept about it yet."""
+"""A file that was changed so recently may change again with the same time: clocks of file systems tick every 10 ms or less,
+some every second or two. Its result is not cached yet."""
 
 
 class FileKey(NamedTuple):

@@ -107,8 +107,8 @@ def _only_model(field: FieldInfo | None, otherwise: Any) -> Any:
 
 def _item_models(field: FieldInfo | None) -> dict[str, Any]:
     """Return what the items of a list can be, by name."""
-    items = alternatives(_bare(get_args(field.annotation)[0])) if field else []
-    return {_bare(item).__name__: _bare(item) for item in items}
+    items = alternatives(_without_annotated(get_args(field.annotation)[0])) if field else []
+    return {_without_annotated(item).__name__: _without_annotated(item) for item in items}
 
 
 # --- faults ---
@@ -148,7 +148,7 @@ def _missing_key(key: str, field: FieldInfo | None) -> Fault:
 
 def _wrong_value(key: str, value: Any, field: FieldInfo | None, model: type[BaseModel]) -> Fault:
     if field is None:  # the whole recipe, or an item of a list
-        return Fault(key or WHOLE, f"{_came(value)}.", f"Expected {_mapping_words(model)}.")
+        return Fault(key or WHOLE, f"{_type_problem(value)}.", f"Expected {_mapping_words(model)}.")
     choices = [choice for alternative in alternatives(field.annotation) for choice in _choices(alternative)]
     if choices and isinstance(value, str):
         return Fault(key, f"= {format_value(value)} can't be used.", expected_one_of(value, choices))
@@ -167,7 +167,7 @@ def _wrong_union(key: str, value: Any, field: FieldInfo | None, context: Context
         if given:
             fix = f"Keep one of them; an override replaces both: '{key}={_form(forms[given[-1]])}'."
             return [Fault(join(key, given[-1]), f"can't stand beside {join(key, given[0])}.", fix)]
-        problem = f"= {format_value(value)} can't be used." if models else f"{_came(value)}."
+        problem = f"= {format_value(value)} can't be used." if models else f"{_type_problem(value)}."
         hint = next(filter(None, (did_you_mean(word, forms) for word in value)), "")
         return [Fault(key, problem, f"{_expected(field)} {hint}".rstrip())]
     choices = [choice for member in members for choice in _choices(member)]
@@ -178,13 +178,17 @@ def _wrong_union(key: str, value: Any, field: FieldInfo | None, context: Context
 
 def _problem(value: Any, field: FieldInfo | None) -> str:
     """Say that a value is out of bounds if its type is right, otherwise which type came."""
-    wanted = {get_origin(_bare(alternative)) or _bare(alternative) for alternative in alternatives(field.annotation)} if field else set()
+    wanted = (
+        {get_origin(_without_annotated(alternative)) or _without_annotated(alternative) for alternative in alternatives(field.annotation)}
+        if field
+        else set()
+    )
     if float in wanted:
         wanted.add(int)
     if tuple in wanted:
         wanted.add(list)
     if type(value) not in wanted:
-        return f"{_came(value)}."
+        return f"{_type_problem(value)}."
     if value in ("", []):
         return "is empty."
     return f"= {format_value(value)} can't be used." if isinstance(value, (str, list)) else f"= {format_value(value)} is out of range."
@@ -223,7 +227,7 @@ def format_value(value: Any) -> str:
     return text if len(text) <= 80 else text[:76] + " ..."
 
 
-def _came(value: Any) -> str:
+def _type_problem(value: Any) -> str:
     if value is None:
         return "is empty"
     kinds = {bool: "a truth value", int: "a whole number", float: "a number with a point", str: "text", list: "a list"}
@@ -244,7 +248,7 @@ def values_of(field: FieldInfo) -> str:
 
 
 def _words(annotation: Any, field: FieldInfo) -> str:
-    bare = _bare(annotation)
+    bare = _without_annotated(annotation)
     bounds = [*field.metadata, *(inner for item in getattr(annotation, "__metadata__", ()) for inner in getattr(item, "metadata", ()))]
     if choices := _choices(bare):
         only_these = len(alternatives(field.annotation)) == 1 and len(choices) > 1
@@ -262,8 +266,8 @@ def _words(annotation: Any, field: FieldInfo) -> str:
 def _list_words(annotation: Any) -> str:
     """Describe a tuple: `a list of 3 whole numbers from 0 to 255`."""
     first, *others = get_args(annotation)
-    if _bare(first) is not int:
-        return "a list of text" if _bare(first) is str else "a list of mappings"
+    if _without_annotated(first) is not int:
+        return "a list of text" if _without_annotated(first) is str else "a list of mappings"
     bounds = [inner for item in first.__metadata__ for inner in item.metadata]
     return f"a list of {len(others) + 1} whole numbers{_bound_words(bounds)}"
 
@@ -295,5 +299,5 @@ def _choices(annotation: Any) -> list[str]:
     return [str(choice) for choice in get_args(annotation)] if get_origin(annotation) is Literal else []
 
 
-def _bare(annotation: Any) -> Any:
+def _without_annotated(annotation: Any) -> Any:
     return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation

@@ -16,7 +16,7 @@ from PIL import Image
 from tlkit.data.preprocess import Preprocessing
 from tlkit.deploy.export import export
 from tlkit.deploy.export.artifact import MANIFEST, write_manifest
-from tlkit.deploy.export.export import Wanted, export_run, make_artifact, runtime_of
+from tlkit.deploy.export.export import ExportOptions, export_run, make_artifact, runtime_of
 from tlkit.deploy.export.formats import Network, write_onnx_format, write_openvino_format, write_torch_format
 from tlkit.deploy.export.parity import prove
 from tlkit.deploy.export.proof import Proof, proof_of_files
@@ -56,8 +56,8 @@ def run(proof: Proof, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose model has been exported: with raw images as its input, and with normalised ones into float/."""
     folder = tmp_path_factory.mktemp("run")
     save_model(folder / "model", proof.classifier, proof.card)
-    export_run(folder, Wanted(image_folder=proof.files[0].parent, zipped=True))
-    export_run(folder, Wanted(image_folder=proof.files[0].parent, raw=False, out=folder / "float"))
+    export_run(folder, ExportOptions(image_folder=proof.files[0].parent, zipped=True))
+    export_run(folder, ExportOptions(image_folder=proof.files[0].parent, raw=False, out=folder / "float"))
     return folder
 
 
@@ -134,7 +134,7 @@ def test_a_network_that_takes_its_channels_in_reverse_is_named(artifact: Path, p
 def test_a_wrong_mean_or_std_is_named(proof: Proof, tmp_path: Path, wrong: dict[str, tuple[float, ...]], raw: bool) -> None:
     network = Network(proof.classifier, proof.card, replace(proof.preprocessing, **wrong), raw=raw)
     with pytest.raises(ArtifactError, match=r"What differs first is: normalise .*\n?.*Equal before it: decode, resize\."):
-        make_artifact(tmp_path / "onnx", write_onnx_format, network, proof, Wanted())
+        make_artifact(tmp_path / "onnx", write_onnx_format, network, proof, ExportOptions())
 
 
 def test_wrong_weights_are_named(artifact: Path, proof: Proof) -> None:
@@ -172,7 +172,7 @@ def spoil(patch: pytest.MonkeyPatch, what: str, right: Path) -> None:
 def test_nothing_is_left_behind_and_an_earlier_export_stays(
     proof: Proof, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, part: str
 ) -> None:
-    wanted = Wanted(image_folder=proof.files[0].parent, zipped=True)
+    wanted = ExportOptions(image_folder=proof.files[0].parent, zipped=True)
     before = {file: file.read_bytes() for file in (run / "export").rglob("*") if file.is_file()}
     spoil(monkeypatch, what, run / "export/onnx")
     with pytest.raises(ArtifactError, match=rf"so nothing was exported(.|\n)*What differs first is: {part} \("):
@@ -191,7 +191,7 @@ def test_where_a_network_cannot_be_looked_into_both_parts_are_named(
         pytest.importorskip("openvino")
     network = Network(proof.classifier, proof.card, replace(proof.preprocessing, mean=(0.485, 0.456, 0.406)))
     with pytest.raises(ArtifactError, match=r"What differs first is: normalise or network \(.*Equal before it: decode, resize\."):
-        make_artifact(tmp_path / "it", write, network, proof, Wanted())
+        make_artifact(tmp_path / "it", write, network, proof, ExportOptions())
 
 
 def test_the_spec_that_is_tampered_with_is_the_one_that_the_runtime_uses(artifact: Path) -> None:

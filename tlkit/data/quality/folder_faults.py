@@ -17,7 +17,7 @@ SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"})
 
 
 @dataclass
-class Looked:
+class FolderScan:
     """A folder's images (id -> file), those of each class in each split ((split, class) -> number), and what else was found."""
 
     images: dict[str, Path] = field(default_factory=dict)
@@ -34,74 +34,74 @@ class Looked:
 
 def look_through(root: Path, asked: LayoutName = "auto") -> SourceCheck:
     """Check a folder as `data.source.folder` takes it. No fault stops the check."""
-    looked = Looked()
-    layout = _layout(root, asked, looked)
-    _entries(root, root, looked)  # for what is hidden there
+    scan = FolderScan()
+    layout = _layout(root, asked, scan)
+    _entries(root, root, scan)  # for what is hidden there
     for place in dict.fromkeys([root, *layout.places.values()]):
-        _loose(root, place, looked)
+        _loose(root, place, scan)
     for split, folders in layout.folders.items():
         for name, folder in sorted(folders.items()):
-            looked.counts[split, name] += 0
-            for id_, file in _files(root, folder, {_identity(root), _identity(layout.places[split])}, looked):
-                looked.images[id_] = file
-                looked.counts[split, name] += 1
-    findings = dict.fromkeys([*looked.findings, *_class_findings(layout, looked), *_left_aside(looked)])
-    return SourceCheck(looked.images, tuple(findings), len({name for _, name in looked.counts}))
+            scan.counts[split, name] += 0
+            for id_, file in _files(root, folder, {_inode(root), _inode(layout.places[split])}, scan):
+                scan.images[id_] = file
+                scan.counts[split, name] += 1
+    findings = dict.fromkeys([*scan.findings, *_class_findings(layout, scan), *_left_aside(scan)])
+    return SourceCheck(scan.images, tuple(findings), len({name for _, name in scan.counts}))
 
 
-def _layout(root: Path, asked: LayoutName, looked: Looked) -> Layout:
+def _layout(root: Path, asked: LayoutName, scan: FolderScan) -> Layout:
     try:
         layout = find_layout(root, asked)
     except DataError as error:
-        looked.findings += faults_of(error)
-        folders = {composed(name): path for name, path in _entries(root, root, looked)[0].items()}
+        scan.findings += faults_of(error)
+        folders = {composed(name): path for name, path in _entries(root, root, scan)[0].items()}
         return Layout(root, {"": folders}, {"": root})
-    looked.findings += (replace(warning_of(text), where=".") for text in layout.warnings)
+    scan.findings += (replace(warning_of(text), where=".") for text in layout.warnings)
     for split, place in layout.places.items():
         if place != root or not split:
-            names = Counter(map(composed, _entries(root, place, looked)[0]))
+            names = Counter(map(composed, _entries(root, place, scan)[0]))
             for name in sorted(name for name, number in names.items() if number > 1):
-                looked.add(
+                scan.add(
                     "fault", _id(root, place / name), "two folders have this name in two Unicode spellings", "Join them in one folder."
                 )
     return layout
 
 
-def _loose(root: Path, place: Path, looked: Looked) -> None:
-    for name in _entries(root, place, Looked())[1]:
+def _loose(root: Path, place: Path, scan: FolderScan) -> None:
+    for name in _entries(root, place, FolderScan())[1]:
         if has_image_ending(name):
             fix = f"Move it into {_id(root, place / 'CLASS')}/, or away."
-            looked.add("warning", _id(root, place / name), "is beside the class folders: it has no class and is not read", fix)
+            scan.add("warning", _id(root, place / name), "is beside the class folders: it has no class and is not read", fix)
 
 
-def _files(root: Path, folder: Path, seen: set[tuple[int, int]], looked: Looked) -> Iterator[tuple[str, Path]]:
+def _files(root: Path, folder: Path, seen: set[tuple[int, int]], scan: FolderScan) -> Iterator[tuple[str, Path]]:
     """Yield (id, file) of all image files at any depth. seen: folders that are not entered, so that loops of links end."""
     waiting = [folder]
     while waiting:
         place = waiting.pop()
-        folders, files = _entries(root, place, looked)
-        identity = _identity(place)
+        folders, files = _entries(root, place, scan)
+        identity = _inode(place)
         if identity in seen:
             if place.is_symlink():
                 fix = "Remove the link; its images are read where they are."
-                looked.add("warning", f"{_id(root, place)}/", "is a link to a folder that is read already: it is not entered again", fix)
+                scan.add("warning", f"{_id(root, place)}/", "is a link to a folder that is read already: it is not entered again", fix)
             continue
         seen.add(identity)
         for name in files:
             if file_use(str(place / name)) == "image":
                 id_ = composed(_id(root, place / name))
-                if id_ in looked.images:
-                    looked.add("fault", id_, "two files have this name in two Unicode spellings", "Rename one of them.")
+                if id_ in scan.images:
+                    scan.add("fault", id_, "two files have this name in two Unicode spellings", "Rename one of them.")
                 yield id_, place / name
             else:
-                _other(root, place / name, looked)
+                _other(root, place / name, scan)
         for name, path in sorted(folders.items(), reverse=True):
             if has_image_ending(name):
-                looked.add("fault", f"{_id(root, path)}/", "this is a folder, not an image", "Rename it, or put the image itself there.")
+                scan.add("fault", f"{_id(root, path)}/", "this is a folder, not an image", "Rename it, or put the image itself there.")
             waiting.append(path)
 
 
-def _entries(root: Path, place: Path, looked: Looked) -> tuple[dict[str, Path], list[str]]:
+def _entries(root: Path, place: Path, scan: FolderScan) -> tuple[dict[str, Path], list[str]]:
     """Return folders by name, and names of files, both sorted; system files and hidden ones are left out."""
     folders: dict[str, Path] = {}
     files: list[str] = []
@@ -109,7 +109,7 @@ def _entries(root: Path, place: Path, looked: Looked) -> tuple[dict[str, Path], 
         with os.scandir(place) as entries:
             names = sorted((entry.name, is_folder(entry)) for entry in entries)
     except OSError as error:
-        looked.add(
+        scan.add(
             "fault",
             f"{_id(root, place)}/",
             f"the folder can't be read ({error.strerror})",
@@ -118,9 +118,9 @@ def _entries(root: Path, place: Path, looked: Looked) -> tuple[dict[str, Path], 
         return {}, []
     for name, enters in names:
         if name == ".DS_Store" or name.startswith("._") or name.lower() in SYSTEM_FILES or name in SYSTEM_FOLDERS:
-            looked.system.add(_id(root, place / name))
+            scan.system.add(_id(root, place / name))
         elif name.startswith("."):
-            looked.hidden.add(_id(root, place / name))
+            scan.hidden.add(_id(root, place / name))
         elif enters:
             folders[name] = place / name
         else:
@@ -128,29 +128,29 @@ def _entries(root: Path, place: Path, looked: Looked) -> tuple[dict[str, Path], 
     return folders, files
 
 
-def _other(root: Path, file: Path, looked: Looked) -> None:
+def _other(root: Path, file: Path, scan: FolderScan) -> None:
     """Add a file that is not read."""
     where, ending = _id(root, file), file.suffix.lower()
     if file.is_symlink() and not file.exists():
-        looked.add("warning", where, "is a broken or circular link", "Restore its target, or remove it.")
+        scan.add("warning", where, "is a broken or circular link", "Restore its target, or remove it.")
     elif file_use(str(file)) != "unused":
-        looked.others[ending or file.name].append(where)
+        scan.others[ending or file.name].append(where)
     elif ending in OTHER_IMAGES:
-        looked.add("warning", where, f"images in {ending[1:].upper()} form are not read", "Save it as JPEG or PNG.")
+        scan.add("warning", where, f"images in {ending[1:].upper()} form are not read", "Save it as JPEG or PNG.")
     else:
         problem = f"holds an image, but files ending in {ending or 'nothing'} are not read"
-        looked.add("warning", where, problem, "Give it the ending of its format, such as .jpg, or save it as JPEG or PNG.")
+        scan.add("warning", where, problem, "Give it the ending of its format, such as .jpg, or save it as JPEG or PNG.")
 
 
-def _class_findings(layout: Layout, looked: Looked) -> Iterator[Finding]:
+def _class_findings(layout: Layout, scan: FolderScan) -> Iterator[Finding]:
     training, root = layout.training, layout.root
-    classes = sorted(name for split, name in looked.counts if split == training)
+    classes = sorted(name for split, name in scan.counts if split == training)
     place = f"{layout.places[training].name}/" if layout.places[training] != root else ""
     if len(classes) < 2:
         what = f"there is one class only, '{classes[0]}'" if classes else "there are no class folders"
         yield Finding("fault", place or ".", what, f"Expected at least two folders of images: {place}CLASS/*.jpg")
     for name in classes:
-        if not looked.counts[training, name]:
+        if not scan.counts[training, name]:
             yield Finding("fault", f"{place}{name}/", "the class folder holds no image", "Put images into it, or remove the folder.")
         if not name.isprintable():
             problem = "the name of the class is not UTF-8 or has unprintable characters"
@@ -165,7 +165,7 @@ def _class_findings(layout: Layout, looked: Looked) -> Iterator[Finding]:
     for split, folder in layout.places.items():
         if split == training or not classes:
             continue
-        held = {name: number for (where, name), number in looked.counts.items() if where == split}
+        held = {name: number for (where, name), number in scan.counts.items() if where == split}
         for name in sorted(held.keys() - set(classes)):
             fix = f"Give it training images, or rename or remove it here. {did_you_mean(name, classes)}".rstrip()
             yield Finding("fault", f"{folder.name}/{name}/", "training has no such class", fix)
@@ -174,16 +174,16 @@ def _class_findings(layout: Layout, looked: Looked) -> Iterator[Finding]:
             yield Finding("warning", f"{folder.name if folder != root else split}/", problem, "Move some images of each class there.")
 
 
-def _left_aside(looked: Looked) -> Iterator[Finding]:
+def _left_aside(scan: FolderScan) -> Iterator[Finding]:
     """Yield one note for each kind of file that is left out on purpose."""
-    kinds = {"left by the system": looked.system, "hidden": looked.hidden}
-    kinds |= {f"no image ({ending})": set(names) for ending, names in looked.others.items()}
+    kinds = {"left by the system": scan.system, "hidden": scan.hidden}
+    kinds |= {f"no image ({ending})": set(names) for ending, names in scan.others.items()}
     for kind, names in sorted(kinds.items()):
         if names:
             yield Finding("note", min(names), f"{kind}: not read{f', nor are {len(names) - 1} more like it' if len(names) > 1 else ''}")
 
 
-def _identity(folder: Path) -> tuple[int, int]:
+def _inode(folder: Path) -> tuple[int, int]:
     """Return what is the same for all names of one folder."""
     try:
         state = os.stat(folder)

@@ -135,7 +135,7 @@ def shortened(names: Sequence[str]) -> str:
 def hash_images(samples: Samples) -> dict[str, str]:
     """Return an image's id -> the sha256 of its file or, without a file, of its pixels. Raises DataError if one can't be read.
 
-    A file is read once for as long as it stays the same.
+    Hashes of files are cached by path, size and times.
     """
     images = samples.samples
     keys = [file_key(sample.image) for sample in images]

@@ -56,13 +56,13 @@ RECORDED = 200
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """raw: the network takes uint8 images, normalised inside. out: gets a folder a format; by default RUN/export.
+class ExportOptions:
+    """raw: the network takes uint8 images and normalises them. out: the parent of a folder per format; by default RUN/export.
 
-    image_folder: proves with the images of this folder, not with the run's own. proof_images: how many prove it, None for all.
-    samples: how many of them the artifact brings along as files.
-    push_to_hub: the repository OWNER/NAME that gets the safetensors folder. overrides: of the run's data, where it is elsewhere now.
-    quantize: int8 or float16, of onnx; its accuracy may fall by max_drop, in 0..1, over the whole validation split.
+    image_folder: images for the proof instead of the run's own. proof_images: how many of them, None for all.
+    samples: how many of them are put into the artifact as files.
+    push_to_hub: the repository OWNER/NAME for the safetensors folder. overrides: of the run's data, if it has moved.
+    quantize: int8 or float16, for onnx; accuracy on the whole validation split may drop by max_drop, in 0..1.
     """
 
     formats: tuple[str, ...] = ("onnx",)
@@ -110,7 +110,7 @@ def export(
         RunError: It is no run folder, or its model is damaged.
         MissingExtraError: The packages of a format aren't installed.
     """
-    wanted = Wanted(
+    options = ExportOptions(
         formats=tuple(formats),
         raw=raw,
         features=features,
@@ -118,55 +118,55 @@ def export(
         image_folder=Path(images) if images is not None else None,
         quantize=quantize,
     )
-    return export_run(Path(run), wanted)
+    return export_run(Path(run), options)
 
 
-def export_run(run: Path, wanted: Wanted) -> list[Path]:
+def export_run(run: Path, options: ExportOptions) -> list[Path]:
     """Export a run and return the artifacts' folders, one per format. All are written and proved before the first is moved to its place.
 
     Raises ArtifactError if one of them can't be made or doesn't give the same answers as the run's model.
     """
-    _check_wanted(wanted)
+    _check_options(options)
     _check_head(read_card(find_model_folder(run)))
     classifier, card = load_with_card(run)
     network = Network(
-        classifier, card, Preprocessing.from_json(card.preprocessing, card.mean_picture), wanted.raw, wanted.features, wanted.opset
+        classifier, card, Preprocessing.from_json(card.preprocessing, card.mean_picture), options.raw, options.features, options.opset
     )
-    out = wanted.out or run / "export"
+    out = options.out or run / "export"
     new = next((folder for folder in (*reversed(out.parents), out) if not folder.exists()), None)
     try:
-        return _export_into(run, network, wanted, out)
+        return _export_into(run, network, options, out)
     except BaseException:
         if new is not None and not any(path.is_file() for path in new.rglob("*")):
             shutil.rmtree(new, ignore_errors=True)
         raise
 
 
-def _export_into(run: Path, network: Network, wanted: Wanted, out: Path) -> list[Path]:
+def _export_into(run: Path, network: Network, options: ExportOptions, out: Path) -> list[Path]:
     """Make the artifacts, prove them, and put all of them in their place."""
     out.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".export-", dir=out) as images, ExitStack() as finished:
-        proof = _proof(run, network, wanted, Path(images))
+        proof = _proof(run, network, options, Path(images))
         made = {}
-        for name, write in _writers(run, network, wanted).items():
+        for name, write in _writers(run, network, options).items():
             LOG.info("%s: exporting, then proving it with %s", name, proof.what)
             made[out / name] = finished.enter_context(atomic_folder(out / name))
-            make_artifact(made[out / name], write, network, proof, wanted)
-        if wanted.zipped:
+            make_artifact(made[out / name], write, network, proof, options)
+        if options.zipped:
             for folder, writing in made.items():
                 pack(writing, folder.with_name(f"{folder.name}.zip"))
     return list(made)
 
 
-def _writers(run: Path, network: Network, wanted: Wanted) -> dict[str, Callable[[Path, Network], Facts]]:
+def _writers(run: Path, network: Network, options: ExportOptions) -> dict[str, Callable[[Path, Network], Facts]]:
     """Return the function that writes each artifact, by the name of its folder."""
-    if wanted.quantize is None:
-        return {name: FORMATS[name] for name in wanted.formats}
-    calibration = calibration_images(run, network, wanted.overrides)
-    return {f"onnx-{wanted.quantize}": partial(write_quantized, kind=wanted.quantize, calibration=calibration)}
+    if options.quantize is None:
+        return {name: FORMATS[name] for name in options.formats}
+    calibration = calibration_images(run, network, options.overrides)
+    return {f"onnx-{options.quantize}": partial(write_quantized, kind=options.quantize, calibration=calibration)}
 
 
-def make_artifact(folder: Path, write: Callable[[Path, Network], Facts], network: Network, proof: Proof, wanted: Wanted) -> Facts:
+def make_artifact(folder: Path, write: Callable[[Path, Network], Facts], network: Network, proof: Proof, options: ExportOptions) -> Facts:
     """Write the whole artifact into a new or empty folder and prove it. Returns its facts."""
     folder.mkdir(exist_ok=True)
     facts = {**_facts(network, proof.card), **write(folder, network)}
@@ -176,13 +176,13 @@ def make_artifact(folder: Path, write: Callable[[Path, Network], Facts], network
         np.save(folder / MEAN_IMAGE, network.spec.mean_picture)
     write_manifest(folder, facts)
     runtime = runtime_of(folder)
-    if wanted.quantize:
-        facts["parity"], recorded = prove_quantized(runtime, proof, wanted.max_drop)
+    if options.quantize:
+        facts["parity"], recorded = prove_quantized(runtime, proof, options.max_drop)
         generated = answers_to_generated(runtime)
     else:
-        facts["parity"] = prove(runtime, proof, wanted.tolerance)
+        facts["parity"] = prove(runtime, proof, options.tolerance)
         recorded, generated = proof.probabilities, generated_answers(proof)
-    _write_record(folder, proof, recorded, generated, wanted.samples)
+    _write_record(folder, proof, recorded, generated, options.samples)
     write_manifest(folder, facts)
     return facts
 
@@ -193,26 +193,26 @@ def runtime_of(folder: Path) -> Runtime:
     return trusted_runtime(artifact) if artifact.format in ("torch", "safetensors") else load_runtime(artifact)
 
 
-def _check_wanted(wanted: Wanted) -> None:
-    for name in wanted.formats:
+def _check_options(options: ExportOptions) -> None:
+    for name in options.formats:
         if name not in FORMATS:
             raise ArtifactError(f"--format {name} is unknown.\n  {expected_one_of(name, tuple(FORMATS))}")
-    if wanted.tolerance <= 0 or wanted.samples < 0:
+    if options.tolerance <= 0 or options.samples < 0:
         raise ArtifactError("--tolerance must be above 0, and --with-samples 0 or more.")
-    if wanted.quantize not in (None, *KINDS):
-        raise ArtifactError(f"--quantize {wanted.quantize} is unknown.\n  {expected_one_of(str(wanted.quantize), KINDS)}")
-    if wanted.quantize and wanted.formats != ("onnx",):
+    if options.quantize not in (None, *KINDS):
+        raise ArtifactError(f"--quantize {options.quantize} is unknown.\n  {expected_one_of(str(options.quantize), KINDS)}")
+    if options.quantize and options.formats != ("onnx",):
         raise ArtifactError("--quantize goes with --format onnx alone.\n  Export the other formats by a command of their own.")
-    if wanted.quantize and wanted.image_folder:
+    if options.quantize and options.image_folder:
         raise ArtifactError("--quantize measures accuracy on the run's own validation images.\n  Leave --images out.")
-    if not 0 <= wanted.max_drop <= 1:
-        raise ArtifactError(f"--max-drop {wanted.max_drop:g} is no share.\n  Expected 0 to 1: 0.01 is one point of accuracy.")
-    if wanted.push_to_hub and "safetensors" not in wanted.formats:
+    if not 0 <= options.max_drop <= 1:
+        raise ArtifactError(f"--max-drop {options.max_drop:g} is no share.\n  Expected 0 to 1: 0.01 is one point of accuracy.")
+    if options.push_to_hub and "safetensors" not in options.formats:
         raise ArtifactError("--push-to-hub uploads the safetensors folder, which isn't exported.\n  Add: --format safetensors")
-    check_opset(wanted.opset)
-    if {"onnx", "openvino"} & set(wanted.formats):
+    check_opset(options.opset)
+    if {"onnx", "openvino"} & set(options.formats):
         check_onnx_is_installed()
-    if "openvino" in wanted.formats:
+    if "openvino" in options.formats:
         import_openvino()
 
 
@@ -224,16 +224,16 @@ def _check_head(card: ModelCard) -> None:
         )
 
 
-def _proof(run: Path, network: Network, wanted: Wanted, folder: Path) -> Proof:
-    if wanted.image_folder:
-        return proof_of_files(image_files(wanted.image_folder), network.classifier, network.card, wanted.proof_images, folder)
+def _proof(run: Path, network: Network, options: ExportOptions, folder: Path) -> Proof:
+    if options.image_folder:
+        return proof_of_files(image_files(options.image_folder), network.classifier, network.card, options.proof_images, folder)
     if not (run / "split.csv").is_file() and not inner_runs(run):
         raise ArtifactError(
             f"{run} has no split.csv, so there are no validation images to prove the export with.\n"
             "  Name the whole run folder, or a folder of images: --images DIR"
         )
-    number = None if wanted.quantize else wanted.proof_images  # accuracy is measured on the whole split
-    return proof_of_run(run, network.classifier, network.card, number, folder, wanted.overrides)
+    number = None if options.quantize else options.proof_images  # accuracy is measured on the whole split
+    return proof_of_run(run, network.classifier, network.card, number, folder, options.overrides)
 
 
 def _write_record(folder: Path, proof: Proof, probabilities: NDArray[np.float32], generated: NDArray[np.float32], samples: int) -> None:
@@ -292,11 +292,11 @@ def _version(package: str) -> str:
         return ""
 
 
-def export_command(run: Path, wanted: Wanted) -> int:
-    for folder in export_run(run, wanted):
+def export_command(run: Path, options: ExportOptions) -> int:
+    for folder in export_run(run, options):
         print(summary(folder))
-        if wanted.push_to_hub and folder.name == "safetensors":
-            print(f"  uploaded: {push_to_hub(folder, wanted.push_to_hub)}")
+        if options.push_to_hub and folder.name == "safetensors":
+            print(f"  uploaded: {push_to_hub(folder, options.push_to_hub)}")
     return 0
 
 

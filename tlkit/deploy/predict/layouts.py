@@ -17,8 +17,8 @@ TABLE_ROWS = 1000
 
 
 @dataclass(frozen=True)
-class Question:
-    """What is to be said of each image. least: the probability below which no class is named."""
+class OutputOptions:
+    """What is written for each image. least: the probability below which no class is predicted."""
 
     classes: tuple[str, ...]
     multilabel: bool
@@ -36,7 +36,7 @@ class Layout:
     end: str
 
 
-def layout(name: str, question: Question, *, ascii_only: bool = False) -> Layout:
+def layout(name: str, question: OutputOptions, *, ascii_only: bool = False) -> Layout:
     """Return how rows are written. name: csv, json or jsonl. ascii_only: JSON escapes every other character."""
     if name == "csv":
         columns = csv_columns(question)
@@ -46,7 +46,7 @@ def layout(name: str, question: Question, *, ascii_only: bool = False) -> Layout
     return Layout(begin, lambda prediction: _json_text(prediction, question, ascii_only=ascii_only) + line_end, between, end)
 
 
-def csv_columns(question: Question) -> list[str]:
+def csv_columns(question: OutputOptions) -> list[str]:
     """Return a column per rank; for a multilabel model one column with all labels, as in the csv that it was trained on."""
     if question.multilabel:
         return ["path", "label", "probability", "error"]
@@ -54,7 +54,7 @@ def csv_columns(question: Question) -> list[str]:
     return ["path", *(["answer", "abstains"] if question.least is not None else []), *ranks, "error"]
 
 
-def _csv_cells(prediction: Prediction, question: Question) -> list[object]:
+def _csv_cells(prediction: Prediction, question: OutputOptions) -> list[object]:
     if prediction.error:
         # On one line, so that every image has one.
         empty = [""] * (len(csv_columns(question)) - 2)
@@ -76,7 +76,7 @@ def _csv_line(cells: Iterable[object]) -> str:
     return line.getvalue().removesuffix("\r\n") + "\n"
 
 
-def _json_text(prediction: Prediction, question: Question, *, ascii_only: bool) -> str:
+def _json_text(prediction: Prediction, question: OutputOptions, *, ascii_only: bool) -> str:
     values = json_values(prediction, question)
     text = json.dumps(values, ensure_ascii=ascii_only)
     # A name that is no UTF-8 is written with escapes, which json reads back as the same name.
@@ -91,7 +91,7 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def json_values(prediction: Prediction, question: Question) -> dict[str, Any]:
+def json_values(prediction: Prediction, question: OutputOptions) -> dict[str, Any]:
     """Return plain values. logits are in the order of the model's classes and exact: Python writes the shortest text that reads back
     equal.
     """
@@ -102,7 +102,7 @@ def json_values(prediction: Prediction, question: Question) -> dict[str, Any]:
     return {"path": prediction.path, **answer_values(prediction, question), "top": top, **logits}
 
 
-def answer_values(prediction: Prediction, question: Question) -> dict[str, Any]:
+def answer_values(prediction: Prediction, question: OutputOptions) -> dict[str, Any]:
     if question.multilabel:
         return {"classes": _as_json(prediction.called(question.classes))}
     ((best, probability),) = prediction.ranked(question.classes, 1)
@@ -116,13 +116,13 @@ def _as_json(ranked: Sequence[tuple[str, float]]) -> list[dict[str, Any]]:
     return [{"class": name, "probability": probability} for name, probability in ranked]
 
 
-def print_tables(predictions: Iterable[Prediction], question: Question) -> None:
+def print_tables(predictions: Iterable[Prediction], question: OutputOptions) -> None:
     remaining = iter(predictions)
     while block := list(islice(remaining, TABLE_ROWS)):
         _print_table(block, question)
 
 
-def _print_table(predictions: Sequence[Prediction], question: Question) -> None:
+def _print_table(predictions: Sequence[Prediction], question: OutputOptions) -> None:
     from rich.cells import cell_len
     from rich.console import Console
     from rich.table import Table
@@ -145,7 +145,7 @@ def _print_table(predictions: Sequence[Prediction], question: Question) -> None:
     console.print(table)
 
 
-def _table_cells(prediction: Prediction, question: Question) -> Iterator[str]:
+def _table_cells(prediction: Prediction, question: OutputOptions) -> Iterator[str]:
     if question.multilabel:
         yield _label(prediction.called(question.classes)) or "none"
         return

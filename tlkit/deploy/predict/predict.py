@@ -18,7 +18,7 @@ from tlkit.data.progress import progress
 from tlkit.data.sources.image_files import UnusedImages
 from tlkit.deploy.predict.feature_files import open_features
 from tlkit.deploy.predict.inputs import STDIN, check_paths, file_names
-from tlkit.deploy.predict.layouts import TABLE_ROWS, Layout, Question, layout, print_tables
+from tlkit.deploy.predict.layouts import TABLE_ROWS, Layout, OutputOptions, layout, print_tables
 from tlkit.deploy.predict.out_file import open_out
 from tlkit.deploy.predict.prediction import NOT_FINITE, Prediction
 from tlkit.deploy.predict.predictor import Predictor, open_predictor
@@ -32,11 +32,11 @@ NAMED = 20
 
 
 @dataclass(frozen=True)
-class Asked:
-    """paths: files, folders, globs, or - for a list on stdin, whose names `separator` parts.
+class PredictOptions:
+    """paths: files, folders, globs, or - for a list on stdin, with names separated by `separator`.
 
-    threshold: the probability below which no class is named; of a multilabel model, that above which each class is.
-    format: None means by the ending of `out`, and a table where there is no `out`.
+    threshold: the probability below which no class is predicted; for a multilabel model, that above which each class is.
+    format: None chooses by the ending of `out`, or a table without `out`.
     """
 
     paths: tuple[str, ...]
@@ -74,23 +74,23 @@ def predict(
     return predictor.classes, [found for batch in predictions(predictor, names) for found in batch]
 
 
-def predict_command(model: Path, asked: Asked) -> int:
+def predict_command(model: Path, options: PredictOptions) -> int:
     """Write predictions to stdout or a file; unreadable files are listed on stderr and make the exit code 2."""
-    how = _format_of(asked)
-    for folder in check_paths(asked.paths):
+    how = _format_of(options)
+    for folder in check_paths(options.paths):
         print(f"{_printable(folder)}: there is no image in this folder; the others are predicted.", file=sys.stderr)
     predictor = open_predictor(model)
-    if asked.features and asked.out:
-        tally = _write_features(predictor, asked, asked.out)
+    if options.features and options.out:
+        tally = _write_features(predictor, options, options.out)
     else:
         multilabel = bool(predictor.thresholds)
-        if multilabel and asked.threshold is not None:
-            predictor = replace(predictor, thresholds=(asked.threshold,) * len(predictor.classes))
-        least = None if multilabel else asked.threshold
-        question = Question(predictor.classes, multilabel, min(asked.top_k, len(predictor.classes)), least)
-        out = asked.out
-        tally = _write_out(predictor, asked, out, how, question) if out else _print_all(predictor, asked, how, question)
-    return tally.exit_code(asked)
+        if multilabel and options.threshold is not None:
+            predictor = replace(predictor, thresholds=(options.threshold,) * len(predictor.classes))
+        least = None if multilabel else options.threshold
+        question = OutputOptions(predictor.classes, multilabel, min(options.top_k, len(predictor.classes)), least)
+        out = options.out
+        tally = _write_out(predictor, options, out, how, question) if out else _print_all(predictor, options, how, question)
+    return tally.exit_code(options)
 
 
 class Tally:
@@ -108,7 +108,7 @@ class Tally:
             if len(self._first) < NAMED:
                 self._first.append(error)
 
-    def exit_code(self, asked: Asked) -> int:
+    def exit_code(self, options: PredictOptions) -> int:
         """Report what couldn't be read, and return the exit code."""
         if not self.images + self.earlier:
             raise DataError("No image was named on standard input.\n  Expected a file name on each line; with -0, a NUL after each.")
@@ -117,9 +117,9 @@ class Tally:
         if self.unreadable > len(self._first) > 0:
             print(f"... and {self.unreadable - len(self._first)} more.", file=sys.stderr)
         number = self.images + self.earlier
-        if asked.out:
+        if options.out:
             before = f", {self.earlier} of them from before" if self.earlier else ""
-            print(f"{counted(number, 'image')} in {asked.out}{before}", file=sys.stderr)
+            print(f"{counted(number, 'image')} in {options.out}{before}", file=sys.stderr)
         if self.unreadable:
             others = "; the others were predicted" if self.unreadable < number else ""
             print(f"{self.unreadable} of {number} files could not be read or predicted{others}.", file=sys.stderr)
@@ -128,32 +128,32 @@ class Tally:
         return 2 if self.unreadable else 0
 
 
-def _format_of(asked: Asked) -> Format:
+def _format_of(options: PredictOptions) -> Format:
     """Raise DataError if options don't fit each other."""
-    if asked.features:
-        if asked.out is None or asked.format:
+    if options.features:
+        if options.out is None or options.format:
             raise DataError("--features takes no --format, and needs --out.\n  Add --out FILE.npz or --out FILE.parquet.")
         return "table"
-    if asked.out is None:
-        if asked.resume:
+    if options.out is None:
+        if options.resume:
             raise DataError("--resume goes on with the file of --out, which isn't named.\n  Add --out FILE.csv or --out FILE.jsonl.")
-        return asked.format or "table"
+        return options.format or "table"
     endings: dict[str, Format] = {".csv": "csv", ".jsonl": "jsonl"}
-    how = asked.format or endings.get(asked.out.suffix.lower())
+    how = options.format or endings.get(options.out.suffix.lower())
     if how not in endings.values():
-        what = f"--format {asked.format} can't be written a row at a time" if asked.format else f"'{asked.out.suffix}' says no format"
-        raise DataError(f"--out {asked.out}: {what}.\n  Expected FILE.csv or FILE.jsonl, or --format csv or jsonl.")
+        what = f"--format {options.format} can't be written a row at a time" if options.format else f"'{options.out.suffix}' says no format"
+        raise DataError(f"--out {options.out}: {what}.\n  Expected FILE.csv or FILE.jsonl, or --format csv or jsonl.")
     return how  # type: ignore[return-value]  # it is one of the two
 
 
-def _names(asked: Asked, unused: UnusedImages | None = None) -> Iterator[str]:
+def _names(options: PredictOptions, unused: UnusedImages | None = None) -> Iterator[str]:
     stdin = cast(BufferedReader, sys.stdin.buffer)  # typeshed says less of it than it is
-    return file_names(asked.paths, stdin, separator=asked.separator, unused=unused)
+    return file_names(options.paths, stdin, separator=options.separator, unused=unused)
 
 
-def _count(asked: Asked, done: int = 0) -> Callable[[], int] | None:
+def _count(options: PredictOptions, done: int = 0) -> Callable[[], int] | None:
     """Return a function that counts the images to predict, if that is cheap. done: images that have a row already."""
-    return None if STDIN in asked.paths else lambda: max(0, sum(1 for _ in _names(asked)) - done)
+    return None if STDIN in options.paths else lambda: max(0, sum(1 for _ in _names(options)) - done)
 
 
 def _progress(count: Callable[[], int] | None, *, answers_on_stdout: bool = False) -> AbstractContextManager[Callable[[int], None]]:
@@ -162,10 +162,10 @@ def _progress(count: Callable[[], int] | None, *, answers_on_stdout: bool = Fals
     return progress(Console(stderr=True), "predict", count, live=live, write=partial(print, file=sys.stderr))
 
 
-def _print_all(predictor: Predictor, asked: Asked, how: Format, question: Question) -> Tally:
+def _print_all(predictor: Predictor, options: PredictOptions, how: Format, question: OutputOptions) -> Tally:
     tally = Tally()
-    with _progress(_count(asked), answers_on_stdout=how != "table") as advance:
-        found = _tallied(predictions(predictor, _names(asked, tally.unused)), tally, advance)
+    with _progress(_count(options), answers_on_stdout=how != "table") as advance:
+        found = _tallied(predictions(predictor, _names(options, tally.unused)), tally, advance)
         if how != "table":
             _print_rows(found, layout(how, question, ascii_only=not takes_unicode()))
             return tally
@@ -184,20 +184,20 @@ def _print_rows(found: Iterable[list[Prediction]], text: Layout) -> None:
     out.write(text.end)
 
 
-def _write_out(predictor: Predictor, asked: Asked, file: Path, how: Format, question: Question) -> Tally:
+def _write_out(predictor: Predictor, options: PredictOptions, file: Path, how: Format, question: OutputOptions) -> Tally:
     tally = Tally()
     made_by = {
         "model": predictor.fingerprint,
         "classes": list(predictor.classes),
         "format": how,
         "top_k": question.top_k,
-        "threshold": asked.threshold,
+        "threshold": options.threshold,
     }
     text = layout(how, question)
-    with open_out(file, text, made_by, resume=asked.resume) as (out, rows):
+    with open_out(file, text, made_by, resume=options.resume) as (out, rows):
         tally.earlier, tally.unreadable = len(rows.names), rows.unreadable
-        with _progress(_count(asked, len(rows.names))) as advance:
-            for batch in _tallied(predictions(predictor, rows.without(_names(asked, tally.unused))), tally, advance):
+        with _progress(_count(options, len(rows.names))) as advance:
+            for batch in _tallied(predictions(predictor, rows.without(_names(options, tally.unused))), tally, advance):
                 out.write("".join(map(text.row, batch)).encode(errors="surrogateescape"))
                 out.flush()  # a batch in one piece: what is lost by a kill is at most what is in the network
     return tally
@@ -210,7 +210,7 @@ def _tallied(found: Iterable[list[Prediction]], tally: Tally, advance: Callable[
         advance(len(batch))
 
 
-def _write_features(predictor: Predictor, asked: Asked, file: Path) -> Tally:
+def _write_features(predictor: Predictor, options: PredictOptions, file: Path) -> Tally:
     """Raise DataError if the model gives no features."""
     if predictor.features is None:
         raise DataError("--features: this artifact gives probabilities alone.\n  Export the run with --features, or name the run itself.")
@@ -218,10 +218,10 @@ def _write_features(predictor: Predictor, asked: Asked, file: Path) -> Tally:
     size, channels = predictor.preprocessing.image_size, predictor.preprocessing.channels
     width = predictor.features(np.zeros((1, size, size, channels), np.uint8)).shape[1]
     made_by = {"model": predictor.fingerprint, "number of features": width}
-    with open_features(file, width, made_by, resume=asked.resume) as (write, rows):
+    with open_features(file, width, made_by, resume=options.resume) as (write, rows):
         tally.earlier, tally.unreadable = len(rows.names), rows.unreadable
-        with _progress(_count(asked, len(rows.names))) as advance:
-            for batch in batches(predictor.preprocessing, rows.without(_names(asked, tally.unused))):
+        with _progress(_count(options, len(rows.names))) as advance:
+            for batch in batches(predictor.preprocessing, rows.without(_names(options, tally.unused))):
                 features = predictor.features(batch.images) if batch.images is not None else np.empty((0, width), np.float32)
                 finite = np.isfinite(features).all(1)
                 names = np.array(batch.readable, object)

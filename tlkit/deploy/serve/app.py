@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics, generate_latest
 
 import tlkit
-from tlkit.deploy.predict.layouts import Question, json_values
+from tlkit.deploy.predict.layouts import OutputOptions, json_values
 from tlkit.deploy.predict.prediction import NOT_FINITE, Prediction
 from tlkit.deploy.predict.predictor import Predictor
 from tlkit.deploy.serve.batching import Batches
@@ -69,7 +69,7 @@ class Server:
             on_batch=self.metrics.batches.observe,
         )
 
-    async def predict(self, request: "Request", question: Question, thresholds: tuple[float, ...]) -> tuple[int, dict[str, Any]]:
+    async def predict(self, request: "Request", question: OutputOptions, thresholds: tuple[float, ...]) -> tuple[int, dict[str, Any]]:
         """Return the status and the answer: a prediction, or an error, for each file in order. Raises Refusal.
 
         thresholds: of a multilabel model, one a class.
@@ -96,7 +96,7 @@ class Server:
         return row
 
 
-def _answer(found: list[Any], question: Question, thresholds: tuple[float, ...]) -> tuple[int, dict[str, Any]]:
+def _answer(found: list[Any], question: OutputOptions, thresholds: tuple[float, ...]) -> tuple[int, dict[str, Any]]:
     """Return 200 if every image has a prediction, otherwise the status of the first that has none."""
     rows: list[dict[str, Any]] = []
     status = 200
@@ -156,7 +156,7 @@ def _add_predict(app: "FastAPI", server: Server) -> None:
         threshold: float | None = Query(None, ge=0, le=1, description=_THRESHOLD[multilabel]),
     ) -> JSONResponse:
         """Return predictions in the order of the files; 200 only if every file has one."""
-        question = Question(predictor.classes, multilabel, min(top_k, len(predictor.classes)), None if multilabel else threshold)
+        question = OutputOptions(predictor.classes, multilabel, min(top_k, len(predictor.classes)), None if multilabel else threshold)
         thresholds = predictor.thresholds if threshold is None else (threshold,) * len(predictor.thresholds)
         status, answer = await server.predict(request, question, thresholds)
         return JSONResponse(answer, status)

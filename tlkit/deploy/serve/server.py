@@ -26,8 +26,8 @@ PACKAGES = {
 
 
 @dataclass(frozen=True)
-class Serving:
-    """threads: of the network; None takes all processors. max_wait_s: for a batch to fill, from its first image on."""
+class ServeOptions:
+    """Options of the server. threads: of the network; None takes all processors. max_wait_s: for a batch to fill, from its first image."""
 
     host: str = "127.0.0.1"
     port: int = 8000
@@ -39,7 +39,7 @@ class Serving:
     limits: Limits = field(default_factory=Limits)
 
 
-def serve_command(artifact: Path, serving: Serving) -> int:
+def serve_command(artifact: Path, options: ServeOptions) -> int:
     """Serve until SIGTERM or Ctrl-C; then finish running requests. Raises ArtifactError or MissingExtraError before it listens."""
     _check_artifact(artifact)
     _check_packages()
@@ -49,28 +49,28 @@ def serve_command(artifact: Path, serving: Serving) -> int:
     from tlkit.deploy.serve.limits import impatient_protocol
 
     token = _token()
-    predictor = open_predictor(artifact, threads=serving.threads)
+    predictor = open_predictor(artifact, threads=options.threads)
     size, channels = predictor.preprocessing.image_size, predictor.preprocessing.channels
     first, _ = predictor.answer(np.zeros((1, size, size, channels), np.uint8))  # it takes longer than those that follow
     if not np.isfinite(first).all():
-        raise ArtifactError(f"{artifact} answers NaN for a black image, so it isn't served.\n  Export it again from a run that is sound.")
-    listening = _listen(serving)
-    url = f"http://{f'[{serving.host}]' if ':' in serving.host else serving.host}:{listening.getsockname()[1]}"
+        raise ArtifactError(f"{artifact} answers NaN for a black image, so it isn't served.\n  Export a working run instead.")
+    listening = _listen(options)
+    url = f"http://{f'[{options.host}]' if ':' in options.host else options.host}:{listening.getsockname()[1]}"
     log_to_stderr()
-    app = create_app(Service(predictor, serving.limits, serving.max_batch, serving.max_wait_s, token))
+    app = create_app(Service(predictor, options.limits, options.max_batch, options.max_wait_s, token))
     config = uvicorn.Config(
         app,
-        http=impatient_protocol(serving.limits.read_s + 5),
+        http=impatient_protocol(options.limits.read_s + 5),
         ws="none",
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=round(serving.limits.read_s + serving.limits.answer_s),
+        timeout_graceful_shutdown=round(options.limits.read_s + options.limits.answer_s),
     )
-    _end_quietly()
+    _ignore_repeated_signal()
     print(f"Serving {artifact} on {url}: a page to drop images on, and POST {url}/predict. Ctrl-C stops it.", flush=True)
-    if token is None and not _is_loopback(serving.host):
-        print_text(f"Anybody who reaches {serving.host} can ask: set {TOKEN_VARIABLE} to have a token asked for.", sys.stderr)
+    if token is None and not _is_loopback(options.host):
+        print_text(f"Anybody who can reach {options.host} can send requests: set {TOKEN_VARIABLE} to require a token.", sys.stderr)
     LOG.info("listening", extra={"url": url})
     uvicorn.Server(config).run(sockets=[listening])
     LOG.info("stopped")
@@ -102,18 +102,18 @@ def _token() -> str | None:
     return token.strip() if token is not None else None
 
 
-def _listen(serving: Serving) -> socket.socket:
-    family = socket.AF_INET6 if ":" in serving.host else socket.AF_INET
+def _listen(options: ServeOptions) -> socket.socket:
+    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
     try:
-        return socket.create_server((serving.host, serving.port), family=family, backlog=2048)
+        return socket.create_server((options.host, options.port), family=family, backlog=2048)
     except OSError as error:
         raise TlkitError(
-            f"{serving.host} port {serving.port} can't be listened on: {error.strerror or error}.\n"
+            f"{options.host} port {options.port} can't be listened on: {error.strerror or error}.\n"
             "  Choose another with --port (0 takes any that is free) or --host."
         ) from error
 
 
-def _end_quietly() -> None:
+def _ignore_repeated_signal() -> None:
     """Exit with 0: uvicorn sends itself the signal again when it has stopped, which would end the process with another code."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)

@@ -58,7 +58,7 @@ class Stop:
 
     @contextmanager
     def between_batches(self) -> Iterator[None]:
-        """Let a signal wait: what runs inside calls raise_if_requested after each batch.
+        """Delay signals: the code inside calls raise_if_requested after each batch.
 
         Raised wherever Python happens to be, KeyboardInterrupt was lost twice in seventeen times: once TensorBoard's writer waited for
         itself for ever, once training went on.
