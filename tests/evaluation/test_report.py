@@ -76,11 +76,11 @@ def test_overfitting_is_reported_only_of_a_gap_that_the_images_can_prove() -> No
     assert notes(0.7, 0.5, 10) == "a gap of 20.0 points, which 10 validation images can't tell from none (95 % interval -20.2 to 52.6)."
     # n = 1,000: 0.6709 to 0.7276 and 0.4691 to 0.5309; 0.0425 and 0.0415.
     assert notes(0.7, 0.5, 1000) == (
-        "a gap of 20.0 points (95 % interval 15.8 to 24.1), which says overfitting."
+        "a gap of 20.0 points (95 % interval 15.8 to 24.1), which indicates overfitting."
         " More images, augmentation, dropout or more weight decay may narrow it."
     )
     assert "More images, more augmentation, more dropout or" in notes(0.7, 0.5, 1000, conditions=["augmented", "with dropout"])
-    assert notes(0.4, 0.5, 1000).startswith("no gap that would say overfitting (-10.0 points; 95 % interval -14.")
+    assert notes(0.4, 0.5, 1000).startswith("no gap that would indicate overfitting (-10.0 points; 95 % interval -14.")
     assert notes(0.51, 0.5, 1_000_000).startswith("a gap of 1.0 points (95 % interval")
     assert "overfitting" not in notes(0.51, 0.5, 1_000_000)
     assert "A larger weight_decay, or more images," in notes(0.7, 0.5, 1000, fitted_by="L-BFGS")

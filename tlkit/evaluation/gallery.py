@@ -25,7 +25,7 @@ SECTIONS = {
         "A model that learned from the other images sees another class. The figure is the probability of the label.",
     ),
     "similar": (
-        "Much alike to the backbone",
+        "Similar to the backbone",
         "The nearest pairs that are none of the above. Mostly just similar; look for the same thing taken twice.",
     ),
 }

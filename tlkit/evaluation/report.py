@@ -63,13 +63,13 @@ def gap_note(metrics: Mapping[str, Any]) -> str:
     low, high = difference_interval((best["train_accuracy"], metrics["pictures"]["train"]), (val["accuracy"], val["pictures"]))
     interval = f"95 % interval {100 * low:.1f} to {100 * high:.1f}"
     if low <= 0 and (gap <= 0 or high <= LARGE_GAP):
-        return f"no gap that would say overfitting ({100 * gap:.1f} points; {interval})."
+        return f"no gap that would indicate overfitting ({100 * gap:.1f} points; {interval})."
     if low <= 0:
         return f"a gap of {100 * gap:.1f} points, which {counted(val['pictures'], 'validation image')} can't tell from none ({interval})."
     if gap <= LARGE_GAP:
         return f"a gap of {100 * gap:.1f} points ({interval})."
     less = _advice(best["fitted_by"], conditions)
-    return f"a gap of {100 * gap:.1f} points ({interval}), which says overfitting. {less} may narrow it."
+    return f"a gap of {100 * gap:.1f} points ({interval}), which indicates overfitting. {less} may narrow it."
 
 
 def _advice(fitted_by: str, conditions: Sequence[str]) -> str:

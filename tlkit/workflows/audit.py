@@ -55,7 +55,7 @@ BATCH_SIZE = 64
 KINDS = {
     "exact": "the same image twice",
     "near": "nearly the same",
-    "similar": "much alike to the backbone",
+    "similar": "similar to the backbone",
     "label": "label doubted",
 }
 

@@ -20,7 +20,7 @@ NAMED_OR_SHOWN = ("accuracy", "loss", "primary_metric", "lead")
 """Keys of a split's metrics that are compared in lines of their own, or name one that is."""
 TOLERANCES = (
     f"a share of right answers within {SHARE_TOLERANCE:.0%}, {IMAGES_TOLERANCE} images or {CHANCE_TOLERANCE:g} / sqrt(images),"
-    f" whichever is most, a loss within {LOSS_TOLERANCE:.0%} + {LOSS_SLACK:g}; epochs and weights are shown and not judged"
+    f" whichever is most, a loss within {LOSS_TOLERANCE:.0%} + {LOSS_SLACK:g}; epochs and weights are shown but not judged"
 )
 """On another kind of machine. The last digits of a sum differ there, and every step of training makes the difference larger.
 

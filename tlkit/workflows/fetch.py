@@ -50,7 +50,7 @@ def fetch_command(recipe: Recipe, to: Path, *, leave_local: bool) -> int:
     size = sum(one.size for one in bring.files.values())
     print_text(f"{to}: {counted(len(bring.files), 'file')}, {format_bytes(size)}, each with its sha256 in {MANIFEST}")
     for what in local:
-        print_text(f"  not copied: {what}. It has to be at the same place on the other machine.")
+        print_text(f"  not copied: {what}. It has to be at the same path on the other machine.")
     print_text(f"  Copy the folder to the other machine, and run there:\n    tlkit finetune {shlex.quote(str(file))} --offline")
     return 0
 
@@ -67,11 +67,11 @@ class _Folder:
 
     def begin(self) -> None:
         if self.folder.exists() and not self.folder.is_dir():
-            raise RunError(f"--to {self.folder} is a file.\n  Expected a folder that is empty or isn't there yet.")
+            raise RunError(f"--to {self.folder} is a file.\n  Expected a folder that is empty or doesn't exist yet.")
         ours = any((self.folder / name).exists() for name in (MANIFEST, UNFINISHED))
         if self.folder.is_dir() and not ours and any(path.name != DOWNLOADS for path in self.folder.iterdir()):
             raise RunError(
-                f"--to {self.folder} has other files.\n  Expected a folder that is empty, isn't there yet, or was fetched before."
+                f"--to {self.folder} has other files.\n  Expected a folder that is empty, doesn't exist yet, or was fetched before."
             )
         if (self.folder / MANIFEST).is_file():
             (self.folder / UNFINISHED).unlink(missing_ok=True)

@@ -110,7 +110,7 @@ def _decode_result(run: Path, again: Path, recipe: Recipe) -> int:
         expected = "every bit should be the same" if to_the_bit else f"expected: {TOLERANCES}"
         words = f"NOT reproduced: {beyond.what} was {beyond.was} and is {beyond.now}; {expected}."
     elif all(finding.same for finding in found):
-        words = "Reproduced, equal to the last bit: splits, epochs, figures and weights."
+        words = "Reproduced, bit for bit: splits, epochs, figures and weights."
     else:
         words = f"Reproduced within the tolerances: {TOLERANCES}."
     print_line(console, words)

@@ -57,7 +57,7 @@ def test_the_text_says_task_sizes_intervals_licence_and_limits() -> None:
     assert "**Accuracy 0.9000** (95 % interval 0.798 to 0.953) on 60 test images." in text
     assert "| images | 120 train, 20 val, 60 test |" in text
     assert "| test | 60 | accuracy | 0.9000 | 0.7985 to 0.9534 |" in text
-    assert "The starting weights (resnet18) are under apache-2.0." in text
+    assert "The pretrained weights (resnet18) are under apache-2.0." in text
     assert "measured on 60 images only" in text
     assert "/home/me" not in text
 
@@ -66,7 +66,7 @@ def test_the_text_says_task_sizes_intervals_licence_and_limits() -> None:
     ("origin", "license_name", "words"),
     [
         ("random", None, "trained from random numbers"),
-        ("file w.pth", None, "licence of the starting weights is not known"),
+        ("file w.pth", None, "licence of the pretrained weights is not known"),
         ("package efficientnet-lite0", "apache-2.0", "are under apache-2.0"),
     ],
 )
@@ -77,7 +77,7 @@ def test_a_licence_is_named_only_where_it_is_known(origin: str, license_name: st
 
 
 def test_a_head_of_tlkits_own_is_reported() -> None:
-    assert "Its cosine head lies in head.safetensors, which timm alone doesn't read." in model_card(card(kind="cosine"))
+    assert "Its cosine head is in head.safetensors, which timm alone doesn't read." in model_card(card(kind="cosine"))
 
 
 @pytest.fixture

@@ -44,7 +44,7 @@ _TEXT = """---
 | images | {images} |
 | image size | {size} x {size}, {resize} |
 | backbone | {backbone}, head: {head} |
-| starting weights | {origin} |
+| pretrained weights | {origin} |
 
 ## Measured
 
@@ -121,7 +121,7 @@ def push_to_hub(folder: Path, repository: str) -> str:
         raise TlkitError(
             f"The upload to {repository} failed: {reason}\n"
             "  Log in with `hf auth login`, check that the name is OWNER/NAME and that you may write there. "
-            f"The folder itself is whole: {folder}"
+            f"The folder itself is complete: {folder}"
         ) from error
 
 
@@ -204,7 +204,7 @@ def _limits(card: ModelCard) -> str:
             "`tlkit.load_model('FOLDER')`."
         )
     elif not card.is_timms:
-        lines.append(f"- Its {card.head.kind} head lies in head.safetensors, which timm alone doesn't read.")
+        lines.append(f"- Its {card.head.kind} head is in head.safetensors, which timm alone doesn't read.")
     if card.mean_picture is not None:
         lines.append("- timm's transforms don't subtract its mean image (mean_picture.safetensors): use tlkit, or do that yourself.")
     if _timm_names_classes(card):
@@ -233,7 +233,9 @@ def _source(card: ModelCard) -> str:
 
 def _license_text(license_name: str | None, card: ModelCard) -> str:
     if license_name:
-        return f"The starting weights ({card.backbone}) are under {license_name}. The training images may have terms of their own."
+        return f"The pretrained weights ({card.backbone}) are under {license_name}. The training images may have terms of their own."
     if str(card.weights.get("origin", "")).startswith("random"):
-        return "It was trained from random numbers, so no weights bring a licence. Choose one, and add `license:` to the top of this file."
-    return "The licence of the starting weights is not known to tlkit. Find it out before you publish this, and add `license:` to the head."
+        return "It was trained from scratch, so no pretrained weights determine a licence. Choose one, and add `license:` to the top of this file."
+    return (
+        "The licence of the pretrained weights is not known to tlkit. Find it out before you publish this, and add `license:` to the head."
+    )

@@ -106,12 +106,12 @@ def _begin(file: Path, parts: Parts, made_by: Mapping[str, Any], *, resume: bool
     if parts.folder.exists():
         if not resume:
             raise DataError(
-                f"--out {file}: an earlier call for it was stopped, and what it found lies in {parts.folder}.\n"
-                "  Go on with it by --resume, or remove that folder."
+                f"--out {file}: an earlier call for it was stopped, and its results are in {parts.folder}.\n"
+                "  Resume it with --resume, or remove that folder."
             )
         return
     if resume and file.exists():
-        raise DataError(f"--resume: {file} is whole, and nothing is added to a whole file of features.\n  Write to another file.")
+        raise DataError(f"--resume: {file} is complete, and nothing is appended to a complete file of features.\n  Write to another file.")
     with atomic_folder(parts.folder) as beginning:
         for part in (parts.features, parts.names):
             (beginning / part.name).touch()

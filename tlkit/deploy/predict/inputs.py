@@ -17,7 +17,7 @@ def check_paths(paths: Sequence[str]) -> list[str]:
     """Return the folders that hold no image. Raises DataError, before anything slow begins, where no path leads to one, or a glob
     matches nothing."""
     if paths.count(STDIN) > 1:
-        raise DataError("'-' stands twice among the images, but standard input can be read only once.\n  Name it once.")
+        raise DataError("'-' is given twice, but standard input can be read only once.\n  Name it once.")
     empty: list[str] = []
     unused = UnusedImages()
     for path in paths:

@@ -80,7 +80,7 @@ def only_writer(file: Path) -> Iterator[None]:
 def check_out(file: Path) -> None:
     if file.is_dir() or not file.parent.is_dir():
         why = "this is a folder" if file.is_dir() else f"the folder {file.parent} does not exist"
-        raise DataError(f"--out {file}: {why}.\n  Expected a file to make.")
+        raise DataError(f"--out {file}: {why}.\n  Expected a file to write.")
 
 
 def notes_file(file: Path) -> Path:
@@ -89,7 +89,7 @@ def notes_file(file: Path) -> Path:
 
 def _refuse_existing(file: Path) -> None:
     if file.exists():
-        raise DataError(f"--out {file}: the file exists.\n  Go on with it by --resume, or remove it, or write to another file.")
+        raise DataError(f"--out {file}: the file exists.\n  Resume it with --resume, or remove it, or write to another file.")
 
 
 def check_notes(file: Path, notes: Path, made_by: Mapping[str, Any]) -> None:

@@ -136,7 +136,7 @@ def _format_of(options: PredictOptions) -> Format:
         return "table"
     if options.out is None:
         if options.resume:
-            raise DataError("--resume goes on with the file of --out, which isn't named.\n  Add --out FILE.csv or --out FILE.jsonl.")
+            raise DataError("--resume resumes the file of --out, which isn't named.\n  Add --out FILE.csv or --out FILE.jsonl.")
         return options.format or "table"
     endings: dict[str, Format] = {".csv": "csv", ".jsonl": "jsonl"}
     how = options.format or endings.get(options.out.suffix.lower())
@@ -213,7 +213,7 @@ def _tallied(found: Iterable[list[Prediction]], tally: Tally, advance: Callable[
 def _write_features(predictor: Predictor, options: PredictOptions, file: Path) -> Tally:
     """Raise DataError if the model gives no features."""
     if predictor.features is None:
-        raise DataError("--features: this artifact gives probabilities alone.\n  Export the run with --features, or name the run itself.")
+        raise DataError("--features: this artifact gives only probabilities.\n  Export the run with --features, or name the run itself.")
     tally = Tally()
     size, channels = predictor.preprocessing.image_size, predictor.preprocessing.channels
     width = predictor.features(np.zeros((1, size, size, channels), np.uint8)).shape[1]
