@@ -218,7 +218,7 @@ def test_every_kind_of_source_is_copied_and_read_as_the_same_images(tmp_path: Pa
 def test_what_is_left_in_its_place_is_listed_and_used_there(tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = recipe(tmp_path, f"{{folder: '{images}'}}")
     assert main(["data", "fetch", file, "--to", str(tmp_path / "stick"), "--leave-local"]) == 0
-    assert f"not copied: data {images}. It has to be at the same place" in capsys.readouterr().out
+    assert f"not copied: data {images}. It has to be at the same path" in capsys.readouterr().out
     assert from_folder(load_recipe(file), tmp_path / "stick").data.source == load_recipe(file).data.source
     written = json.loads((tmp_path / "stick/fetched.json").read_text())
     written["data"][0]["asked"] = {"folder": str(images)}  # as a tlkit with fewer keys wrote it

@@ -58,7 +58,7 @@ def edit_environment(run: Path, **cpu: object) -> None:
 def test_a_run_is_reproduced_to_the_last_bit(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["reproduce", "run", "--out", "again"]) == 0
     told = capsys.readouterr().out
-    assert "Reproduced, equal to the last bit" in told
+    assert "Reproduced, bit for bit" in told
     assert "DIFFERS" not in told
     for name in ("model/model.safetensors", "split.csv", "recipe.yaml"):
         assert (workplace / "again" / name).read_bytes() == (workplace / "run" / name).read_bytes()

@@ -65,7 +65,7 @@ def test_the_text_says_task_sizes_intervals_licence_and_limits() -> None:
 @pytest.mark.parametrize(
     ("origin", "license_name", "words"),
     [
-        ("random", None, "trained from random numbers"),
+        ("random", None, "trained from scratch"),
         ("file w.pth", None, "licence of the pretrained weights is not known"),
         ("package efficientnet-lite0", "apache-2.0", "are under apache-2.0"),
     ],

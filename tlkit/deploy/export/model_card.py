@@ -235,7 +235,5 @@ def _license_text(license_name: str | None, card: ModelCard) -> str:
     if license_name:
         return f"The pretrained weights ({card.backbone}) are under {license_name}. The training images may have terms of their own."
     if str(card.weights.get("origin", "")).startswith("random"):
-        return "It was trained from scratch, so no pretrained weights determine a licence. Choose one, and add `license:` to the top of this file."
-    return (
-        "The licence of the pretrained weights is not known to tlkit. Find it out before you publish this, and add `license:` to the head."
-    )
+        return "It was trained from scratch, so no other licence applies. Choose one, and add `license:` to the top of this file."
+    return "The licence of the pretrained weights is not known to tlkit. Find it before you publish this, and add `license:` at the top."
