@@ -51,7 +51,7 @@ COMMANDS: dict[str, tuple[str, Callable[[ArgumentParser], None], Callable[[Names
     "bench": ("compare tlkit with a bare loop and a textbook Lightning script on this machine", training.bench_arguments, training.bench),
     "completion": ("print the shell completion of `tlkit`", completion.completion_arguments, completion.completion),
 }
-"""In the order in which a user meets them: the run, what comes before it, what comes after it."""
+"""Ordered as a user meets them: the run, what comes before it, what comes after it."""
 
 OPTIONS = ("--help", "--version", "--debug")
 OTHER_NAMES = {

@@ -71,7 +71,7 @@ class ArtifactError(TlkitError):
 
 
 class TrainingError(TlkitError):
-    """A training that can't go on."""
+    """Training that can't continue."""
 
 
 class DeviceError(TlkitError):

@@ -32,7 +32,7 @@ def expanded(path: str | os.PathLike[str]) -> Path:
 def atomic_file(file: Path, *, durable: bool = True) -> Iterator[Path]:
     """Yield a file beside `file` to write into, and put it in the place of `file`; where an error is raised, remove it.
 
-    Its mode follows the umask, whatever the library that writes it prefers (safetensors makes files that only their owner may read).
+    Its mode follows the umask, not the library that writes it (safetensors makes files that only their owner may read).
     durable: the file outlives a power failure from here on; flushing takes milliseconds or more, and is left out for what is
     written many times a second.
     """

@@ -19,7 +19,7 @@ HEAD = "head alone"
 
 @dataclass(frozen=True)
 class Curve:
-    """shares: first trained stage -> share of the multiply-adds that lie in it and after it, the whole network first.
+    """shares: first trained stage -> share of the multiply-adds in it and after it, the whole network first.
 
     runs: stage, or `head alone` -> a run for each repeat.
     """

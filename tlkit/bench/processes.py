@@ -31,7 +31,7 @@ PHOTO = (500, 375)
 
 @dataclass(frozen=True)
 class Decoding:
-    """Of one core. images_s: JPEG files of PHOTO's size, read and resized to 224 px. image_bytes: of a file."""
+    """Decoding on one core. images_s: JPEG files of PHOTO's size, read and resized to 224 px. image_bytes: of a file."""
 
     images_s: Spread
     image_bytes: int

@@ -17,7 +17,9 @@ BYTES_A_GRADIENT = 4
 PIECE_BYTES = 25e6
 """DDP sends gradients in pieces of this size as they become known, so that sending overlaps with the backward pass."""
 BACKWARD = 2 / 3
-"""Of a step's computing. A backward pass takes twice the multiply-adds of a forward pass: one for the input, one for the weights."""
+"""Share of a step's computing time. A backward pass takes twice the multiply-adds of a forward pass: one for the input, one for the
+weights.
+"""
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def step(training: Training, cluster: Cluster, n: int, way: Way = "ring") -> Ste
 RESNET50 = Training("resnet50", parameters=25.6e6, images_s=2470, batch_size=256, image_bytes=110e3)
 VIT_LARGE = Training("vit_large_patch16_224", parameters=304e6, images_s=348, batch_size=64, image_bytes=110e3)
 LINKS = 0.8
-"""Of what a link is sold for: assumed."""
+"""Share of a link's nominal bandwidth: assumed."""
 DGX_A100 = Cluster(8, inside=LINKS * 300e9, between=LINKS * 200e9, latency_s=5e-6, read=5e9, decoded=128 * 250)
 ETHERNET = Cluster(8, inside=LINKS * 300e9, between=LINKS * 25e9 / 8, latency_s=30e-6, read=5e9, decoded=128 * 250)
 NUMBERS = (1, 2, 8, 64, 1000)

@@ -127,8 +127,8 @@ def bench_arguments(parser: ArgumentParser) -> None:
     from tlkit.bench.work import DEFAULT_BACKBONE, KINDS, SIZES, WORDS
 
     help = "what to measure. " + ". ".join(f"{kind}: {WORDS[kind]}" for kind in KINDS)
-    help += ". curve: tlkit alone, from each stage on: seconds per epoch against the share that trains"
-    help += ". processes: tlkit alone, on one process and on two"
+    help += ". curve: only tlkit, from each stage on: seconds per epoch against the share that trains"
+    help += ". processes: only tlkit, on one process and on two"
     parser.add_argument("work", choices=(*KINDS, "curve", "processes"), metavar="WORK", help=help)
     sizes = " and ".join(f"{name} is {training}+{validation}" for name, (training, validation) in SIZES.items())
     help = f"training and validation images, such as 800+200; {sizes} (default: small)"
@@ -168,7 +168,7 @@ def bench(arguments: Namespace) -> int:
         if arguments.stage or arguments.warm_cache or len(arguments.sides) < len(SIDES):
             what = "from every stage" if arguments.work == "curve" else "the head and all layers"
             raise TlkitError(
-                f"tlkit bench {arguments.work} trains {what}, with tlkit alone.\n  Leave out --stage, --sides and --warm-cache."
+                f"tlkit bench {arguments.work} trains {what}, with tlkit only.\n  Leave out --stage, --sides and --warm-cache."
             )
         work = Work("from", backbone=arguments.backbone, epochs=arguments.epochs)
         command = curve_command if arguments.work == "curve" else processes_command

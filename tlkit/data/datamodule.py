@@ -57,7 +57,7 @@ class ImageDataModule(lightning.LightningDataModule):
         super().__init__()
         self.samples = samples
         self.hashes: Mapping[str, str] = {}
-        """An image's id -> its sha256, for what is kept by image; empty until somebody has hashed them."""
+        """Image id -> sha256, for caches by image; empty until the images have been hashed."""
         self.preprocessing = preprocessing
         self.augmentation = augmentation
         self.batch_size = batch_size

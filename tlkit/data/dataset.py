@@ -124,7 +124,7 @@ class EpochSampler(DistributedSampler[Key]):
     chances: of each image, [size]; a training order is then drawn with replacement, as long as before.
     shards: the file that each image is in, [size], where many share one; a training order then goes through few files at a time.
     first_epoch: added to what set_epoch sets, because Lightning counts from zero again in every phase.
-    The next pass alone begins after `skip` images.
+    Only the next pass begins after `skip` images.
     """
 
     def __init__(

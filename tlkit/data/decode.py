@@ -1,4 +1,4 @@
-"""The one decoder: whatever is in an image file becomes [H, W, C] uint8, upright, or a DataError that says why not."""
+"""The one decoder: an image file becomes [H, W, C] uint8, upright, or raises a DataError with the reason."""
 
 import os
 import re

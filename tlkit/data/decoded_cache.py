@@ -17,7 +17,7 @@ from tlkit.files import format_bytes
 class DecodedCache:
     """[S, S, C] uint8 images by row, in a file that has no name: it is gone with the last process that has it open, even a killed one.
 
-    Forked worker processes fill and read the same rows. Read and written, not mapped: so a full disk is an error and kills nobody, and
+    Forked worker processes fill and read the same rows. Read and written, not mapped: so a full disk is an error and kills no process, and
     images don't count as this process's memory.
     """
 

@@ -33,7 +33,7 @@ DEFAULT_INTERPOLATION = "bicubic"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 MEAN_IMAGE_FILE = "mean_picture.safetensors"
-"""Of a model folder."""
+"""File of the mean image in a model folder."""
 # A 1 x 100,000 image scaled to a short side of 256 would take gigabytes; the limit is that of one decoded image.
 MAX_RESIZED_PIXELS = MAX_PIXELS
 

@@ -24,7 +24,7 @@ from tlkit.system import is_command_line
 LOG = logging.getLogger("tlkit")
 
 LINE_EVERY_S = 30
-"""Without a terminal, a line at most this often."""
+"""Shortest time between two lines without a terminal."""
 
 
 def progress_console(*, quiet: bool = False) -> Console:
@@ -48,7 +48,7 @@ def progress(
     Args:
         console: Whether it is a terminal decides between a bar and lines.
         what: The work, as `hashing images`.
-        total: How many units it is; None where nobody can know; a function is called beside the work, because counting takes a while.
+        total: The number of units; None if it is unknown; a function is called in a thread of its own, because counting takes a while.
         unit: What is counted; of `bytes`, megabytes are shown.
         live: Whether there is a bar on a terminal.
         write: Takes a line where there is no terminal.

@@ -81,7 +81,7 @@ class Samples:
     source_size: int = 0
     """Images of the source, where `data.limit` has left some out; else 0."""
     fold: tuple[int, int] | None = None
-    """In cross-validation: which fold validates, counted from 1, and of how many."""
+    """The validating fold of a cross-validation, counted from 1, and the number of folds."""
 
     skipped: tuple[Skipped, ...] = ()
     warnings: tuple[str, ...] = ()

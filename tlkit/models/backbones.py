@@ -50,7 +50,7 @@ def build_options(name: str, image_size: int, pool: str | None = None, channels:
     """Return timm's arguments beside the name: the image size where position embeddings are made for one, pooling, and channels.
 
     features: conv leaves out the dense layers, or as much of them as timm can.
-    Raises RecipeError if the family pools in one way alone.
+    Raises RecipeError if the family supports only one pooling.
     """
     options: dict[str, Any] = {"img_size": image_size} if pretrained_cfg(name).get("fixed_input_size") else {}
     if channels != 3:

@@ -27,7 +27,7 @@ WIDTH_IN_PIPES = 1000
 
 @cache
 def published(figure: str) -> dict[str, str]:
-    """Read `top1` in percent by backbone and tag (`resnet50.a1_in1k`), or `parameters` by backbone. What nobody published is not there."""
+    """Read `top1` in percent by backbone and tag (`resnet50.a1_in1k`), or `parameters` by backbone. Unpublished figures are missing."""
     file = Path(__file__).with_name({"top1": "imagenet_top1.csv", "parameters": "parameters.csv"}[figure])
     lines = (line for line in file.read_text(encoding="utf-8").splitlines() if not line.startswith("#"))
     return {row["backbone"]: row[figure] for row in csv.DictReader(lines)}
@@ -39,7 +39,7 @@ def list_models(pattern: str | None = None, *, pretrained: bool = False) -> list
     Args:
         pattern: A part of the name, or a pattern such as `resnet*`. With a dot (`resnet50.*`) it lists weights by their tags. None lists
             all backbones.
-        pretrained: Leave out backbones for which nobody has published weights.
+        pretrained: Leave out backbones without published weights.
 
     Returns:
         timm's names and tlkit's own (googlenet, lenet5, ..), sorted as timm sorts them; empty where no name matches.

@@ -58,7 +58,7 @@ def _is_norm(module: nn.Module) -> bool:
 def set_trainable(backbone: nn.Module, parameters: frozenset[str], batchnorm: BatchNorm) -> frozenset[str]:
     """Let these parameters have gradients and no others.
 
-    batchnorm: `frozen` keeps the statistics of all batch-norm layers as they are, `adapt` of those alone that don't train.
+    batchnorm: `frozen` keeps the statistics of all batch-norm layers as they are, `adapt` only those that don't train.
     Returns the names of the modules that have to stay in eval mode (see `frozen_modules`).
     """
     for name, parameter in backbone.named_parameters():

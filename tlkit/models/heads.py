@@ -7,10 +7,10 @@ from torch.nn.functional import linear, normalize, unfold
 from tlkit.recipe.fields.model import Head
 
 LINEAR_HEADS = ("linear", "svm", "logistic")
-"""Heads that are one linear layer in the end, whoever found its weights: these ship as timm's own classifier."""
+"""Heads that are one linear layer, however it was fitted: they ship as timm's own classifier."""
 
 COSINE_SCALE = 16.0
-"""Where the learned scale of a cosine head begins: logits between -16 and 16 can say 0.99 of a hundred classes."""
+"""Initial value of a cosine head's learned scale: logits between -16 and 16 allow a probability of 0.99 with a hundred classes."""
 
 
 def build_head(head: Head, features: torch.Size, classes: int) -> nn.Module:

@@ -54,7 +54,7 @@ class ModelCard:
     thresholds: tuple[float, ...] = ()
     """For multilabel: the probability of each class above which an image is said to have it."""
     mean_picture: NDArray[np.float32] | None = None
-    """[S, S, C], where preprocessing names one: it lies in a file of its own."""
+    """[S, S, C], if preprocessing names one; it is in a file of its own."""
     features: Features = "all"
 
     @property

@@ -21,7 +21,7 @@ from tlkit.terminal import counted
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".pth.tar")
 
 COUNTERS = "num_batches_tracked"
-"""Batch-norm's counters, which old files lack and torch's own load_state_dict sets to 0: they say nothing about fit."""
+"""Batch-norm's counters, which old files lack and torch's own load_state_dict sets to 0: they don't count as matches."""
 
 _AVERAGED = re.compile(r"(?<![a-z])(ema|teacher|averaged|swa|shadow)(?![a-z])", re.IGNORECASE)
 """Words by which trainers name averaged weights: `state_dict_ema`, `params_ema`, DINO's `teacher`."""

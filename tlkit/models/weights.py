@@ -1,4 +1,4 @@
-"""Where a backbone's weights come from: timm's hub repository or url, a file, an installed package, an earlier run, or nowhere."""
+"""The sources of a backbone's weights: timm's hub repository or url, a file, an installed package, an earlier run, or nowhere."""
 
 import logging
 import re
@@ -33,7 +33,7 @@ HUB_TIMEOUT_S = 4
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights that lie on this machine. file is None for random ones; sha256 is that of the file.
+    """Weights on this machine. file is None for random ones; sha256 is that of the file.
 
     normalization: mean and std that they were made with, where timm doesn't know it: those of the run that made them.
     """
@@ -286,7 +286,7 @@ def _in_timm_names(state: Mapping[str, Tensor], architecture: str) -> dict[str, 
 
 
 def _without_classifier(state: Mapping[str, Tensor], expected: Collection[str], classifiers: Sequence[str]) -> dict[str, Tensor]:
-    """Leave out the classifier, whatever layers it is made of: MoCo puts `fc.0` and `fc.2` in the place of `fc`."""
+    """Leave out the classifier, whatever its layers are: MoCo puts `fc.0` and `fc.2` in the place of `fc`."""
     below = tuple(f"{classifier}." for classifier in classifiers)
     return {key: tensor for key, tensor in state.items() if key in expected or not key.startswith(below)}
 
@@ -345,7 +345,7 @@ def _check_fits(backbone: nn.Module, state: Mapping[str, Tensor], origin: str, f
         only_dense = bool(absent) and not differing and all(key.startswith("pre_logits.") for key in absent)
         fix = ""
         if only_dense and model.backbone.partition(".")[0] in DENSE_BACKBONES:
-            fix = "\n  All convolutions fit. To train on them alone, without the dense layers: model.features=conv"
+            fix = "\n  All convolutions fit. To use only them, without the dense layers: model.features=conv"
         misfits = counted(len(faults), "tensor doesn't", "tensors don't")
         raise WeightsError(f"The weights ({origin}) are not this backbone's: {misfits} fit. The first:\n  {listed}{looked}{fix}")
 

@@ -13,7 +13,7 @@ from tlkit.errors import Fault, did_you_mean, expected_one_of
 from tlkit.recipe.yaml12 import WHOLE, join, nearest_place, scalar
 
 MOST_FAULTS = 100
-"""Are explained: nobody reads more at once, and to look for the nearest word of thousands takes seconds."""
+"""Largest number of faults that are explained: finding the nearest word for thousands would take seconds."""
 
 
 class Context(NamedTuple):

@@ -20,7 +20,7 @@ MANIFEST, UNFINISHED = "fetched.json", ".unfinished"
 OFFLINE, FETCHED = "TLKIT_OFFLINE", "TLKIT_FETCHED"
 """Variables of the environment: no network call is made; and the folder that has what a recipe needs."""
 DOWNLOADS = "data"
-"""In the folder: what `data.root` is for."""
+"""Subfolder that takes the place of `data.root`."""
 
 
 class FetchedFile(Strict):
@@ -41,7 +41,7 @@ class FetchedWeights(Strict):
 class FetchedData(Strict):
     """asked: `data.source` as a recipe has it. use: keys of it that become paths in the folder.
 
-    inside: where all of its files lie; empty where they were left at their own place.
+    inside: the folder with all of its files; empty if they were left in place.
     """
 
     asked: dict[str, Any]

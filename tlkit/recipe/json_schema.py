@@ -25,7 +25,7 @@ class _Schema(GenerateJsonSchema):
 def recipe_schema() -> dict[str, Any]:
     """Return the JSON Schema of a recipe as it is written in YAML 1.2, where 1e-3 is a number.
 
-    It accepts everything that `tlkit check` accepts, and knows no clashes between keys: these `tlkit check` alone finds.
+    It accepts everything that `tlkit check` accepts, but not conflicts between keys, which only `tlkit check` finds.
     """
     schema = Recipe.model_json_schema(schema_generator=_Schema)
     definitions = schema["$defs"]

@@ -1,4 +1,4 @@
-"""What `tlkit check` finds without torch: names of backbones and optimizers that nobody knows, folders and files that aren't there.
+"""What `tlkit check` finds without torch: unknown names of backbones and optimizers, missing folders and files.
 
 The names are those of one version of timm, in names.json, which `python -m tests.recipe.test_names` writes again.
 """

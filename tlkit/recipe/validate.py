@@ -17,7 +17,7 @@ from tlkit.recipe.yaml12 import MAX_DEPTH, MAX_VALUES, WHOLE, Document, join, ne
 R = TypeVar("R", bound=BaseModel)
 
 MOST_DIGITS = 400
-"""Of a whole number, in a program as in a text."""
+"""Largest number of digits of an integer."""
 
 _BELOW = re.compile(r"[.\[]")
 

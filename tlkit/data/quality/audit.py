@@ -19,7 +19,7 @@ from tlkit.files import write_csv
 
 Kind = Literal["exact", "near", "similar", "label"]
 RANKS = {"": 0, "train": 0, "val": 1, "test": 2}
-"""Of two copies the one in the later split stays: what measures is kept, what trains gives way."""
+"""Order of splits: of two copies the one in the later split stays, so that held-out images are kept."""
 COLUMNS = ("finding", "kind", "id", "split", "label", "score", "across_splits", "two_labels", "suggestion")
 PAIRS = 50
 ROWS_AT_ONCE = 1024

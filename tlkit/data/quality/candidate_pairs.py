@@ -12,7 +12,7 @@ BANDS = 2
 CELLS = 3.0
 """Width of a cell, in units of the distance that two vectors may have within a band. More than 1, so that only neighbours are reached."""
 SPARE_BITS = 3
-"""A key tells 8 times as many cells apart as there are vectors. With two bands of such cells 70,000 real images (Fashion-MNIST) had 820
+"""A key distinguishes 8 times as many cells as there are vectors. With two bands of such cells 70,000 real images (Fashion-MNIST) had 820
 cells and candidates each, and 200,000 made-up ones 1,150: of 40 combinations that were tried nearly the fewest for both."""
 ROWS_AT_ONCE = 1024
 CANDIDATES_AT_ONCE = 250_000
@@ -89,7 +89,9 @@ def _grid(vectors: NDArray[np.float32], width: float) -> _Grid:
 
 
 class _Cells:
-    """Where vectors are in a grid. keys: [N] of their cells, by multiplicative hashing: cells may share a bucket, but no cell has two."""
+    """The cells of vectors in a grid. keys: [N] of their cells, by multiplicative hashing: cells may share a bucket, but no cell has
+    two.
+    """
 
     def __init__(self, vectors: NDArray[np.float32], grid: _Grid) -> None:
         used = vectors[:, : len(grid.steps)]

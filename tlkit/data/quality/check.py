@@ -31,7 +31,7 @@ LONG = 3.0
 TINY = 8
 """Pixels of the shorter side."""
 MOST_ROWS = 200
-"""Of the table on the screen; --out has all."""
+"""Largest number of rows on the screen; --out has all."""
 COLUMNS = tuple(field.name for field in fields(Finding))
 STYLES = {"fault": "red", "warning": "yellow", "note": "dim"}
 
@@ -63,7 +63,7 @@ def check_command(recipe: Recipe, name: str, *, as_json: bool, out: Path | None)
 
 
 def check_images(data: Data, task: Task, seed: int) -> Checked:
-    """Check everything, whatever is wrong with it: what keeps a run from beginning is a row like others."""
+    """Check everything; faults that prevent a run are listed like others."""
     options = ReadOptions(Path(data.root), task, keep_missing=True)
     samples, findings = _read(data, options)
     check = _check_source(data, options, samples)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 FOLDS = 5
 FEWEST_UNITS = 3
-"""Of a class with fewer images (or groups of them) the other folds teach too little to contradict anything."""
+"""With fewer images (or groups of them) of a class, the other folds teach too little to contradict a label."""
 C_FEATURES = 4.0
 """scikit-learn's C times the number of standardised features: held back enough not to learn single wrong labels by heart. Of 40 wrong
 labels among 2,000 images it found 35 to 37 in the top 80 over three seeds; a third as much, or three times, finds one or two fewer."""

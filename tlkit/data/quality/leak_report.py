@@ -19,7 +19,7 @@ _METHODS = {"full": "exactly by sha256, nearly by perceptual hash", "exact": "ex
 def compare_splits(
     samples: Samples, hashes: Mapping[str, str], preprocessing: Preprocessing, on_image: Callable[[int], None], *, how: LeakCheck = "full"
 ) -> dict[str, Any]:
-    """Return the leak report by hashes alone: cheap enough for every run. hashes: an image's id -> its sha256; not needed with `off`."""
+    """Return the leak report by hashes only: cheap enough for every run. hashes: an image's id -> its sha256; not needed with `off`."""
     images = samples.samples
     if how == "off":
         return leak_report(samples, None, how=how)

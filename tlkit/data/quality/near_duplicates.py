@@ -26,10 +26,12 @@ from tlkit.system import cache_folder
 
 SIDE_PX, DCT_SIZE = 32, 8
 HAMMING_RADIUS = 10
-"""Of 64 bits. Of all 2.4 billion pairs of Fashion-MNIST's 70,000 images, every one above SAME differs in 9 bits or fewer."""
+"""Largest Hamming distance, of 64 bits. Of all 2.4 billion pairs of Fashion-MNIST's 70,000 images, every one above SAME differs in 9
+bits or fewer.
+"""
 SAME = 0.985
 """Cosine from which on two images are called near duplicates. Of images resized to 18..56 px and saved as JPEG of quality 50..95,
-99 % lie above it; of all pairs in Fashion-MNIST 159 do, nearly all of which are the same thing photographed once."""
+99 % are above it; of all pairs in Fashion-MNIST 159 do, nearly all of which are the same thing photographed once."""
 FLAT = 2.0
 """Contrast up to which an image has nothing to be compared by: blank ones are equal or they aren't."""
 PRIOR_IMAGES = 64
@@ -84,7 +86,7 @@ def _shrunk(image: ImageSource) -> ImageSource:
 def directions(dct: Dct, of: Dct | None = None) -> NDArray[np.float32]:
     """Return unit vectors, [N, 64]: how each image differs from the set's mean, each coefficient divided by its spread.
 
-    So what all images share (a white ground, the shape of a shirt) doesn't make them alike, and what tells them apart counts.
+    So what all images share (a white ground, the shape of a shirt) doesn't make them similar; only their differences count.
     of: the set, if it is another than these images.
     """
     of = dct if of is None else of

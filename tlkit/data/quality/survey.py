@@ -18,7 +18,7 @@ from tlkit.errors import DataError
 from tlkit.system import processors
 
 LARGEST_MEAN = 256
-"""Longer side of the mean image in pixels, where nobody asks for another size."""
+"""Default of the mean image's longer side, in pixels."""
 MAX_THREADS = 8
 MAX_NAMED = 20
 """Images that can't be read: so many are kept by name."""

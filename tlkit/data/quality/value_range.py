@@ -9,7 +9,7 @@ from tlkit.data.samples import ImageSource
 from tlkit.recipe.fields.data import Data
 
 MOST_IMAGES = 64
-"""So many are looked at, spread over all."""
+"""Number of images examined, spread over all."""
 HARDLY = 0.5
 """Share of the range: 15-bit values use half of it, and aren't reported."""
 

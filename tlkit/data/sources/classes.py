@@ -18,7 +18,7 @@ _NUMBER = re.compile(r"[+-]?\d{1,300}(\.\d*)?", re.ASCII)
 def odd_classes(classes: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Yield (class, another that looks like it) or (class, "") for one that programs write where there is no label.
 
-    Words look alike where they differ by case, blanks, dots or hyphens alone, and numbers where their values are equal: 7, 007 and 7.0.
+    Words look alike if they differ only in case, spaces, dots or hyphens, and numbers if their values are equal: 7, 007 and 7.0.
     """
     seen: dict[str | float, str] = {}
     numbers = [number for name in classes if (number := _number(name)) is not None]

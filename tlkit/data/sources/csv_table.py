@@ -13,7 +13,7 @@ from tlkit.recipe.fields.source import CsvSource
 
 DELIMITERS = ",;\t"
 _EXCEL = re.compile(r'"?sep=(.)"?\s*$', re.IGNORECASE)
-"""The first line that tells a spreadsheet how cells are separated."""
+"""The first line with which a spreadsheet names the separator."""
 
 
 def read_csv(source: CsvSource, options: ReadOptions) -> Samples:

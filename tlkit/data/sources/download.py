@@ -7,7 +7,7 @@ import tlkit
 from tlkit.data.progress import progress, progress_console
 
 SILENT_S = 20.0
-"""So long a host may send nothing."""
+"""Longest time without data from a host."""
 PIECE_BYTES = 1 << 20
 
 

@@ -9,7 +9,7 @@ from tlkit.errors import did_you_mean
 from tlkit.recipe.fields.source import CsvSource, ParquetSource
 
 PEEKED_ROWS = 200
-"""So many rows are looked at to see whether columns hold 0 and 1."""
+"""Number of rows that decide whether columns contain 0 and 1."""
 USUAL = {
     "path": ("filename", "file_name", "file", "filepath", "file_path", "image_path", "img_path", "image", "img", "image_id", "id", "name"),
     "label": (

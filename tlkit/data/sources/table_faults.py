@@ -7,7 +7,7 @@ from typing import Literal
 from tlkit.errors import DataError
 
 MOST_LINES = 100
-"""So many are written out; of more, the number is said."""
+"""Number of faults that are listed; for more, their number is given."""
 MOST_NUMBERS = 8
 
 

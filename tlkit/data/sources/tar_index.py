@@ -1,4 +1,4 @@
-"""Where each image of a tar shard begins, and its labels; kept, so that a shard is gone through once."""
+"""The index of a tar shard: the offset and labels of each image; stored, so that a shard is read through once."""
 
 import json
 import logging

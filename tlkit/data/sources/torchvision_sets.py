@@ -174,7 +174,7 @@ def _fetch(name: str, root: Path, *, missing: Exception) -> dict[str, Any]:
     if name in NOT_DOWNLOADABLE:
         raise DataError(
             f"data.source.torchvision: {name} is not in {root.resolve()}, and torchvision can't download it ({_one_line(missing)}).\n"
-            "  Put its files there as torchvision's documentation says, set data.root to where they lie, or use data.source.folder."
+            "  Put its files there as torchvision's documentation says, set data.root to their folder, or use data.source.folder."
         )
     unfinished, lock = (root / f".{name.replace('/', '-')}.{ending}" for ending in ("unfinished", "lock"))
     try:
@@ -203,7 +203,7 @@ def _fetch(name: str, root: Path, *, missing: Exception) -> dict[str, Any]:
 
 
 def _bring_archives(name: str, root: Path, unfinished: Path) -> None:
-    """Put every archive of the set where torchvision looks for it: a link to the one that the user has under root, or a download.
+    """Put every archive of the set where torchvision expects it: a link to the user's copy under root, or a download.
 
     Raises DataError if it can't be downloaded, or has another checksum than torchvision expects.
     """

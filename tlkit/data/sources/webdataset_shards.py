@@ -30,7 +30,7 @@ from tlkit.recipe.schema import Task
 
 MOST_SHARDS = 100_000
 MOST_FAULTS = 50
-"""So many are written out; of more, the number is said."""
+"""Number of faults that are listed; for more, their number is given."""
 _LOGGED_EVERY_S = 10.0
 
 log = logging.getLogger("tlkit")
@@ -101,7 +101,7 @@ def _parts(labels: tuple[Label, ...], sign: str) -> tuple[Label, ...]:
 
 
 def check_webdataset(source: WebDatasetSource, options: ReadOptions) -> SourceCheck:
-    """Return the images that can be found in shards, whatever else is wrong with them."""
+    """Return all images found in the shards, despite any faults."""
     entries, _, _ = _entries(_shards(source), options.root, options.task)
     return SourceCheck({id_: image for id_, image, _, _ in _images(entries)})
 
@@ -116,7 +116,7 @@ def webdataset_files(source: WebDatasetSource, samples: Samples) -> LocalFiles:
 
 
 def _shards(source: WebDatasetSource) -> dict[str, list[Path]]:
-    """Split -> its shards; the empty split where there is one pattern alone."""
+    """Return split -> its shards; the empty split if there is only one pattern."""
     patterns = {"train": source.webdataset, "val": source.val, "test": source.test}
     shards = {split: find_shards(pattern, split) for split, pattern in patterns.items() if pattern is not None}
     if len(shards) == 1:

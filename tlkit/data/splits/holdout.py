@@ -23,7 +23,7 @@ _HASHING_THREADS = 4
 
 
 def split_samples(samples: Samples, validation: float, test: float, seed: int) -> Samples:
-    """Return the samples with every split filled in: train, val, test; sorted by id, and the same whatever order they came in.
+    """Return the samples with every split filled in: train, val, test; sorted by id, independent of their order.
 
     A split that the source has stays as it is. The others are cut from its training split, stratified by class or, for multilabel,
     label by label, groups kept whole; validation and test are shares of that training split before the cuts, 0 for no test split.

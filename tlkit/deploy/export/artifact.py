@@ -21,7 +21,7 @@ from tlkit.files import atomic_file, sha256_of, write_json
 MANIFEST = "artifact.json"
 MEAN_IMAGE = "mean_picture.npy"
 VERSION = 1
-"""Of artifact.json. A reader refuses a newer one."""
+"""Version of artifact.json. A reader rejects newer ones."""
 PICKLES = (".pkl", ".pickle", ".pth", ".pt", ".bin", ".ckpt", ".joblib", ".tar", ".dill")
 # Of a .zip: weights hardly shrink, and JSON does so about tenfold. More is no artifact but an attempt to fill the disk.
 MAX_ENTRIES = 10_000

@@ -1,4 +1,4 @@
-"""How far two sets of probabilities are from each other. numpy alone, so that an artifact can be verified anywhere."""
+"""How far two sets of probabilities are from each other. Uses only numpy, so that an artifact can be verified anywhere."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""The script that an artifact brings along: how to use it with onnxruntime, numpy and Pillow alone, in at most 17 lines."""
+"""The script in an artifact: how to use it with only onnxruntime, numpy and Pillow, in at most 17 lines."""
 
 from math import floor
 

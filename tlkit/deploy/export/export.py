@@ -1,4 +1,4 @@
-"""`tlkit export RUN`: a model folder -> artifacts that have been shown to answer as it does."""
+"""`tlkit export RUN`: a model folder -> artifacts that were proved to give the same answers."""
 
 import json
 import logging
@@ -202,7 +202,7 @@ def _check_options(options: ExportOptions) -> None:
     if options.quantize not in (None, *KINDS):
         raise ArtifactError(f"--quantize {options.quantize} is unknown.\n  {expected_one_of(str(options.quantize), KINDS)}")
     if options.quantize and options.formats != ("onnx",):
-        raise ArtifactError("--quantize goes with --format onnx alone.\n  Export the other formats by a command of their own.")
+        raise ArtifactError("--quantize works only with --format onnx.\n  Export the other formats by a command of their own.")
     if options.quantize and options.image_folder:
         raise ArtifactError("--quantize measures accuracy on the run's own validation images.\n  Leave --images out.")
     if not 0 <= options.max_drop <= 1:

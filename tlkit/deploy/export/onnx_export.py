@@ -17,7 +17,7 @@ OPSETS = range(18, 24)
 """torch's exporter is written in opset 18 and goes up to 23; older ones it would have to rewrite."""
 DEFAULT_OPSET = 20
 """Has GELU as one operation. Of the pieces that opset 18 makes of it OpenCV 5.0's reader falls over, with a segmentation fault."""
-# A protobuf message ends at 2 GB; above, weights lie in a file of their own, and some room is left for the graph.
+# A protobuf message ends at 2 GB; above, weights are in a separate file, and some room is left for the graph.
 MAX_ONE_FILE = 1_900_000_000
 
 

@@ -30,9 +30,9 @@ _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 
 @dataclass(frozen=True)
 class Proof:
-    """samples: what training code reads. files: what the exported runtime reads, in the same order; None for generated images alone.
+    """samples: what training code reads. files: what the exported runtime reads, in the same order; None for generated images.
 
-    labels: [N], for multilabel [N, K] of 0 and 1; None where nobody knows them. what: which images these are, as a phrase.
+    labels: [N], for multilabel [N, K] of 0 and 1; None if they are unknown. what: which images these are, as a phrase.
     """
 
     classifier: Classifier

@@ -1,4 +1,4 @@
-"""An artifact that answers: image files -> probabilities, with onnxruntime, numpy and Pillow alone."""
+"""The runtime of an artifact: image files -> probabilities, with only onnxruntime, numpy and Pillow."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +14,7 @@ from tlkit.deploy.export.artifact import Artifact, read_artifact
 from tlkit.errors import ArtifactError, MissingExtraError
 
 Outputs = Mapping[str, NDArray[np.float32]]
-"""By name: `probabilities` [B, K], and `features` [B, F] of an artifact that was exported with --features."""
+"""Output by name: `probabilities` [B, K], and `features` [B, F] of an artifact that was exported with --features."""
 
 
 @dataclass(frozen=True)

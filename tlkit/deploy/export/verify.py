@@ -22,7 +22,7 @@ BATCH_SIZE = 32
 
 @dataclass(frozen=True)
 class Recorded:
-    """Of proof.json: what training code said. images: by sha256 of the file, [K] each. generated: [G, K]."""
+    """The results of training code in proof.json. images: by sha256 of the file, [K] each. generated: [G, K]."""
 
     images: dict[str, list[float]]
     generated: NDArray[np.float64]

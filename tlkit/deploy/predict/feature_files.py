@@ -1,6 +1,6 @@
 """`tlkit predict --features`: what the head sees of each image, in one .npz or .parquet.
 
-Batches go to disk as they come, into a folder of parts beside the file. A call that is stopped leaves it, for --resume to go on with;
+Batches go to disk as they come, into a folder of parts beside the file. A call that is stopped leaves it, for --resume to continue with;
 it goes when the file is whole.
 """
 
@@ -84,8 +84,8 @@ def open_features(file: Path, width: int, made_by: Mapping[str, Any], *, resume:
     """Open a feature file: returns a function that writes a batch, and the rows of earlier calls. The file is created when all is written.
 
     .npz: `paths` [N], `features` [N, F] float32, `unreadable`. .parquet: columns path and features, a list that is null for an unreadable
-    file. width: F. made_by: what the features depend on; another call may only go on with the same.
-    Raises DataError for another kind of file or where there is nothing to go on with, MissingExtraError if pyarrow is missing.
+    file. width: F. made_by: what the features depend on; only a call with the same values may resume.
+    Raises DataError for another kind of file or if there is nothing to resume, MissingExtraError if pyarrow is missing.
     """
     put_together = _writer_of(file)
     check_out(file)

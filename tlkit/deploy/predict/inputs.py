@@ -52,7 +52,7 @@ def _expand(path: str, unused: UnusedImages) -> Iterator[str]:
         for found in sorted(glob.iglob(path, recursive=True)):
             if not os.path.isdir(found):
                 yield found
-            elif "**" not in path:  # which finds what lies in the folder by itself
+            elif "**" not in path:  # which finds the files in the folder by itself
                 yield from _walk(found, unused)
     else:
         yield path
@@ -64,7 +64,7 @@ def _walk(folder: str, unused: UnusedImages) -> Iterator[str]:
         with os.scandir(folder) as found:
             entries = sorted((entry for entry in found if not entry.name.startswith(".")), key=lambda entry: entry.name)
     except OSError:
-        yield folder  # no image either: reading it tells why
+        yield folder  # no image either: reading it gives the reason
         return
     for entry in entries:
         if entry.is_dir(follow_symlinks=False):

@@ -1,4 +1,4 @@
-"""A file of predictions that grows as they are made, and that a later call goes on with: every image has one row, whatever happened."""
+"""A file of predictions that is written row by row and can be resumed by a later call: every image has exactly one row."""
 
 import csv
 import json
@@ -21,7 +21,7 @@ from tlkit.files import write_json
 
 @dataclass(frozen=True)
 class Rows:
-    """Of an earlier call. names: digests, sorted: eight bytes a name, so that a million take eight megabytes.
+    """The rows of an earlier call. names: digests, sorted: eight bytes a name, so that a million take eight megabytes.
 
     That two of a million names share one has a chance of one in thirty million.
     """

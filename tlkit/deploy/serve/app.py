@@ -36,7 +36,7 @@ _THRESHOLD = {
     False: "Abstain where no class is as likely.",
     True: "Name every class that is likelier, in place of the model's own thresholds.",
 }
-"""Of multilabel models or not -> what the query says of it."""
+"""Whether the model is multilabel -> description of the query parameter."""
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]

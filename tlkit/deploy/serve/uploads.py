@@ -1,4 +1,4 @@
-"""From a request to images: the body is read piece by piece, against the limits, and every image is measured before it is decoded."""
+"""From a request to images: the body is read in chunks within the limits, and every image's size is checked before it is decoded."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
@@ -45,7 +45,7 @@ async def read_upload(request: "Request", limits: Limits, hold: Callable[[int], 
     except TimeoutError as error:
         raise Refusal(408, f"The request had not arrived after {limits.read_s:g} s. Expected it sooner: is the connection slow?") from error
     if not any(files):
-        raise Refusal(400, f"The request holds {'no file, or empty ones alone' if form else 'no bytes'}. {EXPECTED}")
+        raise Refusal(400, f"The request holds {'no file, or only empty ones' if form else 'no bytes'}. {EXPECTED}")
     return files
 
 

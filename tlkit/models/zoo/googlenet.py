@@ -1,6 +1,6 @@
 """GoogLeNet: torchvision's network and weights behind timm's contract, registered with timm as `googlenet`.
 
-Plain timm has no GoogLeNet. To read a model folder of one with timm alone, import this module first.
+Plain timm has no GoogLeNet. To read its model folder with plain timm, import this module first.
 """
 
 from collections.abc import Sequence

@@ -32,7 +32,7 @@ OnNan = Literal["stop", "skip"]
 ScaleLr = Literal["linear", "sqrt"]
 SPLIT_PRECISIONS = ("32-true", "bf16-mixed")
 SPLIT_OPTIMIZERS = ("sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw")
-"""For `strategy: fsdp`: their steps go by each weight alone, and can be done in pieces; some of timm's take the norm of a layer."""
+"""Optimizers for `strategy: fsdp`: their steps are elementwise and can be sharded; some of timm's use the norm of a layer."""
 
 
 class Trainer(Strict):
