@@ -25,7 +25,7 @@ from tlkit.models.classifier import Classifier
 from tlkit.planning import plan as planning
 from tlkit.planning.plan import Plan, StageRow, make_plan, remarks, steps_an_epoch
 from tlkit.planning.plan_table import _joined, duration, print_plan
-from tlkit.planning.timing import Timing
+from tlkit.planning.timing import SolvedTiming, Timing
 from tlkit.planning.trial import try_phase, unchanged
 from tlkit.recipe.fields.model import Head
 from tlkit.recipe.load import load_recipe
@@ -344,6 +344,27 @@ def test_a_phase_whose_frozen_part_is_cached_is_timed_so(there: Path) -> None:
     assert live.timing is not None
     assert (cached.timing.is_cached, live.timing.is_cached, live.timing.once) == (True, False, 0.0)
     assert not list(Path(os.environ["TLKIT_CACHE"]).glob("activations/*.writing"))
+
+
+def test_a_solved_phase_is_timed_and_computes_features_that_no_phase_before_it_has_cached(there: Path) -> None:
+    images = tuple(Sample(str(i), Path("x.png"), (0,), "train" if i < 10 else "val") for i in range(14))
+    timing, samples = SolvedTiming(first=1.0, once=2.0, solve=5.0), Samples(("a",), images)
+    assert timing.seconds(samples, is_new=True) == 14 * 2 + 5
+    assert timing.seconds(samples, is_new=False) == 5
+    plan = planned("phases=[{train: head, epochs: 1, lr: 0.1}, {train: head, solver: lbfgs}]", "data.folds=3", "data.validation=0.1")
+    (features,) = {phase.timing.once for phase in plan.phases if phase.timing}
+    assert features > 0
+    assert plan.solved[1] > 0
+    assert plan.seconds > plan.solved[1] + plan.seconds_around
+    assert "solved by L-BFGS on the features, about" in shown(plan)
+    assert ", 3 times: " in shown(plan)
+
+
+def test_16_bit_images_that_hardly_use_their_range_are_a_warning(plan: Plan, tmp_path: Path) -> None:
+    Image.fromarray(np.arange(4096, dtype=np.uint16).reshape(64, 64)).save(tmp_path / "a.png")
+    images = (Sample("a.png", tmp_path / "a.png", (0,), "train"),)
+    text = texts(replace(plan, samples=Samples(("a",), images)))
+    assert "data.range_16bit=[0, 4095] fits" in text
 
 
 @pytest.mark.usefixtures("there")

@@ -3,8 +3,8 @@
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import ceil
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,6 +19,7 @@ from tlkit.data.augment import Augmentation, build_augmentation
 from tlkit.data.datamodule import ImageDataModule
 from tlkit.data.dataset import EpochSampler
 from tlkit.data.preprocess import Preprocessing
+from tlkit.data.quality.value_range import range_warning
 from tlkit.data.samples import LARGEST_FOLD, Sample, Samples
 from tlkit.data.splits.folds import split_by_recipe
 from tlkit.data.splits.holdout import split_warnings
@@ -29,9 +30,9 @@ from tlkit.models.classifier import Classifier
 from tlkit.models.image_sizes import border_warning
 from tlkit.models.weights import Weights
 from tlkit.planning.probe import Memory, MemoryProbe
-from tlkit.planning.timing import RESULTS_S, Timing, Trial
+from tlkit.planning.timing import RESULTS_S, SolvedTiming, Timing, Trial
 from tlkit.planning.trial import try_phase
-from tlkit.recipe.fields.phases import Phase
+from tlkit.recipe.fields.phases import Phase, SolvedPhase
 from tlkit.recipe.schema import Recipe
 from tlkit.recipe.summary import recipe_notes, recipe_warnings
 from tlkit.terminal import counted
@@ -106,6 +107,7 @@ class Plan:
     steps: int | None
     phases: tuple[PhasePlan, ...]
     seconds_around: float = 0.0
+    solved: Mapping[int, float] = field(default_factory=dict)
     border: str = ""
 
     @property
@@ -115,8 +117,8 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        """Of the run: its phases that train by gradients, and what comes before and after them."""
-        return self.seconds_around + sum(phase.seconds or 0.0 for phase in self.phases)
+        """Of the run, or of each fold: its phases, and what comes before and after them."""
+        return self.seconds_around + sum(phase.seconds or 0.0 for phase in self.phases) + sum(self.solved.values())
 
 
 def make_plan(recipe: Recipe) -> Plan:
@@ -151,6 +153,7 @@ def _make_plan(recipe: Recipe, folder: Path) -> Plan:
     trial = _Trial(recipe, classifier, preprocessing, augmentation, shown, recipe.data.known_batch_size // devices, here.type)
     started = time.perf_counter() - began
     phases = [trial.plan_phase(number, trained[number], timed=samples is not None) for number in recipe.gradient_phases]
+    solved = {number: Trial(**vars(trial)).time_solved(phase) for number, phase in _solved_phases(recipe) if samples}
     return Plan(
         recipe=recipe,
         samples=samples,
@@ -166,7 +169,8 @@ def _make_plan(recipe: Recipe, folder: Path) -> Plan:
         device_memory=_device_memory(here.type),
         steps=steps_an_epoch(recipe, len(samples.of("train")), devices) if samples else None,
         phases=tuple(with_seconds(phases, recipe, shown, trained, sharing=1 if here.type == "cpu" else devices)),
-        seconds_around=started + seconds_of_results(phases, shown),
+        seconds_around=started + seconds_of_results([*(phase.timing for phase in phases if phase.timing), *solved.values()], shown),
+        solved=seconds_of_solved(solved, phases, shown, trained),
         border=border,
     )
 
@@ -187,9 +191,21 @@ def with_seconds(
         yield replace(phase, seconds=seconds)
 
 
-def seconds_of_results(phases: Sequence[PhasePlan], samples: Samples) -> float:
+def _solved_phases(recipe: Recipe) -> Iterator[tuple[int, SolvedPhase]]:
+    return ((number, phase) for number, phase in recipe.run_phases.items() if isinstance(phase, SolvedPhase))
+
+
+def seconds_of_solved(
+    solved: Mapping[int, SolvedTiming], phases: Sequence[PhasePlan], samples: Samples, trained: Sequence[frozenset[str]]
+) -> dict[int, float]:
+    """Return the seconds of each solved phase. The first one computes the features, unless a phase before it has cached them."""
+    cached = [phase.number for phase in phases if phase.timing is not None and phase.timing.is_cached and not trained[phase.number]]
+    first = min([*cached, *solved], default=0)
+    return {number: timing.seconds(samples, is_new=number == first) for number, timing in solved.items()}
+
+
+def seconds_of_results(timings: Sequence[Timing | SolvedTiming], samples: Samples) -> float:
     """Return the seconds to compare the splits before the phases, and to measure and report after them."""
-    timings = [phase.timing for phase in phases if phase.timing is not None]
     if not timings:
         return 0.0
     decode = max(timing.first for timing in timings)
@@ -319,7 +335,7 @@ class Remark:
 def remarks(plan: Plan) -> list[Remark]:
     """The most important first."""
     warnings = [*_missing(plan), *_memory(plan), *_normalize(plan), *_size(plan), *_classes(plan), *_steps(plan)]
-    warnings += [*_random_features(plan.recipe), *(split_warnings(plan.samples) if plan.samples else ())]
+    warnings += [*_value_range(plan), *_random_features(plan.recipe), *(split_warnings(plan.samples) if plan.samples else ())]
     warnings += [text for phase in plan.phases for text in (*_rates(phase), *_parameters(plan, phase))]
     notes = [*(f"weights: {text}" for text in plan.notes), *_dense_layers(plan.recipe), *recipe_notes(plan.recipe)]
     notes += [text for phase in plan.phases for text in _augmented_head(plan.recipe, phase)]
@@ -396,6 +412,11 @@ def _steps(plan: Plan) -> Iterator[str]:
     if recipe.optimizer.accumulate > batches:
         number = counted(batches, "batch", "batches")
         yield f"optimizer.accumulate = {recipe.optimizer.accumulate}, but an epoch has {number}: a step is made of fewer."
+
+
+def _value_range(plan: Plan) -> Iterator[str]:
+    if plan.samples is not None and (warning := range_warning([sample.image for sample in plan.samples.of("train")], plan.recipe.data)):
+        yield warning
 
 
 def _random_features(recipe: Recipe) -> Iterator[str]:

@@ -40,7 +40,7 @@ def print_plan(plan: Plan, console: Console) -> None:
             print_fitting(console, _phase_tables(plan, planned[number]))
     if plan.recipe.model.head.kind in CLASSICAL_HEADS:
         console.print(f"\n[bold]head[/bold] {plan.recipe.model.head.kind}, fitted by scikit-learn on the features")
-    if plan.phases:
+    if plan.phases or plan.solved:
         console.print()
         console.print(_costs(plan))
     for remark in remarks(plan):
@@ -140,8 +140,9 @@ def _cells(row: StageRow) -> dict[str, str]:
 
 def _solved(plan: Plan, number: int, phase: SolvedPhase) -> str:
     decay = "weight decay chosen on validation" if phase.weight_decay is None else f"weight decay {phase.weight_decay:g}"
-    what = "the backbone runs once over the images, which is not timed here"
-    return f"[bold]phase {number + 1}/{len(plan.recipe.phases)}: head, solved by L-BFGS on the features[/bold], {decay}; {what}"
+    what = "the backbone runs once over the images"
+    takes = f", about {duration(plan.solved[number])}" if number in plan.solved else ""
+    return f"[bold]phase {number + 1}/{len(plan.recipe.phases)}: head, solved by L-BFGS on the features{takes}[/bold]; {decay}; {what}"
 
 
 def _joined(rows: tuple[StageRow, ...]) -> list[StageRow]:
@@ -179,9 +180,10 @@ def _costs(plan: Plan) -> Table:
         table.add_row("[dim]memory[/dim]", f"[bold]{format_bytes(memory.total)}[/bold]{of} on a device, in phase {plan.largest.number + 1}")
         table.add_row("", ", ".join(f"{name} {format_bytes(number)}" for name, number in parts))
         table.add_row("", "[dim]counted on batches of 2 and 4; what kernels and CUDA need for themselves comes on top[/dim]")
-    if plan.steps is not None:
+    if plan.steps is not None and plan.phases:
         epochs = sum(phase.phase.epochs for phase in plan.phases)
         table.add_row("[dim]steps[/dim]", f"{plan.steps * epochs:,}: {plan.steps:,} in each of {counted(epochs, 'epoch')}")
+    if plan.steps is not None:
         folds = plan.recipe.data.folds
         times = f", {folds} times: [bold]{duration(plan.seconds * folds)}[/bold]" if folds else ""
         took = f"about [bold]{duration(plan.seconds)}[/bold]{times}, by a few batches of each phase on this machine"

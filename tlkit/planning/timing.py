@@ -11,8 +11,11 @@ from statistics import median
 from tempfile import TemporaryDirectory
 
 import numpy as np
+import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from rich.console import Console
+from torch import nn
+from torch.nn.functional import one_hot
 
 from tlkit.data.augment import Augmentation
 from tlkit.data.datamodule import ImageDataModule
@@ -21,12 +24,15 @@ from tlkit.data.preprocess import Preprocessing
 from tlkit.data.samples import Sample, Samples
 from tlkit.errors import CacheUnavailable
 from tlkit.models.classifier import Classifier
+from tlkit.models.heads import last_linear
 from tlkit.models.split import Suffix
 from tlkit.planning.probe import Stopwatch
 from tlkit.recipe.fields.learning import Schedule
-from tlkit.recipe.fields.phases import Phase
+from tlkit.recipe.fields.phases import Phase, SolvedPhase
 from tlkit.recipe.schema import Recipe
 from tlkit.system import cache_folder
+from tlkit.training.closed_form.features import features_of
+from tlkit.training.closed_form.solve import WEIGHT_DECAYS, Regression
 from tlkit.training.objective import Objective, build_objective
 from tlkit.training.phases import build_module, cached_inputs
 from tlkit.training.specs import Learning
@@ -41,6 +47,10 @@ WARM_UP = 4
 EPOCHS = 3
 """The first one warms up and decodes, the last one is what most of a run is like."""
 MOST_BATCHES = 3
+EVALUATIONS = 60
+"""Of the loss, that L-BFGS takes for a weight decay."""
+MOST_PRODUCTS = 50_000_000
+"""Of one evaluation on made-up features."""
 RESULTS_S = 1.5
 """For curves, report and model folder, on two cores."""
 
@@ -80,6 +90,24 @@ class Timing:
 
 
 @dataclass(frozen=True)
+class SolvedTiming:
+    """Seconds of a head phase that is solved. first: to load an image. once: to load it and compute its features. solve: of the search."""
+
+    first: float
+    once: float
+    solve: float
+    is_cached: bool = True
+
+    @property
+    def measure(self) -> float:
+        return self.once
+
+    def seconds(self, samples: Samples, *, is_new: bool) -> float:
+        """Return the seconds of the whole phase. is_new: whether no earlier phase has computed the features."""
+        return self.solve + (self.once * (len(samples.of("train")) + len(samples.of("val"))) if is_new else 0.0)
+
+
+@dataclass(frozen=True)
 class Trial:
     """All that a phase is timed with. batch_size: of one device."""
 
@@ -96,6 +124,44 @@ class Trial:
         data = self._few(seconds_per_image)
         with TemporaryDirectory(prefix="tlkit-plan-") as folder, _caching_in(Path(folder)):
             return self._timed(number, trained, data)
+
+    def time_solved(self, phase: SolvedPhase) -> SolvedTiming:
+        """Return what a solved head phase costs: features of a few images, and a few evaluations of the loss on made-up ones."""
+        copied = deepcopy(self.classifier).to(self.device)
+        criterion = build_objective(Learning.of(self.recipe), copied, self.samples).criterion.cpu()
+        warm = self._module(self.samples, WARM_UP)
+        data = self._few(self._features_s(copied, warm) / WARM_UP)
+        images = len(data.samples.of("train"))
+        # What it costs to begin is the same for few images and for many.
+        once = max(0.0, self._features_s(copied, data) - self._features_s(copied, warm)) / max(1, images - WARM_UP)
+        began = time.perf_counter()
+        for _ in data.whole("train"):
+            pass
+        first = (time.perf_counter() - began) / images
+        per_evaluation = self._evaluation_s(criterion, last_linear(copied.head).in_features)
+        evaluations = EVALUATIONS * (1 if phase.weight_decay is not None else len(WEIGHT_DECAYS) + 1)
+        return SolvedTiming(first, once, evaluations * per_evaluation)
+
+    def _features_s(self, classifier: Classifier, data: ImageDataModule) -> float:
+        began = time.perf_counter()
+        features_of(classifier, data, "train", self.recipe.cache.model_copy(update={"use": False}), Console(quiet=True))
+        return time.perf_counter() - began
+
+    def _evaluation_s(self, criterion: nn.Module, features: int) -> float:
+        """Return the seconds of one evaluation of the loss and its gradient, on made-up features, of a part where classes are many."""
+        train, classes = len(self.samples.of("train")), len(self.samples.classes)
+        images = max(1, min(train, MOST_PRODUCTS // (features * classes)))
+        draws = torch.Generator().manual_seed(self.recipe.seed)
+        labels = torch.randint(classes, (images,), generator=draws)
+        if self.samples.task == "multilabel":
+            labels = one_hot(labels, classes).float()
+        regression = Regression((torch.randn(images, features, generator=draws), labels), criterion, classes)
+        seconds = []
+        for _ in range(3):
+            began = time.perf_counter()
+            regression.loss_and_gradient(regression.zeros(), 1.0)
+            seconds.append(time.perf_counter() - began)
+        return min(seconds) * train / images
 
     def _few(self, seconds_per_image: float) -> ImageDataModule:
         """A CPU takes about as long for an image in a small batch; a GPU doesn't, and is quick enough for whole ones."""

@@ -111,7 +111,7 @@ def _without_crowds(dct: Dct) -> Dct:
     rows = np.flatnonzero(_contrast(dct) > FLAT)
     shapes = dct[rows, 1:] / np.sqrt(_spectrum()[1:], dtype=np.float32)
     crowds = find_balls(shapes / np.linalg.norm(shapes, axis=1, keepdims=True), SAME)
-    return np.delete(dct, np.concatenate([np.zeros(0, np.int64), *(rows[ball.rows[1:]] for ball in crowds)]), axis=0)
+    return np.delete(dct, np.concatenate([rows[ball.rows[1:]] for ball in crowds]), axis=0) if crowds else dct
 
 
 def mirrored(dct: Dct) -> Dct:
@@ -189,7 +189,7 @@ def _pairs(vectors: NDArray[np.float32], others: NDArray[np.float32], balls: Seq
     Where the others are the vectors, both are in no ball.
     """
     loose = np.setdiff1d(np.arange(len(vectors)), np.concatenate([np.zeros(0, np.int64), *(ball.rows for ball in balls)]))
-    own = vectors[loose]
+    own = vectors[loose] if balls else vectors
     theirs, places = (own, loose) if others is vectors else (others, np.arange(len(others)))
     bits, other_bits = (np.packbits(of > 0, axis=1).view(np.uint64).ravel() for of in (vectors, others))
     for rows, columns in candidate_pairs(own, theirs, SAME):
