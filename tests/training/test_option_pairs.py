@@ -1,6 +1,6 @@
 """Options two by two: each pair is refused with its place and a fix, or trains.
 
-Pairs that go together are trained a dozen options at a time, so that a hundred recipes hold thousands of pairs.
+Pairs that go together are trained two dozen options at a time, so that some forty recipes hold thousands of pairs.
 `pytest -s tests/training/test_option_pairs.py` prints how many.
 """
 
@@ -26,7 +26,7 @@ from tlkit.training.scale_lr import with_scaled_lr
 from tlkit.training.setup import prepare
 from tlkit.training.specs import Learning, phase_specs
 
-OPTIONS_A_RECIPE = 12
+OPTIONS_A_RECIPE = 24
 
 
 @pytest.fixture(scope="module")
@@ -74,12 +74,10 @@ def test_every_key_of_the_table_is_one_of_a_recipe() -> None:
 def test_every_pair_of_options_is_refused_with_a_fix_or_trains(base: dict[str, Any], tmp_path: Path) -> None:
     began, cpu_began = time.perf_counter(), time.process_time()
     table = Table(base, most=OPTIONS_A_RECIPE)
-    for pair, error in table.refused.items():
-        keys = {key for i in pair for key in table.options[i].settings}
+    for chosen, error in table.refused.items():
+        keys = {key for i in chosen for key in table.options[i].settings}
         for fault in error.faults:
-            assert any(
-                fault.key == key or key.startswith((f"{fault.key}.", f"{fault.key}[")) for key in keys | {"phases", "data.source"}
-            ), fault
+            assert any(key.startswith(fault.key) or fault.key.startswith(key) for key in keys), fault
             assert fault.fix.endswith((".", "?")), fault
     failures = {}
     for number, chosen in enumerate(table.recipes):
@@ -91,7 +89,8 @@ def test_every_pair_of_options_is_refused_with_a_fix_or_trains(base: dict[str, A
             failures[" | ".join(words)] = f"{type(error).__name__}: {error}"
     seconds, cpu = time.perf_counter() - began, time.process_time() - cpu_began
     print(
-        f"\n{len(table.options)} options: {table.accepted} pairs train in {len(table.recipes)} recipes,"
-        f" {len(table.refused)} are refused; {cpu:.0f} s of processor time, {seconds:.0f} s in all"
+        f"\n{len(table.options)} options, {sum(len(chosen) == 1 for chosen in table.refused)} of them refused;"
+        f" {table.accepted} pairs train in {len(table.recipes)} recipes, {sum(len(chosen) == 2 for chosen in table.refused)} are refused;"
+        f" {cpu:.0f} s of processor time, {seconds:.0f} s in all"
     )
     assert not failures, "\n\n".join(f"{words}\n  {error}" for words, error in failures.items())

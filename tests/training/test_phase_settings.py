@@ -91,13 +91,15 @@ def test_what_is_kept_has_the_phases_number_format(place: Path) -> None:
 def test_fused_steps_give_the_weights_of_plain_ones(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = load_recipe("recipe.yaml", ["phases[1].precision=32-true"])
     fused = run_recipe(recipe, out=place / "fused")
-    monkeypatch.setattr(module, "can_fuse", lambda device, precision: False)
+    monkeypatch.setattr(module, "can_fuse", lambda device, precision, clips: False)
     plain = run_recipe(recipe, out=place / "plain")
     np.testing.assert_allclose(losses(fused), losses(plain), rtol=1e-4)
 
 
 def test_a_gradient_scaler_and_clipping_go_without_fused_steps() -> None:
     assert module.can_fuse("cuda", "bf16-mixed")
+    assert not module.can_fuse("cuda", "bf16-mixed", clips=True)
+    assert module.can_fuse("cpu", "32-true", clips=True)
     assert not module.can_fuse("cuda", "16-mixed")
     assert not module.can_fuse("mps", "32-true")
 

@@ -247,7 +247,8 @@ class PhaseModule(LightningModule):
         groups = parameter_groups(self.classifier, self._phase, self._optimizer, decay_backbone=self._start is None)
         if self.auxiliary is not None:
             groups += self.auxiliary.parameter_groups(self._phase.lr, self._optimizer.weight_decay)
-        fused = self.device_mesh is None and can_fuse(self.device.type, str(self.trainer.precision))
+        clip = self.trainer.gradient_clip_val
+        fused = self.device_mesh is None and can_fuse(self.device.type, str(self.trainer.precision), clips=bool(clip))
         optimizer = build_optimizer(groups, self._optimizer, fused=fused)
         steps = int(self.trainer.estimated_stepping_batches)
         scheduler = build_schedule(optimizer, self._schedule, steps)

@@ -92,9 +92,12 @@ def build_optimizer(groups: list[dict[str, Any]], optimizer: Optimizer, *, fused
     return built
 
 
-def can_fuse(device: str, precision: str) -> bool:
-    """Lightning's gradient scaler, in 16-mixed, can't clip gradients that a fused step would unscale."""
-    return device in ("cpu", "cuda") and precision != "16-mixed"
+def can_fuse(device: str, precision: str, *, clips: bool = False) -> bool:
+    """Return whether torch's fused steps go with the rest. clips: gradients are clipped.
+
+    Lightning's mixed precisions refuse to clip for a fused step (2.6.6), which unscales gradients itself, also where nothing is scaled.
+    """
+    return device in ("cpu", "cuda") and precision != "16-mixed" and not (clips and precision == "bf16-mixed")
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, schedule: Schedule, steps: int) -> LambdaLR | ReduceLROnPlateau:

@@ -60,8 +60,9 @@ def prepare(recipe: Recipe, *, fold: int = 1, resumed: Path | None = None) -> Se
         from tlkit.training.trainer import check_devices, seed_everything
 
         devices = check_devices(recipe.trainer)
-        for phase in recipe.gradient_phases.values():
-            check_devices(recipe.trainer_of(phase))
+        for trainer in map(recipe.trainer_of, recipe.gradient_phases.values()):
+            if trainer != recipe.trainer:  # a Trainer takes a tenth of a second to make
+                check_devices(trainer)
         check_optimizer_name(recipe.optimizer.name)
         if recipe.data.on_bad == "skip" and resumed and (resumed / "split.csv").is_file():
             samples = in_splits_as_begun(samples, resumed / "split.csv")
