@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Collection, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ ROWS = (
 )
 ONLY_IN = {"lightning": ("data/datamodule.py", "training/", "planning/", "bench/textbook.py"), "pydantic": ("recipe/",)}
 HEAVY = {"datasets", "pyarrow", "webdataset", "fastapi", "matplotlib", "onnx", "onnxruntime", "onnxscript", "optuna", "uvicorn"}
+MOST_ARGUMENTS = 7
 VAGUE = {"base", "common", "helpers", "misc", "utils"}
 
 
@@ -54,7 +56,12 @@ def is_for_types_only(node: ast.AST) -> bool:
 
 
 def imported(module: str, *, everywhere: bool = True) -> set[str]:
-    return set(imports(ast.parse(MODULES[module].read_text(encoding="utf-8")), everywhere=everywhere))
+    return set(imports(tree_of(module), everywhere=everywhere))
+
+
+@cache
+def tree_of(module: str) -> ast.Module:
+    return ast.parse(MODULES[module].read_text(encoding="utf-8"))
 
 
 def test_modules_were_found() -> None:
@@ -108,3 +115,25 @@ def adjacency(graph: dict[str, set[str]]) -> list[list[int]]:
 
 def test_file_names_say_what_is_inside() -> None:
     assert not [module for module in MODULES if Path(module).stem in VAGUE]
+
+
+def test_no_function_has_more_than_seven_arguments() -> None:
+    """What travels together becomes one object. `*args` and `**kwargs`, which go straight into a library, count for nothing."""
+    long = {f"{module}: {name}": [argument.arg for argument in arguments] for module, name, arguments in functions()}
+    assert not {name: arguments for name, arguments in long.items() if len(arguments) > MOST_ARGUMENTS}
+
+
+def functions() -> Iterator[tuple[str, str, list[ast.arg]]]:
+    """Yield module, name within it and arguments of every function of the package, without self and cls."""
+    for module in MODULES:
+        yield from ((module, *found) for found in within(tree_of(module)))
+
+
+def within(node: ast.AST, above: str = "") -> Iterator[tuple[str, list[ast.arg]]]:
+    for inner in ast.iter_child_nodes(node):
+        named = isinstance(inner, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+        name = f"{above}{inner.name}" if named else above
+        if isinstance(inner, ast.FunctionDef | ast.AsyncFunctionDef):
+            every = (*inner.args.posonlyargs, *inner.args.args, *inner.args.kwonlyargs)
+            yield name, [argument for argument in every if argument.arg not in ("self", "cls")]
+        yield from within(inner, f"{name}." if named else above)

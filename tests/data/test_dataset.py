@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from tlkit.data.augment import build_augmentation
-from tlkit.data.dataset import DRAWN_AGAIN, EpochSampler, ImageDataset, balanced_chances, make_loader, worker_count
+from tlkit.data.dataset import DRAWN_AGAIN, EpochSampler, ImageDataset, TrainingOrder, balanced_chances, make_loader, worker_count
 from tlkit.data.preprocess import Preprocessing
 from tlkit.data.samples import Sample
 from tlkit.errors import DataError
@@ -30,10 +30,12 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
     return made
 
 
-def epochs(samples: list[Sample], workers: int, number: int = 2, **options: object) -> list[tuple[bytes, list[int]]]:
-    loader = make_loader(
-        samples, PREPROCESSING, batch_size=4, train=True, augmentation=build_augmentation(AUGMENT, 24), workers=workers, seed=7, **options
-    )
+def epochs(
+    samples: list[Sample], workers: int, number: int = 2, *, balanced: bool = False, first_epoch: int = 0
+) -> list[tuple[bytes, list[int]]]:
+    images = ImageDataset(samples, PREPROCESSING, augmentation=build_augmentation(AUGMENT, 24), seed=7)
+    order = TrainingOrder.of(samples, 7, balanced=balanced)
+    loader = make_loader(images, batch_size=4, workers=workers, order=order, first_epoch=first_epoch)
     result = []
     for epoch in range(number):
         loader.sampler.set_epoch(epoch)
@@ -56,9 +58,8 @@ def test_three_epochs_are_the_same_bits_with_any_number_of_workers(samples: list
     rare = [replace(sample, labels=(0 if number < 3 else 1,)) for number, sample in enumerate(samples)]
 
     def three_epochs(workers: int) -> list[list[bytes]]:
-        loader = make_loader(
-            rare, PREPROCESSING, batch_size=4, train=True, balanced=True, augmentation=augmentation, workers=workers, seed=1
-        )
+        images = ImageDataset(rare, PREPROCESSING, augmentation=augmentation, seed=1)
+        loader = make_loader(images, batch_size=4, workers=workers, order=TrainingOrder.of(rare, 1, balanced=True))
         found = []
         for epoch in range(3):
             loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
@@ -77,23 +78,23 @@ def test_a_later_phase_goes_on_where_the_earlier_one_ended(samples: list[Sample]
 
 
 def test_evaluation_gives_every_image_once_and_in_order(samples: list[Sample]) -> None:
-    loader = make_loader(samples, PREPROCESSING, batch_size=4, workers=0)
+    loader = make_loader(ImageDataset(samples, PREPROCESSING), batch_size=4, workers=0)
     batches = list(loader)
     assert [len(labels) for _, labels in batches] == [4, 4, 4, 4, 4, 1]
     assert torch.cat([labels for _, labels in batches]).tolist() == [sample.label for sample in samples]
 
 
 def test_training_leaves_out_a_last_batch_of_one_image_only(samples: list[Sample]) -> None:
-    loader = make_loader(samples, PREPROCESSING, batch_size=4, train=True, workers=0)
-    assert len(loader) == 5
-    assert [len(labels) for _, labels in loader] == [4, 4, 4, 4, 4]
-    assert [len(labels) for _, labels in make_loader(samples, PREPROCESSING, batch_size=6, train=True, workers=0)] == [6, 6, 6, 3]
-    assert len(make_loader(samples, PREPROCESSING, batch_size=1, train=True, workers=0)) == 21
+    by_size = {size: make_loader(ImageDataset(samples, PREPROCESSING), batch_size=size, order=TrainingOrder()) for size in (1, 4, 6)}
+    assert len(by_size[4]) == 5
+    assert [len(labels) for _, labels in by_size[4]] == [4, 4, 4, 4, 4]
+    assert [len(labels) for _, labels in by_size[6]] == [6, 6, 6, 3]
+    assert len(by_size[1]) == 21
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_batches_are_uint8_in_channels_last_memory(samples: list[Sample], workers: int) -> None:
-    images, labels = next(iter(make_loader(samples, PREPROCESSING, batch_size=4, workers=workers)))
+    images, labels = next(iter(make_loader(ImageDataset(samples, PREPROCESSING), batch_size=4, workers=workers)))
     assert (images.shape, images.dtype, labels.dtype) == ((4, 3, 24, 24), torch.uint8, torch.int64)
     assert images.is_contiguous(memory_format=torch.channels_last)
     expected = PREPROCESSING.fit(np.asarray(Image.open(samples[2].image)))
@@ -105,7 +106,7 @@ def test_a_bad_image_is_named_without_a_workers_traceback(samples: list[Sample],
     (tmp_path / "bad.png").write_bytes(b"no image")
     bad = [*samples[:3], Sample("train/x/bad.png", tmp_path / "bad.png", (0,), "train")]
     with pytest.raises(DataError) as raised:
-        list(make_loader(bad, PREPROCESSING, batch_size=2, workers=workers))
+        list(make_loader(ImageDataset(bad, PREPROCESSING), batch_size=2, workers=workers))
     message = str(raised.value)
     assert message.startswith(f"image train/x/bad.png: {tmp_path / 'bad.png'}: this is not an image")
     assert "Traceback" not in message
@@ -114,17 +115,17 @@ def test_a_bad_image_is_named_without_a_workers_traceback(samples: list[Sample],
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_ranks_share_the_images_out(ranks: int) -> None:
-    training = [EpochSampler(20, batch_size=4, shuffle=True, seed=1, rank=rank, ranks=ranks) for rank in range(ranks)]
+    training = [EpochSampler(20, batch_size=4, order=TrainingOrder(1), rank=rank, ranks=ranks) for rank in range(ranks)]
     assert sorted(index for sampler in training for _, index in sampler) == list(range(20))
-    evaluation = [EpochSampler(20, batch_size=4, shuffle=False, rank=rank, ranks=ranks) for rank in range(ranks)]
+    evaluation = [EpochSampler(20, batch_size=4, rank=rank, ranks=ranks) for rank in range(ranks)]
     assert sorted(index for sampler in evaluation for _, index in sampler) == list(range(20))
 
 
 @pytest.mark.parametrize("size", [1003, 1002, 1001, 1000, 999])
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_a_step_sees_the_same_images_whatever_the_number_of_ranks(size: int, ranks: int) -> None:
-    alone = EpochSampler(size, batch_size=40, shuffle=True, seed=1)
-    samplers = [EpochSampler(size, batch_size=40 // ranks, shuffle=True, seed=1, rank=rank, ranks=ranks) for rank in range(ranks)]
+    alone = EpochSampler(size, batch_size=40, order=TrainingOrder(1))
+    samplers = [EpochSampler(size, batch_size=40 // ranks, order=TrainingOrder(1), rank=rank, ranks=ranks) for rank in range(ranks)]
     whole, parts = list(alone), [list(sampler) for sampler in samplers]
     steps = -(-len(parts[0]) // (40 // ranks))
     assert {-(-len(part) // (40 // ranks)) for part in parts} == {steps}  # else they would wait for each other
@@ -144,7 +145,7 @@ def test_auto_starts_workers_only_where_they_help(monkeypatch: pytest.MonkeyPatc
 
 def test_several_labels_become_one_number_a_class(samples: list[Sample]) -> None:
     several = [replace(sample, labels=labels) for sample, labels in zip(samples, [(0, 2), (), (1,)], strict=False)]
-    ((_, labels),) = make_loader(several, PREPROCESSING, batch_size=4, workers=0, multi_hot=3)
+    ((_, labels),) = make_loader(ImageDataset(several, PREPROCESSING, multi_hot=3), batch_size=4, workers=0)
     assert labels.dtype == torch.float32
     assert labels.tolist() == [[1, 0, 1], [0, 0, 0], [0, 1, 0]]
 
@@ -154,7 +155,7 @@ def test_a_balanced_order_makes_classes_equally_likely(samples: list[Sample]) ->
     chances = balanced_chances(few)
     assert chances[:18] == pytest.approx([1 / 36] * 18)
     assert chances[18:] == pytest.approx([1 / 6] * 3)
-    sampler = EpochSampler(21, batch_size=4, shuffle=True, seed=3, chances=chances)
+    sampler = EpochSampler(21, batch_size=4, order=TrainingOrder(3, chances))
     drawn = []
     for epoch in range(200):
         sampler.set_epoch(epoch)
@@ -166,7 +167,7 @@ def test_a_balanced_order_makes_classes_equally_likely(samples: list[Sample]) ->
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_ranks_share_a_balanced_order_out_without_changing_it(ranks: int) -> None:
     chances = np.full(18, 1 / 18)
-    options = {"batch_size": 7, "shuffle": True, "seed": 1, "chances": chances}
+    options = {"batch_size": 7, "order": TrainingOrder(1, chances)}
     whole = list(EpochSampler(18, **options))
     parts = [list(EpochSampler(18, rank=rank, ranks=ranks, **options)) for rank in range(ranks)]
     assert {len(part) for part in parts} == {18 // ranks}
@@ -176,7 +177,7 @@ def test_ranks_share_a_balanced_order_out_without_changing_it(ranks: int) -> Non
 def test_an_image_drawn_again_in_an_epoch_is_augmented_again_with_any_number_of_workers(samples: list[Sample]) -> None:
     alone = epochs(samples[:2], 0, balanced=True, number=4)
     assert epochs(samples[:2], 2, balanced=True, number=4) == alone
-    keys = [key for key in EpochSampler(3, batch_size=64, shuffle=True, seed=0, chances=np.array([0.0, 1.0, 0.0]))]
+    keys = [key for key in EpochSampler(3, batch_size=64, order=TrainingOrder(0, np.array([0.0, 1.0, 0.0])))]
     assert keys == [(0, 1), (DRAWN_AGAIN, 1), (2 * DRAWN_AGAIN, 1)]
     images = ImageDataset(samples, PREPROCESSING, augmentation=build_augmentation(AUGMENT, 24), seed=7)
     assert not np.array_equal(images[keys[0]][0], images[keys[1]][0])

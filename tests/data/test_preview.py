@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from tlkit.data.augment import build_augmentation
-from tlkit.data.dataset import ImageDataset, make_loader
+from tlkit.data.dataset import ImageDataset, TrainingOrder, make_loader
 from tlkit.data.preprocess import Preprocessing
 from tlkit.data.preview import draw_sheet, preview_rows, readable
 from tlkit.data.samples import Sample
@@ -37,7 +37,9 @@ def image_dataset(samples: list[Sample]) -> ImageDataset:
 def test_each_column_is_an_epoch_of_the_training_loader_and_the_first_is_without_augmentation(samples: list[Sample]) -> None:
     rows = list(preview_rows(image_dataset(samples), CLASSES, rows=4, epochs=range(3)))
     augmentation = build_augmentation(AUGMENT, SIZE)
-    loader = make_loader(samples, PREPROCESSING, batch_size=4, train=True, augmentation=augmentation, seed=3, workers=0)
+    loader = make_loader(
+        ImageDataset(samples, PREPROCESSING, augmentation=augmentation, seed=3), batch_size=4, order=TrainingOrder(3), workers=0
+    )
     for epoch in range(3):
         loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
         trained_on = {image.permute(1, 2, 0).numpy().tobytes() for images, _ in loader for image in images}

@@ -10,7 +10,7 @@ import lightning
 from torch import distributed
 
 from tlkit.data.augment import Augmentation, build_augmentation
-from tlkit.data.dataset import ImageLoader, make_loader
+from tlkit.data.dataset import ImageDataset, ImageLoader, TrainingOrder, make_loader
 from tlkit.data.decoded_cache import DecodedCache
 from tlkit.data.preprocess import Preprocessing, preprocessing_for
 from tlkit.data.samples import Samples
@@ -160,25 +160,28 @@ class ImageDataModule(lightning.LightningDataModule):
 
     def whole(self, split: str) -> ImageLoader:
         """Return every image of a split once, in order and without augmentation, whatever the rank."""
-        samples = self.samples.of(split)
-        return make_loader(samples, self.preprocessing, batch_size=self.batch_size, workers=self.workers, multi_hot=self.samples.multi_hot)
+        images = ImageDataset(self.samples.of(split), self.preprocessing, multi_hot=self.samples.multi_hot)
+        return make_loader(images, batch_size=self.batch_size, workers=self.workers)
 
     def _loader(self, split: str, *, train: bool = False) -> ImageLoader:
+        samples = self.samples.of(split)
+        images = ImageDataset(
+            samples,
+            self.preprocessing,
+            augmentation=self.augmentation if train else None,
+            seed=self.seed,
+            multi_hot=self.samples.multi_hot,
+            kept=self._kept.get(split),
+        )
         rank, ranks = _rank_and_ranks()
         return make_loader(
-            self.samples.of(split),
-            self.preprocessing,
+            images,
             batch_size=self.batch_size // ranks,
-            train=train,
-            augmentation=self.augmentation if train else None,
             workers=self.workers,
-            seed=self.seed,
+            order=TrainingOrder.of(samples, self.seed, balanced=self.balanced) if train else None,
             first_epoch=self.first_epoch,
             rank=rank,
             ranks=ranks,
-            multi_hot=self.samples.multi_hot,
-            balanced=self.balanced and train,
-            kept=self._kept.get(split),
         )
 
 

@@ -5,7 +5,8 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -112,17 +113,44 @@ class ImageDataset(Dataset[tuple[NDArray[np.uint8], Target]]):
         return target
 
 
+@dataclass(frozen=True)
+class TrainingOrder:
+    """How training draws N images, differently in each epoch.
+
+    chances: of each image, [N]; an epoch is then drawn with replacement, and has N images all the same.
+    shards: the file that each image is in, [N], where many share one; an epoch then goes through few files at a time.
+    """
+
+    seed: int = 0
+    chances: NDArray[np.float64] | None = None
+    shards: NDArray[np.int64] | None = None
+
+    @classmethod
+    def of(cls, samples: Sequence[Sample], seed: int, *, balanced: bool = False) -> Self:
+        """Return the order for the samples. balanced: every class is drawn as often as any other."""
+        return cls(seed, balanced_chances(samples) if balanced else None, shard_numbers(samples))
+
+    def indices(self, size: int, epoch: int) -> NDArray[np.int64]:
+        """[size]: the images of an epoch."""
+        draws = np.random.default_rng((self.seed, epoch))
+        if self.chances is not None:
+            return draws.choice(size, size, p=self.chances)
+        order = draws.permutation(size)
+        if self.shards is not None:
+            mixture = draws.permutation(self.shards.max() + 1) // SHARDS_MIXED
+            order = order[np.argsort(mixture[self.shards[order]], kind="stable")]
+        return order
+
+
 class EpochSampler(DistributedSampler[Key]):
     """Yield (epoch, index) of the images that this rank sees, in the order of (seed, epoch).
 
     It splits over ranks itself, without torch's padding. By its type Lightning knows that, and leaves it in place whatever its Trainer's
     `use_distributed_sampler` is; nothing of torch's class is used.
-    shuffle: a training order, otherwise every image once and in order. Either is one order for all ranks, taken in turns: a step
-    of all ranks together sees the same images whatever their number. A last training step that leaves a rank less than two, of which
-    batch-norm could take statistics, is left out, unless it is the only one.
+    order: of training; None takes every image once and in order. Either is one order for all ranks, taken in turns: a step of all ranks
+    together sees the same images whatever their number. A last training step that leaves a rank less than two, of which batch-norm could
+    take statistics, is left out, unless it is the only one.
     batch_size: images a step on this rank.
-    chances: of each image, [size]; a training order is then drawn with replacement, as long as before.
-    shards: the file that each image is in, [size], where many share one; a training order then goes through few files at a time.
     first_epoch: added to what set_epoch sets, because Lightning counts from zero again in every phase.
     Only the next pass begins after `skip` images.
     """
@@ -132,23 +160,19 @@ class EpochSampler(DistributedSampler[Key]):
         size: int,
         *,
         batch_size: int,
-        shuffle: bool,
-        seed: int = 0,
+        order: TrainingOrder | None = None,
         first_epoch: int = 0,
         rank: int = 0,
         ranks: int = 1,
-        chances: NDArray[np.float64] | None = None,
-        shards: NDArray[np.int64] | None = None,
     ) -> None:
         # Not torch's __init__, which wants a data set and counts its own shares of it.
-        self.chances, self.shards = chances, shards
-        self.size, self.shuffle, self.seed, self.first_epoch = size, shuffle, seed, first_epoch
+        self.size, self.order, self.first_epoch = size, order, first_epoch
         self.rank, self.ranks = rank, ranks
         self.epoch = first_epoch
         self.skip = 0
         self._a_step = batch_size * ranks
         last = size % self._a_step
-        self._total = size - last if shuffle and size > self._a_step and last < 2 * ranks else size
+        self._total = size - last if order and size > self._a_step and last < 2 * ranks else size
         self.length = len(range(rank, self._total, ranks))
 
     def set_epoch(self, epoch: int) -> None:
@@ -162,25 +186,14 @@ class EpochSampler(DistributedSampler[Key]):
         return min(self._a_step, self._total - step * self._a_step)
 
     def __iter__(self) -> Iterator[Key]:
-        order = self._order()[: self._total]
-        epochs = self.epoch + DRAWN_AGAIN * (_times_before(order) if self.chances is not None else np.zeros_like(order))
+        drawn = np.arange(self.size) if self.order is None else self.order.indices(self.size, self.epoch)
+        order = drawn[: self._total]
+        repeats = self.order is not None and self.order.chances is not None
+        epochs = self.epoch + DRAWN_AGAIN * (_times_before(order) if repeats else np.zeros_like(order))
         mine = slice(self.rank, None, self.ranks)
         left = slice(self.skip, None)
         self.skip = 0
         return zip(epochs[mine][left].tolist(), order[mine][left].tolist(), strict=True)
-
-    def _order(self) -> NDArray[np.int64]:
-        """Return the indices of all ranks together."""
-        if not self.shuffle:
-            return np.arange(self.size)
-        draws = np.random.default_rng((self.seed, self.epoch))
-        if self.chances is not None:
-            return draws.choice(self.size, self.size, p=self.chances)
-        order = draws.permutation(self.size)
-        if self.shards is not None:
-            mixture = draws.permutation(self.shards.max() + 1) // SHARDS_MIXED
-            order = order[np.argsort(mixture[self.shards[order]], kind="stable")]
-        return order
 
 
 def _times_before(order: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -243,39 +256,20 @@ class ImageLoader(DataLoader[Any]):
 
 
 def make_loader(
-    samples: Sequence[Sample],
-    preprocessing: Preprocessing,
+    images: ImageDataset,
     *,
     batch_size: int,
-    train: bool = False,
-    augmentation: Augmentation | None = None,
     workers: int | Literal["auto"] = "auto",
-    seed: int = 0,
+    order: TrainingOrder | None = None,
     first_epoch: int = 0,
     rank: int = 0,
     ranks: int = 1,
-    multi_hot: int = 0,
-    balanced: bool = False,
-    kept: DecodedCache | None = None,
 ) -> ImageLoader:
     """Return batches of (images uint8 [B, C, S, S] in channels_last memory, labels int64 [B] or, for multilabel, float [B, K]).
 
-    batch_size: images a step on this rank. train: shuffled, see EpochSampler; otherwise every image once, in order.
-    multi_hot: K for multilabel, 0 for one label per image. balanced: training draws every class as often as any other.
-    kept: see Images.
+    batch_size: images a step on this rank. order: of training; None takes every image once, in order. See EpochSampler for the others.
     """
-    images = ImageDataset(samples, preprocessing, augmentation=augmentation, seed=seed, multi_hot=multi_hot, kept=kept)
-    sampler = EpochSampler(
-        len(images),
-        batch_size=batch_size,
-        shuffle=train,
-        seed=seed,
-        first_epoch=first_epoch,
-        rank=rank,
-        ranks=ranks,
-        chances=balanced_chances(samples) if balanced else None,
-        shards=shard_numbers(samples) if train else None,
-    )
+    sampler = EpochSampler(len(images), batch_size=batch_size, order=order, first_epoch=first_epoch, rank=rank, ranks=ranks)
     number = worker_count(workers, len(images))
     return ImageLoader(
         _Caught(images),
@@ -284,10 +278,10 @@ def make_loader(
         num_workers=number,
         collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
-        persistent_workers=number > 0 and train,
+        persistent_workers=number > 0 and order is not None,
         worker_init_fn=_start_worker if number else None,
         # Otherwise every pass over a loader draws from torch's generator, and dropout would depend on how many passes there were.
-        generator=torch.Generator().manual_seed(seed),
+        generator=torch.Generator().manual_seed(images.seed),
     )
 
 

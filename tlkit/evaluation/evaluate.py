@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tlkit.data.dataset import make_loader
+from tlkit.data.dataset import ImageDataset, make_loader
 from tlkit.data.preprocess import Preprocessing
 from tlkit.data.quality.on_bad import without_bad_of
 from tlkit.data.samples import Samples
@@ -58,7 +58,7 @@ def split_logits(
     on_batch: Callable[[int], None] = lambda images: None,
 ) -> tuple[Tensor, Tensor]:
     """Return logits [N, K] and labels of one split on the CPU, in the order of its samples. The classifier stays on its device."""
-    loader = make_loader(samples.of(split), preprocessing, batch_size=batch_size, multi_hot=samples.multi_hot)
+    loader = make_loader(ImageDataset(samples.of(split), preprocessing, multi_hot=samples.multi_hot), batch_size=batch_size)
     return infer(classifier, loader, preprocessing, on_batch=on_batch)
 
 
@@ -119,7 +119,7 @@ def evaluate_run(run: Path, split: str, tta: Tta | None = None, *, device: str =
         found = measure_split(classifier, samples, split, preprocessing, batch_size=batch_size, thresholds=card.thresholds)
         return {**found, **beside}
     views = views_of(tta, recipe, preprocessing)
-    loader = make_loader(samples.of(split), preprocessing, batch_size=batch_size, multi_hot=samples.multi_hot)
+    loader = make_loader(ImageDataset(samples.of(split), preprocessing, multi_hot=samples.multi_hot), batch_size=batch_size)
     logits, labels = infer(classifier, with_views(loader, views), preprocessing)
     plain, mean = averaged(logits, batch_size, len(views), multilabel=samples.task == "multilabel")
     labels = torch.cat([block[: len(block) // len(views)] for block in torch.split(labels, batch_size * len(views))])

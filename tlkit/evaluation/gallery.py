@@ -1,16 +1,15 @@
 """gallery.html: what an audit found, as images on one page without outside resources."""
 
 import base64
-from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from tlkit.data.quality.audit import Finding
+from tlkit.data.quality.audit import Audit
 from tlkit.data.quality.near_duplicates import Decode
-from tlkit.data.samples import ImageSource, Samples
+from tlkit.data.samples import ImageSource
 from tlkit.errors import DataError
 from tlkit.files import write_atomically
 
@@ -31,35 +30,25 @@ SECTIONS = {
 }
 
 
-def write_gallery(
-    file: Path,
-    name: str,
-    samples: Samples,
-    findings: Sequence[Finding],
-    *,
-    report: Mapping[str, Any],
-    seen: Sequence[str],
-    note: str,
-    decoded: Decode,
-) -> None:
-    """Write the gallery. report: the leak report. seen: kinds besides duplicates that were examined; note: why others were not."""
+def write_gallery(file: Path, name: str, audit: Audit, decoded: Decode) -> None:
+    """Write the page. name: its title. decoded: how an image is read."""
     from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
     def shown(row: int, score: float) -> dict[str, Any]:
-        sample = samples.samples[row]
+        sample = audit.samples.samples[row]
         return {
             "image": thumbnail(sample.image, decoded),
             "id": sample.id,
             "split": sample.split,
-            "label": samples.label_text(sample),
+            "label": audit.samples.label_text(sample),
             "score": score,
         }
 
     sections = []
     for kind, (title, meaning) in SECTIONS.items():
-        if kind not in ("exact", "near", *seen):
+        if kind not in audit.kinds:
             continue
-        of_kind = [finding for finding in findings if finding.kind == kind]
+        of_kind = [finding for finding in audit.findings if finding.kind == kind]
         entries = [
             {
                 "finding": finding,
@@ -70,7 +59,7 @@ def write_gallery(
         ]
         sections.append({"kind": kind, "title": title, "meaning": meaning, "number": len(of_kind), "entries": entries})
     environment = Environment(loader=PackageLoader("tlkit", "evaluation"), autoescape=select_autoescape(), undefined=StrictUndefined)
-    page = environment.get_template("gallery.html").render(name=name, sections=sections, report=report, note=note)
+    page = environment.get_template("gallery.html").render(name=name, sections=sections, report=audit.report, note=audit.note)
     write_atomically(file, page.encode("utf-8", "replace"))  # a file name that isn't UTF-8 has no letters to show
 
 

@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from tlkit.data.augment import Augmentation, build_augmentation
 from tlkit.data.datamodule import ImageDataModule
-from tlkit.data.dataset import EpochSampler
+from tlkit.data.dataset import EpochSampler, TrainingOrder
 from tlkit.data.preprocess import Preprocessing
 from tlkit.data.quality.value_range import range_warning
 from tlkit.data.samples import LARGEST_FOLD, Sample, Samples
@@ -216,7 +216,8 @@ def seconds_of_results(timings: Sequence[Timing | SolvedTiming], samples: Sample
 def batches_an_epoch(recipe: Recipe, images: int, devices: int) -> int:
     """On each device. images: of the training split."""
     per_device_batch_size = recipe.data.known_batch_size // devices
-    return ceil(len(EpochSampler(images, batch_size=per_device_batch_size, shuffle=True, ranks=devices)) / per_device_batch_size)
+    sampler = EpochSampler(images, batch_size=per_device_batch_size, order=TrainingOrder(), ranks=devices)
+    return ceil(len(sampler) / per_device_batch_size)
 
 
 def steps_an_epoch(recipe: Recipe, images: int, devices: int) -> int:

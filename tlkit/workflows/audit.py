@@ -4,7 +4,7 @@ import json
 import logging
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from tlkit.data.datamodule import ImageDataModule
 from tlkit.data.decode import decode
 from tlkit.data.progress import progress
 from tlkit.data.quality.audit import (
+    Audit,
     Duplicates,
     Finding,
     check_can_clean,
@@ -60,15 +61,6 @@ KINDS = {
 }
 
 
-@dataclass(frozen=True)
-class Seen:
-    """What the backbone has to say. kinds: what was looked at. note: what was not, and why."""
-
-    findings: list[Finding]
-    kinds: tuple[str, ...]
-    note: str = ""
-
-
 def audit_command(recipe: Recipe, *, drawn: bool, out: Path | None, fix: bool, strict: bool) -> int:
     """Audit a recipe's images. drawn: whether splits that the source lacks are drawn as the recipe's run would draw them.
 
@@ -96,14 +88,15 @@ def audit_command(recipe: Recipe, *, drawn: bool, out: Path | None, fix: bool, s
             pixels = pixel_hashes(images, decoded, advance)
             dct = dct_of(images, decoded, advance)
         found = find_duplicates(images, [pixel or hashes[sample.id] for pixel, sample in zip(pixels, images, strict=True)], dct)
-        seen = look(recipe, samples, found, hashes, console)
-        findings = [*found.findings, *seen.findings]
+        seen, kinds, note = look(recipe, samples, found, hashes, console)
+        findings = [*found.findings, *seen]
         report = leak_report(samples, found, unreadable=len(samples.skipped))
+        audit = Audit(samples, findings, report, ("exact", "near", *kinds), note)
         write_audit(samples, findings, run / "audit.csv")
         if samples.skipped:
             write_skipped(samples, run / "skipped.csv")
-        write_gallery(run / "gallery.html", recipe.name, samples, findings, report=report, seen=seen.kinds, note=seen.note, decoded=decoded)
-        print_audit(samples, findings, report, seen, run)
+        write_gallery(run / "gallery.html", recipe.name, audit, decoded)
+        print_audit(audit, run)
         if fix:
             check_left(samples, found.dropped)
             print_cleaned(samples, found, write_cleaned(samples, found.dropped, _of_kind(findings, "label"), run), run)
@@ -115,11 +108,13 @@ def is_grave(finding: Finding) -> bool:
     return finding.across or finding.two_labels
 
 
-def look(recipe: Recipe, samples: Samples, found: Duplicates, hashes: dict[str, str], console: Console) -> Seen:
-    """Find similar pairs and doubted labels, by the features of the recipe's backbone."""
+def look(
+    recipe: Recipe, samples: Samples, found: Duplicates, hashes: dict[str, str], console: Console
+) -> tuple[list[Finding], list[str], str]:
+    """Return similar pairs and doubted labels by the features of the recipe's backbone, which of both were looked for, and why not."""
     why = _cannot_look(recipe)
     if why:
-        return Seen([], (), f"labels and similar images were not looked at: {why}")
+        return [], [], f"labels and similar images were not looked at: {why}"
     features = _features(recipe, samples, hashes, console)
     findings, kinds = closest_pairs(samples.samples, features, found.alike), ["similar"]
     if samples.task == "multilabel":
@@ -127,7 +122,7 @@ def look(recipe: Recipe, samples: Samples, found: Duplicates, hashes: dict[str, 
     else:
         doubted, note = _doubted(recipe, samples, features, found.alike, console)
         findings, kinds = [*doubted, *findings], ["label", *kinds]
-    return Seen(findings, tuple(kinds), note)
+    return findings, kinds, note
 
 
 def _doubted(
@@ -177,31 +172,31 @@ def _of_kind(findings: Sequence[Finding], kind: str) -> list[Finding]:
     return [finding for finding in findings if finding.kind == kind]
 
 
-def print_audit(samples: Samples, findings: Sequence[Finding], report: dict[str, object], seen: Seen, run: Path) -> None:
+def print_audit(audit: Audit, run: Path) -> None:
     """Print counts, the gravest examples, and where to find the others."""
     console = Console()
     counts = Table("what", "findings", "images", "across splits", "two labels", box=None, header_style="bold")
     for kind, words in KINDS.items():
-        if kind not in ("exact", "near", *seen.kinds):
+        if kind not in audit.kinds:
             counts.add_row(words, "not looked at", "", "", "")
             continue
-        of_kind = _of_kind(findings, kind)
+        of_kind = _of_kind(audit.findings, kind)
         across, two = (str(sum(flags) or "") for flags in ([f.across for f in of_kind], [f.two_labels for f in of_kind]))
         counts.add_row(words, str(len(of_kind)), str(len({row for finding in of_kind for row in finding.rows})), across, two)
     console.print(counts)
     for kind, words in KINDS.items():
-        of_kind = _of_kind(findings, kind)
+        of_kind = _of_kind(audit.findings, kind)
         if of_kind:
             console.print(f"\n[bold]{words}[/bold]" + (f", the first {WORST} of {len(of_kind)}" if len(of_kind) > WORST else ""))
         for finding in of_kind[:WORST]:
-            print_line(console, f"  {_label(samples, finding)}")
-    print_line(console, f"\n{report['verdict']} ({report['compared']})")
-    if samples.skipped:
-        number = counted(len(samples.skipped), "image can't be read and was", "images can't be read and were")
+            print_line(console, f"  {_label(audit.samples, finding)}")
+    print_line(console, f"\n{audit.report['verdict']} ({audit.report['compared']})")
+    if skipped := audit.samples.skipped:
+        number = counted(len(skipped), "image can't be read and was", "images can't be read and were")
         reported = f"{number} left out: {run / 'skipped.csv'}"
         print_line(console, reported, "yellow")
-    if seen.note:
-        print_line(console, seen.note, "yellow")
+    if audit.note:
+        print_line(console, audit.note, "yellow")
     print_line(console, f"all of it in {run / 'audit.csv'}; to look at: {run / 'gallery.html'}")
 
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from torchvision import datasets
 
-from tlkit.data.dataset import make_loader
+from tlkit.data.dataset import ImageDataset, make_loader
 from tlkit.data.decode import decode
 from tlkit.data.preprocess import Preprocessing
 from tlkit.data.samples import Samples
@@ -166,7 +166,7 @@ def test_images_travel_to_other_processes_without_their_array(tmp_path: Path) ->
 def test_worker_processes_give_the_same_batches(tmp_path: Path) -> None:
     samples = read(IdxSource(idx=str(mnist(tmp_path)))).samples
     spec = Preprocessing(8, "stretch", 1.0, "bilinear", (0.5,) * 3, (0.5,) * 3)
-    alone, helped = ([batch[0] for batch in make_loader(samples, spec, batch_size=5, workers=workers)] for workers in (0, 2))
+    alone, helped = ([batch[0] for batch in make_loader(ImageDataset(samples, spec), batch_size=5, workers=workers)] for workers in (0, 2))
     assert all(bool((one == other).all()) for one, other in zip(alone, helped, strict=True))
 
 

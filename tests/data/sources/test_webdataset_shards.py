@@ -11,7 +11,7 @@ import pytest
 import webdataset
 from PIL import Image
 
-from tlkit.data.dataset import EpochSampler, make_loader, shard_numbers
+from tlkit.data.dataset import EpochSampler, ImageDataset, TrainingOrder, make_loader, shard_numbers
 from tlkit.data.decode import decode
 from tlkit.data.preprocess import Preprocessing
 from tlkit.data.samples import Samples
@@ -300,7 +300,8 @@ def test_every_image_comes_once_an_epoch_over_two_ranks_with_two_workers_each(tm
     for epoch in range(3):
         numbers: list[int] = []
         for rank in range(2):
-            loader = make_loader(samples, SPEC, batch_size=6, train=True, workers=2, seed=3, first_epoch=epoch, rank=rank, ranks=2)
+            images, order = ImageDataset(samples, SPEC, seed=3), TrainingOrder.of(samples, 3)
+            loader = make_loader(images, batch_size=6, workers=2, order=order, first_epoch=epoch, rank=rank, ranks=2)
             numbers += [int(image[0, 0, 0]) for images, _ in loader for image in images]
         assert sorted(numbers) == list(range(60))
         seen.append(tuple(numbers))
@@ -309,7 +310,7 @@ def test_every_image_comes_once_an_epoch_over_two_ranks_with_two_workers_each(tm
 
 def test_held_out_images_come_once_over_ranks_that_don_t_divide_them(tmp_path: Path) -> None:
     samples = read(tmp_path, shards(tmp_path / "shards", 3, 5)).samples
-    loaders = [make_loader(samples, SPEC, batch_size=4, workers=2, rank=rank, ranks=2) for rank in range(2)]
+    loaders = [make_loader(ImageDataset(samples, SPEC), batch_size=4, workers=2, rank=rank, ranks=2) for rank in range(2)]
     assert sorted(int(image[0, 0, 0]) for loader in loaders for images, _ in loader for image in images) == list(range(15))
 
 
@@ -318,7 +319,7 @@ def test_a_training_order_stays_in_few_shards_at_a_time(tmp_path: Path) -> None:
     samples = read(tmp_path, shards(tmp_path / "shards", 40, 50)).samples
     numbers = shard_numbers(samples)
     assert numbers is not None
-    sampler = EpochSampler(len(samples), batch_size=50, shuffle=True, seed=1, shards=numbers)
+    sampler = EpochSampler(len(samples), batch_size=50, order=TrainingOrder(1, shards=numbers))
     order = [index for _, index in sampler]
     assert sorted(order) == list(range(2000))
     assert all(len(set(numbers[order[i : i + 400]])) == 8 for i in range(0, 2000, 400))

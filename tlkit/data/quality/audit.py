@@ -1,12 +1,12 @@
 """What is wrong with a set of images as a set: the same one twice, on two sides of a split, under two labels, or labelled wrongly."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +52,17 @@ class Duplicates:
     leaked_exact: int
     leaked_near: int
     """Held-out images that another split has too."""
+
+
+@dataclass(frozen=True)
+class Audit:
+    """All that an audit found. report: the leak report. kinds: what was looked for. note: what was not, and why."""
+
+    samples: Samples
+    findings: Sequence[Finding]
+    report: Mapping[str, Any]
+    kinds: Collection[str]
+    note: str = ""
 
 
 def pixel_hashes(samples: Sequence[Sample], decoded: Decode, on_image: Callable[[int], None] = lambda images: None) -> list[str]:

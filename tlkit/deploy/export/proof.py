@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from tlkit.data.dataset import make_loader
+from tlkit.data.dataset import ImageDataset, make_loader
 from tlkit.data.decode import encoded
 from tlkit.data.preprocess import Preprocessing
 from tlkit.data.samples import Sample, Samples
@@ -105,8 +105,8 @@ def _proof(
 ) -> Proof:
     spec = Preprocessing.from_json(card.preprocessing, card.mean_picture)
     # Labels play no part here, and some images have none.
-    loader = make_loader([replace(sample, labels=()) for sample in samples], spec, batch_size=BATCH_SIZE, multi_hot=len(card.classes))
-    logits, _ = infer(classifier, loader, spec)
+    images = ImageDataset([replace(sample, labels=()) for sample in samples], spec, multi_hot=len(card.classes))
+    logits, _ = infer(classifier, make_loader(images, batch_size=BATCH_SIZE), spec)
     files = tuple(image_file(sample, number, folder) for number, sample in enumerate(samples))
     return Proof(classifier, card, samples, files, probabilities_of(logits, card), labels, what)
 

@@ -20,7 +20,7 @@ from rich.console import Console
 from torch import Tensor
 
 from tlkit.data.datamodule import ImageDataModule
-from tlkit.data.dataset import ImageLoader, make_loader
+from tlkit.data.dataset import ImageDataset, ImageLoader, make_loader
 from tlkit.data.decode import decoder_versions
 from tlkit.data.progress import progress
 from tlkit.data.samples import Sample
@@ -245,15 +245,14 @@ class ActivationCache:
             array.close()
 
     def _loader(self, samples: Sequence[Sample], *, view: int, augmented: bool) -> ImageLoader:
-        loader = make_loader(
+        images = ImageDataset(
             samples,
             self._data.preprocessing,
-            batch_size=self._data.batch_size,
             augmentation=self._data.augmentation if augmented else None,
-            workers=self._data.workers,
             seed=self._data.seed,
             multi_hot=self._data.samples.multi_hot,
         )
+        loader = make_loader(images, batch_size=self._data.batch_size, workers=self._data.workers)
         loader.sampler.set_epoch(view)  # type: ignore[attr-defined]  # ours: a view is drawn as an epoch is
         return loader
 
