@@ -123,6 +123,31 @@ def test_no_function_has_more_than_seven_arguments() -> None:
     assert not {name: arguments for name, arguments in long.items() if len(arguments) > MOST_ARGUMENTS}
 
 
+WHOLE_RECIPE = {
+    "training/finetune.py: finetune": "the public call",
+    "training/finetune.py: run_recipe": "resolves it, and chooses between one run and folds",
+    "training/folds.py: finetune_folds": "a run for each fold",
+    "training/scale_lr.py: with_scaled_lr": "resolves it",
+    "training/batch_size/find.py: with_batch_size": "resolves it",
+    "training/checkpointing/resume.py: recipe_as_begun": "resolves it",
+    "training/specs.py: Learning.of": "takes out of it what is handed on",
+    "training/specs.py: phase_specs": "takes out of it what is handed on",
+    "training/setup.py: prepare": "builds everything of which a section says what it is",
+    "training/results.py: write_results": "the report shows all of it",
+}
+"""The functions of training that may take a whole recipe, beside those of run.py: all others take sections of it, or value objects."""
+
+
+def test_below_the_run_no_function_takes_the_whole_recipe() -> None:
+    found = {f"{module}: {name}" for module, name, arguments in functions() if any(map(is_recipe, arguments))}
+    training = {name for name in found if name.startswith("training/") and not name.startswith("training/run.py:")}
+    assert training == WHOLE_RECIPE.keys()
+
+
+def is_recipe(argument: ast.arg) -> bool:
+    return argument.annotation is not None and "Recipe" in {node.id for node in ast.walk(argument.annotation) if isinstance(node, ast.Name)}
+
+
 def functions() -> Iterator[tuple[str, str, list[ast.arg]]]:
     """Yield module, name within it and arguments of every function of the package, without self and cls."""
     for module in MODULES:

@@ -14,10 +14,9 @@ from torch.nn.functional import cross_entropy
 
 from tlkit import cli
 from tlkit.errors import RunError, TlkitError
-from tlkit.planning.lr_range import HIGHEST, LOWEST, Sweep, _phase_index, judged, lr_range, ran_away, smooth
+from tlkit.planning.lr_range import HIGHEST, LOWEST, Sweep, check_has_rate, judged, lr_range, ran_away, smooth
 from tlkit.planning.trial import fingerprint, try_phase
 from tlkit.recipe.load import load_recipe
-from tlkit.recipe.schema import Recipe
 from tlkit.training.setup import Setup, prepare
 
 RECIPE = """
@@ -48,14 +47,13 @@ def there(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workplace)
 
 
-def ready(*overrides: str) -> tuple[Recipe, Setup]:
-    recipe = load_recipe("recipe.yaml", overrides)
-    return recipe, prepare(recipe)
+def ready(*overrides: str) -> Setup:
+    return prepare(load_recipe("recipe.yaml", overrides))
 
 
 def test_the_rate_rises_by_the_same_factor_every_step(there: None) -> None:
-    recipe, things = ready()
-    result = lr_range(things.classifier, things.data, recipe, 0, things.trained[0], steps=41)
+    things = ready()
+    result = lr_range(things, things.phases[0], steps=41)
     # 1e-7 to 10 are eight decades: five steps each, if none is left out.
     assert result.lrs[0] == LOWEST
     assert result.lrs[20] == pytest.approx(1e-3)
@@ -71,10 +69,10 @@ class Recorded(Sweep):
 
 
 def test_groups_keep_the_ratio_of_their_rates(there: None) -> None:
-    recipe, things = ready()
+    things = ready()
     sweep = Recorded(0.01, 3, lambda steps: None)
     limits = {"max_steps": 2, "max_epochs": -1, "limit_val_batches": 0}
-    try_phase(things.classifier, things.data, recipe, recipe.phases[0], things.trained[0], callback=sweep, **limits)
+    try_phase(things.classifier, things.data, things.learning, things.phases[0], callback=sweep, **limits)
     # The second of three steps is half-way between 1e-7 and 10 on the logarithm's scale: 1e-3. layer_decay is 0.5, a stage a step.
     stages = [stage.name for stage in reversed(things.classifier.stages)]
     assert sweep.lrs == pytest.approx([1e-7, 1e-3])
@@ -84,10 +82,10 @@ def test_groups_keep_the_ratio_of_their_rates(there: None) -> None:
 
 
 def test_nothing_is_changed(there: None) -> None:
-    recipe, things = ready("augment=[HorizontalFlip]")
+    things = ready("augment=[HorizontalFlip]")
     before = fingerprint(things.classifier)
     torch_next, numpy_next, python_next = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    lr_range(things.classifier, things.data, recipe, 0, things.trained[0], steps=12)
+    lr_range(things, things.phases[0], steps=12)
     assert fingerprint(things.classifier) == before
     assert torch.equal(torch.get_rng_state(), torch_next)
     assert all(np.array_equal(now, then) for now, then in zip(np.random.get_state(), numpy_next, strict=True))
@@ -95,7 +93,7 @@ def test_nothing_is_changed(there: None) -> None:
 
 
 def test_the_fingerprint_sees_a_weight_a_mode_and_a_draw(there: None) -> None:
-    _, things = ready()
+    things = ready()
     classifier = things.classifier
     before = fingerprint(classifier)
     with torch.no_grad():
@@ -108,9 +106,9 @@ def test_the_fingerprint_sees_a_weight_a_mode_and_a_draw(there: None) -> None:
 
 
 def test_losses_are_those_of_whole_steps(there: None) -> None:
-    recipe, things = ready("optimizer.accumulate=2", "model.head.dropout=0.0", "phases[0].layer_decay=null")
-    result = lr_range(things.classifier, things.data, recipe, 0, things.trained[0], steps=12)
-    things.classifier.train_only(things.trained[0], "adapt")
+    things = ready("optimizer.accumulate=2", "model.head.dropout=0.0", "phases[0].layer_decay=null")
+    result = lr_range(things, things.phases[0], steps=12)
+    things.classifier.train_only(things.phases[0].trained, "adapt")
     batches = [batch for _, batch in zip(range(2), things.data.train_dataloader(), strict=False)]
     with torch.no_grad():
         losses = [
@@ -208,6 +206,6 @@ def test_too_few_steps_are_refused_before_anything_is_loaded(there: None, capsys
 
 def test_a_phase_that_has_no_rate_is_refused(there: None) -> None:
     with pytest.raises(TlkitError, match="--phase 3: the recipe has 2 phases, counted from 1"):
-        _phase_index(load_recipe("recipe.yaml"), 3)
+        check_has_rate(load_recipe("recipe.yaml"), 3)
     with pytest.raises(TlkitError, match="scikit-learn fits a svm head"):
-        _phase_index(load_recipe("recipe.yaml", ["model.head={kind: svm}"]), 2)
+        check_has_rate(load_recipe("recipe.yaml", ["model.head={kind: svm}"]), 2)

@@ -30,6 +30,7 @@ from tlkit.planning.trial import try_phase, unchanged
 from tlkit.recipe.fields.model import Head
 from tlkit.recipe.load import load_recipe
 from tlkit.recipe.schema import Recipe
+from tlkit.training.specs import Learning, phase_specs
 
 RECIPE = """
 name: colours
@@ -182,7 +183,8 @@ def trial(recipe: Recipe, callback: Callback, **limits: int) -> Classifier:
     preprocessing = Preprocessing(32, "stretch", 1.0, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     data = ImageDataModule(samples, preprocessing, batch_size=recipe.data.batch_size, workers=0)
     everything = frozenset(name for name, _ in classifier.backbone.named_parameters())
-    try_phase(classifier, data, recipe, recipe.phases[0], everything, callback=callback, limit_val_batches=0, **limits)
+    spec, *_ = phase_specs(recipe, [everything] * len(recipe.phases))
+    try_phase(classifier, data, Learning.of(recipe), spec, callback=callback, limit_val_batches=0, **limits)
     return classifier
 
 

@@ -18,7 +18,6 @@ from tlkit.training.finetune import run_recipe
 from tlkit.training.objective import build_objective
 from tlkit.training.phases import build_module
 from tlkit.training.setup import prepare
-from tlkit.training.specs import Learning
 
 RECIPE = """
 name: halves
@@ -45,7 +44,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
 def fit(recipe: Recipe, epochs: int, folder: Path, checkpoint: Path | None = None) -> tuple[int, dict[str, torch.Tensor]]:
     """The counter and the averaged weights at the end."""
     ready = prepare(recipe)
-    ready.classifier.train_only(ready.trained[0])
+    ready.classifier.train_only(ready.phases[0].trained)
     (phase,) = recipe.gradient_phases.values()
     average: WeightAveraging = moving_average(recipe.ema or Ema())
     trainer = Trainer(
@@ -57,7 +56,7 @@ def fit(recipe: Recipe, epochs: int, folder: Path, checkpoint: Path | None = Non
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
     )
-    learning = Learning.of(recipe)
+    learning = ready.learning
     objective = build_objective(learning, ready.classifier, ready.samples)
     module = build_module(ready.classifier, ready.data, objective, learning, phase)
     trainer.fit(module, datamodule=ready.data, ckpt_path=checkpoint)

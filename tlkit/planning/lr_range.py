@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -16,20 +16,18 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.markup import escape
 
-from tlkit.data.datamodule import ImageDataModule
 from tlkit.data.progress import progress
 from tlkit.errors import RunError, TlkitError
 from tlkit.evaluation.curves import TRAINING, VALIDATION
 from tlkit.files import atomic_file, write_csv
-from tlkit.models.classifier import Classifier
 from tlkit.planning.trial import try_phase, unchanged
-from tlkit.recipe.fields.phases import SolvedPhase
+from tlkit.recipe.fields.phases import Phase, SolvedPhase
 from tlkit.recipe.schema import Recipe
 from tlkit.terminal import counted, print_panel, tlkit_command
 from tlkit.training.batch_size.find import with_batch_size
 from tlkit.training.run_folder import check_out, make_run_folder
-from tlkit.training.setup import prepare
-from tlkit.training.specs import phase_name
+from tlkit.training.setup import Setup, prepare
+from tlkit.training.specs import PhaseSpec, phase_name
 
 LOWEST, HIGHEST = 1e-7, 10.0
 DIVERGED = 4
@@ -70,40 +68,34 @@ def lr_command(recipe: Recipe, number: int, *, steps: int, out: Path | None, wor
     check_out(out)
     if steps < FEWEST_STEPS:
         raise TlkitError(f"--steps {steps} is too few for a suggestion. Expected {FEWEST_STEPS} or more; 100 is usual.")
-    phase = _phase_index(recipe, number)
-    recipe = with_batch_size(recipe)
-    ready = prepare(recipe)
-    console = Console(stderr=True)
-    result = lr_range(ready.classifier, ready.data, recipe, phase, ready.trained[phase], steps=steps, console=console)
+    check_has_rate(recipe, number)
+    setup = prepare(with_batch_size(recipe))
+    (spec,) = (spec for spec in setup.phases if spec.number == number)
+    result = lr_range(setup, spec, steps=steps, console=Console(stderr=True))
     run = make_run_folder(f"{recipe.name}-lr", out)
     columns = ("lr", "loss", "smoothed")
     steps_taken = zip(result.lrs, result.losses, result.smoothed, strict=True)
     write_csv(run / "lr.csv", columns, (dict(zip(columns, step, strict=True)) for step in steps_taken))
-    draw_lr_range(result, recipe, phase, run / "lr.png")
-    print_lr_range(result, recipe, phase, run, words=words)
+    draw_lr_range(result, spec, f"{recipe.name}, phase {number}: {phase_name(spec.phase.train)}", run / "lr.png")
+    print_lr_range(result, spec, run, words=words)
     return 0
 
 
-def lr_range(
-    classifier: Classifier,
-    data: ImageDataModule,
-    recipe: Recipe,
-    phase: int,
-    trained: frozenset[str],
-    *,
-    steps: int,
-    console: Console | None = None,
-) -> LrRange:
-    """Trains a copy of the classifier for `steps` steps while the rate rises from 1e-7 to 10; all groups keep their ratio.
+def lr_range(setup: Setup, spec: PhaseSpec, *, steps: int, console: Console | None = None) -> LrRange:
+    """Train a copy of the classifier for `steps` steps while the rate rises from 1e-7 to 10; all groups keep their ratio.
 
-    trained: the backbone's parameters that train beside the head.
-    Raises RunError if the classifier or a random generator is not as it was before.
+    spec: of a phase that trains by gradients. Raises RunError if the classifier or a random generator is not as it was before.
     """
-    with unchanged(classifier), progress(console or Console(quiet=True), "raising the learning rate", steps, unit="steps") as advance:
-        sweep = Sweep(recipe.gradient_phases[phase].lr, steps, advance)
+    quiet = console or Console(quiet=True)
+    with unchanged(setup.classifier), progress(quiet, "raising the learning rate", steps, unit="steps") as advance:
+        sweep = Sweep(rate_of(spec), steps, advance)
         limits = {"max_steps": steps, "max_epochs": -1, "limit_val_batches": 0}
-        try_phase(classifier, data, recipe, recipe.gradient_phases[phase], trained, callback=sweep, **limits)
+        try_phase(setup.classifier, setup.data, setup.learning, spec, callback=sweep, **limits)
     return judged(sweep.lrs, sweep.losses, diverged=sweep.diverged)
+
+
+def rate_of(spec: PhaseSpec) -> float:
+    return cast(Phase, spec.phase).lr
 
 
 class Sweep(Callback):
@@ -194,7 +186,7 @@ def _between(lrs: Sequence[float], losses: NDArray[np.float64], smoothed: NDArra
     return lrs[int(good[0])] / MARGIN, lrs[int(good[-1])] / MARGIN
 
 
-def draw_lr_range(result: LrRange, recipe: Recipe, phase: int, file: Path) -> None:
+def draw_lr_range(result: LrRange, spec: PhaseSpec, title: str, file: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -209,10 +201,10 @@ def draw_lr_range(result: LrRange, recipe: Recipe, phase: int, file: Path) -> No
     if result.suggestion is not None:
         axis.axvline(result.suggestion, color="#2e7d32", ls="--", label=f"suggestion {result.suggestion:.1e}")
         axis.axvspan(*result.between, color="#2e7d32", alpha=0.12, lw=0)
-    now = recipe.gradient_phases[phase].lr
+    now = rate_of(spec)
     axis.axvline(now, color="#777777", ls=":", label=f"the recipe's {now:.1e}")
     axis.set(xscale="log", xlabel="learning rate (of the head)", ylabel="training loss")
-    axis.set_title(f"{recipe.name}, phase {phase + 1}: {phase_name(recipe.phases[phase].train)}", fontweight="bold")
+    axis.set_title(title, fontweight="bold")
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False, loc="best")
@@ -221,8 +213,8 @@ def draw_lr_range(result: LrRange, recipe: Recipe, phase: int, file: Path) -> No
     plt.close(figure)
 
 
-def print_lr_range(result: LrRange, recipe: Recipe, phase: int, run: Path, *, words: Sequence[str]) -> None:
-    now = recipe.gradient_phases[phase].lr
+def print_lr_range(result: LrRange, spec: PhaseSpec, run: Path, *, words: Sequence[str]) -> None:
+    now = rate_of(spec)
     end = "then it ran away" if result.diverged else "and it never ran away"
     if result.suggestion is None:
         rows = [("suggestion", "none: no rate made the loss fall. More steps may tell: --steps 300")]
@@ -232,15 +224,15 @@ def print_lr_range(result: LrRange, recipe: Recipe, phase: int, run: Path, *, wo
         rows.append(("how sure", f"{low:.1e} to {high:.1e} are as good, as far as {len(result.losses)} noisy steps can tell"))
     rows.append(("lowest loss", f"{min(result.smoothed):.3f} at {result.lowest_at:.1e}, {end}"))
     rows.append(("curve", escape(str(run / "lr.png"))))
-    if phase:
-        earlier = "phase 1 was" if phase == 1 else f"phases 1 to {phase} were"
+    if spec.index:
+        earlier = "phase 1 was" if spec.index == 1 else f"phases 1 to {spec.index} were"
         rows.append(("note", f"{earlier} not trained before it: the head is new here"))
-    commands = [tlkit_command("finetune", *words, f"phases[{phase}].lr={result.suggestion:.1e}")] if result.suggestion else []
-    print_panel(f"phase {phase + 1}/{len(recipe.phases)} {phase_name(recipe.phases[phase].train)}", rows, commands)
+    commands = [tlkit_command("finetune", *words, f"{spec.key}.lr={result.suggestion:.1e}")] if result.suggestion else []
+    print_panel(spec.title, rows, commands)
 
 
-def _phase_index(recipe: Recipe, number: int) -> int:
-    """Raises TlkitError for a phase that there is none of, that is solved, or that scikit-learn takes over."""
+def check_has_rate(recipe: Recipe, number: int) -> None:
+    """Raise TlkitError for a phase that there is none of, that is solved, or that scikit-learn takes over."""
     count, kind = len(recipe.phases), recipe.model.head.kind
     if number > count:
         raise TlkitError(f"--phase {number}: the recipe has {count} phase{'' if count == 1 else 's'}, counted from 1.")
@@ -249,4 +241,3 @@ def _phase_index(recipe: Recipe, number: int) -> int:
         raise TlkitError(f"--phase {number} has no learning rate: phases[{number - 1}] is solved by L-BFGS.\n  {fix}")
     if number - 1 not in recipe.gradient_phases:
         raise TlkitError(f"--phase {number} has no learning rate: scikit-learn fits a {kind} head.\n  Set model.head.kind to linear.")
-    return number - 1

@@ -42,6 +42,7 @@ from tlkit.training.optimizers import check_optimizer_name
 from tlkit.training.phases import check_batch_size
 from tlkit.training.scale_lr import with_scaled_lr
 from tlkit.training.setup import build, gather_what_there_is, trainable_parameters
+from tlkit.training.specs import Learning, PhaseSpec, phase_specs
 from tlkit.training.trainer import check_devices, seed_everything
 
 PROBED = (2, 4)
@@ -138,21 +139,22 @@ def _make_plan(recipe: Recipe, folder: Path) -> Plan:
         check_backbone_name(recipe.model.backbone)
         check_optimizer_name(recipe.optimizer.name)
         devices, here = check_devices(recipe.trainer)
-        found, weights = gather_what_there_is(recipe)
+        found, weights = gather_what_there_is(recipe.data, recipe.model, recipe.task)
         samples = None if isinstance(found, TlkitError) else split_by_recipe(found, recipe.data, recipe.seed)
         used = Weights("random") if isinstance(weights, TlkitError) else weights
         shown = samples or _made_up(recipe, folder)
         seed_everything(recipe.seed)
         notes: list[str] = []
         # A few images will do: what `normalize: dataset` takes from all of them changes no shape and no time.
-        classifier, preprocessing = build(recipe, _few(shown), used, log=notes.append)
+        classifier, preprocessing = build(recipe.data, recipe.model, _few(shown), used, log=notes.append)
         augmentation = build_augmentation(recipe.augment, recipe.data.image_size, recipe.data.channels)
-        trained = trainable_parameters(recipe, classifier)
+        trained = trainable_parameters(recipe.phases, classifier, recipe.model.backbone)
         border = border_warning(recipe.model.backbone, classifier.backbone, recipe.data.image_size)
 
     trial = _Trial(recipe, classifier, preprocessing, augmentation, shown, recipe.data.known_batch_size // devices, here.type)
     started = time.perf_counter() - began
-    phases = [trial.plan_phase(number, trained[number], timed=samples is not None) for number in recipe.gradient_phases]
+    specs = phase_specs(recipe, trained)
+    phases = [trial.plan_phase(spec, spec.phase, timed=samples is not None) for spec in specs if isinstance(spec.phase, Phase)]
     solved = {number: Trial(**vars(trial)).time_solved(phase) for number, phase in _solved_phases(recipe) if samples}
     return Plan(
         recipe=recipe,
@@ -237,19 +239,18 @@ class _Trial:
     batch_size: int
     device: str
 
-    def plan_phase(self, number: int, trained: frozenset[str], *, timed: bool) -> PhasePlan:
-        phase = self.recipe.gradient_phases[number]
-        self.classifier.train_only(trained, phase.batchnorm)
+    def plan_phase(self, spec: PhaseSpec, phase: Phase, *, timed: bool) -> PhasePlan:
+        self.classifier.train_only(spec.trained, phase.batchnorm)
         check_batch_size(self.classifier, self.batch_size)
         probe = MemoryProbe()
         for size in PROBED:
-            module = self._try(phase, trained, probe, size, max_epochs=1, limit_train_batches=1, limit_val_batches=0)
+            module = self._try(spec, probe, size, max_epochs=1, limit_train_batches=1, limit_val_batches=0)
         memory = probe.memory(module, self.batch_size, copies=(self.recipe.ema is not None) + (self.recipe.loss.l2_sp > 0))
         rows = tuple(stage_rows(module, probe.groups))
-        timing = Trial(**vars(self)).time(number, trained, probe.seconds) if timed else None
-        return PhasePlan(number, phase, rows, memory, timing)
+        timing = Trial(**vars(self)).time(spec.index, spec.trained, probe.seconds) if timed else None
+        return PhasePlan(spec.index, phase, rows, memory, timing)
 
-    def _try(self, phase: Phase, trained: frozenset[str], callback: Callback, batch_size: int, **limits: int) -> PhaseModule:
+    def _try(self, spec: PhaseSpec, callback: Callback, batch_size: int, **limits: int) -> PhaseModule:
         data = ImageDataModule(
             self.samples,
             self.preprocessing,
@@ -259,7 +260,7 @@ class _Trial:
             seed=self.recipe.seed,
             balanced=self.recipe.imbalance == "sampler",
         )
-        return try_phase(self.classifier, data, self.recipe, phase, trained, callback=callback, **limits)
+        return try_phase(self.classifier, data, Learning.of(self.recipe), spec, callback=callback, **limits)
 
 
 def stage_rows(module: PhaseModule, groups: Sequence[dict[str, Any]]) -> list[StageRow]:

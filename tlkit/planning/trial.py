@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
 from hashlib import sha256
+from typing import cast
 
 import torch
 from lightning.pytorch import Callback
@@ -14,35 +15,34 @@ from tlkit.errors import RunError
 from tlkit.models.classifier import Classifier
 from tlkit.recipe.fields.learning import Schedule
 from tlkit.recipe.fields.phases import Phase
-from tlkit.recipe.schema import Recipe
 from tlkit.training.checkpointing.rng import generator_states, set_generators
 from tlkit.training.module import PhaseModule
 from tlkit.training.objective import build_objective
 from tlkit.training.phases import build_module
-from tlkit.training.specs import Learning
+from tlkit.training.specs import Learning, PhaseSpec
 from tlkit.training.trainer import build_trial_trainer, fit_unsaved
 
 
 def try_phase(
     classifier: Classifier,
     data: ImageDataModule,
-    recipe: Recipe,
-    phase: Phase,
-    trained: frozenset[str],
+    learning: Learning,
+    spec: PhaseSpec,
     *,
     callback: Callback,
     **limits: int,
 ) -> PhaseModule:
-    """Trains a copy of the classifier as the phase would, at a constant learning rate and on one device, and returns what was trained.
+    """Train a copy of the classifier as the phase would, at a constant learning rate and on one device, and return what was trained.
 
-    trained: the backbone's parameters that train beside the head. limits: Lightning's `max_steps`, `limit_train_batches` and the like."""
-    copied = deepcopy(classifier)
-    copied.train_only(trained, phase.batchnorm)
-    learning = replace(Learning.of(recipe), schedule=Schedule(name="constant"))
+    spec: of a phase that trains by gradients. limits: Lightning's `max_steps`, `limit_train_batches` and the like.
+    """
     # Compiling takes longer than a trial.
-    phase = phase.model_copy(update={"compile": False})
+    phase = cast(Phase, spec.phase).model_copy(update={"compile": False})
+    copied = deepcopy(classifier)
+    copied.train_only(spec.trained, phase.batchnorm)
+    learning = replace(learning, schedule=Schedule(name="constant"))
     module = build_module(copied, data, build_objective(learning, copied, data.samples), learning, phase)
-    trainer = build_trial_trainer(recipe.trainer_of(phase), optimizer=recipe.optimizer, callbacks=[callback], **limits)
+    trainer = build_trial_trainer(spec.trainer, optimizer=learning.optimizer, callbacks=[callback], **limits)
     fit_unsaved(trainer, module, data)
     return module
 

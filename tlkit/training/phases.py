@@ -1,7 +1,7 @@
 """The phases, one `trainer.fit` each: own optimizer, own schedule, own wrapping for DDP."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import isfinite
@@ -23,7 +23,7 @@ from tlkit.models.classifier import Classifier
 from tlkit.models.split import Suffix
 from tlkit.recipe.fields.learning import Mix
 from tlkit.recipe.fields.phases import Phase
-from tlkit.recipe.fields.trainer import Cache, Trainer
+from tlkit.recipe.fields.trainer import Cache, CheckpointEvery
 from tlkit.system import cache_folder
 from tlkit.terminal import counted
 from tlkit.training.auxiliary import AuxiliaryHeads
@@ -70,8 +70,6 @@ class Training:
     """What goes on from one phase of a run to the next."""
 
     setup: Setup
-    learning: Learning
-    cache: Cache
     context: RunContext
     objective: Objective
     best: BestWeights
@@ -79,26 +77,25 @@ class Training:
     checkpoints: Checkpoints
 
     @classmethod
-    def begin(cls, setup: Setup, learning: Learning, cache: Cache, trainer: Trainer, context: RunContext) -> Self:
+    def begin(cls, setup: Setup, every: CheckpointEvery, context: RunContext) -> Self:
         """Build it, and put it into the state of the checkpoint that the run goes on from, if it does."""
-        objective = build_objective(learning, setup.classifier, setup.samples)
+        objective = build_objective(setup.learning, setup.classifier, setup.samples)
         if is_main_process():
             context.checkpoints.mkdir(exist_ok=True)
         best = BestWeights(context.checkpoints / "best.safetensors", setup.classifier)
         table = MetricsTable(context.folder / "metrics.csv")
-        every = trainer.checkpoint_every
         checkpoints = Checkpoints(setup.classifier, objective.auxiliary, best, table, every=every, context=context)
         if context.resumed is not None:
             checkpoints.go_on(context.resumed.checkpoint, context.resumed.state)
-        return cls(setup, learning, cache, context, objective, best, table, checkpoints)
+        return cls(setup, context, objective, best, table, checkpoints)
 
 
-def train_phases(training: Training, specs: Sequence[PhaseSpec]) -> Trained:
+def train_phases(training: Training) -> Trained:
     """Train phase after phase; the classifier is left with the weights of the best epoch of all.
 
     Raises KeyboardInterrupt after a signal, with the best weights and a checkpoint in `run/checkpoints`.
     """
-    best, checkpoints = training.best, training.checkpoints
+    best, checkpoints, specs = training.best, training.checkpoints, training.setup.phases
     for spec in specs:
         if spec.index < checkpoints.phase:
             continue  # done before
@@ -126,7 +123,7 @@ def solve_phase(training: Training, spec: PhaseSpec) -> None:
             setup.data,
             spec,
             criterion=training.objective.criterion,
-            cache=training.cache,
+            cache=setup.cache,
             console=context.console,
         )
         training.table.add(row, writes=True)
@@ -135,7 +132,7 @@ def solve_phase(training: Training, spec: PhaseSpec) -> None:
 
 def train_phase(training: Training, spec: PhaseSpec, phase: Phase) -> None:
     """Freeze, build, cache and fit."""
-    classifier, data, learning = training.setup.classifier, training.setup.data, training.learning
+    classifier, data, learning = training.setup.classifier, training.setup.data, training.setup.learning
     keep_start(training, spec)
     classifier.train_only(spec.trained, phase.batchnorm)
     training.checkpoints.set_trainable_names(classifier.changing)
@@ -153,7 +150,7 @@ def train_phase(training: Training, spec: PhaseSpec, phase: Phase) -> None:
     check_batch_size(classifier, data.batch_size // trainer.world_size)
     inputs, suffix = inputs_of_phase(training, spec, trainer)
     if suffix is None:
-        cache_decoded(data, training.cache, spec, trainer.num_devices)
+        cache_decoded(data, training.setup.cache, spec, trainer.num_devices)
     setting = setting_of(training, phase, trainer, kept=suffix is not None)
     trainer.callbacks.append(TimeShares(clock, title=spec.title, setting=setting))  # type: ignore[attr-defined]
     with compiling_explained(spec, phase):
@@ -171,7 +168,7 @@ def keep_start(training: Training, spec: PhaseSpec) -> None:
 
 def phase_callbacks(training: Training, spec: PhaseSpec) -> list[Callback]:
     """The average comes after BestWeights, which sees it so while it is swapped in."""
-    setup, learning, context = training.setup, training.learning, training.context
+    setup, learning, context = training.setup, training.setup.learning, training.context
     callbacks: list[Callback] = [Gathered(setup.classifier)] if spec.trainer.strategy == "fsdp" else []
     callbacks += [
         training.best,
@@ -202,10 +199,10 @@ def build_module(
 
 def inputs_of_phase(training: Training, spec: PhaseSpec, trainer: lightning.Trainer) -> tuple[lightning.LightningDataModule, Suffix | None]:
     """Return the images; or, where the frozen part has to run only once, its activations and the layers that come after it."""
-    setup, cache = training.setup, training.cache
+    setup, cache = training.setup, training.setup.cache
     if not cache.use or setup.classifier.trains_whole_backbone:
         return setup.data, None
-    auxiliary, mix, console = training.objective.auxiliary, training.learning.mix, training.context.console
+    auxiliary, mix, console = training.objective.auxiliary, setup.learning.mix, training.context.console
     try:
         return cached_inputs(setup.classifier, setup.data, cache, auxiliary, mix, trainer=trainer, console=console)
     except CacheUnavailable as why:
@@ -258,8 +255,8 @@ def setting_of(training: Training, phase: Phase, trainer: lightning.Trainer, *, 
         runs_frozen=not kept and not classifier.trains_whole_backbone,
         decodes=not kept and not data.uses_decoded_cache and phase.epochs > 1,
         augments=data.augmentation is not None,
-        mixes=training.learning.mix != Mix(),
-        cache=training.cache,
+        mixes=training.setup.learning.mix != Mix(),
+        cache=training.setup.cache,
     )
 
 

@@ -20,15 +20,15 @@ from tlkit.files import write_json
 from tlkit.models.classifier import Classifier
 from tlkit.models.inference import infer
 from tlkit.models.model_folder import load_with_card, update_metrics
-from tlkit.models.weights import Weights
 from tlkit.recipe.fields.learning import Mix
-from tlkit.recipe.fields.model import CLASSICAL_HEADS
+from tlkit.recipe.fields.model import CLASSICAL_HEADS, Head, Model
 from tlkit.recipe.fields.phases import Phase, SolvedPhase
 from tlkit.recipe.load import recipe_yaml
-from tlkit.recipe.schema import Recipe
+from tlkit.recipe.schema import Imbalance, Recipe
 from tlkit.system import is_command_line
 from tlkit.terminal import can_print, counted, print_panel, tlkit_command
 from tlkit.training.setup import Setup
+from tlkit.training.specs import PhaseSpec, phase_name
 
 if TYPE_CHECKING:
     import torch
@@ -47,7 +47,7 @@ IMBALANCE_WORDS = {
 }
 
 
-def metric_notes(recipe: Recipe, samples: Samples) -> dict[str, str]:
+def metric_notes(imbalance: Imbalance, samples: Samples) -> dict[str, str]:
     """How the best epoch is chosen where it isn't by accuracy, and what makes up for rare classes: for the log and the report."""
     said: dict[str, str] = {}
     primary_metric, counts = primary_metric_of(samples), samples.training_counts()
@@ -56,9 +56,9 @@ def metric_notes(recipe: Recipe, samples: Samples) -> dict[str, str]:
     if primary_metric != "accuracy":
         why = f"{spread}, so " if primary_metric == "balanced_accuracy" else "an image may have any number of labels, so "
         said["best epoch"] = f"{why}{metric_label(primary_metric)} chooses the best epoch and leads the results"
-    if recipe.imbalance != "none":
+    if imbalance != "none":
         known = primary_metric == "balanced_accuracy"  # said in the line above
-        said["imbalance"] = f"{recipe.imbalance}: {IMBALANCE_WORDS[recipe.imbalance]}{'' if known else f'; {spread}'}"
+        said["imbalance"] = f"{imbalance}: {IMBALANCE_WORDS[imbalance]}{'' if known else f'; {spread}'}"
     return said
 
 
@@ -81,110 +81,104 @@ def choose_thresholds(classifier: Classifier, data: "ImageDataModule", device: "
     return best_thresholds(logits, labels)
 
 
-def measure_shipped(model: Path, ready: Setup, recipe: Recipe, result: "Trained", *, console: "Console") -> dict[str, Any]:
+def measure_shipped(folder: Path, setup: Setup, trained: "Trained", *, model: Model, skips: bool, console: "Console") -> dict[str, Any]:
     """Validation and test metrics of the model as it was written, read back from its folder.
 
     The test split is used here and nowhere else, from its files on; of validation, what training has kept of it is enough.
+    folder: the model's. skips: whether images that can't be read were left out.
     """
-    classifier, card = load_with_card(model)
-    classifier.to(result.device)
-    preprocessing, samples, batch_size = (
-        Preprocessing.from_json(card.preprocessing, card.mean_picture),
-        ready.samples,
-        recipe.data.known_batch_size,
-    )
+    classifier, card = load_with_card(folder)
+    classifier.to(trained.device)
+    preprocessing = Preprocessing.from_json(card.preprocessing, card.mean_picture)
+    samples, batch_size, spec = setup.samples, setup.data.batch_size, setup.phase(trained.best_phase)
     metrics: dict[str, Any] = {}
     if samples.of("test"):
         logits, labels = split_logits(classifier, samples, "test", preprocessing, batch_size=batch_size)
         metrics["test"] = measure_logits(logits, labels, samples=samples, split="test", thresholds=card.thresholds)
-        write_predictions(model.parent, prediction_rows(logits, samples.of("test"), card.classes, card.thresholds))
-    kept = cached_validation(classifier, ready, recipe, result, console=console)
+        write_predictions(folder.parent, prediction_rows(logits, samples.of("test"), card.classes, card.thresholds))
+    kept = cached_validation(classifier, setup, spec, trained.device, console=console)
     if kept is not None:
         metrics["val"] = measure_logits(*kept, samples=samples, split="val", thresholds=card.thresholds)
     else:
         metrics["val"] = measure_split(classifier, samples, "val", preprocessing, batch_size=batch_size, thresholds=card.thresholds)
-    best = next(row for row in result.rows if (row["phase"], row["epoch"]) == (result.best_phase, result.best_epoch))
-    metrics["best"] = {"phase": result.best_phase, "epoch": result.best_epoch, "train_accuracy": best["train/accuracy"]}
-    metrics["best"]["fitted_by"] = fitted_by(recipe, result.best_phase)
-    metrics["best"]["train_conditions"] = train_conditions(recipe, result.best_phase)
+    best = next(row for row in trained.rows if (row["phase"], row["epoch"]) == (trained.best_phase, trained.best_epoch))
+    metrics["best"] = {"phase": trained.best_phase, "epoch": trained.best_epoch, "train_accuracy": best["train/accuracy"]}
+    metrics["best"]["fitted_by"] = fitted_by(spec, model.head)
+    metrics["best"]["train_conditions"] = train_conditions(spec, setup, model)
     metrics |= named_primary_metric(recorded_primary_metric(metrics["val"]))
-    if result.wise_ft is not None:
-        metrics["wise_ft"] = dict(result.wise_ft)
+    if trained.wise_ft is not None:
+        metrics["wise_ft"] = dict(trained.wise_ft)
     metrics["pictures"] = dict(Counter(sample.split for sample in samples.samples))
-    if recipe.data.on_bad == "skip":
+    if skips:
         metrics["skipped"] = len(samples.skipped)
     if samples.source_size:
         metrics["limited_from"] = samples.source_size
     if samples.fold:
         metrics["fold"] = dict(zip(("number", "of"), samples.fold, strict=True))
-    update_metrics(model, metrics)
+    update_metrics(folder, metrics)
     return metrics
 
 
-def fitted_by(recipe: Recipe, phase: int) -> str:
-    """Return what found the head in one go, without epochs, in the phase that was best; empty for epochs. phase: counted from 1."""
-    if phase > len(recipe.phases):
-        return "nearest neighbours" if recipe.model.head.kind == "knn" else "scikit-learn"
-    return "L-BFGS" if isinstance(recipe.phases[phase - 1], SolvedPhase) else ""
+def fitted_by(best: PhaseSpec | None, head: Head) -> str:
+    """Return what found the head without epochs; empty for epochs. best: the best phase, None where scikit-learn has fitted the head."""
+    if best is None:
+        return "nearest neighbours" if head.kind == "knn" else "scikit-learn"
+    return "L-BFGS" if isinstance(best.phase, SolvedPhase) else ""
 
 
-def train_conditions(recipe: Recipe, phase: int) -> list[str]:
-    """Return how training images, and the network that saw them, differed from those of validation. phase: counted from 1."""
-    if fitted_by(recipe, phase):
+def train_conditions(best: PhaseSpec | None, setup: Setup, model: Model) -> list[str]:
+    """Return how training images, and the network that saw them, differed from those of validation. best: see `fitted_by`."""
+    if best is None or isinstance(best.phase, SolvedPhase):
         return []
-    drops_path = recipe.model.drop_path > 0 and recipe.phases[phase - 1].train != "head"
     conditions = {
-        "augmented": bool(recipe.augment),
-        "blended": recipe.mix != Mix(),
-        "with dropout": recipe.model.head.dropout > 0 or drops_path,
-        "drawn class by class": recipe.imbalance == "sampler",
+        "augmented": setup.data.augmentation is not None,
+        "blended": setup.learning.mix != Mix(),
+        "with dropout": model.head.dropout > 0 or (model.drop_path > 0 and best.phase.train != "head"),
+        "drawn class by class": setup.data.balanced,
     }
     return [condition for condition, holds in conditions.items() if holds]
 
 
 def cached_validation(
-    classifier: Classifier, ready: Setup, recipe: Recipe, result: "Trained", *, console: "Console"
+    classifier: Classifier, setup: Setup, best: PhaseSpec | None, device: "torch.device", *, console: "Console"
 ) -> "tuple[Tensor, Tensor] | None":
-    """Logits and labels of validation by what the best phase has kept, if the classifier's frozen part is still the very same."""
+    """Return logits and labels of validation by what the best phase has cached, if the classifier's frozen part is still the very same."""
     from tlkit.training.cache.activations import ActivationCache
 
-    if not recipe.cache.use or result.best_phase > len(ready.trained):
+    if not setup.cache.use or best is None:
         return None
-    phase = recipe.phases[result.best_phase - 1]
-    if isinstance(phase, Phase) and recipe.trainer_of(phase).precision != "32-true":
+    phase = best.phase
+    if isinstance(phase, Phase) and best.trainer.precision != "32-true":
         return None  # the shipped model is measured in 32 bits
-    classifier.train_only(ready.trained[result.best_phase - 1], phase.batchnorm if isinstance(phase, Phase) else "frozen")
+    classifier.train_only(best.trained, phase.batchnorm if isinstance(phase, Phase) else "frozen")
     try:
-        return ActivationCache(classifier, ready.data, recipe.cache, device=result.device, precision="32-true", console=console).logits(
-            "val"
-        )
+        return ActivationCache(classifier, setup.data, setup.cache, device=device, precision="32-true", console=console).logits("val")
     except CacheUnavailable:
         return None
     finally:
         classifier.eval()
 
 
-def write_results(run: Path, recipe: Recipe, samples: Samples, weights: Weights, result: "Trained", metrics: Mapping[str, Any]) -> None:
+def write_results(run: Path, recipe: Recipe, setup: Setup, trained: "Trained", metrics: Mapping[str, Any]) -> None:
     """Write metrics.json, curves.png and report.html, and for a command the panel that a person reads."""
-    from tlkit.training.specs import phase_name
     from tlkit.training.tensorboard import log_results
 
     write_json(run / "metrics.json", metrics)
-    head = recipe.model.head
+    samples, head = setup.samples, recipe.model.head
     names = [*(phase_name(phase.train) for phase in recipe.phases), head.kind]
-    draw_curves(result.rows, names, run / "curves.png", primary_metric=metrics["primary_metric"])
+    draw_curves(trained.rows, names, run / "curves.png", primary_metric=metrics["primary_metric"])
     facts = {
         "images": split_summary(samples),
         **({"left out": f"{counted(len(samples.skipped), 'image')} that can't be read; skipped.csv names each"} if samples.skipped else {}),
         **({"about the data": "\n".join(samples.warnings)} if samples.warnings else {}),
         "classes": f"{len(samples.classes)}: {', '.join(samples.classes[:20])}{' ...' if len(samples.classes) > 20 else ''}",
-        "backbone": f"{recipe.model.backbone}, weights from {weights.origin}",
+        "backbone": f"{recipe.model.backbone}, weights from {setup.weights.origin}",
         "head": f"{head.kind}, fitted by scikit-learn" if head.kind in CLASSICAL_HEADS else f"{head.kind}, dropout {head.dropout}",
         "phases": "; ".join(f"{names[i]}, {how_trained(phase)}" for i, phase in recipe.run_phases.items()) or "none",
-        **({"shipped": f"{result.wise_ft['share']:g} of the way to the fine-tuned weights (WiSE-FT)"} if result.wise_ft else {}),
+        **({"shipped": f"{trained.wise_ft['share']:g} of the way to the fine-tuned weights (WiSE-FT)"} if trained.wise_ft else {}),
         "image size": f"{recipe.data.image_size} px, {recipe.data.resize}, {recipe.data.channels_label}",
         **({"kept": f"{counted(recipe.cache.views, 'augmented view')} of each training image, in turns"} if recipe.cache.views else {}),
-        **metric_notes(recipe, samples),
+        **metric_notes(recipe.imbalance, samples),
         "time": f"{metrics['seconds']['total']:.0f} s",
     }
     write_report(
@@ -196,7 +190,7 @@ def write_results(run: Path, recipe: Recipe, samples: Samples, weights: Weights,
         curves=run / "curves.png",
         augmentations=run / "augmentations.png",
     )
-    log_results(run, recipe, metrics)
+    log_results(run, recipe.model_dump(mode="json", by_alias=True), metrics)
     LOG.info("done in %.0f s", metrics["seconds"]["total"])
     if is_command_line():
         print_run(run, samples, metrics)

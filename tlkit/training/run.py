@@ -32,7 +32,6 @@ from tlkit.training.log import log_to_file, silent
 from tlkit.training.results import choose_thresholds, measure_shipped, metric_notes, split_summary, write_results
 from tlkit.training.run_folder import FIRST
 from tlkit.training.setup import Setup
-from tlkit.training.specs import Learning, phase_specs
 from tlkit.training.trained import read_trained, remove_trained, write_trained
 
 if TYPE_CHECKING:
@@ -73,9 +72,8 @@ def _train_and_measure(recipe: Recipe, setup: Setup, context: RunContext, *, res
     else:
         context = _resumed(context, len(recipe.phases)) if goes_on else context
         check_same("The checkpoint to go on from is", [context.resumed.checkpoint.file.name if context.resumed else "none"])
-        with recipe.located(), memory_explained(recipe):
-            training = Training.begin(setup, Learning.of(recipe), recipe.cache, recipe.trainer, context)
-            trained = train_phases(training, phase_specs(recipe, setup.trained))
+        with recipe.located(), memory_explained(setup.data.batch_size, recipe_yaml(recipe)):
+            trained = train_phases(Training.begin(setup, recipe.trainer.checkpoint_every, context))
         if is_main_process():
             trained = _finished_head(recipe, setup, context, trained)
             if found := not_finite(setup.classifier.state_dict()):
@@ -107,7 +105,7 @@ def _finished_head(recipe: Recipe, setup: Setup, context: RunContext, trained: "
     from tlkit.training.wise_ft import ship_best_blend
 
     if recipe.model.head.kind in CLASSICAL_HEADS:
-        trained = fit_classical_head(setup, recipe.model.head, recipe.cache, trained, phase=len(recipe.phases) + 1, context=context)
+        trained = fit_classical_head(setup, recipe.model.head, trained, phase=len(recipe.phases) + 1, context=context)
     if recipe.wise_ft:
         blend = ship_best_blend(setup.classifier, context.checkpoints / BEFORE, setup.data, console=context.console)
         trained = replace(trained, wise_ft=blend)
@@ -120,14 +118,15 @@ def _measure(recipe: Recipe, setup: Setup, context: RunContext, trained: "Traine
 
     folder = context.folder
     try:
-        metrics = measure_shipped(folder / "model", setup, recipe, trained, console=context.console)
+        skips = recipe.data.on_bad == "skip"
+        metrics = measure_shipped(folder / "model", setup, trained, model=recipe.model, skips=skips, console=context.console)
     except Exception:
         how = f"{context.stop.resume_hint}; or: tlkit evaluate {folder}"
         LOG.error("the model is trained and whole in %s, but measuring it failed. To measure it again, %s", folder / "model", how)
         raise
     metrics["audit"] = audit
     metrics["seconds"] = {**trained.seconds, "total": round(context.seconds, 3)}
-    write_results(folder, recipe, setup.samples, setup.weights, trained, metrics)
+    write_results(folder, recipe, setup, trained, metrics)
     remove_others(context.checkpoints, [])
     remove_trained(folder)
 
@@ -181,7 +180,7 @@ def log_header(recipe: Recipe, setup: Setup, folder: Path) -> None:
         LOG.info("%d devices: %s a step, %d on each", devices, counted(batch_size, "image"), batch_size // devices)
     for note in setup.notes:
         LOG.info("weights: %s", note)
-    for line in (*recipe_notes(recipe), *metric_notes(recipe, samples).values()):
+    for line in (*recipe_notes(recipe), *metric_notes(recipe.imbalance, samples).values()):
         LOG.info("%s", line)
     border = border_warning(recipe.model.backbone, setup.classifier.backbone, recipe.data.image_size)
     for warning in (*([border] if border else []), *recipe_warnings(recipe), *split_warnings(samples)):

@@ -1,7 +1,7 @@
 """Recipe -> images and weights -> classifier: all that training, `tlkit plan` and `tlkit lr` begin with."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +22,14 @@ from tlkit.models.heads import trained_head
 from tlkit.models.image_sizes import explained_image_size
 from tlkit.models.model_folder import check_can_ship
 from tlkit.models.weights import Weights, find_weights, load_backbone
-from tlkit.recipe.schema import Recipe
+from tlkit.recipe.fields.data import Data
+from tlkit.recipe.fields.model import Model
+from tlkit.recipe.fields.phases import Phase, SolvedPhase
+from tlkit.recipe.fields.trainer import Cache
+from tlkit.recipe.schema import Recipe, Task
 from tlkit.training.auxiliary import has_auxiliary_heads
 from tlkit.training.checkpointing.resume import in_splits_as_begun
+from tlkit.training.specs import Learning, PhaseSpec, phase_specs
 
 if TYPE_CHECKING:
     from tlkit.data.datamodule import ImageDataModule
@@ -35,15 +40,21 @@ LOG = logging.getLogger("tlkit")
 
 @dataclass(frozen=True)
 class Setup:
-    """All that training needs. trained: for each phase the backbone's parameters that train beside the head. notes: on the weights."""
+    """All that training needs, and what is handed on of the recipe. phases: those that are run. notes: on the weights."""
 
     samples: Samples
     weights: Weights
     classifier: Classifier
     data: "ImageDataModule"
-    trained: list[frozenset[str]]
+    phases: list[PhaseSpec]
+    learning: Learning
+    cache: Cache
     devices: "Devices"
     notes: list[str]
+
+    def phase(self, number: int) -> PhaseSpec | None:
+        """Return the phase with this number, counted from 1; None for a head that scikit-learn fits after all phases."""
+        return next((spec for spec in self.phases if spec.number == number), None)
 
 
 def prepare(recipe: Recipe, *, fold: int = 1, resumed: Path | None = None) -> Setup:
@@ -53,7 +64,7 @@ def prepare(recipe: Recipe, *, fold: int = 1, resumed: Path | None = None) -> Se
     """
     with recipe.located():
         check_backbone_name(recipe.model.backbone)
-        samples, weights = gather(recipe)
+        samples, weights = gather(recipe.data, recipe.model, recipe.task)
         # Lightning takes seconds to import: what is missing is said before that.
         from tlkit.data.datamodule import ImageDataModule
         from tlkit.training.optimizers import check_optimizer_name
@@ -72,10 +83,10 @@ def prepare(recipe: Recipe, *, fold: int = 1, resumed: Path | None = None) -> Se
             refuse_bad(samples, recipe.data)
         seed_everything(recipe.seed)
         notes: list[str] = []  # for the log, which is not there yet
-        classifier, preprocessing = build(recipe, samples, weights, log=notes.append)
+        classifier, preprocessing = build(recipe.data, recipe.model, samples, weights, log=notes.append)
         augmentation = build_augmentation(recipe.augment, recipe.data.image_size, recipe.data.channels)
-        trained = trainable_parameters(recipe, classifier)
-        check_compile(recipe, classifier)
+        trained = trainable_parameters(recipe.phases, classifier, recipe.model.backbone)
+        check_compile(recipe.gradient_phases, recipe.model, classifier)
     data = ImageDataModule(
         samples,
         preprocessing,
@@ -87,59 +98,70 @@ def prepare(recipe: Recipe, *, fold: int = 1, resumed: Path | None = None) -> Se
     )
     if recipe.gradient_phases and devices.total > 1:
         data.check_shares(devices.total)
-    return Setup(samples, weights, classifier, data, trained, devices, notes)
+    return Setup(
+        samples=samples,
+        weights=weights,
+        classifier=classifier,
+        data=data,
+        phases=phase_specs(recipe, trained),
+        learning=Learning.of(recipe),
+        cache=recipe.cache,
+        devices=devices,
+        notes=notes,
+    )
 
 
-def build(recipe: Recipe, samples: Samples, weights: Weights, *, log: Callable[[str], None] = LOG.info) -> tuple[Classifier, Preprocessing]:
-    """The classifier with its weights in place and its head new, and the one preprocessing that it is trained and shipped with.
+def build(
+    data: Data, model: Model, samples: Samples, weights: Weights, *, log: Callable[[str], None] = LOG.info
+) -> tuple[Classifier, Preprocessing]:
+    """Return the classifier with its weights in place and its head new, and the one preprocessing that it is trained and shipped with.
 
     log: is given what was done to the weights.
     """
-    size, channels = recipe.data.image_size, recipe.data.channels
-    model = recipe.model
+    size, channels = data.image_size, data.channels
     with explained_image_size(model.backbone, size, channels=channels, pool=model.head.pool, features=model.features):
         backbone = load_backbone(model, weights, size, channels=channels, log=log)
-        preprocessing = preprocessing_of(recipe, samples, weights)
+        preprocessing = preprocessing_of(data, model.backbone, samples, weights)
         classifier = Classifier(backbone, trained_head(model.head), samples.classes, size, preprocessing)
     check_can_ship(model.backbone, model.head, classifier, len(samples.classes), size, features=model.features)
-    if "mean_picture" in weights.normalization and recipe.data.normalize == "weights":
+    if "mean_picture" in weights.normalization and data.normalize == "weights":
         log("they were trained with a mean image subtracted; `normalize: weights` takes the means of its channels")
     return classifier, preprocessing
 
 
-def preprocessing_of(recipe: Recipe, samples: Samples, weights: Weights) -> Preprocessing:
+def preprocessing_of(data: Data, backbone: str, samples: Samples, weights: Weights) -> Preprocessing:
     """weights: only the normalisation that they were made with is asked for."""
-    cfg = {**pretrained_cfg(recipe.model.backbone), **weights.normalization}
-    return preprocessing_for(recipe.data, cfg, images=lambda read: (read(sample.image) for sample in samples.of("train")))
+    cfg = {**pretrained_cfg(backbone), **weights.normalization}
+    return preprocessing_for(data, cfg, images=lambda read: (read(sample.image) for sample in samples.of("train")))
 
 
-def trainable_parameters(recipe: Recipe, classifier: Classifier) -> list[frozenset[str]]:
-    """For each phase the backbone's parameters that train beside the head. Raises RecipeError for stages that it doesn't have."""
+def trainable_parameters(phases: Sequence[Phase | SolvedPhase], classifier: Classifier, backbone: str) -> list[frozenset[str]]:
+    """Return for each phase the backbone's parameters that train beside the head. Raises RecipeError for stages that it doesn't have."""
     return [
-        trained_parameters(phase.train, classifier.backbone, classifier.stages, key=f"phases[{i}].train", name=recipe.model.backbone)
-        for i, phase in enumerate(recipe.phases)
+        trained_parameters(phase.train, classifier.backbone, classifier.stages, key=f"phases[{i}].train", name=backbone)
+        for i, phase in enumerate(phases)
     ]
 
 
-def check_compile(recipe: Recipe, classifier: Classifier) -> None:
+def check_compile(phases: Mapping[int, Phase], model: Model, classifier: Classifier) -> None:
     """Raise RecipeError for a phase that is to be compiled, although auxiliary heads listen to layers within."""
-    if not (recipe.model.auxiliary_loss and has_auxiliary_heads(classifier.backbone)):
+    if not (model.auxiliary_loss and has_auxiliary_heads(classifier.backbone)):
         return
-    for number, phase in recipe.gradient_phases.items():
+    for number, phase in phases.items():
         if phase.compile:
-            problem = f"= true, but auxiliary heads of {recipe.model.backbone} listen to its layers, which compiling merges."
+            problem = f"= true, but auxiliary heads of {model.backbone} listen to its layers, which compiling merges."
             raise RecipeError([Fault(f"phases[{number}].compile", problem, "Remove it, or set model.auxiliary_loss to 0.")])
 
 
 T = TypeVar("T")
 
 
-def gather(recipe: Recipe) -> tuple[Samples, Weights]:
+def gather(data: Data, model: Model, task: Task) -> tuple[Samples, Weights]:
     """The recipe's images and weights, side by side.
 
     Raises what either raises; if both are missing, one TlkitError that tells of both.
     """
-    samples, weights = gather_what_there_is(recipe)
+    samples, weights = gather_what_there_is(data, model, task)
     if isinstance(samples, TlkitError):
         if isinstance(weights, TlkitError):
             raise TlkitError(f"Neither the images nor the weights of this recipe are available.\n\n{samples}\n\n{weights}")
@@ -149,17 +171,17 @@ def gather(recipe: Recipe) -> tuple[Samples, Weights]:
     return samples, weights
 
 
-def gather_what_there_is(recipe: Recipe) -> tuple[Samples | TlkitError, Weights | TlkitError]:
+def gather_what_there_is(data: Data, model: Model, task: Task) -> tuple[Samples | TlkitError, Weights | TlkitError]:
     """Images and weights, or what keeps them from being had. Raises RecipeError: a fault of the recipe is no lack of anything."""
-    skips = recipe.data.on_bad == "skip"
+    skips = data.on_bad == "skip"
     with ThreadPoolExecutor(2) as pool:
-        weights = pool.submit(find_weights, recipe.model)
-        samples = pool.submit(read_source, recipe.data.source, expanded(recipe.data.root), recipe.task, keep_missing=skips)
+        weights = pool.submit(find_weights, model)
+        samples = pool.submit(read_source, data.source, expanded(data.root), task, keep_missing=skips)
     found = _result(samples)
     if skips and isinstance(found, Samples):
         # Here, and not beside the weights: Ctrl-C reaches this thread alone.
         try:
-            found = leave_out_bad(found, recipe.data)
+            found = leave_out_bad(found, data)
         except TlkitError as error:
             found = error
     return found, _result(weights)

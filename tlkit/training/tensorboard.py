@@ -6,13 +6,11 @@ from typing import Any
 
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from tlkit.recipe.schema import Recipe
-
 FOLDER = "tensorboard"
 
 
-def log_results(run: Path, recipe: Recipe, metrics: Mapping[str, Any]) -> None:
-    """Write the run `result`. metrics: the content of metrics.json; of each split its plain numbers are taken."""
+def log_results(run: Path, recipe: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
+    """Write the run `result`. recipe: as plain values. metrics: the content of metrics.json; of each split its plain numbers are taken."""
     logger = TensorBoardLogger(run, name=FOLDER, version="result")
     figures = {
         f"{split}/{name}": float(value)
@@ -20,7 +18,6 @@ def log_results(run: Path, recipe: Recipe, metrics: Mapping[str, Any]) -> None:
         for name, value in metrics.get(split, {}).items()
         if isinstance(value, float)
     }
-    values = recipe.model_dump(mode="json", by_alias=True)
-    phases = {f"phases[{number}]": phase for number, phase in enumerate(values.pop("phases"))}
-    logger.log_hyperparams({**values, **phases}, figures)
+    phases = {f"phases[{number}]": phase for number, phase in enumerate(recipe["phases"])}
+    logger.log_hyperparams({**{key: value for key, value in recipe.items() if key != "phases"}, **phases}, figures)
     logger.finalize("success")

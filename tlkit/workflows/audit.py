@@ -155,7 +155,7 @@ def _features(recipe: Recipe, samples: Samples, hashes: dict[str, str], console:
         device = check_devices(recipe.trainer).here
         # One split: every image as it is, and under the same key as those of a run.
         whole = replace(samples, samples=tuple(replace(sample, split="train") for sample in samples.samples))
-        classifier, preprocessing = build(recipe, whole, find_weights(recipe.model))
+        classifier, preprocessing = build(recipe.data, recipe.model, whole, find_weights(recipe.model))
     data = ImageDataModule(whole, preprocessing, batch_size=BATCH_SIZE, workers=recipe.data.workers)
     data.hashes = hashes
     features, _ = features_of(classifier.to(device), data, "train", recipe.cache, console)

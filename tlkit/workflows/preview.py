@@ -31,9 +31,9 @@ def preview_command(recipe: Recipe, out: Path, *, rows: int, columns: int) -> in
         samples = read_images(recipe.data, recipe.task)
         samples = split_by_recipe(samples, recipe.data, recipe.seed)
         # The mean colour matters to nothing here but the edges of padded images.
-        fitting = recipe if recipe.data.resize == "pad" else _normalized_by_weights(recipe)
+        fitting = recipe.data if recipe.data.resize == "pad" else recipe.data.model_copy(update={"normalize": "weights"})
         weights = find_weights(recipe.model) if isinstance(recipe.model.weights, RunWeights) else Weights("none")
-        preprocessing = preprocessing_of(fitting, samples, weights)
+        preprocessing = preprocessing_of(fitting, recipe.model.backbone, samples, weights)
         augmentation = build_augmentation(recipe.augment, recipe.data.image_size, recipe.data.channels)
     images = ImageDataset(samples.of("train"), preprocessing, augmentation=augmentation, seed=recipe.seed)
     found = draw_preview(images, samples.classes, recipe, out, rows=rows, columns=columns)
@@ -48,7 +48,3 @@ def _columns_label(recipe: Recipe, columns: int) -> str:
     if not recipe.augment:
         return "as training and validation see them: augment is empty"
     return f"as validation sees them and as epochs 1 to {columns - 1} of training do" if columns > 1 else "as validation sees them"
-
-
-def _normalized_by_weights(recipe: Recipe) -> Recipe:
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"normalize": "weights"})})

@@ -37,7 +37,7 @@ def reproduce_run(run: Path, recipe: Recipe, *, out: Path | None = None) -> int:
     """
     check_out(out)
     if is_main_process():
-        check_inputs(run, recipe, *gather(recipe))
+        check_inputs(run, recipe, *gather(recipe.data, recipe.model, recipe.task))
     with _activations_of_its_own():
         again = run_recipe(recipe, out=out)
     if not is_main_process():

@@ -41,25 +41,26 @@ def with_batch_size(recipe: Recipe) -> Recipe:
     wanted = recipe.data.batch_size
     if not isinstance(wanted, FindBatchSize):
         return recipe
-    asked = sha256(recipe_yaml(recipe).encode()).hexdigest()
+    text = recipe_yaml(recipe)
+    asked = sha256(text.encode()).hexdigest()
     for_recipe, _, found = os.environ.get(FOUND, "").partition(" ")
     if for_recipe != asked:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             problem = "can't be found by several processes at once, as torchrun or SLURM start them."
             fault = Fault("data.batch_size", problem, "Run `tlkit plan` once in one process, and write down the number that it finds.")
             raise RecipeError([fault.at(recipe.place_of("data.batch_size"))])
-        found = str(_find(recipe, wanted))
+        found = str(_find(text, wanted))
         os.environ[FOUND] = f"{asked} {found}"
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"batch_size": int(found)})}).at_places_of(recipe)
 
 
-def largest_batch(recipe: Recipe, *, most: int) -> int:
+def largest_batch(recipe: str, *, most: int) -> int:
     """Images over all devices, up to `most`, that a step of the largest phase has room for; 0 if not even two for each device."""
     with _Prober(recipe) as prober:
         return prober.devices * rounded(largest_that_fits(prober.fits, most // prober.devices))
 
 
-def _find(recipe: Recipe, wanted: FindBatchSize) -> int:
+def _find(recipe: str, wanted: FindBatchSize) -> int:
     LOG.info("looking for the largest batch that fits")
     with _Prober(recipe) as prober:
         most = min(LARGEST, prober.training_images // (STEPS_AN_EPOCH * prober.devices))
@@ -103,18 +104,18 @@ def rounded(size: int) -> int:
 
 
 class _Prober:
-    """A process that tries steps. It is started again if it ran out of memory."""
+    """A process that tries steps. It is started again if it ran out of memory. recipe: as YAML."""
 
     training_images: int
     devices: int
     phase: int
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: str) -> None:
         self._recipe = recipe
 
     def __enter__(self) -> Self:
         self._folder = TemporaryDirectory(prefix="tlkit-batch-")
-        Path(self._folder.name, "recipe.yaml").write_text(recipe_yaml(self._recipe), encoding="utf-8")
+        Path(self._folder.name, "recipe.yaml").write_text(self._recipe, encoding="utf-8")
         self._start()
         return self
 

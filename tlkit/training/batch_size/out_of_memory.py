@@ -8,7 +8,6 @@ from contextlib import contextmanager
 import torch
 
 from tlkit.errors import Fault, RecipeError
-from tlkit.recipe.schema import Recipe
 from tlkit.training.batch_size.find import largest_batch
 
 LOG = logging.getLogger("tlkit")
@@ -22,8 +21,11 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def memory_explained(recipe: Recipe) -> Iterator[None]:
-    """Raises RecipeError in place of torch's account: tries, in another process, which batch the largest phase has room for."""
+def memory_explained(asked: int, recipe: str) -> Iterator[None]:
+    """Raise RecipeError in place of torch's account: try, in another process, which batch the largest phase has room for.
+
+    asked: the batch size that is too large. recipe: as YAML.
+    """
     try:
         yield
     except Exception as error:
@@ -32,15 +34,13 @@ def memory_explained(recipe: Recipe) -> Iterator[None]:
         LOG.warning("training ran out of memory; looking for the largest batch that fits")
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        asked = recipe.data.known_batch_size
         fits = largest_batch(recipe, most=asked - 1)
         problem = f"= {asked} doesn't fit into memory: {_first_line(error)}"
         if fits:
             fix = f"Set it to {fits}, the largest that fitted when it was tried now; optimizer.accumulate keeps a step as large as it was."
         else:
             fix = "Not even two images fit: lower data.image_size, train fewer stages, or choose a smaller backbone."
-        with recipe.located():
-            raise RecipeError([Fault("data.batch_size", problem, fix)]) from error
+        raise RecipeError([Fault("data.batch_size", problem, fix)]) from error
 
 
 def _first_line(error: BaseException) -> str:

@@ -10,6 +10,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from PIL import Image
@@ -19,15 +20,17 @@ from tlkit.data.quality.on_bad import read_images
 from tlkit.data.samples import Sample, Samples
 from tlkit.data.splits.folds import split_by_recipe
 from tlkit.models.weights import Weights
+from tlkit.recipe.fields.data import Data
+from tlkit.recipe.fields.model import Model
+from tlkit.recipe.fields.phases import Phase
 from tlkit.recipe.load import load_recipe
-from tlkit.recipe.schema import Recipe
 from tlkit.system import keep_freed_memory
 from tlkit.training.batch_size.out_of_memory import is_out_of_memory
 from tlkit.training.callbacks import moving_average
 from tlkit.training.objective import build_objective
 from tlkit.training.phases import build_module
 from tlkit.training.setup import build, trainable_parameters
-from tlkit.training.specs import Learning
+from tlkit.training.specs import Learning, PhaseSpec, phase_specs
 from tlkit.training.trainer import build_trial_trainer, check_devices, fit_unsaved
 
 LEFT_TO_OTHERS = 0.05
@@ -40,17 +43,17 @@ more than its trial (1 and 2 threads), of which at most 93 MB were memory."""
 
 def main(recipe_file: str) -> None:
     recipe = load_recipe(recipe_file)
-    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"normalize": "weights"})})
-    samples = split_by_recipe(read_images(recipe.data, recipe.task), recipe.data, recipe.seed)
+    data, model, learning = recipe.data.model_copy(update={"normalize": "weights"}), recipe.model, Learning.of(recipe)
+    samples = split_by_recipe(read_images(data, recipe.task), data, recipe.seed)
     devices, here = check_devices(recipe.trainer)
-    trained = trainable_parameters(recipe, build(recipe, samples, Weights("random"))[0])
-    phase = max(recipe.gradient_phases, key=lambda number: len(trained[number]))
-    print(json.dumps({"training_pictures": len(samples.of("train")), "devices": devices, "phase": phase}), flush=True)
+    trained = trainable_parameters(recipe.phases, build(data, model, samples, Weights("random"))[0], model.backbone)
+    spec = max((spec for spec in phase_specs(recipe, trained) if isinstance(spec.phase, Phase)), key=lambda spec: len(spec.trained))
+    print(json.dumps({"training_pictures": len(samples.of("train")), "devices": devices, "phase": spec.index}), flush=True)
     if here.type == "cpu":
         limit_memory()
     for line in sys.stdin:
         try:
-            two_steps(recipe, samples, phase, trained[phase], int(line))
+            two_steps(samples, int(line), data=data, model=model, learning=learning, spec=spec)
             print("fits", flush=True)
         except Exception as error:
             if not is_out_of_memory(error):
@@ -58,19 +61,16 @@ def main(recipe_file: str) -> None:
             print("too large", flush=True)
 
 
-def two_steps(recipe: Recipe, samples: Samples, number: int, trained: frozenset[str], images: int) -> None:
-    """Two, because the optimizer's own memory is there from the first one's end on."""
-    classifier, preprocessing = build(recipe, samples, Weights("random"))
-    phase = recipe.gradient_phases[number].model_copy(update={"compile": False})
-    classifier.train_only(trained, phase.batchnorm)
-    data = ImageDataModule(made_up(samples, 2 * images, recipe.data.channels), preprocessing, batch_size=images, workers=0)
-    learning = Learning.of(recipe)
-    objective = build_objective(learning, classifier, samples)
-    callbacks = [moving_average(recipe.ema)] if recipe.ema else []
-    trainer = build_trial_trainer(
-        recipe.trainer_of(phase), optimizer=recipe.optimizer, callbacks=[*callbacks], max_epochs=1, limit_val_batches=0
-    )
-    fit_unsaved(trainer, build_module(classifier, data, objective, learning, phase), data)
+def two_steps(samples: Samples, images: int, *, data: Data, model: Model, learning: Learning, spec: PhaseSpec) -> None:
+    """Two, because the optimizer's own memory is there from the first one's end on. images: of a step."""
+    classifier, preprocessing = build(data, model, samples, Weights("random"))
+    phase = cast(Phase, spec.phase).model_copy(update={"compile": False})
+    classifier.train_only(spec.trained, phase.batchnorm)
+    made = ImageDataModule(made_up(samples, 2 * images, data.channels), preprocessing, batch_size=images, workers=0)
+    module = build_module(classifier, made, build_objective(learning, classifier, samples), learning, phase)
+    callbacks = [moving_average(learning.ema)] if learning.ema else []
+    trainer = build_trial_trainer(spec.trainer, optimizer=learning.optimizer, callbacks=[*callbacks], max_epochs=1, limit_val_batches=0)
+    fit_unsaved(trainer, module, made)
 
 
 def made_up(samples: Samples, images: int, channels: int) -> Samples:

@@ -17,7 +17,6 @@ from tlkit.data.samples import Samples
 from tlkit.evaluation.metrics import metric_label, primary_metric_of
 from tlkit.models.heads import NearestNeighbours
 from tlkit.recipe.fields.model import Head
-from tlkit.recipe.fields.trainer import Cache
 from tlkit.training.callbacks import SCORE, write_metrics_table
 from tlkit.training.closed_form.features import features_of
 from tlkit.training.context import RunContext
@@ -34,13 +33,13 @@ A larger C costs an svm ten times the time, and on thousand features all trainin
 """
 
 
-def fit_classical_head(setup: Setup, head: Head, cache: Cache, trained: Trained, *, phase: int, context: RunContext) -> Trained:
+def fit_classical_head(setup: Setup, head: Head, trained: Trained, *, phase: int, context: RunContext) -> Trained:
     """Put a head that scikit-learn has fitted in place of the classifier's. metrics.csv gets a row for it, as phase `phase`.
 
     Training images are taken as they are, without augmentation.
     """
     began = time.perf_counter()
-    classifier, data = setup.classifier, setup.data
+    classifier, data, cache = setup.classifier, setup.data, setup.cache
     classifier.to(trained.device)
     features, labels = features_of(classifier, data, "train", cache, context.console)
     val_features, val_labels = features_of(classifier, data, "val", cache, context.console)
