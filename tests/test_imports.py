@@ -124,9 +124,6 @@ def test_no_function_has_more_than_seven_arguments() -> None:
 
 
 WHOLE_RECIPE = {
-    "training/finetune.py: finetune": "the public call",
-    "training/finetune.py: run_recipe": "resolves it, and chooses between one run and folds",
-    "training/folds.py: finetune_folds": "a run for each fold",
     "training/scale_lr.py: with_scaled_lr": "resolves it",
     "training/batch_size/find.py: with_batch_size": "resolves it",
     "training/checkpointing/resume.py: recipe_as_begun": "resolves it",
@@ -135,12 +132,14 @@ WHOLE_RECIPE = {
     "training/setup.py: prepare": "builds everything of which a section says what it is",
     "training/results.py: write_results": "the report shows all of it",
 }
-"""The functions of training that may take a whole recipe, beside those of run.py: all others take sections of it, or value objects."""
+"""The functions of training that may take a whole recipe; all others take sections of it, or value objects."""
+RUNS = ("training/finetune.py:", "training/repeats.py:", "training/run.py:")
+"""Where a recipe becomes runs, and a run is read from top to bottom."""
 
 
 def test_below_the_run_no_function_takes_the_whole_recipe() -> None:
     found = {f"{module}: {name}" for module, name, arguments in functions() if any(map(is_recipe, arguments))}
-    training = {name for name in found if name.startswith("training/") and not name.startswith("training/run.py:")}
+    training = {name for name in found if name.startswith("training/") and not name.startswith(RUNS)}
     assert training == WHOLE_RECIPE.keys()
 
 
