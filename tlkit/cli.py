@@ -41,6 +41,7 @@ COMMANDS: dict[str, tuple[str, Callable[[ArgumentParser], None], Callable[[Names
     "plan": ("show what a run will do: what trains, memory, steps, time", training.plan_arguments, training.plan),
     "lr": ("run a learning-rate range test and suggest a rate", training.lr_arguments, training.lr),
     "evaluate": ("measure a run's model again on its test images", evaluate.evaluate_arguments, evaluate.evaluate),
+    "rank": ("compare backbones by their frozen features, before anything is trained", search.rank_arguments, search.rank),
     "compare": ("test whether runs differ by more than chance, on their test images", search.compare_arguments, search.compare),
     "reproduce": ("run a run's recipe again and compare the two, bit for bit", training.reproduce_arguments, training.reproduce),
     "predict": ("classify images", deploy.predict_arguments, deploy.predict),

@@ -1,15 +1,94 @@
-"""What begins a recipe, and what chooses between several: `tlkit compare`."""
+"""What chooses between recipes: `tlkit rank` before training, `tlkit compare` after it."""
 
+import json
+import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from tlkit.commands.arguments import count, offline_arguments, recipe_arguments, recipe_to_run
+from tlkit.commands.log import show_log
+from tlkit.commands.signals import handle_signals
 from tlkit.errors import TlkitError
 from tlkit.files import expanded
 from tlkit.terminal import counted, print_text, takes_unicode
 
 if TYPE_CHECKING:
     from tlkit.search.compare import Compared
+    from tlkit.search.rank import Ranked
+
+
+def rank_arguments(parser: ArgumentParser) -> None:
+    recipe_arguments(parser)
+    offline_arguments(parser)
+    help = "backbones to compare, separated by commas: names, patterns such as 'resnet*', NAME@random or NAME@FILE.safetensors"
+    parser.add_argument("--backbones", default="", metavar="A,B,C", help=help)
+    help = "compare N backbones, chosen by published accuracy and size; downloads their weights unless --offline"
+    parser.add_argument("--budget", type=count, metavar="N", help=help)
+    parser.add_argument("--images", type=count, default=5000, metavar="N", help="use at most so many images of the recipe (default: 5000)")
+    parser.add_argument("--out", type=expanded, required=True, metavar="DIR", help="where to write rank.csv and rank.png; resumes there")
+    parser.add_argument("--write", type=expanded, metavar="FILE.yaml", help="write the recipe with the best backbone")
+
+
+def rank(arguments: Namespace) -> int:
+    words = [word.strip() for word in arguments.backbones.split(",") if word.strip()]
+    if not words and arguments.budget is None:
+        raise TlkitError("tlkit rank needs backbones to compare.\n  Add --backbones resnet18,'convnext*' or --budget 20.")
+    if arguments.write is not None and arguments.write.exists():
+        raise TlkitError(f"--write {arguments.write} is there already, and is never overwritten.\n  Choose another name.")
+    recipe = recipe_to_run(arguments)
+    from tlkit.search.rank import candidates_of, rank, write_winner
+    from tlkit.system import keep_freed_memory
+
+    keep_freed_memory()
+    candidates = candidates_of(recipe, words, arguments.budget, offline=arguments.offline)
+    with handle_signals(), show_log():
+        rows = rank(arguments.recipe, arguments.overrides, candidates, arguments.out, images=arguments.images)
+    _print_ranked(rows)
+    if rows[0].accuracy is None:
+        raise TlkitError("None of the backbones could be measured.\n  The reasons stand above; see where weights are: tlkit models NAME")
+    print_text(f"\n{arguments.out / 'rank.csv'} and rank.png: all of it, and a plot.", sys.stderr)
+    if arguments.write is not None:
+        winner = next(candidate for candidate in candidates if candidate.name == rows[0].backbone)
+        write_winner(arguments.recipe, arguments.overrides, winner, arguments.write)
+        print_text(f"{arguments.write}: the recipe with {winner.name}.", sys.stderr)
+    return 0
+
+
+def _print_ranked(rows: "list[Ranked]") -> None:
+    """Print a table, the best first; * marks the Pareto front of accuracy and images per second."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from tlkit.terminal import WIDTH_IN_FILES, print_fitting
+
+    columns = ("", "backbone", "accuracy", "95 % interval", "images/s", "kNN", "LogME", "M params", "MB")
+    tables = []
+    for shown in (len(columns), 5):
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        for column in columns[:shown]:
+            table.add_column(column, justify="left" if column in ("", "backbone") else "right", no_wrap=True)
+        for row in rows:
+            if row.accuracy is None:
+                continue
+            cells = (
+                "*" if row.pareto else "",
+                row.backbone,
+                f"{row.accuracy:.3f}",
+                f"{row.low:.3f} to {row.high:.3f}",
+                f"{row.images_per_s:.0f}",
+                f"{row.knn:.3f}",
+                f"{row.logme:.3f}",
+                f"{(row.parameters or 0) / 1e6:.1f}",
+                f"{row.megabytes:.1f}",
+            )
+            table.add_row(*cells[:shown])
+        tables.append(table)
+    console = Console(width=None if sys.stdout.isatty() else WIDTH_IN_FILES)
+    print_fitting(console, tables)
+    for row in rows:
+        if row.accuracy is None:
+            print_text(f"not measured: {row.backbone}: {row.note}")
 
 
 def compare_arguments(parser: ArgumentParser) -> None:
@@ -25,8 +104,6 @@ def compare(arguments: Namespace) -> int:
 
     compared = compare_runs(arguments.runs)
     if arguments.format == "json":
-        import json
-
         print(json.dumps(compared.as_json(), indent=2, ensure_ascii=not takes_unicode()))
     else:
         print_text("\n".join(_compared_lines(compared)))

@@ -1,0 +1,112 @@
+"""`tlkit rank` on tiny real images: random backbones, and one whose weights are not here."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from tests.shades import draw_shades
+from tlkit.cli import main
+from tlkit.data.samples import Sample, Samples
+from tlkit.search.rank import FOLDS, Ranked, score_features, with_pareto
+
+RECIPE = """
+name: shades
+data: {source: {folder: photos}, image_size: 32, resize: stretch, normalize: none, batch_size: 8, test: 0.25}
+model: {backbone: test_resnet, weights: random}
+augment: [HorizontalFlip]
+phases: [{train: {from: layer4}, epochs: 2, lr: 1e-2}]
+"""
+WANTED = "test_resnet@random,lenet5@random,resnet18,nosuch"
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the command has written into `ranked`."""
+    folder = tmp_path_factory.mktemp("rank")
+    draw_shades(folder / "photos")
+    (folder / "recipe.yaml").write_text(RECIPE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("TLKIT_CACHE", str(folder / "cache"))
+        assert main(["rank", "recipe.yaml", "--backbones", WANTED, "--out", "ranked", "--write", "best.yaml", "--offline"]) == 0
+    return folder
+
+
+def rows(workplace: Path) -> list[dict[str, str]]:
+    with (workplace / "ranked/rank.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_best_comes_first_and_what_is_missing_last_with_the_reason(workplace: Path) -> None:
+    found = rows(workplace)
+    assert {row["backbone"] for row in found[:2]} == {"test_resnet@random", "lenet5@random"}
+    assert float(found[0]["accuracy"]) >= float(found[1]["accuracy"]) > 0.5
+    assert all(float(row["low"]) <= float(row["accuracy"]) <= float(row["high"]) for row in found[:2])
+    assert all(row["accuracy"] == "" for row in found[2:])
+    notes = {row["backbone"]: row["note"] for row in found[2:]}
+    assert "resnet18" in notes["resnet18"]
+    assert "nosuch" in notes["nosuch"]
+    assert (workplace / "ranked/rank.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_winning_recipe_is_written_and_passes_check(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workplace)
+    assert main(["check", "best.yaml"]) == 0
+    assert rows(workplace)[0]["backbone"].partition("@")[0] in (workplace / "best.yaml").read_text()
+
+
+def test_what_was_measured_is_not_measured_again(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(workplace)
+    before = rows(workplace)
+    assert main(["rank", "recipe.yaml", "--backbones", WANTED, "--out", "ranked", "--offline"]) == 0
+    assert capsys.readouterr().err.count("was measured before") == 2
+    assert rows(workplace) == before  # images per second too
+    kept = json.loads((workplace / "ranked/candidates/lenet5@random.json").read_text())
+    assert kept["row"]["n"] == 30
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--out", "x"], "tlkit rank needs backbones to compare"),
+        (["--backbones", "nosuch*", "--out", "x"], "no backbone's name matches 'nosuch*'"),
+        (["--backbones", "lenet5", "--out", "x", "--write", "recipe.yaml"], "--write recipe.yaml is there already"),
+    ],
+)
+def test_bad_input_is_named(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    monkeypatch.chdir(workplace)
+    assert main(["rank", "recipe.yaml", *words]) == 2
+    assert message in capsys.readouterr().err
+    assert not (workplace / "x").exists()
+
+
+def test_the_solved_head_answers_as_scikit_learns_cross_validation() -> None:
+    random = np.random.default_rng(0)
+    labels = np.repeat([0, 1, 2], 40)
+    features = random.normal(size=(120, 6)) + 1.1 * np.eye(3, 6)[labels]
+    samples = Samples(("a", "b", "c"), tuple(Sample(str(i), Path("x"), (int(label),), "train") for i, label in enumerate(labels)))
+    found = score_features(torch.from_numpy(features).float(), torch.from_numpy(labels), samples)
+    shares = []
+    for decay in (1.0, 0.1, 0.01, 0.001):  # 1 / (N C) of scikit-learn, N the images that a fold is fitted on
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=1 / (96 * decay), max_iter=1000))
+        folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
+        shares.append(np.mean(cross_val_predict(model, features, labels, cv=folds) == labels))
+    assert found["accuracy"] == pytest.approx(max(shares), abs=1.5 / 120)
+
+
+def test_the_front_has_what_nobody_beats() -> None:
+    given = [("slow", 0.9, 10.0), ("quick", 0.7, 100.0), ("worse", 0.6, 90.0), ("equal", 0.9, 10.0), ("gone", None, None)]
+    marked = with_pareto([Ranked(name, accuracy=accuracy, images_per_s=speed) for name, accuracy, speed in given])
+    assert [row.backbone for row in marked if row.pareto] == ["slow", "quick", "equal"]

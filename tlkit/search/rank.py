@@ -1,0 +1,307 @@
+"""`tlkit rank RECIPE`: backbones compared by their frozen features, before anything is fine-tuned."""
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from hashlib import sha256
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.functional import one_hot
+
+from tlkit.data.samples import Samples
+from tlkit.data.splits.holdout import hash_images
+from tlkit.errors import TlkitError
+from tlkit.evaluation.metrics import wilson_interval
+from tlkit.files import write_atomically, write_csv, write_json
+from tlkit.models.catalog import list_models, published
+from tlkit.models.classifier import Classifier
+from tlkit.models.weights import weights_here
+from tlkit.recipe.load import load_recipe, recipe_yaml
+from tlkit.recipe.schema import Recipe
+from tlkit.search.logme import logme
+from tlkit.training.closed_form.features import features_of
+from tlkit.training.closed_form.solve import Regression
+from tlkit.training.setup import prepare
+
+LOG = logging.getLogger("tlkit")
+
+FOLDS = 5
+WEIGHT_DECAYS = (1.0, 0.1, 0.01, 0.001)
+"""Of the solved head, from strong to weak: the one that is best over all folds counts."""
+PATH_TOLERANCE = 1e-4
+NEIGHBOURS = 5
+MOST_PARAMETERS = 60e6
+"""Of the backbones that --budget chooses among."""
+TIMED_BATCH, TIMED_BATCHES = 32, 3
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A backbone and its weights. name: as results have it, `resnet18`, `resnet18@random` or `resnet18@FILE.safetensors`."""
+
+    name: str
+    backbone: str
+    weights: Any
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A row of rank.csv. accuracy: of the solved head over all images, each answered by a head that wasn't fitted on it; low, high: 95 %.
+
+    knn: the same of the nearest neighbours. logme: larger is better. images_per_s: forward on this machine, after a warm-up.
+    megabytes: of the weights. pareto: no other backbone is both quicker and more accurate. note: why a backbone could not be measured.
+    """
+
+    backbone: str
+    accuracy: float | None = None
+    low: float | None = None
+    high: float | None = None
+    images_per_s: float | None = None
+    parameters: int | None = None
+    knn: float | None = None
+    logme: float | None = None
+    megabytes: float | None = None
+    n: int | None = None
+    pareto: bool = False
+    note: str = ""
+
+
+def candidates_of(recipe: Recipe, wanted: Sequence[str], budget: int | None, *, offline: bool) -> list[Candidate]:
+    """Return the backbones to measure. Raises TlkitError for a name or a pattern that no backbone has.
+
+    budget: where none is wanted by name, so many with published accuracies, those that nobody beats in both accuracy and size first.
+    """
+    found: list[Candidate] = []
+    for word in wanted:
+        name, _, weights = word.partition("@")
+        names = list_models(name) if "*" in name else [name]
+        if not names:
+            raise TlkitError(f"--backbones: no backbone's name matches '{name}'.\n  List them: tlkit models '{name}'")
+        found += [Candidate(f"{each}@{weights}" if weights else each, each, _weights(recipe, each, weights)) for each in names]
+    if budget is not None:
+        found += [Candidate(name, name, _weights(recipe, name, "")) for name in _by_budget(budget, offline=offline)]
+    return list({candidate.name: candidate for candidate in found}.values())
+
+
+def _weights(recipe: Recipe, backbone: str, word: str) -> Any:
+    if word in ("random", "pretrained"):
+        return word
+    if word:
+        return {"file": word}
+    if backbone == recipe.model.backbone:
+        return recipe.model_dump(mode="json", by_alias=True)["model"]["weights"]
+    return {"package": "efficientnet-lite0"} if weights_here(backbone) == "package" else "pretrained"
+
+
+def _by_budget(budget: int, *, offline: bool) -> list[str]:
+    """Return names by fronts: those that no smaller backbone beats in published ImageNet accuracy, then those of the rest, and so on."""
+    accuracy: dict[str, float] = {}
+    for tagged, top1 in published("top1").items():
+        name = tagged.partition(".")[0]
+        accuracy[name] = max(accuracy.get(name, 0.0), float(top1))
+    sizes = {name: int(count) for name, count in published("parameters").items() if int(count) <= MOST_PARAMETERS}
+    left = [name for name in list_models(pretrained=True) if name in sizes and name in accuracy and (not offline or weights_here(name))]
+    chosen: list[str] = []
+    while left and len(chosen) < budget:
+        best, front = 0.0, []
+        for name in sorted(left, key=lambda name: (sizes[name], -accuracy[name])):
+            if accuracy[name] > best:
+                best = accuracy[name]
+                front.append(name)
+        chosen += front
+        left = [name for name in left if name not in front]
+    return chosen[:budget]
+
+
+def rank(recipe_file: str, overrides: Sequence[str], candidates: Sequence[Candidate], out: Path, *, images: int) -> list[Ranked]:
+    """Measure each candidate, keep each result in `out` as it comes, and write rank.csv and rank.png there. Returns the best first.
+
+    images: at most so many training and validation images, by class; the test split is not touched. What `out` has of the same recipe,
+    images and weights is not measured again.
+    """
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    (out / "candidates").mkdir(parents=True, exist_ok=True)
+    rows = []
+    for number, candidate in enumerate(candidates, 1):
+        LOG.info("%d of %d: %s", number, len(candidates), candidate.name)
+        try:
+            rows.append(_measured(variant(recipe_file, overrides, candidate, images), candidate, out, console))
+        except TlkitError as error:
+            LOG.warning("%s is left out: %s", candidate.name, error)
+            rows.append(Ranked(candidate.name, note=str(error).splitlines()[0]))
+    rows = with_pareto(sorted(rows, key=lambda row: (row.accuracy or -1, row.logme or 0), reverse=True))
+    write_csv(out / "rank.csv", [field.name for field in fields(Ranked)], (_cells(row) for row in rows))
+    if any(row.accuracy is not None for row in rows):
+        draw_rank(rows, out / "rank.png")
+    return rows
+
+
+def variant(recipe_file: str, overrides: Sequence[str], candidate: Candidate, images: int) -> Recipe:
+    """Return the recipe with the candidate's backbone frozen under a solved head, and its images as they are."""
+    recipe = load_recipe(recipe_file, overrides)
+    limit = [] if recipe.data.limit else [f"data.limit={images}"]
+    head = ["phases=[{train: head, solver: lbfgs}]", "model.head={kind: linear}", "augment=[]", "data.folds=null", "imbalance=none"]
+    model = [f"model.backbone={candidate.backbone}", f"model.weights={json.dumps(candidate.weights)}"]
+    return load_recipe(recipe_file, [*overrides, *limit, *head, *model])
+
+
+def _measured(recipe: Recipe, candidate: Candidate, out: Path, console: Any) -> Ranked:
+    """Return the candidate's row: of an earlier run of the command if it is there, or else measured and kept."""
+    setup = prepare(recipe)
+    setup.data.hashes = hash_images(setup.samples)
+    parts = (recipe_yaml(recipe), str(setup.weights.sha256), *(setup.data.hashes[sample.id] for sample in _used(setup.samples)))
+    key = sha256("\n".join(parts).encode("utf-8", "surrogateescape")).hexdigest()
+    file = out / "candidates" / f"{candidate.name.replace('/', '_')}.json"
+    if file.is_file() and (kept := json.loads(file.read_text(encoding="utf-8")))["key"] == key:
+        LOG.info("%s was measured before", candidate.name)
+        return Ranked(**kept["row"])
+    setup.classifier.to(setup.devices.here)
+    speed = images_per_s(setup.classifier, recipe.data.image_size, recipe.data.channels)
+    parameters = sum(tensor.numel() for tensor in setup.classifier.backbone.parameters())
+    size = sum(tensor.numel() * tensor.element_size() for tensor in setup.classifier.backbone.state_dict().values())
+    splits = [features_of(setup.classifier, setup.data, split, recipe.cache, console) for split in ("train", "val")]
+    features, labels = (torch.cat(parts).cpu() for parts in zip(*splits, strict=True))
+    figures = score_features(features, labels, setup.samples)
+    row = Ranked(candidate.name, images_per_s=speed, parameters=parameters, megabytes=size / 1e6, n=len(labels), **figures)
+    write_json(file, {"key": key, "row": asdict(row)})
+    return row
+
+
+def _used(samples: Samples) -> list[Any]:
+    return [*samples.of("train"), *samples.of("val")]
+
+
+def score_features(features: Tensor, labels: Tensor, samples: Samples) -> dict[str, float]:
+    """Return accuracy, its interval, knn and logme of features [N, F] and labels, [N] or for multilabel [N, K] of 0 and 1.
+
+    Every image is answered by heads that were fitted on the other folds; images of a group are in one fold. For multilabel an answer is
+    right if all its labels are.
+    """
+    folds = list(_folds(labels, samples))
+    criterion = nn.CrossEntropyLoss() if labels.ndim == 1 else nn.BCEWithLogitsLoss()
+    right: dict[float, list[Tensor]] = {decay: [] for decay in WEIGHT_DECAYS}
+    neighbours = []
+    for train, held in folds:
+        regression = Regression((features[train], labels[train]), criterion, len(samples.classes))
+        point = regression.zeros()
+        for decay in WEIGHT_DECAYS:
+            point = regression.minimum(point, decay, PATH_TOLERANCE)
+            with torch.no_grad():
+                right[decay].append(_are_right(regression.layer(point)(features[held]), labels[held]))
+        neighbours.append(_neighbours_right(features, labels, train, held))
+    correct = max(int(torch.cat(found).sum()) for found in right.values())
+    low, high = wilson_interval(correct, len(labels))
+    targets = labels.double() if labels.ndim == 2 else one_hot(labels, len(samples.classes)).double()
+    return {
+        "accuracy": correct / len(labels),
+        "low": low,
+        "high": high,
+        "knn": float(np.concatenate(neighbours).mean()),
+        "logme": logme(features.double().numpy(), targets.numpy()),
+    }
+
+
+def _are_right(logits: Tensor, labels: Tensor) -> Tensor:
+    return logits.argmax(1) == labels if labels.ndim == 1 else ((logits > 0) == labels.bool()).all(1)
+
+
+def _neighbours_right(features: Tensor, labels: Tensor, train: NDArray[np.int64], held: NDArray[np.int64]) -> NDArray[np.bool_]:
+    from sklearn.neighbors import KNeighborsClassifier
+
+    model = KNeighborsClassifier(min(NEIGHBOURS, len(train)), metric="cosine").fit(features[train].numpy(), labels[train].numpy())
+    same: NDArray[np.bool_] = model.predict(features[held].numpy()) == labels[held].numpy()
+    return same if same.ndim == 1 else same.all(1)
+
+
+def _folds(labels: Tensor, samples: Samples) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Yield the rows to fit on and the rows to answer, of each fold."""
+    from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
+
+    used = _used(samples)
+    rarest = min(np.bincount(labels.numpy())[np.unique(labels.numpy())]) if labels.ndim == 1 else FOLDS
+    folds = max(2, min(FOLDS, int(rarest), len(used)))
+    shuffled: dict[str, Any] = {"n_splits": folds, "shuffle": True, "random_state": 0}
+    if any(sample.group is not None for sample in used):
+        groups = [sample.unit for sample in used]
+        splitter = StratifiedGroupKFold(**shuffled) if labels.ndim == 1 else GroupKFold(folds)
+        yield from splitter.split(used, labels.numpy(), groups)
+        return
+    splitter = StratifiedKFold(**shuffled) if labels.ndim == 1 and rarest > 1 else KFold(**shuffled)
+    yield from splitter.split(used, labels.numpy())
+
+
+@torch.inference_mode()
+def images_per_s(classifier: Classifier, image_size: int, channels: int) -> float:
+    """Return how many images the network classifies in a second, by the quickest of a few batches after a warm-up."""
+    classifier.eval()
+    device = next(classifier.parameters()).device
+    images = torch.zeros(TIMED_BATCH, channels, image_size, image_size, device=device).contiguous(memory_format=torch.channels_last)
+    seconds = []
+    for _ in range(1 + TIMED_BATCHES):
+        began = perf_counter()
+        classifier(images).sum().item()  # which waits for the device
+        seconds.append(perf_counter() - began)
+    return TIMED_BATCH / min(seconds[1:])
+
+
+def with_pareto(rows: Sequence[Ranked]) -> list[Ranked]:
+    """Mark the rows of which no other is at least as quick and as accurate, and better in one of the two."""
+    known = [row for row in rows if row.accuracy is not None]
+
+    def beaten(row: Ranked) -> bool:
+        mine = (row.accuracy, row.images_per_s)
+        others = ((other.accuracy, other.images_per_s) for other in known)
+        return any(theirs != mine and all(a >= b for a, b in zip(theirs, mine, strict=True)) for theirs in others)  # type: ignore[operator]
+
+    return [Ranked(**{**asdict(row), "pareto": row.accuracy is not None and not beaten(row)}) for row in rows]
+
+
+def _cells(row: Ranked) -> dict[str, object]:
+    plain = asdict(row)
+    digits = {"accuracy": 4, "low": 4, "high": 4, "knn": 4, "logme": 4, "images_per_s": 1, "megabytes": 1}
+    cells = {name: round(value, digits[name]) if name in digits and value is not None else value for name, value in plain.items()}
+    return {**{name: "" if value is None else value for name, value in cells.items()}, "pareto": "yes" if row.pareto else ""}
+
+
+def draw_rank(rows: Sequence[Ranked], file: Path) -> None:
+    """Draw accuracy with its interval against images a second; the Pareto front is joined by a line."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    from tlkit.files import atomic_file
+
+    known = [row for row in rows if row.accuracy is not None]
+    figure, axis = plt.subplots(figsize=(8, 5), layout="constrained")
+    for row in known:
+        color = "#0b5cad" if row.pareto else "#8a8a8a"
+        axis.plot([row.images_per_s] * 2, [row.low, row.high], color=color, lw=1.5)
+        axis.plot([row.images_per_s], [row.accuracy], "o", ms=6, color=color)
+        axis.annotate(row.backbone, (row.images_per_s, row.accuracy), (6, 4), textcoords="offset points", fontsize=8.5)  # type: ignore[arg-type]
+    front = sorted((row.images_per_s, row.accuracy) for row in known if row.pareto)
+    axis.plot([speed for speed, _ in front], [accuracy for _, accuracy in front], "-", color="#0b5cad", lw=1, alpha=0.6)
+    axis.set_xscale("log")
+    axis.set(xlabel="images per second on this machine", ylabel="accuracy of a solved head on frozen features")
+    axis.set_title("blue: no other backbone is both quicker and more accurate", fontsize=10)
+    axis.grid(alpha=0.25, which="both")
+    axis.margins(x=0.15)
+    axis.spines[["top", "right"]].set_visible(False)
+    with atomic_file(file) as writing:
+        figure.savefig(writing, format="png", dpi=120)
+    plt.close(figure)
+
+
+def write_winner(recipe_file: str, overrides: Sequence[str], winner: Candidate, file: Path) -> None:
+    """Write the recipe with the winner's backbone and weights."""
+    model = [f"model.backbone={winner.backbone}", f"model.weights={json.dumps(winner.weights)}"]
+    write_atomically(file, recipe_yaml(load_recipe(recipe_file, [*overrides, *model])))
