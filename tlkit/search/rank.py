@@ -180,7 +180,7 @@ def _used(samples: Samples) -> list[Any]:
     return [*samples.of("train"), *samples.of("val")]
 
 
-def score_features(features: Tensor, labels: Tensor, samples: Samples) -> dict[str, float]:
+def score_features(features: Tensor, labels: Tensor, samples: Samples) -> dict[str, Any]:
     """Return accuracy, its interval, knn and logme of features [N, F] and labels, [N] or for multilabel [N, K] of 0 and 1.
 
     Every image is answered by heads that were fitted on the other folds; images of a group are in one fold. For multilabel an answer is
@@ -218,8 +218,8 @@ def _neighbours_right(features: Tensor, labels: Tensor, train: NDArray[np.int64]
     from sklearn.neighbors import KNeighborsClassifier
 
     model = KNeighborsClassifier(min(NEIGHBOURS, len(train)), metric="cosine").fit(features[train].numpy(), labels[train].numpy())
-    same: NDArray[np.bool_] = model.predict(features[held].numpy()) == labels[held].numpy()
-    return same if same.ndim == 1 else same.all(1)
+    same = model.predict(features[held].numpy()) == labels[held].numpy()
+    return np.asarray(np.atleast_2d(same.T).all(0))
 
 
 def _folds(labels: Tensor, samples: Samples) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
@@ -281,15 +281,17 @@ def draw_rank(rows: Sequence[Ranked], file: Path) -> None:
 
     from tlkit.files import atomic_file
 
-    known = [row for row in rows if row.accuracy is not None]
+    front = []
     figure, axis = plt.subplots(figsize=(8, 5), layout="constrained")
-    for row in known:
-        color = "#0b5cad" if row.pareto else "#8a8a8a"
+    for row in rows:
+        if row.accuracy is None or row.images_per_s is None or row.low is None or row.high is None:
+            continue
+        color, place = "#0b5cad" if row.pareto else "#8a8a8a", (row.images_per_s, row.accuracy)
         axis.plot([row.images_per_s] * 2, [row.low, row.high], color=color, lw=1.5)
-        axis.plot([row.images_per_s], [row.accuracy], "o", ms=6, color=color)
-        axis.annotate(row.backbone, (row.images_per_s, row.accuracy), (6, 4), textcoords="offset points", fontsize=8.5)  # type: ignore[arg-type]
-    front = sorted((row.images_per_s, row.accuracy) for row in known if row.pareto)
-    axis.plot([speed for speed, _ in front], [accuracy for _, accuracy in front], "-", color="#0b5cad", lw=1, alpha=0.6)
+        axis.plot(*place, "o", ms=6, color=color)
+        axis.annotate(row.backbone, place, (6, 4), textcoords="offset points", fontsize=8.5)
+        front += [place] if row.pareto else []
+    axis.plot(*zip(*sorted(front), strict=True), "-", color="#0b5cad", lw=1, alpha=0.6)
     axis.set_xscale("log")
     axis.set(xlabel="images per second on this machine", ylabel="accuracy of a solved head on frozen features")
     axis.set_title("blue: no other backbone is both quicker and more accurate", fontsize=10)
