@@ -293,6 +293,8 @@ def draw_rank(rows: Sequence[Ranked], file: Path) -> None:
         front += [place] if row.pareto else []
     axis.plot(*zip(*sorted(front), strict=True), "-", color="#0b5cad", lw=1, alpha=0.6)
     axis.set_xscale("log")
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set_minor_formatter("{x:g}")
     axis.set(xlabel="images per second on this machine", ylabel="accuracy of a solved head on frozen features")
     axis.set_title("blue: no other backbone is both quicker and more accurate", fontsize=10)
     axis.grid(alpha=0.25, which="both")
