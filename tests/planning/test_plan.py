@@ -232,7 +232,7 @@ def test_a_sound_plan_has_nothing_to_say_but_its_size(plan: Plan, there: Path) -
             ["data.normalize=dataset", "model.weights=pretrained", "phases=[{train: head, epochs: 1, lr: 0.1}]"],
             "accuracy of 0.834 instead of 0.842: use `normalize: weights`. They were trained with mean 0.5",
         ),
-        (["model.weights=pretrained"], "warning: data.image_size = 32 is far from the 160 px that the weights were made at."),
+        (["model.weights=pretrained"], "warning: data.image_size = 32 is far from the 160 px that the weights were trained at."),
         (
             ["data.source={folder: uneven}"],
             "classes differ more than 5-fold: blue has 36 training images, green 4. Set `imbalance: loss_weights`",

@@ -287,7 +287,7 @@ def test_ctrl_c_keeps_the_checkpoints_and_exits_with_130(workplace: Path) -> Non
     errors = ended.stderr
     assert ended.returncode == 130, errors
     assert "Traceback" not in errors
-    assert f"go on with the same command, --out {out} and --resume" in errors
+    assert f"resume with the same command, --out {out} and --resume" in errors
     assert (out / "checkpoints/best.safetensors").is_file()
     assert (out / "metrics.csv").read_text().count("\n") >= 2
 

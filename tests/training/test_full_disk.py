@@ -47,7 +47,7 @@ def test_a_run_whose_report_has_no_room_is_not_finished_and_goes_on(
             run_recipe(recipe, out=run)
     assert str(caught.value) == (
         "The disk is full.\n  What was written before is whole: free some space, then "
-        f"go on with the same command, --out {run} and --resume."
+        f"resume with the same command, --out {run} and --resume."
     )
     assert not is_finished(run)
     weights = (run / "model" / "model.safetensors").read_bytes()

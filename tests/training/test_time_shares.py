@@ -32,9 +32,7 @@ def test_shares_are_those_of_the_whole_phase_and_small_ones_go_into_other() -> N
     # 10 s in all: the step's 7 s hold 2 s of forward and 4 s of backward, so 1 s is the optimizer's own.
     seconds = {"loading": 0.2, "forward": 2.0, "backward": 4.0, "step": 7.0, "validation": 1.5}
     shares = shares_of(seconds, loader=None, total=10.0)
-    assert shares == pytest.approx(
-        {"reading what is kept": 0.02, "forward": 0.2, "backward": 0.4, "optimizer step": 0.1, "validation": 0.15}
-    )
+    assert shares == pytest.approx({"reading the cache": 0.02, "forward": 0.2, "backward": 0.4, "optimizer step": 0.1, "validation": 0.15})
     assert in_percent(shares) == "backward 40 %, forward 20 %, validation 15 %, optimizer step 10 %, other 15 %"
 
 

@@ -41,9 +41,9 @@ def offline_arguments(parser: ArgumentParser) -> None:
 def recipe_to_run(arguments: Namespace) -> "Recipe":
     """Return the recipe, with weights and data from the folder of --from. Doesn't import torch, so that mistakes are reported at once."""
     from tlkit.training.distributed.ranks import is_main_process
-    from tlkit.training.distributed.shutdown import told_once_a_machine
+    from tlkit.training.distributed.shutdown import reported_once_per_machine
 
-    with told_once_a_machine():
+    with reported_once_per_machine():
         recipe = _found_offline(arguments, arguments.recipe, arguments.overrides)
     if is_main_process():
         print_text(f"{recipe.name}: loading torch, then looking for images and weights", sys.stderr)

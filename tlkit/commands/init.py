@@ -100,7 +100,7 @@ def _seen(facts: "Facts") -> str:
 
 
 def _assumed(facts: "Facts") -> "Answers":
-    """Groups are never assumed. Classes called by one sign each are letters or digits, which can't be mirrored."""
+    """Return the answers that are assumed: no groups; classes named by one character are letters or digits, which can't be mirrored."""
     from tlkit.search.init import Answers
 
     return Answers(mirror=not all(len(name) == 1 for name in facts.counts))

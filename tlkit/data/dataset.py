@@ -131,7 +131,7 @@ class TrainingOrder:
         return cls(seed, balanced_chances(samples) if balanced else None, shard_numbers(samples))
 
     def indices(self, size: int, epoch: int) -> NDArray[np.int64]:
-        """[size]: the images of an epoch."""
+        """Return the images of an epoch, [size]."""
         draws = np.random.default_rng((self.seed, epoch))
         if self.chances is not None:
             return draws.choice(size, size, p=self.chances)

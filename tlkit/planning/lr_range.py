@@ -61,7 +61,7 @@ class LrRange:
 
 
 def lr_command(recipe: Recipe, number: int, *, steps: int, out: Path | None, words: Sequence[str]) -> int:
-    """`tlkit lr`: sweeps phase `number`, counted from 1, and leaves lr.csv and lr.png in a run folder.
+    """Sweep phase `number`, counted from 1, and write lr.csv and lr.png into a run folder (`tlkit lr`).
 
     words: the recipe and the overrides as the user wrote them.
     """
@@ -132,7 +132,7 @@ class Sweep(Callback):
 
 
 def ran_away(losses: Sequence[float]) -> bool:
-    """Whether the loss is NaN or infinite, or the mean of the last few is several times the lowest such mean."""
+    """Check whether the loss is NaN or infinite, or the mean of the last few is several times the lowest such mean."""
     if not math.isfinite(losses[-1]):
         return True
     means = [sum(losses[i : i + LAST]) / LAST for i in range(len(losses) - LAST + 1)]
@@ -140,7 +140,7 @@ def ran_away(losses: Sequence[float]) -> bool:
 
 
 def judged(lrs: Sequence[float], losses: Sequence[float], *, diverged: bool) -> LrRange:
-    """The suggestion is a tenth of the rate at which the smoothed loss is lowest. Raises RunError if there are too few points."""
+    """Suggest a tenth of the rate at which the smoothed loss is lowest. Raises RunError if there are too few points."""
     finite = [(lr, loss) for lr, loss in zip(lrs, losses, strict=True) if math.isfinite(loss)]
     if len(finite) < 2 * LAST:
         reported = f"{counted(len(finite), 'step')} gave a loss that is a number, up to lr {lrs[-1]:.1e}"

@@ -113,27 +113,27 @@ class Plan:
 
     @property
     def largest(self) -> PhasePlan | None:
-        """The phase that needs the most memory."""
+        """Return the phase that needs the most memory."""
         return max(self.phases, key=lambda phase: phase.memory.total, default=None)
 
     @property
     def seconds(self) -> float:
-        """Of the run, or of each fold: its phases, and what comes before and after them."""
+        """Return the time of the run, or of each fold: its phases, and what comes before and after them."""
         return self.seconds_around + sum(phase.seconds or 0.0 for phase in self.phases) + sum(self.solved.values())
 
 
 def make_plan(recipe: Recipe) -> Plan:
-    """Builds what training would build, and tries every phase for a few batches on a copy.
+    """Build what training would build, and try every phase for a few batches on a copy.
 
-    Images or weights that are missing are replaced by made-up ones of the same shape; `no_images` and `no_weights` say why.
-    Raises TlkitError for what else would stop the training.
+    Missing images or weights are replaced by generated ones of the same shape; `no_images` and `no_weights` say why they are missing.
+    Raises TlkitError for everything else that would stop the training.
     """
     with TemporaryDirectory(prefix="tlkit-plan-") as folder:
         return _make_plan(with_batch_size(with_scaled_lr(recipe)), Path(folder))
 
 
 def _make_plan(recipe: Recipe, folder: Path) -> Plan:
-    """folder: for made-up images."""
+    """Make the plan. folder: for generated images."""
     began = time.perf_counter()
     with recipe.located():
         check_backbone_name(recipe.model.backbone)
@@ -216,14 +216,14 @@ def seconds_of_results(timings: Sequence[Timing | SolvedTiming], samples: Sample
 
 
 def batches_an_epoch(recipe: Recipe, images: int, devices: int) -> int:
-    """On each device. images: of the training split."""
+    """Count the batches of an epoch on each device. images: of the training split."""
     per_device_batch_size = recipe.data.known_batch_size // devices
     sampler = EpochSampler(images, batch_size=per_device_batch_size, order=TrainingOrder(), ranks=devices)
     return ceil(len(sampler) / per_device_batch_size)
 
 
 def steps_an_epoch(recipe: Recipe, images: int, devices: int) -> int:
-    """Of the optimizer: Lightning makes the last one from whatever batches are left."""
+    """Count the optimizer's steps in an epoch: Lightning makes the last one from the batches that are left."""
     return ceil(batches_an_epoch(recipe, images, devices) / recipe.optimizer.accumulate)
 
 
@@ -264,7 +264,7 @@ class _Trial:
 
 
 def stage_rows(module: PhaseModule, groups: Sequence[dict[str, Any]]) -> list[StageRow]:
-    """A row a stage in forward order, then the head and, where the backbone has them, the auxiliary heads. groups: the optimizer's."""
+    """Return a row per stage in forward order, then the head and any auxiliary heads. groups: the optimizer's."""
     classifier = module.classifier
     backbone = dict(classifier.backbone.named_parameters())
     parts = {stage.name: [backbone[name] for name in stage.parameters] for stage in classifier.stages}
@@ -304,7 +304,7 @@ def _few(samples: Samples) -> Samples:
 
 
 def _made_up(recipe: Recipe, folder: Path) -> Samples:
-    """A grey image of each of ten classes, as in so many sets, where nothing is known of the real ones. folder: where it is put."""
+    """Generate a grey image for each of ten classes, if nothing is known of the real ones. folder: where they are written."""
     side, channels = recipe.data.image_size, recipe.data.channels
     image = folder / "grey.npy"
     np.save(image, np.full((side, side, channels), 128, np.uint8))
@@ -335,7 +335,7 @@ class Remark:
 
 
 def remarks(plan: Plan) -> list[Remark]:
-    """The most important first."""
+    """Return the remarks, the most important first."""
     warnings = [*_missing(plan), *_memory(plan), *_normalize(plan), *_size(plan), *_classes(plan), *_steps(plan)]
     warnings += [*_value_range(plan), *_random_features(plan.recipe), *(split_warnings(plan.samples) if plan.samples else ())]
     warnings += [text for phase in plan.phases for text in (*_rates(phase), *_parameters(plan, phase))]
@@ -371,7 +371,7 @@ def _normalize(plan: Plan) -> Iterator[str]:
     yield from (f"{warning} They were trained with mean {mean}." if mean else warning for warning in recipe_warnings(plan.recipe))
     if plan.recipe.model.weights != "random" and plan.recipe.data.normalize == "none" and not recipe_warnings(plan.recipe):
         fix = f"They were trained with mean {mean}: use `normalize: weights`." if mean else "Use `normalize: weights`."
-        yield f"data.normalize = 'none' feeds the weights numbers that they have never seen. {fix}"
+        yield f"data.normalize = 'none' feeds the weights inputs that they were not trained on. {fix}"
 
 
 def _size(plan: Plan) -> Iterator[str]:
@@ -381,7 +381,7 @@ def _size(plan: Plan) -> Iterator[str]:
     _, height, _ = pretrained_cfg(recipe.model.backbone).get("input_size") or (0, 0, 0)
     size = recipe.data.image_size
     if recipe.model.weights != "random" and height and max(size / height, height / size) > FAR:
-        yield f"data.image_size = {size} is far from the {height} px that the weights were made at."
+        yield f"data.image_size = {size} is far from the {height} px that the weights were trained at."
 
 
 def _classes(plan: Plan) -> Iterator[str]:
@@ -439,12 +439,12 @@ def _rates(phase: PhasePlan) -> Iterator[str]:
 
 
 def _parameters(plan: Plan, phase: PhasePlan) -> Iterator[str]:
-    """Once, for the phase that trains most."""
+    """Describe the parameters once, for the phase that trains most."""
     if plan.samples is None or phase is not max(plan.phases, key=lambda other: other.trained):
         return
     train = len(plan.samples.of("train"))
     if phase.trained > train:
-        fix = "Watch the validation loss; augment, weight_decay and early_stopping hold it back from learning by heart."
+        fix = "Watch the validation loss; augment, weight_decay and early_stopping help against overfitting."
         yield f"phases[{phase.number}] trains {phase.trained:,} parameters on {counted(train, 'image')}. {fix}"
 
 

@@ -22,7 +22,7 @@ MANY_STAGES = 12
 
 
 def show_plan(recipe: Recipe) -> int:
-    """`tlkit plan`."""
+    """Print the plan (`tlkit plan`)."""
     console = Console()
     console.print()
     print_plan(make_plan(recipe), console)
@@ -51,7 +51,7 @@ def print_plan(plan: Plan, console: Console) -> None:
 
 
 def _hanging(label: str, *lines: str) -> Table:
-    """Lines that fold beside their label, not below it."""
+    """Return a table whose lines wrap beside their label, not below it."""
     table = _labelled()
     for number, line in enumerate(lines):
         table.add_row("" if number else label, line)
@@ -146,7 +146,7 @@ def _solved(plan: Plan, number: int, phase: SolvedPhase) -> str:
 
 
 def _joined(rows: tuple[StageRow, ...]) -> list[StageRow]:
-    """Neighbours to which the same happens, in one row: `block0 .. block7`."""
+    """Join neighbouring rows that are trained alike: `block0 .. block7`."""
     runs: list[list[StageRow]] = []
     for row in rows:
         if runs and _fate(runs[-1][-1]) == _fate(row):

@@ -69,7 +69,7 @@ class MemoryProbe(Callback):
         self.optimizer = sum(bytes_of(value) for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor))
 
     def memory(self, module: PhaseModule, images: int, *, copies: int) -> Memory:
-        """images: of a batch on one device. Activations grow with them in a straight line, which two sizes of batch give."""
+        """Measure memory. images: of a batch on one device. Activations grow linearly with them, so two batch sizes are enough."""
         (few, at_few), *_, (more, at_more) = sorted({0: 0, **self.activations}.items())[-2:]
         bytes_per_image = (at_more - at_few) / (more - few)
         weights = sum(map(bytes_of, (*module.parameters(), *module.buffers())))
@@ -109,7 +109,7 @@ class Stopwatch(Callback):
 
 
 def wait_for_device() -> None:
-    """A GPU works on after torch has returned."""
+    """Wait for the GPU, which continues to compute after torch has returned."""
     if torch.accelerator.is_available():
         torch.accelerator.synchronize()
 

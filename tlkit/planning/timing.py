@@ -85,7 +85,7 @@ class Timing:
 
     @property
     def measure(self) -> float:
-        """Seconds to decode an image and classify it, with nothing of it cached."""
+        """Measure the seconds to decode and classify an image, with nothing cached."""
         return self.once if self.is_cached else self.first + self.validate
 
 
@@ -164,7 +164,7 @@ class Trial:
         return min(seconds) * train / images
 
     def _few(self, seconds_per_image: float) -> ImageDataModule:
-        """A CPU takes about as long for an image in a small batch; a GPU doesn't, and is quick enough for whole ones."""
+        """Return a few images: a CPU takes about as long per image in a small batch; a GPU doesn't, and is fast enough for full batches."""
         on_cpu = max(3 * WARM_UP, int(COLD * TRIAL_S / max(seconds_per_image, 1e-6)))
         affordable = on_cpu if self.device == "cpu" else MOST_BATCHES * self.batch_size
         train = _spread(self.samples.of("train"), min(affordable, MOST_BATCHES * self.batch_size))

@@ -49,7 +49,7 @@ def try_phase(
 
 @contextmanager
 def unchanged(classifier: torch.nn.Module) -> Iterator[None]:
-    """Puts the random generators back to where they were, then proves by hash that they and the classifier are as before.
+    """Restore the random generators, and verify by hash that they and the classifier are as before.
 
     Raises RunError if something in the `with` changed the classifier's weights, buffers, gradients wanted or modes.
     """
@@ -65,7 +65,7 @@ def unchanged(classifier: torch.nn.Module) -> Iterator[None]:
 
 
 def fingerprint(classifier: torch.nn.Module) -> dict[str, str]:
-    """sha256 of the weights and buffers, of what trains and in which mode, and of each random generator's state."""
+    """Hash the weights and buffers, what trains and in which mode, and each random generator's state."""
     weights = sha256()
     for name, tensor in classifier.state_dict().items():
         weights.update(name.encode())

@@ -62,7 +62,7 @@ class Written:
 def find_available(*, offline: bool) -> Available:
     """Return the backbones to choose among: all of the table, or without a hub those whose weights are on this machine.
 
-    Raises WeightsError where there is none.
+    Raises WeightsError if there is none.
     """
     if not offline and hub_is_reachable():
         return Available(BACKBONES, "weights: the hub answers, and is asked for them when the run begins")
@@ -82,7 +82,7 @@ def find_available(*, offline: bool) -> Available:
 def write_recipe(facts: Facts, choice: Choice, answers: Answers, *, name: str, available: Available, out: Path) -> Written:
     """Return the text of a recipe that `tlkit check` passes and that can run as it is, and of the table that it names.
 
-    out: the file that the recipe will be. Raises DataError where the data can't be split, RecipeError for a mistake of this module.
+    out: the file that the recipe will be. Raises DataError if the data can't be split, RecipeError for a mistake of this module.
     """
     uses_groups = answers.groups and facts.groups is not None
     source = dict(facts.source)
@@ -140,7 +140,7 @@ def _header(facts: Facts, choice: Choice, available: Available, out: Path) -> It
 
 
 def _notes(facts: Facts, available: Available) -> Iterator[str]:
-    """What the user should know, and was not asked."""
+    """Yield what the user should know, and was not asked."""
     yield available.note
     if facts.groups is not None:
         of = facts.images / facts.groups.count
@@ -242,7 +242,7 @@ def _model(choice: Choice) -> Iterator[str]:
 
 
 def _line(text: str, reason: str) -> Iterator[str]:
-    """A line with its reason; what doesn't fit goes below it, in the same column."""
+    """Yield a line with its reason; what doesn't fit goes below it, in the same column."""
     at = max(COLUMN, len(text) + 2)
     first, *rest = wrap(reason, max(40, WIDTH - at - 2), break_on_hyphens=False)
     yield f"{text:<{at}}# {first}"

@@ -20,7 +20,7 @@ def logme(features: NDArray[np.float64], targets: NDArray[np.float64]) -> float:
 
 
 def _evidence(left: NDArray[np.float64], squares: NDArray[np.float64], width: int, target: NDArray[np.float64]) -> float:
-    """left: [N, R], squares: of the singular values [R], width: F."""
+    """Return the log evidence. left: [N, R], squares: of the singular values [R], width: F."""
     images = len(target)
     projected = (left.T @ target) ** 2
     outside = max(0.0, float(target @ target - projected.sum()))

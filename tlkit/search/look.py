@@ -62,7 +62,7 @@ class Facts:
 
     @property
     def training(self) -> int:
-        """Images of the training split, before anything is held out."""
+        """Count the images of the training split, before anything is held out."""
         return self.splits.get("train", 0) + self.splits.get("", 0)
 
     @property
@@ -75,7 +75,7 @@ class Facts:
 
 
 def look_at(source: Mapping[str, Any], *, root: str = "data") -> Facts:
-    """Look at a source. source: as `data.source` in a recipe. Raises RecipeError or DataError where it can't be trained on."""
+    """Look at a source. source: as `data.source` in a recipe. Raises RecipeError or DataError if it can't be trained on."""
     source, samples = _found(source, root)
     _check_level(source)
     drawn = np.random.default_rng(0).permutation(len(samples.samples))

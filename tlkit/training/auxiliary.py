@@ -21,7 +21,7 @@ class AuxiliaryHeads(nn.Module):
         self.weight = weight
 
     def follow(self, classifier: Classifier) -> bool:
-        """Lets those heads train that have a layer before them which trains; the others would change nothing. Returns if one does."""
+        """Train those heads that have a trained layer before them; the others would change nothing. Return whether there is one."""
         trained = {name for name, parameter in classifier.backbone.named_parameters() if parameter.requires_grad}
         reached = False
         for stage in classifier.stages:
@@ -31,7 +31,7 @@ class AuxiliaryHeads(nn.Module):
         return any(parameter.requires_grad for parameter in self.parameters())
 
     def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-        """What of them trains, for the optimizer. Biases and normalisation layers are not decayed."""
+        """Return the heads' parameter groups for the optimizer. Biases and normalisation layers are not decayed."""
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         decayed = [parameter for parameter in trained if parameter.ndim > 1]
         others = [parameter for parameter in trained if parameter.ndim <= 1]
@@ -40,7 +40,7 @@ class AuxiliaryHeads(nn.Module):
 
     @contextmanager
     def listening(self, backbone: nn.Module) -> Iterator[list[Tensor]]:
-        """A list that fills with the logits [B, K] of each head that trains when the backbone runs inside the `with`.
+        """Yield a list that collects the logits [B, K] of each trained head when the backbone runs inside the `with`.
 
         Hooks leave the backbone and the classifier as they are for everybody else, and are gone at the end.
         """
@@ -62,7 +62,7 @@ def has_auxiliary_heads(backbone: nn.Module) -> bool:
 
 
 def build_auxiliary_heads(backbone: nn.Module, classes: int, weight: float) -> AuxiliaryHeads | None:
-    """New heads for `classes` classes; None for a backbone that has none, or if their loss has no weight."""
+    """Create new heads for `classes` classes; None if the backbone has none, or if their loss has no weight."""
     if weight == 0 or not has_auxiliary_heads(backbone):
         return None
     return AuxiliaryHeads(backbone.auxiliary_heads(classes), weight)  # type: ignore[operator]

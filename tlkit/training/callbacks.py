@@ -70,7 +70,7 @@ class BestWeights(Callback):
         self.current_phase = number
 
     def set_trainable_names(self, names: frozenset[str], *, keeps: bool) -> None:
-        """To be called before a phase. names: of the classifier's tensors. keeps: whether this process writes the weights."""
+        """Set the names of the classifier's trained tensors; call it before a phase. keeps: whether this process writes the weights."""
         self._changing = names
         if not keeps or not self.file.is_file():
             return
@@ -84,7 +84,7 @@ class BestWeights(Callback):
         self.update(score, loss, trainer.current_epoch + 1, keeps=trainer.is_global_zero)
 
     def update(self, score: float, loss: float, epoch: int, *, keeps: bool) -> None:
-        """score, loss: on validation. keeps: whether this process writes the weights."""
+        """Keep the weights if the epoch is the best. score, loss: on validation. keeps: whether this process writes the weights."""
         if not isfinite(loss) or (score, -loss) <= (self.score, -self.loss):
             return
         self.score, self.loss, self.phase, self.epoch = score, loss, self.current_phase, epoch
@@ -104,9 +104,10 @@ def _tensors(classifier: Classifier, names: frozenset[str]) -> dict[str, Tensor]
 
 
 def moving_average(ema: Ema) -> WeightAveraging:
-    """Validates with, and at the end of a phase leaves, the exponential moving average of all weights and batch-norm statistics.
+    """Validate with the exponential moving average of all weights and batch-norm statistics, and keep it at the end of a phase.
 
-    After n steps the past weighs min(decay, (1 + n) / (10 + n)), so that a short phase isn't held at where it began.
+    After n steps the past has the weight min(decay, (1 + n) / (10 + n)), so that a short phase doesn't stay near its start.
+
     Source of the warm-up: TensorFlow's ExponentialMovingAverage with num_updates.
     """
 
@@ -144,8 +145,8 @@ class MetricsTable(Callback):
     def epoch_seconds(self) -> float:
         return time.perf_counter() - self._epoch_began
 
-    def go_on_within_epoch(self, seconds: float) -> None:
-        """seconds: that the epoch took before it was interrupted. To be called when training starts."""
+    def resume_within_epoch(self, seconds: float) -> None:
+        """Continue an interrupted epoch; call it when training starts. seconds: that the epoch took before."""
         self._epoch_began -= seconds
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -166,7 +167,7 @@ class MetricsTable(Callback):
         self.add({"epoch": trainer.current_epoch + 1, **metrics, "lr": lr, "seconds": seconds}, writes=trainer.is_global_zero)
 
     def add(self, row: Mapping[str, Any], *, writes: bool) -> None:
-        """row: all but the phase."""
+        """Add a row of metrics.csv. row: all columns but the phase."""
         self.rows.append({"phase": self.phase, **row})
         if writes:
             write_metrics_table(self.rows, self.file)

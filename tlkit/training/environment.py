@@ -41,7 +41,7 @@ def write_environment(run: Path, recipe_place: str, device: torch.device) -> Non
 
 
 def read_environment(run: Path) -> dict[str, Any]:
-    """Empty for a run of a tlkit that wrote none, or where the file is damaged: nothing depends on it but what a reader sees."""
+    """Read environment.json; empty if an older tlkit wrote none, or if it is damaged: only readers depend on it."""
     try:
         facts = json.loads((run / FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -50,7 +50,7 @@ def read_environment(run: Path) -> dict[str, Any]:
 
 
 def environment(recipe_place: str, device: torch.device) -> dict[str, Any]:
-    """Plain JSON values. device: the one of this process; its flags are those of now, after Lightning has set them."""
+    """Return plain JSON values. device: of this process; its flags are the current ones, after Lightning has set them."""
     return {
         "versions": {"tlkit": tlkit.__version__, "python": platform.python_version(), **_versions(), "libjpeg": _libjpeg()},
         "platform": platform.platform(),
@@ -74,7 +74,7 @@ def environment(recipe_place: str, device: torch.device) -> dict[str, Any]:
 
 
 def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """`cpu.threads` -> what it was and is, of all that could change a number."""
+    """Return `cpu.threads` -> previous and current value, of everything that could change a result."""
     flat_was, flat_now = (dict(_flat({key: value for key, value in each.items() if key != "earlier"})) for each in (was, now))
     return {
         key: (flat_was.get(key), flat_now.get(key))
@@ -102,7 +102,7 @@ def _versions() -> dict[str, str | None]:
 
 
 def _libjpeg() -> str | None:
-    """Two releases may round a JPEG's pixels differently."""
+    """Return libjpeg's version: two releases may round a JPEG's pixels differently."""
     return features.version("libjpeg_turbo") or features.version("jpg")
 
 
@@ -127,7 +127,7 @@ def _device(device: torch.device) -> dict[str, Any]:
 
 
 def _commit(place: str) -> str | None:
-    """The commit of the repository that the recipe lies in. place: `file:line` in the recipe; empty if it was made in Python."""
+    """Return the commit of the repository that contains the recipe. place: `file:line` in the recipe; empty if it was made in Python."""
     folder, git = Path(place.rpartition(":")[0]).parent, shutil.which("git")
     if not place or git is None or not folder.is_dir():
         return None

@@ -25,16 +25,16 @@ class Run:
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """What is in metrics.json: `metrics["test"]["accuracy"]`, and the same under `val`.
+        """Return metrics.json: `metrics["test"]["accuracy"]`, and the same under `val`.
 
         Raises:
-            RunError: The file isn't there, because the run has not ended.
+            RunError: The file doesn't exist, because the run has not ended.
         """
         file = self.folder / "metrics.json"
         try:
             metrics: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            fix = "A run writes it at its end: go on with it by finetune(.., resume=True)."
+            fix = "A run writes it at its end: resume it with finetune(.., resume=True)."
             raise RunError(f"{file} can't be read: {error}\n  {fix}") from error
         return metrics
 

@@ -58,7 +58,7 @@ def _nothing(record: logging.LogRecord) -> bool:
 
 class _LogFile(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:
-        """A line that a full disk has no room for is lost, and no traceback is printed: what has to be written says so itself."""
+        """Drop a line that a full disk has no room for, without a traceback: what must be written reports that itself."""
 
 
 class _ToParents(logging.Handler):

@@ -17,7 +17,7 @@ LARGEST_RATIO = 20.0
 
 
 def build_criterion(loss: Loss, imbalance: Imbalance, samples: Samples) -> nn.Module:
-    """logits [B, K], labels -> the mean loss of the batch.
+    """Build the loss: logits [B, K], labels -> the mean loss of the batch.
 
     Labels are [B] or soft [B, K] for multiclass, and [B, K] from 0 to 1 for multilabel. Priors and weights come from the training split.
     """
@@ -33,12 +33,12 @@ def build_criterion(loss: Loss, imbalance: Imbalance, samples: Samples) -> nn.Mo
 
 
 def class_weights(counts: Tensor) -> Tensor:
-    """Inverse to the counts [K], and 1 in the mean over the images: N / (K * count)."""
+    """Return weights inverse to the counts [K], with mean 1 over the images: N / (K * count)."""
     return counts.sum() / (len(counts) * counts)
 
 
 def positive_weights(counts: Tensor, images: int) -> Tensor:
-    """Images without a class for each one with it, [K], from 1/20 to 20."""
+    """Return negatives / positives of each class, [K], limited to 1/20 to 20."""
     return ((images - counts) / counts).clamp(1 / LARGEST_RATIO, LARGEST_RATIO)
 
 
@@ -87,7 +87,7 @@ class BinaryCrossEntropy(nn.Module):
 
 
 def plain_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Of validation, so that its losses compare between recipes. labels: [B], or float [B, K] for multilabel."""
+    """Compute the validation loss, which compares between recipes. labels: [B], or float [B, K] for multilabel."""
     return cross_entropy(logits, labels) if labels.ndim == 1 else binary_cross_entropy_with_logits(logits, labels)
 
 
@@ -102,7 +102,7 @@ class StartingPoint:
         self._start = {name: parameter.detach().clone() for name, parameter in classifier.backbone.named_parameters()}
 
     def penalty(self, backbone: nn.Module) -> Tensor:
-        """A scalar with a gradient for each parameter that trains."""
+        """Return a scalar with a gradient for each parameter that trains."""
         distances = [torch.zeros((), device=next(backbone.parameters()).device)]
         for name, parameter in backbone.named_parameters():
             if parameter.requires_grad:
@@ -113,7 +113,8 @@ class StartingPoint:
 
 
 def build_mix(mix: Mix, classes: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
-    """images [B, C, H, W], labels [B] -> images [B, C, H, W], labels [B, K] that sum to one; None where the recipe has neither.
+    """Build the mixing of batches: images [B, C, H, W], labels [B] -> images, labels [B, K] that sum to one; None if the recipe has
+    neither.
 
     Sources: mixup, Zhang et al. 2018, https://arxiv.org/abs/1710.09412; cutmix, Yun et al. 2019, https://arxiv.org/abs/1905.04899
     """

@@ -60,7 +60,7 @@ class BalancedAccuracy(Metric):
             self.add_state(state, torch.zeros(classes, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
-        """logits [B, K], labels [B]."""
+        """Update with logits [B, K] and labels [B]."""
         hits, _, images = class_counts(logits.argmax(1), labels, self._classes)
         self.hits += hits
         self.images += images
@@ -70,9 +70,9 @@ class BalancedAccuracy(Metric):
 
 
 def accuracy_of(task: Task, classes: int, *, alone: bool = False) -> Metric:
-    """Share of images classified right; for multilabel the share of right answers, over images and classes, at probability 0.5.
+    """Create the accuracy metric; for multilabel the share of right answers, over images and classes, at probability 0.5.
 
-    alone: this process has seen all images, so that the counts of others aren't added, for which it would wait.
+    alone: this process has seen all images, so that the metric is not synchronised with others.
     """
     kind = MultilabelAccuracy if task == "multilabel" else MulticlassAccuracy
     metric: Metric = kind(classes, average="micro", sync_on_compute=not alone, **UNCHECKED)
@@ -100,14 +100,14 @@ def score(samples: Samples, logits: Tensor, labels: Tensor) -> float:
 def measured(
     split: str, samples: Samples, logits: Tensor, labels: Tensor, loss: Callable[[Tensor, Tensor], Tensor] = plain_loss
 ) -> dict[str, float]:
-    """`SPLIT/loss` and `SPLIT/accuracy`, as metrics.csv has them, of a whole split's logits and labels."""
+    """Return `SPLIT/loss` and `SPLIT/accuracy` of a whole split's logits and labels, as in metrics.csv."""
     accuracy = accuracy_of(samples.task, len(samples.classes), alone=True)
     count(accuracy, samples.task, logits, labels)
     return {f"{split}/loss": float(loss(logits, labels)), f"{split}/accuracy": float(accuracy.compute())}
 
 
 def count(metric: Metric, task: Task, logits: Tensor, labels: Tensor) -> None:
-    """Mixed labels count as their larger part."""
+    """Update a metric; mixed labels count as their larger part."""
     if task == "multilabel":
         # torchmetrics would take logits that all lie in 0..1 for probabilities.
         metric.update(logits.sigmoid(), (labels > 0.5).to(torch.int64))

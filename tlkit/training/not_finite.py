@@ -99,7 +99,7 @@ class NotFinite(Callback):
             f"The loss became {float(self._first_loss)} in batch {batch + 1} of epoch {trainer.current_epoch + 1}, phase {self._phase}. "
             f"Its images are in {self._file}.\n"
             f"  {_likely_cause(trainer, pl_module, stepped=stepped)}\n"
-            "  trainer.on_nan=skip goes on without such batches."
+            "  trainer.on_nan=skip continues without such batches."
         )
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -114,7 +114,7 @@ class NotFinite(Callback):
         raise TrainingError(f"{found}, and the training loss did not.\n  {_likely_cause(trainer, pl_module, stepped=True)}")
 
     def _images(self, trainer: Trainer, batch: int) -> list[str]:
-        """Ids of those that this process had in the batch."""
+        """Return the ids of the images that this process had in the batch."""
         loader: Any = trainer.train_dataloader
         size = loader.batch_size
         return [self._samples[index].id for _, index in list(loader.sampler)[batch * size : (batch + 1) * size]]
@@ -150,5 +150,5 @@ def _likely_cause(trainer: Trainer, pl_module: LightningModule, *, stepped: bool
 
 
 def _on_any_rank(trainer: Trainer, bad: Tensor) -> Tensor:
-    """All leave a batch out together: their gradients are one mean."""
+    """Return whether any rank has a bad loss: all skip the batch together, since their gradients are averaged."""
     return trainer.strategy.reduce(bad.float(), reduce_op="sum") > 0

@@ -26,7 +26,7 @@ class Objective:
 
 
 def build_objective(learning: Learning, classifier: Classifier, samples: Samples) -> Objective:
-    """classifier: with the weights that the run begins with."""
+    """Build the objective. classifier: with its initial weights."""
     classes = len(samples.classes)
     return Objective(
         auxiliary=build_auxiliary_heads(classifier.backbone, classes, learning.auxiliary_loss),

@@ -29,12 +29,12 @@ class Optimization:
 
 
 def parameter_groups(classifier: Classifier, phase: Phase, optimizer: Optimizer, *, decay_backbone: bool = True) -> list[dict[str, Any]]:
-    """What trains in this phase, grouped by learning rate and weight decay, the head first.
+    """Group the parameters that train in this phase by learning rate and weight decay, the head first.
 
-    With `layer_decay` d a stage that lies n steps below the head gets lr * d^n, with `backbone_lr` r every stage gets lr * r,
+    With `layer_decay` d, a stage n steps below the head gets lr * d^n; with `backbone_lr` r, every stage gets lr * r. The rate is
     written into the group's own `lr`: timm's `lr_scale` is ignored by torch's and Lightning's schedulers. Distance is counted over
     the whole backbone, so a stage has the same rate whether or not those below it train. Biases and normalisation layers are not decayed.
-    decay_backbone: False where L2-SP takes the place of its weight decay.
+    decay_backbone: False if L2-SP replaces its weight decay.
     """
     groups = []
     for steps_below_head, (name, parameters) in enumerate(_from_head_to_stem(classifier)):
@@ -58,7 +58,7 @@ def _from_head_to_stem(classifier: Classifier) -> Iterator[tuple[str, list[nn.Pa
 
 
 def check_optimizer_name(name: str) -> None:
-    """Raises RecipeError for a name that neither torch nor timm has."""
+    """Raise RecipeError for a name that neither torch nor timm has."""
     known = sorted({*OWN_NAMES, *map(str, timm.optim.list_optimizers())})  # type: ignore[attr-defined]
     if name not in known:
         nearest = did_you_mean(name, known)
@@ -67,9 +67,9 @@ def check_optimizer_name(name: str) -> None:
 
 
 def build_optimizer(groups: list[dict[str, Any]], optimizer: Optimizer, *, fused: bool = False) -> torch.optim.Optimizer:
-    """torch's own for the seven well-known names, timm's for all others; every group keeps its own lr and weight decay.
+    """Build torch's optimizer for the seven well-known names, timm's for all others; every group keeps its own lr and weight decay.
 
-    fused: take torch's one-kernel steps where it has them: for tf_efficientnet_lite0 on two cores AdamW 15 ms instead of 80,
+    fused: use torch's fused steps if it has them: for tf_efficientnet_lite0 on two cores AdamW 15 ms instead of 80,
     Adam 13 instead of 50, SGD 5 instead of 30, and the weights are the same to 6e-7 after 35 steps.
     """
     one_kernel = fused or None  # None lets torch choose
@@ -93,7 +93,7 @@ def build_optimizer(groups: list[dict[str, Any]], optimizer: Optimizer, *, fused
 
 
 def can_fuse(device: str, precision: str, *, clips: bool = False) -> bool:
-    """Return whether torch's fused steps go with the rest. clips: gradients are clipped.
+    """Check whether torch's fused steps can be used. clips: gradients are clipped.
 
     Lightning's mixed precisions refuse to clip for a fused step (2.6.6), which unscales gradients itself, also where nothing is scaled.
     """
@@ -101,17 +101,20 @@ def can_fuse(device: str, precision: str, *, clips: bool = False) -> bool:
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, schedule: Schedule, steps: int) -> LambdaLR | ReduceLROnPlateau:
-    """Multiplies every group's own lr. steps: optimizer steps in the phase. A plateau wants the validation loss once an epoch."""
+    """Build the schedule, which multiplies every group's own lr. steps: optimizer steps in the phase. A plateau needs the validation
+    loss each epoch.
+    """
     if schedule.name == "plateau":
         return ReduceLROnPlateau(optimizer, factor=schedule.factor, patience=schedule.patience)
     return LambdaLR(optimizer, lambda step: lr_factor(step, schedule, steps))
 
 
 def lr_factor(step: int, schedule: Schedule, steps: int) -> float:
-    """Share of the highest learning rate at a step, 0-based.
+    """Return the share of the highest learning rate at a step, 0-based.
 
-    Warm-up rises linearly and reaches 1 at its last step. What follows it has the rest of the steps: cosine and linear fall
+    Warm-up rises linearly and reaches 1 at its last step. The schedule has the remaining steps: cosine and linear fall
     from 1 towards 0 at the end, step falls by `factor` after every share `every`, constant stays.
+
     Sources: cosine, Loshchilov and Hutter 2017, eq. 5 without restarts, https://arxiv.org/abs/1608.03983;
     one_cycle, Smith and Topin 2019, https://arxiv.org/abs/1708.07120, with the shape and numbers of torch's OneCycleLR.
     """
@@ -133,7 +136,9 @@ def lr_factor(step: int, schedule: Schedule, steps: int) -> float:
 
 
 def _one_cycle(step: int, steps: int) -> float:
-    """From 1/25 up to 1 over the first 30 % of the steps, down to 1/250,000 at the last one, both along half a cosine."""
+    """Return one_cycle's share: from 1/25 up to 1 over the first 30 % of the steps, down to 1/250,000 at the last one, both along half
+    a cosine.
+    """
     peak, last = 0.3 * steps - 1, steps - 1
     start, end, low, high = (0.0, peak, 1 / 25, 1.0) if step <= peak else (peak, last, 1.0, 1 / 250_000)
     done = min(1.0, (step - start) / max(1e-9, end - start))

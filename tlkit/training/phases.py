@@ -167,7 +167,7 @@ def keep_start(training: Training, spec: PhaseSpec) -> None:
 
 
 def phase_callbacks(training: Training, spec: PhaseSpec) -> list[Callback]:
-    """The average comes after BestWeights, which sees it so while it is swapped in."""
+    """Return the callbacks. The average comes after BestWeights, which thus sees it while it is swapped in."""
     setup, learning, context = training.setup, training.setup.learning, training.context
     callbacks: list[Callback] = [Gathered(setup.classifier)] if spec.trainer.strategy == "fsdp" else []
     callbacks += [
@@ -224,9 +224,9 @@ def cached_inputs(
     if mix != Mix():
         raise CacheUnavailable("mix blends images in every epoch")
     if isinstance(trainer.strategy, ModelParallelStrategy):
-        raise CacheUnavailable("with trainer.strategy = fsdp a block is put together when the whole network runs")
+        raise CacheUnavailable("with trainer.strategy = fsdp blocks are gathered when the whole network runs")
     if auxiliary is not None and auxiliary.follow(classifier):
-        raise CacheUnavailable("an auxiliary head looks at layers before what trains")
+        raise CacheUnavailable("an auxiliary head uses layers before those that train")
     # The trainer's word, not the recipe's: on a CPU Lightning takes bf16-mixed for 16-mixed.
     device, precision = trainer.strategy.root_device, str(trainer.precision)
     cached = ActivationCache(classifier, data, cache, device=device, precision=precision, console=console)
@@ -244,7 +244,7 @@ def cache_decoded(data: ImageDataModule, cache: Cache, spec: PhaseSpec, processe
 
 
 def setting_of(training: Training, phase: Phase, trainer: lightning.Trainer, *, kept: bool) -> Setting:
-    """kept: whether activations of the frozen part take the place of images."""
+    """Return the setting for quicker_with. kept: whether cached activations of the frozen part replace images."""
     classifier, data = training.setup.classifier, training.setup.data
     return Setting(
         device=trainer.strategy.root_device.type,

@@ -31,7 +31,7 @@ def resumed_mid_epoch(trainer: Any) -> bool:
 
 
 def forget_resuming(trainer: Any) -> None:
-    """Lightning 2.6 takes an epoch that was resumed half-way for one until its end, and then doesn't tell plateau how it went."""
+    """Reset the resumed flag: Lightning 2.6 keeps it until the end of a resumed epoch, and then doesn't step a plateau schedule."""
     trainer.fit_loop.restarting = False
 
 
@@ -91,7 +91,7 @@ def swap_back_average(trainer: Any, module: Any) -> None:
 
 @contextmanager
 def keyboard_interrupt_kept() -> Iterator[None]:
-    """Lightning 2.6 turns KeyboardInterrupt into SystemExit, and leaves SIGINT ignored: undo both."""
+    """Undo what Lightning 2.6 does to KeyboardInterrupt: it raises SystemExit and leaves SIGINT ignored."""
     in_main_thread = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGINT)
     try:
@@ -124,7 +124,7 @@ def start_scripts(strategy: Any) -> list[Any]:
 
 
 def set_timeout(strategy: Any, timeout: Any) -> None:
-    """An argument of DDPStrategy, which Lightning has made by its name."""
+    """Set an argument of DDPStrategy, which Lightning has created by its name."""
     strategy._timeout = timeout
 
 
@@ -148,7 +148,7 @@ def metric_state(metric: Any) -> tuple[int, dict[str, Any]]:
 
 
 def set_metric_state(metric: Any, state: tuple[int, dict[str, Any]], device: Any) -> None:
-    """torchmetrics 1.9 has no public way to put a count back; without it, it warns that nothing was counted."""
+    """Set a metric's counts, for which torchmetrics 1.9 has no public way; otherwise it warns that nothing was counted."""
     metric._update_count, states = state
     for name, value in states.items():
         setattr(metric, name, value.to(device))

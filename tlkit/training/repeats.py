@@ -72,7 +72,7 @@ def finetune_repeats(recipe: Recipe, repeats: Sequence[Repeat], out: Path | None
     if recipe.gradient_phases:
         start_processes(recipe.trainer, recipe_yaml(recipe))
     run = broadcast_from_main(lambda: make_run_folder(recipe.name, out, resume=resume))
-    stop.resume_hint = f"go on with the same command, --out {run} and --resume"
+    stop.resume_hint = f"resume with the same command, --out {run} and --resume"
     if is_main_process():
         write_atomically(run / FIRST, recipe_yaml(recipe))
     folders = make_folders(run, [repeat.folder for repeat in repeats], resume=resume)
@@ -152,5 +152,5 @@ def print_repeats(run: Path, repeats: Sequence[Repeat], summary: Metrics) -> Non
     rows.append(("runs", escape(f"{run / repeats[0].folder} to {repeats[-1].folder}")))
     rows.append(("report", escape(str(run / "report.html"))))
     if kind == "fold":
-        rows.append(("to ship", "train once more without data.folds: these models say how good that one will be"))
+        rows.append(("to ship", "train once more without data.folds: the mean over folds estimates the accuracy of that model"))
     print_panel(str(run), rows)

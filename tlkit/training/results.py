@@ -48,7 +48,7 @@ IMBALANCE_WORDS = {
 
 
 def metric_notes(imbalance: Imbalance, samples: Samples) -> dict[str, str]:
-    """How the best epoch is chosen where it isn't by accuracy, and what makes up for rare classes: for the log and the report."""
+    """Describe how the best epoch is chosen if not by accuracy, and the compensation for rare classes, for the log and the report."""
     said: dict[str, str] = {}
     primary_metric, counts = primary_metric_of(samples), samples.training_counts()
     rarest, commonest = (samples.classes[counts.index(count)] for count in (min(counts), max(counts)))
@@ -63,7 +63,7 @@ def metric_notes(imbalance: Imbalance, samples: Samples) -> dict[str, str]:
 
 
 def split_summary(samples: Samples) -> str:
-    """`fold 1 of 5: 1800 training, 200 validation, 1000 test images in 10 classes (of 70000, by data.limit)`."""
+    """Return `fold 1 of 5: 1800 training, 200 validation, 1000 test images in 10 classes (of 70000, by data.limit)`."""
     counts = Counter(sample.split for sample in samples.samples)
     words = (("train", "training"), ("val", "validation"), ("test", "test"))
     fold = f"fold {samples.fold[0]} of {samples.fold[1]}: " if samples.fold else ""
@@ -73,7 +73,7 @@ def split_summary(samples: Samples) -> str:
 
 
 def choose_thresholds(classifier: Classifier, data: "ImageDataModule", device: "torch.device") -> tuple[float, ...]:
-    """For each class the probability from which on it is called, best by F1 on validation."""
+    """Return each class's threshold, the best by F1 on validation."""
     logits, labels = infer(classifier.to(device), data.whole("val"), data.preprocessing)
     unseen = [name for name, number in zip(data.samples.classes, labels.sum(0).tolist(), strict=True) if not number]
     if unseen:
@@ -82,9 +82,9 @@ def choose_thresholds(classifier: Classifier, data: "ImageDataModule", device: "
 
 
 def measure_shipped(folder: Path, setup: Setup, trained: "Trained", *, model: Model, skips: bool, console: "Console") -> dict[str, Any]:
-    """Validation and test metrics of the model as it was written, read back from its folder.
+    """Return validation and test metrics of the saved model, read back from its folder.
 
-    The test split is used here and nowhere else, from its files on; of validation, what training has kept of it is enough.
+    The test split is used only here, from its files on; validation uses what training has cached of it.
     folder: the model's. skips: whether images that can't be read were left out.
     """
     classifier, card = load_with_card(folder)
@@ -142,7 +142,7 @@ def train_conditions(best: PhaseSpec | None, setup: Setup, model: Model) -> list
 def cached_validation(
     classifier: Classifier, setup: Setup, best: PhaseSpec | None, device: "torch.device", *, console: "Console"
 ) -> "tuple[Tensor, Tensor] | None":
-    """Return logits and labels of validation by what the best phase has cached, if the classifier's frozen part is still the very same."""
+    """Return logits and labels of validation from the best phase's cache, if the classifier's frozen part is unchanged."""
     from tlkit.training.cache.activations import ActivationCache
 
     if not setup.cache.use or best is None:
@@ -216,7 +216,7 @@ def print_run(run: Path, samples: Samples, metrics: Mapping[str, Any]) -> None:
 
 
 def _panel_figures(split: str, measured: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """The primary metric first, and what it has to be read beside."""
+    """Yield the primary metric first, and the figures to read it with."""
     images = counted(measured["pictures"], "image")
     if measured["primary_metric"] == "mean_average_precision":
         low, high = measured["exact_match_interval"]

@@ -71,7 +71,7 @@ def _train_and_measure(recipe: Recipe, setup: Setup, context: RunContext, *, res
         context = replace(context, began=context.began - seconds)
     else:
         context = _resumed(context, len(recipe.phases)) if goes_on else context
-        check_same("The checkpoint to go on from is", [context.resumed.checkpoint.file.name if context.resumed else "none"])
+        check_same("The checkpoint to resume from is", [context.resumed.checkpoint.file.name if context.resumed else "none"])
         with recipe.located(), memory_explained(setup.data.batch_size, recipe_yaml(recipe)):
             trained = train_phases(Training.begin(setup, recipe.trainer.checkpoint_every, context))
         if is_main_process():
@@ -122,7 +122,7 @@ def _measure(recipe: Recipe, setup: Setup, context: RunContext, trained: "Traine
         metrics = measure_shipped(folder / "model", setup, trained, model=recipe.model, skips=skips, console=context.console)
     except Exception:
         how = f"{context.stop.resume_hint}; or: tlkit evaluate {folder}"
-        LOG.error("the model is trained and whole in %s, but measuring it failed. To measure it again, %s", folder / "model", how)
+        LOG.error("the model in %s is trained and complete, but measuring it failed. To measure it again, %s", folder / "model", how)
         raise
     metrics["audit"] = audit
     metrics["seconds"] = {**trained.seconds, "total": round(context.seconds, 3)}
@@ -161,7 +161,7 @@ def write_run_header(recipe: Recipe, setup: Setup, context: RunContext, rows: li
         check_same_images(folder / "split.csv", rows, left_out={skipped.sample.id for skipped in samples.skipped})
     else:
         write_atomically(folder / FIRST, recipe_yaml(recipe))
-    context.stop.resume_hint = context.stop.resume_hint or f"go on with the same command, --out {folder} and --resume"
+    context.stop.resume_hint = context.stop.resume_hint or f"resume with the same command, --out {folder} and --resume"
     write_origin(folder)
     write_environment(folder, recipe.place_of(""), setup.devices.here)
     log_header(recipe, setup, folder)
@@ -188,7 +188,7 @@ def log_header(recipe: Recipe, setup: Setup, folder: Path) -> None:
 
 
 def report_left_out(samples: Samples, data: Data, run: Path) -> None:
-    """What was left out, listed in skipped.csv, and files of which a part is used."""
+    """Report what was left out, listed in skipped.csv, and files of which only a part is used."""
     if data.on_bad == "skip":
         write_skipped(samples, run / "skipped.csv")
         total = len(samples.samples) + len(samples.skipped)

@@ -26,22 +26,22 @@ def check_out(out: Path | None, *, resume: bool = False) -> None:
     if not is_main_process():
         return
     if resume and out is None:
-        raise RunError("--resume needs the folder of the run that goes on.\n  Add --out DIR, as for the run itself.")
+        raise RunError("--resume needs the folder of the run to resume.\n  Add --out DIR, as for the run itself.")
     if out is None or not out.exists():
         return
     if not out.is_dir():
-        raise RunError(f"--out {out} is a file. Expected a folder that is empty or isn't there yet.")
+        raise RunError(f"--out {out} is a file. Expected a folder that is empty or doesn't exist yet.")
     if not any(out.iterdir()) or (resume and (out / FIRST).is_file()):
         return
     if resume:
-        raise RunError(f"--out {out} is not empty and has no {FIRST}, so it is no run that could go on.\n  Choose another folder.")
+        raise RunError(f"--out {out} is not empty and has no {FIRST}, so it is not a run that could be resumed.\n  Choose another folder.")
     if is_unfinished(out):
-        raise RunError(f"--out {out} holds a run that is not finished.\n  Go on with it by --resume, or choose another folder.")
+        raise RunError(f"--out {out} holds a run that is not finished.\n  Resume it with --resume, or choose another folder.")
     raise RunError(f"--out {out} is not empty, and a run never overwrites one.\n  Choose another folder, or remove this one yourself.")
 
 
 def make_run_folder(name: str, out: Path | None, *, resume: bool = False) -> Path:
-    """A new, empty folder: `out`, or the next free number under runs/NAME. With `resume`, `out` as it is. For the first process."""
+    """Create an empty folder: `out`, or the next free number under runs/NAME. With `resume`, `out` as it is. For the main process."""
     check_out(out, resume=resume)
     folder = _next_number(name) if out is None else out
     folder.mkdir(parents=True, exist_ok=True)

@@ -11,11 +11,12 @@ LOG = logging.getLogger("tlkit")
 
 
 def with_scaled_lr(recipe: Recipe) -> Recipe:
-    """The recipe for all devices together, logged, without `scale_lr`; as it is where it doesn't ask for that.
+    """Return the recipe for all devices together, logged, without `scale_lr`; unchanged if it has none.
 
-    n devices take n times batch_size images a step; lr is multiplied with n (`linear`: n small steps become one large one) or with its
-    square root (`sqrt`: the noise of a step stays the same, as is said of Adam's family).
+    n devices process n times batch_size images per step; lr is multiplied by n (`linear`: n small steps become one large one) or by its
+    square root (`sqrt`: the noise of a step stays the same, as is recommended for Adam and its relatives).
     Raises DeviceError if this machine doesn't have the devices.
+
     Source of linear: Goyal et al. 2017, section 2.1, https://arxiv.org/abs/1706.02677; of sqrt: Krizhevsky 2014, section 5,
     https://arxiv.org/abs/1404.5997
     """

@@ -114,9 +114,9 @@ def prepare(recipe: Recipe, *, fold: int = 1, resumed: Path | None = None) -> Se
 def build(
     data: Data, model: Model, samples: Samples, weights: Weights, *, log: Callable[[str], None] = LOG.info
 ) -> tuple[Classifier, Preprocessing]:
-    """Return the classifier with its weights in place and its head new, and the one preprocessing that it is trained and shipped with.
+    """Build the classifier with its weights and a new head, and its preprocessing.
 
-    log: is given what was done to the weights.
+    log: called with what was done to the weights.
     """
     size, channels = data.image_size, data.channels
     with explained_image_size(model.backbone, size, channels=channels, pool=model.head.pool, features=model.features):
@@ -130,13 +130,13 @@ def build(
 
 
 def preprocessing_of(data: Data, backbone: str, samples: Samples, weights: Weights) -> Preprocessing:
-    """weights: only the normalisation that they were made with is asked for."""
+    """Return the preprocessing. weights: only their normalisation is used."""
     cfg = {**pretrained_cfg(backbone), **weights.normalization}
     return preprocessing_for(data, cfg, images=lambda read: (read(sample.image) for sample in samples.of("train")))
 
 
 def trainable_parameters(phases: Sequence[Phase | SolvedPhase], classifier: Classifier, backbone: str) -> list[frozenset[str]]:
-    """Return for each phase the backbone's parameters that train beside the head. Raises RecipeError for stages that it doesn't have."""
+    """Return for each phase the backbone's parameters that train besides the head. Raises RecipeError for stages that it doesn't have."""
     return [
         trained_parameters(phase.train, classifier.backbone, classifier.stages, key=f"phases[{i}].train", name=backbone)
         for i, phase in enumerate(phases)
@@ -157,9 +157,9 @@ T = TypeVar("T")
 
 
 def gather(data: Data, model: Model, task: Task) -> tuple[Samples, Weights]:
-    """The recipe's images and weights, side by side.
+    """Return the recipe's images and weights, read concurrently.
 
-    Raises what either raises; if both are missing, one TlkitError that tells of both.
+    Raises what either raises; if both are missing, one TlkitError with both messages.
     """
     samples, weights = gather_what_there_is(data, model, task)
     if isinstance(samples, TlkitError):
@@ -172,7 +172,7 @@ def gather(data: Data, model: Model, task: Task) -> tuple[Samples, Weights]:
 
 
 def gather_what_there_is(data: Data, model: Model, task: Task) -> tuple[Samples | TlkitError, Weights | TlkitError]:
-    """Images and weights, or what keeps them from being had. Raises RecipeError: a fault of the recipe is no lack of anything."""
+    """Return images and weights, or the error of each. Raises RecipeError: a fault of the recipe is no missing file."""
     skips = data.on_bad == "skip"
     with ThreadPoolExecutor(2) as pool:
         weights = pool.submit(find_weights, model)

@@ -57,12 +57,12 @@ class PhaseSpec:
 
     @property
     def number(self) -> int:
-        """Counted from 1, as people count."""
+        """Return the number of the phase, counted from 1."""
         return self.index + 1
 
     @property
     def key(self) -> str:
-        """Its place in the recipe, where lists count from 0."""
+        """Return its key in the recipe, where lists count from 0."""
         return f"phases[{self.index}]"
 
     @property

@@ -99,7 +99,7 @@ class TimeShares(Callback):
 
 
 def shares_of(seconds: Mapping[str, float], loader: Any, total: float) -> dict[str, float]:
-    """What each part took of `total` seconds. loader: that of the training images, or of what is kept of them."""
+    """Return the share of each part in `total` seconds. loader: of the training images, or of their cached activations."""
     parts = defaultdict(float, seconds)
     loading = parts.pop("loading", 0.0)
     if isinstance(loader, ImageLoader) and not loader.num_workers:
@@ -107,20 +107,20 @@ def shares_of(seconds: Mapping[str, float], loader: Any, total: float) -> dict[s
         parts["decode"], parts["augment"] = loader.images.decode_s, loader.images.augment_s
         parts["batches"] = loading - loader.images.decode_s - loader.images.augment_s
     else:
-        parts["waiting for workers" if isinstance(loader, ImageLoader) else "reading what is kept"] = loading
+        parts["waiting for workers" if isinstance(loader, ImageLoader) else "reading the cache"] = loading
     parts["optimizer step"] = parts.pop("step", 0.0) - parts["forward"] - parts["backward"]
     return {part: taken / total for part, taken in parts.items()}
 
 
 def in_percent(shares: Mapping[str, float]) -> str:
-    """`backward 55 %, forward 27 %, other 18 %`: the largest first."""
+    """Format `backward 55 %, forward 27 %, other 18 %`: the largest first."""
     reported = sorted(((share, part) for part, share in shares.items() if share >= REPORTED), reverse=True)
     other = 1 - sum(share for share, _ in reported)
     return ", ".join(f"{part} {100 * share:.0f} %" for share, part in [*reported, (other, "other")] if share >= 0.005)
 
 
 def quicker_with(shares: Mapping[str, float], total: float, setting: Setting) -> str:
-    """`; quicker with data.workers: 2`: the switch that would save the largest share of `total` seconds, or nothing if none saves much."""
+    """Return `; quicker with data.workers: 2`, the switch that would save the largest share of `total` seconds, if any saves much."""
     images = sum(shares.get(part, 0.0) for part in ("decode", "augment", "batches"))
     network = sum(shares.get(part, 0.0) for part in ("forward", "backward"))
     workers = min(MAX_WORKERS, setting.processors - 1)

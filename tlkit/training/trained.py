@@ -19,7 +19,7 @@ FILE = "checkpoints/trained.json"
 
 
 def write_trained(run: Path, trained: "Trained", *, seconds: float) -> None:
-    """To be called when the model folder is whole. seconds: that the run has taken up to here."""
+    """Mark the run as trained; call it when the model folder is complete. seconds: that the run has taken up to here."""
     facts = {field.name: getattr(trained, field.name) for field in fields(trained) if field.name != "device"}
     write_atomically(run / FILE, json.dumps({**facts, "run_seconds": seconds}))
 

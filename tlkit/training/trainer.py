@@ -58,7 +58,7 @@ def build_trainer(
     logger: TensorBoardLogger,
     profiler: Profiler,
 ) -> LightningTrainer:
-    """files: writes what is to be resumed from."""
+    """Build Lightning's Trainer for a phase. files: writes checkpoints."""
     return lightning_trainer(
         trainer,
         max_epochs=epochs,
@@ -77,7 +77,7 @@ def build_trainer(
 
 
 def build_trial_trainer(trainer: Trainer, *, optimizer: Optimizer, callbacks: list[Callback], **limits: int) -> LightningTrainer:
-    """One device, and nothing is written. limits: Lightning's own `max_steps`, `limit_train_batches` and the like."""
+    """Build a Trainer on one device that writes nothing. limits: Lightning's own `max_steps`, `limit_train_batches` and the like."""
     devices = trainer.devices[:1] if isinstance(trainer.devices, list) else 1
     return lightning_trainer(
         trainer.model_copy(update={"devices": devices, "num_nodes": 1, "strategy": "auto"}),
@@ -93,7 +93,7 @@ def build_trial_trainer(trainer: Trainer, *, optimizer: Optimizer, callbacks: li
 
 
 def lightning_trainer(trainer: Trainer, **settings: Any) -> LightningTrainer:
-    """settings: Lightning's own. Raises DeviceError if this machine doesn't have what the recipe asks for."""
+    """Create the Trainer. settings: Lightning's own. Raises DeviceError if this machine doesn't have what the recipe asks for."""
     try:
         with lightning_quiet():
             return LightningTrainer(
@@ -113,12 +113,14 @@ def lightning_trainer(trainer: Trainer, **settings: Any) -> LightningTrainer:
             f"accelerator: {trainer.accelerator}, devices: {trainer.devices}, strategy: {trainer.strategy}, precision: {trainer.precision}"
         )
         raise DeviceError(
-            f"trainer = {{{asked}}} is not available on this machine.\n  Lightning says: {error}\n  `auto` takes what is there."
+            f"trainer = {{{asked}}} is not available on this machine.\n  Lightning says: {error}\n  `auto` uses what is available."
         ) from error
 
 
 def _strategy(name: str) -> str | Strategy:
-    """Lightning 2.6's own "fsdp" takes nothing but CUDA, and could be tested nowhere else; torch's newer one works on gloo too."""
+    """Return the strategy: Lightning 2.6's own "fsdp" takes only CUDA and can't be tested elsewhere; torch's newer one works on gloo,
+    too.
+    """
     return ModelParallelStrategy(save_distributed_checkpoint=False) if name == "fsdp" else name
 
 
@@ -138,16 +140,16 @@ class StopBetweenBatches(Callback):
 def fit(
     trainer: lightning.Trainer, module: PhaseModule, data: lightning.LightningDataModule, stop: Stop, *, checkpoint: Path | None = None
 ) -> None:
-    """Raises KeyboardInterrupt after a signal, if a callback of the trainer looks for it.
+    """Fit the module. Raises KeyboardInterrupt after a signal, if a callback of the trainer checks for it.
 
-    checkpoint: where to go on from.
+    checkpoint: to resume from.
     """
     with stop.between_batches(), lightning_quiet(), _advice_ignored(), keyboard_interrupt_kept():
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
 
 
 def fit_unsaved(trainer: lightning.Trainer, module: PhaseModule, data: lightning.LightningDataModule) -> None:
-    """A trial: a signal ends it, and nothing of it is to be kept."""
+    """Fit a trial: a signal ends it, and nothing of it is saved."""
     stop = current_stop()
     trainer.callbacks.append(StopBetweenBatches(stop))  # type: ignore[attr-defined]
     fit(trainer, module, data, stop)

@@ -50,5 +50,5 @@ def ship_best_blend(classifier: Classifier, before: Path, data: ImageDataModule,
 
 
 def blend(old: Mapping[str, Tensor], new: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
-    """(1 - share) * old + share * new. Counters, which are whole numbers, are the new ones."""
+    """Return (1 - share) * old + share * new. Integer counters are taken from the new ones."""
     return {name: torch.lerp(old[name], tensor, share) if tensor.is_floating_point() else tensor for name, tensor in new.items()}

@@ -165,7 +165,7 @@ def test_what_no_phase_has_changed_is_in_no_checkpoint_and_has_to_be_what_it_was
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tlkit.training.setup.Classifier", other_weights)
-        with pytest.raises(RunError, match=r"The weights that the run began with are not those of now"):
+        with pytest.raises(RunError, match=r"The weights that the run started from have changed"):
             start(run, EVERYTHING, resume=True)
 
 
@@ -213,7 +213,7 @@ def test_resume_starts_a_run_where_there_is_none_and_leaves_a_finished_one_alone
 
 def test_without_resume_an_unfinished_run_is_named_and_left_as_it_is(place: Path, tmp_path: Path) -> None:
     run = start(tmp_path / "run", killed_after=(0, 0, 1))
-    with pytest.raises(RunError, match=r"holds a run that is not finished\.\n  Go on with it by --resume"):
+    with pytest.raises(RunError, match=r"holds a run that is not finished\.\n  Resume it with --resume"):
         start(run)
 
 
@@ -251,7 +251,7 @@ def test_resume_needs_the_folder(place: Path) -> None:
 def test_a_folder_of_something_else_is_not_resumed(place: Path, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos/1.png").write_bytes(b"")
-    with pytest.raises(RunError, match=r"has no recipe\.yaml, so it is no run that could go on"):
+    with pytest.raises(RunError, match=r"has no recipe\.yaml, so it is not a run that could be resumed"):
         start(tmp_path / "photos", resume=True)
 
 

@@ -216,7 +216,7 @@ def test_a_killed_process_ends_the_run_with_one_message(place: Path, tmp_path: P
     errors = errors_of(process)  # ends when the last process that holds the pipe has ended
     assert process.returncode == (2 if victim else -signal.SIGKILL)
     assert errors.count(f"{told}(number {processes[victim]})") == 1
-    assert errors.count("Go on from the last checkpoint by the same command, with --out and --resume.") == 1
+    assert errors.count("Resume from the last checkpoint with the same command, --out and --resume.") == 1
     assert "Traceback" not in errors
 
 
@@ -242,7 +242,7 @@ def test_a_signal_to_one_process_saves_and_stops_both_and_the_run_goes_on_to_the
     errors = errors_of(process)
     assert process.returncode == 75, errors
     assert errors.count("Stopped by SIGTERM.") == 1
-    assert errors.count("go on with the same command") == 1
+    assert errors.count("resume with the same command") == 1
     said = finished(command("stopped", *ON_TWO, "--resume"), place)
     assert said.count("phase 2, epoch 1, after batch 4") == 1
     assert (place / "stopped/model/model.safetensors").read_bytes() == (two / "model/model.safetensors").read_bytes()

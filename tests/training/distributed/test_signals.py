@@ -62,7 +62,7 @@ def test_a_schedulers_signal_saves_at_the_end_of_the_batch_and_exits_with_75(tmp
     first = partial(signal_itself_when_written, "metrics.csv", number)
     done = warm.start(*words, cwd=tmp_path, env=os.environ, out=tmp_path / "out", first=first).finished()
     assert done.returncode == 75, done.stderr
-    assert f"stopped by {number.name}; go on with the same command, --out {out} and --resume" in done.stderr
+    assert f"stopped by {number.name}; resume with the same command, --out {out} and --resume" in done.stderr
     newest = good_checkpoints(out / "checkpoints")[-1].about
     assert (newest["epoch"], newest["batch"]) in ((1, 0), (1, 1))
     assert (out / "metrics.csv").read_text().count("\n") == 2

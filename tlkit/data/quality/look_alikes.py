@@ -97,5 +97,5 @@ def _distance(cosine: float) -> float:
 
 
 def _distances(vectors: NDArray[np.float32], center: NDArray[np.float32]) -> NDArray[np.float32]:
-    """[N]: of vectors of length 1 from a center."""
+    """Return the distances, [N], of vectors of length 1 from a center."""
     return np.asarray(np.sqrt(np.maximum(1 + center @ center - 2 * (vectors @ center), 0)), np.float32)

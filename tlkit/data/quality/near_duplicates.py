@@ -100,7 +100,7 @@ def directions(dct: Dct, of: Dct | None = None) -> NDArray[np.float32]:
 
 
 def _spectrum() -> NDArray[np.float64]:
-    """[64]: the variance of photographs falls with the square of the frequency."""
+    """Return the spectrum, [64]: the variance of photographs falls with the square of the frequency."""
     down, across = np.mgrid[:DCT_SIZE, :DCT_SIZE]
     return np.asarray((1 / (1 + np.hypot(down, across)) ** 2).ravel(), np.float64)
 

@@ -33,7 +33,7 @@ PRECISION = 1.125
 
 
 def with_batch_size(recipe: Recipe) -> Recipe:
-    """The recipe with a number for `data.batch_size`, logged; as it is where that is a number already.
+    """Return the recipe with a number for `data.batch_size`, logged; unchanged if it has a number already.
 
     A step of the largest phase is tried, forward and backward with its optimizer, in another process: where memory ends, that one ends.
     Raises DeviceError if not even two images fit, and RecipeError where the processes of other devices were started from outside.
@@ -55,7 +55,9 @@ def with_batch_size(recipe: Recipe) -> Recipe:
 
 
 def largest_batch(recipe: str, *, most: int) -> int:
-    """Images over all devices, up to `most`, that a step of the largest phase has room for; 0 if not even two for each device."""
+    """Return the largest number of images, over all devices, up to `most`, with which a step of the largest phase fits; 0 if two per
+    device don't.
+    """
     with _Prober(recipe) as prober:
         return prober.devices * rounded(largest_that_fits(prober.fits, most // prober.devices))
 
@@ -81,7 +83,7 @@ def _find(recipe: str, wanted: FindBatchSize) -> int:
 
 
 def largest_that_fits(fits: Callable[[int], bool], most: int) -> int:
-    """The largest size up to `most` that fits, to within an eighth; 0 if two don't. Doubles until one doesn't, then halves the gap."""
+    """Return the largest size up to `most` that fits, to within an eighth; 0 if two don't. Doubles until one doesn't fit, then bisects."""
     if most < SMALLEST:
         return 0
     good, bad = 0, most + 1
@@ -99,7 +101,7 @@ def largest_that_fits(fits: Callable[[int], bool], most: int) -> int:
 
 
 def rounded(size: int) -> int:
-    """Down to a multiple of eight, which kernels like, from sixteen on."""
+    """Round down to a multiple of eight, which kernels prefer, from sixteen on."""
     return size // 8 * 8 if size >= 16 else size
 
 
@@ -143,7 +145,7 @@ class _Prober:
         self.training_images, self.devices, self.phase = (json.loads(facts)[key] for key in ("training_pictures", "devices", "phase"))
 
     def _ask(self, images: int) -> str:
-        """`fits`, `too large`, or nothing from a process that has ended."""
+        """Return `fits`, `too large`, or nothing from a process that has ended."""
         try:
             print(images, file=self._process.stdin, flush=True)
         except BrokenPipeError:

@@ -62,7 +62,7 @@ def main(recipe_file: str) -> None:
 
 
 def two_steps(samples: Samples, images: int, *, data: Data, model: Model, learning: Learning, spec: PhaseSpec) -> None:
-    """Two, because the optimizer's own memory is there from the first one's end on. images: of a step."""
+    """Run two steps, because the optimizer's own memory exists only after the first one. images: of a step."""
     classifier, preprocessing = build(data, model, samples, Weights("random"))
     phase = cast(Phase, spec.phase).model_copy(update={"compile": False})
     classifier.train_only(spec.trained, phase.batchnorm)
@@ -82,7 +82,7 @@ def made_up(samples: Samples, images: int, channels: int) -> Samples:
 
 
 def limit_memory() -> None:
-    """Makes asking for more than is free an error of this process, and not the end of another one."""
+    """Limit this process's memory to what is free, so that too much is its own error and not the end of another process."""
     try:
         import resource
     except ImportError:  # Windows
@@ -97,7 +97,7 @@ def limit_memory() -> None:
 
 
 def free_memory() -> int:
-    """Bytes that this process may still take: of the machine, or of its control group. 0 where the system doesn't tell."""
+    """Return the bytes that this process may still use: of the machine, or of its control group; 0 if the system doesn't say."""
     meminfo = Path("/proc/meminfo")
     if not meminfo.exists():
         return 0

@@ -54,7 +54,9 @@ class ActivationCache:
     def __init__(
         self, classifier: Classifier, data: ImageDataModule, cache: Cache, *, device: torch.device, precision: str, console: Console
     ) -> None:
-        """classifier: frozen as a phase says. precision: Lightning's word for it. Raises CacheUnavailable if nothing can be kept."""
+        """Set up the cache. classifier: frozen as for the phase. precision: Lightning's name. Raises CacheUnavailable if nothing can be
+        cached.
+        """
         if precision not in AUTOCAST:
             raise CacheUnavailable(f"trainer.precision is {precision}")
         size, channels = data.preprocessing.image_size, data.preprocessing.channels
@@ -72,11 +74,11 @@ class ActivationCache:
 
     @property
     def suffix(self) -> Suffix:
-        """What comes after what is kept, up to the head."""
+        """Return the layers after the cached activations, up to the head."""
         return self._cut.suffix
 
     def splits(self) -> ActivationData:
-        """Training and validation activations. Raises CacheUnavailable."""
+        """Return training and validation activations. Raises CacheUnavailable."""
         if self._data.augmentation is None:
             stored = self._stored(self._untouched(), views=0)
             return ActivationData(self._data, stored, stored)
@@ -86,7 +88,7 @@ class ActivationCache:
         return ActivationData(self._data, train, self._stored(self._untouched(), views=0))
 
     def features(self, split: str) -> tuple[Tensor, Tensor]:
-        """What the head takes [N, F] and the labels of a split, of the images as they are, by a classifier that is frozen as a whole.
+        """Return the head's input [N, F] and the labels of a split, without augmentation, by a completely frozen backbone.
 
         Raises CacheUnavailable.
         """
@@ -95,12 +97,12 @@ class ActivationCache:
         return torch.cat([features for features, _ in found]), torch.cat([labels for _, labels in found])
 
     def logits(self, split: str) -> tuple[Tensor, Tensor]:
-        """Logits [N, K] and labels of a split, on the CPU, by what is kept of its images as they are.
+        """Return logits [N, K] and labels of a split, on the CPU, from cached activations without augmentation.
 
         Raises CacheUnavailable if that isn't there already, or is rounded.
         """
         if self._cache.dtype != "float32":
-            raise CacheUnavailable("what is kept is rounded")
+            raise CacheUnavailable("the cached activations are rounded")
         loader = ActivationLoader(self._data.whole(split), self._stored(self._untouched(), views=0, make=False))
         found = []
         self._classifier.to(self._device).eval()
@@ -111,11 +113,11 @@ class ActivationCache:
         return torch.cat([logits for logits, _ in found]), torch.cat([labels for _, labels in found])
 
     def _untouched(self) -> tuple[Sample, ...]:
-        """Images that a phase needs as they are."""
+        """Return the images that a phase needs without augmentation."""
         return self._plain() if self._data.augmentation is None else self._data.samples.of("val")
 
     def _plain(self) -> tuple[Sample, ...]:
-        """Training and validation images, and those of the test split if another seed may deal them out differently."""
+        """Return training and validation images, and those of the test split if another seed may split them differently."""
         samples = self._data.samples
         return tuple(sample for sample in samples.samples if sample.split != "test" or "test" in samples.drawn)
 
@@ -132,7 +134,7 @@ class ActivationCache:
                 LOG.warning("cached activations in %s differ from the network's: computed again", entry)
                 stored = None
             if stored is None and not make:
-                raise CacheUnavailable("nothing is kept of these images")
+                raise CacheUnavailable("these images are not cached")
             if stored is None:
                 self._make(entry, samples, shapes, dtype, views)
                 stored = open_stored(entry, shapes, DTYPES[dtype], rows, views)
@@ -145,21 +147,21 @@ class ActivationCache:
         return stored
 
     def _shapes(self) -> list[tuple[int, ...]]:
-        """Of one image's activations, in the order in which they are kept: maps [H, W, C]."""
+        """Return the shapes of one image's activations, in the order in which they are cached: maps [H, W, C]."""
         size, channels = self._data.preprocessing.image_size, self._data.preprocessing.channels
         black = torch.zeros(1, channels, size, size, dtype=torch.uint8)
         return [tuple(as_kept(activation).shape[1:]) for activation in self._activations(black)]
 
     @torch.inference_mode()
     def _activations(self, images: Tensor) -> Activations:
-        """images: uint8 [B, C, S, S]."""
+        """Compute the activations of images, uint8 [B, C, S, S]."""
         self._cut.prefix.to(self._device)
         normalized = self._normalize(images.to(self._device, non_blocking=True))
         with AUTOCAST[self._precision](self._device.type):
             return tuple(self._cut.prefix(normalized.contiguous(memory_format=torch.channels_last)))
 
     def _affordable(self, shapes: Sequence[tuple[int, ...]], images: int) -> str:
-        """The dtype to cache them in. Raises CacheUnavailable if no allowed one is within bounds, with the size that would be needed."""
+        """Choose the dtype. Raises CacheUnavailable, with the size needed, if none of the allowed ones is within budget."""
         preprocessing = self._data.preprocessing
         values = sum(int(np.prod(shape)) for shape in shapes)
         formats = [self._cache.dtype, *(["float16"] if self._cache.half_over_budget else [])]
@@ -167,7 +169,7 @@ class ActivationCache:
             bytes_per_image = values * DTYPES[dtype].itemsize
             needed = images * bytes_per_image
             if bytes_per_image > LARGEST_SHARE * preprocessing.image_size**2 * preprocessing.channels:
-                reason = f"an image's activations at {self._cut.boundary} are {format_bytes(bytes_per_image)}: so few layers run quicker"
+                reason = f"an image's activations at {self._cut.boundary} are {format_bytes(bytes_per_image)}: so few layers run faster"
             elif needed > self._cache.budget_gb * 1e9:
                 reason = f"{format_bytes(needed)} would be needed and cache.budget_gb is {self._cache.budget_gb:g}"
             else:
@@ -192,7 +194,7 @@ class ActivationCache:
         return key_of(facts)
 
     def _agrees(self, stored: Stored, samples: Sequence[Sample]) -> bool:
-        """Compares the first batch with what the network gives now."""
+        """Compare the first batch with what the network gives now."""
         first = samples[: self._data.batch_size]
         rows = [row * max(1, stored.views) for row in range(len(first))]
         (images, _) = next(iter(self._loader(first, view=0, augmented=stored.views > 0)))
@@ -228,7 +230,9 @@ class ActivationCache:
         )
 
     def _write(self, folder: Path, samples: Sequence[Sample], dtype: torch.dtype, views: int) -> None:
-        """Plain files of rows, an image's views side by side. Files, since a full disk kills who writes to mapped memory."""
+        """Write plain files of rows, an image's views side by side. Not mapped memory: a full disk would kill the process that writes
+        to it.
+        """
         what = "frozen part, once"
         arrays: list[Any] = []
         with progress(self._console, what, len(samples) * max(1, views)) as advance:
@@ -258,7 +262,7 @@ class ActivationCache:
 
 
 def digest(state: Mapping[str, Tensor]) -> str:
-    """sha256 of names and values."""
+    """Hash names and values (sha256)."""
     found = sha256()
     for name in sorted(state):
         found.update(name.encode())

@@ -59,7 +59,7 @@ class Entry:
 
 
 def entries() -> list[Entry]:
-    """All whole entries, the one unused for longest first."""
+    """Return all complete entries, the least recently used first."""
     folders = [file.parent for file in (cache_folder() / "activations").glob("*/entry.json")]
     found = [
         Entry(
@@ -75,7 +75,7 @@ def entries() -> list[Entry]:
 
 
 def clear() -> int:
-    """Removes all that is kept, and what killed runs have left. Returns the bytes that it took."""
+    """Remove the cache, and what killed runs have left. Return the number of bytes freed."""
     removed = 0
     for folder in (cache_folder() / name for name in ("activations", "checked", "dct", "waves")):
         removed += sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
@@ -84,7 +84,7 @@ def clear() -> int:
 
 
 def print_entries() -> None:
-    """`tlkit cache list`."""
+    """Print the entries (`tlkit cache list`)."""
 
     found = entries()
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))

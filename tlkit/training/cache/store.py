@@ -29,7 +29,7 @@ class Stored:
     views: int
 
     def read(self, rows: Sequence[int]) -> Activations:
-        """float32, [B, ...]; maps in channels_last memory, as they are kept."""
+        """Read rows as float32, [B, ...]; maps in channels_last memory, as they are cached."""
         return tuple(_as_activation(torch.from_numpy(array[rows]), self.dtype) for array in self.arrays)
 
 
@@ -61,11 +61,11 @@ class ActivationLoader:
         return {"batches": self._handed_out}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """The next pass begins after so many batches."""
+        """Begin the next pass after the recorded number of batches."""
         self.sampler.skip = state["batches"] * self.batch_size  # type: ignore[attr-defined]  # ours has one
 
     def _row(self, epoch: int, index: int) -> int:
-        """Views take turns from epoch to epoch."""
+        """Return the row of a view; views alternate from epoch to epoch."""
         views = max(1, self._stored.views)
         return self._rows[index] * views + epoch % views
 
@@ -85,7 +85,7 @@ class ActivationData(lightning.LightningDataModule):
 
 
 def open_stored(entry: Path, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, rows: Mapping[str, int], views: int) -> Stored | None:
-    """None if there is none, or if its files don't have the sizes that they should have."""
+    """Open cached activations; None if there are none, or if their files don't have the expected sizes."""
     if not (entry / "entry.json").is_file():
         return None
     number = len(rows) * max(1, views)
@@ -100,7 +100,7 @@ def open_stored(entry: Path, shapes: Sequence[tuple[int, ...]], dtype: torch.dty
 
 
 def as_kept(activation: Tensor) -> Tensor:
-    """Maps as [B, H, W, C], which is how channels_last memory lies."""
+    """Lay out maps as [B, H, W, C], the order of channels_last memory."""
     return activation.permute(0, 2, 3, 1).contiguous() if activation.ndim == 4 else activation.contiguous()
 
 

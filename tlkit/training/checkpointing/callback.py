@@ -98,17 +98,17 @@ class Checkpoints(CheckpointCallback):
         self._kept = [checkpoint]
         if len(run["ranks"]) != (processes := len(all_gather_objects(None))):
             LOG.warning(
-                "the run began on %d processes and goes on with %d: what is drawn at random will differ", len(run["ranks"]), processes
+                "the run began on %d processes and is resumed with %d: what is drawn at random will differ", len(run["ranks"]), processes
             )
         set_generators(_mine(run["ranks"])["generators"])
 
     def _load_weights(self, weights: Mapping[str, torch.Tensor], frozen: str) -> None:
-        """frozen: the digest of what no phase had changed. Raises RunError if that isn't what it was."""
+        """Load weights. frozen: the digest of what no phase had changed. Raises RunError if it has changed since."""
         changed = _part(weights, "classifier.")
         self._changing = frozenset(changed)
         if self._frozen_digest() != frozen:
             raise RunError(
-                "The weights that the run began with are not those of now: what hasn't trained yet differs.\n"
+                "The weights that the run started from have changed: layers that have not trained yet differ.\n"
                 "  Restore the weights that its recipe names; or start again in another --out."
             )
         self._classifier.load_state_dict(changed, strict=False)
@@ -122,7 +122,7 @@ class Checkpoints(CheckpointCallback):
     # --- phases ---
 
     def set_trainable_names(self, names: frozenset[str]) -> None:
-        """names: of the classifier's tensors, all that the phase may change. What none has changed yet is in no checkpoint."""
+        """Set the names of all tensors that the phase may change. Checkpoints leave out what no phase has changed yet."""
         self._changing |= names
         self._best.set_trainable_names(names, keeps=is_main_process())
 
@@ -166,7 +166,7 @@ class Checkpoints(CheckpointCallback):
             trainer.train_dataloader.load_state_dict({"batches": self._resumed["batch"]})  # type: ignore[union-attr]
         if self._resumed["batch"]:
             pl_module.load_epoch_state(mine["figures"])  # type: ignore[operator]
-            self._table.go_on_within_epoch(self._resumed["epoch_seconds"])
+            self._table.resume_within_epoch(self._resumed["epoch_seconds"])
         for parameter, gradient in zip(pl_module.parameters(), mine["gradients"], strict=False):
             parameter.grad = None if gradient is None else gradient.to(parameter.device)
         self._resumed = None
@@ -191,7 +191,7 @@ class Checkpoints(CheckpointCallback):
         forget_resuming(trainer)
 
     def _save_if_due(self, trainer: Trainer, every_s: float, *, batch: int) -> None:
-        """All ranks save and stop together."""
+        """Save if it is due; all ranks save and stop together."""
         due = int(time.perf_counter() - self._saved_at > every_s)
         requested = int(self._stop.requested or 0)
         if self._flags is not None:
@@ -223,7 +223,7 @@ class Checkpoints(CheckpointCallback):
         return {"generators": generator_states(), "gradients": [], "figures": {}, "asked": int(self._stop.requested or 0)}
 
     def _run(self, ranks: list[Any]) -> dict[str, Any]:
-        """What is known beyond weights and optimizer. ranks: of each process what is its own."""
+        """Return the state beyond weights and optimizer. ranks: the own state of each process."""
         now = time.perf_counter()
         epoch, batch = self._at
         return {
@@ -242,7 +242,7 @@ class Checkpoints(CheckpointCallback):
         }
 
     def _frozen_digest(self) -> str:
-        """Of all that no phase has changed yet: a checkpoint leaves it out, since the run begins with it each time."""
+        """Hash all that no phase has changed yet: checkpoints leave it out, since each run loads it from its source."""
         if self._frozen[0] != self._changing:
             frozen = {name: tensor for name, tensor in self._classifier.state_dict().items() if name not in self._changing}
             self._frozen = self._changing, digest(frozen)
@@ -297,7 +297,7 @@ def _part(state: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Ten
 
 
 def _mine(ranks: list[Any]) -> dict[str, Any]:
-    """Of this process; where it has none, of the first."""
+    """Return this process's state; if there is none, the main process's."""
     rank = distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
     mine: dict[str, Any] = ranks[rank if rank < len(ranks) else 0]
     return mine

@@ -23,7 +23,7 @@ from tlkit.files import atomic_file, format_bytes, is_disk_full, sha256_of, writ
 
 LOG = logging.getLogger("tlkit")
 
-AFTER_FULL = "  Earlier ones are whole: free some space, then go on with the same command and --resume."
+AFTER_FULL = "  Earlier ones are whole: free some space, then resume with the same command and --resume."
 KEPT = 2
 FORMAT = 1
 
@@ -41,7 +41,7 @@ class Checkpoint:
         return int(self.file.stem)
 
     def load(self) -> dict[str, Any]:
-        """Tensors and plain values; nothing in the file is run. Raises RunError if it holds more than those."""
+        """Load tensors and plain values without running code. Raises RunError if the file contains more than those."""
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # torch's words on what is refused below
@@ -49,13 +49,13 @@ class Checkpoint:
         except Exception as error:  # its checksum is right, so it was made so: an unpickler can raise nearly anything
             raise RunError(
                 f"{self.file} is no checkpoint that tlkit has written: it holds more than tensors and plain values, and nothing in it"
-                " was run.\n  Remove it, and the run goes on from the one before."
+                " was run.\n  Remove it, and the run resumes from the previous one."
             ) from error
         return state
 
 
 def write_checkpoint(folder: Path, number: int, state: Mapping[str, Any], best: Path, about: Mapping[str, Any]) -> Checkpoint:
-    """best: the best weights, if there are any yet. about: what can be read without loading the state.
+    """Write a checkpoint. best: the best weights, if there are any yet. about: what can be read without loading the state.
 
     Raises RunError if the disk is full; earlier checkpoints are then as they were.
     """
@@ -90,7 +90,7 @@ class _Hashed:
         self._error: OSError | None = None
 
     def save(self, state: Mapping[str, Any], file: Path) -> None:
-        """Raises OSError as the system gave it: torch says only that something failed."""
+        """Save the state. Raises OSError as the system reports it: torch only says that something failed."""
         with file.open("wb") as self._file:
             try:
                 torch.save(state, self)  # type: ignore[arg-type]  # it needs no more of a file than this
@@ -122,7 +122,7 @@ def _bytes_of(state: Any) -> int:
 
 
 def good_checkpoints(folder: Path) -> list[Checkpoint]:
-    """From the oldest to the newest. The log names those that are damaged."""
+    """Return the valid checkpoints, from the oldest to the newest. Damaged ones are logged."""
     good = []
     for described in sorted(folder.glob("[0-9]*.json")):
         try:
@@ -137,7 +137,7 @@ def next_number(folder: Path) -> int:
 
 
 def remove_others(folder: Path, kept: list[Checkpoint]) -> None:
-    """Removes every checkpoint but these, whole or not."""
+    """Remove every checkpoint but these, complete or not."""
     stems = {checkpoint.file.stem for checkpoint in kept}
     for file in folder.glob("[0-9]*.*"):
         if file.name.partition(".")[0] not in stems:
@@ -145,7 +145,7 @@ def remove_others(folder: Path, kept: list[Checkpoint]) -> None:
 
 
 def put_back(best: Path, where: Path) -> None:
-    """Makes the best weights that a checkpoint knew the best weights of the run again."""
+    """Restore the best weights of a checkpoint as the best weights of the run."""
     with atomic_file(where) as writing:
         _link(best, writing)
 
@@ -175,7 +175,7 @@ def _checked(described: Path) -> Checkpoint:
 
 
 def _link(file: Path, name: Path) -> None:
-    """A second name for the file's content, which stays when the first gets another content. A copy where the disk knows no links."""
+    """Link a second name to the file's content, which stays when the first gets another content; copy it if the disk has no links."""
     name.unlink(missing_ok=True)
     try:
         os.link(file, name)

@@ -37,19 +37,19 @@ class Resumed:
 
     @property
     def seconds(self) -> float:
-        """That the run has taken up to here."""
+        """Return the seconds that the run has taken up to here."""
         return float(self.state["run"]["run_seconds"])
 
 
 def recipe_as_begun(run: Path, recipe: Recipe) -> Recipe:
-    """The recipe, with the batch size that was found for it when the run began.
+    """Return the recipe, with the batch size that was found for it when the run began.
 
     Raises RunError, with every key that differs, if the run began with another recipe.
     """
     try:
         before = load_recipe(run / FIRST)
     except RecipeError as error:
-        raise RunError(f"{run / FIRST} can't be read by this tlkit, so the run can't go on:\n{error}") from error
+        raise RunError(f"{run / FIRST} can't be read by this tlkit, so the run can't be resumed:\n{error}") from error
     if isinstance(recipe.data.batch_size, FindBatchSize):
         found = recipe.data.model_copy(update={"batch_size": before.data.batch_size})
         recipe = recipe.model_copy(update={"data": found}).at_places_of(recipe)
@@ -62,7 +62,7 @@ def recipe_as_begun(run: Path, recipe: Recipe) -> Recipe:
         reported = "\n".join(lines)
         raise RunError(
             f"{run} began with another recipe (was -> is):\n{reported}\n"
-            f"  Go on with the recipe as it was; {', '.join(MAY_CHANGE)} may change.\n"
+            f"  Resume with the recipe as it was; {', '.join(MAY_CHANGE)} may change.\n"
             "  Or start again in another --out, by --init-from with the weights of a finished run."
         )
     return recipe
@@ -102,7 +102,7 @@ def check_same_images(manifest: Path, rows: Sequence[Mapping[str, str]], *, left
 
 
 def image_changes(was: Sequence[Mapping[str, str]], now: Sequence[Mapping[str, str]]) -> list[str]:
-    """A line for each kind of change between two splits, with the number and the first ids; none where they are the same."""
+    """Describe the changes between two splits, one line per kind, with the number and the first ids; none if they are equal."""
     before, after = ({row["id"]: dict(row) for row in each} for each in (was, now))
     kinds = {
         "changed": [name for name in before if name in after and before[name]["sha256"] != after[name]["sha256"]],
@@ -116,12 +116,12 @@ def image_changes(was: Sequence[Mapping[str, str]], now: Sequence[Mapping[str, s
 
 
 def newest_state(run: Path, phases: int) -> Resumed | None:
-    """The last checkpoint that is whole; None if the run starts again. The log says which. phases: of the recipe."""
+    """Return the last complete checkpoint, logged; None if the run starts from the beginning. phases: of the recipe."""
     from tlkit.training.checkpointing.files import good_checkpoints
 
     good = good_checkpoints(run / "checkpoints")
     if not good:
-        LOG.info("resumed: there is no checkpoint to go on from, so the run starts again")
+        LOG.info("resumed: there is no checkpoint to resume from, so the run starts from the beginning")
         return None
     checkpoint, about = good[-1], good[-1].about
     where = f"epoch {about['epoch'] + 1}" + (f", after batch {about['batch']}" if about["batch"] else "")
@@ -129,12 +129,12 @@ def newest_state(run: Path, phases: int) -> Resumed | None:
     LOG.info("resumed from %s: %s", checkpoint.file, "all phases are done" if trained else f"phase {about['phase'] + 1}, {where}")
     for name, was in about["versions"].items():
         if (now := version(name)) != was:
-            LOG.warning("the run began with %s %s and goes on with %s: the last digits may differ", name, was, now)
+            LOG.warning("the run began with %s %s and is resumed with %s: the last digits may differ", name, was, now)
     return Resumed(checkpoint, checkpoint.load())
 
 
 def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """`phases[0].epochs` and its value, for each value that is no mapping and no list."""
+    """Yield `phases[0].epochs` and its value, for each value that is no mapping and no list."""
     if isinstance(value, dict) and value:
         for name, inner in value.items():
             yield from _flat(inner, f"{key}.{name}" if key else str(name))

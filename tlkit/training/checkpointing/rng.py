@@ -8,7 +8,7 @@ import torch
 
 
 def generator_states() -> dict[str, Any]:
-    """Tensors, tuples, lists and numbers only."""
+    """Return the random generators' states, as tensors, tuples, lists and numbers only."""
     numpy = np.random.get_state(legacy=False)
     return {
         "python": random.getstate(),
@@ -19,7 +19,7 @@ def generator_states() -> dict[str, Any]:
 
 
 def set_generators(states: dict[str, Any]) -> None:
-    """states: from generator_states, on this machine or another."""
+    """Restore states from generator_states, of this machine or another."""
     version, words, gauss = states["python"]
     random.setstate((version, tuple(words), gauss))
     numpy = states["numpy"]

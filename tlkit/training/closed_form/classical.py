@@ -65,10 +65,10 @@ def fit_classical_head(setup: Setup, head: Head, trained: Trained, *, phase: int
 
 @torch.no_grad()
 def fit_head(head: Head, train: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor], samples: Samples) -> nn.Module:
-    """The head for features [N, F] and labels [N].
+    """Fit the head to features [N, F] and labels [N].
 
-    svm and logistic become one linear layer; without a C in the recipe the one with the best primary metric on validation, of equals the
-    smallest. An svm's margins are no probabilities: they are divided by the temperature that fits validation best.
+    svm and logistic become one linear layer; without a C in the recipe, the one with the best primary metric on validation is taken, of
+    equals the smallest. An svm's margins are no probabilities: they are divided by the temperature that fits validation best.
     """
     (features, labels), classes = train, len(samples.classes)
     if head.kind == "knn":
@@ -90,7 +90,7 @@ def fit_head(head: Head, train: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor
 def _linear_candidates(
     head: Head, features: NDArray[np.float32], labels: NDArray[np.int64], classes: int
 ) -> Iterator[tuple[float, nn.Linear]]:
-    """C and the linear layer that it leads to, from the strongest regularisation to the weakest."""
+    """Yield C and its linear layer, from the strongest regularisation to the weakest."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
@@ -110,7 +110,7 @@ def _linear_candidates(
 
 
 def _folded(coef: NDArray[np.float64], intercept: NDArray[np.float64], scaler: Any, classes: int) -> nn.Linear:
-    """scikit-learn's classifier of standardised features as a layer on the features themselves.
+    """Convert scikit-learn's classifier of standardised features to a layer on the features themselves.
 
     For two classes scikit-learn has one row, the second class's; half of it each way gives the same probabilities by softmax.
     """
@@ -125,7 +125,7 @@ def _folded(coef: NDArray[np.float64], intercept: NDArray[np.float64], scaler: A
 
 
 def best_temperature(logits: Tensor, labels: Tensor) -> float:
-    """What logits [N, K] have to be divided by to make the loss smallest, within 0.01 and 100.
+    """Return the divisor of logits [N, K] with the smallest loss, within 0.01 and 100.
 
     Source: Guo et al. 2017, section 4.2, https://arxiv.org/abs/1706.04599
     """

@@ -39,6 +39,6 @@ def _features_of(classifier: Classifier, data: ImageDataModule, split: str, cach
         if cache.use:
             return ActivationCache(classifier, data, cache, device=device, precision="32-true", console=console).features(split)
     except CacheUnavailable as why:
-        LOG.info("the features are not kept for another time: %s", why)
+        LOG.info("the features are not cached: %s", why)
     with progress(console, f"features of the {split} images", len(data.samples.of(split))) as advance:
         return infer(classifier, data.whole(split), data.preprocessing, outputs=classifier.features, on_batch=advance)

@@ -70,9 +70,9 @@ def solve_head(
 
 
 def solve(regression: "Regression", val: Split, samples: Samples, weight_decays: tuple[float, ...], *, title: str) -> nn.Linear:
-    """The layer for the weight decay with the best primary metric on validation, of equals the one with the lowest loss.
+    """Return the layer for the weight decay with the best primary metric on validation, of equals the one with the lowest loss.
 
-    weight_decays: from strong to weak; each solution is where the search for the next begins.
+    weight_decays: from strong to weak; the search for each solution begins at the previous one.
     """
     point, tried = regression.zeros(), []
     for weight_decay in weight_decays if len(weight_decays) > 1 else ():
@@ -96,7 +96,7 @@ class Regression:
     """
 
     def __init__(self, train: Split, criterion: nn.Module, classes: int) -> None:
-        """train: features [N, F] and labels, [N] or [N, K]. criterion: logits, labels -> mean loss of a batch."""
+        """Set up the problem. train: features [N, F] and labels, [N] or [N, K]. criterion: logits, labels -> mean loss of a batch."""
         from sklearn.preprocessing import StandardScaler
 
         self._features, labels = train
@@ -113,7 +113,7 @@ class Regression:
         return np.zeros(self._classes * (len(self._mean) + 1))
 
     def minimum(self, start: NDArray[np.float64], weight_decay: float, tolerance: float) -> NDArray[np.float64]:
-        """The point where no entry of the gradient is larger than the tolerance."""
+        """Find the point at which no entry of the gradient is larger than the tolerance."""
         from scipy.optimize import minimize
 
         options = {"gtol": tolerance, "ftol": 0.0, "maxiter": 10_000, "maxfun": 20_000, "maxcor": REMEMBERED}
@@ -135,7 +135,7 @@ class Regression:
 
     @torch.no_grad()
     def layer(self, point: NDArray[np.float64]) -> nn.Linear:
-        """On the features as they are."""
+        """Return the layer on the features without standardisation."""
         weight, bias = self._on_features(torch.from_numpy(point))
         layer = nn.Linear(len(self._mean), self._classes)
         layer.weight.copy_(weight)
@@ -143,6 +143,6 @@ class Regression:
         return layer
 
     def _on_features(self, point: Tensor) -> tuple[Tensor, Tensor]:
-        """weight [K, F] and bias [K], with the standardisation folded in."""
+        """Return weight [K, F] and bias [K], with the standardisation folded in."""
         weight = point[: -self._classes].view(self._classes, -1) / self._scale
         return weight, point[-self._classes :] - weight @ self._mean

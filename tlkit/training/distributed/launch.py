@@ -24,9 +24,9 @@ TASKS = "SLURM_STEP_NUM_TASKS"
 
 
 def join_processes(trainer: Trainer, recipe_yaml: str) -> None:
-    """Connects this process with the others where torchrun or SLURM have started all of them.
+    """Connect this process with the others if torchrun or SLURM have started all of them.
 
-    Raises DeviceError if the recipe asks for another number, and DataError where the others read another recipe.
+    Raises DeviceError if the recipe asks for another number, and DataError if the others read another recipe.
     """
     if not was_started() and ("TORCHELASTIC_RUN_ID" in os.environ or "SLURM_PROCID" in os.environ):
         start_processes(trainer, recipe_yaml)
@@ -82,7 +82,7 @@ def _check_number(devices: int, machines: int) -> None:
 
 @contextmanager
 def local_main_process_first() -> Iterator[None]:
-    """The first process of each machine downloads and checks; the others do the same after it, and find what it has kept."""
+    """Run first in the main process of each machine, which downloads and checks; the others run afterwards and use its result."""
     from torch import distributed
 
     waits = are_connected()
@@ -94,7 +94,7 @@ def local_main_process_first() -> Iterator[None]:
 
 
 def broadcast_from_main(make: Callable[[], T]) -> T:
-    """What `make` returns in the first process, in all of them."""
+    """Return in all processes what `make` returns in the main process."""
     if not are_connected():
         return make()
     made: list[Any] = [make() if is_main_process() else None]
@@ -104,7 +104,7 @@ def broadcast_from_main(make: Callable[[], T]) -> T:
 
 
 def all_gather_objects(mine: T) -> list[T]:
-    """What each process has given, by rank."""
+    """Return each process's object, by rank."""
     if not are_connected():
         return [mine]
     from torch import distributed
@@ -141,7 +141,7 @@ def check_same(what: str, lines: Iterable[str]) -> None:
 
 
 def first_difference(here: Sequence[str], there: Sequence[str]) -> tuple[str, str]:
-    """The first line that differs, of both."""
+    """Return the first line that differs, of both."""
     number = next((i for i, (a, b) in enumerate(zip(here, there, strict=False)) if a != b), min(len(here), len(there)))
     return tuple(lines[number] if number < len(lines) else "(nothing more)" for lines in (here, there))  # type: ignore[return-value]
 

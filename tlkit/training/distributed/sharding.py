@@ -18,10 +18,11 @@ from tlkit.models.classifier import Classifier
 
 
 def sharded(classifier: Classifier, mesh: DeviceMesh, device: torch.device) -> Classifier:
-    """A copy of the first process's weights, each block split over the devices and put together only while it computes.
+    """Return a copy of the main process's weights, each block sharded over the devices and gathered only while it computes.
 
-    mesh: machines x devices of one. The weights are split within a machine, where devices are close, and every machine has all of them.
+    mesh: machines x devices per machine. The weights are sharded within a machine, where devices are close, and replicated over machines.
     device: this process's.
+
     Source: Zhao et al. 2023, "PyTorch FSDP", sec. 3.2.2 on hybrid sharding, https://arxiv.org/abs/2304.11277
     """
     classifier.cpu()
@@ -37,9 +38,9 @@ def sharded(classifier: Classifier, mesh: DeviceMesh, device: torch.device) -> C
 
 
 def blocks(classifier: Classifier) -> list[nn.Module]:
-    """What is put together at a time, outer ones first: of timm's networks, whatever is an item of a list and has layers of its own.
+    """Return the modules that are gathered at a time, outer ones first: items of timm's lists that have layers of their own.
 
-    Those are a transformer's blocks, a residual network's, and the stages around them, which then hold only what lies between blocks.
+    These are a transformer's blocks, a residual network's, and the stages around them, which then hold only what is between blocks.
     """
     lists = [module for module in classifier.backbone.modules() if isinstance(module, nn.Sequential | nn.ModuleList)]
     items = [item for each in lists for item in each.children()]
@@ -55,9 +56,9 @@ class Gathered(Callback):
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """All processes put a block together at once, so those with a batch less run their last one again, for the others.
+        """Repeat the last batch in processes with fewer batches than others, since all processes gather a block at the same time.
 
-        Not when validation ends: Lightning 2.6 adds up its figures over processes before it says so.
+        Not when validation ends: Lightning 2.6 reduces its metrics over processes before it says so.
         """
         loader: Any = trainer.val_dataloaders
         if batch_idx + 1 < len(loader):

@@ -26,7 +26,7 @@ FAILED, STOPPED = (1, 2), (75, 130)
 """Exit codes of a process that has reported its error, and after a signal."""
 LOST = 3
 """That of a process which has lost the connection to another one, and leaves it to the first to say so."""
-RESUME_HINT = "Go on from the last checkpoint by the same command, with --out and --resume."
+RESUME_HINT = "Resume from the last checkpoint with the same command, --out and --resume."
 
 
 @contextmanager
@@ -65,7 +65,7 @@ def _exit_code(error: BaseException, stop: Stop) -> int:
 
 
 def _is_first_to_report(run: int) -> bool:
-    """What fails after the first error of a run, in whatever process, fails because of it, or alike. run: counted alike by all."""
+    """Check for the first error of a run: later failures, in any process, follow from it or are the same. run: counted alike by all."""
     if not are_connected():
         return is_local_main_process() or was_started()
     try:
@@ -75,8 +75,8 @@ def _is_first_to_report(run: int) -> bool:
 
 
 @contextmanager
-def told_once_a_machine() -> Iterator[None]:
-    """For errors before processes can know of each other."""
+def reported_once_per_machine() -> Iterator[None]:
+    """Report an error once per machine, before processes know of each other."""
     try:
         yield
     except TlkitError as error:
@@ -86,12 +86,12 @@ def told_once_a_machine() -> Iterator[None]:
 
 
 def was_started() -> bool:
-    """Whether this is a process that tlkit started for another device."""
+    """Check whether tlkit started this process for another device."""
     return int(os.environ.get(STARTED_BY, os.getpid())) != os.getpid()
 
 
 def end_with_the_first() -> None:
-    """In a process that tlkit started: ends it when the one that started it has gone, however it went."""
+    """End a process that tlkit started when its parent has ended, for whatever reason."""
     if not was_started() or not hasattr(os, "getppid"):
         return
     starter = int(os.environ[STARTED_BY])
@@ -99,7 +99,7 @@ def end_with_the_first() -> None:
     def look() -> None:
         while os.getppid() == starter:
             time.sleep(LOOK_EVERY_S)
-        reported = f"The first process of this run (number {starter}) has gone, so the others end too.\n  {RESUME_HINT}"
+        reported = f"The first process of this run (number {starter}) has ended, so the others end too.\n  {RESUME_HINT}"
         _end(reported if os.environ["LOCAL_RANK"] == "1" else "", code=2)
 
     threading.Thread(target=look, name="tlkit-first-process", daemon=True).start()
@@ -144,7 +144,7 @@ def watch(started: list[subprocess.Popen[bytes]]) -> None:
 
 
 def _dead(*, wait_s: float = 0.0) -> list[subprocess.Popen[bytes]]:
-    """Processes that this one started and that have ended badly. wait_s: a closed connection may be noticed before a process has ended."""
+    """Return the child processes that ended with an error. wait_s: a closed connection may be noticed before a process has ended."""
     until = time.monotonic() + wait_s
     while True:
         dead = [process for process in _STARTED if process.poll() not in (None, 0, LOST)]
