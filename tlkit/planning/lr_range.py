@@ -1,6 +1,6 @@
-"""The learning-rate range test: a phase is trained on a copy at a rate that rises with every step, and the loss tells where to begin.
+"""The learning-rate range test: a copy is trained at a rate that rises with every step, and the loss shows a good rate.
 
-Lightning 2.6's lr_find sets one rate for all parameter groups, and leaves the random generators where it ended; hence this one.
+Lightning 2.6's lr_find sets one rate for all parameter groups, and doesn't restore the random generators; hence this one.
 Source: Smith 2017, section 3.3, https://arxiv.org/abs/1506.01186
 """
 
@@ -36,11 +36,11 @@ LAST = 5
 SPREAD = 0.24
 """Standard deviation, in powers of ten of the rate, of the bell curve that smooths the losses: 3 of 100 steps."""
 FEWEST_STEPS = 50
-"""With fewer, a step is so wide that the suggestion is off by up to ten times."""
+"""Fewest steps: with fewer, a step is so wide that the suggestion is off by up to ten times."""
 MARGIN = 10
-"""How far the suggestion stays below the rate at which the loss is lowest, which is already at the edge."""
+"""Factor by which the suggestion is below the rate at which the loss is lowest, which is already at the edge."""
 LEARNED = 0.97
-"""Share of its first value that the loss must fall below before it tells anything."""
+"""Share of its first value that the loss must fall below to be informative."""
 
 
 @dataclass(frozen=True)

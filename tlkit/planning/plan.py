@@ -1,4 +1,4 @@
-"""What a recipe will do, before it does it: what trains and how fast, memory, steps, time, and what looks like a slip."""
+"""The plan of a run: what trains at which rate, memory, steps, time, and likely mistakes."""
 
 import os
 import time
@@ -53,7 +53,7 @@ ASSUMED_CLASSES = 10
 
 @dataclass(frozen=True)
 class StageRow:
-    """What happens to one stage in one phase.
+    """One stage in one phase.
 
     trained: how many of its parameters train. batchnorm: `adapts`, `held` or, without such layers, nothing.
     lr, weight_decay: None where nothing trains; weight_decay is that of its matrices and kernels.
@@ -89,7 +89,7 @@ class Plan:
 
     weights: where they come from. weights_mean: of the images that they were made with. notes: what was done to them.
     no_images, no_weights: why they are missing, else empty. steps: of the optimizer, in an epoch.
-    device_memory: bytes of one device; None where the machine doesn't tell.
+    device_memory: bytes of one device; None if it is unknown.
     phases: those that train by gradients. border: what is not seen of every image, see `border_warning`.
     """
 
@@ -229,7 +229,7 @@ def steps_an_epoch(recipe: Recipe, images: int, devices: int) -> int:
 
 @dataclass
 class _Trial:
-    """Everything that a phase is tried with. batch_size: of one device."""
+    """The inputs of a trial of a phase. batch_size: of one device."""
 
     recipe: Recipe
     classifier: Classifier
@@ -325,7 +325,7 @@ FEW_IMAGES = 10
 FAR = 2
 """Times: an image size that differs by more from the weights' own shows other detail than they learned from."""
 VANISHING = 1e-3
-"""Share of the phase's rate: what learns slower stands still."""
+"""Share of the phase's rate below which a stage hardly learns."""
 
 
 @dataclass(frozen=True)

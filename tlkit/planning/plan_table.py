@@ -1,4 +1,4 @@
-"""A plan as a person reads it: the facts, a table a phase, what it takes, and what looks like a slip."""
+"""Print a plan: the facts, a table per phase, its cost, and likely mistakes."""
 
 from rich.console import Console
 from rich.markup import escape
@@ -16,9 +16,9 @@ from tlkit.training.specs import phase_name
 COLUMNS = ("stage", "trains", "batch\nnorm", "lr", "weight\ndecay", "parameters", "trained")
 NUMBERS = COLUMNS[3:]
 LEFT_OUT: tuple[tuple[str, ...], ...] = ((), ("trains",), ("trains", "batch\nnorm"))
-"""On narrower and narrower terminals; what `trains` says can be seen from `trained`."""
+"""Columns that are left out on narrow terminals, in this order; what `trains` says can be seen from `trained`."""
 MANY_STAGES = 12
-"""With more, neighbours to which the same happens share a row."""
+"""With more stages, neighbours that are trained alike share a row."""
 
 
 def show_plan(recipe: Recipe) -> int:

@@ -1,4 +1,4 @@
-"""What a short trial of a phase shows: bytes, seconds, and the optimizer's own account of what trains."""
+"""Measurements of a short trial of a phase: bytes, seconds, and the optimizer's parameter groups."""
 
 import time
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""How long a phase will take: it is tried on a few images as the run does it, warmed up and with its caches."""
+"""The time of a phase, measured on a few images as in the run, warmed up and with its caches."""
 
 import os
 import time
@@ -41,18 +41,18 @@ from tlkit.training.trainer import build_trial_trainer, fit_unsaved
 TRIAL_S = 1.0
 """How long one pass over the images of a trial takes, about."""
 COLD = 3
-"""Times: how much longer the very first step takes than those after it, about."""
+"""Factor by how much longer the very first step takes than those after it, about."""
 WARM_UP = 4
 """Images that a cache is filled with first."""
 EPOCHS = 3
 """The first one warms up and decodes, the last one is what most of a run is like."""
 MOST_BATCHES = 3
 EVALUATIONS = 60
-"""Of the loss, that L-BFGS takes for a weight decay."""
+"""Evaluations of the loss that L-BFGS needs for one weight decay."""
 MOST_PRODUCTS = 50_000_000
-"""Of one evaluation on made-up features."""
+"""Largest number of products in one evaluation on generated features."""
 RESULTS_S = 1.5
-"""For curves, report and model folder, on two cores."""
+"""Seconds for curves, report and model folder, on two cores."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class SolvedTiming:
 
 @dataclass(frozen=True)
 class Trial:
-    """All that a phase is timed with. batch_size: of one device."""
+    """The inputs of a timing of a phase. batch_size: of one device."""
 
     recipe: Recipe
     classifier: Classifier

@@ -10,7 +10,7 @@ from tlkit.models.classifier import Classifier
 
 
 class AuxiliaryHeads(nn.Module):
-    """Held by the training, never by the classifier: neither its weights nor its model folder know of them.
+    """Auxiliary heads of the training; they are not part of the classifier, its weights or its model folder.
 
     heads: stage of the backbone -> a head on that stage's output. weight: of each head's loss, beside the classifier's own.
     """

@@ -1,4 +1,4 @@
-"""What happens beside the steps: the best weights kept, a row an epoch, and progress that a person can follow."""
+"""Callbacks: the best weights, metrics.csv, and the progress display."""
 
 import logging
 import time
@@ -28,7 +28,7 @@ LOG = logging.getLogger("tlkit")
 
 METRICS_COLUMNS = ("phase", "epoch", "train/loss", "train/accuracy", "val/loss", "val/accuracy", "lr", "seconds")
 SCORE = "val/score"
-"""The primary metric on validation. It is in a row for the curves, and in no column: those are the ones that scripts know."""
+"""The primary metric on validation. It is in a row for the curves, but in no column of metrics.csv, whose columns are a contract."""
 
 
 RATES_EVERY = 50
@@ -36,11 +36,12 @@ RATES_EVERY = 50
 
 
 class BestWeights(Callback):
-    """Keeps the weights of the epoch with the highest validation score over all phases; of equals, of the lowest validation loss.
+    """Keep the weights of the epoch with the highest validation score over all phases; of equals, of the lowest validation loss.
 
     An epoch whose validation loss is NaN or infinite doesn't count.
 
-    What isn't in the file is as the classifier has it: only what a phase may change is written, and joins the file before it does.
+    Tensors that aren't in the file are as in the classifier: only what a phase may change is written, and is added to the file before
+    the phase.
     Of vgg11's half a gigabyte a head is 20 kB, and its epochs on cached activations take 20 ms.
     """
 
@@ -120,7 +121,7 @@ def moving_average(ema: Ema) -> WeightAveraging:
 
 
 class MetricsTable(Callback):
-    """metrics.csv: a row an epoch, phases and epochs counted from 1.
+    """Write metrics.csv: one row per epoch, phases and epochs counted from 1.
 
     `lr` is the head's, the highest, at the end of the epoch; a solved phase has one row and none.
     """

@@ -1,4 +1,4 @@
-"""What every step of a run needs beside the recipe's sections."""
+"""What every step of a run needs besides the recipe's sections."""
 
 import time
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunContext:
-    """Where a run writes, where it draws its progress, what can stop it, and since when it runs.
+    """The folder of a run, its console, its stop request, and its start.
 
-    began: when the run did, or would have without a break, by time.perf_counter. resumed: the state that it goes on from, if it does.
+    began: when the run did, or would have without a break, by time.perf_counter. resumed: the state from which it is resumed, if it is.
     """
 
     folder: Path

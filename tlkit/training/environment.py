@@ -1,6 +1,6 @@
-"""environment.json: what a run's numbers can depend on beside its recipe and its images.
+"""environment.json: what a run's results can depend on besides its recipe and images.
 
-Of the environment's variables it has one, by name: others may hold secrets. No names of users or machines.
+It contains one environment variable, by name: others may hold secrets. No names of users or machines.
 """
 
 import json
@@ -25,7 +25,7 @@ FILE = "environment.json"
 PACKAGES = ("torch", "timm", "torchvision", "lightning", "albumentations", "opencv-python-headless", "numpy", "pillow", "scikit-learn")
 
 NO_MATTER = ("git", "platform", "cpu.cores")
-"""Facts that a reader wants to know and that change no number."""
+"""Facts for readers, which don't affect results."""
 
 
 def write_environment(run: Path, recipe_place: str, device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""What a finished run has left behind, as a program uses it."""
+"""A finished run, for programs."""
 
 import json
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from tlkit.models.model_folder import load_model
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run. It stands for its folder wherever a path is taken: `tlkit.evaluate(run)`, `tlkit.predict(run, files)`.
+    """A finished run. It can be used wherever a path of a run folder is expected: `tlkit.evaluate(run)`, `tlkit.predict(run, files)`.
 
     Attributes:
         folder: What the run has written: model, metrics, report, recipe and split.

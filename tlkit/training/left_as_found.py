@@ -1,4 +1,4 @@
-"""What a run changes in its process, put back at its end: environment variables, and torch's switches for determinism."""
+"""Restore what a run changes in its process: environment variables, and torch's switches for determinism."""
 
 import os
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from tlkit.training.distributed.ranks import are_connected
 
 @contextmanager
 def left_as_found() -> Iterator[None]:
-    """Put back what the libraries below set for a run, such as PL_GLOBAL_SEED and CUBLAS_WORKSPACE_CONFIG.
+    """Restore what the libraries below set for a run, such as PL_GLOBAL_SEED and CUBLAS_WORKSPACE_CONFIG.
 
     Where the run has connected processes, their variables stay: a later run is connected by them.
     """

@@ -1,4 +1,4 @@
-"""log.txt: what a run reports, written beside what the caller's own logging does with it."""
+"""log.txt: the log of a run, besides the caller's own logging."""
 
 import logging
 from collections.abc import Iterator
@@ -62,7 +62,7 @@ class _LogFile(logging.FileHandler):
 
 
 class _ToParents(logging.Handler):
-    """Hands on to the loggers above what they would get if this one's level hadn't been lowered."""
+    """Pass on to parent loggers what they would get if this logger's level hadn't been lowered."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if LOG.parent is not None:

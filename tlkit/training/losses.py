@@ -1,4 +1,4 @@
-"""What training makes small, and how classes with few images are made up for. Validation never sees any of it."""
+"""Training losses, and compensation for classes with few images. Validation uses plain cross-entropy."""
 
 from collections.abc import Callable
 
@@ -43,7 +43,7 @@ def positive_weights(counts: Tensor, images: int) -> Tensor:
 
 
 class WeightedCrossEntropy(nn.Module):
-    """Divided by the number of images, where torch divides by the sum of their weights: a batch without rare images weighs less."""
+    """Weighted cross-entropy, divided by the number of images; torch divides by the sum of their weights."""
 
     def __init__(self, label_smoothing: float, weights: Tensor) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class WeightedCrossEntropy(nn.Module):
 
 
 class LogitAdjusted(nn.Module):
-    """Cross-entropy of logits with the classes' log priors [K] added; without them, as shipped, the logits favour no large class.
+    """Cross-entropy of logits with the classes' log priors [K] added; without them, as shipped, the logits don't favour large classes.
 
     Source: Menon et al. 2021, eq. 10 with tau = 1, https://arxiv.org/abs/2007.07314
     """
@@ -73,7 +73,7 @@ class LogitAdjusted(nn.Module):
 
 
 class BinaryCrossEntropy(nn.Module):
-    """A yes or no for each class. Smoothing spreads its share of the target over the two answers."""
+    """Binary cross-entropy of each class. Label smoothing moves the targets towards 0.5."""
 
     def __init__(self, label_smoothing: float, positive_weights: Tensor | None) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ def plain_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 class StartingPoint:
-    """strength / 2 times the squared distance of the backbone from its weights at the time when this was made.
+    """The L2-SP penalty: strength / 2 times the squared distance of the backbone from its initial weights.
 
     Source: Li, Grandvalet and Davoine 2018, eq. 3, https://arxiv.org/abs/1802.01483
     """

@@ -1,4 +1,4 @@
-"""What is counted while a phase trains: accuracy for the eye, and the one score that chooses the best epoch."""
+"""Metrics of a phase: accuracy, and the score that chooses the best epoch."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from tlkit.recipe.schema import Task
 from tlkit.training.losses import plain_loss
 
 UNCHECKED: dict[str, Any] = {"validate_args": False}
-"""torchmetrics' look at every batch waits for the device; labels come from tlkit's own classes."""
+"""torchmetrics' checks of every batch wait for the device; labels come from tlkit's own classes."""
 
 
 class MeanLoss(Metric):
@@ -117,7 +117,7 @@ def count(metric: Metric, task: Task, logits: Tensor, labels: Tensor) -> None:
 
 @dataclass(frozen=True)
 class Scoring:
-    """What a phase counts. classes: how many there are. primary_metric: what chooses the best epoch."""
+    """Settings of a phase's metrics. classes: their number. primary_metric: chooses the best epoch."""
 
     task: Task
     classes: int

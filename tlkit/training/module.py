@@ -34,12 +34,12 @@ class PhaseModule(LightningModule):
     of an epoch and over all processes; `Trainer.predict` gives probabilities [B, K].
 
     Args:
-        classifier: Frozen as the phase says already.
-        objective: What training makes small.
-        scoring: What is counted, and which figure `val/score` is.
+        classifier: Frozen already as the phase says.
+        objective: The training loss.
+        scoring: The metrics, and which of them is `val/score`.
         optimization: The phase with its rates, the optimizer and the schedule.
-        normalize: Maps uint8 images [B, C, S, S] to what the classifier takes.
-        suffix: The layers after cached activations, where batches are such; None where they are images.
+        normalize: Maps uint8 images [B, C, S, S] to the classifier's input.
+        suffix: The layers after cached activations, if batches are activations; None if they are images.
     """
 
     def __init__(

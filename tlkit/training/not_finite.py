@@ -1,4 +1,4 @@
-"""A loss that is NaN or infinite: training ends there, or goes on without the batch; either way its images are named."""
+"""A loss that is NaN or infinite: training stops, or continues without the batch; either way its images are listed."""
 
 import csv
 import logging
@@ -22,11 +22,11 @@ LOG = logging.getLogger("tlkit")
 
 COLUMNS = ("phase", "epoch", "batch", "loss", "id")
 LOOK_EVERY = 50
-"""Batches between two looks on a device that works on while Python goes ahead: to look is to wait for it."""
+"""Batches between two checks on an asynchronous device: a check waits for it."""
 
 
 class NotFinite(Callback):
-    """Looks at each batch's loss before it reaches the weights.
+    """Check each batch's loss before it reaches the weights.
 
     on_nan: `stop` raises TrainingError; on a GPU up to fifty batches later, with the weights already lost. `skip` undoes what the batch
     did: its gradients, and what batch-norm took from it. samples: of the training split, in the order of the loader's indices.

@@ -1,4 +1,4 @@
-"""What training makes small: the loss, and all that is added to it or done to its labels."""
+"""The training objective: the loss, its penalties, and the mixing of images and labels."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from tlkit.training.specs import Learning
 class Objective:
     """criterion: logits, labels -> the mean training loss of a batch. mix: images, labels -> images, labels.
 
-    Made once a run, so that auxiliary heads and the starting point go on from one phase to the next.
+    Built once per run, so that auxiliary heads and the initial weights are kept from phase to phase.
     """
 
     criterion: nn.Module

@@ -16,12 +16,12 @@ from tlkit.recipe.fields.learning import Optimizer, Schedule
 from tlkit.recipe.fields.phases import Phase
 
 OWN_NAMES = ("sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw")
-"""Optimizers by torch's own meaning of the word; timm's `sgd` has Nesterov's momentum, for one."""
+"""Optimizers that are torch's own; timm's `sgd`, for example, uses Nesterov momentum."""
 
 
 @dataclass(frozen=True)
 class Optimization:
-    """How the weights of one phase move."""
+    """The optimizer, schedule and rates of one phase."""
 
     phase: Phase
     optimizer: Optimizer

@@ -47,12 +47,12 @@ from tlkit.training.trainer import build_trainer, fit
 LOG = logging.getLogger("tlkit")
 
 BEFORE = "before.safetensors"
-"""In `checkpoints`, with `wise_ft`: the classifier when fine-tuning began."""
+"""File in `checkpoints`, with `wise_ft`: the classifier before fine-tuning."""
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What the phases left behind. rows: those of metrics.csv. seconds: a phase's name -> its wall-clock time.
+    """The result of the phases. rows: those of metrics.csv. seconds: a phase's name -> its wall-clock time.
 
     best_phase, best_epoch: counted from 1.
     """
@@ -67,7 +67,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class Training:
-    """What goes on from one phase of a run to the next."""
+    """State that is kept from one phase of a run to the next."""
 
     setup: Setup
     context: RunContext

@@ -1,6 +1,6 @@
-"""All that tlkit uses of what Lightning, torchmetrics and torch keep private, or promise nothing about.
+"""All private and unstable APIs of Lightning, torchmetrics and torch that tlkit uses.
 
-tests/training/test_private_api.py fails where another minor version is installed than those in TESTED: look at each function then.
+tests/training/test_private_api.py fails if another minor version is installed than those in TESTED: then check each function.
 """
 
 import signal
@@ -74,11 +74,11 @@ def training_weights(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 WEIGHTS = ("state_dict", "current_model_state")
-"""Where a checkpoint has weights."""
+"""Key of the weights in a checkpoint."""
 
 
 def swap_back_average(trainer: Any, module: Any) -> None:
-    """Put the weights that train back in the place of their moving average, within validation."""
+    """Swap the trained weights in for their moving average, within validation."""
     from lightning.pytorch.callbacks import WeightAveraging
 
     for callback in trainer.callbacks:
@@ -103,7 +103,7 @@ def keyboard_interrupt_kept() -> Iterator[None]:
 
 
 def restore_sigterm(trainer: Any) -> None:
-    """Put the handler back that was there before Lightning's, which with several processes broadcasts wherever Python happens to be."""
+    """Restore the previous handler in place of Lightning's, which with several processes broadcasts wherever Python happens to be."""
     handler = trainer._signal_connector._original_handlers.get(signal.SIGTERM)
     if handler is not None and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)

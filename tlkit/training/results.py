@@ -1,4 +1,4 @@
-"""What a run leaves for people and scripts: thresholds, the metrics of what ships, curves, report and panel."""
+"""The results of a run: thresholds, metrics of the shipped model, curves, report and panel."""
 
 import logging
 import os

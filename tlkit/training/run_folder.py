@@ -1,4 +1,4 @@
-"""The folder of one run: `runs/NAME/NNN/`, or the one that was asked for. Nothing of a finished run is ever overwritten."""
+"""The folder of one run: `runs/NAME/NNN/`, or --out. A finished run is never overwritten."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from tlkit.training.distributed.ranks import is_main_process
 from tlkit.training.distributed.signals import Stop
 
 FIRST, LAST = "recipe.yaml", "report.html"
-"""What a run writes first and last."""
+"""The files that a run writes first and last."""
 
 
 def is_finished(run: Path) -> bool:

@@ -1,4 +1,4 @@
-"""`trainer.scale_lr`: what a recipe says for one device, said for all that are there."""
+"""`trainer.scale_lr`: scale batch size and learning rates from one device to all."""
 
 import logging
 from math import sqrt

@@ -1,4 +1,4 @@
-"""Recipe -> images and weights -> classifier: all that training, `tlkit plan` and `tlkit lr` begin with."""
+"""Recipe -> images and weights -> classifier: the setup of training, `tlkit plan` and `tlkit lr`."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What is handed on of a recipe once it is resolved: how every phase learns, and each phase with all that is its own."""
+"""The resolved sections that are passed on: those of all phases, and those of each phase."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,9 +41,9 @@ class Learning:
 class PhaseSpec:
     """One phase of a run.
 
-    index: in the recipe's list of `count` phases. trained: the backbone's parameters that train beside the head.
+    index: in the recipe's list of `count` phases. trained: the backbone's parameters that train besides the head.
     trainer: with the phase's own precision and strategy. epochs_before: of earlier phases. epochs_left: its own, and those of later phases.
-    keeps_start: whether the weights that it begins with are kept, to be blended with those that it ends with.
+    keeps_start: whether its initial weights are kept, to be blended with its final ones.
     """
 
     index: int
@@ -81,7 +81,7 @@ def phase_name(train: Train) -> str:
 
 
 def phase_specs(recipe: Recipe, trained: Sequence[frozenset[str]]) -> list[PhaseSpec]:
-    """Return the phases that are run. trained: for each phase of the recipe the backbone's parameters that train beside the head."""
+    """Return the phases that are run. trained: for each phase of the recipe the backbone's parameters that train besides the head."""
     epochs = {index: phase.epochs for index, phase in recipe.gradient_phases.items()}
     first_beyond_head = next((index for index, phase in recipe.gradient_phases.items() if phase.train != "head"), None)
     return [

@@ -1,4 +1,4 @@
-"""What TensorBoard shows beside the curves: the figures of the model that ships, and the recipe as hyper-parameters."""
+"""TensorBoard logs besides the curves: the metrics of the shipped model, and the recipe as hyper-parameters."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Where the time of a phase went, and the one switch that would save most of it: a line in the log at its end."""
+"""Log the time shares of a phase at its end, and the one setting that would save most."""
 
 import logging
 import time
@@ -16,7 +16,7 @@ from tlkit.recipe.fields.trainer import Cache
 LOG = logging.getLogger("tlkit")
 
 REPORTED = 0.03
-"""Shares below this go into `other`."""
+"""Smaller shares are counted in `other`."""
 WORTH = 0.15
 """A switch is named if what it saves has at least this share,"""
 WORTH_S = 1.0
@@ -29,12 +29,12 @@ STEPS = {
     "optimizer_step": "step",
     "save_checkpoint": "checkpoints",
 }
-"""Lightning's name of a step, after its last point -> ours. `optimizer_step` has forward and backward inside."""
+"""Lightning's name of a step, after its last dot -> the name here. `optimizer_step` has forward and backward inside."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What a phase ran with, as far as a switch could change it.
+    """The settings of a phase that a switch could change.
 
     runs_frozen: whether a frozen part ran in every epoch. decodes: whether images were decoded in every epoch.
     processors: of this machine.
@@ -73,7 +73,7 @@ class Clock(Profiler):
 
 
 class TimeShares(Callback):
-    """Writes the line. clock: the trainer's profiler."""
+    """Log the line. clock: the trainer's profiler."""
 
     def __init__(self, clock: Clock, *, title: str, setting: Setting) -> None:
         self._clock, self._title, self._setting = clock, title, setting

@@ -1,4 +1,4 @@
-"""What training has led to, kept beside the model until it is measured: a run whose measuring fails needs no second training."""
+"""The result of training, saved until the model is measured: a run whose measuring fails isn't trained again."""
 
 import json
 import logging

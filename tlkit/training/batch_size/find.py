@@ -1,4 +1,4 @@
-"""`data.batch_size: {find: 0.8}`: the largest batch that the largest phase has room for, found by trying, and a share of it taken."""
+"""`data.batch_size: {find: 0.8}`: a share of the largest batch that fits in the largest phase, found by trial."""
 
 import json
 import logging
@@ -21,13 +21,13 @@ from tlkit.terminal import counted
 LOG = logging.getLogger("tlkit")
 
 FOUND = "TLKIT_BATCH_SIZE"
-"""Tells the processes that Lightning starts for other devices what the first one found."""
+"""Environment variable that passes the result to the processes that Lightning starts for other devices."""
 
 SMALLEST = 2
 FIRST = 16
 LARGEST = 4096
 STEPS_AN_EPOCH = 8
-"""At least as many: a batch of half the training images learns little, however much room there is."""
+"""Fewest steps per epoch: with a batch of half the training images little is learned."""
 PRECISION = 1.125
 """The search ends where the smallest batch that doesn't fit is at most this much larger than the largest that does."""
 

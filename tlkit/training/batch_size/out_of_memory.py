@@ -1,4 +1,4 @@
-"""A batch that memory has no room for: reported with the size that would have fitted."""
+"""Report out of memory with the batch size that would have fitted."""
 
 import logging
 import re

@@ -1,4 +1,4 @@
-"""Tries steps of a recipe's largest phase with made-up images: a process of its own, which may run out of memory.
+"""Try steps of a recipe's largest phase with generated images, in a process of its own, which may run out of memory.
 
     python -m tlkit.training.batch_size.probe RECIPE.yaml
 

@@ -1,7 +1,7 @@
-"""The frozen part of a network run once: its activations lie in a file, and a phase trains only what comes after them.
+"""The activation cache: the frozen part of a network runs once, and a phase trains only the layers after it.
 
-An entry is a folder named by its key; it appears whole or not at all. Everything that decides about an activation is in the key, so
-later phases, other seeds, other heads and a search find what an earlier run left, and nothing stale is ever found.
+An entry is a folder named by its key; it is written atomically. The key contains everything that affects an activation, so
+later phases, other seeds, other heads and a search reuse the entries of earlier runs, and never stale ones.
 """
 
 import logging
@@ -44,12 +44,12 @@ AUTOCAST: Mapping[str, Callable[[str], AbstractContextManager[Any]]] = {
     "16-mixed": lambda device: torch.autocast(device, torch.float16),
 }
 LARGEST_SHARE = 8
-"""Activations of more than this many times the bytes of the uint8 image are not kept: near its first layers a network is quicker run
-than read (resnet18 at 128 px: 21 times after the first convolution, 5 times at layer1)."""
+"""Activations of more than this many times the bytes of the uint8 image are not cached: near its first layers a network runs faster
+than its activations are read (resnet18 at 128 px: 21 times after the first convolution, 5 times at layer1)."""
 
 
 class ActivationCache:
-    """What is kept of the images at the place where a classifier's frozen part ends. Says in the log what was found or made."""
+    """The activations of images at the end of a classifier's frozen part. Logs what was found or computed."""
 
     def __init__(
         self, classifier: Classifier, data: ImageDataModule, cache: Cache, *, device: torch.device, precision: str, console: Console

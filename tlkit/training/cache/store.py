@@ -1,4 +1,4 @@
-"""Activations in files: how they lie there, how they are read back, and handed out in batches."""
+"""Activations in files: their layout, how they are read, and their batches."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -71,7 +71,7 @@ class ActivationLoader:
 
 
 class ActivationData(lightning.LightningDataModule):
-    """What PictureData gives, with images replaced by their activations."""
+    """The batches of ImageDataModule, with activations instead of images."""
 
     def __init__(self, data: ImageDataModule, train: Stored, val: Stored) -> None:
         super().__init__()

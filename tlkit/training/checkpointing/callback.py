@@ -1,8 +1,8 @@
-"""Where a run is, saved so that it goes on from there as if it had never stopped: in any phase, after any batch.
+"""Checkpoints from which a run resumes exactly: in any phase, after any batch.
 
-Lightning 2.6 saves weights, optimizer, schedule, moving average and early stopping. What it leaves out is added here: the random
-generators, gradients of a step that is half accumulated, the figures of the unfinished epoch, the position in the training order, and
-what a run knows beyond one phase.
+Lightning 2.6 saves weights, optimizer, schedule, moving average and early stopping. Added here: the random
+generators, gradients of a partly accumulated step, the metrics of the unfinished epoch, the position in the training order, and
+the state of a run beyond one phase.
 """
 
 import logging
@@ -45,10 +45,11 @@ from tlkit.training.specs import PhaseSpec
 LOG = logging.getLogger("tlkit")
 
 BETWEEN_EPOCHS_S = 5.0
-"""At most this much work is lost when a process is killed between two epochs. Epochs of a fraction of a second, as cached activations
+"""At most this many seconds of work are lost when a process is killed between two epochs. Epochs of a fraction of a second, as cached
+activations
 allow, don't write a checkpoint each: that took a quarter of such a phase."""
 SHARE = 0.05
-"""Of the time, at most, goes into checkpoints between epochs: those of large networks take seconds."""
+"""Largest share of the time for checkpoints between epochs: those of large networks take seconds."""
 
 
 class Checkpoints(CheckpointCallback):
@@ -70,7 +71,7 @@ class Checkpoints(CheckpointCallback):
         self.seconds: dict[str, float] = {}
         self.phase = 0
         self.resumed_file: Path | None = None
-        """Of a phase that is resumed half-way: what Lightning reads its part from."""
+        """The file from which Lightning resumes its part of an interrupted phase."""
         self._folder, self._stop, self._context = context.checkpoints, context.stop, context
         self._classifier, self._auxiliary, self._best, self._table = classifier, auxiliary, best, table
         self._within_s = 60 * every.minutes
@@ -87,7 +88,7 @@ class Checkpoints(CheckpointCallback):
     # --- going on ---
 
     def go_on(self, checkpoint: Checkpoint, state: Mapping[str, Any]) -> None:
-        """Put everything back but what Lightning restores when it fits. state: the checkpoint's content."""
+        """Restore everything except what Lightning restores in fit. state: the checkpoint's content."""
         run = counted_from_one(state["run"])
         if is_within_phase(state):  # else before one
             self.resumed_file, self._resumed = checkpoint.file, run
@@ -271,7 +272,7 @@ class Checkpoints(CheckpointCallback):
 
 
 class WholeFiles(TorchCheckpointIO):
-    """Lightning writes through it. Where to is decided here, not by Lightning."""
+    """Lightning's checkpoint writer; the file is chosen here, not by Lightning."""
 
     def __init__(self, saves: Checkpoints) -> None:
         self._saves = saves

@@ -1,4 +1,4 @@
-"""Checkpoints as files: written whole or not at all, proved by checksum, the last two kept.
+"""Checkpoint files: written atomically, verified by checksum, the last two kept.
 
 `checkpoints/0007.ckpt` is the state, `0007.best.safetensors` the best weights that were known then, and `0007.json`, which is written
 last, the sha256 of both. A checkpoint without its json isn't one.
@@ -82,7 +82,7 @@ def write_checkpoint(folder: Path, number: int, state: Mapping[str, Any], best: 
 
 
 class _Hashed:
-    """What torch.save writes, on its way to a file: its size and sha256, without a second copy in memory or a second reading."""
+    """A file that counts and hashes what torch.save writes, without a second copy in memory or reading it again."""
 
     def __init__(self) -> None:
         self.size = 0

@@ -1,4 +1,4 @@
-"""What `--resume` goes on from, and whether it may: the recipe and the images have to be those that the run began with."""
+"""What `--resume` resumes from, and whether it may: recipe and images must be those that the run began with."""
 
 import json
 import logging
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("tlkit")
 
 MAY_CHANGE = ("data.workers", "data.on_bad", "data.leak_check", "trainer.checkpoint_every.minutes")
-"""Keys that touch nothing that was trained: a job that is queued again may come to another machine, and a test image may have become
-unreadable since. Whether one that was trained on has, split.csv tells."""
+"""Keys that don't affect training: a job that is queued again may run on another machine, and a test image may have become
+unreadable since. split.csv shows whether a training image has."""
 SHOWN = 12
 
 

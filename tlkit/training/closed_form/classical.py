@@ -1,4 +1,4 @@
-"""Classical classifiers on the features: scikit-learn fits them once the backbone is as it will be."""
+"""Classical classifiers on the features: fitted by scikit-learn after all phases."""
 
 import logging
 import time
@@ -27,14 +27,14 @@ from tlkit.training.setup import Setup
 LOG = logging.getLogger("tlkit")
 
 C_PATHS = {"svm": (1e-5, 1e-4, 1e-3, 1e-2), "logistic": (1e-4, 1e-3, 1e-2, 1e-1, 1.0)}
-"""What is tried for C where the recipe has none. Features are standardised first, so that its size means the same for all backbones.
+"""Values tried for C if the recipe has none. Features are standardised first, so that its size means the same for all backbones.
 
 A larger C costs an svm ten times the time, and on thousand features all training images are separated long before.
 """
 
 
 def fit_classical_head(setup: Setup, head: Head, trained: Trained, *, phase: int, context: RunContext) -> Trained:
-    """Put a head that scikit-learn has fitted in place of the classifier's. metrics.csv gets a row for it, as phase `phase`.
+    """Replace the classifier's head by one that scikit-learn fits. metrics.csv gets a row for it, as phase `phase`.
 
     Training images are taken as they are, without augmentation.
     """

@@ -33,13 +33,13 @@ from tlkit.training.specs import PhaseSpec
 LOG = logging.getLogger("tlkit")
 
 WEIGHT_DECAYS = (10.0, 1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-5)
-"""What is tried where the recipe has none. Features are standardised, so that its size means the same for all backbones."""
+"""Values tried if the recipe has none. Features are standardised, so that its size means the same for all backbones."""
 PATH_TOLERANCE, TOLERANCE = 1e-5, 1e-6
-"""Largest entry of the gradient where the search ends: to choose a weight decay by, and of what ships."""
+"""Largest entry of the gradient at the end of the search: to choose a weight decay, and for the shipped head."""
 CHUNK = 4096
 """Images whose features are float64 at a time."""
 REMEMBERED = 30
-"""Steps that L-BFGS knows the curvature from: a quarter quicker than with scipy's 10."""
+"""Number of steps that L-BFGS remembers: 25 % faster than with scipy's 10."""
 
 Split = tuple[Tensor, Tensor]
 
@@ -47,7 +47,7 @@ Split = tuple[Tensor, Tensor]
 def solve_head(
     classifier: Classifier, data: ImageDataModule, spec: PhaseSpec, *, criterion: nn.Module, cache: Cache, console: Console
 ) -> tuple[dict[str, Any], float]:
-    """Put the solution into the classifier's head. Returns its row for metrics.csv, but for the phase, and its validation score.
+    """Set the classifier's head to the solution. Returns its row for metrics.csv, but for the phase, and its validation score.
 
     spec: of a solved phase. criterion: logits, labels -> the mean training loss.
     """

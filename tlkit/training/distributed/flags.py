@@ -1,4 +1,4 @@
-"""What the processes of a run tell each other after every batch, without waiting for their devices."""
+"""Flags that the processes of a run exchange after every batch, without waiting for their devices."""
 
 from collections.abc import Sequence
 from datetime import timedelta
@@ -9,7 +9,7 @@ from torch import Tensor, distributed
 
 
 class SharedFlags:
-    """Numbers of which all processes learn the largest, one call later.
+    """Numbers whose maximum all processes get, one call later.
 
     They go over the CPU, and each call takes up what the call before it has sent: neither a device that works behind Python nor
     another process is waited for.

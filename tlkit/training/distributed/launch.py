@@ -20,7 +20,7 @@ T = TypeVar("T")
 COLLECTIVE_TIMEOUT = timedelta(hours=2)
 """How long processes wait for one that works alone: it downloads, checks images, solves a head, or measures a fold."""
 TASKS = "SLURM_STEP_NUM_TASKS"
-"""How many processes srun has started."""
+"""Number of processes that srun has started."""
 
 
 def join_processes(trainer: Trainer, recipe_yaml: str) -> None:

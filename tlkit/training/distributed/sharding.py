@@ -1,7 +1,7 @@
 """`strategy: fsdp`: weights, gradients and the optimizer's state split over the devices of a machine, for what doesn't fit into one.
 
 The classifier itself stays whole, in the memory of the host: a copy of it trains, and is read back before each epoch's weights are
-looked at. So what comes before a phase, between two and after the last knows nothing of it.
+used. So nothing outside of a phase depends on it.
 """
 
 from copy import deepcopy
@@ -48,7 +48,7 @@ def blocks(classifier: Classifier) -> list[nn.Module]:
 
 
 class Gathered(Callback):
-    """Reads the weights that trained back into the whole classifier, in every process, once an epoch, one tensor after another."""
+    """Read the trained weights back into the whole classifier, in every process, once an epoch, one tensor after another."""
 
     def __init__(self, classifier: Classifier) -> None:
         self._whole = classifier

@@ -16,16 +16,16 @@ from tlkit.training.distributed.signals import Stop
 from tlkit.training.private_api import add_to_store
 
 STARTED_BY = "TLKIT_STARTED_BY"
-"""Tells the processes that tlkit starts for other devices of this machine the number of the one that did."""
+"""Environment variable with the process id of the parent, for processes that tlkit starts for other devices of this machine."""
 LOOK_EVERY_S = 0.5
 GRACE_S = 3.0
-"""What a process may say itself, after another one has ended, before it is ended for it."""
+"""Seconds that a process has to report its own error after another one has ended, before it is ended."""
 SAVING_S = 60.0
-"""The same where a signal stops all of them: a checkpoint may be large."""
+"""The same after a signal stops all of them: a checkpoint may be large."""
 FAILED, STOPPED = (1, 2), (75, 130)
 """Exit codes of a process that has reported its error, and after a signal."""
 LOST = 3
-"""That of a process which has lost the connection to another one, and leaves it to the first to say so."""
+"""Exit code of a process that has lost the connection to another one and leaves the message to the main process."""
 RESUME_HINT = "Resume from the last checkpoint with the same command, --out and --resume."
 
 
@@ -116,7 +116,7 @@ def is_lost_connection(error: BaseException) -> bool:
 
 _STARTED: list[subprocess.Popen[bytes]] = []
 _ENDING = threading.Event()
-"""The main thread has found out."""
+"""Set when the main thread has noticed."""
 _RUNS = count()
 
 

@@ -20,7 +20,7 @@ INTERRUPTED = 130
 
 
 class Stop:
-    """What signals have requested. resume_hint: how the run can go on; empty where nothing has begun."""
+    """What signals have requested. resume_hint: how to resume the run; empty if nothing has begun."""
 
     def __init__(self) -> None:
         self.requested: signal.Signals | None = None
