@@ -120,6 +120,7 @@ def _header(facts: Facts, choice: Choice, available: Available, out: Path) -> It
     largest = max(facts.counts, key=facts.counts.__getitem__)
     smallest = min(facts.counts, key=facts.counts.__getitem__)
     spread = f"{largest} has most ({facts.counts[largest]:,}), {smallest} fewest ({facts.counts[smallest]:,})"
+    spread = spread if facts.counts[largest] > facts.counts[smallest] else f"{facts.counts[largest]:,} of each to train on"
     yield from _comment(f"{counted(facts.images, 'image')} in {counted(len(facts.counts), 'class', 'classes')}; {spread}.")
     yield "#"
     yield f"#   tlkit finetune {out}"
@@ -185,9 +186,9 @@ def _body(facts: Facts, choice: Choice, answers: Answers, source: Mapping[str, A
         decay = f", layer_decay: {choice.backbone.layer_decay}" if choice.backbone.layer_decay and choice.way.second == "all" else ""
         phase = f"  - {{train: {choice.way.second}, epochs: {choice.epochs}, lr: {choice.lr:g}{decay}}}"
         yield from _line(phase, f"{choice.steps.steps:,} steps at most ({choice.steps.basis}), and what the minutes allow")
-    yield ""
-    yield "optimizer: {name: adamw, weight_decay: 0.05}"
-    yield "schedule: {name: cosine, warmup: 0.1}"
+        yield ""
+        yield "optimizer: {name: adamw, weight_decay: 0.05}"
+        yield "schedule: {name: cosine, warmup: 0.1}"
 
 
 def _data(facts: Facts, choice: Choice, source: Mapping[str, Any]) -> Iterator[str]:
@@ -195,10 +196,11 @@ def _data(facts: Facts, choice: Choice, source: Mapping[str, Any]) -> Iterator[s
     yield from _line(f"  source: {in_yaml(source)}", "relative to where tlkit is run")
     share = 0.2 if facts.training < SMALL_SET else 0.1
     if "val" not in facts.splits:
-        yield from _line(f"  validation: {share}", "chooses the best epoch; as large a share of each class")
+        chooses = "the best epoch" if choice.epochs else "how strongly the head's weights are held small"
+        yield from _line(f"  validation: {share}", f"chooses {chooses}; as large a share of each class")
     if "test" not in facts.splits:
         yield from _line("  test: 0.2", "the source has no test split: a fifth is set aside, and looked at once, at the end")
-    yield from _line(f"  image_size: {choice.image_size}", f"half of the images are up to {facts.short_side:,} px ({choice.size.basis})")
+    yield from _line(f"  image_size: {choice.image_size}", f"the median shorter side is {facts.short_side:,} px ({choice.size.basis})")
     if facts.is_square:
         yield from _line("  resize: stretch", "the images are square: nothing is cut off")
     elif facts.long > SEVERAL:
