@@ -20,7 +20,7 @@ def completion_arguments(parser: ArgumentParser) -> None:
 
 def completion(arguments: Namespace) -> int:
     try:
-        from argcomplete import shellcode
+        from argcomplete.shell_integration import shellcode
     except ImportError as error:
         raise MissingExtraError("argcomplete", "completion", "Shell completion") from error
     print(shellcode(["tlkit"], shell=arguments.shell))
@@ -48,7 +48,7 @@ def answer_shell(commands: Mapping[str, tuple[str, Callable[[ArgumentParser], No
     argcomplete.autocomplete(parser, always_complete_options=False)
 
 
-def complete_recipe(prefix: str, **_: Any) -> list[str]:
+def complete_recipe(prefix: str, **given: Any) -> list[str]:
     """Return the recipes that ship, and the YAML files and folders that are there."""
     from argcomplete.completers import FilesCompleter
 
@@ -58,7 +58,7 @@ def complete_recipe(prefix: str, **_: Any) -> list[str]:
     return [*sorted(path.stem for path in shipped("recipes").glob("*.yaml")), *files]
 
 
-def complete_override(prefix: str, **_: Any) -> list[str]:
+def complete_override(prefix: str, **given: Any) -> list[str]:
     """Return `KEY=` for every key of a recipe that begins so; after the `=` the values that it can have."""
     from tlkit.recipe.reference import choices_of
 
@@ -66,7 +66,7 @@ def complete_override(prefix: str, **_: Any) -> list[str]:
     return [f"{key}={value}" for value in choices_of(key)] if equals else [f"{known}=" for known in complete_key(prefix)]
 
 
-def complete_key(prefix: str, **_: Any) -> list[str]:
+def complete_key(prefix: str, **given: Any) -> list[str]:
     """Return the keys of a recipe that begin so."""
     from tlkit.recipe.reference import all_keys
 

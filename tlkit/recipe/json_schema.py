@@ -40,7 +40,8 @@ def recipe_schema() -> dict[str, Any]:
     backbone |= {"anyOf": [{"enum": names["backbones"]}, tagged], "description": f"any model of timm {names['timm']} or tlkit"}
     optimizer |= {"enum": names["optimizers"]}
     head = {"$schema": DRAFT, "title": "A recipe of tlkit"}
-    return head | _for_draft_07({word: value for word, value in schema.items() if word != "title"})
+    whole: dict[str, Any] = _for_draft_07({word: value for word, value in schema.items() if word != "title"})
+    return head | whole
 
 
 def _augment() -> dict[str, Any]:
