@@ -1,17 +1,18 @@
-"""`tlkit` in a process of its own that is forked from one with torch and Lightning imported: 4 s less for each.
+"""`tlkit` in a process of its own that is forked from one that has imported what a run needs: a cold start takes 10 s of a processor.
 
-It can be killed and signalled, and has its own environment, outputs and exit code. What reads the environment when it is imported
-(huggingface_hub, timm, tlkit) is imported again by each process. All of them share one hash seed; where that or an import is the point,
-run `sys.executable` instead.
+It can be killed and signalled, and has its own environment, outputs and exit code. What reads the variables of Hugging Face when it is
+imported is imported again where they differ. All of them share one hash seed; where that or an import is the point, run `sys.executable`
+instead.
 """
 
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from io import TextIOWrapper
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -22,7 +23,14 @@ from tempfile import TemporaryDirectory
 from tests.processes import HANGS_S, read_until
 
 FORKED = get_context("forkserver")
-FORKED.set_forkserver_preload(["lightning.pytorch", "sklearn.linear_model", "matplotlib.pyplot"])
+PRELOADED = [
+    *("albumentations", "jinja2", "lightning.pytorch", "matplotlib.backends.backend_agg", "matplotlib.pyplot", "rich.progress"),
+    *("sklearn.linear_model", "timm", "tlkit.cli", "tlkit.data.datamodule", "tlkit.models.split", "tlkit.training.closed_form.classical"),
+    *("tlkit.training.run", "tlkit.training.phases", "torch.utils.tensorboard"),
+]
+FORKED.set_forkserver_preload(PRELOADED)
+READ_ON_IMPORT = ("HF_", "HOME", "XDG_CACHE_HOME")
+READERS = ("huggingface_hub", "timm", "tlkit")
 
 
 def _nothing() -> None:
@@ -68,6 +76,34 @@ def run(*words: str, cwd: Path, env: Mapping[str, str]) -> "subprocess.Completed
         return start(*words, cwd=cwd, env=env, out=Path(folder) / "out").finished()
 
 
+def run_together(
+    *words: str, folders: Sequence[Path], env: Mapping[str, str], machines: bool = False, first: Callable[[], None] = _nothing
+) -> list["subprocess.CompletedProcess[str]"]:
+    """Run `python -m tlkit WORDS` as torchrun starts it: one process in each folder, by rank. machines: each is on one of its own."""
+    from torch.distributed import TCPStore
+
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    count = len(folders)
+    # Source: https://docs.pytorch.org/docs/stable/elastic/run.html#environment-variables
+    same = {
+        "WORLD_SIZE": count,
+        "LOCAL_WORLD_SIZE": 1 if machines else count,
+        "GROUP_WORLD_SIZE": count if machines else 1,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": store.port,
+        "TORCHELASTIC_RUN_ID": "tests",
+        "TORCHELASTIC_USE_AGENT_STORE": True,
+        "TORCHELASTIC_RESTART_COUNT": 0,
+    }
+    with TemporaryDirectory() as outputs:
+        started = []
+        for rank, folder in enumerate(folders):
+            place = {"RANK": rank, "LOCAL_RANK": 0 if machines else rank, "GROUP_RANK": rank if machines else 0}
+            own = {name: str(value) for name, value in {**same, **place}.items()}
+            started.append(start(*words, cwd=folder, env={**env, **own}, out=Path(outputs) / str(rank), first=first))
+        return [process.finished() for process in started]
+
+
 def _tlkit(words: tuple[str, ...], cwd: str, env: dict[str, str], out: str, errors: Connection, first: Callable[[], None]) -> None:
     """Make the forked process what `python -m tlkit` begins as, and run it."""
     signal.alarm(HANGS_S)
@@ -77,12 +113,16 @@ def _tlkit(words: tuple[str, ...], cwd: str, env: dict[str, str], out: str, erro
     # Those that were there knew whether what they wrote to can seek.
     sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
     sys.stderr = os.fdopen(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)
-    assert "huggingface_hub" not in sys.modules
-    assert "tlkit" not in sys.modules
+    assert [name for name in PRELOADED if name not in sys.modules] == []
+    before = {name: value for name, value in os.environ.items() if name.startswith(READ_ON_IMPORT)}
+    if before != {name: value for name, value in env.items() if name.startswith(READ_ON_IMPORT)}:
+        for module in [module for module in sys.modules if module.partition(".")[0] in READERS]:
+            del sys.modules[module]
     os.environ.clear()
     os.environ.update(env)
     os.chdir(cwd)
     sys.argv = ["tlkit", *words]
+    sys.modules["__main__"].__spec__ = find_spec("tlkit.__main__")  # what Lightning starts processes for other devices by
     sys.path[:0] = [path for path in env.get("PYTHONPATH", "").split(os.pathsep) if path]
     sys.modules.pop("sitecustomize", None)
     with suppress(ModuleNotFoundError):

@@ -16,7 +16,7 @@ from tlkit.models.model_folder import ModelCard, check_can_ship, load_with_card,
 from tlkit.recipe.fields.model import Features, Head
 from tlkit.recipe.fields.phases import BatchNorm, FromStage, LastStages, Train
 
-pytestmark = pytest.mark.usefixtures("thin_vgg")
+pytestmark = pytest.mark.usefixtures("thin")
 
 # The smallest of each family, and the smallest images it takes, in pixels.
 MODELS = {

@@ -3,8 +3,6 @@
 import csv
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +16,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from tests import warm
 from tlkit.data.samples import Sample, Samples
 from tlkit.errors import TlkitError
 from tlkit.evaluation.evaluate import evaluate_run
@@ -211,11 +210,10 @@ def test_fine_tuning_may_come_before_and_after(there: None) -> None:
 def test_with_two_processes_the_second_gets_the_solution_too(workplace: Path) -> None:
     """Its validation loss is half of the mean, and a head that never learned would spoil it."""
     devices = ["trainer.devices=2", "trainer.accelerator=cpu", "data.batch_size=4"]
-    command = [sys.executable, "-m", "tlkit", "finetune", "recipe.yaml", "--out", "two", THEN_HEAD, *devices]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    finished = subprocess.run(command, cwd=workplace, env=environment, capture_output=True, text=True, timeout=240)
-    assert finished.returncode == 0, finished.stderr
-    assert finished.stderr.count("phase 1/2 head  solved") == 1
+    words = ["finetune", "recipe.yaml", "--out", "two", THEN_HEAD, *devices]
+    done = warm.run_together(*words, folders=(workplace, workplace), env=os.environ)
+    assert [process.returncode for process in done] == [0, 0], done
+    assert done[0].stderr.count("phase 1/2 head  solved") == 1
     first, second = rows_of(workplace / "two")
     assert float(second["val/loss"]) == pytest.approx(float(first["val/loss"]), rel=1e-4)
 

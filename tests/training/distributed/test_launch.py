@@ -8,7 +8,6 @@ import signal
 import subprocess
 from ast import literal_eval
 from pathlib import Path
-from textwrap import dedent
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch.distributed import TCPStore
 
-from tests.processes import errors_of, finished, read_until, start
+from tests import warm
+from tests.processes import errors_of, read_until, start
 from tlkit.errors import DataError
 from tlkit.recipe.load import load_recipe
 from tlkit.training.distributed.launch import first_difference
@@ -40,39 +40,40 @@ trainer: {accelerator: cpu, devices: 1}
 """
 
 STOPPED = """
-    import os, signal
+import os, signal, sys
 
-    from tlkit.cli import run
+if os.environ.get("LOCAL_RANK") == "1":
     from tlkit.training.callbacks import MetricsTable
 
     def stop(table, trainer, module, outputs, batch, number):
-        if (table.phase, trainer.current_epoch, number, trainer.global_rank) == (2, 0, 2, 1):
+        if (table.phase, trainer.current_epoch, number) == (2, 0, 2):
             os.kill(os.getpid(), signal.SIGTERM)
 
     MetricsTable.on_train_batch_end = stop
-    run()
 """
+"""sitecustomize.py of the second process, which tlkit starts."""
 
-NOTED = """
-    import os, sys
-    from pathlib import Path
 
-    from tlkit.cli import run
-    from tlkit.training.cache.activations import digest
-    from tlkit.training.callbacks import MetricsTable
+def note_weights_and_collectives() -> None:
+    """Write down, after every epoch of a process, a digest of its weights and what it has exchanged with others in each batch."""
     from torch import distributed
 
-    add, all_reduce, calls, batches = MetricsTable.on_train_epoch_end, distributed.all_reduce, [], []
+    from tlkit.training.cache.activations import digest
+    from tlkit.training.callbacks import MetricsTable
 
-    def counted(tensor, *arguments, group=None, async_op=False, **named):
+    add, all_reduce = MetricsTable.on_train_epoch_end, distributed.all_reduce
+    calls: list[str] = []
+    batches: list[list[str]] = []
+
+    def counted(tensor: Any, *arguments: Any, group: Any = None, async_op: bool = False, **named: Any) -> Any:
         calls.append(f"{'device' if group is None else 'host'}, {'async' if async_op else 'waits'}")
         return all_reduce(tensor, *arguments, group=group, async_op=async_op, **named)
 
-    def batch_noted(table, *arguments):
+    def batch_noted(table: Any, *arguments: Any) -> None:
         batches.append(calls.copy())
         calls.clear()
 
-    def noted(table, trainer, module):
+    def noted(table: Any, trainer: Any, module: Any) -> None:
         with Path(f"weights_{trainer.global_rank}.txt").open("a") as file:
             print(table.phase, trainer.current_epoch, digest(module.classifier.backbone.state_dict()), file=file)
         with Path(f"collectives_{trainer.global_rank}.txt").open("a") as file:
@@ -81,37 +82,35 @@ NOTED = """
         add(table, trainer, module)
 
     distributed.all_reduce = counted
-    MetricsTable.on_train_batch_end = batch_noted
-    MetricsTable.on_train_epoch_end = noted
-    run()
-"""
+    MetricsTable.on_train_batch_end = batch_noted  # type: ignore[method-assign]
+    MetricsTable.on_train_epoch_end = noted  # type: ignore[method-assign]
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """203 training, 101 validation and 1,003 test images, so noisy that not all can be classified, and the recipe."""
+    """203 training, 101 validation and 203 test images, so noisy that not all can be classified, and the recipe."""
     folder = tmp_path_factory.mktemp("odd")
     draws = np.random.default_rng(0)
     names = list(COLOURS)
-    for split, number in (("train", 203), ("val", 101), ("test", 1003)):
+    for split, number in (("train", 203), ("val", 101), ("test", 203)):
         for name in names:
             (folder / "pictures" / split / name).mkdir(parents=True)
         for i in range(number):
             noisy = np.array(COLOURS[names[i % 3]]) * 0.1 + 100 + draws.normal(0, 150, (32, 32, 3))
             Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)).save(folder / "pictures" / split / names[i % 3] / f"{i:04d}.png")
     (folder / "recipe.yaml").write_text(RECIPE)
-    (folder / "noted.py").write_text(dedent(NOTED))
-    (folder / "stopped.py").write_text(dedent(STOPPED))
+    (folder / "site").mkdir()
+    (folder / "site/sitecustomize.py").write_text(STOPPED)
     return folder
 
 
 def command(out: str, *overrides: str) -> list[str]:
-    return ["-m", "tlkit", "finetune", "recipe.yaml", "--out", out, *overrides]
+    return ["finetune", "recipe.yaml", "--out", out, *overrides]
 
 
-def torchrun(*arguments: str) -> list[str]:
-    """On this machine alone."""
-    return ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
+def run(place: Path, words: list[str], **environment: str) -> "subprocess.CompletedProcess[str]":
+    """Run tlkit, which starts the other processes of the run itself."""
+    return warm.run(*words, cwd=place, env={**os.environ, **environment})
 
 
 def start_machines(arguments: list[str], folders: tuple[Path, Path]) -> list["subprocess.Popen[str]"]:
@@ -127,7 +126,8 @@ def start_machines(arguments: list[str], folders: tuple[Path, Path]) -> list["su
 @pytest.fixture(scope="module")
 def two(place: Path) -> Path:
     """A run on two processes that tlkit starts itself."""
-    finished(command("two", *ON_TWO), place)
+    done = run(place, command("two", *ON_TWO))
+    assert done.returncode == 0, done.stderr
     return place / "two"
 
 
@@ -143,12 +143,12 @@ def metrics_of(run: Path) -> dict[str, Any]:
 
 def test_two_processes_learn_and_measure_what_one_does(place: Path, two: Path) -> None:
     """203 images are 12 batches of 16 and one of 11, which is a step of its own and of which one process gets 6 and the other 5."""
-    finished(command("one"), place)
+    assert run(place, command("one")).returncode == 0
     one = place / "one"
     for alone, shared in zip(rows_of(one), rows_of(two), strict=True):
         for name in ("train/loss", "val/loss", "train/accuracy", "val/accuracy", "lr"):
             assert shared[name] == pytest.approx(alone[name], abs=1e-6), name
-    for split, images in (("test", 1003), ("val", 101)):
+    for split, images in (("test", 203), ("val", 101)):
         alone, shared = (metrics_of(run)[split] for run in (one, two))
         assert shared["pictures"] == images
         assert 0.4 < shared["accuracy"] < 0.99  # or it would be no proof
@@ -160,13 +160,12 @@ def test_two_processes_learn_and_measure_what_one_does(place: Path, two: Path) -
 
 
 def test_two_machines_learn_what_one_does_and_hold_the_same_weights_after_every_epoch(place: Path, two: Path) -> None:
-    """Without --out: the first process takes the next number, and tells the other. The script notes each one's weights."""
-    words = ["noted.py", "finetune", "recipe.yaml", "trainer.num_nodes=2"]
-    machines = start_machines(words, (place, place))
-    errors = sorted((errors_of(machine) for machine in machines), key=lambda text: "epoch" not in text)
-    assert [machine.returncode for machine in machines] == [0, 0], errors
-    assert errors[0].count("phase 2/2 all  epoch 2/2") == 1
-    assert "epoch" not in errors[1]
+    """Without --out: the first process takes the next number, and tells the other. Each one notes its weights."""
+    words = ["finetune", "recipe.yaml", "trainer.num_nodes=2"]
+    done = warm.run_together(*words, folders=(place, place), env=os.environ, machines=True, first=note_weights_and_collectives)
+    assert [process.returncode for process in done] == [0, 0], done
+    assert done[0].stderr.count("phase 2/2 all  epoch 2/2") == 1
+    assert "epoch" not in done[1].stderr
     assert [run.name for run in (place / "runs/odd").iterdir()] == ["001"]
     assert (place / "runs/odd/001/model/model.safetensors").read_bytes() == (two / "model/model.safetensors").read_bytes()
     first, second = ((place / f"weights_{rank}.txt").read_text().splitlines() for rank in (0, 1))
@@ -178,13 +177,13 @@ def test_two_machines_learn_what_one_does_and_hold_the_same_weights_after_every_
         assert batches == [[["host, async"]] * 12] * 3  # beside DDP's own: none waits for the device
 
 
-@pytest.mark.slow
 def test_batchnorm_and_a_moving_average_are_the_same_on_both_processes(place: Path, tmp_path: Path) -> None:
-    for name in ("pictures", "recipe.yaml", "noted.py"):
+    for name in ("pictures", "recipe.yaml"):
         (tmp_path / name).symlink_to(place / name)
-    words = ["noted.py", "finetune", "recipe.yaml", *ON_TWO, "model.backbone=test_resnet", "ema={decay: 0.9}"]
     phases = "phases=[{train: head, epochs: 1, lr: 1e-2}, {train: {from: layer3}, epochs: 2, lr: 1e-2}, {train: all, epochs: 2, lr: 1e-3}]"
-    finished(torchrun(*words, phases), tmp_path)
+    words = ["finetune", "recipe.yaml", *ON_TWO, "model.backbone=test_resnet", "ema={decay: 0.9}", phases]
+    done = warm.run_together(*words, folders=(tmp_path, tmp_path), env=os.environ, first=note_weights_and_collectives)
+    assert [process.returncode for process in done] == [0, 0], done
     first, second = ((tmp_path / f"weights_{rank}.txt").read_text().splitlines() for rank in (0, 1))
     assert first == second
     assert len({line.split()[2] for line in second}) == 5
@@ -196,25 +195,26 @@ def test_machines_with_other_images_end_with_the_first_difference(place: Path, t
     shutil.copy(place / "recipe.yaml", there)
     changed = there / "pictures/train/green/0004.png"
     Image.fromarray(255 - np.asarray(Image.open(changed))).save(changed)
-    words = [*command(str(tmp_path / "run"), "trainer.num_nodes=2", "data.normalize=none")]
-    machines = start_machines(words, (place, there))
-    first, second = sorted((errors_of(machine) for machine in machines), key=lambda text: "not the same" not in text)
-    assert all(machine.returncode != 0 for machine in machines)
-    assert "The images are not the same in all processes of this run.\n    process 0 (" in first
-    assert first.count("id train/green/0004.png, class green, split train") == 2
-    assert "not the same" not in second
+    words = command(str(tmp_path / "run"), "trainer.num_nodes=2", "data.normalize=none")
+    first, second = warm.run_together(*words, folders=(place, there), env=os.environ, machines=True)
+    assert (first.returncode, second.returncode) == (2, 2)
+    assert "The images are not the same in all processes of this run.\n    process 0 (" in first.stderr
+    assert first.stderr.count("id train/green/0004.png, class green, split train") == 2
+    assert "not the same" not in second.stderr
 
 
 @pytest.mark.parametrize(("victim", "told"), [(1, "The process of device 1 "), (0, "The first process of this run ")])
 def test_a_killed_process_ends_the_run_with_one_message(place: Path, tmp_path: Path, victim: int, told: str) -> None:
-    out = tmp_path / "run"
-    process = start(command(str(out), *ON_TWO, LONG), place)
-    assert process.stderr is not None
-    read_until(process.stderr, "epoch 1/500")
-    processes = [process.pid, *children_of(process.pid)]
+    words = command(str(tmp_path / "run"), *ON_TWO, LONG)
+    process = warm.start(*words, cwd=place, env=os.environ, out=tmp_path / "out")
+    process.until("epoch 1/500")
+    first = process.process.pid
+    assert first is not None
+    processes = [first, *children_of(first)]
     os.kill(processes[victim], signal.SIGKILL)
-    errors = errors_of(process)  # ends when the last process that holds the pipe has ended
-    assert process.returncode == (2 if victim else -signal.SIGKILL)
+    done = process.finished()  # ends when the last process that holds the pipe has ended
+    errors = done.stderr
+    assert done.returncode == (2 if victim else -signal.SIGKILL)
     assert errors.count(f"{told}(number {processes[victim]})") == 1
     assert errors.count("Resume from the last checkpoint with the same command, --out and --resume.") == 1
     assert "Traceback" not in errors
@@ -222,9 +222,8 @@ def test_a_killed_process_ends_the_run_with_one_message(place: Path, tmp_path: P
 
 @pytest.mark.slow
 def test_a_process_killed_under_torchrun_ends_the_run_on_both_machines(place: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    words = command(str(out), "trainer.num_nodes=2", LONG)
-    machines = start_machines(words, (place, place))
+    """torchrun itself, whose part the tests above take."""
+    machines = start_machines(["-m", "tlkit", *command(str(tmp_path / "run"), "trainer.num_nodes=2", LONG)], (place, place))
     first_process = machines[0]
     assert first_process.stderr is not None
     read_until(first_process.stderr, "epoch 1/500")
@@ -237,23 +236,21 @@ def test_a_process_killed_under_torchrun_ends_the_run_on_both_machines(place: Pa
 
 
 def test_a_signal_to_one_process_saves_and_stops_both_and_the_run_goes_on_to_the_same_weights(place: Path, two: Path) -> None:
-    words = ["stopped.py", "finetune", "recipe.yaml", "--out", "stopped", *ON_TWO]
-    process = start(words, place)
-    errors = errors_of(process)
-    assert process.returncode == 75, errors
-    assert errors.count("Stopped by SIGTERM.") == 1
-    assert errors.count("resume with the same command") == 1
-    said = finished(command("stopped", *ON_TWO, "--resume"), place)
-    assert said.count("phase 2, epoch 1, after batch 4") == 1
+    stopped = run(place, command("stopped", *ON_TWO), PYTHONPATH=str(place / "site"))
+    assert stopped.returncode == 75, stopped.stderr
+    assert stopped.stderr.count("Stopped by SIGTERM.") == 1
+    assert stopped.stderr.count("resume with the same command") == 1
+    resumed = warm.run_together(*command("stopped", *ON_TWO, "--resume"), folders=(place, place), env=os.environ)
+    assert [process.returncode for process in resumed] == [0, 0], resumed
+    assert resumed[0].stderr.count("phase 2, epoch 1, after batch 4") == 1
     assert (place / "stopped/model/model.safetensors").read_bytes() == (two / "model/model.safetensors").read_bytes()
 
 
 def test_processes_that_torchrun_has_started_but_the_recipe_does_not_ask_for_are_refused_once(place: Path, tmp_path: Path) -> None:
     """Each would train alone, into the same folder."""
-    process = start(torchrun(*command(str(tmp_path / "run"))), place)
-    errors = errors_of(process)
-    assert process.returncode
-    assert errors.count("Set trainer.devices=2 trainer.num_nodes=1, or start others.") == 1
+    done = warm.run_together(*command(str(tmp_path / "run")), folders=(place, place), env=os.environ)
+    assert [process.returncode for process in done] == [2, 2]
+    assert "".join(process.stderr for process in done).count("Set trainer.devices=2 trainer.num_nodes=1, or start others.") == 1
     assert not (tmp_path / "run").exists()
 
 

@@ -1,9 +1,12 @@
 """`strategy: fsdp` on two real processes over gloo: what DDP gives, with half of the weights on each."""
 
 import csv
+import os
 import signal
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
-from textwrap import dedent
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ import timm
 from PIL import Image
 from safetensors.torch import load_file
 
-from tests.processes import errors_of, finished, read_until, start
+from tests import warm
 from tlkit.errors import DeviceError, RecipeError
 from tlkit.models.classifier import Classifier
 from tlkit.recipe.fields.model import Head
@@ -32,29 +35,44 @@ optimizer: {gradient_clip: 1.0}
 trainer: {accelerator: cpu, devices: 2, strategy: fsdp}
 """
 
-NOTED = """
-    from pathlib import Path
 
+def note_what_is_held() -> None:
+    """Write down, after every epoch of a process, how much of the weights and of the optimizer's moments it holds."""
     from torch.distributed.tensor import DTensor
 
-    from tlkit.cli import run
     from tlkit.training.callbacks import MetricsTable
 
     add = MetricsTable.on_train_epoch_end
 
-    def noted(table, trainer, module):
-        held = sum((p.to_local() if isinstance(p, DTensor) else p).numel() for p in module.classifier.parameters())
-        held_by_optimizer = sum(
-            (value.to_local() if isinstance(value, DTensor) else value).numel()
-            for state in trainer.optimizers[0].state.values() for name, value in state.items() if name == "exp_avg"
-        )
+    def size(tensor: Any) -> int:
+        return int((tensor.to_local() if isinstance(tensor, DTensor) else tensor).numel())
+
+    def noted(table: Any, trainer: Any, module: Any) -> None:
+        held = sum(map(size, module.classifier.parameters()))
+        states = trainer.optimizers[0].state.values()
+        held_by_optimizer = sum(size(value) for state in states for name, value in state.items() if name == "exp_avg")
         with Path(f"held_{trainer.global_rank}.txt").open("a") as file:
             print(table.phase, held, held_by_optimizer, sum(p.numel() for p in module.classifier.parameters()), file=file)
         add(table, trainer, module)
 
-    MetricsTable.on_train_epoch_end = noted
-    run()
-"""
+    MetricsTable.on_train_epoch_end = noted  # type: ignore[method-assign]
+
+
+def stop_the_first() -> None:
+    """Send the first process a signal in its second phase, which splits and freezes."""
+    from tlkit.training.callbacks import MetricsTable
+
+    def stop(table: Any, trainer: Any, module: Any, outputs: Any, batch: Any, number: int) -> None:
+        if (table.phase, trainer.current_epoch, number, trainer.global_rank) == (2, 1, 0, 0):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    MetricsTable.on_train_batch_end = stop  # type: ignore[method-assign]
+
+
+def together(place: Path, *words: str, first: Callable[[], None] | None = None) -> list["subprocess.CompletedProcess[str]"]:
+    """Run `tlkit finetune recipe.yaml WORDS` in two processes."""
+    hook = {} if first is None else {"first": first}
+    return warm.run_together("finetune", "recipe.yaml", *words, folders=(place, place), env=os.environ, **hook)
 
 
 @pytest.fixture(scope="module")
@@ -69,13 +87,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             noisy = np.array(colour) * 0.1 + 100 + draws.normal(0, 150, (32, 32, 3))
             Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)).save(folder / "pictures" / split / name / f"{i:04d}.png")
     (folder / "recipe.yaml").write_text(RECIPE)
-    (folder / "noted.py").write_text(dedent(NOTED))
     return folder
 
 
 @pytest.fixture(scope="module")
 def split(place: Path) -> Path:
-    finished(["noted.py", "finetune", "recipe.yaml", "--out", "split"], place)
+    done = together(place, "--out", "split", first=note_what_is_held)
+    assert [process.returncode for process in done] == [0, 0], done
     return place / "split"
 
 
@@ -85,7 +103,8 @@ def rows_of(run: Path) -> list[dict[str, float]]:
 
 
 def test_a_network_that_is_split_learns_what_a_whole_one_does(place: Path, split: Path) -> None:
-    finished(["-m", "tlkit", "finetune", "recipe.yaml", "--out", "whole", "trainer.strategy=ddp"], place)
+    done = together(place, "--out", "whole", "trainer.strategy=ddp")
+    assert [process.returncode for process in done] == [0, 0], done
     for ddp, fsdp in zip(rows_of(place / "whole"), rows_of(split), strict=True):
         for name in ("train/loss", "val/loss", "train/accuracy", "val/accuracy", "lr"):
             assert fsdp[name] == pytest.approx(ddp[name], abs=1e-5), name
@@ -108,20 +127,16 @@ def test_each_process_holds_half_of_the_weights_and_of_what_the_optimizer_knows_
         assert (moments + moments_of_other == whole) == (phase == 3)
 
 
-@pytest.mark.slow
 def test_a_split_run_that_is_stopped_goes_on_to_the_same_weights(place: Path, split: Path, tmp_path: Path) -> None:
     for name in ("pictures", "recipe.yaml"):
         (tmp_path / name).symlink_to(place / name)
-    words = ["-m", "tlkit", "finetune", "recipe.yaml", "--out", "stopped", "--resume"]
-    process = start(words, tmp_path)
-    assert process.stderr is not None
-    read_until(process.stderr, "phase 2/3 last 2  epoch 1/2")  # a phase that splits, and freezes
-    process.send_signal(signal.SIGTERM)
-    errors = errors_of(process)
-    assert process.returncode == 75, errors
+    words = ["--out", "stopped", "--resume"]
+    done = together(tmp_path, *words, first=stop_the_first)
+    assert [process.returncode for process in done] == [75, 75], done
     assert list((tmp_path / "stopped/checkpoints").glob("*.ckpt"))
-    told = finished(words, tmp_path)
-    assert "resumed from" in told
+    done = together(tmp_path, *words)
+    assert [process.returncode for process in done] == [0, 0], done
+    assert "resumed from" in done[0].stderr
     assert (tmp_path / "stopped/model/model.safetensors").read_bytes() == (split / "model/model.safetensors").read_bytes()
 
 

@@ -187,9 +187,10 @@ def _alexnet(
     drop_rate: float = 0.5,
     *,
     dense: bool = True,
+    neurons: int = 4096,
     global_pool: str = "",
 ) -> Classic:
-    """Build AlexNet: five convolutions and two dense layers of 4096, in the two groups that the paper had on two GPUs.
+    """Build AlexNet: five convolutions and two dense layers of `neurons`, in the two groups that the paper had on two GPUs.
 
     dense: False ends with the last map, pooled by `global_pool` of timm, by default the average.
     Images of 224 or 227 px give the paper's 6 x 6 map; the map of other sizes is pooled or repeated to it.
@@ -226,15 +227,15 @@ def _alexnet(
     pre_logits = nn.Sequential(
         PoolTo(6),
         nn.Flatten(),
-        nn.Linear(256 * 6 * 6, 4096),
+        nn.Linear(256 * 6 * 6, neurons),
         nn.ReLU(inplace=True),
         nn.Dropout(drop_rate),
-        nn.Linear(4096, 4096),
+        nn.Linear(neurons, neurons),
         nn.ReLU(inplace=True),
         nn.Dropout(drop_rate),
     )
     _he_initialisation(pre_logits)
-    return Classic(features, pre_logits, width=4096, num_classes=num_classes, sizes=sizes)
+    return Classic(features, pre_logits, width=neurons, num_classes=num_classes, sizes=sizes)
 
 
 def _response_norm() -> nn.Module:
