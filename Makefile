@@ -3,7 +3,7 @@ BIN := .venv/bin
 export NO_ALBUMENTATIONS_UPDATE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint audit clean
+.PHONY: help quickstart test pytest lint audit clean
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -11,8 +11,11 @@ help:  ## list these commands
 quickstart: .venv/.installed  ## set up .venv and fine-tune on the bundled images (a few minutes on a CPU)
 	$(BIN)/tlkit finetune recipes/quickstart.yaml
 
-test: export HF_HUB_OFFLINE := 1
-test: lint  ## set up .venv, then lint, types and tests
+test: .venv/.installed-dev  ## set up .venv, then lint and types beside the tests
+	$(MAKE) --jobs=2 lint pytest
+
+pytest: export HF_HUB_OFFLINE := 1
+pytest: .venv/.installed-dev
 	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/.installed-dev  ## ruff and mypy

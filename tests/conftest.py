@@ -1,7 +1,9 @@
 """What holds for every test: no updates looked for, no model hub, and a fixed plotting backend."""
 
+import importlib.metadata
 import logging
 import os
+from functools import cache
 from tempfile import TemporaryDirectory
 
 import pytest
@@ -12,6 +14,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "agg")
 # One thread: on tiny networks more of them wait for each other, most of all where several test runs share a machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# No package is installed meanwhile. Every Trainer asks again, and each time all packages' files are read: 2 % of a small run.
+importlib.metadata.entry_points = cache(importlib.metadata.entry_points)
 # Activations that tests keep are their own, and gone when they end.
 _CACHE = TemporaryDirectory(prefix="tlkit-tests-")
 os.environ["TLKIT_CACHE"] = _CACHE.name

@@ -42,7 +42,7 @@ def plain_timm_takes(name: str, image_size: int) -> bool:
         ("googlenet", 8, [15]),
         ("simple_cnn", 8, [16]),
         ("alexnet", 40, [64]),
-        ("maxvit_pico_rw_256", 100, [96, 128]),
+        ("test_maxvit", 100, [96, 128]),
     ],
 )
 @pytest.mark.usefixtures("thin_vgg")

@@ -119,8 +119,8 @@ def whole(place: Path) -> dict[tuple[str, ...], Any]:
                 (2, 0, 0),  # trained, not measured
             ],
         ),
-        # After batch 1 or 3 there are gradients of half a step.
-        (EVERYTHING, [(0, 0, 3), (0, 1, 3), (0, 1, 5), (1, 0, 1), (1, 0, 4), (1, 1, 5), (1, 2, 0), (1, 2, 4)]),
+        # After batch 1 or 3 there are gradients of half a step; after batch 5 an epoch isn't validated.
+        (EVERYTHING, [(0, 0, 3), (1, 0, 1), (1, 1, 5), (1, 2, 0), (1, 2, 4)]),
         (OTHERS, [(0, 0, 1), (1, 0, 2), (1, 1, 0), (2, 0, 0)]),
         (SOLVED, [(1, 0, 0), (1, 1, 1)]),
     ],
