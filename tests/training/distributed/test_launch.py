@@ -255,7 +255,7 @@ def test_processes_that_torchrun_has_started_but_the_recipe_does_not_ask_for_are
 
 
 def test_a_batch_that_cannot_be_shared_out_is_refused_before_anything_starts(place: Path, tmp_path: Path) -> None:
-    recipe = load_recipe(place / "recipe.yaml", [f"data.source={{folder: '{place / 'images'}'}}", *ON_TWO, "data.batch_size=15"])
+    recipe = load_recipe(place / "recipe.yaml", [f"data.source={{folder: '{place / 'pictures'}'}}", *ON_TWO, "data.batch_size=15"])
     with pytest.raises(DataError, match="15 can't be divided evenly among 2 devices"):
         run_recipe(recipe, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
