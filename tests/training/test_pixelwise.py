@@ -43,7 +43,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(workplace: Path) -> Path:
-    recipe = load_recipe(workplace / "recipe.yaml", [f"data.source={{folder: {workplace / 'images'}}}"])
+    recipe = load_recipe(workplace / "recipe.yaml", [f"data.source={{folder: {workplace / 'pictures'}}}"])
     return run_recipe(recipe, out=workplace / "run")
 
 
@@ -104,7 +104,7 @@ def test_the_log_says_what_plain_timm_needs(run: Path) -> None:
 
 
 def test_weights_of_such_a_run_are_reported_to_have_seen_a_mean_image(run: Path, workplace: Path, tmp_path: Path) -> None:
-    overrides = [f"data.source={{folder: {workplace / 'images'}}}", f"model.weights={{run: {run}}}", "data.normalize=weights"]
+    overrides = [f"data.source={{folder: {workplace / 'pictures'}}}", f"model.weights={{run: {run}}}", "data.normalize=weights"]
     again = run_recipe(load_recipe(workplace / "recipe.yaml", overrides), out=tmp_path / "again")
     assert "they were trained with a mean image subtracted" in (again / "log.txt").read_text()
 

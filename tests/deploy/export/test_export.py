@@ -58,7 +58,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "pictures" / name).mkdir(parents=True)
         for i in range(30):
             Image.fromarray(noisy(draws, colour)).save(folder / "pictures" / name / f"{i:02d}.png")
-    (folder / "recipe.yaml").write_text(RECIPE.format(source=f"folder: {folder / 'images'}", resize="crop"))
+    (folder / "recipe.yaml").write_text(RECIPE.format(source=f"folder: {folder / 'pictures'}", resize="crop"))
     with umask(0o027):
         return run_recipe(load_recipe(str(folder / "recipe.yaml")), out=folder / "run")
 
