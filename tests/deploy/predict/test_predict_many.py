@@ -298,7 +298,7 @@ def test_features_of_another_model_are_not_gone_on_with(tmp_path: Path, capsys: 
     (tmp_path / "f.npz.parts").rmdir()
     assert main(["predict", "model", "photos", *words]) == 0
     assert main(["predict", "model", "photos", *words, "--resume"]) == 2
-    assert "f.npz is whole" in capsys.readouterr().err
+    assert "f.npz is complete" in capsys.readouterr().err
     _stop_before_the_end(["predict", "model", "photos", "--features", "--out", str(tmp_path / "g.npz")])
     assert main(["predict", "other", "photos", "--features", "--out", str(tmp_path / "g.npz"), "--resume"]) == 2
     assert "g.npz was begun with another model" in capsys.readouterr().err
