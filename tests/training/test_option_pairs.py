@@ -24,7 +24,6 @@ from tlkit.training.phases import Trained, Training, train_phases
 from tlkit.training.run import _finished_head
 from tlkit.training.scale_lr import with_scaled_lr
 from tlkit.training.setup import prepare
-from tlkit.training.specs import Learning, phase_specs
 
 OPTIONS_A_RECIPE = 24
 
@@ -58,8 +57,8 @@ def train(recipe: Recipe, folder: Path) -> Trained:
         setup.data.hashes = hash_images(setup.samples)
         folder.mkdir()
         context = RunContext(folder, Console(quiet=True), current_stop(), time.perf_counter())
-        training = Training.begin(setup, Learning.of(recipe), recipe.cache, recipe.trainer, context)
-        return _finished_head(recipe, setup, context, train_phases(training, phase_specs(recipe, setup.trained)))
+        trained = train_phases(Training.begin(setup, recipe.trainer.checkpoint_every, context))
+        return _finished_head(recipe, setup, context, trained)
 
 
 def test_every_key_of_the_table_is_one_of_a_recipe() -> None:
