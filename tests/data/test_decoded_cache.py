@@ -90,7 +90,7 @@ def test_the_file_has_no_name_that_could_be_left_behind(samples: Samples, tmp_pa
 
 
 def test_a_kept_image_can_not_be_written_to(tmp_path: Path) -> None:
-    kept = DecodedCache(2, (1, 2, 3), tmp_path)
+    kept = DecodedCache(np.full(2, 6), 3, tmp_path)
     assert kept.get(1) is None
     image = np.arange(6, dtype=np.uint8).reshape(1, 2, 3)
     kept.put(1, image)
@@ -141,7 +141,7 @@ def test_a_disk_that_fills_up_later_changes_nothing(samples: Samples, tmp_path: 
 
 
 def test_processes_that_are_started_again_decode_for_themselves(samples: Samples, tmp_path: Path) -> None:
-    kept = images.ImageDataset(samples.of("train"), PREPROCESSING, kept=DecodedCache(18, (24, 24, 3), tmp_path))
+    kept = images.ImageDataset(samples.of("train"), PREPROCESSING, kept=DecodedCache(np.full(18, 24 * 24 * 3), 3, tmp_path))
     sent = pickle.loads(pickle.dumps(kept))
     assert sent.kept is None
     assert np.array_equal(sent[(0, 3)][0], kept[(0, 3)][0])

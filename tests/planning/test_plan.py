@@ -270,6 +270,23 @@ def test_what_does_not_fit_into_memory_is_reported(there: Path, monkeypatch: pyt
     assert re.search(r"warning: phases\[0\] needs about [\d.]+ MB on each device, which has 10 kB\.", texts(planned()))
 
 
+def test_decoded_images_have_a_size_and_a_margin_that_exceeds_the_budget_is_named_with_its_place_and_one_that_fits(there: Path) -> None:
+    given = ["augment=[HorizontalFlip]", "data.image_size=32", "data.margin=1.5"]
+    found = planned(*given, "cache.budget_gb=2e-4")
+    assert found.samples is not None
+    train, val = len(found.samples.of("train")), len(found.samples.of("val"))
+    assert found.decoded == (train * 48 * 48 * 3, val * 32 * 32 * 3)  # 32 px x 1.5; validation has no margin
+    assert "kB of images on disk of cache.budget_gb 0.0002, training images at data.margin 1.5" in shown(found)
+    fits = int(100 * ((200_000 - val * 32 * 32 * 3) / (train * 3)) ** 0.5 / 32) / 100
+    assert 1 < fits < 1.5
+    needed = f"{(train * 48 * 48 + val * 32 * 32) * 3 / 1000:.0f}"
+    assert re.search(
+        rf"warning: override data\.margin=1\.5: data\.margin = 1\.5 makes {needed} kB of decoded images, and cache\.budget_gb is 0\.0002: "
+        rf"they are decoded in every epoch\. Lower it to {fits:g}, or raise cache\.budget_gb\.",
+        texts(found),
+    )
+
+
 def test_a_head_of_scikit_learn_is_one_line(there: Path) -> None:
     plan = planned("phases=[{train: head, epochs: 1, lr: 0.1}]", "model.head={kind: svm}")
     assert plan.phases == ()

@@ -14,6 +14,12 @@ def test_a_usual_recipe_has_no_notes() -> None:
     assert notes() == []
 
 
+def test_a_margin_without_augment_does_nothing() -> None:
+    (note,) = notes("data.margin=1.25", "augment=[]")
+    assert note.startswith("data.margin = 1.25 does nothing: augment is empty")
+    assert notes("data.margin=1.25") == []
+
+
 def test_a_knn_head_is_reported_to_stay_at_home() -> None:
     (note,) = notes("model.head={kind: knn}")
     assert "it can't be exported" in note

@@ -1,4 +1,4 @@
-"""The recipe's `augment:` -> albumentations, seeded for every image by itself."""
+"""The recipe's `augment:` -> albumentations, seeded for every image by itself; and the crop to the square that the network sees."""
 
 import os
 import random
@@ -13,10 +13,12 @@ from warnings import catch_warnings, simplefilter
 import numpy as np
 from numpy.typing import NDArray
 
-from tlkit.errors import Fault, RecipeError, did_you_mean, expected_one_of
+from tlkit.errors import DataError, Fault, RecipeError, did_you_mean, expected_one_of
 from tlkit.recipe.fields.augment import AUTO_AUGMENT, Transform
 
 TRIALS = 3
+BORDER_CONSTANT = 0
+"""OpenCV's number; others fill with the image itself, mirrored or repeated."""
 SIZED = ("RandomResizedCrop", "RandomSizedCrop")
 """Their `size` can be no other than that of the images, so a recipe needn't give it."""
 
@@ -27,19 +29,45 @@ class Augmentation:
     albumentations 2.0.8 gives each transform its own two generators, and `set_random_seed` makes them again from the same seed:
     Rotate and Affine would then draw the same numbers, in 20 microseconds a transform. Here all transforms share one pair of generators,
     whose state is set before every image in 9 microseconds.
+
+    margin: 1 for images of the size that the network sees. Above 1 images are larger, of any aspect ratio, and what the transforms leave
+    is cropped to the square.
     """
 
-    def __init__(self, compose: Any) -> None:
-        self.compose = compose
+    def __init__(self, compose: Any, image_size: int, margin: float = 1.0) -> None:
+        self.compose, self.image_size, self.margin = compose, image_size, margin
+        self._leaves_empty = margin > 1 and any(getattr(item, "border_mode", None) == BORDER_CONSTANT for item in compose)
         self.bits = np.random.PCG64(0)
         self.py_random = random.Random(0)  # noqa: S311 (images, not secrets)
         compose.set_random_state(np.random.Generator(self.bits), self.py_random)
 
     def __call__(self, image: NDArray[np.uint8], *, seed: tuple[int, int, int]) -> NDArray[np.uint8]:
-        """Augment an image, [S, S, C] uint8, which stays unchanged. seed: (seed of the run, epoch, index of the image)."""
+        """Augment an image and return [S, S, C] uint8. image: [S, S, C] or, with a margin, [H, W, C]. seed: (of the run, epoch, index)."""
         self._set_state(seed)
-        augmented: NDArray[np.uint8] = self.compose(image=image.copy())["image"]
-        return augmented
+        # 0 in the mask is what transforms fill in where they turn or move an image away.
+        masks = {"mask": np.ones(image.shape[:2], np.uint8)} if self._leaves_empty else {}
+        augmented: dict[str, NDArray[np.uint8]] = self.compose(image=image.copy(), **masks)
+        return augmented["image"] if self.margin == 1 else self._cropped(augmented["image"], augmented.get("mask"))
+
+    def _cropped(self, image: NDArray[np.uint8], mask: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
+        """Crop to the square at a random place, of those that show the least of what was filled in. mask: 0 there; [H, W] or None."""
+        size, (height, width) = self.image_size, image.shape[:2]
+        if min(height, width) < size:
+            raise DataError(
+                f"augment leaves {width} x {height} px of an image, and data.image_size is {size}.\n"
+                f"  Raise data.margin (it is {self.margin:g}), or crop less."
+            )
+        places: Sequence[int] | NDArray[np.int64] = range((height - size + 1) * (width - size + 1))
+        if mask is not None and not mask.all():
+            import cv2
+
+            # With the pixels beside them, which are partly filled by interpolation.
+            filled = 1 - cv2.erode(mask, np.ones((3, 3), np.uint8))
+            above = cv2.integral(filled)  # [H + 1, W + 1]: filled pixels above and to the left of each place
+            shown = above[size:, size:] - above[:-size, size:] - above[size:, :-size] + above[:-size, :-size]
+            places = np.flatnonzero(shown == shown.min())
+        top, left = divmod(int(places[int(np.random.Generator(self.bits).integers(len(places)))]), width - size + 1)
+        return np.ascontiguousarray(image[top : top + size, left : left + size])
 
     def _set_state(self, seed: tuple[int, int, int]) -> None:
         digest = blake2b(pack("<3Q", *seed), digest_size=40).digest()
@@ -50,11 +78,13 @@ class Augmentation:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A pickled Compose would come back with generators of its own in every transform.
-        return Augmentation, (self.compose,)
+        return Augmentation, (self.compose, self.image_size, self.margin)
 
 
-def build_augmentation(transforms: Sequence[Transform], image_size: int, channels: int = 3) -> Augmentation | None:
+def build_augmentation(transforms: Sequence[Transform], image_size: int, channels: int = 3, *, margin: float = 1.0) -> Augmentation | None:
     """Build the transforms in the recipe's order and try each on an image of this size and channels; return None if there are none.
+
+    margin: see `data.margin`; above 1 a transform may change the size, as long as the square that the network sees can be cropped from it.
 
     Raises RecipeError with a fault for every unknown name or argument, every value that albumentations refuses,
     and every transform that changes the size or the type of the image, or that needs colours where the images have none.
@@ -71,11 +101,11 @@ def build_augmentation(transforms: Sequence[Transform], image_size: int, channel
         faults = [
             fault
             for index, (transform, item) in enumerate(zip(transforms, made, strict=True))
-            if (fault := _tried(f"augment[{index}].{transform.name}", item, image_size, channels))
+            if (fault := _tried(f"augment[{index}].{transform.name}", item, image_size, channels, margin))
         ]
     if faults:
         raise RecipeError(faults)
-    return Augmentation(albumentations.Compose(made))
+    return Augmentation(albumentations.Compose(made), image_size, margin)
 
 
 def _known(albumentations: Any) -> dict[str, type]:
@@ -122,12 +152,14 @@ def _make(key: str, transform: Transform, known: dict[str, type]) -> Any:
         return Fault(key, f"can't be made: {_plain(error)}.", f"Its arguments are: {', '.join(accepted)}.")
 
 
-def _tried(key: str, transform: Any, image_size: int, channels: int) -> Fault | None:
+def _tried(key: str, transform: Any, image_size: int, channels: int, margin: float) -> Fault | None:
     """Return what is wrong with the transform's result on a generated image."""
     draws = np.random.default_rng(0)
-    before = f"{image_size} x {image_size} x {channels}"
-    for _ in range(TRIALS):
-        image = draws.integers(0, 256, (image_size, image_size, channels), dtype=np.uint8)
+    side = round(image_size * margin)
+    shapes = [(side, side)] * TRIALS if margin == 1 else [(side, side), (side, side * 4 // 3), (side * 4 // 3, side)]
+    for shape in shapes:
+        image = draws.integers(0, 256, (*shape, channels), dtype=np.uint8)
+        before = " x ".join(map(str, image.shape))
         try:
             with catch_warnings():
                 simplefilter("ignore")
@@ -138,10 +170,13 @@ def _tried(key: str, transform: Any, image_size: int, channels: int) -> Fault | 
         if not isinstance(result, np.ndarray) or result.dtype != np.uint8:
             what = f"{result.dtype} numbers" if hasattr(result, "dtype") else type(result).__name__
             return Fault(key, f"gives {what} instead of 8-bit images.", "Remove it: tlkit normalises and makes tensors itself.")
-        if result.shape != image.shape:
-            size = " x ".join(map(str, result.shape))
+        size = " x ".join(map(str, result.shape))
+        if margin == 1 and result.shape != image.shape:
             fix = f"Set its size to {image_size}, or remove it: data.image_size and data.resize fit the images before augmentation."
             return Fault(key, f"changes the image from {before} to {size}.", fix)
+        if min(result.shape[:2]) < image_size or result.shape[2:] != image.shape[2:]:
+            fix = f"Set its size to {image_size} or more, raise data.margin, or remove it."
+            return Fault(key, f"makes {size} of an image of {before}, and data.image_size is {image_size}.", fix)
     return None
 
 

@@ -1,16 +1,18 @@
 """The three splits as Lightning's loaders."""
 
 from collections.abc import Mapping, Sequence
-from math import prod
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import lightning
+import numpy as np
+from numpy.typing import NDArray
 from torch import distributed
 
 from tlkit.data.augment import Augmentation, build_augmentation
 from tlkit.data.dataset import ImageDataset, ImageLoader, TrainingOrder, make_loader
+from tlkit.data.decode import image_size
 from tlkit.data.decoded_cache import DecodedCache
 from tlkit.data.preprocess import Preprocessing, preprocessing_for
 from tlkit.data.samples import Samples
@@ -115,19 +117,33 @@ class ImageDataModule(lightning.LightningDataModule):
         return bool(self._kept)
 
     def cache_decoded(self, folder: Path, *, budget_gb: float, processes: int = 1) -> None:
-        """Decode and fit each training and validation image only once from here on. Does nothing for images that are cached already.
+        """Decode and resize each training and validation image only once from here on. Does nothing for images that are cached already.
 
         folder: where the cache file is made. processes: on this machine, each of which has its own cache.
         Raises CacheUnavailable if the budget or the disk is too small.
         """
         if self._kept:
             return
-        shape = (self.preprocessing.image_size, self.preprocessing.image_size, self.preprocessing.channels)
-        images = {split: len(self.samples.of(split)) for split in ("train", "val")}
-        needed = processes * sum(images.values()) * prod(shape)
+        sizes = {split: self.decoded_bytes(split) for split in ("train", "val")}
+        needed = processes * sum(int(size.sum()) for size in sizes.values())
         if needed > budget_gb * 1e9:
-            raise CacheUnavailable(f"{format_bytes(needed)} would be needed and cache.budget_gb is {budget_gb:g}")
-        self._kept = {split: DecodedCache(number, shape, folder) for split, number in images.items()}
+            margin = self.augmentation.margin if self.augmentation is not None else 1.0
+            with_margin = f" with data.margin = {margin:g}" if margin > 1 else ""
+            raise CacheUnavailable(f"{format_bytes(needed)} would be needed{with_margin} and cache.budget_gb is {budget_gb:g}")
+        self._kept = {split: DecodedCache(size, self.preprocessing.channels, folder) for split, size in sizes.items()}
+
+    def decoded_bytes(self, split: str, *, most: int | None = None) -> NDArray[np.int64]:
+        """Return the bytes that each decoded and resized image of the split takes, [N]: exact but for a few pixels of augmented ones.
+
+        most: look at no more than so many, evenly spread, and return as many: images of one class are often alike in size.
+        """
+        spec, samples = self.preprocessing, self.samples.of(split)
+        if most is not None:
+            samples = tuple(samples[int(place)] for place in np.linspace(0, len(samples) - 1, min(most, len(samples))))
+        margin = self.augmentation.margin if split == "train" and self.augmentation is not None else 1.0
+        if margin == 1 or spec.resize != "crop":
+            return np.full(len(samples), round(spec.image_size * margin) ** 2 * spec.channels, np.int64)
+        return np.array([spec.larger_bytes(*image_size(sample.image), margin) for sample in samples], np.int64)
 
     def check_shares(self, devices: int) -> None:
         """Raise DataError if a step, or a split, can't be divided among so many devices."""

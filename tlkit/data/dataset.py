@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, get_worker
 
 from tlkit.data.augment import Augmentation
 from tlkit.data.decoded_cache import DecodedCache
-from tlkit.data.preprocess import Preprocessing
+from tlkit.data.preprocess import Preprocessing, Read
 from tlkit.data.samples import Sample
 from tlkit.data.sources.webdataset_shards import TarImage
 from tlkit.errors import ON_BAD_HINT, DataError
@@ -44,7 +45,7 @@ NO_SHARED_MEMORY = (
 
 
 class ImageDataset(Dataset[tuple[NDArray[np.uint8], Target]]):
-    """Decoded, fitted and, with an augmentation, augmented images, [S, S, C] uint8.
+    """Decoded, resized and, with an augmentation, augmented images, [S, S, C] uint8.
 
     multi_hot: K for multilabel, 0 for one label per image. kept: holds a row for each sample, and is filled as they are asked for.
     """
@@ -78,28 +79,40 @@ class ImageDataset(Dataset[tuple[NDArray[np.uint8], Target]]):
         """
         epoch, index = (0, key) if isinstance(key, int) else key
         began = time.perf_counter()
-        image = self.fitted(index)
-        fitted = time.perf_counter()
+        image = self.loaded(index)
+        loaded = time.perf_counter()
         image = self.augmented(image, epoch, index)
-        self.decode_s += fitted - began
-        self.augment_s += time.perf_counter() - fitted
+        self.decode_s += loaded - began
+        self.augment_s += time.perf_counter() - loaded
         return image, self.target(self.samples[index])
 
-    def augmented(self, fitted: NDArray[np.uint8], epoch: int, index: int) -> NDArray[np.uint8]:
-        return fitted if self.augmentation is None else self.augmentation(fitted, seed=(self.seed, epoch, index))
+    def augmented(self, loaded: NDArray[np.uint8], epoch: int, index: int) -> NDArray[np.uint8]:
+        return loaded if self.augmentation is None else self.augmentation(loaded, seed=(self.seed, epoch, index))
 
-    def fitted(self, index: int) -> NDArray[np.uint8]:
-        """Return the image as validation sees it. Raises DataError with the sample's id if it can't be read."""
+    def loaded(self, index: int) -> NDArray[np.uint8]:
+        """Return what augmentation begins with: as `fitted`, or with `data.margin` the larger image, [H, W, C].
+
+        Raises DataError with the sample's id where its image can't be read.
+        """
         if self.kept is not None and (kept := self.kept.get(index)) is not None:
             return kept
-        sample = self.samples[index]
-        try:
-            image = self.preprocessing.read(sample.image)
-        except DataError as error:
-            raise DataError(f"image {sample.id}: {error}\n  {ON_BAD_HINT}") from error
+        margin = self.augmentation.margin if self.augmentation is not None else 1.0
+        larger = partial(self.preprocessing.read_larger, margin=margin, reduced=True)
+        image = self._read(index, larger if margin > 1 else self.preprocessing.read)
         if self.kept is not None:
             self.kept.put(index, image)
         return image
+
+    def fitted(self, index: int) -> NDArray[np.uint8]:
+        """Return the image as validation sees it, [S, S, C]. Raises DataError with the sample's id where it can't be read."""
+        return self._read(index, self.preprocessing.read)
+
+    def _read(self, index: int, read: Read) -> NDArray[np.uint8]:
+        sample = self.samples[index]
+        try:
+            return read(sample.image)
+        except DataError as error:
+            raise DataError(f"image {sample.id}: {error}\n  {ON_BAD_HINT}") from error
 
     def __getstate__(self) -> dict[str, Any]:
         # Worker processes that are started, not forked, can't share the file: they decode for themselves.

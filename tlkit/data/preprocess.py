@@ -5,6 +5,7 @@ Where an exported model runs there may be neither torch nor pydantic: what is ne
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from hashlib import sha256
 from math import floor
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -34,6 +35,8 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 MEAN_IMAGE_FILE = "mean_picture.safetensors"
 """File of the mean image in a model folder."""
+LONGEST = 2
+"""Of an image that is augmented as a whole, the long side over the short one; what a longer one has more is cut off at both ends."""
 # A 1 x 100,000 image scaled to a short side of 256 would take gigabytes; the limit is that of one decoded image.
 MAX_RESIZED_PIXELS = MAX_PIXELS
 
@@ -84,6 +87,52 @@ class Preprocessing:
     def decode(self, image: ImageSource) -> NDArray[np.uint8]:
         """Decode an image to [H, W, C] uint8. Raises DataError with the file and the reason."""
         return decode(image, self.channels, max_pixels=self.max_pixels, background=self.background, range_16bit=self.range_16bit)
+
+    def read_larger(self, image: ImageSource, margin: float, *, reduced: bool = False) -> NDArray[np.uint8]:
+        """Return what augmentation begins with, [H, W, C] uint8, decoded and resized by `fit_larger`. Raises DataError as `read` does.
+
+        reduced: decode a JPEG at its own reduced scale where that is large enough.
+        """
+        needed = partial(self._decoded_size, margin=margin) if reduced else None
+        decoded = decode(
+            image, self.channels, max_pixels=self.max_pixels, background=self.background, range_16bit=self.range_16bit, needed=needed
+        )
+        return self.fit_larger(decoded, margin)
+
+    def fit_larger(self, image: NDArray[np.uint8], margin: float) -> NDArray[np.uint8]:
+        """Return the image at `margin` times the size that the network sees: [H, W, C] uint8.
+
+        By `resize: crop` whole and in its own aspect ratio, up to LONGEST; by pad and stretch as `fit` would make it, but larger.
+        """
+        if self.resize != "crop":
+            return self._enlarged(margin).fit(image)
+        short, long = sorted(image.shape[:2])
+        if long > LONGEST * short:
+            image = _middle(image, LONGEST * short)
+        size = self.larger_size(image.shape[1], image.shape[0], margin)
+        resample = Image.Resampling[self.interpolation.upper()]
+        return image if (image.shape[1], image.shape[0]) == size else resized(image, size, resample)
+
+    def larger_size(self, width: int, height: int, margin: float) -> tuple[int, int]:
+        """Return the width and height that `fit_larger` gives an image of this size."""
+        side = round(self.image_size * margin)
+        if self.resize != "crop":
+            return side, side
+        short, long = sorted((width, height))
+        longer = int(side * min(LONGEST, long / short))
+        return (side, longer) if width <= height else (longer, side)
+
+    def larger_bytes(self, width: int, height: int, margin: float) -> int:
+        """Return the most bytes that `read_larger` gives an image of this size; a JPEG at a reduced scale is rounded to whole pixels."""
+        short, long = sorted(self.larger_size(width, height, margin)) if width and height else (0, 0)
+        return short * (long if self.resize != "crop" or long == short else long + LONGEST + 1) * self.channels
+
+    def _decoded_size(self, width: int, height: int, margin: float) -> tuple[int, int]:
+        """Return the width and height that must be decoded of an image of this size."""
+        return self.larger_size(width, height, margin) if self.resize == "crop" else self._enlarged(margin)._resized(width, height)
+
+    def _enlarged(self, margin: float) -> "Preprocessing":
+        return replace(self, image_size=round(self.image_size * margin), crop_pct=1.0, mean_picture=None, mean_picture_sha256="")
 
     def fit(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Fit an image, [H, W, C] uint8, to the [S, S, C] uint8 that the network sees before normalisation.

@@ -73,7 +73,10 @@ def _notes(recipe: Recipe, epochs_shown: int) -> list[str]:
         f"{item.name}: {', '.join(f'{name} {format_value(value)}' for name, value in item.arguments.items())}".removesuffix(": ")
         for item in recipe.augment
     ]
+    margin = f"data.margin {recipe.data.margin:g}: applied to the whole image at that size, of which a square is cropped"
     notes = [f"augment[{number}]  {item}" for number, item in enumerate(items)] or ["augment is empty: nothing changes."]
+    if items and recipe.data.margin > 1:
+        notes.append(margin)
     epochs = sum(phase.epochs for phase in recipe.gradient_phases.values())
     if items and not epochs:
         notes.append("No phase of this recipe trains by gradients, so this augmentation is not used.")
@@ -98,7 +101,8 @@ def preview_rows(images: ImageDataset, classes: Sequence[str], *, rows: int, epo
         except DataError as error:
             log.warning("left out of the sheet: %s", error)
             continue
-        views = (fitted, *(images.augmented(fitted, epoch, index) for epoch in epochs))
+        loaded = images.loaded(index) if epochs else fitted
+        views = (fitted, *(images.augmented(loaded, epoch, index) for epoch in epochs))
         sample = images.samples[index]
         given += 1
         yield Row(sample.id, ", ".join(classes[label] for label in sample.labels) or "no class", views)

@@ -118,7 +118,7 @@ def evaluate_run(run: Path, split: str, tta: Tta | None = None, *, device: str =
     if tta is None:
         found = measure_split(classifier, samples, split, preprocessing, batch_size=batch_size, thresholds=card.thresholds)
         return {**found, **beside}
-    views = views_of(tta, recipe, preprocessing)
+    views = views_of(tta, recipe, preprocessing, samples.of(split))
     loader = make_loader(ImageDataset(samples.of(split), preprocessing, multi_hot=samples.multi_hot), batch_size=batch_size)
     logits, labels = infer(classifier, with_views(loader, views), preprocessing)
     plain, mean = averaged(logits, batch_size, len(views), multilabel=samples.task == "multilabel")

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tlkit.data.augment import Augmentation, build_augmentation
 from tlkit.data.preprocess import Preprocessing
+from tlkit.data.samples import Sample
 from tlkit.errors import RunError
 from tlkit.recipe.schema import Recipe
 
@@ -23,13 +24,18 @@ CROP = 0.875
 """Side of a crop, as a share of the image's."""
 
 
-def views_of(tta: Tta, recipe: Recipe, preprocessing: Preprocessing) -> list[View]:
-    """Return the views; the first is the image as it is. Raises RunError if the recipe has nothing to augment with."""
+def views_of(tta: Tta, recipe: Recipe, preprocessing: Preprocessing, samples: Sequence[Sample] = ()) -> list[View]:
+    """Return the views; the first is the image as it is. samples: by index, for views that begin with the whole image, see `data.margin`.
+
+    Raises RunError where the recipe has nothing to augment with.
+    """
     if isinstance(tta, int):
-        augmentation = build_augmentation(recipe.augment, preprocessing.image_size, preprocessing.channels)
+        size, channels, margin = preprocessing.image_size, preprocessing.channels, recipe.data.margin
+        augmentation = build_augmentation(recipe.augment, size, channels, margin=margin)
         if augmentation is None:
             raise RunError("--tta N looks at images as the recipe augments them, and this run's has no augment.\n  Use --tta flip.")
-        return [_as_it_is, *(_augmented(augmentation, recipe.seed, number) for number in range(tta))]
+        whole = (lambda _, index: preprocessing.read_larger(samples[index].image, margin)) if margin > 1 else _as_it_is
+        return [_as_it_is, *(_augmented(augmentation, recipe.seed, number, whole) for number in range(tta))]
     places = ((0.5, 0.5), (0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0)) if tta == "crops" else ()
     upright = [_as_it_is, *(_cropped(down, right, preprocessing) for down, right in places)]
     return [*upright, *map(_mirrored, upright)]
@@ -65,8 +71,8 @@ def _mirrored(view: View) -> View:
     return lambda image, index: np.ascontiguousarray(view(image, index)[:, ::-1])
 
 
-def _augmented(augmentation: Augmentation, seed: int, number: int) -> View:
-    return lambda image, index: augmentation(image, seed=(seed, number, index))
+def _augmented(augmentation: Augmentation, seed: int, number: int, whole: View) -> View:
+    return lambda image, index: augmentation(whole(image, index), seed=(seed, number, index))
 
 
 def _cropped(down: float, right: float, preprocessing: Preprocessing) -> View:

@@ -5,7 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import ceil
+from math import ceil, floor, sqrt
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -48,6 +48,8 @@ from tlkit.training.trainer import check_devices, seed_everything
 PROBED = (2, 4)
 """Images of the two batches that memory is measured on: their difference is what each image costs."""
 FEW = 16
+MEASURED = 200
+"""Images of which the header is read, to know how large the decoded ones are."""
 ASSUMED_CLASSES = 10
 
 
@@ -90,6 +92,7 @@ class Plan:
     weights: where they come from. weights_mean: of the images that they were made with. notes: what was done to them.
     no_images, no_weights: why they are missing, else empty. steps: of the optimizer, in an epoch.
     device_memory: bytes of one device; None if it is unknown.
+    decoded: bytes of all decoded training and of all validation images in the cache, from some of them; None where it isn't used.
     phases: those that train by gradients. border: what is not seen of every image, see `border_warning`.
     """
 
@@ -110,6 +113,7 @@ class Plan:
     seconds_around: float = 0.0
     solved: Mapping[int, float] = field(default_factory=dict)
     border: str = ""
+    decoded: tuple[int, int] | None = None
 
     @property
     def largest(self) -> PhasePlan | None:
@@ -147,7 +151,7 @@ def _make_plan(recipe: Recipe, folder: Path) -> Plan:
         notes: list[str] = []
         # A few images will do: what `normalize: dataset` takes from all of them changes no shape and no time.
         classifier, preprocessing = build(recipe.data, recipe.model, _few(shown), used, log=notes.append)
-        augmentation = build_augmentation(recipe.augment, recipe.data.image_size, recipe.data.channels)
+        augmentation = build_augmentation(recipe.augment, recipe.data.image_size, recipe.data.channels, margin=recipe.data.margin)
         trained = trainable_parameters(recipe.phases, classifier, recipe.model.backbone)
         border = border_warning(recipe.model.backbone, classifier.backbone, recipe.data.image_size)
 
@@ -174,6 +178,7 @@ def _make_plan(recipe: Recipe, folder: Path) -> Plan:
         seconds_around=started + seconds_of_results([*(phase.timing for phase in phases if phase.timing), *solved.values()], shown),
         solved=seconds_of_solved(solved, phases, shown, trained),
         border=border,
+        decoded=trial.decoded() if samples and recipe.cache.use and phases else None,
     )
 
 
@@ -250,8 +255,14 @@ class _Trial:
         timing = Trial(**vars(self)).time(spec.index, spec.trained, probe.seconds) if timed else None
         return PhasePlan(spec.index, phase, rows, memory, timing)
 
-    def _try(self, spec: PhaseSpec, callback: Callback, batch_size: int, **limits: int) -> PhaseModule:
-        data = ImageDataModule(
+    def decoded(self) -> tuple[int, int]:
+        """Return the bytes of all decoded training and of all validation images, from the size of some."""
+        data = self._data(self.batch_size)
+        train, val = (data.decoded_bytes(split, most=MEASURED).mean() * len(self.samples.of(split)) for split in ("train", "val"))
+        return round(train), round(val)
+
+    def _data(self, batch_size: int) -> ImageDataModule:
+        return ImageDataModule(
             self.samples,
             self.preprocessing,
             self.augmentation,
@@ -260,7 +271,9 @@ class _Trial:
             seed=self.recipe.seed,
             balanced=self.recipe.imbalance == "sampler",
         )
-        return try_phase(self.classifier, data, Learning.of(self.recipe), spec, callback=callback, **limits)
+
+    def _try(self, spec: PhaseSpec, callback: Callback, batch_size: int, **limits: int) -> PhaseModule:
+        return try_phase(self.classifier, self._data(batch_size), Learning.of(self.recipe), spec, callback=callback, **limits)
 
 
 def stage_rows(module: PhaseModule, groups: Sequence[dict[str, Any]]) -> list[StageRow]:
@@ -336,7 +349,7 @@ class Remark:
 
 def remarks(plan: Plan) -> list[Remark]:
     """Return the remarks, the most important first."""
-    warnings = [*_missing(plan), *_memory(plan), *_normalize(plan), *_size(plan), *_classes(plan), *_steps(plan)]
+    warnings = [*_missing(plan), *_memory(plan), *_margin(plan), *_normalize(plan), *_size(plan), *_classes(plan), *_steps(plan)]
     warnings += [*_value_range(plan), *_random_features(plan.recipe), *(split_warnings(plan.samples) if plan.samples else ())]
     warnings += [text for phase in plan.phases for text in (*_rates(phase), *_parameters(plan, phase))]
     notes = [*(f"weights: {text}" for text in plan.notes), *_dense_layers(plan.recipe), *recipe_notes(plan.recipe)]
@@ -364,6 +377,20 @@ def _memory(plan: Plan) -> Iterator[str]:
         needs, has = format_bytes(plan.largest.memory.total), format_bytes(plan.device_memory)
         fix = "Use a smaller data.batch_size with optimizer.accumulate, or train fewer stages."
         yield f"phases[{plan.largest.number}] needs about {needs} on each device, which has {has}. {fix}"
+
+
+def _margin(plan: Plan) -> Iterator[str]:
+    margin, budget = plan.recipe.data.margin, plan.recipe.cache.budget_gb * 1e9
+    if plan.decoded is None or margin == 1 or not plan.recipe.augment or sum(plan.decoded) <= budget:
+        return
+    train, val = plan.decoded
+    fits = floor(100 * margin * sqrt(max(0.0, budget - val) / train)) / 100
+    fix = f"Lower it to {fits:g}, or raise" if fits >= 1 else "Raise"
+    place = plan.recipe.place_of("data.margin")
+    yield (
+        f"{f'{place}: ' if place else ''}data.margin = {margin:g} makes {format_bytes(sum(plan.decoded))} of decoded images, and "
+        f"cache.budget_gb is {plan.recipe.cache.budget_gb:g}: they are decoded in every epoch. {fix} cache.budget_gb."
+    )
 
 
 def _normalize(plan: Plan) -> Iterator[str]:

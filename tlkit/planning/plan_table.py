@@ -180,6 +180,11 @@ def _costs(plan: Plan) -> Table:
         table.add_row("[dim]memory[/dim]", f"[bold]{format_bytes(memory.total)}[/bold]{of} on a device, in phase {plan.largest.number + 1}")
         table.add_row("", ", ".join(f"{name} {format_bytes(number)}" for name, number in parts))
         table.add_row("", "[dim]counted on batches of 2 and 4; what kernels and CUDA need for themselves comes on top[/dim]")
+    if plan.decoded is not None:
+        with_margin = bool(plan.recipe.augment) and plan.recipe.data.margin > 1
+        margin = f", training images at data.margin {plan.recipe.data.margin:g}" if with_margin else ""
+        budget = f"of cache.budget_gb {plan.recipe.cache.budget_gb:g}"
+        table.add_row("[dim]decoded[/dim]", f"{format_bytes(sum(plan.decoded))} of images on disk {budget}{margin}")
     if plan.steps is not None and plan.phases:
         epochs = sum(phase.phase.epochs for phase in plan.phases)
         table.add_row("[dim]steps[/dim]", f"{plan.steps * epochs:,}: {plan.steps:,} in each of {counted(epochs, 'epoch')}")

@@ -90,6 +90,8 @@ def recipe_notes(recipe: Recipe) -> list[str]:
 
 def _notes_on_augment(recipe: Recipe) -> list[str]:
     """Return notes on transforms: torchvision's TrivialAugment shifts by up to 32 pixels, RandAugment by a share of the image."""
+    if recipe.data.margin > 1 and not recipe.augment:
+        return [f"data.margin = {recipe.data.margin:g} does nothing: augment is empty, and training images are those that validation sees."]
     size = recipe.data.image_size
     if size < 64 and any(transform.name == "trivialaugment" for transform in recipe.augment):
         return [f"trivialaugment moves images by up to 32 pixels whatever their size, and these have {size}: randaugment goes by size."]

@@ -84,7 +84,7 @@ def prepare(recipe: Recipe, *, fold: int = 1, resumed: Path | None = None) -> Se
         seed_everything(recipe.seed)
         notes: list[str] = []  # for the log, which is not there yet
         classifier, preprocessing = build(recipe.data, recipe.model, samples, weights, log=notes.append)
-        augmentation = build_augmentation(recipe.augment, recipe.data.image_size, recipe.data.channels)
+        augmentation = build_augmentation(recipe.augment, recipe.data.image_size, recipe.data.channels, margin=recipe.data.margin)
         trained = trainable_parameters(recipe.phases, classifier, recipe.model.backbone)
         check_compile(recipe.gradient_phases, recipe.model, classifier)
     data = ImageDataModule(

@@ -34,7 +34,7 @@ def preview_command(recipe: Recipe, out: Path, *, rows: int, columns: int) -> in
         fitting = recipe.data if recipe.data.resize == "pad" else recipe.data.model_copy(update={"normalize": "weights"})
         weights = find_weights(recipe.model) if isinstance(recipe.model.weights, RunWeights) else Weights("none")
         preprocessing = preprocessing_of(fitting, recipe.model.backbone, samples, weights)
-        augmentation = build_augmentation(recipe.augment, recipe.data.image_size, recipe.data.channels)
+        augmentation = build_augmentation(recipe.augment, recipe.data.image_size, recipe.data.channels, margin=recipe.data.margin)
     images = ImageDataset(samples.of("train"), preprocessing, augmentation=augmentation, seed=recipe.seed)
     found = draw_preview(images, samples.classes, recipe, out, rows=rows, columns=columns)
     print_text(f"{out}: {len(found)} of {len(images)} training images, {_columns_label(recipe, columns)}")

@@ -46,6 +46,13 @@ class Data(Strict):
     image_size: int = Field(224, ge=8, le=4096, examples=[128], description="side of the square input image, in pixels")
     channels: int = Field(3, ge=1, le=256, examples=[1], description="1 for grey, 3 for colour, or as many as the images have")
     resize: Literal["crop", "pad", "stretch"] = Field("crop", description="how an image becomes square")
+    margin: float = Field(
+        1.0,
+        ge=1,
+        le=2,
+        examples=[1.25],
+        description="with augment, training images are this many times as large before a crop; 1 augments the square itself",
+    )
     normalize: Literal["weights", "dataset", "pixelwise", "none"] = Field(
         "weights", description="where mean and std come from; pixelwise subtracts the mean image of the training split"
     )

@@ -177,7 +177,10 @@ class ActivationCache:
         raise CacheUnavailable(reason)
 
     def _key(self, samples: Sequence[Sample], dtype: str, views: int) -> str:
-        augmentation = [repr(self._data.augmentation.compose), self._data.seed, views] if views and self._data.augmentation else None
+        made_by = self._data.augmentation
+        augmentation = [repr(made_by.compose), self._data.seed, views] if views and made_by else None
+        if augmentation and made_by and made_by.margin > 1:
+            augmentation += [made_by.margin, "jpegs at a reduced scale"]
         facts = {
             "format": FORMAT,
             "prefix": self._weights,
