@@ -127,7 +127,7 @@ def test_json_has_every_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 def test_a_sound_folder_ends_with_0(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "check", str(small_folder(tmp_path / "photos"))]) == 0
-    assert "24 pictures in 2 classes were decoded, all of them can be read." in capsys.readouterr().out
+    assert "24 images in 2 classes were decoded, all of them can be read." in capsys.readouterr().out
     assert main(["data", "check", "quickstart"]) == 0
 
 

@@ -160,7 +160,7 @@ def _print_table(checked: Checked, name: str, out: Path | None) -> None:
     readable = f"{checked.bad} of them can't be read" if checked.bad else "all of them can be read"
     classes = f" in {counted(checked.classes, 'class', 'classes')}" if checked.classes else ""
     # "pictures", where all else says images: scripts look for it in this line.
-    decoded = f"{counted(checked.images, 'picture')}{classes} {'was' if checked.images == 1 else 'were'} decoded"
+    decoded = f"{counted(checked.images, 'image')}{classes} {'was' if checked.images == 1 else 'were'} decoded"
     print_text(f"{name}: {decoded}, {readable}." if checked.images else f"{name}: no image was found.")
     if checked.findings:
         table = Table("", "where", "what is wrong", "what to do", box=None, header_style="bold")
