@@ -201,7 +201,10 @@ def _example(field: FieldInfo) -> Any:
         return not field.default
     if choices := [part for part in parts if isinstance(part, str)]:
         return next((choice for choice in choices if choice != field.default), choices[0])
-    example = _example_of_part(next(part for part in parts if is_model(part)))
+    model = next((part for part in parts if is_model(part)), None)
+    if model is None:
+        raise ValueError(f"a field of numbers or text has examples=[..]: {field.description}")
+    example = _example_of_part(model)
     return [example] if get_origin(alternatives(field.annotation)[0]) is tuple else example
 
 
