@@ -19,7 +19,7 @@ from tlkit.data.samples import Samples
 from tlkit.data.splits.holdout import hash_images
 from tlkit.errors import TlkitError
 from tlkit.evaluation.metrics import wilson_interval
-from tlkit.files import write_atomically, write_csv, write_json
+from tlkit.files import atomic_file, write_atomically, write_csv, write_json
 from tlkit.models.catalog import list_models, published
 from tlkit.models.classifier import Classifier
 from tlkit.models.weights import weights_here
@@ -278,8 +278,7 @@ def draw_rank(rows: Sequence[Ranked], file: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
-
-    from tlkit.files import atomic_file
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     front = []
     figure, axis = plt.subplots(figsize=(8, 5), layout="constrained")
@@ -293,12 +292,13 @@ def draw_rank(rows: Sequence[Ranked], file: Path) -> None:
         front += [place] if row.pareto else []
     axis.plot(*zip(*sorted(front), strict=True), "-", color="#0b5cad", lw=1, alpha=0.6)
     axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.xaxis.set_major_formatter("{x:g}")
-    axis.xaxis.set_minor_formatter("{x:g}")
+    axis.xaxis.set_minor_formatter(NullFormatter())
     axis.set(xlabel="images per second on this machine", ylabel="accuracy of a solved head on frozen features")
     axis.set_title("blue: no other backbone is both quicker and more accurate", fontsize=10)
     axis.grid(alpha=0.25, which="both")
-    axis.margins(x=0.15)
+    axis.margins(x=0.25)
     axis.spines[["top", "right"]].set_visible(False)
     with atomic_file(file) as writing:
         figure.savefig(writing, format="png", dpi=120)
