@@ -42,6 +42,7 @@ COMMANDS: dict[str, tuple[str, Callable[[ArgumentParser], None], Callable[[Names
     "lr": ("run a learning-rate range test and suggest a rate", training.lr_arguments, training.lr),
     "evaluate": ("measure a run's model again on its test images", evaluate.evaluate_arguments, evaluate.evaluate),
     "rank": ("compare backbones by their frozen features, before anything is trained", search.rank_arguments, search.rank),
+    "tune": ("search for the values of a recipe that validate best, with Optuna", search.tune_arguments, search.tune),
     "compare": ("test whether runs differ by more than chance, on their test images", search.compare_arguments, search.compare),
     "reproduce": ("run a run's recipe again and compare the two, bit for bit", training.reproduce_arguments, training.reproduce),
     "predict": ("classify images", deploy.predict_arguments, deploy.predict),

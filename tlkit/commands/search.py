@@ -4,14 +4,15 @@ import json
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from tlkit.commands.arguments import count, offline_arguments, recipe_arguments, recipe_to_run
 from tlkit.commands.log import show_log
 from tlkit.commands.signals import handle_signals
-from tlkit.errors import TlkitError
+from tlkit.errors import MissingExtraError, TlkitError
 from tlkit.files import expanded
-from tlkit.terminal import counted, print_text, takes_unicode
+from tlkit.terminal import counted, print_panel, print_text, takes_unicode, tlkit_command
 
 if TYPE_CHECKING:
     from tlkit.search.compare import Compared
@@ -89,6 +90,41 @@ def _print_ranked(rows: "list[Ranked]") -> None:
     for row in rows:
         if row.accuracy is None:
             print_text(f"not measured: {row.backbone}: {row.note}")
+
+
+def tune_arguments(parser: ArgumentParser) -> None:
+    recipe_arguments(parser)
+    offline_arguments(parser)
+    help = "finished trials of the study, of all its workers together (default: 40)"
+    parser.add_argument("--trials", type=count, default=40, metavar="N", help=help)
+    parser.add_argument("--out", type=expanded, required=True, metavar="DIR", help="where to write the study and best.yaml; resumes there")
+    help = "a study that several machines work on: a URL that Optuna takes, such as postgresql://HOST/DATABASE (default: DIR/study.db)"
+    parser.add_argument("--storage", metavar="URL", help=help)
+    parser.add_argument("--sampler", choices=("tpe", "random", "grid"), default="tpe", help="how values are drawn (default: tpe)")
+    help = "how hopeless trials are ended early (default: median)"
+    parser.add_argument("--pruner", choices=("median", "halving", "none"), default="median", help=help)
+
+
+def tune(arguments: Namespace) -> int:
+    recipe_to_run(arguments)
+    for package in ("optuna", "plotly"):
+        if find_spec(package) is None:
+            raise MissingExtraError(package, "search", "tlkit tune")
+    from rich.markup import escape
+
+    from tlkit.search.tune import Space, tune
+    from tlkit.system import keep_freed_memory
+
+    keep_freed_memory()
+    space, out = Space.of(arguments.recipe, arguments.overrides), arguments.out
+    options = {"trials": arguments.trials, "sampler": arguments.sampler, "pruner": arguments.pruner, "storage": arguments.storage}
+    with handle_signals(), show_log():
+        tuned = tune(space, out, **options)
+    rows = [(key, escape(str(value))) for key, value in tuned.values.items()]
+    rows += [("validation", f"[bold]{tuned.score:.4f}[/bold]  (best of {tuned.trials} trials)")]
+    rows += [("recipe", escape(str(out / "best.yaml"))), ("trials", escape(f"{out / 'study.html'}, {out / 'trials.csv'}"))]
+    print_panel(str(out), rows, [tlkit_command("finetune", str(out / "best.yaml"))])
+    return 0
 
 
 def compare_arguments(parser: ArgumentParser) -> None:

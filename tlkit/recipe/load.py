@@ -95,6 +95,8 @@ def recipe_yaml(recipe: Recipe, *, ascii_only: bool = False) -> str:
     ascii_only: write every other character as an escape in double quotes.
     """
     values = recipe.model_dump(by_alias=True)
+    if recipe.search is None:
+        del values["search"]  # a plain recipe doesn't mention it
     values["augment"] = [{item.name: item.arguments} if item.arguments else item.name for item in recipe.augment]
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = None  # short parts on one line, as people write recipes

@@ -16,6 +16,7 @@ from tlkit.recipe.fields.data import Data, FindBatchSize
 from tlkit.recipe.fields.learning import EarlyStopping, Ema, Loss, Mix, Optimizer, Schedule
 from tlkit.recipe.fields.model import CLASSICAL_HEADS, Model
 from tlkit.recipe.fields.phases import AnyPhase, Phase, SolvedPhase
+from tlkit.recipe.fields.search import Range
 from tlkit.recipe.fields.source import ONE_LABEL
 from tlkit.recipe.fields.strict import Strict, rule_broken
 from tlkit.recipe.fields.trainer import SPLIT_OPTIMIZERS, SPLIT_PRECISIONS, Cache, Trainer
@@ -58,6 +59,11 @@ class Recipe(Strict):
     cache: Cache = Field(default_factory=Cache, description="cache of the activations of frozen layers, for epochs, phases and runs")
     early_stopping: EarlyStopping | None = Field(None, description="end a phase that no longer improves")
     trainer: Trainer = Field(default_factory=Trainer, description="handed to Lightning")
+    search: dict[str, Range] | None = Field(
+        None,
+        examples=[{"phases[0].lr": {"log": [1e-4, 1e-2]}}],
+        description="what tlkit tune varies: a key of the recipe, as an override names it, and its range",
+    )
 
     @model_validator(mode="after")
     def _head_and_phases_agree(self) -> Self:

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -185,6 +185,18 @@ def log_rates(trainer: Trainer) -> None:
 def write_metrics_table(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
     """Write metrics.csv. Checkpoints have its rows too, so that none is lost with the power."""
     write_csv(file, METRICS_COLUMNS, ({name: row[name] for name in METRICS_COLUMNS} for row in rows), durable=False)
+
+
+class ReportScore(Callback):
+    """Calls `report` with the number of the epoch, counted from 1 over all phases of the run, and its validation score."""
+
+    def __init__(self, report: Callable[[int, float], None]) -> None:
+        self._report, self._epochs = report, 0
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._epochs += 1
+            self._report(self._epochs, float(trainer.callback_metrics[SCORE]))
 
 
 class ShowProgress(Callback):

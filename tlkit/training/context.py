@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from tlkit.training.distributed.signals import Stop
 
 if TYPE_CHECKING:
+    from lightning.pytorch.callbacks import Callback
     from rich.console import Console
 
     from tlkit.training.checkpointing.resume import Resumed
@@ -18,6 +19,7 @@ class RunContext:
     """The folder of a run, its console, its stop request, and its start.
 
     began: when the run did, or would have without a break, by time.perf_counter. resumed: the state from which it is resumed, if it is.
+    callbacks: further ones of every phase.
     """
 
     folder: Path
@@ -25,6 +27,7 @@ class RunContext:
     stop: Stop
     began: float
     resumed: "Resumed | None" = None
+    callbacks: "tuple[Callback, ...]" = ()
 
     @property
     def checkpoints(self) -> Path:

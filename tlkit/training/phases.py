@@ -180,7 +180,7 @@ def phase_callbacks(training: Training, spec: PhaseSpec) -> list[Callback]:
         callbacks.append(EarlyStopping("val/score", mode="max", patience=early.patience, min_delta=early.min_delta))
     if learning.ema:
         callbacks.append(moving_average(learning.ema))
-    return [*callbacks, training.checkpoints]
+    return [*callbacks, *context.callbacks, training.checkpoints]
 
 
 def build_module(

@@ -1,0 +1,115 @@
+"""`tlkit tune`: a real study in SQLite over real, tiny trainings."""
+
+import csv
+from pathlib import Path
+
+import optuna
+import pytest
+
+from tests.shades import draw_shades
+from tlkit.cli import main
+from tlkit.recipe.load import load_recipe
+from tlkit.search.tune import Space
+
+RECIPE = """
+name: shades
+data: {source: {folder: photos}, image_size: 32, resize: stretch, normalize: none, batch_size: 8, test: 0.25}
+model: {backbone: test_resnet, weights: random}
+phases: [{train: head, epochs: 2, lr: 1e-2}]
+search:
+  phases[0].lr: {log: [1e-6, 1e-1]}
+  phases[0].epochs: {int: [1, 2]}
+  augment: {choice: [[], [HorizontalFlip]]}
+"""
+TUNE = ("tune", "recipe.yaml", "--out", "study", "--sampler", "random")
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a study of three trials in `study`."""
+    folder = tmp_path_factory.mktemp("tune")
+    draw_shades(folder / "photos")
+    (folder / "recipe.yaml").write_text(RECIPE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("TLKIT_CACHE", str(folder / "cache"))
+        assert main([*TUNE, "--trials", "3"]) == 0
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _there(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "workplace" in request.fixturenames:
+        monkeypatch.chdir(request.getfixturevalue("workplace"))
+
+
+def trials(folder: Path) -> list[dict[str, str]]:
+    with (folder / "study/trials.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_best_values_are_in_a_plain_recipe(workplace: Path) -> None:
+    best = max(trials(workplace), key=lambda row: float(row["score"] or 0))
+    recipe = load_recipe(workplace / "study/best.yaml")
+    assert recipe.search is None
+    assert "search" not in (workplace / "study/best.yaml").read_text()
+    (phase,) = recipe.gradient_phases.values()
+    assert (f"{phase.lr:.6g}", str(phase.epochs)) == (f"{float(best['phases[0].lr']):.6g}", best["phases[0].epochs"])
+    assert all(1e-6 <= float(row["phases[0].lr"]) <= 1e-1 for row in trials(workplace))
+
+
+def test_the_page_has_its_plots_and_no_outside_resource(workplace: Path) -> None:
+    page = (workplace / "study/study.html").read_text()
+    for heading in ("History", "Each value alone", "Narrowed ranges"):
+        assert f"<h2>{heading}</h2>" in page
+    assert "<script src=" not in page
+    assert "<link" not in page
+
+
+def test_a_study_goes_on_where_it_ended(workplace: Path) -> None:
+    before = trials(workplace)
+    assert main([*TUNE, "--trials", "4"]) == 0
+    assert trials(workplace)[:3] == before
+    assert len(trials(workplace)) == 4
+    assert main([*TUNE, "--trials", "4"]) == 0  # nothing is left to do
+    assert len(trials(workplace)) == 4
+    (study,) = optuna.get_all_study_summaries(f"sqlite:///{workplace / 'study/study.db'}")
+    assert study.n_trials == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [("optimizer.weight_decay=0.1", "was begun with another recipe"), ("search={seed: {int: [0, 3]}}", "was begun with other ranges")],
+)
+def test_a_study_of_something_else_is_refused(workplace: Path, capsys: pytest.CaptureFixture[str], change: str, message: str) -> None:
+    assert main([*TUNE, change]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("search", "message"),
+    [
+        ("null", "search is missing"),
+        ("{'phases[0].lr': {log: [1e-1, 1e-3]}}", "is empty or reversed"),
+        ("{'phases[0].lr': {log: [0, 1e-3]}}", "has no logarithm at its lower end"),
+        ("{'phases[0].lr': {}}", "is empty"),
+        ("{'phases[0].lr': {log: [1e-3, 1e-1], uniform: [0, 1]}}", "has log and uniform"),
+        ("{'phases[0].rate': {uniform: [0, 1]}}", "rate"),
+        ("{'phases[3].lr': {uniform: [0, 1]}}", "phases[3]"),
+        ("{seed: {choice: [1]}}", "there is nothing to choose"),
+        ("{model.head.dropout: {uniform: [0, 3]}}", "model.head.dropout"),
+    ],
+)
+def test_a_search_that_cannot_be_is_named(workplace: Path, capsys: pytest.CaptureFixture[str], search: str, message: str) -> None:
+    assert main(["tune", "recipe.yaml", f"search={search}", "--out", "other"]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert not (workplace / "other").exists()
+
+
+def test_a_grid_has_at_least_so_many_combinations(workplace: Path) -> None:
+    grid = Space.of("recipe.yaml", []).grid(18)
+    assert grid["augment"] == ["[]", '["HorizontalFlip"]']
+    assert grid["phases[0].lr"] == pytest.approx([1e-6, 10**-3.5, 1e-1])
+    assert grid["phases[0].epochs"] == [1, 2]

@@ -1,0 +1,274 @@
+"""`tlkit tune RECIPE`: the values of `search:` that validate best, found by Optuna. Trials never see the test split."""
+
+import json
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from math import ceil
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Literal
+
+from tlkit.data.progress import progress_console
+from tlkit.data.splits.holdout import hash_images
+from tlkit.errors import Fault, RecipeError, RunError, TlkitError
+from tlkit.files import write_atomically, write_csv
+from tlkit.recipe.explain import format_value
+from tlkit.recipe.fields.search import Range
+from tlkit.recipe.load import load_recipe, recipe_yaml
+from tlkit.recipe.schema import Recipe
+from tlkit.training.callbacks import ReportScore
+from tlkit.training.context import RunContext
+from tlkit.training.distributed.signals import current_stop
+from tlkit.training.phases import Training, train_phases
+from tlkit.training.setup import Setup, prepare
+
+if TYPE_CHECKING:
+    import optuna
+
+LOG = logging.getLogger("tlkit")
+
+Sampler = Literal["tpe", "random", "grid"]
+Pruner = Literal["median", "halving", "none"]
+
+STUDY = "study.db"
+HEARTBEAT_S, GRACE_S = 10, 60
+"""A worker that was killed is known by its silence; its trial is run again by the next worker."""
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What a search has found. values: key -> value of the best trial. score: its primary metric on validation."""
+
+    values: dict[str, Any]
+    score: float
+    trials: int
+
+
+@dataclass(frozen=True)
+class Space:
+    """A recipe file, the changes of the command line, and what varies."""
+
+    file: str
+    overrides: Sequence[str]
+    ranges: Mapping[str, Range]
+
+    @classmethod
+    def of(cls, file: str, overrides: Sequence[str]) -> "Space":
+        """Raise RecipeError without a `search:`, and for a key or an end of a range that the recipe can't take."""
+        recipe = load_recipe(file, overrides)
+        if not recipe.search:
+            fix = "Add what to vary: search: {'phases[0].lr': {log: [1e-4, 1e-2]}}."
+            raise RecipeError([Fault("search", "is missing.", fix, str(file))])
+        space = cls(file, overrides, recipe.search)
+        for key, values in space.ranges.items():
+            for end in values.ends:
+                space.recipe({key: end})
+        return space
+
+    def recipe(self, values: Mapping[str, Any]) -> Recipe:
+        """Return the plain recipe with these values. Raises RecipeError, which names the key as an override."""
+        changes = [f"{key}={json.dumps(value)}" for key, value in values.items()]
+        return load_recipe(self.file, [*self.overrides, "search=null", *changes])
+
+    def suggest(self, trial: "optuna.Trial") -> dict[str, Any]:
+        return {key: _suggested(trial, key, values) for key, values in self.ranges.items()}
+
+    def grid(self, trials: int) -> dict[str, Sequence[Any]]:
+        """Return evenly spaced values of each key: as many as make at least so many combinations. Choices are all taken."""
+        from numpy import geomspace, linspace
+
+        numbers = [values for values in self.ranges.values() if values.choice is None]
+        combined = 1
+        for values in self.ranges.values():
+            combined *= len(values.choice or (0,))
+        steps = max(2, ceil((trials / combined) ** (1 / len(numbers)) - 1e-9)) if numbers else 1
+        spaced: dict[str, Sequence[Any]] = {}
+        for key, values in self.ranges.items():
+            if values.choice is not None:
+                spaced[key] = [json.dumps(choice) for choice in values.choice]
+            elif values.integer is not None:
+                spaced[key] = sorted({round(value) for value in linspace(*values.integer, steps)})
+            else:
+                spaced[key] = (geomspace if values.log else linspace)(*values.ends, steps).tolist()
+        return spaced
+
+
+def _suggested(trial: "optuna.Trial", key: str, values: Range) -> Any:
+    if values.choice is not None:
+        # As JSON: Optuna takes text and numbers, and a choice may be a list of transforms.
+        return json.loads(trial.suggest_categorical(key, [json.dumps(choice) for choice in values.choice]))
+    if values.integer is not None:
+        return trial.suggest_int(key, *values.integer)
+    return trial.suggest_float(key, *values.ends, log=values.log is not None)
+
+
+def tune(space: Space, out: Path, *, trials: int, sampler: Sampler = "tpe", pruner: Pruner = "median", storage: str | None = None) -> Tuned:
+    """Run trials until the study has `trials` finished ones, by all workers together, and write what was found into `out`.
+
+    The study is in out/study.db, or in any storage whose URL Optuna takes; a worker that is started again, or on another machine with the
+    same storage, goes on with it. Raises RunError if the study is one of another recipe or other images.
+    """
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.disable_default_handler()
+    out.mkdir(parents=True, exist_ok=True)
+    base = space.recipe({})
+    setup = without_test(prepare(base))
+    study = open_study(space, base, setup, out, trials=trials, sampler=sampler, pruner=pruner, storage=storage)
+    finished = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
+    enough = optuna.study.MaxTrialsCallback(trials, states=finished)
+    if len(study.get_trials(states=finished)) < trials:
+        study.optimize(lambda trial: run_trial(trial, space), callbacks=[enough, _log_trial], catch=())
+    write_results(study, space, out)
+    best = study.best_trial
+    return Tuned(_values(best, space), float(best.value or 0.0), len(study.get_trials(states=finished)))
+
+
+def open_study(
+    space: Space, base: Recipe, setup: Setup, out: Path, *, trials: int, sampler: Sampler, pruner: Pruner, storage: str | None
+) -> "optuna.Study":
+    """Return the new study, or the one that is there. Raises RunError if that has another recipe, other ranges or other images."""
+    import optuna
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):  # the heartbeat is one since 2.8
+            place = optuna.storages.RDBStorage(
+                storage or f"sqlite:///{out.resolve() / STUDY}",
+                heartbeat_interval=HEARTBEAT_S,
+                grace_period=GRACE_S,
+                heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=3),
+            )
+            study = optuna.create_study(
+                study_name=base.name,
+                storage=place,
+                direction="maximize",
+                load_if_exists=True,
+                sampler=_sampler(sampler, space, trials, base.seed),
+                pruner=_pruner(pruner),
+            )
+    except (SQLAlchemyError, ImportError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise TlkitError(
+            f"--storage {storage or out / STUDY}: the study can't be opened: {reason}\n  Expected a URL that Optuna takes."
+        ) from error
+    _check_same_study(study, space, base, setup)
+    return study
+
+
+def _check_same_study(study: "optuna.Study", space: Space, base: Recipe, setup: Setup) -> None:
+    hashes = hash_images(setup.samples)
+    rows = "\n".join(f"{sample.id}\0{sample.split}\0{sample.labels}\0{hashes[sample.id]}" for sample in setup.samples.samples)
+    mine = {
+        "recipe": recipe_yaml(base),
+        "search": json.dumps({key: values.model_dump(mode="json", by_alias=True) for key, values in space.ranges.items()}, sort_keys=True),
+        "images": sha256(rows.encode("utf-8", "surrogateescape")).hexdigest(),
+    }
+    for what, value in mine.items():
+        theirs = study.user_attrs.get(what)
+        if theirs is None:
+            study.set_user_attr(what, value)
+        elif theirs != value:
+            what = {"recipe": "another recipe", "search": "other ranges", "images": "other images or splits"}[what]
+            raise RunError(
+                f"The study '{study.study_name}' was begun with {what}.\n  Choose another --out, another name, or go back to what it had."
+            )
+
+
+def _sampler(name: Sampler, space: Space, trials: int, seed: int) -> "optuna.samplers.BaseSampler":
+    import optuna
+
+    if name == "grid":
+        return optuna.samplers.GridSampler(space.grid(trials), seed=seed)
+    return optuna.samplers.RandomSampler(seed=seed) if name == "random" else optuna.samplers.TPESampler(seed=seed)
+
+
+def _pruner(name: Pruner) -> "optuna.pruners.BasePruner":
+    import optuna
+
+    if name == "none":
+        return optuna.pruners.NopPruner()
+    return optuna.pruners.MedianPruner(n_startup_trials=5) if name == "median" else optuna.pruners.SuccessiveHalvingPruner()
+
+
+def run_trial(trial: "optuna.Trial", space: Space) -> float:
+    """Return the primary metric on validation of the best epoch. What is cached of frozen layers is shared by all trials."""
+    import optuna
+
+    def report(epoch: int, score: float) -> None:
+        trial.report(score, epoch)
+        if trial.should_prune():
+            raise optuna.TrialPruned
+
+    recipe = space.recipe(space.suggest(trial))
+    setup = without_test(prepare(recipe))
+    setup.data.hashes = hash_images(setup.samples)
+    with TemporaryDirectory(prefix="tlkit-trial-") as folder, _quiet():
+        console = progress_console(quiet=True)
+        context = RunContext(Path(folder), console, current_stop(), perf_counter(), callbacks=(ReportScore(report),))
+        training = Training.begin(setup, recipe.trainer.checkpoint_every, context)
+        train_phases(training)
+        return float(training.best.score)
+
+
+def without_test(setup: Setup) -> Setup:
+    """Return the setup without the test images: a search must not see them."""
+    samples = replace(setup.samples, samples=tuple(sample for sample in setup.samples.samples if sample.split != "test"))
+    setup.data.samples = samples
+    return replace(setup, samples=samples)
+
+
+@contextmanager
+def _quiet() -> Any:
+    """Leave warnings alone of what a trial logs: a line for each trial is enough."""
+    level = LOG.level
+    LOG.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        LOG.setLevel(level)
+
+
+def _log_trial(study: "optuna.Study", trial: "optuna.trial.FrozenTrial") -> None:
+    import optuna
+
+    values = "  ".join(f"{key} {format_value(value)}" for key, value in trial.params.items())
+    seconds = trial.duration.total_seconds() if trial.duration else 0.0
+    if trial.state == optuna.trial.TrialState.PRUNED:
+        LOG.info("trial %d  pruned after %d epochs  %s  %.1f s", trial.number + 1, len(trial.intermediate_values), values, seconds)
+        return
+    best = study.best_trial
+    LOG.info(
+        "trial %d  %.4f  (best %.4f, trial %d)  %s  %.1f s", trial.number + 1, trial.value, best.value, best.number + 1, values, seconds
+    )
+
+
+def _values(trial: "optuna.trial.FrozenTrial", space: Space) -> dict[str, Any]:
+    return {key: json.loads(value) if space.ranges[key].choice is not None else value for key, value in trial.params.items()}
+
+
+def write_results(study: "optuna.Study", space: Space, out: Path) -> None:
+    """Write best.yaml, trials.csv and study.html."""
+    from tlkit.search.study_page import write_study_page
+
+    best = _values(study.best_trial, space)
+    write_atomically(out / "best.yaml", recipe_yaml(space.recipe(best)))
+    rows = [
+        {
+            "trial": trial.number + 1,
+            "state": trial.state.name.lower(),
+            "score": "" if trial.value is None else f"{trial.value:.6f}",
+            "epochs": len(trial.intermediate_values),
+            "seconds": f"{trial.duration.total_seconds():.2f}" if trial.duration else "",
+            **{key: trial.params.get(key, "") for key in space.ranges},
+        }
+        for trial in study.get_trials(deepcopy=False)
+    ]
+    write_csv(out / "trials.csv", ["trial", "state", "score", "epochs", "seconds", *space.ranges], rows)
+    write_study_page(study, space.ranges, out / "study.html")
