@@ -259,6 +259,8 @@ def _words(annotation: Any, field: FieldInfo) -> str:
         return _list_words(bare)
     if get_origin(bare) is list:
         return "a list of whole numbers"
+    if get_origin(bare) is dict:
+        return "a mapping of keys to ranges"
     names: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
     return names[bare] + _bound_words(bounds)
 
@@ -266,10 +268,12 @@ def _words(annotation: Any, field: FieldInfo) -> str:
 def _list_words(annotation: Any) -> str:
     """Describe a tuple: `a list of 3 whole numbers from 0 to 255`."""
     first, *others = get_args(annotation)
-    if _without_annotated(first) is not int:
-        return "a list of text" if _without_annotated(first) is str else "a list of mappings"
-    bounds = [inner for item in first.__metadata__ for inner in item.metadata]
-    return f"a list of {len(others) + 1} whole numbers{_bound_words(bounds)}"
+    items: dict[Any, str] = {int: "whole numbers", float: "numbers", str: "text", Any: "values"}
+    words = items.get(_without_annotated(first), "mappings")
+    if Ellipsis in others or words in ("text", "mappings"):
+        return f"a list of {words}"
+    bounds = [inner for item in getattr(first, "__metadata__", ()) for inner in item.metadata]
+    return f"a list of {len(others) + 1} {words}{_bound_words(bounds)}"
 
 
 def _bound_words(bounds: list[Any]) -> str:

@@ -1,6 +1,6 @@
 """study.html: what a search has tried, on one page without outside resources."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +49,10 @@ def _plots(study: "optuna.Study", trials: "list[optuna.trial.FrozenTrial]") -> I
     from optuna import visualization
 
     layout = {"template": "plotly_white", "title": None, "margin": {"l": 60, "r": 20, "t": 20, "b": 50}, "height": 380}
-    drawn = {"History": visualization.plot_optimization_history, "Each value alone": visualization.plot_slice}
+    drawn: dict[str, Callable[..., Any]] = {
+        "History": visualization.plot_optimization_history,
+        "Each value alone": visualization.plot_slice,
+    }
     if len(trials) > 2 and len({trial.value for trial in trials}) > 1 and len(trials[0].params) > 1:
         drawn["Importance of each key (fANOVA)"] = visualization.plot_param_importances
     for heading, draw in drawn.items():

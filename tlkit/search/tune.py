@@ -92,9 +92,10 @@ class Space:
             if values.choice is not None:
                 spaced[key] = [json.dumps(choice) for choice in values.choice]
             elif values.integer is not None:
-                spaced[key] = sorted({round(value) for value in linspace(*values.integer, steps)})
+                spaced[key] = sorted({round(value) for value in linspace(values.integer[0], values.integer[1], steps)})
             else:
-                spaced[key] = (geomspace if values.log else linspace)(*values.ends, steps).tolist()
+                low, high = values.ends
+                spaced[key] = (geomspace(low, high, steps) if values.log else linspace(low, high, steps)).tolist()
         return spaced
 
 
