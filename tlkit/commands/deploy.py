@@ -1,6 +1,6 @@
 """Commands for a trained model: predict, export, verify, serve."""
 
-from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, Namespace
 
 from tlkit.commands.arguments import count, override_arguments
 from tlkit.commands.log import show_log
@@ -58,7 +58,8 @@ def export_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--out", type=expanded, metavar="DIR", help="output folder, with a folder per format; default: RUN/export")
     parser.add_argument("--zip", dest="zipped", action="store_true", help="also make a .zip of each folder")
     help = "number of images that the export is proved with, or all; default: 200 of the validation split"
-    parser.add_argument("--proof-images", "--pictures", type=_number_or_all, default=200, metavar="N", help=help)
+    parser.add_argument("--proof-images", type=_number_or_all, default=200, metavar="N", help=help)
+    parser.add_argument("--pictures", dest="proof_images", type=_number_or_all, default=SUPPRESS, help=SUPPRESS)  # its name up to now
     help = "prove it with the images in this folder, if the run's own are not available"
     parser.add_argument("--images", type=expanded, metavar="DIR", help=help)
     help = "largest allowed difference of a probability; default: 1e-4"
