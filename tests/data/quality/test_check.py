@@ -125,9 +125,9 @@ def test_json_has_every_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert found["findings"][0]["where"] == "cat/caf\udce9.png"
 
 
-def test_a_sound_folder_ends_with_0(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sound_folder_ends_with_0_and_the_words_that_scripts_look_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "check", str(small_folder(tmp_path / "photos"))]) == 0
-    assert "24 images in 2 classes were decoded, all of them can be read." in capsys.readouterr().out
+    assert "24 pictures in 2 classes were decoded, all of them can be read." in capsys.readouterr().out  # not images: see check.py
     assert main(["data", "check", "quickstart"]) == 0
 
 

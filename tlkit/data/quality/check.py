@@ -159,8 +159,8 @@ def _print_table(checked: Checked, name: str, out: Path | None) -> None:
     counts = {level: checked.count(level) for level in LEVELS}
     readable = f"{checked.bad} of them can't be read" if checked.bad else "all of them can be read"
     classes = f" in {counted(checked.classes, 'class', 'classes')}" if checked.classes else ""
-    # "pictures", where all else says images: scripts look for it in this line.
-    decoded = f"{counted(checked.images, 'image')}{classes} {'was' if checked.images == 1 else 'were'} decoded"
+    # A contract: scripts look for "24 pictures in 2 classes" in this line, acceptance scripts too, so it doesn't say images.
+    decoded = f"{counted(checked.images, 'picture')}{classes} {'was' if checked.images == 1 else 'were'} decoded"
     print_text(f"{name}: {decoded}, {readable}." if checked.images else f"{name}: no image was found.")
     if checked.findings:
         table = Table("", "where", "what is wrong", "what to do", box=None, header_style="bold")
