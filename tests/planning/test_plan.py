@@ -205,7 +205,7 @@ def test_a_stage_that_the_backbone_does_not_have_is_named_with_its_line(there: P
 
 
 def test_batch_norm_on_one_image_is_refused_as_in_training(there: Path) -> None:
-    with pytest.raises(DataError, match=r"data.batch_size gives 1 images"):
+    with pytest.raises(DataError, match=r"data.batch_size gives 1 image "):
         planned("data.batch_size=1")
 
 

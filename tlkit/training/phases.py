@@ -287,6 +287,6 @@ def check_batch_size(classifier: Classifier, per_device_batch_size: int) -> None
     if trained_norms and per_device_batch_size < 2:
         images = counted(per_device_batch_size, "image")
         raise DataError(
-            f"data.batch_size gives {images} a step to each device, and batch-norm needs two or more to train.\n"
+            f"data.batch_size gives {images} per step to each device, and batch-norm needs two or more to train.\n"
             "  Use a larger data.batch_size, or fewer devices."
         )
