@@ -219,7 +219,7 @@ def test_what_is_no_state_dict_says_what_it_is(tmp_path: Path) -> None:
 
 
 def test_an_ending_that_no_weights_have_is_reported_with_those_that_they_have(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match=r"w\.onnx' has no ending(.|\n)*\.safetensors, \.pth"):
+    with pytest.raises(WeightsError, match=r"w\.onnx' has no known ending(.|\n)*\.safetensors, \.pth"):
         find_weights(model("resnet18", {"file": str(tmp_path / "w.onnx")}))
 
 

@@ -100,7 +100,7 @@ def test_another_mean_image_is_refused(run: Path, tmp_path: Path) -> None:
 
 
 def test_the_log_says_what_plain_timm_needs(run: Path) -> None:
-    assert "plain timm doesn't know of it" in (run / "log.txt").read_text()
+    assert "plain timm doesn't use it" in (run / "log.txt").read_text()
 
 
 def test_weights_of_such_a_run_are_reported_to_have_seen_a_mean_image(run: Path, workplace: Path, tmp_path: Path) -> None:
