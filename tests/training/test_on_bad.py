@@ -129,7 +129,7 @@ def test_a_run_that_lacks_only_its_measuring_goes_on_without_test_images_that_ha
     assert "    seed: 0 -> 1\n" in refused
     assert "data.on_bad, data.leak_check" in refused
     assert run("--out", "run", "--resume", "data.on_bad=skip") == 0
-    assert "1 test images can't be read any more and are not measured" in capsys.readouterr().err
+    assert "1 test image can't be read any more and is not measured" in capsys.readouterr().err
     assert (place / "run" / "model" / "model.safetensors").read_bytes() == weights
     after = rows(place / "run" / "split.csv")
     assert len(after) == 23
