@@ -20,6 +20,7 @@ from tlkit.data.samples import Sample, Samples
 from tlkit.errors import CacheUnavailable, DataError, RecipeError
 from tlkit.recipe.fields.augment import Transform
 from tlkit.recipe.load import load_recipe
+from tlkit.system import shipped
 
 SIZE = 24
 SPEC = Preprocessing(SIZE, "crop", 1.0, "bilinear", (0.5,) * 3, (0.5,) * 3)
@@ -207,6 +208,24 @@ def test_a_later_phase_goes_on_and_the_sheet_shows_what_is_trained_on(samples: S
             image.numpy().tobytes() for batch, _ in at_epoch(data, 0) for image in batch.contiguous()
         }
         assert row.views[0].shape == (SIZE, SIZE, 3)
+
+
+def test_a_loader_that_resumes_mid_epoch_gives_the_rest_of_it(samples: Samples) -> None:
+    data = data_of(samples, built(*AUGMENT))
+    first, *rest = [images.numpy().tobytes() for images, _ in at_epoch(data, 1)]
+    begun, resumed = at_epoch(data, 1), at_epoch(data, 1)
+    assert next(iter(begun))[0].numpy().tobytes() == first
+    resumed.load_state_dict(begun.state_dict())
+    assert [images.numpy().tobytes() for images, _ in resumed] == rest
+
+
+def test_a_data_module_of_a_folder_takes_a_margin() -> None:
+    folder = shipped("data/fashion_mnist_mini")
+    data = ImageDataModule.from_folder(folder, image_size=32, augment=["HorizontalFlip"], margin=1.5)
+    images = data.train_dataloader().images
+    assert images.loaded(0).shape == (48, 48, 3)
+    assert images[(0, 0)][0].shape == (32, 32, 3)
+    assert data.val_dataloader().images.loaded(0).shape == (32, 32, 3)
 
 
 def at_epoch(data: ImageDataModule, epoch: int) -> Any:

@@ -78,6 +78,7 @@ class ImageDataModule(lightning.LightningDataModule):
         batch_size: int = 64,
         validation: float = 0.1,
         augment: str | Sequence[Any] = (),
+        margin: float = 1.0,
         seed: int = 0,
     ) -> Self:
         """Read a folder of images, one folder a class: `photos/rose/1.jpg`, or with splits `photos/train/rose/1.jpg`.
@@ -89,6 +90,7 @@ class ImageDataModule(lightning.LightningDataModule):
             validation: Share of the training split kept for validation, and the same for the test, where the folder has no such split.
             augment: What is done to training images, as in a recipe: light, medium, heavy, or a list of albumentations' transforms such
                 as `["HorizontalFlip", {"Rotate": {"limit": 15}}]`.
+            margin: Size of training images before a crop to the square, as a multiple of image_size, from 1 to 2; see `data.margin`.
             seed: Decides the splits, and the order and the augmentation of every epoch.
 
         Returns:
@@ -101,10 +103,10 @@ class ImageDataModule(lightning.LightningDataModule):
         """
         source = {"folder": folder}
         shares = {"validation": validation, "test": validation}
-        values = {"source": source, "image_size": image_size, "batch_size": batch_size, **shares}
+        values = {"source": source, "image_size": image_size, "batch_size": batch_size, "margin": margin, **shares}
         data = validated(Data, document_of(values), "data")
         samples = split_by_recipe(read_source(data.source, Path(data.root)), data, seed)
-        augmentation = build_augmentation(transforms_of(augment), image_size)
+        augmentation = build_augmentation(transforms_of(augment), image_size, margin=margin)
         return cls(samples, preprocessing_for(data, {}), augmentation, batch_size=batch_size, seed=seed)
 
     @property

@@ -109,6 +109,9 @@ def test_a_random_augmentation_runs_live_and_views_are_kept_if_asked(place: Path
     rows, _, views = train(place, "views", flip, "cache.views=2", "phases=[{train: head, epochs: 4, lr: 1e-2}]")
     assert "48 images in 2 views" in views
     assert len(rows) == 4
+    # With a margin they are other images, though the transforms are the same.
+    _, _, larger = train(place, "larger", flip, "cache.views=2", "data.margin=1.25", "phases=[{train: head, epochs: 1, lr: 1e-2}]")
+    assert "48 images in 2 views" in larger
 
 
 def test_over_budget_says_what_would_be_needed_and_half_precision_is_taken_only_if_allowed(place: Path) -> None:
