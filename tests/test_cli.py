@@ -21,7 +21,7 @@ SLOW_TO_IMPORT = ("torch", "timm", "lightning", "albumentations", "numpy", "PIL"
 
 def tlkit(*words: str, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    return subprocess.run([sys.executable, "-m", "tlkit", *words], cwd=cwd, env=environment, capture_output=True, text=True, timeout=60)
+    return subprocess.run([sys.executable, "-m", "tlkit", *words], cwd=cwd, env=environment, capture_output=True, text=True)
 
 
 def raising(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from runpy import run_path
 from tempfile import TemporaryDirectory
 
 from tests.processes import HANGS_S, read_until
@@ -74,6 +75,13 @@ def run(*words: str, cwd: Path, env: Mapping[str, str]) -> "subprocess.Completed
     """Run `python -m tlkit WORDS` to its end."""
     with TemporaryDirectory() as folder:
         return start(*words, cwd=cwd, env=env, out=Path(folder) / "out").finished()
+
+
+def run_script(script: Path, *words: str) -> None:
+    """Run `python SCRIPT WORDS` in place of tlkit. For `first`."""
+    sys.argv = [str(script), *words]
+    run_path(str(script), run_name="__main__")
+    sys.exit()
 
 
 def run_together(

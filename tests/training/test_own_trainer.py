@@ -3,8 +3,8 @@
 import json
 import os
 import runpy
-import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import tlkit
+from tests import warm
 from tlkit.errors import BackboneError, RecipeError
 from tlkit.recipe.fields.model import Head
 
@@ -48,11 +49,10 @@ SCRIPT = """
 
 def figures_of_two(script: Path, replaced: str) -> dict[str, float]:
     """Figures of the script on two processes. replaced: whether its Trainer may replace samplers by its own."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    words = [sys.executable, str(script), str(PHOTOS), "2", replaced]
-    done = subprocess.run(words, cwd=script.parent, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return figures_in(done.stdout)
+    first = partial(warm.run_script, script, str(PHOTOS), "2", replaced)
+    done = warm.run_together(folders=(script.parent, script.parent), env=os.environ, first=first)
+    assert [process.returncode for process in done] == [0, 0], done
+    return figures_in(done[0].stdout)
 
 
 def figures_in(out: str) -> dict[str, float]:
