@@ -129,8 +129,7 @@ def test_a_worker_that_is_killed_ends_the_run_with_one_message(tmp_path: Path) -
     ended = run.finished()
     assert ended.returncode == 2, ended.stderr
     assert "epoch 1000/1000" not in ended.stderr
-    (line,) = [line for line in ended.stderr.splitlines() if "A worker process that reads images has died" in line]
-    assert "Bus error" in line
+    assert ended.stderr.count("A worker process that reads images has died") == 1
     assert "/dev/shm" in ended.stderr
     assert "data.workers=0" in ended.stderr
     assert "Traceback" not in ended.stderr

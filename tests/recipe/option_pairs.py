@@ -24,6 +24,7 @@ LEFT_OUT = {
     "data.root": "a path",
     "model.backbone": "tests/models/test_contract.py builds every family",
     "model.weights": "tests/models/test_weights.py",
+    "search": "other values of other keys; tests/search",
     "phases[1].compile": "a minute for each; tests/training/test_phase_settings.py",
     "phases[1].epochs": "one is enough for a step",
     "phases[1].lr": "any is as good",
