@@ -17,7 +17,6 @@ from tlkit.system import shipped
 from tlkit.training.closed_form.solve import solve_head
 from tlkit.training.objective import build_objective
 from tlkit.training.setup import prepare
-from tlkit.training.specs import Learning, phase_specs
 
 RECIPES = sorted(shipped("recipes").rglob("*.yaml"))
 FROM_SCRATCH = ("classic_alexnet", "classic_lenet5", "classic_simple_cnn", "degradation_plain34", "degradation_residual34")
@@ -61,16 +60,15 @@ def test_a_shipped_recipe_is_built_and_steps_through_its_phases(path: Path, tabl
     setup = prepare(recipe)
     setup.data.hashes = hash_images(setup.samples)
     assert setup.classifier.classes == CLASSES
-    specs = phase_specs(recipe, setup.trained)
-    assert len(specs) == len(written.phases) >= 1
-    for spec in specs:
+    assert len(setup.phases) == len(written.phases) >= 1
+    for spec in setup.phases:
         if isinstance(spec.phase, Phase):
             counter = Steps()
-            try_phase(setup.classifier, setup.data, recipe, spec.phase, spec.trained, callback=counter, max_steps=1, limit_val_batches=1)
+            try_phase(setup.classifier, setup.data, setup.learning, spec, callback=counter, max_steps=1, limit_val_batches=1)
             assert counter.steps == 1
         else:
-            criterion = build_objective(Learning.of(recipe), setup.classifier, setup.samples).criterion
-            row, _ = solve_head(setup.classifier, setup.data, spec, criterion=criterion, cache=recipe.cache, console=Console(quiet=True))
+            criterion = build_objective(setup.learning, setup.classifier, setup.samples).criterion
+            row, _ = solve_head(setup.classifier, setup.data, spec, criterion=criterion, cache=setup.cache, console=Console(quiet=True))
             assert row["train/loss"] < 1.2  # log(3) is 1.1: no worse than a guess, nor for one of three labels yes or no
 
 
