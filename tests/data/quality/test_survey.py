@@ -90,7 +90,7 @@ def test_the_table_hints_at_what_a_recipe_should_set(folder: Path, capsys: pytes
     said = " ".join(capsys.readouterr().out.split())
     assert "classes differ 6.0-fold: dog has most images to train on, cat fewest. Set `imbalance: loss_weights`" in said
     assert "more than twice as long as wide" in said
-    assert "1 images can't be read" in said
+    assert "1 image can't be read" in said
 
 
 def test_a_recipes_splits_size_and_limit_are_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
