@@ -112,15 +112,15 @@ def tune(arguments: Namespace) -> int:
             raise MissingExtraError(package, "search", "tlkit tune")
     from rich.markup import escape
 
-    from tlkit.search.tune import Space, tune
+    from tlkit.search.tune import Search, Space, label, tune
     from tlkit.system import keep_freed_memory
 
     keep_freed_memory()
     space, out = Space.of(arguments.recipe, arguments.overrides), arguments.out
-    options = {"trials": arguments.trials, "sampler": arguments.sampler, "pruner": arguments.pruner, "storage": arguments.storage}
+    how = Search(arguments.trials, arguments.sampler, arguments.pruner, arguments.storage)
     with handle_signals(), show_log():
-        tuned = tune(space, out, **options)
-    rows = [(key, escape(str(value))) for key, value in tuned.values.items()]
+        tuned = tune(space, out, how)
+    rows = [(key, escape(label(value))) for key, value in tuned.values.items()]
     rows += [("validation", f"[bold]{tuned.score:.4f}[/bold]  (best of {tuned.trials} trials)")]
     rows += [("recipe", escape(str(out / "best.yaml"))), ("trials", escape(f"{out / 'study.html'}, {out / 'trials.csv'}"))]
     print_panel(str(out), rows, [tlkit_command("finetune", str(out / "best.yaml"))])

@@ -13,14 +13,16 @@ from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
 
+from filelock import FileLock
+
 from tlkit.data.progress import progress_console
 from tlkit.data.splits.holdout import hash_images
 from tlkit.errors import Fault, RecipeError, RunError, TlkitError
 from tlkit.files import write_atomically, write_csv
-from tlkit.recipe.explain import format_value
 from tlkit.recipe.fields.search import Range
 from tlkit.recipe.load import load_recipe, recipe_yaml
 from tlkit.recipe.schema import Recipe
+from tlkit.system import cache_folder
 from tlkit.training.callbacks import ReportScore
 from tlkit.training.context import RunContext
 from tlkit.training.distributed.signals import current_stop
@@ -38,6 +40,16 @@ Pruner = Literal["median", "halving", "none"]
 STUDY = "study.db"
 HEARTBEAT_S, GRACE_S = 10, 60
 """A worker that was killed is known by its silence; its trial is run again by the next worker."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """How to search. trials: finished ones, of all workers together. storage: a URL that Optuna takes; None for a file in `out`."""
+
+    trials: int = 40
+    sampler: Sampler = "tpe"
+    pruner: Pruner = "median"
+    storage: str | None = None
 
 
 @dataclass(frozen=True)
@@ -108,8 +120,8 @@ def _suggested(trial: "optuna.Trial", key: str, values: Range) -> Any:
     return trial.suggest_float(key, *values.ends, log=values.log is not None)
 
 
-def tune(space: Space, out: Path, *, trials: int, sampler: Sampler = "tpe", pruner: Pruner = "median", storage: str | None = None) -> Tuned:
-    """Run trials until the study has `trials` finished ones, by all workers together, and write what was found into `out`.
+def tune(space: Space, out: Path, how: Search) -> Tuned:
+    """Run trials until the study has `how.trials` finished ones, by all workers together, and write what was found into `out`.
 
     The study is in out/study.db, or in any storage whose URL Optuna takes; a worker that is started again, or on another machine with the
     same storage, goes on with it. Raises RunError if the study is one of another recipe or other images.
@@ -121,45 +133,44 @@ def tune(space: Space, out: Path, *, trials: int, sampler: Sampler = "tpe", prun
     out.mkdir(parents=True, exist_ok=True)
     base = space.recipe({})
     setup = without_test(prepare(base))
-    study = open_study(space, base, setup, out, trials=trials, sampler=sampler, pruner=pruner, storage=storage)
+    study = open_study(space, base, setup, out, how)
     finished = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
-    enough = optuna.study.MaxTrialsCallback(trials, states=finished)
-    if len(study.get_trials(states=finished)) < trials:
+    enough = optuna.study.MaxTrialsCallback(how.trials, states=finished)
+    if len(study.get_trials(states=finished)) < how.trials:
         study.optimize(lambda trial: run_trial(trial, space), callbacks=[enough, _log_trial], catch=())
     write_results(study, space, out)
     best = study.best_trial
     return Tuned(_values(best, space), float(best.value or 0.0), len(study.get_trials(states=finished)))
 
 
-def open_study(
-    space: Space, base: Recipe, setup: Setup, out: Path, *, trials: int, sampler: Sampler, pruner: Pruner, storage: str | None
-) -> "optuna.Study":
+def open_study(space: Space, base: Recipe, setup: Setup, out: Path, how: Search) -> "optuna.Study":
     """Return the new study, or the one that is there. Raises RunError if that has another recipe, other ranges or other images."""
     import optuna
     from sqlalchemy.exc import SQLAlchemyError
 
-    try:
-        with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):  # the heartbeat is one since 2.8
-            place = optuna.storages.RDBStorage(
-                storage or f"sqlite:///{out.resolve() / STUDY}",
-                heartbeat_interval=HEARTBEAT_S,
-                grace_period=GRACE_S,
-                heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=3),
-            )
-            study = optuna.create_study(
-                study_name=base.name,
-                storage=place,
-                direction="maximize",
-                load_if_exists=True,
-                sampler=_sampler(sampler, space, trials, base.seed),
-                pruner=_pruner(pruner),
-            )
-    except (SQLAlchemyError, ImportError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise TlkitError(
-            f"--storage {storage or out / STUDY}: the study can't be opened: {reason}\n  Expected a URL that Optuna takes."
-        ) from error
-    _check_same_study(study, space, base, setup)
+    url = how.storage or f"sqlite:///{out.resolve() / STUDY}"
+    # One after the other: two workers that create the tables at once fail (Optuna 5.0).
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    with FileLock(cache_folder() / f"study-{sha256(url.encode()).hexdigest()[:16]}.lock"):
+        try:
+            with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):  # the heartbeat is one since 2.8
+                storage = optuna.storages.RDBStorage(
+                    url,
+                    heartbeat_interval=HEARTBEAT_S,
+                    grace_period=GRACE_S,
+                    heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=3),
+                )
+                study = optuna.create_study(study_name=base.name, storage=storage, direction="maximize", load_if_exists=True)
+        except (SQLAlchemyError, ImportError, ValueError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            place = f"--storage {how.storage}" if how.storage else str(out / STUDY)
+            raise TlkitError(f"{place}: the study can't be opened: {reason}\n  Expected a URL that Optuna takes.") from error
+        _check_same_study(study, space, base, setup)
+        worker = study.user_attrs.get("workers", 0)
+        study.set_user_attr("workers", worker + 1)
+    # Another seed for each worker, and after each break: the same one would draw the same values again.
+    study.sampler = _sampler(how, space, (base.seed + 1_000_003 * worker) % 2**32)
+    study.pruner = _pruner(how.pruner)
     return study
 
 
@@ -182,12 +193,12 @@ def _check_same_study(study: "optuna.Study", space: Space, base: Recipe, setup: 
             )
 
 
-def _sampler(name: Sampler, space: Space, trials: int, seed: int) -> "optuna.samplers.BaseSampler":
+def _sampler(how: Search, space: Space, seed: int) -> "optuna.samplers.BaseSampler":
     import optuna
 
-    if name == "grid":
-        return optuna.samplers.GridSampler(space.grid(trials), seed=seed)
-    return optuna.samplers.RandomSampler(seed=seed) if name == "random" else optuna.samplers.TPESampler(seed=seed)
+    if how.sampler == "grid":
+        return optuna.samplers.GridSampler(space.grid(how.trials), seed=seed)
+    return optuna.samplers.RandomSampler(seed=seed) if how.sampler == "random" else optuna.samplers.TPESampler(seed=seed)
 
 
 def _pruner(name: Pruner) -> "optuna.pruners.BasePruner":
@@ -239,7 +250,7 @@ def _quiet() -> Any:
 def _log_trial(study: "optuna.Study", trial: "optuna.trial.FrozenTrial") -> None:
     import optuna
 
-    values = "  ".join(f"{key} {format_value(value)}" for key, value in trial.params.items())
+    values = "  ".join(f"{key} {label(value)}" for key, value in trial.params.items())
     seconds = trial.duration.total_seconds() if trial.duration else 0.0
     if trial.state == optuna.trial.TrialState.PRUNED:
         LOG.info("trial %d  pruned after %d epochs  %s  %.1f s", trial.number + 1, len(trial.intermediate_values), values, seconds)
@@ -248,6 +259,11 @@ def _log_trial(study: "optuna.Study", trial: "optuna.trial.FrozenTrial") -> None
     LOG.info(
         "trial %d  %.4f  (best %.4f, trial %d)  %s  %.1f s", trial.number + 1, trial.value, best.value, best.number + 1, values, seconds
     )
+
+
+def label(value: Any) -> str:
+    """Return a value in four digits, and a choice as the recipe has it."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _values(trial: "optuna.trial.FrozenTrial", space: Space) -> dict[str, Any]:
