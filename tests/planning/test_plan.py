@@ -259,6 +259,20 @@ def test_what_looks_like_a_slip_is_reported(there: Path, overrides: list[str], s
     assert said in texts(planned(*overrides))
 
 
+def test_a_phase_with_adapters_is_beside_all_in_parameters_and_memory(there: Path) -> None:
+    phases = "phases=[{train: {lora: {rank: 4}}, epochs: 1, lr: 0.1}]"
+    found = planned("model.backbone=test_vit", phases)
+    (phase,) = found.phases
+    assert phase.beside_all is not None
+    everything, memory = phase.beside_all
+    backbone = create_backbone("test_vit", 32)
+    assert everything == sum(parameter.numel() for parameter in backbone.parameters()) + 64 * 3 + 3
+    layers = [module for module in backbone.modules() if isinstance(module, nn.Linear)]
+    assert phase.trained == sum(4 * (layer.in_features + layer.out_features) for layer in layers) + 64 * 3 + 3
+    assert phase.memory.total < memory.total
+    assert f"note: phases[0] trains {phase.trained:,} parameters in " in texts(found)
+
+
 def test_the_size_without_dense_layers_is_beside_that_with_them(there: Path) -> None:
     # As torchvision's vgg11 has them: 9,220,480 in its convolutions, 119,545,856 in its first two dense layers.
     found = texts(planned("model.backbone=vgg11", "model.features=conv"))

@@ -264,6 +264,13 @@ def test_a_known_key_in_the_wrong_part_is_reported_where_it_belongs(tmp_path: Pa
             "= 'conv' leaves out the dense layers that VGG and AlexNet end in, and backbone is 'resnet18'.",
             "Remove it, or set model.backbone to another. Expected one of: alexnet, vgg11, vgg11_bn",
         ),
+        (
+            "phases[0].train={lora: {rank: 8}}",
+            "= {lora: ..}, but resnet18 has no linear layers below the head to adapt.",
+            "Set it to {from: STAGE}, or model.backbone to one that has some: vit_tiny_patch16_224, convnext_tiny",
+        ),
+        ("phases[0].train={lora: {rank: 0}}", "= 0 is out of range.", "Expected a whole number of at least 1"),
+        ("phases[0].train={lroa: {rank: 8}}", "can't be used.", "Did you mean 'lora'?"),
         # Unions: one fault each, whatever the number of alternatives.
         (
             "data.source={foldr: x}",

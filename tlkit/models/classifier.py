@@ -1,6 +1,6 @@
 """Classifier: a backbone, a head, and the part of them that is frozen."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from tlkit.data.preprocess import Preprocessing
 from tlkit.errors import BackboneError, DataError, Fault, RecipeError
+from tlkit.models.adapters import add_adapters, merge_adapters, plain_name, plain_state
 from tlkit.models.backbones import Stage, stages
 from tlkit.models.freeze import set_trainable
 from tlkit.models.heads import build_head
 from tlkit.recipe.fields.model import Head
-from tlkit.recipe.fields.phases import BatchNorm
+from tlkit.recipe.fields.phases import Adapter, BatchNorm
 
 
 class Classifier(nn.Module):
@@ -34,6 +35,8 @@ class Classifier(nn.Module):
         classes: Names of the K classes, in the order of the logits.
         stages: The stages of the backbone in forward order, as `train: {from: STAGE}` names them.
         preprocessing: None where none was given.
+        adapter: What the backbone's linear layers are adapted by in this phase; None where it is a plain network.
+        called: The names of the backbone's modules that run.
     """
 
     def __init__(
@@ -44,6 +47,8 @@ class Classifier(nn.Module):
         self.stages: tuple[Stage, ...] = stages(backbone)
         self.classes: tuple[str, ...] = tuple(map(str, range(classes)) if isinstance(classes, int) else classes)
         self.preprocessing = preprocessing
+        self.adapter: Adapter | None = None
+        self.called: frozenset[str] = frozenset()
         self._head_sees_map = head.kind == "locally_connected"
         self.head = build_head(head, self._feature_shape(image_size), len(self.classes))
         self._frozen: frozenset[str] = frozenset()
@@ -85,13 +90,33 @@ class Classifier(nn.Module):
         images = torch.stack([torch.from_numpy(self.preprocessing.read(path)) for path in paths])  # [B, S, S, C] uint8
         return self.preprocessing.normalize(images.to(next(self.parameters()).device).permute(0, 3, 1, 2))
 
-    def train_only(self, parameters: frozenset[str], batchnorm: BatchNorm = "adapt") -> None:
+    def train_only(self, parameters: frozenset[str], batchnorm: BatchNorm = "adapt", adapter: Adapter | None = None) -> None:
         """Go into train mode with the head and these parameters of the backbone training.
 
         All else is frozen: no gradients, and in eval mode for good. batchnorm: see `set_trainable`.
+        adapter: trains in place of these parameters, which stay as they are until `merge_adapters`.
         """
+        if adapter is not None and self.adapter is None:
+            self.adapt(parameters, adapter)
         self._frozen = set_trainable(self.backbone, parameters, batchnorm)
         self.train()
+
+    def adapt(self, weights: Collection[str], adapter: Adapter) -> None:
+        """Put adapters on these weights of the backbone."""
+        device = next(self.backbone.parameters()).device
+        add_adapters(self.backbone, weights, adapter)
+        self.backbone.to(device)
+        self.adapter, self.stages = adapter, stages(self.backbone)
+
+    def merge_adapters(self) -> None:
+        """Add what adapters have learned to the weights of their layers, so that the backbone is a plain network again."""
+        if self.adapter is not None:
+            merge_adapters(self.backbone)
+            self.adapter, self.stages = None, stages(self.backbone)
+
+    def plain_state(self) -> dict[str, Tensor]:
+        """Return the state dict, with adapters merged if there are any."""
+        return self.state_dict() if self.adapter is None else plain_state(self)
 
     @property
     def trains_whole_backbone(self) -> bool:
@@ -99,12 +124,12 @@ class Classifier(nn.Module):
 
     @property
     def changing(self) -> frozenset[str]:
-        """Return the names in `state_dict` of all that training may change: what has gradients, and statistics of what is in train mode."""
+        """Return the names in `plain_state` of all that training may change: what has gradients, and statistics of batches."""
         trained = {name for name, parameter in self.named_parameters(remove_duplicate=False) if parameter.requires_grad}
         moving = (
             f"{path}.{name}" for path, module in self.named_modules() if module.training for name, _ in module.named_buffers(recurse=False)
         )
-        return frozenset(trained).union(moving)
+        return frozenset(map(plain_name, trained.union(moving)))
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
@@ -120,6 +145,7 @@ class Classifier(nn.Module):
         with _called(self.backbone) as called:
             shape = self.features(torch.zeros(1, int(self.backbone.in_chans), image_size, image_size)).shape[1:]  # type: ignore[arg-type]
         self.backbone.train(training)
+        self.called = frozenset(path for path, module in self.backbone.named_modules() if module in called)
         if self._head_sees_map:
             _check_map(self.backbone, shape, called)
         return shape

@@ -1,23 +1,31 @@
 """What trains: gradients and modes, set in one place."""
 
+from collections.abc import Collection
+
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from tlkit.errors import Fault, RecipeError, expected_one_of
+from tlkit.models.adapters import adapted_weights, is_adapters, plain_name
 from tlkit.models.backbones import Stage
-from tlkit.recipe.fields.phases import BatchNorm, FromStage, LastStages, Train
+from tlkit.recipe.fields.phases import BatchNorm, Dora, FromStage, LastStages, Lora, Train
 
 
-def trained_parameters(train: Train, backbone: nn.Module, stages: tuple[Stage, ...], *, key: str, name: str) -> frozenset[str]:
+def trained_parameters(
+    train: Train, backbone: nn.Module, stages: tuple[Stage, ...], *, key: str, name: str, called: Collection[str] = ()
+) -> frozenset[str]:
     """Return the names of the backbone's parameters that a phase trains; the head trains in every phase.
 
     `norm`: scales and shifts of the normalisation layers. `bias`: every bias (BitFit, Ben Zaken et al. 2022,
     https://arxiv.org/abs/2106.10199).
+    lora, dora: the weights that adapters are put on.
     key: the recipe's dotted path to `train`, name: the backbone's, both for the message.
     Raises RecipeError for what the backbone doesn't have.
     """
     if train == "head":
         return frozenset()
+    if isinstance(train, Lora | Dora):
+        return adapted_weights(train, backbone, called, key=key, name=name)
     if train == "norm":
         norms = [(path, module) for path, module in backbone.named_modules() if _is_norm(module)]
         found = {f"{path}.{parameter}" for path, module in norms for parameter, _ in module.named_parameters(recurse=False)}
@@ -62,7 +70,8 @@ def set_trainable(backbone: nn.Module, parameters: frozenset[str], batchnorm: Ba
     Returns the names of the modules that have to stay in eval mode (see `frozen_modules`).
     """
     for name, parameter in backbone.named_parameters():
-        parameter.requires_grad_(name in parameters)
+        # An adapter trains in place of the weight that it is on.
+        parameter.requires_grad_((plain_name(name) if is_adapters(name) else name) in parameters)
     norms = {name for name, module in backbone.named_modules() if isinstance(module, _NormBase)}
     return frozen_modules(backbone) | (norms if batchnorm == "frozen" else frozenset())
 

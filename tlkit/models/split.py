@@ -8,6 +8,7 @@ import torch
 from timm.layers import get_notrace_functions, get_notrace_modules  # type: ignore[attr-defined]  # timm exports without __all__
 from torch import Tensor, fx, nn
 
+from tlkit.models.adapters import is_adapted
 from tlkit.models.classifier import Classifier
 
 Activations = tuple[Tensor, ...]
@@ -103,7 +104,8 @@ class _Tracer(fx.Tracer):
         super().__init__(autowrap_functions=tuple(get_notrace_functions()))  # type: ignore[no-untyped-call]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return not any(True for _ in m.children()) or isinstance(m, (*get_notrace_modules(), nn.MultiheadAttention))  # type: ignore[no-untyped-call]
+        # An adapter's way depends on its inputs' dtype, which a trace doesn't know.
+        return is_adapted(m) or not any(True for _ in m.children()) or isinstance(m, (*get_notrace_modules(), nn.MultiheadAttention))  # type: ignore[no-untyped-call]
 
 
 def _is_live(module: nn.Module) -> bool:

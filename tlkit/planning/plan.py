@@ -79,6 +79,8 @@ class PhasePlan:
     memory: Memory
     timing: Timing | None
     seconds: float | None = None
+    beside_all: tuple[int, Memory] | None = None
+    """Of a phase with adapters: how many parameters `train: all` would train, and its memory."""
 
     @property
     def trained(self) -> int:
@@ -250,10 +252,21 @@ class _Trial:
         probe = MemoryProbe()
         for size in PROBED:
             module = self._try(spec, probe, size, max_epochs=1, limit_train_batches=1, limit_val_batches=0)
-        memory = probe.memory(module, self.batch_size, copies=(self.recipe.ema is not None) + (self.recipe.loss.l2_sp > 0))
+        memory = self._memory(probe, module)
         rows = tuple(stage_rows(module, probe.groups))
         timing = Trial(**vars(self)).time(spec.index, spec.trained, probe.seconds) if timed else None
-        return PhasePlan(spec.index, phase, rows, memory, timing)
+        return PhasePlan(spec.index, phase, rows, memory, timing, beside_all=self._all(spec, phase) if phase.adapter else None)
+
+    def _all(self, spec: PhaseSpec, phase: Phase) -> tuple[int, Memory]:
+        """Return how many parameters `train: all` would train in this phase, and its memory."""
+        probe, trained = MemoryProbe(), frozenset(name for name, _ in self.classifier.backbone.named_parameters())
+        spec = replace(spec, phase=phase.model_copy(update={"train": "all"}), trained=trained)
+        for size in PROBED:
+            module = self._try(spec, probe, size, max_epochs=1, limit_train_batches=1, limit_val_batches=0)
+        return sum(row.trained for row in stage_rows(module, probe.groups)), self._memory(probe, module)
+
+    def _memory(self, probe: MemoryProbe, module: PhaseModule) -> Memory:
+        return probe.memory(module, self.batch_size, copies=(self.recipe.ema is not None) + (self.recipe.loss.l2_sp > 0))
 
     def decoded(self) -> tuple[int, int]:
         """Return the bytes of all decoded training and of all validation images, from the size of some."""
@@ -353,7 +366,7 @@ def remarks(plan: Plan) -> list[Remark]:
     warnings += [*_value_range(plan), *_random_features(plan.recipe), *(split_warnings(plan.samples) if plan.samples else ())]
     warnings += [text for phase in plan.phases for text in (*_rates(phase), *_parameters(plan, phase))]
     notes = [*(f"weights: {text}" for text in plan.notes), *_dense_layers(plan.recipe), *recipe_notes(plan.recipe)]
-    notes += [text for phase in plan.phases for text in _augmented_head(plan.recipe, phase)]
+    notes += [text for phase in plan.phases for text in (*_augmented_head(plan.recipe, phase), *_adapters(phase))]
     return [*(Remark("warning", text) for text in warnings), *(Remark("note", text) for text in notes)]
 
 
@@ -473,6 +486,14 @@ def _parameters(plan: Plan, phase: PhasePlan) -> Iterator[str]:
     if phase.trained > train:
         fix = "Watch the validation loss; augment, weight_decay and early_stopping help against overfitting."
         yield f"phases[{phase.number}] trains {phase.trained:,} parameters on {counted(train, 'image')}. {fix}"
+
+
+def _adapters(phase: PhasePlan) -> Iterator[str]:
+    if phase.beside_all is None:
+        return
+    trained, memory = phase.beside_all
+    beside = f"{trained:,} parameters and {format_bytes(memory.total)}"
+    yield f"phases[{phase.number}] trains {phase.trained:,} parameters in {format_bytes(phase.memory.total)}; `train: all` needs {beside}."
 
 
 def _augmented_head(recipe: Recipe, phase: PhasePlan) -> Iterator[str]:

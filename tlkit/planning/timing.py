@@ -185,7 +185,7 @@ class Trial:
         recipe, phase = self.recipe, self.recipe.gradient_phases[number].model_copy(update={"compile": False})
         learning = replace(Learning.of(recipe), schedule=Schedule(name="constant"))
         copied = deepcopy(self.classifier)
-        copied.train_only(trained, phase.batchnorm)
+        copied.train_only(trained, phase.batchnorm, phase.adapter)
         objective = build_objective(learning, copied, self.samples)
         watch = Stopwatch()
         trainer = build_trial_trainer(recipe.trainer_of(phase), optimizer=recipe.optimizer, callbacks=[watch], max_epochs=EPOCHS)

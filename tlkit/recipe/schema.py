@@ -4,6 +4,7 @@ Every field states its type, default, unit, bounds and one line on what it does.
 so that `tlkit check` answers at once.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal, Self
@@ -22,6 +23,9 @@ from tlkit.recipe.fields.strict import Strict, rule_broken
 from tlkit.recipe.fields.trainer import SPLIT_OPTIMIZERS, SPLIT_PRECISIONS, Cache, Trainer
 from tlkit.recipe.validate import document_of, validated
 from tlkit.recipe.yaml12 import WHOLE, nearest_place
+
+WITHOUT_LINEAR_LAYERS = re.compile(r"(wide_)?resnet\d+\w?(_\d)?|vgg\d+(_bn)?|plain\d+|densenet\d+|googlenet")
+"""Backbones of convolutions alone that are well known: `tlkit check` doesn't build the others, `tlkit plan` does."""
 
 Task = Literal["multiclass", "multilabel"]
 Imbalance = Literal["none", "loss_weights", "sampler", "logit_adjust"]
@@ -116,6 +120,20 @@ class Recipe(Strict):
         return self
 
     @model_validator(mode="after")
+    def _adapters_have_a_place(self) -> Self:
+        for i, phase in self.gradient_phases.items():
+            if phase.adapter is None:
+                continue
+            if WITHOUT_LINEAR_LAYERS.fullmatch(self.model.backbone.partition(".")[0]):
+                problem = f"= {{{phase.adapter.kind}: ..}}, but {self.model.backbone} has no linear layers below the head to adapt."
+                fix = "Set it to {from: STAGE}, or model.backbone to one that has some: vit_tiny_patch16_224, convnext_tiny."
+                raise rule_broken(f"phases[{i}].train", "model.backbone", problem, fix)
+            if self.loss.l2_sp:
+                problem = f"= {self.loss.l2_sp} pulls weights back to where they began, and in phases[{i}] adapters leave them there."
+                raise rule_broken("loss.l2_sp", f"phases[{i}].train", problem, "Set it to 0, or train to all or {from: STAGE}.")
+        return self
+
+    @model_validator(mode="after")
     def _can_be_split(self) -> Self:
         if self.trainer.strategy != "fsdp":
             return self
@@ -125,6 +143,7 @@ class Recipe(Strict):
         formats = {"trainer.precision": self.trainer.precision}
         formats |= {f"phases[{i}].precision": phase.precision for i, phase in self.gradient_phases.items() if phase.precision}
         clashes = {f"phases[{i}].compile": "Remove it" for i, phase in self.gradient_phases.items() if phase.compile}
+        clashes |= {f"phases[{i}].train": "Use all or {from: STAGE}" for i, phase in self.gradient_phases.items() if phase.adapter}
         clashes |= {key: f"Use {' or '.join(SPLIT_PRECISIONS)}" for key, name in formats.items() if name not in SPLIT_PRECISIONS}
         if self.optimizer.name not in SPLIT_OPTIMIZERS:
             clashes["optimizer.name"] = f"Use one of {', '.join(SPLIT_OPTIMIZERS)}"

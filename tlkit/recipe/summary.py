@@ -118,5 +118,12 @@ def _head_words(head: Head) -> str:
 
 
 def _words(value: Strict | str) -> str:
-    """Return `pretrained`, or `from layer4` for the one-key mapping {from: layer4}."""
-    return value if isinstance(value, str) else " ".join(map(str, next(iter(value.model_dump(by_alias=True).items()))))
+    """Return `pretrained`, `from layer4` for the one-key mapping {from: layer4}, or `lora rank 8` for {lora: {rank: 8}}."""
+    if isinstance(value, str):
+        return value
+    key, inner = next(iter(value.model_dump(by_alias=True).items()))
+    return f"{key} {_words_of(inner)}" if isinstance(inner, dict) else f"{key} {inner}"
+
+
+def _words_of(values: dict[str, object]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in values.items() if value is not None)

@@ -101,7 +101,7 @@ def save_state(classifier: Classifier, file: Path) -> None:
 
 
 def _tensors(classifier: Classifier, names: frozenset[str]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in classifier.state_dict().items() if name in names}
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in classifier.plain_state().items() if name in names}
 
 
 def moving_average(ema: Ema) -> WeightAveraging:

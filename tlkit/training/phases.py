@@ -134,7 +134,7 @@ def train_phase(training: Training, spec: PhaseSpec, phase: Phase) -> None:
     """Freeze, build, cache and fit."""
     classifier, data, learning = training.setup.classifier, training.setup.data, training.setup.learning
     keep_start(training, spec)
-    classifier.train_only(spec.trained, phase.batchnorm)
+    classifier.train_only(spec.trained, phase.batchnorm, phase.adapter)
     training.checkpoints.set_trainable_names(classifier.changing)
     data.first_epoch = spec.epochs_before
     clock = Clock()
@@ -156,6 +156,7 @@ def train_phase(training: Training, spec: PhaseSpec, phase: Phase) -> None:
     with compiling_explained(spec, phase):
         module = build_module(classifier, data, training.objective, learning, phase, suffix)
         fit(trainer, module, inputs, training.context.stop, checkpoint=training.checkpoints.resumed_file)
+    classifier.merge_adapters()
     log_early_end(trainer, learning, spec, phase, training.setup)
 
 

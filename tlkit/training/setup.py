@@ -138,7 +138,14 @@ def preprocessing_of(data: Data, backbone: str, samples: Samples, weights: Weigh
 def trainable_parameters(phases: Sequence[Phase | SolvedPhase], classifier: Classifier, backbone: str) -> list[frozenset[str]]:
     """Return for each phase the backbone's parameters that train besides the head. Raises RecipeError for stages that it doesn't have."""
     return [
-        trained_parameters(phase.train, classifier.backbone, classifier.stages, key=f"phases[{i}].train", name=backbone)
+        trained_parameters(
+            phase.train,
+            classifier.backbone,
+            classifier.stages,
+            key=f"phases[{i}].train",
+            name=backbone,
+            called=classifier.called,
+        )
         for i, phase in enumerate(phases)
     ]
 

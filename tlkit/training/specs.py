@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from tlkit.recipe.fields.learning import EarlyStopping, Ema, Loss, Mix, Optimizer, Schedule
-from tlkit.recipe.fields.phases import FromStage, Phase, SolvedPhase, Train
+from tlkit.recipe.fields.phases import Dora, FromStage, Lora, Phase, SolvedPhase, Train
 from tlkit.recipe.fields.trainer import Trainer
 from tlkit.recipe.schema import Imbalance, Recipe
 
@@ -77,6 +77,8 @@ class PhaseSpec:
 def phase_name(train: Train) -> str:
     if isinstance(train, str):
         return train
+    if isinstance(train, Lora | Dora):
+        return f"{train.kind} rank {train.settings.rank}"
     return f"from {train.from_}" if isinstance(train, FromStage) else f"last {train.last}"
 
 

@@ -64,9 +64,18 @@ def figures(rows: list[dict[str, str]]) -> list[list[float]]:
     return [[float(row[key]) for key in ("train/loss", "train/accuracy", "val/loss", "val/accuracy")] for row in rows]
 
 
-@pytest.mark.parametrize("backbone", ["test_resnet", "test_byobnet", "test_efficientnet", "test_convnext"])
-def test_losses_and_accuracy_are_those_of_a_run_without(place: Path, backbone: str) -> None:
-    phases = "phases=[{train: head, epochs: 2, lr: 1e-2}, {train: {last: 1}, epochs: 2, lr: 1e-2}]"
+@pytest.mark.parametrize(
+    ("backbone", "train_what"),
+    [
+        ("test_resnet", "{last: 1}"),
+        ("test_byobnet", "{last: 1}"),
+        ("test_efficientnet", "{last: 1}"),
+        ("test_convnext", "{last: 1}"),
+        ("test_convnext", "{lora: {rank: 4}}"),
+    ],
+)
+def test_losses_and_accuracy_are_those_of_a_run_without(place: Path, backbone: str, train_what: str) -> None:
+    phases = f"phases=[{{train: head, epochs: 2, lr: 1e-2}}, {{train: {train_what}, epochs: 2, lr: 1e-2}}]"
     cached, metrics, log = train(place, "with", f"model.backbone={backbone}", phases)
     plain, plain_metrics, plain_log = train(place, "without", f"model.backbone={backbone}", phases, "cache.use=false")
     assert log.count("frozen part run once") == 2

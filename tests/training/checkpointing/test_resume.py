@@ -46,6 +46,11 @@ OTHERS = (
     "wise_ft=true",
     "data.workers=2",
 )
+ADAPTERS = (
+    "model.backbone=test_vit",
+    "phases=[{train: {dora: {rank: 4}}, epochs: 2, lr: 1e-2}, {train: all, epochs: 1, lr: 1e-3}]",
+    "ema={decay: 0.9}",
+)
 SOLVED = ("phases=[{train: head, solver: lbfgs}, {train: all, epochs: 2, lr: 1e-2}]",)
 
 
@@ -102,7 +107,9 @@ def whole(place: Path) -> dict[tuple[str, ...], Any]:
     """What uninterrupted runs end with."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
-        runs = {overrides: start(place / f"whole{i}", overrides) for i, overrides in enumerate((PLAIN, EVERYTHING, OTHERS, SOLVED))}
+        runs = {
+            overrides: start(place / f"whole{i}", overrides) for i, overrides in enumerate((PLAIN, EVERYTHING, OTHERS, SOLVED, ADAPTERS))
+        }
         return {overrides: result(run) for overrides, run in runs.items()}
 
 
@@ -123,6 +130,7 @@ def whole(place: Path) -> dict[tuple[str, ...], Any]:
         (EVERYTHING, [(0, 0, 3), (1, 0, 1), (1, 1, 5), (1, 2, 0), (1, 2, 4)]),
         (OTHERS, [(0, 0, 1), (1, 0, 2), (1, 1, 0), (2, 0, 0)]),
         (SOLVED, [(1, 0, 0), (1, 1, 1)]),
+        (ADAPTERS, [(0, 0, 3), (0, 1, 0), (1, 0, 0), (1, 0, 2)]),
     ],
 )
 def test_a_run_that_is_cut_off_again_and_again_ends_as_one_that_was_never_interrupted(

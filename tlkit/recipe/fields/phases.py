@@ -22,7 +22,39 @@ class LastStages(Strict):
     last: int = Field(ge=1, title="N", examples=[2], description="number of stages that train, counted from the head")
 
 
-Train = Literal["head", "all", "norm", "bias"] | FromStage | LastStages
+class LowRank(Strict):
+    rank: int = Field(ge=1, title="R", examples=[8], description="of the two matrices whose product is added to a layer's weights")
+    alpha: float | None = Field(None, gt=0, description="alpha / rank scales what is added; by default it is the rank, a scale of 1")
+
+
+class Lora(Strict):
+    lora: LowRank = Field(
+        title="{rank: R}", description="low-rank adapters on all linear layers, at lr times backbone_lr; merged at the phase's end"
+    )
+
+    @property
+    def kind(self) -> Literal["lora"]:
+        return "lora"
+
+    @property
+    def settings(self) -> LowRank:
+        return self.lora
+
+
+class Dora(Strict):
+    dora: LowRank = Field(title="{rank: R}", description="as lora, with a magnitude for each output that is learned apart (DoRA)")
+
+    @property
+    def kind(self) -> Literal["dora"]:
+        return "dora"
+
+    @property
+    def settings(self) -> LowRank:
+        return self.dora
+
+
+Adapter = Lora | Dora
+Train = Literal["head", "all", "norm", "bias"] | FromStage | LastStages | Lora | Dora
 BatchNorm = Literal["frozen", "adapt"]
 MasterPrecision = Literal["32-true", "16-mixed", "bf16-mixed"]
 """Those that leave the weights in 32 bits, so that one phase can hand them to another."""
@@ -37,6 +69,10 @@ class Phase(Strict):
     layer_decay: float | None = Field(None, gt=0, le=1, examples=[0.75], description="factor on lr for every stage further from the head")
     precision: MasterPrecision | None = Field(None, description="precision; by default trainer.precision")
     compile: bool = Field(False, description="torch.compile: about a minute before the first step, then faster steps")
+
+    @property
+    def adapter(self) -> Adapter | None:
+        return self.train if isinstance(self.train, Lora | Dora) else None
 
     @model_validator(mode="after")
     def _rates_have_stages(self) -> Self:

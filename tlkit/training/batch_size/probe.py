@@ -65,7 +65,7 @@ def two_steps(samples: Samples, images: int, *, data: Data, model: Model, learni
     """Run two steps, because the optimizer's own memory exists only after the first one. images: of a step."""
     classifier, preprocessing = build(data, model, samples, Weights("random"))
     phase = cast(Phase, spec.phase).model_copy(update={"compile": False})
-    classifier.train_only(spec.trained, phase.batchnorm)
+    classifier.train_only(spec.trained, phase.batchnorm, phase.adapter)
     made = ImageDataModule(made_up(samples, 2 * images, data.channels), preprocessing, batch_size=images, workers=0)
     module = build_module(classifier, made, build_objective(learning, classifier, samples), learning, phase)
     callbacks = [moving_average(learning.ema)] if learning.ema else []

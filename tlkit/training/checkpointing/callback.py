@@ -19,7 +19,9 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import distributed
 
 from tlkit.errors import RunError
+from tlkit.models.adapters import is_adapters, plain_name
 from tlkit.models.classifier import Classifier
+from tlkit.recipe.fields.phases import Dora, Lora
 from tlkit.recipe.fields.trainer import CheckpointEvery
 from tlkit.training.auxiliary import AuxiliaryHeads
 from tlkit.training.cache.activations import digest
@@ -92,6 +94,8 @@ class Checkpoints(CheckpointCallback):
         run = counted_from_one(state["run"])
         if is_within_phase(state):  # else before one
             self.resumed_file, self._resumed = checkpoint.file, run
+        if adapter := run.get("adapter"):
+            self._classifier.adapt(run["adapted"], (Dora if "dora" in adapter else Lora).model_validate(adapter))
         self._load_weights(training_weights(state), run["frozen"])
         self.phase, self.seconds, self._seconds_before = run["phase"], dict(run["seconds"]), run["phase_seconds"]
         self._table.load_state(run["rows"])
@@ -106,7 +110,7 @@ class Checkpoints(CheckpointCallback):
     def _load_weights(self, weights: Mapping[str, torch.Tensor], frozen: str) -> None:
         """Load weights. frozen: the digest of what no phase had changed. Raises RunError if it has changed since."""
         changed = _part(weights, "classifier.")
-        self._changing = frozenset(changed)
+        self._changing = frozenset(map(plain_name, changed))
         if self._frozen_digest() != frozen:
             raise RunError(
                 "The weights that the run started from have changed: layers that have not trained yet differ.\n"
@@ -239,18 +243,21 @@ class Checkpoints(CheckpointCallback):
             "epoch_seconds": self._table.epoch_seconds,
             "run_seconds": self._context.seconds,
             "frozen": self._frozen_digest(),
+            "adapter": self._classifier.adapter.model_dump() if self._classifier.adapter else None,
+            "adapted": sorted({plain_name(name) for name in self._classifier.state_dict() if is_adapters(name)}),
             "ranks": ranks,
         }
 
     def _frozen_digest(self) -> str:
         """Hash all that no phase has changed yet: checkpoints leave it out, since each run loads it from its source."""
         if self._frozen[0] != self._changing:
-            frozen = {name: tensor for name, tensor in self._classifier.state_dict().items() if name not in self._changing}
+            state = {plain_name(name): tensor for name, tensor in self._classifier.state_dict().items()}
+            frozen = {name: tensor for name, tensor in state.items() if name not in self._changing}
             self._frozen = self._changing, digest(frozen)
         return self._frozen[1]
 
     def without_frozen(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        frozen = {f"classifier.{name}" for name in self._classifier.state_dict().keys() - self._changing}
+        frozen = {f"classifier.{name}" for name in self._classifier.state_dict() if plain_name(name) not in self._changing}
         kept = {part: {name: tensor for name, tensor in state[part].items() if name not in frozen} for part in WEIGHTS if part in state}
         return {**state, **kept}
 
