@@ -24,7 +24,7 @@ class LastStages(Strict):
 
 class LowRank(Strict):
     rank: int = Field(ge=1, title="R", examples=[8], description="of the two matrices whose product is added to a layer's weights")
-    alpha: float | None = Field(None, gt=0, examples=[16], description="alpha / rank scales what is added; by default it is the rank, a scale of 1")
+    alpha: float | None = Field(None, gt=0, examples=[16], description="what is added is scaled by alpha / rank; by default by 1")
 
 
 class Lora(Strict):
