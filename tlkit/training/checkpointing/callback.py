@@ -244,7 +244,7 @@ class Checkpoints(CheckpointCallback):
             "run_seconds": self._context.seconds,
             "frozen": self._frozen_digest(),
             "adapter": self._classifier.adapter.model_dump() if self._classifier.adapter else None,
-            "adapted": sorted({plain_name(name) for name in self._classifier.state_dict() if is_adapters(name)}),
+            "adapted": sorted({plain_name(name) for name in self._classifier.backbone.state_dict() if is_adapters(name)}),
             "ranks": ranks,
         }
 
