@@ -20,6 +20,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests import warm
 from tests.shades import draw_shades
 from tlkit.cli import main
 from tlkit.deploy.export.artifact import write_manifest
@@ -219,7 +220,7 @@ def tlkit(workplace: Path) -> Tlkit:
 
     def run(*words: str, program: tuple[str, ...] = ("-m", "tlkit")) -> "subprocess.CompletedProcess[str]":
         command = [sys.executable, *program, *words]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
     return run
 
@@ -269,8 +270,8 @@ def test_a_failing_download_hides_the_password_of_its_mirror_and_the_token(workp
     environment = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"}
     environment |= {"HF_ENDPOINT": f"http://user:hush8@127.0.0.1:{server.server_port}", "HF_TOKEN": "hf_hush1", "PYTHONPATH": str(ROOT)}
     environment |= {"HF_HOME": str(workplace / "home")}
-    command = [sys.executable, "-m", "tlkit", "finetune", "recipe.yaml", "model={backbone: resnet18, weights: pretrained}", "--debug"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    words = ["finetune", "recipe.yaml", "model={backbone: resnet18, weights: pretrained}", "--debug"]
+    done = warm.run(*words, cwd=workplace, env=environment)
     server.shutdown()
     assert done.returncode == 2, done.stderr
     assert "http://***@127.0.0.1" in done.stderr

@@ -204,7 +204,7 @@ def test_all_faults_of_all_shards_are_reported_and_nothing_is_written(tmp_path: 
     tar(
         out / "0.tar",
         {
-            "../../escaped.jpg": image(1), "../../escaped.cls": b"1", "/tmp/absolute.jpg": image(2),
+            "../../escaped.jpg": image(1), "../../escaped.cls": b"1", f"{tmp_path}/absolute.jpg": image(2),
             "nolabel.jpg": image(1), "nopicture.cls": b"1", "two.jpg": image(1), "two.png": image(1), "two.cls": b"1",
             "bad.jpg": image(1), "bad.json": b'{"lable": 1}', "odd.jpg": image(1), "odd.json": b'{"label": 1.5}',
             "text.jpg": image(1), "text.cls": b"\xff", "large.jpg": image(1), "large.txt": b"x" * 1_000_001,
@@ -220,7 +220,7 @@ def test_all_faults_of_all_shards_are_reported_and_nothing_is_written(tmp_path: 
     message = fault(tmp_path / "data", str(out / "{0..4}.tar"))
     for part in (
         "0.tar: the member ../../escaped.jpg leads out of the shard; nothing was written.",
-        "0.tar: the member /tmp/absolute.jpg leads out",
+        f"0.tar: the member {tmp_path}/absolute.jpg leads out",
         "0.tar: nolabel: has no label.",
         "0.tar: nopicture: has no image, but .cls.",
         "0.tar: two: has more than one image.",
@@ -236,7 +236,6 @@ def test_all_faults_of_all_shards_are_reported_and_nothing_is_written(tmp_path: 
     ):
         assert part in message
     assert sorted(tmp_path.rglob("*")) == before
-    assert not Path("/tmp/absolute.jpg").exists()
 
 
 @pytest.mark.parametrize("cut", [512 * 3 + 100, 512 * 5, 512 * 7 + 1])
