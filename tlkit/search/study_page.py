@@ -56,5 +56,7 @@ def _plots(study: "optuna.Study", trials: "list[optuna.trial.FrozenTrial]") -> I
     if len(trials) > 2 and len({trial.value for trial in trials}) > 1 and len(trials[0].params) > 1:
         drawn["Importance of each key (fANOVA)"] = visualization.plot_param_importances
     for heading, draw in drawn.items():
-        figure = draw(study).update_layout(**layout)
-        yield {"heading": heading, "html": figure.to_html(full_html=False, include_plotlyjs=False)}
+        figure = draw(study, target_name="validation score").update_layout(**layout)
+        if heading == "History":
+            figure.update_xaxes(title="trial, counted from 0 as Optuna does")
+        yield {"heading": heading, "html": figure.to_html(full_html=False, include_plotlyjs=False, config={"displayModeBar": False})}
