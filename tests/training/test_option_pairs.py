@@ -70,6 +70,7 @@ def test_every_key_of_the_table_is_one_of_a_recipe() -> None:
     assert {str(option) for option in found} >= {"imbalance=sampler", "ema={'decay': 0.25}", "model.head.hidden=2, model.head.kind=mlp"}
 
 
+@pytest.mark.slow
 def test_every_pair_of_options_is_refused_with_a_fix_or_trains(base: dict[str, Any], tmp_path: Path) -> None:
     began, cpu_began = time.perf_counter(), time.process_time()
     table = Table(base, most=OPTIONS_A_RECIPE)
