@@ -22,9 +22,10 @@ def build(name: str, image_size: int) -> None:
 
 
 def plain_timm_takes(name: str, image_size: int) -> bool:
+    """On torch's meta device: shapes alone, without numbers."""
     options = {"img_size": image_size} if pretrained_cfg(name).get("fixed_input_size") else {}
     try:
-        with torch.inference_mode():
+        with torch.device("meta"), torch.inference_mode():
             timm.create_model(name, **options).eval()(torch.zeros(1, 3, image_size, image_size))
     except (RuntimeError, AssertionError, ValueError):
         return False

@@ -49,6 +49,37 @@ def test_check_finds_names_that_nobody_knows_and_paths_that_are_not_there(
     assert message in capsys.readouterr().err
 
 
+SIZES = [  # as tests/models/test_image_sizes.py finds by building
+    ("vit_tiny_patch16_224", 10, "16"),
+    ("mixer_s32_224", 20, "32"),
+    ("googlenet", 8, "15"),
+    ("convnext_atto", 20, "32"),
+    ("maxvit_pico_rw_256", 100, "96 or 128"),
+]
+
+
+@pytest.mark.parametrize(("backbone", "size", "near"), SIZES)
+def test_check_finds_an_image_size_that_the_backbone_cannot_take(
+    backbone: str, size: int, near: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = [f"model.backbone={backbone}", "model.weights=random", "phases=[{train: all, epochs: 1, lr: 0.1}]"]
+    assert main(["check", "quickstart", *changes, f"data.image_size={size}"]) == 2
+    problem = f"override data.image_size={size}: data.image_size = {size} is a size that {backbone} can't take."
+    assert f"{problem}\n  Sizes near it that work: {near}." in capsys.readouterr().err
+    works = near.split(" or ")[-1]
+    assert main(["check", "quickstart", *changes, f"data.image_size={works}"]) == 0
+
+
+def test_the_image_sizes_are_of_the_same_version_of_timm_and_of_backbones_in_the_list() -> None:
+    table = json.loads(TABLE.read_text(encoding="utf-8"))
+    text = TABLE.with_name(names.SIZES).read_text(encoding="utf-8")
+    assert f"timm {table['timm']} takes" in text
+    rows = [line.split(",") for line in text.splitlines() if line[0] != "#"][1:]
+    assert len(rows) > 100
+    assert {name for name, *_ in rows} <= set(table["backbones"])
+    assert all(int(smallest) % int(multiple) == 0 for _, smallest, multiple in rows)
+
+
 def test_check_names_all_of_them_at_once(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "quickstart", "model.weights=random", *(override for override, _ in PROBLEMS[:3])]) == 2
     printed = capsys.readouterr().err

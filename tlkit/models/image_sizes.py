@@ -29,7 +29,7 @@ def explained_image_size(
     except Exception as error:  # whatever a model's own code makes of a map without pixels
         if isinstance(error, TlkitError) and not isinstance(error, BackboneError):
             raise
-        takes = _trial(name, channels, pool, features)
+        takes = trial_of_sizes(name, channels, pool, features)
         if takes(image_size):
             raise
         sizes = nearest_sizes(takes, image_size, _step(name), own=_own_size(name))
@@ -82,7 +82,7 @@ def border_warning(name: str, backbone: nn.Module, image_size: int) -> str:
     )
 
 
-def _trial(name: str, channels: int, pool: str | None, features: Features) -> Callable[[int], bool]:
+def trial_of_sizes(name: str, channels: int = 3, pool: str | None = None, features: Features = "all") -> Callable[[int], bool]:
     """Return what says whether a backbone takes images of a size: without memory or numbers, on torch's meta device."""
     rebuilt = bool(pretrained_cfg(name).get("fixed_input_size"))
 

@@ -161,7 +161,9 @@ def _make_plan(recipe: Recipe, folder: Path) -> Plan:
     started = time.perf_counter() - began
     specs = phase_specs(recipe, trained)
     phases = [trial.plan_phase(spec, spec.phase, timed=samples is not None) for spec in specs if isinstance(spec.phase, Phase)]
-    solved = {number: Trial(**vars(trial)).time_solved(phase) for number, phase in _solved_phases(recipe) if samples}
+    to_solve = [spec.index for spec in specs if isinstance(spec.phase, SolvedPhase)]
+    timing = Trial(**vars(trial)).time_solved() if to_solve and samples else None
+    solved = dict.fromkeys(to_solve, timing) if timing else {}
     return Plan(
         recipe=recipe,
         samples=samples,
@@ -198,10 +200,6 @@ def with_seconds(
         seconds = phase.timing.seconds(recipe, samples, phase.phase, devices=sharing, is_new=key not in filled)
         filled.add(key)
         yield replace(phase, seconds=seconds)
-
-
-def _solved_phases(recipe: Recipe) -> Iterator[tuple[int, SolvedPhase]]:
-    return ((number, phase) for number, phase in recipe.run_phases.items() if isinstance(phase, SolvedPhase))
 
 
 def seconds_of_solved(

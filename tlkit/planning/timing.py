@@ -28,11 +28,11 @@ from tlkit.models.heads import last_linear
 from tlkit.models.split import Suffix
 from tlkit.planning.probe import Stopwatch
 from tlkit.recipe.fields.learning import Schedule
-from tlkit.recipe.fields.phases import Phase, SolvedPhase
+from tlkit.recipe.fields.phases import Phase
 from tlkit.recipe.schema import Recipe
 from tlkit.system import cache_folder
 from tlkit.training.closed_form.features import features_of
-from tlkit.training.closed_form.solve import WEIGHT_DECAYS, Regression
+from tlkit.training.closed_form.solve import Regression
 from tlkit.training.objective import Objective, build_objective
 from tlkit.training.phases import build_module, cached_inputs
 from tlkit.training.specs import Learning
@@ -47,12 +47,15 @@ WARM_UP = 4
 EPOCHS = 3
 """The first one warms up and decodes, the last one is what most of a run is like."""
 MOST_BATCHES = 3
-EVALUATIONS = 60
-"""Evaluations of the loss that L-BFGS needs for one weight decay."""
+EVALUATIONS = 480
+"""Evaluations of the loss that L-BFGS needs: with 1,500 images of ten classes 457 along the path of weight decays, and 526 for a weak one
+alone; with 270 images, where each costs little, 133 and 65."""
 MOST_PRODUCTS = 50_000_000
 """Largest number of products in one evaluation on generated features."""
-RESULTS_S = 1.5
-"""Seconds for curves, report and model folder, on two cores."""
+RESULTS_S = 3.0
+"""Seconds for curves, report and model folder, and for what is imported for them, on two cores."""
+SOLVER_S = 1.0
+"""Seconds to import scikit-learn and scipy."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,7 @@ class Trial:
         with TemporaryDirectory(prefix="tlkit-plan-") as folder, _caching_in(Path(folder)):
             return self._timed(number, trained, data)
 
-    def time_solved(self, phase: SolvedPhase) -> SolvedTiming:
+    def time_solved(self) -> SolvedTiming:
         """Return what a solved head phase costs: features of a few images, and a few evaluations of the loss on made-up ones."""
         copied = deepcopy(self.classifier).to(self.device)
         criterion = build_objective(Learning.of(self.recipe), copied, self.samples).criterion.cpu()
@@ -139,8 +142,7 @@ class Trial:
             pass
         first = (time.perf_counter() - began) / images
         per_evaluation = self._evaluation_s(criterion, last_linear(copied.head).in_features)
-        evaluations = EVALUATIONS * (1 if phase.weight_decay is not None else len(WEIGHT_DECAYS) + 1)
-        return SolvedTiming(first, once, evaluations * per_evaluation)
+        return SolvedTiming(first, once, SOLVER_S + EVALUATIONS * per_evaluation)
 
     def _features_s(self, classifier: Classifier, data: ImageDataModule) -> float:
         began = time.perf_counter()
