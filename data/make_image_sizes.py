@@ -35,7 +35,7 @@ def kinds() -> Iterator[list[str]]:
     found = defaultdict(list)
     for name in list_models():
         cfg = pretrained_cfg(name)
-        tokens = tuple(re.findall(r"patch\d+|window\d+|_[tsblh]\d+(?=_)", name))
+        tokens = tuple(re.findall(r"patch\d+|window\d+|_[tsblh]\d+(?=_)|dinov3|rope", name))
         place = getattr(timm.models._registry._model_entrypoints[name], "__module__", "")
         found[place, re.match("[a-z]+", name).group(), bool(cfg.get("fixed_input_size")), tokens].append(name)  # type: ignore[union-attr]
     for names in found.values():

@@ -389,6 +389,7 @@ def test_a_solved_phase_is_timed_and_computes_features_that_no_phase_before_it_h
     assert features > 0
     assert plan.solved[1] > 0
     assert plan.seconds > plan.solved[1] + plan.seconds_around
+    assert 2 * plan.seconds < plan.seconds_of_folds < 3 * plan.seconds
     assert "solved by L-BFGS on the features, about" in shown(plan)
     assert ", 3 times: " in shown(plan)
 

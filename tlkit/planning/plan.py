@@ -30,7 +30,7 @@ from tlkit.models.classifier import Classifier
 from tlkit.models.image_sizes import border_warning
 from tlkit.models.weights import Weights
 from tlkit.planning.probe import Memory, MemoryProbe
-from tlkit.planning.timing import RESULTS_S, SolvedTiming, Timing, Trial
+from tlkit.planning.timing import IMPORTS_S, RESULTS_S, SolvedTiming, Timing, Trial
 from tlkit.planning.trial import try_phase
 from tlkit.recipe.fields.phases import Phase, SolvedPhase
 from tlkit.recipe.schema import Recipe
@@ -127,6 +127,12 @@ class Plan:
         """Return the time of the run, or of each fold: its phases, and what comes before and after them."""
         return self.seconds_around + sum(phase.seconds or 0.0 for phase in self.phases) + sum(self.solved.values())
 
+    @property
+    def seconds_of_folds(self) -> float:
+        """Seconds of all folds, which import what they need once."""
+        folds = self.recipe.data.folds or 1
+        return folds * self.seconds - (folds - 1) * min(IMPORTS_S, self.seconds_around)
+
 
 def make_plan(recipe: Recipe) -> Plan:
     """Build what training would build, and try every phase for a few batches on a copy.
@@ -217,7 +223,7 @@ def seconds_of_results(timings: Sequence[Timing | SolvedTiming], samples: Sample
         return 0.0
     decode = max(timing.first for timing in timings)
     measured = len(samples.of("test")) + (0 if timings[-1].is_cached else len(samples.of("val")))
-    return RESULTS_S + decode * len(samples.samples) + max(timing.measure for timing in timings) * measured
+    return RESULTS_S + IMPORTS_S + decode * len(samples.samples) + max(timing.measure for timing in timings) * measured
 
 
 def batches_an_epoch(recipe: Recipe, images: int, devices: int) -> int:

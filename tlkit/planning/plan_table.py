@@ -190,7 +190,7 @@ def _costs(plan: Plan) -> Table:
         table.add_row("[dim]steps[/dim]", f"{plan.steps * epochs:,}: {plan.steps:,} in each of {counted(epochs, 'epoch')}")
     if plan.steps is not None:
         folds = plan.recipe.data.folds
-        times = f", {folds} times: [bold]{duration(plan.seconds * folds)}[/bold]" if folds else ""
+        times = f", {folds} times: [bold]{duration(plan.seconds_of_folds)}[/bold]" if folds else ""
         took = f"about [bold]{duration(plan.seconds)}[/bold]{times}, by a few batches of each phase on this machine"
         table.add_row("[dim]time[/dim]", took)
     return table
