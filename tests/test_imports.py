@@ -123,6 +123,33 @@ def test_no_function_has_more_than_seven_arguments() -> None:
     assert not {name: arguments for name, arguments in long.items() if len(arguments) > MOST_ARGUMENTS}
 
 
+PRIVATE = {
+    "training/private_api.py": "all that Lightning, torchmetrics and torch keep private",
+    "models/model_folder.py": "timm.models._hub.save_config_for_hf, with which timm's own push_to_hf_hub writes config.json",
+    "training/distributed/shutdown.py": "os._exit, which Python's documentation describes",
+}
+"""Where names that begin with an underscore are taken from others' packages, and which."""
+OWN_PRIVATE = {"_places"}
+"""Of Recipe, which the package recipe alone fills in."""
+
+
+def test_private_names_of_others_are_used_in_few_places() -> None:
+    assert {module for module in MODULES if any(private_names(tree_of(module)))} == PRIVATE.keys()
+
+
+def private_names(tree: ast.Module) -> Iterator[str]:
+    """Yield imported names with a private part, and private attributes of anything but self, cls and super()."""
+    for name in imports(tree, everywhere=True):
+        yield from (part for part in name.split(".") if is_private(part))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and is_private(node.attr) and ast.unparse(node.value) not in ("self", "cls", "super()"):
+            yield node.attr
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.endswith("__") and name not in OWN_PRIVATE
+
+
 WHOLE_RECIPE = {
     "training/scale_lr.py: with_scaled_lr": "resolves it",
     "training/batch_size/find.py: with_batch_size": "resolves it",

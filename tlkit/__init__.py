@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tlkit.deploy.predict.predict import predict
     from tlkit.errors import TlkitError
     from tlkit.evaluation.evaluate import evaluate
+    from tlkit.evaluation.save import save_model
     from tlkit.models.catalog import list_models
     from tlkit.models.classifier import Classifier
     from tlkit.models.create import create_classifier
@@ -41,6 +42,7 @@ __all__ = [
     "load_model",
     "load_recipe",
     "predict",
+    "save_model",
 ]
 
 # The module of each name. No sub-package has one of these names: importing it would put it in the place of the function.
@@ -59,6 +61,7 @@ _HOMES = {
     "load_model": "tlkit.models.model_folder",
     "load_recipe": "tlkit.recipe.load",
     "predict": "tlkit.deploy.predict.predict",
+    "save_model": "tlkit.evaluation.save",
 }
 
 

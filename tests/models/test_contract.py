@@ -12,7 +12,7 @@ from tlkit.errors import RecipeError
 from tlkit.models.backbones import create_backbone
 from tlkit.models.classifier import Classifier
 from tlkit.models.freeze import trained_parameters
-from tlkit.models.model_folder import ModelCard, check_can_ship, load_with_card, save_model
+from tlkit.models.model_folder import ModelCard, check_can_ship, load_with_card, write_model_folder
 from tlkit.recipe.fields.model import Features, Head
 from tlkit.recipe.fields.phases import BatchNorm, FromStage, LastStages, Train
 
@@ -211,7 +211,7 @@ def test_a_new_head_ships_in_a_model_folder_with_equal_logits(tmp_path: Path, na
     check_can_ship(backbone, Head(dropout=0.5), model, 3, size, features=features)
     preprocessing = {"image_size": size, "resize": "crop", "crop_pct": 1.0, "interpolation": "bicubic", "mean": [0.5] * 3, "std": [0.5] * 3}
     card = ModelCard(backbone, Head(dropout=0.5), ("a", "b", "c"), preprocessing, {}, {}, {}, features=features)
-    save_model(tmp_path / "model", model, card)
+    write_model_folder(tmp_path / "model", model, card)
     loaded, _ = load_with_card(tmp_path / "model")
     with torch.inference_mode():
         logits = model(images(name))

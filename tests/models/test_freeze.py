@@ -7,7 +7,7 @@ from torch import nn
 from tlkit.errors import RecipeError
 from tlkit.models.backbones import create_backbone, stages
 from tlkit.models.classifier import Classifier
-from tlkit.models.freeze import frozen_modules, trained_parameters
+from tlkit.models.freeze import BATCH_NORMS, NORMS_WITH_STATISTICS, frozen_modules, trained_parameters
 from tlkit.recipe.fields.model import Head
 from tlkit.recipe.fields.phases import FromStage, LastStages, Train
 
@@ -151,3 +151,12 @@ def test_asking_for_norms_that_are_not_there_or_too_many_stages_is_a_recipe_faul
         trained(vgg, "norm")
     with pytest.raises(RecipeError, match=r"phases\[0\]\.train\.last = 9, but the backbone has 6 stages"):
         trained(vgg, LastStages(last=9))
+
+
+def test_the_layers_with_statistics_are_all_that_torch_has() -> None:
+    """torch's own base classes are private; lazy ones become these."""
+    from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+
+    layers = [kind for name, kind in vars(nn).items() if isinstance(kind, type) and not name.startswith("Lazy")]
+    assert {kind for kind in layers if issubclass(kind, _BatchNorm)} == set(BATCH_NORMS)
+    assert {kind for kind in layers if issubclass(kind, _NormBase)} == set(NORMS_WITH_STATISTICS)

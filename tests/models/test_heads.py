@@ -13,7 +13,7 @@ from tlkit.errors import RecipeError
 from tlkit.models.backbones import create_backbone
 from tlkit.models.classifier import Classifier
 from tlkit.models.heads import Cosine, LocallyConnected, NearestNeighbours
-from tlkit.models.model_folder import ModelCard, check_can_ship, load_with_card, save_model
+from tlkit.models.model_folder import ModelCard, check_can_ship, load_with_card, write_model_folder
 from tlkit.recipe.fields.model import Head
 
 PREPROCESSING = {
@@ -78,7 +78,7 @@ def test_a_head_of_its_own_kind_reads_back_with_equal_logits(tmp_path: Path, kin
     if kind == "knn":
         classifier.head.remember(torch.randn(20, 512), torch.arange(20) % 3)
     check_can_ship("resnet18", head, classifier, 3, 64)
-    save_model(tmp_path, classifier, ModelCard("resnet18", head, ("a", "b", "c"), PREPROCESSING, {}, {}, {}))
+    write_model_folder(tmp_path, classifier, ModelCard("resnet18", head, ("a", "b", "c"), PREPROCESSING, {}, {}, {}))
     images = torch.randn(2, 3, 64, 64)
     with torch.inference_mode():
         assert torch.equal(load_with_card(tmp_path)[0](images), classifier(images))
@@ -96,7 +96,7 @@ def test_pooling_is_that_of_the_map_and_ships_in_timms_own_words(tmp_path: Path,
         expected = {"avg": places.mean(2), "max": places.amax(2), "avgmax": (places.mean(2) + places.amax(2)) / 2}[pool]
         torch.testing.assert_close(classifier.features(images), expected)
         check_can_ship(backbone, head, classifier, 3, 64)
-        save_model(tmp_path, classifier, ModelCard(backbone, head, ("a", "b", "c"), PREPROCESSING, {}, {}, {}))
+        write_model_folder(tmp_path, classifier, ModelCard(backbone, head, ("a", "b", "c"), PREPROCESSING, {}, {}, {}))
         plain = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
         torch.testing.assert_close(plain(images), classifier(images))
         assert torch.equal(load_with_card(tmp_path)[0](images), classifier(images))

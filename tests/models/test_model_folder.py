@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from tlkit.errors import BackboneError, RunError
 from tlkit.models.backbones import create_backbone
 from tlkit.models.classifier import Classifier
-from tlkit.models.model_folder import ModelCard, check_can_ship, find_model_folder, load_with_card, save_model
+from tlkit.models.model_folder import ModelCard, check_can_ship, find_model_folder, load_with_card, write_model_folder
 from tlkit.recipe.fields.model import Head
 
 FAMILIES = [
@@ -40,7 +40,7 @@ def saved(folder: Path, name: str, head: Head, size: int = 64) -> Classifier:
         "mean": [0.5, 0.4, 0.3],
         "std": [0.2, 0.3, 0.4],
     }
-    save_model(folder, classifier, ModelCard(name, head, ("a", "b", "ü"), preprocessing, {}, {"origin": "random"}, {}))
+    write_model_folder(folder, classifier, ModelCard(name, head, ("a", "b", "ü"), preprocessing, {}, {"origin": "random"}, {}))
     return classifier
 
 
@@ -61,7 +61,7 @@ def test_plain_timm_gives_the_map_of_the_convolutions_alone(tmp_path: Path, name
     classifier = Classifier(create_backbone(name, 64, features="conv", pool="max"), Head(pool="max"), 3, 64).eval()
     preprocessing = {"image_size": 64, "resize": "crop", "crop_pct": 1.0, "interpolation": "bicubic", "mean": [0.5] * 3, "std": [0.2] * 3}
     card = ModelCard(name, Head(pool="max"), ("a", "b", "c"), preprocessing, {}, {}, {}, features="conv")
-    save_model(tmp_path / "model", classifier, card)
+    write_model_folder(tmp_path / "model", classifier, card)
     plain = timm.create_model(f"local-dir:{tmp_path / 'model'}", pretrained=True).eval()
     images = torch.randn(2, 3, 64, 64)
     with torch.inference_mode():
@@ -126,6 +126,6 @@ def test_a_model_folder_whose_weights_are_nan_is_refused_with_the_file_and_the_t
     backbone.state_dict()[key][0] = float("nan")
     preprocessing = {"image_size": 32, "resize": "crop", "crop_pct": 1.0, "interpolation": "bicubic", "mean": [0.5] * 3, "std": [0.5] * 3}
     card = ModelCard("test_resnet", Head(), ("a", "b", "c"), preprocessing, {}, {}, {})
-    save_model(tmp_path / "model", Classifier(backbone, Head(), 3, 32), card)
+    write_model_folder(tmp_path / "model", Classifier(backbone, Head(), 3, 32), card)
     with pytest.raises(RunError, match=rf"model\.safetensors: {re.escape(key)} holds NaN or infinity in 1 of its"):
         load_with_card(tmp_path / "model")

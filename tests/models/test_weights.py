@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from tlkit.errors import MissingExtraError, RecipeError, WeightsError
 from tlkit.models.backbones import create_backbone
 from tlkit.models.classifier import Classifier
-from tlkit.models.model_folder import ModelCard, load_with_card, save_model
+from tlkit.models.model_folder import ModelCard, load_with_card, write_model_folder
 from tlkit.models.state_files import not_finite
 from tlkit.models.weights import Weights, find_weights, load_backbone
 from tlkit.recipe.fields.model import Head, Model
@@ -269,7 +269,7 @@ def run_of(folder: Path, backbone: str = "test_resnet", kind: str = "linear", ch
         "std": [0.2, 0.3, 0.4, 0.5][:channels],
     }
     card = ModelCard(backbone, head, ("a", "b", "c"), preprocessing, {}, {"origin": "random", "sha256": None}, {})
-    save_model(folder / "model", classifier, card)
+    write_model_folder(folder / "model", classifier, card)
     return classifier
 
 

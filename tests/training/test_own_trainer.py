@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import tlkit
 from tests import warm
-from tlkit.errors import BackboneError, RecipeError
+from tlkit.errors import BackboneError, DataError, RecipeError, RunError
 from tlkit.recipe.fields.model import Head
 
 PHOTOS = Path(__file__).parents[1] / "fixtures" / "before_layout" / "photos"
@@ -111,6 +111,43 @@ def test_a_stock_trainer_fits_tests_and_predicts(parts: tuple[Any, Any], tmp_pat
     torch.testing.assert_close(probabilities, expected)
     labels = torch.tensor([sample.label for sample in data.samples.of("test")])
     assert accuracy == pytest.approx(float((probabilities.argmax(1) == labels).float().mean()))
+
+
+def test_what_was_trained_is_saved_measured_read_back_predicted_and_exported(parts: tuple[Any, Any], tmp_path: Path) -> None:
+    data, classifier = parts
+    folder = tmp_path / "model"
+    metrics = tlkit.save_model(classifier, folder, data=data)
+    files, labels = zip(*((sample.image, sample.label) for sample in data.samples.of("test")), strict=True)
+    with torch.inference_mode():
+        expected = classifier.eval()(classifier.preprocess(files))
+        torch.testing.assert_close(tlkit.load_model(folder)(classifier.preprocess(files)), expected, rtol=1e-5, atol=1e-5)
+    assert metrics["test"]["accuracy"] == pytest.approx(float((expected.argmax(1) == torch.tensor(labels)).float().mean()))
+    assert json.loads((folder / "tlkit.json").read_text())["metrics"] == json.loads(json.dumps(metrics))
+    classes, predictions = tlkit.predict(folder, files[0])
+    assert classes == data.classes
+    assert predictions[0].ranked(classes, 1)[0][0] == classes[int(expected[0].argmax())]
+    (artifact,) = tlkit.export(folder, formats=["safetensors"], images=PHOTOS / "test", out=tmp_path / "export")
+    assert (artifact / "model.safetensors").is_file()
+    assert tlkit.save_model(tlkit.load_model(folder), folder) == {}  # a model folder may be replaced, by a loaded model too
+
+
+def test_a_classifier_is_saved_into_no_other_folder_and_only_whole(parts: tuple[Any, Any], tmp_path: Path) -> None:
+    data, classifier = parts
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(RunError, match="is there already and is no model folder"):
+        tlkit.save_model(classifier, tmp_path)
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+    by_hand = type(classifier)(classifier.backbone, Head(), data.classes, 32, data.preprocessing)
+    with pytest.raises(BackboneError, match=r"put together by hand.*\n  Make it by create_classifier"):
+        tlkit.save_model(by_hand, tmp_path / "model")
+    others = tlkit.create_classifier("test_resnet", ["cat", "dog"], data.preprocessing, weights="random")
+    with pytest.raises(DataError, match=r"The data's classes are .*bag.*, and the classifier's are .*cat"):
+        tlkit.save_model(others, tmp_path / "model", data=data)
+    with torch.no_grad():
+        next(others.parameters()).fill_(float("nan"))
+    with pytest.raises(RunError, match="would answer NaN"):
+        tlkit.save_model(others, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
 
 
 def test_it_takes_loaders_of_the_users_own(parts: tuple[Any, Any], tmp_path: Path) -> None:

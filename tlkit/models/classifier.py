@@ -1,10 +1,11 @@
 """Classifier: a backbone, a head, and the part of them that is frozen."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +16,20 @@ from tlkit.models.adapters import add_adapters, merge_adapters, plain_name, plai
 from tlkit.models.backbones import Stage, stages
 from tlkit.models.freeze import set_trainable
 from tlkit.models.heads import build_head
-from tlkit.recipe.fields.model import Head
+from tlkit.recipe.fields.model import Features, Head
 from tlkit.recipe.fields.phases import Adapter, BatchNorm
+from tlkit.recipe.schema import Task
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a classifier was built from, for its model folder. weights: `origin` and `sha256` of those that training began with."""
+
+    backbone: str
+    head: Head
+    weights: Mapping[str, Any]
+    features: Features = "all"
+    task: Task = "multiclass"
 
 
 class Classifier(nn.Module):
@@ -30,6 +43,7 @@ class Classifier(nn.Module):
         classes: Their names, in the order of the logits; a number K names them 0 to K - 1.
         image_size: S, in pixels.
         preprocessing: How image files become what the network sees, for `preprocess`.
+        origin: What it is built from, for `save_model`.
 
     Attributes:
         classes: Names of the K classes, in the order of the logits.
@@ -40,13 +54,20 @@ class Classifier(nn.Module):
     """
 
     def __init__(
-        self, backbone: nn.Module, head: Head, classes: Sequence[str] | int, image_size: int, preprocessing: Preprocessing | None = None
+        self,
+        backbone: nn.Module,
+        head: Head,
+        classes: Sequence[str] | int,
+        image_size: int,
+        preprocessing: Preprocessing | None = None,
+        origin: Origin | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.stages: tuple[Stage, ...] = stages(backbone)
         self.classes: tuple[str, ...] = tuple(map(str, range(classes)) if isinstance(classes, int) else classes)
         self.preprocessing = preprocessing
+        self.origin = origin
         self.adapter: Adapter | None = None
         self.called: frozenset[str] = frozenset()
         self._head_sees_map = head.kind == "locally_connected"

@@ -6,7 +6,7 @@ from typing import Any
 
 from tlkit.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, per_channel
 from tlkit.models.backbones import check_backbone_name, pretrained_cfg
-from tlkit.models.classifier import Classifier
+from tlkit.models.classifier import Classifier, Origin
 from tlkit.models.heads import trained_head
 from tlkit.models.weights import find_weights, load_backbone
 from tlkit.recipe.fields.model import Model
@@ -47,4 +47,6 @@ def create_classifier(
     size, channels = preprocessing.image_size, preprocessing.channels
     mean, std = per_channel(cfg.get("mean", IMAGENET_MEAN), channels), per_channel(cfg.get("std", IMAGENET_STD), channels)
     body = load_backbone(model, found, size, channels=channels)
-    return Classifier(body, trained_head(model.head), classes, size, replace(preprocessing, mean=mean, std=std))
+    head_fields = trained_head(model.head)
+    origin = Origin(model.backbone, head_fields, {"origin": found.origin, "sha256": found.sha256}, model.features)
+    return Classifier(body, head_fields, classes, size, replace(preprocessing, mean=mean, std=std), origin)

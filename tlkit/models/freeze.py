@@ -3,12 +3,15 @@
 from collections.abc import Collection
 
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from tlkit.errors import Fault, RecipeError, expected_one_of
 from tlkit.models.adapters import adapted_weights, is_adapters, plain_name
 from tlkit.models.backbones import Stage
 from tlkit.recipe.fields.phases import BatchNorm, Dora, FromStage, LastStages, Lora, Train
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+"""timm's are subclasses of them."""
+NORMS_WITH_STATISTICS = (*BATCH_NORMS, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 
 
 def trained_parameters(
@@ -60,7 +63,7 @@ def _is_norm(module: nn.Module) -> bool:
     """Check for a normalisation layer: timm's subclass torch's, except a few such as RmsNorm and GroupNormAct, which have it in their
     name.
     """
-    return isinstance(module, _NormBase | nn.LayerNorm | nn.GroupNorm) or "norm" in type(module).__name__.lower()
+    return isinstance(module, (*NORMS_WITH_STATISTICS, nn.LayerNorm, nn.GroupNorm)) or "norm" in type(module).__name__.lower()
 
 
 def set_trainable(backbone: nn.Module, parameters: frozenset[str], batchnorm: BatchNorm) -> frozenset[str]:
@@ -72,7 +75,7 @@ def set_trainable(backbone: nn.Module, parameters: frozenset[str], batchnorm: Ba
     for name, parameter in backbone.named_parameters():
         # An adapter trains in place of the weight that it is on.
         parameter.requires_grad_((plain_name(name) if is_adapters(name) else name) in parameters)
-    norms = {name for name, module in backbone.named_modules() if isinstance(module, _NormBase)}
+    norms = {name for name, module in backbone.named_modules() if isinstance(module, NORMS_WITH_STATISTICS)}
     return frozen_modules(backbone) | (norms if batchnorm == "frozen" else frozenset())
 
 

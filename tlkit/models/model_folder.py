@@ -25,7 +25,7 @@ from tlkit.data.splits.run_source import check_single
 from tlkit.errors import BackboneError, RunError
 from tlkit.files import atomic_folder, sha256_of, write_json
 from tlkit.models.backbones import build_options, classifier_names, create_backbone
-from tlkit.models.classifier import Classifier
+from tlkit.models.classifier import Classifier, Origin
 from tlkit.models.devices import find_device
 from tlkit.models.heads import LINEAR_HEADS, last_linear
 from tlkit.models.state_files import not_finite, write_tensors
@@ -68,7 +68,7 @@ def is_timms(head_kind: str, features: Features) -> bool:
     return head_kind in LINEAR_HEADS and features == "all"
 
 
-def save_model(folder: Path, classifier: Classifier, card: ModelCard) -> None:
+def write_model_folder(folder: Path, classifier: Classifier, card: ModelCard) -> None:
     """Write the model folder, whole or not at all; one that is there already stays until the new one is whole.
 
     With one of LINEAR_HEADS `model.safetensors` holds timm's whole model, so that plain timm gives the same logits. Other heads are in
@@ -126,7 +126,8 @@ def load_with_card(folder: Path) -> tuple[Classifier, ModelCard]:
     image_size = int(card.preprocessing["image_size"])
     backbone = create_backbone(card.backbone, image_size, channels=_channels(card), pool=card.head.pool, features=card.features)
     preprocessing = Preprocessing.from_json(card.preprocessing, card.mean_picture)
-    classifier = Classifier(backbone, card.head, card.classes, image_size, preprocessing)
+    origin = Origin(card.backbone, card.head, card.weights, card.features, card.task)
+    classifier = Classifier(backbone, card.head, card.classes, image_size, preprocessing, origin)
     state = _read_state(folder / "model.safetensors")
     try:
         if card.is_timms:

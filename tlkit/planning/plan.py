@@ -13,7 +13,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from lightning.pytorch import Callback
-from torch.nn.modules.batchnorm import _NormBase
 
 from tlkit.data.augment import Augmentation, build_augmentation
 from tlkit.data.datamodule import ImageDataModule
@@ -27,6 +26,7 @@ from tlkit.errors import TlkitError
 from tlkit.files import format_bytes
 from tlkit.models.backbones import check_backbone_name, pretrained_cfg, sizes_by_features
 from tlkit.models.classifier import Classifier
+from tlkit.models.freeze import NORMS_WITH_STATISTICS
 from tlkit.models.image_sizes import border_warning
 from tlkit.models.weights import Weights
 from tlkit.planning.probe import Memory, MemoryProbe
@@ -304,7 +304,7 @@ def stage_rows(module: PhaseModule, groups: Sequence[dict[str, Any]]) -> list[St
     norms = {
         f"{path}.{name}": part
         for path, part in classifier.backbone.named_modules()
-        if isinstance(part, _NormBase)
+        if isinstance(part, NORMS_WITH_STATISTICS)
         for name, _ in part.named_parameters(recurse=False)
     }
     stages = {stage.name: stage.parameters for stage in classifier.stages}

@@ -13,13 +13,13 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
 from rich.console import Console
-from torch import nn
 
 from tlkit.data.datamodule import ImageDataModule
 from tlkit.data.dataset import processors, worker_count
 from tlkit.errors import CacheUnavailable, DataError, Fault, RecipeError, TrainingError
 from tlkit.evaluation.metrics import metric_label, primary_metric_of
 from tlkit.models.classifier import Classifier
+from tlkit.models.freeze import BATCH_NORMS
 from tlkit.models.split import Suffix
 from tlkit.recipe.fields.learning import Mix
 from tlkit.recipe.fields.phases import Phase
@@ -284,7 +284,7 @@ def compiling_explained(spec: PhaseSpec, phase: Phase) -> Iterator[None]:
 
 def check_batch_size(classifier: Classifier, per_device_batch_size: int) -> None:
     """Raise DataError where batch-norm would have one number to take statistics of. per_device_batch_size: images a step on one device."""
-    trained_norms = any(isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training for module in classifier.modules())
+    trained_norms = any(isinstance(module, BATCH_NORMS) and module.training for module in classifier.modules())
     if trained_norms and per_device_batch_size < 2:
         images = counted(per_device_batch_size, "image")
         raise DataError(

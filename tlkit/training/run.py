@@ -14,7 +14,7 @@ from tlkit.data.splits.run_source import write_origin
 from tlkit.errors import TrainingError
 from tlkit.files import remove_unfinished, write_atomically
 from tlkit.models.image_sizes import border_warning
-from tlkit.models.model_folder import ModelCard, save_model
+from tlkit.models.model_folder import ModelCard, write_model_folder
 from tlkit.models.state_files import not_finite
 from tlkit.recipe.fields.data import Data, LeakCheck
 from tlkit.recipe.fields.model import CLASSICAL_HEADS
@@ -78,7 +78,7 @@ def _train_and_measure(recipe: Recipe, setup: Setup, context: RunContext, *, res
             trained = _finished_head(recipe, setup, context, trained)
             if found := not_finite(setup.classifier.state_dict()):
                 raise TrainingError(f"The trained network would answer NaN, so it is not shipped: {found}.")
-            save_model(context.folder / "model", setup.classifier, _model_card(recipe, setup, trained))
+            write_model_folder(context.folder / "model", setup.classifier, _model_card(recipe, setup, trained))
             write_trained(context.folder, trained, seconds=context.seconds)
     if is_main_process():
         _measure(recipe, setup, context, trained, audit)

@@ -16,7 +16,7 @@ from tlkit.data.splits.folds import split_by_recipe
 from tlkit.errors import Fault, RecipeError, TlkitError
 from tlkit.files import expanded
 from tlkit.models.backbones import check_backbone_name, pretrained_cfg
-from tlkit.models.classifier import Classifier
+from tlkit.models.classifier import Classifier, Origin
 from tlkit.models.freeze import trained_parameters
 from tlkit.models.heads import trained_head
 from tlkit.models.image_sizes import explained_image_size
@@ -122,7 +122,9 @@ def build(
     with explained_image_size(model.backbone, size, channels=channels, pool=model.head.pool, features=model.features):
         backbone = load_backbone(model, weights, size, channels=channels, log=log)
         preprocessing = preprocessing_of(data, model.backbone, samples, weights)
-        classifier = Classifier(backbone, trained_head(model.head), samples.classes, size, preprocessing)
+        head = trained_head(model.head)
+        origin = Origin(model.backbone, head, {"origin": weights.origin, "sha256": weights.sha256}, model.features, samples.task)
+        classifier = Classifier(backbone, head, samples.classes, size, preprocessing, origin)
     check_can_ship(model.backbone, model.head, classifier, len(samples.classes), size, features=model.features)
     if "mean_picture" in weights.normalization and data.normalize == "weights":
         log("they were trained with a mean image subtracted; `normalize: weights` takes the means of its channels")

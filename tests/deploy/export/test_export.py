@@ -19,7 +19,7 @@ from tlkit.data.preprocess import Preprocessing
 from tlkit.deploy.export.runtime import load_runtime
 from tlkit.models.backbones import create_backbone
 from tlkit.models.classifier import Classifier
-from tlkit.models.model_folder import ModelCard, load_with_card, save_model
+from tlkit.models.model_folder import ModelCard, load_with_card, write_model_folder
 from tlkit.recipe.fields.model import Head
 from tlkit.recipe.load import load_recipe
 from tlkit.training.finetune import run_recipe
@@ -107,7 +107,7 @@ def model_folder(folder: Path, head: Head, backbone: str = "test_resnet", spec: 
     spec = {**SPEC, **(spec or {})}
     channels = len(spec["mean"])  # type: ignore[arg-type]
     classifier = Classifier(create_backbone(backbone, 32, channels=channels), head, 3, 32)
-    save_model(folder / "model", classifier, ModelCard(backbone, head, ("cat", "dog", "owl"), spec, {}, {}, {}))
+    write_model_folder(folder / "model", classifier, ModelCard(backbone, head, ("cat", "dog", "owl"), spec, {}, {}, {}))
     return folder
 
 
@@ -140,7 +140,7 @@ def test_the_convolutions_alone_answer_as_torch_does_in_every_format(tmp_path: P
     torch.manual_seed(0)
     classifier = Classifier(create_backbone("vgg11", 32, features="conv"), Head(), 3, 32)
     card = ModelCard("vgg11", Head(), ("cat", "dog", "owl"), SPEC, {}, {}, {}, features="conv")
-    save_model(tmp_path / "model", classifier, card)
+    write_model_folder(tmp_path / "model", classifier, card)
     formats = ("onnx", "openvino", "torch", "safetensors")
     assert main(["export", str(tmp_path), "--format", *formats, "--images", str(images[0].parent)]) == 0
     for name in formats:
@@ -200,7 +200,7 @@ def test_a_mean_image_goes_along(tmp_path: Path, images: list[Path]) -> None:
     spec = Preprocessing.from_json({**SPEC, "resize": "stretch", "crop_pct": 1.0}).with_mean_picture(mean_picture)
     classifier = Classifier(create_backbone("test_resnet", 32), Head(), 3, 32)
     card = ModelCard("test_resnet", Head(), ("cat", "dog", "owl"), spec.to_json(), {}, {}, {}, mean_picture=mean_picture)
-    save_model(tmp_path / "model", classifier, card)
+    write_model_folder(tmp_path / "model", classifier, card)
     plain = [file for file in images if Image.open(file).mode == "RGB"]
     expected = by_torch(tmp_path, plain)
     for entrance in ("--raw", "--float"):

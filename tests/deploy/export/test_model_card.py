@@ -20,7 +20,7 @@ from tlkit.data.preprocess import Preprocessing
 from tlkit.deploy.export.model_card import model_card
 from tlkit.models.backbones import create_backbone
 from tlkit.models.classifier import Classifier
-from tlkit.models.model_folder import ModelCard, load_with_card, read_card, save_model
+from tlkit.models.model_folder import ModelCard, load_with_card, read_card, write_model_folder
 from tlkit.recipe.fields.model import Head
 
 SPEC = {"image_size": 32, "resize": "crop", "crop_pct": 0.9, "interpolation": "bicubic", "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}
@@ -84,7 +84,7 @@ def test_a_head_of_tlkits_own_is_reported() -> None:
 def folder(tmp_path: Path) -> Path:
     torch.manual_seed(0)
     classifier = Classifier(create_backbone("test_resnet", 32), Head(), 3, 32)
-    save_model(tmp_path / "model", classifier, card(backbone="test_resnet", origin="random"))
+    write_model_folder(tmp_path / "model", classifier, card(backbone="test_resnet", origin="random"))
     (tmp_path / "pictures").mkdir()
     for i in range(4):
         Image.fromarray(np.random.default_rng(i).integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(tmp_path / f"pictures/{i}.png")
@@ -135,7 +135,7 @@ def test_nothing_is_sent_where_the_hub_is_switched_off(folder: Path) -> None:
 @pytest.mark.parametrize("resize", ["crop", "pad", "stretch"])
 def test_the_cards_own_lines_see_what_tlkit_sees(folder: Path, resize: str, capsys: pytest.CaptureFixture[str]) -> None:
     classifier, made = load_with_card(folder)
-    save_model(folder / "model", classifier, replace(made, preprocessing={**SPEC, "resize": resize}))
+    write_model_folder(folder / "model", classifier, replace(made, preprocessing={**SPEC, "resize": resize}))
     spec = Preprocessing.from_json(read_card(folder / "model").preprocessing)
     for file in sorted((folder / "pictures").iterdir()):
         sideways = Image.Exif()

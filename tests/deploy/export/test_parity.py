@@ -24,7 +24,7 @@ from tlkit.deploy.export.runtime import Runtime
 from tlkit.errors import ArtifactError
 from tlkit.models.backbones import create_backbone
 from tlkit.models.classifier import Classifier
-from tlkit.models.model_folder import ModelCard, load_with_card, save_model
+from tlkit.models.model_folder import ModelCard, load_with_card, write_model_folder
 from tlkit.recipe.fields.model import Head
 
 SPEC = {"image_size": 32, "resize": "crop", "crop_pct": 1.0, "interpolation": "bicubic", "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}
@@ -46,7 +46,7 @@ def proof(tmp_path_factory: pytest.TempPathFactory) -> Proof:
     # Larger numbers than a new head's, so that answers differ from image to image.
     with torch.no_grad():
         classifier.head[1].weight.mul_(50)
-    save_model(folder / "model", classifier, ModelCard("test_resnet", Head(), ("cat", "dog", "owl"), SPEC, {}, {}, {}))
+    write_model_folder(folder / "model", classifier, ModelCard("test_resnet", Head(), ("cat", "dog", "owl"), SPEC, {}, {}, {}))
     classifier, card = load_with_card(folder)
     return proof_of_files(sorted((folder / "pictures").iterdir()), classifier, card, None, folder)
 
@@ -55,7 +55,7 @@ def proof(tmp_path_factory: pytest.TempPathFactory) -> Proof:
 def run(proof: Proof, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose model has been exported: with raw images as its input, and with normalised ones into float/."""
     folder = tmp_path_factory.mktemp("run")
-    save_model(folder / "model", proof.classifier, proof.card)
+    write_model_folder(folder / "model", proof.classifier, proof.card)
     export_run(folder, ExportOptions(image_folder=proof.files[0].parent, zipped=True))
     export_run(folder, ExportOptions(image_folder=proof.files[0].parent, raw=False, out=folder / "float"))
     return folder

@@ -14,7 +14,7 @@ from tlkit.cli import main
 from tlkit.models.backbones import create_backbone
 from tlkit.models.classifier import Classifier
 from tlkit.models.heads import last_linear
-from tlkit.models.model_folder import ModelCard, load_with_card, save_model
+from tlkit.models.model_folder import ModelCard, load_with_card, write_model_folder
 from tlkit.recipe.fields.model import Head
 
 
@@ -32,7 +32,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "mean": [0.5] * 3,
         "std": [0.5] * 3,
     }
-    save_model(folder / "model", classifier, ModelCard("test_resnet", Head(), ("cat", "dog", "[red]"), preprocessing, {}, {}, {}))
+    write_model_folder(folder / "model", classifier, ModelCard("test_resnet", Head(), ("cat", "dog", "[red]"), preprocessing, {}, {}, {}))
     draws = np.random.default_rng(0)
     for i in range(40):
         Image.fromarray(draws.integers(0, 256, (24, 40, 3), dtype=np.uint8)).save(folder / f"{i:02d}.png")
@@ -85,7 +85,7 @@ def test_a_model_never_answers_nan(workplace: Path, tmp_path: Path, capsys: pyte
     classifier, card = load_with_card(workplace)
     with torch.no_grad():
         last_linear(classifier.head).weight.fill_(3e38)
-    save_model(tmp_path / "model", classifier, card)
+    write_model_folder(tmp_path / "model", classifier, card)
     assert main(["predict", str(tmp_path), *images(workplace)[:3], "--format", "jsonl"]) == 2
     printed = capsys.readouterr()
     rows = [json.loads(line) for line in printed.out.splitlines()]
@@ -94,7 +94,7 @@ def test_a_model_never_answers_nan(workplace: Path, tmp_path: Path, capsys: pyte
     assert "3 of 3 files could not be read or predicted" in printed.err
     with torch.no_grad():
         next(classifier.backbone.parameters()).fill_(3e38)
-    save_model(tmp_path / "model", classifier, card)
+    write_model_folder(tmp_path / "model", classifier, card)
     assert main(["predict", str(tmp_path), images(workplace)[0], "--features", "--out", str(tmp_path / "f.npz")]) == 2
     written = np.load(tmp_path / "f.npz")
     assert (written["features"].shape, written["unreadable"].tolist()) == ((0, 96), [images(workplace)[0]])

@@ -15,7 +15,7 @@ from PIL import Image
 from tlkit.cli import main
 from tlkit.models.backbones import create_backbone
 from tlkit.models.classifier import Classifier
-from tlkit.models.model_folder import ModelCard, save_model
+from tlkit.models.model_folder import ModelCard, write_model_folder
 from tlkit.recipe.fields.model import Head
 
 pytest.importorskip("onnxruntime")
@@ -37,7 +37,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("artifact")
     torch.manual_seed(0)
     classifier = Classifier(create_backbone("test_resnet", 32), Head(), 3, 32)
-    save_model(folder / "model", classifier, ModelCard("test_resnet", Head(), ("cat", "dog", "owl"), PREPROCESSING, {}, {}, {}))
+    write_model_folder(folder / "model", classifier, ModelCard("test_resnet", Head(), ("cat", "dog", "owl"), PREPROCESSING, {}, {}, {}))
     draws = np.random.default_rng(0)
     (folder / "photos").mkdir()
     for i in range(50):

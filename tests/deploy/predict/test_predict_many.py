@@ -19,7 +19,7 @@ from tlkit.cli import main
 from tlkit.deploy.predict import feature_files
 from tlkit.models.backbones import create_backbone
 from tlkit.models.classifier import Classifier
-from tlkit.models.model_folder import ModelCard, load_with_card, save_model
+from tlkit.models.model_folder import ModelCard, load_with_card, write_model_folder
 from tlkit.recipe.fields.model import Head
 
 CLASSES = ("cat", "dog", "owl")
@@ -42,7 +42,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.manual_seed(seed)
         classifier = Classifier(create_backbone("test_resnet", 32), Head(), 3, 32)
         task = {"task": "multilabel", "thresholds": (0.4, 0.5, 0.6)} if name == "tags" else {}
-        save_model(folder / name, classifier, ModelCard("test_resnet", Head(), CLASSES, PREPROCESSING, {}, {}, {}, **task))
+        write_model_folder(folder / name, classifier, ModelCard("test_resnet", Head(), CLASSES, PREPROCESSING, {}, {}, {}, **task))
     draws = np.random.default_rng(0)
     for i in range(100):
         file = folder / f"photos/{'b' if i else 'a/deep'}/{i:03d}.png"

@@ -30,7 +30,7 @@ from tlkit.cli import main
 from tlkit.files import sha256_of
 from tlkit.models.backbones import create_backbone
 from tlkit.models.classifier import Classifier
-from tlkit.models.model_folder import ModelCard, save_model
+from tlkit.models.model_folder import ModelCard, write_model_folder
 from tlkit.recipe.fields.model import Head
 
 for package in ("onnxruntime", "fastapi", "uvicorn", "python_multipart", "prometheus_client"):
@@ -55,7 +55,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     classifier = Classifier(create_backbone("test_resnet", 32), Head(), 3, 32)
     card = ModelCard("test_resnet", Head(), CLASSES, PREPROCESSING, {"name": "pets & co"}, {}, {})
-    save_model(folder / "model", classifier, card)
+    write_model_folder(folder / "model", classifier, card)
     draws = np.random.default_rng(0)
     (folder / "photos").mkdir()
     for i in range(40):

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from tlkit.errors import BackboneError
 from tlkit.models.backbones import build_options, create_backbone, stages
 from tlkit.models.classifier import Classifier
-from tlkit.models.model_folder import ModelCard, check_can_ship, load_with_card, save_model
+from tlkit.models.model_folder import ModelCard, check_can_ship, load_with_card, write_model_folder
 from tlkit.models.zoo.layers import LocalResponseNorm
 from tlkit.recipe.fields.model import Head
 from tlkit.recipe.load import load_recipe
@@ -117,7 +117,7 @@ def test_the_model_folder_reads_back_with_equal_logits_also_in_plain_timm(tmp_pa
         "mean": [0.5] * 3,
         "std": [0.25] * 3,
     }
-    save_model(tmp_path / "model", classifier, ModelCard(name, Head(), ("a", "b", "c"), preprocessing, {}, {}, {}))
+    write_model_folder(tmp_path / "model", classifier, ModelCard(name, Head(), ("a", "b", "c"), preprocessing, {}, {}, {}))
     loaded, _ = load_with_card(tmp_path)
     plain = timm.create_model(f"local-dir:{tmp_path / 'model'}", pretrained=True).eval()
     images = torch.randn(2, 3, size, size)

@@ -18,7 +18,7 @@ from tlkit.models import weights as weights_module
 from tlkit.models.backbones import create_backbone, pretrained_cfg, stages
 from tlkit.models.classifier import Classifier
 from tlkit.models.freeze import trained_parameters
-from tlkit.models.model_folder import ModelCard, check_can_ship, load_with_card, save_model
+from tlkit.models.model_folder import ModelCard, check_can_ship, load_with_card, write_model_folder
 from tlkit.models.weights import Weights, find_weights, load_backbone
 from tlkit.models.zoo.googlenet import INCEPTIONS
 from tlkit.models.zoo.layers import PoolTo
@@ -180,7 +180,7 @@ def test_the_model_folder_holds_no_auxiliary_heads_and_gives_equal_logits(tmp_pa
         "mean": [0.485, 0.456, 0.406],
         "std": [0.229, 0.224, 0.225],
     }
-    save_model(tmp_path / "model", classifier, ModelCard("googlenet", Head(), ("a", "b", "c"), preprocessing, {}, {}, {}))
+    write_model_folder(tmp_path / "model", classifier, ModelCard("googlenet", Head(), ("a", "b", "c"), preprocessing, {}, {}, {}))
     assert not [key for key in load_file(tmp_path / "model/model.safetensors") if "aux" in key]
     loaded, _ = load_with_card(tmp_path)
     plain = timm.create_model(f"local-dir:{tmp_path / 'model'}", pretrained=True).eval()

@@ -15,7 +15,7 @@ from tlkit.deploy.export.onnx_export import DEFAULT_OPSET, onnx_model, write_onn
 from tlkit.deploy.export.runtime import import_openvino
 from tlkit.deploy.export.torch_program import NORMALIZED, Shipped, exported_program
 from tlkit.models.classifier import Classifier
-from tlkit.models.model_folder import ModelCard, save_model
+from tlkit.models.model_folder import ModelCard, write_model_folder
 
 Facts = dict[str, Any]
 
@@ -62,7 +62,7 @@ def write_openvino_format(folder: Path, network: Network) -> Facts:
     openvino = import_openvino()
     facts = write_onnx_format(folder, network)
     model = openvino.Core().read_model(str(folder / "model.onnx"))
-    openvino.save_model(model, str(folder / "model.xml"), compress_to_fp16=False)
+    openvino.write_model_folder(model, str(folder / "model.xml"), compress_to_fp16=False)
     for file in folder.glob("model.onnx*"):
         file.unlink()
     return {**facts, "format": "openvino", "network": "model.xml"}
@@ -81,7 +81,7 @@ def write_torch_format(folder: Path, network: Network) -> Facts:
 
 def write_safetensors_format(folder: Path, network: Network) -> Facts:
     """Write the model folder itself, as timm, the Hugging Face hub and tlkit read it."""
-    save_model(folder / "model", network.classifier, network.card)
+    write_model_folder(folder / "model", network.classifier, network.card)
     for file in (folder / "model").iterdir():
         shutil.move(file, folder / file.name)
     (folder / "model").rmdir()
