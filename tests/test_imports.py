@@ -1,6 +1,7 @@
 """Imports run one way, and heavy packages are imported where they are used."""
 
 import ast
+import re
 from collections.abc import Collection, Iterator
 from functools import cache
 from pathlib import Path
@@ -129,6 +130,7 @@ PRIVATE = {
     "training/distributed/shutdown.py": "os._exit, which Python's documentation describes",
 }
 """Where names that begin with an underscore are taken from others' packages, and which."""
+OWN_OBJECT = re.compile(r"self|cls|super\(\)|self\.\w+\(.*\)")
 OWN_PRIVATE = {"_places"}
 """Of Recipe, which the package recipe alone fills in."""
 
@@ -138,11 +140,11 @@ def test_private_names_of_others_are_used_in_few_places() -> None:
 
 
 def private_names(tree: ast.Module) -> Iterator[str]:
-    """Yield imported names with a private part, and private attributes of anything but self, cls and super()."""
+    """Yield imported names with a private part, and private attributes of anything but self, cls, super() and what a method returns."""
     for name in imports(tree, everywhere=True):
         yield from (part for part in name.split(".") if is_private(part))
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and is_private(node.attr) and ast.unparse(node.value) not in ("self", "cls", "super()"):
+        if isinstance(node, ast.Attribute) and is_private(node.attr) and not OWN_OBJECT.fullmatch(ast.unparse(node.value)):
             yield node.attr
 
 

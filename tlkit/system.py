@@ -33,6 +33,19 @@ def cache_folder() -> Path:
     return Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tlkit"
 
 
+@contextmanager
+def caching_in(folder: Path) -> Iterator[None]:
+    """Make another folder the cache folder, for this process and those that it starts."""
+    before = os.environ.get("TLKIT_CACHE")
+    os.environ["TLKIT_CACHE"] = str(folder)
+    try:
+        yield
+    finally:
+        os.environ.pop("TLKIT_CACHE")
+        if before is not None:
+            os.environ["TLKIT_CACHE"] = before
+
+
 def processors() -> int:
     """Count the processors that this process may use, if the system says so: those of a container or a job, not of the machine."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -123,7 +123,7 @@ def test_what_was_trained_is_saved_measured_read_back_predicted_and_exported(par
         torch.testing.assert_close(tlkit.load_model(folder)(classifier.preprocess(files)), expected, rtol=1e-5, atol=1e-5)
     assert metrics["test"]["accuracy"] == pytest.approx(float((expected.argmax(1) == torch.tensor(labels)).float().mean()))
     assert json.loads((folder / "tlkit.json").read_text())["metrics"] == json.loads(json.dumps(metrics))
-    classes, predictions = tlkit.predict(folder, files[0])
+    classes, predictions = tlkit.predict(folder, [files[0]])
     assert classes == data.classes
     assert predictions[0].ranked(classes, 1)[0][0] == classes[int(expected[0].argmax())]
     (artifact,) = tlkit.export(folder, formats=["safetensors"], images=PHOTOS / "test", out=tmp_path / "export")

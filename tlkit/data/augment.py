@@ -13,7 +13,7 @@ from warnings import catch_warnings, simplefilter
 import numpy as np
 from numpy.typing import NDArray
 
-from tlkit.errors import DataError, Fault, RecipeError, did_you_mean, expected_one_of
+from tlkit.errors import DataError, Fault, RecipeError
 from tlkit.recipe.fields.augment import AUTO_AUGMENT, Transform
 
 TRIALS = 3
@@ -86,16 +86,15 @@ def build_augmentation(transforms: Sequence[Transform], image_size: int, channel
 
     margin: see `data.margin`; above 1 a transform may change the size, as long as the square that the network sees can be cropped from it.
 
-    Raises RecipeError with a fault for every unknown name or argument, every value that albumentations refuses,
-    and every transform that changes the size or the type of the image, or that needs colours where the images have none.
+    Names and arguments are those of `read_augment`. Raises RecipeError with a fault for every value that albumentations refuses, and
+    every transform that changes the size or the type of the image, or that needs colours where the images have none.
     """
     if not transforms:
         return None
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # Without it the import asks the network for a newer version.
     import albumentations
 
-    known = _known(albumentations)
-    made = [_make(f"augment[{i}].{transform.name}", _with_size(transform, image_size), known) for i, transform in enumerate(transforms)]
+    made = [_make(f"augment[{i}].{transform.name}", _with_size(transform, image_size)) for i, transform in enumerate(transforms)]
     faults = [item for item in made if isinstance(item, Fault)]
     if not faults:
         faults = [
@@ -108,39 +107,22 @@ def build_augmentation(transforms: Sequence[Transform], image_size: int, channel
     return Augmentation(albumentations.Compose(made), image_size, margin)
 
 
-def _known(albumentations: Any) -> dict[str, type]:
-    """Name -> class of the transforms for single images; compositions and transforms of volumes are left out."""
-    kinds = (albumentations.ImageOnlyTransform, albumentations.DualTransform)
-    left_out = (*kinds, albumentations.Transform3D)
-    return {
-        name: item
-        for name, item in vars(albumentations).items()
-        if isinstance(item, type) and issubclass(item, kinds) and not issubclass(item, albumentations.Transform3D) and item not in left_out
-    }
-
-
 def _with_size(transform: Transform, image_size: int) -> Transform:
     if transform.name not in SIZED or "size" in transform.arguments:
         return transform
     return transform.model_copy(update={"arguments": {**transform.arguments, "size": [image_size, image_size]}})
 
 
-def _make(key: str, transform: Transform, known: dict[str, type]) -> Any:
+def _make(key: str, transform: Transform) -> Any:
     """Return the albumentations transform, or the fault that prevents it."""
     if transform.name in AUTO_AUGMENT:
         # Imports torch and albumentations, which looks for a newer version unless that is turned off first.
         from tlkit.data.auto_augment import AutoAugment
 
         return AutoAugment(transform.name, **transform.arguments)
-    if transform.name not in known:
-        hint = did_you_mean(transform.name, sorted(known)) or "See https://albumentations.ai/docs for their names."
-        return Fault(key, "is not a transform of albumentations 2.0.8.", hint)
-    kind = known[transform.name]
-    accepted = [name for name in signature(kind).parameters if name not in ("self", "strict")]
-    accepted += [] if "p" in accepted else ["p"]
-    for name in transform.arguments:
-        if name not in accepted:
-            return Fault(key, f"has no argument '{name}'.", expected_one_of(name, accepted))
+    import albumentations
+
+    kind: Any = getattr(albumentations, transform.name)
     # Without strict, values that don't fit may be replaced with the defaults, with no more than a warning. A few transforms
     # (ToSepia, RandomRotate90, MedianBlur) have no schema of their own and take no `strict`: their warnings are made errors.
     strict = {"strict": True} if "InitSchema" in vars(kind) else {}
@@ -149,6 +131,7 @@ def _make(key: str, transform: Transform, known: dict[str, type]) -> Any:
             simplefilter("ignore" if strict else "error", UserWarning)
             return kind(**transform.arguments, **strict)
     except Exception as error:
+        accepted = [name for name in signature(kind).parameters if name != "strict"]
         return Fault(key, f"can't be made: {_plain(error)}.", f"Its arguments are: {', '.join(accepted)}.")
 
 

@@ -5,6 +5,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tlkit.data.preprocess import Preprocessing
 from tlkit.errors import BackboneError, DataError, RunError
 from tlkit.evaluation.evaluate import measure_split
 from tlkit.evaluation.primary_metric import named_primary_metric, recorded_primary_metric
@@ -23,7 +24,7 @@ def save_model(classifier: Classifier, folder: str | PathLike[str], *, data: "Im
     `load_model`, `predict` and `tlkit serve` take the folder; `export` takes it with `images`.
 
     Args:
-        classifier: From `create_classifier` or `load_model`, with one label per image.
+        classifier: From `create_classifier` or `load_model`, with one label per image. Adapters are merged into its weights.
         folder: The model folder. One that is there already is replaced when the new one is whole.
         data: Measure what was saved, as it is read back, on these validation and test splits. None leaves it without figures.
 
@@ -35,6 +36,7 @@ def save_model(classifier: Classifier, folder: str | PathLike[str], *, data: "Im
         DataError: The data have other classes, or an image can't be read.
         RunError: The weights are NaN or infinite, or `folder` holds something else.
     """
+    classifier.merge_adapters()
     target, card = expanded(folder), card_of(classifier)
     if target.exists() and not (target / "tlkit.json").is_file() and (not target.is_dir() or any(target.iterdir())):
         raise RunError(f"{target} is there already and is no model folder.\n  Choose another folder, or remove it yourself.")
@@ -71,9 +73,9 @@ def card_of(classifier: Classifier) -> ModelCard:
 
 def measured(folder: Path, data: "ImageDataModule") -> dict[str, Any]:
     """Return the metrics of a model folder on the validation and the test split, from their files on."""
-    classifier, _ = load_with_card(folder)
+    classifier, card = load_with_card(folder)
     splits = [split for split in ("test", "val") if data.samples.of(split)]
-    preprocessing = classifier.preprocessing
+    preprocessing = Preprocessing.from_json(card.preprocessing, card.mean_picture)
     found = {split: measure_split(classifier, data.samples, split, preprocessing, batch_size=data.batch_size) for split in splits}
     primary = named_primary_metric(recorded_primary_metric(found[splits[-1]])) if splits else {}
     return {**found, **primary, "pictures": dict(Counter(sample.split for sample in data.samples.samples))}

@@ -1,9 +1,7 @@
 """The time of a phase, measured on a few images as in the run, warmed up and with its caches."""
 
-import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,7 +28,7 @@ from tlkit.planning.probe import Stopwatch
 from tlkit.recipe.fields.learning import Schedule
 from tlkit.recipe.fields.phases import Phase
 from tlkit.recipe.schema import Recipe
-from tlkit.system import cache_folder
+from tlkit.system import cache_folder, caching_in
 from tlkit.training.closed_form.features import features_of
 from tlkit.training.closed_form.solve import Regression
 from tlkit.training.objective import Objective, build_objective
@@ -127,7 +125,7 @@ class Trial:
     def time(self, number: int, trained: frozenset[str], seconds_per_image: float) -> Timing:
         """Return what each image costs in a phase. seconds_per_image: of a training step, to choose how many are tried."""
         data = self._few(seconds_per_image)
-        with TemporaryDirectory(prefix="tlkit-plan-") as folder, _caching_in(Path(folder)):
+        with TemporaryDirectory(prefix="tlkit-plan-") as folder, caching_in(Path(folder)):
             return self._timed(number, trained, data)
 
     def time_solved(self) -> SolvedTiming:
@@ -234,15 +232,3 @@ def _spread(samples: tuple[Sample, ...], number: int) -> tuple[Sample, ...]:
     """Return so many of them, from the first to the last: images of one class are often alike in size."""
     places = np.linspace(0, len(samples) - 1, min(number, len(samples)))
     return tuple(samples[int(place)] for place in places)
-
-
-@contextmanager
-def _caching_in(folder: Path) -> Iterator[None]:
-    before = os.environ.get("TLKIT_CACHE")
-    os.environ["TLKIT_CACHE"] = str(folder)
-    try:
-        yield
-    finally:
-        os.environ.pop("TLKIT_CACHE")
-        if before is not None:
-            os.environ["TLKIT_CACHE"] = before

@@ -1,6 +1,5 @@
 """`tlkit reproduce RUN`: its recipe once more, on the same images and weights, and what came out beside what came out then."""
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +16,7 @@ from tlkit.errors import RunError
 from tlkit.models.model_folder import read_card
 from tlkit.models.weights import Weights
 from tlkit.recipe.schema import Recipe
-from tlkit.system import cache_folder
+from tlkit.system import cache_folder, caching_in
 from tlkit.terminal import print_line
 from tlkit.training.checkpointing.resume import image_changes
 from tlkit.training.distributed.ranks import is_main_process
@@ -79,16 +78,10 @@ def _activations_of_its_own() -> Iterator[None]:
         yield
         return
     # Within what `tlkit cache clear` removes, should this process be killed.
-    before, parent = os.environ.get("TLKIT_CACHE"), cache_folder() / "activations"
+    parent = cache_folder() / "activations"
     parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix="reproduce-", dir=parent) as folder:
-        os.environ["TLKIT_CACHE"] = folder
-        try:
-            yield
-        finally:
-            os.environ.pop("TLKIT_CACHE")
-            if before is not None:
-                os.environ["TLKIT_CACHE"] = before
+    with TemporaryDirectory(prefix="reproduce-", dir=parent) as folder, caching_in(Path(folder)):
+        yield
 
 
 def _decode_result(run: Path, again: Path, recipe: Recipe) -> int:

@@ -62,7 +62,7 @@ def write_openvino_format(folder: Path, network: Network) -> Facts:
     openvino = import_openvino()
     facts = write_onnx_format(folder, network)
     model = openvino.Core().read_model(str(folder / "model.onnx"))
-    openvino.write_model_folder(model, str(folder / "model.xml"), compress_to_fp16=False)
+    openvino.save_model(model, str(folder / "model.xml"), compress_to_fp16=False)
     for file in folder.glob("model.onnx*"):
         file.unlink()
     return {**facts, "format": "openvino", "network": "model.xml"}

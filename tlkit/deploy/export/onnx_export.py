@@ -57,7 +57,7 @@ def write_onnx(model: Any, file: Path) -> None:
     """Write one file, and model.onnx.data beside it if the weights are too large for one. Checked by onnx's own checker."""
     import onnx
 
-    onnx.write_model_folder(model, str(file), save_as_external_data=model.ByteSize() > MAX_ONE_FILE, location=f"{file.name}.data")
+    onnx.save_model(model, str(file), save_as_external_data=model.ByteSize() > MAX_ONE_FILE, location=f"{file.name}.data")
     onnx.checker.check_model(str(file), full_check=True)
 
 
