@@ -8,7 +8,7 @@ from typing import Any
 
 import timm
 import torch
-from timm.layers import ClassifierHead
+from timm.layers.classifier import ClassifierHead
 from timm.models.vgg import VGG
 from torch import Tensor, nn
 
@@ -134,7 +134,7 @@ def create_backbone(
         raise BackboneError(f"model.backbone = '{name}' can't be built for {image_size} px{also}.\n  timm says: {error}") from error
     if features == "conv" and isinstance(backbone, VGG):
         # As timm 1.0.31's own prune_intermediate_layers does, which older ones lack.
-        backbone.pre_logits = nn.Identity()
+        backbone.pre_logits = nn.Identity()  # type: ignore[assignment]  # a ConvMlp by timm's own annotation
         backbone.head_hidden_size = backbone.num_features
         backbone.head = ClassifierHead(backbone.num_features, 0, pool_type=pool or "avg")
     return backbone

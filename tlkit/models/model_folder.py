@@ -232,8 +232,7 @@ def _skeleton_of(card: ModelCard, image_size: int) -> tuple[nn.Module, dict[str,
         classes = len(card.classes) if card.is_timms else 0
         return _skeleton(card.backbone, card.head, classes, image_size, _channels(card)), None
     with torch.device("meta"):
-        options = {"channels": _channels(card), "pool": card.head.pool, "features": card.features}
-        skeleton = create_backbone(card.backbone, image_size, **options)
+        skeleton = create_backbone(card.backbone, image_size, channels=_channels(card), pool=card.head.pool, features=card.features)
     if not isinstance(skeleton, VGG):
         return skeleton, None
     # timm can't build a VGG without its dense layers, but it can take the maps of one, and then asks for no other weights: with a number

@@ -377,8 +377,9 @@ def remarks(plan: Plan) -> list[Remark]:
 def _dense_layers(recipe: Recipe) -> Iterator[str]:
     sizes = sizes_by_features(recipe.model.backbone, recipe.data.image_size, channels=recipe.data.channels)
     if sizes:
-        chosen, other = recipe.model.features, "conv" if recipe.model.features == "all" else "all"
-        words = f"{recipe.model.backbone} has {sizes[chosen]:,} parameters below the head, and {sizes[other]:,} with {other}."
+        chosen = recipe.model.features
+        other, size = next((other, size) for other, size in sizes.items() if other != chosen)
+        words = f"{recipe.model.backbone} has {sizes[chosen]:,} parameters below the head, and {size:,} with {other}."
         yield f"model.features = '{chosen}': {words}"
 
 
