@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -53,6 +54,27 @@ def place(workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     return tmp_path
 
 
+HEAD_ALONE = "phases=[{train: head, epochs: 1, lr: 1e-2}]"
+
+
+@pytest.fixture(scope="module")
+def first_with_cache(workplace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run that trained the head alone, and the cache that it left."""
+    folder = tmp_path_factory.mktemp("first")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TLKIT_CACHE", str(folder / "cache"))
+        patch.chdir(workplace)
+        run_recipe(load_recipe("recipe.yaml", [HEAD_ALONE]), out=folder / "run")
+    return folder
+
+
+@pytest.fixture
+def first(first_with_cache: Path, place: Path) -> Path:
+    """That run; what it has cached is in the test's own cache."""
+    shutil.copytree(first_with_cache / "cache", place / "cache")
+    return first_with_cache / "run"
+
+
 def train(place: Path, name: str, *overrides: str) -> tuple[list[dict[str, str]], dict[str, object], str]:
     """The rows of metrics.csv, metrics.json and the log."""
     run = run_recipe(load_recipe("recipe.yaml", overrides), out=place / name)
@@ -93,22 +115,19 @@ def test_a_backbone_that_can_not_be_cut_says_so_and_keeps_its_features_all_the_s
     assert "phase 2/2 last 1  its frozen part runs in every epoch: torch.fx can't trace it" in log
 
 
-def test_another_seed_and_another_head_find_what_was_kept(place: Path) -> None:
-    head_only = "phases=[{train: head, epochs: 1, lr: 1e-2}]"
-    first = run_recipe(load_recipe("recipe.yaml", [head_only]), out=place / "first")
+def test_another_seed_and_another_head_find_what_was_kept(place: Path, first: Path) -> None:
     # Random weights would differ with the seed: the first run's are taken.
     weights = f"model.weights={{run: {first}}}"
-    _, _, log = train(place, "second", head_only, weights, "seed=7")
-    _, _, other = train(place, "third", head_only, weights, "seed=8", "model.head={kind: mlp}")
+    _, _, log = train(place, "second", HEAD_ALONE, weights, "seed=7")
+    _, _, other = train(place, "third", HEAD_ALONE, weights, "seed=8", "model.head={kind: mlp}")
     assert "activations of 80 images found" in log
     assert "activations of 80 images found" in other
 
 
+@pytest.mark.usefixtures("first")
 def test_other_images_sizes_and_weights_do_not(place: Path) -> None:
-    head_only = "phases=[{train: head, epochs: 1, lr: 1e-2}]"
-    train(place, "first", head_only)
     for number, change in enumerate(("data.image_size=64", "data.normalize=none", "seed=1", "cache.dtype=float16")):
-        assert "found in" not in train(place, f"other{number}", head_only, change)[2]
+        assert "found in" not in train(place, f"other{number}", HEAD_ALONE, change)[2]
 
 
 def test_a_random_augmentation_runs_live_and_views_are_kept_if_asked(place: Path) -> None:
@@ -128,19 +147,19 @@ def test_over_budget_says_what_would_be_needed_and_half_precision_is_taken_only_
     small = "cache.budget_gb=0.00002"
     _, _, refused = train(place, "refused", small)
     assert "its frozen part runs in every epoch: 30.7 kB would be needed and cache.budget_gb is 2e-05" in refused
-    _, _, halved = train(place, "halved", small, "cache.half_over_budget=true", "phases=[{train: head, epochs: 1, lr: 1e-2}]")
+    _, _, halved = train(place, "halved", small, "cache.half_over_budget=true", HEAD_ALONE)
     assert "frozen part run once" in halved
     assert [entry.facts["dtype"] for entry in entries()] == ["float16"]
 
 
-def test_a_damaged_entry_is_made_again(place: Path) -> None:
-    head_only = "phases=[{train: head, epochs: 1, lr: 1e-2}]"
-    good, _, _ = train(place, "first", head_only)
+def test_a_damaged_entry_is_made_again(place: Path, first: Path) -> None:
+    with (first / "metrics.csv").open() as file:
+        good = list(csv.DictReader(file))
     (entry,) = entries()
     kept = (entry.folder / "0.bin").read_bytes()
     for number, damage in enumerate((kept[:-4], bytes(len(kept)))):
         (entry.folder / "0.bin").write_bytes(damage)
-        rows, _, log = train(place, f"again{number}", head_only)
+        rows, _, log = train(place, f"again{number}", HEAD_ALONE)
         assert "computed again" in log
         assert figures(rows) == figures(good)
         assert (entry.folder / "0.bin").read_bytes() == kept
@@ -165,10 +184,10 @@ def test_a_run_killed_while_it_writes_leaves_nothing_that_is_taken_for_whole(pla
     assert done.returncode == -signal.SIGKILL
     assert [path.suffix for path in (cache_folder() / "activations").iterdir() if path.is_dir()] == [UNFINISHED]
     assert entries() == []
-    rows, _, log = train(place, "next", "phases=[{train: head, epochs: 1, lr: 1e-2}]")
+    rows, _, log = train(place, "next", HEAD_ALONE)
     assert "frozen part run once" in log
     assert not list((cache_folder() / "activations").glob(f"*{UNFINISHED}"))
-    plain, _, _ = train(place, "plain", "phases=[{train: head, epochs: 1, lr: 1e-2}]", "cache.use=false")
+    plain, _, _ = train(place, "plain", HEAD_ALONE, "cache.use=false")
     np.testing.assert_allclose(figures(rows), figures(plain), rtol=1e-4)
 
 
@@ -231,8 +250,7 @@ def test_a_live_phase_decodes_each_image_once_or_says_why_not(place: Path, monke
     assert figures(kept) == figures(plain)
 
 
-def test_solved_and_classical_heads_find_what_a_phase_has_kept(place: Path) -> None:
-    first = run_recipe(load_recipe("recipe.yaml", ["phases=[{train: head, epochs: 1, lr: 1e-2}]"]), out=place / "first")
+def test_solved_and_classical_heads_find_what_a_phase_has_kept(place: Path, first: Path) -> None:
     weights = f"model.weights={{run: {first}}}"
     for name, change in (("svm", "model.head={kind: svm}"), ("lbfgs", "phases=[{train: head, solver: lbfgs}]")):
         phases = ["phases=[]"] if name == "svm" else []
