@@ -20,7 +20,7 @@ from tests import warm
 from tlkit.data.samples import Sample, Samples
 from tlkit.errors import TlkitError
 from tlkit.evaluation.evaluate import evaluate_run
-from tlkit.planning.lr_range import _phase_index
+from tlkit.planning.lr_range import check_has_rate
 from tlkit.planning.plan_table import show_plan
 from tlkit.recipe.fields.learning import Loss
 from tlkit.recipe.load import load_recipe
@@ -227,4 +227,4 @@ def test_the_plan_shows_a_solved_phase_between_the_others(there: None, capsys: p
 
 def test_a_solved_phase_has_no_rate_to_find(there: None) -> None:
     with pytest.raises(TlkitError, match=r"(?s)--phase 1 has no learning rate: phases\[0\] is solved.*epochs and lr in place of solver"):
-        _phase_index(load_recipe("recipe.yaml"), 1)
+        check_has_rate(load_recipe("recipe.yaml"), 1)
