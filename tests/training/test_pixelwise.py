@@ -111,9 +111,9 @@ def test_weights_of_such_a_run_are_reported_to_have_seen_a_mean_image(run: Path,
 
 def test_an_exported_network_holds_the_mean_image(run: Path, workplace: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
-    from tlkit.deploy.export.export import Wanted, export_run
+    from tlkit.deploy.export.export import ExportOptions, export_run
 
-    (artifact,) = export_run(run, Wanted(out=tmp_path))
+    (artifact,) = export_run(run, ExportOptions(out=tmp_path))
     files = sorted((workplace / "pictures").rglob("*.png"))[::5]
     ours, exported = predict(run, files)[1], predict(artifact, files)[1]
     for one, other in zip(ours, exported, strict=True):
