@@ -134,6 +134,9 @@ class Classifier(nn.Module):
         if self.adapter is not None:
             merge_adapters(self.backbone)
             self.adapter, self.stages = None, stages(self.backbone)
+            # What was frozen had names that are gone. Nothing of the backbone trains before the next `train_only`.
+            self._frozen = set_trainable(self.backbone, frozenset(), "frozen")
+            self.train(self.training)
 
     def plain_state(self) -> dict[str, Tensor]:
         """Return the state dict, with adapters merged if there are any."""
