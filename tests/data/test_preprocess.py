@@ -207,7 +207,7 @@ def test_a_mean_image_is_known_by_its_sha256_and_nothing_is_normalised_without_i
     assert (without.fit(images[0]) == preprocessing.fit(images[0])).all()
     with pytest.raises(ValueError, match="without it"):
         without.normalize(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
-    with pytest.raises(ValueError, match="another one"):
+    with pytest.raises(ValueError, match="match its sha256"):
         Preprocessing.from_json(values, preprocessing.mean_picture + 1)
     with pytest.raises(ValueError, match="doesn't fit"):
         Preprocessing.from_json(values, preprocessing.mean_picture[:4])
