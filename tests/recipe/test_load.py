@@ -296,12 +296,12 @@ def test_a_known_key_in_the_wrong_part_is_reported_where_it_belongs(tmp_path: Pa
         (
             "phases[0].train=haed",
             "= 'haed' can't be used.",
-            "Expected head, all, norm, bias, {from: STAGE} or {last: N}: .* Did you mean 'head'?",
+            "Expected head, all, norm, bias, {from: STAGE}, {last: N}, {lora: {rank: R}} or {dora: {rank: R}}: .* Did you mean 'head'?",
         ),
         (
             "phases[0].train={frm: layer4}",
             "= {frm: layer4} can't be used.",
-            "Expected head, all, norm, bias, {from: STAGE} or {last: N}.* Did you mean 'from'?",
+            "Expected head, all, norm, bias, {from: STAGE}, {last: N}, {lora: {rank: R}} or {dora: {rank: R}}.* Did you mean 'from'?",
         ),
         ("phases[0].train={from: 4}", "= 4 is a whole number.", "Expected text: the first stage that trains.* Write it in quotes: '4'"),
         ("phases[0].train={from: layer4, too: layer2}", "is not a key of phases[0].train.", "Expected one of: from."),

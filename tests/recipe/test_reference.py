@@ -45,7 +45,7 @@ def test_help_of_a_key_says_what_it_means_its_values_default_and_an_example() ->
     for key in ("phases.train", "phases[0].train", "phases[].train"):
         lines = key_help(key).splitlines()
         assert lines[0] == f"phases.train: {description}"
-        assert "  values   head, all, norm, bias, {from: STAGE} or {last: N}" in lines
+        assert "  values   head, all, norm, bias, {from: STAGE}, {last: N}, {lora: {rank: R}} or {dora: {rank: R}}" in lines
         assert "  default  none: it must be given" in lines
         assert "  example  train: head" in lines
     assert "  default  64" in key_help("data.batch_size").splitlines()

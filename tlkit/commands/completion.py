@@ -15,7 +15,7 @@ SHELLS = ("bash", "zsh", "fish")
 
 
 def completion_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("shell", choices=SHELLS, help="for bash: tlkit completion bash > ~/.local/share/bash-completion/completions/tlkit")
+    parser.add_argument("shell", choices=SHELLS, help="prints the script of this shell; docs/recipes.md says where to put it")
 
 
 def completion(arguments: Namespace) -> int:
