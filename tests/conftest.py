@@ -3,10 +3,13 @@
 import importlib.metadata
 import logging
 import os
+from collections.abc import Iterator
 from functools import cache
 from tempfile import TemporaryDirectory
 
 import pytest
+
+from tlkit.recipe.fetched import FETCHED, OFFLINE
 
 # Read by albumentations, huggingface_hub and matplotlib when they are first imported, so set before any test module is.
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
@@ -29,6 +32,14 @@ def _log_as_at_the_start() -> None:
     log.filters.clear()
     log.setLevel(logging.NOTSET)
     log.propagate = True
+
+
+@pytest.fixture(autouse=True)
+def _online_as_at_the_start() -> Iterator[None]:
+    """A command with --offline leaves that in the environment, for the processes that it starts: a process has one command."""
+    yield
+    for variable in (OFFLINE, FETCHED):
+        os.environ.pop(variable, None)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -14,7 +14,7 @@ from tlkit.bench.command import Bench, Spread, format_spread, print_bench
 from tlkit.bench.curve import Curve, print_curve, shares_of_compute
 from tlkit.bench.floor import cut
 from tlkit.bench.processes import Decoding, Processes, parameters_that_train, print_processes
-from tlkit.bench.sides import Run, Used, run_side
+from tlkit.bench.sides import ResourceUsage, Run, run_side
 from tlkit.bench.work import KINDS, Work, write_images
 from tlkit.errors import RunError
 from tlkit.models.backbones import create_backbone, stages
@@ -33,7 +33,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(whole_s: float, *epochs_s: float, accuracy: float = 0.8) -> Run:
-    return Run(whole_s, 0.5, epochs_s, accuracy, Used(cpu_s=whole_s, peak_mb=500.0))
+    return Run(whole_s, 0.5, epochs_s, accuracy, ResourceUsage(cpu_s=whole_s, peak_mb=500.0))
 
 
 TWO_SIDES = Bench(

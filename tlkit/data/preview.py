@@ -97,11 +97,12 @@ def preview_rows(images: ImageDataset, classes: Sequence[str], *, rows: int, epo
         if given == rows:
             return
         try:
-            fitted = images.fitted(index)
+            loaded = images.loaded(index)
+            is_fitted = loaded.shape[:2] == 2 * (images.preprocessing.image_size,)
+            fitted = loaded if is_fitted else images.fitted(index)
         except DataError as error:
             log.warning("left out of the sheet: %s", error)
             continue
-        loaded = images.loaded(index) if epochs else fitted
         views = (fitted, *(images.augmented(loaded, epoch, index) for epoch in epochs))
         sample = images.samples[index]
         given += 1
