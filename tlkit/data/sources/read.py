@@ -21,11 +21,11 @@ from tlkit.recipe.fields.source import (
 )
 from tlkit.recipe.schema import Task
 
-# The keys of a source -> the module beside this one that has its KIND; torchvision's imports torch.
+# The keys of a source -> the module of this package that has its KIND; torchvision's imports torch.
 KINDS: Mapping[type[Source], str] = {
     FolderSource: "folder",
-    CsvSource: "csv_table",
-    ParquetSource: "parquet",
+    CsvSource: "tables.csv_table",
+    ParquetSource: "tables.parquet",
     TorchvisionSource: "torchvision_sets",
     IdxSource: "idx",
     NpzSource: "array_files",

@@ -21,7 +21,7 @@ from tlkit.data.decode import image_formats
 from tlkit.data.samples import Sample, Samples
 from tlkit.data.sources.classes import Label, number_classes
 from tlkit.data.sources.kind import LocalFiles, ReadOptions, SourceCheck, SourceKind, below, path_inside
-from tlkit.data.sources.table_columns import meant_separator
+from tlkit.data.sources.tables.columns import meant_separator
 from tlkit.data.sources.tar_index import Entry, ShardFault, ShardIndex, as_label, shard_index
 from tlkit.errors import DataError, MissingExtraError, did_you_mean
 from tlkit.files import expanded

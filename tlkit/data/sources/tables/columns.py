@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from tlkit.data.samples import LABEL_SEPARATOR, composed
-from tlkit.data.sources.table_faults import Faults
+from tlkit.data.sources.tables.faults import Faults
 from tlkit.errors import did_you_mean
 from tlkit.recipe.fields.source import CsvSource, ParquetSource
 

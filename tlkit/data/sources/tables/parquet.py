@@ -5,7 +5,7 @@ from typing import Any
 
 from tlkit.data.samples import Samples
 from tlkit.data.sources.kind import LocalFiles, ReadOptions, SourceCheck, SourceKind
-from tlkit.data.sources.table import Cells, Table, open_table, table_files, table_images, table_samples
+from tlkit.data.sources.tables.table import Cells, Table, open_table, table_files, table_images, table_samples
 from tlkit.errors import DataError, MissingExtraError
 from tlkit.recipe.fields.source import ParquetSource
 

@@ -7,7 +7,7 @@ from io import StringIO
 
 from tlkit.data.samples import Samples
 from tlkit.data.sources.kind import LocalFiles, ReadOptions, SourceCheck, SourceKind
-from tlkit.data.sources.table import Cells, Table, open_table, table_files, table_images, table_samples
+from tlkit.data.sources.tables.table import Cells, Table, open_table, table_files, table_images, table_samples
 from tlkit.errors import DataError
 from tlkit.recipe.fields.source import CsvSource
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from tlkit.data.samples import LABEL_SEPARATOR, SPLIT_WORDS, ImageSource, Sample, Samples, composed
 from tlkit.data.sources.kind import LocalFiles, ReadOptions, below, image_files
-from tlkit.data.sources.table_columns import PEEKED_ROWS, Columns, cell_labels, find_columns, meant_separator
-from tlkit.data.sources.table_faults import Faults
-from tlkit.data.sources.table_files import TableFiles
+from tlkit.data.sources.tables.columns import PEEKED_ROWS, Columns, cell_labels, find_columns, meant_separator
+from tlkit.data.sources.tables.faults import Faults
+from tlkit.data.sources.tables.files import TableFiles
 from tlkit.errors import DataError, did_you_mean, expected_one_of
 from tlkit.files import expanded
 from tlkit.recipe.fields.source import CsvSource, ParquetSource

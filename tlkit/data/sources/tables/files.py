@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tlkit.data.decode import image_endings
-from tlkit.data.sources.table_faults import Faults
+from tlkit.data.sources.tables.faults import Faults
 
 
 class TableFiles:
