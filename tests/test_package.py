@@ -58,9 +58,9 @@ def test_wheel_carries_the_recipes_and_the_images(wheel: Path) -> None:
 
 def test_quickstart_runs_from_an_empty_folder(installed: Path, tmp_path: Path) -> None:
     run(installed, "check", "quickstart", cwd=tmp_path)
-    # One epoch of the head alone, and smaller images: an accuracy of 0.79.
-    shorter = ("data.image_size=64", "phases=[{train: head, epochs: 1, lr: 1e-2}]")
+    # A part of the images, smaller, and the solved head alone: an accuracy of 0.74 on 133 images.
+    shorter = ("data.limit=400", "data.image_size=64", "augment=[]", "phases=[{train: head, solver: lbfgs}]")
     run(installed, "finetune", "recipes/quickstart.yaml", *shorter, "--out", "run", cwd=tmp_path)
     assert (tmp_path / "run/model/model.safetensors").is_file()
     metrics = json.loads((tmp_path / "run/metrics.json").read_text(encoding="utf-8"))
-    assert metrics["test"]["accuracy"] >= 0.7
+    assert metrics["test"]["accuracy"] >= 0.6
