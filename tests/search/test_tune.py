@@ -108,6 +108,12 @@ def test_a_search_that_cannot_be_is_named(workplace: Path, capsys: pytest.Captur
     assert not (workplace / "other").exists()
 
 
+def test_a_folder_of_something_else_is_left_alone(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tune", "recipe.yaml", "--out", "photos"]) == 2
+    assert "--out photos is not empty and has no study.db" in capsys.readouterr().err
+    assert not (workplace / "photos/study.db").exists()
+
+
 def test_a_grid_has_at_least_so_many_combinations(workplace: Path) -> None:
     grid = Space.of("recipe.yaml", []).grid(18)
     assert grid["augment"] == ["[]", '["HorizontalFlip"]']

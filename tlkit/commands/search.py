@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from tlkit.commands.arguments import count, offline_arguments, recipe_arguments, recipe_to_run
 from tlkit.commands.log import show_log
 from tlkit.commands.signals import handle_signals
-from tlkit.errors import MissingExtraError, TlkitError
+from tlkit.errors import Fault, MissingExtraError, RecipeError, TlkitError
 from tlkit.files import expanded
 from tlkit.terminal import counted, print_panel, print_text, takes_unicode, tlkit_command
 
@@ -106,7 +106,9 @@ def tune_arguments(parser: ArgumentParser) -> None:
 
 
 def tune(arguments: Namespace) -> int:
-    recipe_to_run(arguments)
+    if recipe_to_run(arguments).search is None:
+        fix = "Add what to vary, such as search: {'phases[0].lr': {log: [1e-4, 1e-1]}}; see docs/comparing.md."
+        raise RecipeError([Fault("search", "is missing.", fix, arguments.recipe)])
     for package in ("optuna", "plotly"):
         if find_spec(package) is None:
             raise MissingExtraError(package, "search", "tlkit tune")

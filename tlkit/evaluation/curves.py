@@ -51,7 +51,7 @@ def draw_runs(runs: Sequence[Path], file: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2))
     longest = 1
     for number, run in enumerate(runs):
         with (run / "metrics.csv").open(encoding="utf-8", newline="") as lines:

@@ -171,12 +171,12 @@ def wilson_interval(successes: int, trials: int) -> list[float]:
 
 
 def mean_interval(values: Sequence[float]) -> list[float]:
-    """Return the 95 % interval of the mean of two or more values, by Student's t."""
+    """Return the 95 % interval of the mean of two or more shares, by Student's t, within 0 and 1."""
     from scipy.stats import t as student_t
 
     mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / sqrt(len(values))
     reach = float(student_t.ppf(0.975, len(values) - 1)) * error
-    return [mean - reach, mean + reach]
+    return [max(0.0, mean - reach), min(1.0, mean + reach)]
 
 
 def difference_interval(first: tuple[float, int], second: tuple[float, int]) -> list[float]:

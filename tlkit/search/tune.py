@@ -23,6 +23,7 @@ from tlkit.recipe.fields.search import Range
 from tlkit.recipe.load import load_recipe, recipe_yaml
 from tlkit.recipe.schema import Recipe
 from tlkit.system import cache_folder
+from tlkit.terminal import counted
 from tlkit.training.callbacks import ReportScore
 from tlkit.training.context import RunContext
 from tlkit.training.distributed.signals import current_stop
@@ -128,19 +129,31 @@ def tune(space: Space, out: Path, how: Search) -> Tuned:
     """
     import optuna
 
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # below that it prints a traceback for each trial that is interrupted
     optuna.logging.disable_default_handler()
+    check_study_folder(out)
     out.mkdir(parents=True, exist_ok=True)
+    current_stop().resume_hint = "go on with the same command"
     base = space.recipe({})
     setup = without_test(prepare(base))
     study = open_study(space, base, setup, out, how)
     finished = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
     enough = optuna.study.MaxTrialsCallback(how.trials, states=finished)
-    if len(study.get_trials(states=finished)) < how.trials:
+    done = len(study.get_trials(states=finished))
+    LOG.info("%s of %d finished; each is a line, and the same command goes on after a break", counted(done, "trial"), how.trials)
+    if done < how.trials:
         study.optimize(lambda trial: run_trial(trial, space), callbacks=[enough, _log_trial], catch=())
     write_results(study, space, out)
     best = study.best_trial
     return Tuned(_values(best, space), float(best.value or 0.0), len(study.get_trials(states=finished)))
+
+
+def check_study_folder(out: Path) -> None:
+    """Raise RunError for a file, and for a folder that holds something else than a study."""
+    if out.is_file():
+        raise RunError(f"--out {out} is a file. Expected a folder that is empty or isn't there yet, or that of a study.")
+    if out.is_dir() and any(out.iterdir()) and not any((out / name).is_file() for name in (STUDY, "trials.csv")):
+        raise RunError(f"--out {out} is not empty and has no {STUDY}, so it is no study that could go on.\n  Choose another folder.")
 
 
 def open_study(space: Space, base: Recipe, setup: Setup, out: Path, how: Search) -> "optuna.Study":
@@ -253,7 +266,8 @@ def _log_trial(study: "optuna.Study", trial: "optuna.trial.FrozenTrial") -> None
     values = "  ".join(f"{key} {label(value)}" for key, value in trial.params.items())
     seconds = trial.duration.total_seconds() if trial.duration else 0.0
     if trial.state == optuna.trial.TrialState.PRUNED:
-        LOG.info("trial %d  pruned after %d epochs  %s  %.1f s", trial.number + 1, len(trial.intermediate_values), values, seconds)
+        epochs = counted(len(trial.intermediate_values), "epoch")
+        LOG.info("trial %d  pruned after %s  %s  %.1f s", trial.number + 1, epochs, values, seconds)
         return
     best = study.best_trial
     LOG.info(

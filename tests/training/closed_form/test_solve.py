@@ -192,9 +192,11 @@ def test_later_phases_go_on_from_the_solution_and_its_score_competes(there: None
     first, second = rows_of(run)
     assert (first["phase"], second["phase"]) == ("1", "2")
     assert float(second["val/loss"]) == pytest.approx(float(first["val/loss"]), rel=1e-4)
-    # The second phase can't be better, and of equals the earliest is taken.
-    assert json.loads((run / "metrics.json").read_text())["best"]["phase"] == 1
-    assert torch.equal(*(load_file(folder / "model/model.safetensors")["fc.weight"] for folder in (alone, run)))
+    # The second phase can't be better but in the last digits of its loss, which decides between equals: with two threads it is.
+    lower = float(second["val/loss"]) < float(first["val/loss"])
+    assert json.loads((run / "metrics.json").read_text())["best"]["phase"] == (2 if lower else 1)
+    weights = (load_file(folder / "model/model.safetensors")["fc.weight"] for folder in (alone, run))
+    torch.testing.assert_close(*weights, rtol=1e-3 if lower else 0, atol=1e-4 if lower else 0)
 
 
 def test_fine_tuning_may_come_before_and_after(there: None) -> None:
