@@ -128,7 +128,7 @@ def test_debug_anywhere_shows_the_traceback_with_the_same_exit_code() -> None:
         ),
         ("train x.yaml", "Did you mean 'finetune'?"),
         ("eval runs/quickstart/001", "Did you mean 'evaluate'?"),
-        ("finetune tests", "tests is a folder, not a recipe.\n  If it holds a folder of images for each class, train on them"),
+        ("finetune tests", "tests is a folder, not a recipe.\n  If it holds a folder of images for each class, write a recipe for them:\n"),
         ("--vrsion", "tlkit has no option '--vrsion'.\n  Expected one of: --help, --version, --debug. Did you mean '--version'?"),
         ("finetune", "the following arguments are required: RECIPE\n"),
         ("predict run", "the following arguments are required: PATH\n"),

@@ -86,7 +86,9 @@ def _recipe_for(folder: Path) -> str:
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", folder.resolve().name).strip("-._")[:100] or "photos"
     words = [text if PLAIN.fullmatch(text) else json.dumps(text, ensure_ascii=False) for text in (name, str(folder))]
     command = tlkit_command("finetune", "quickstart", f"name={words[0]}", f"data={{source: {{folder: {words[1]}}}}}")
-    return f"If it holds a folder of images for each class, train on them by the recipe `quickstart`:\n    {command}"
+    init = tlkit_command("init", str(folder))
+    first = f"If it holds a folder of images for each class, write a recipe for them:\n    {init}"
+    return f"{first}\n  Or train on them by the recipe `quickstart`:\n    {command}"
 
 
 def recipe_yaml(recipe: Recipe, *, ascii_only: bool = False) -> str:
