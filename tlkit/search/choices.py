@@ -127,7 +127,7 @@ SOLVE_MINUTES_AN_IMAGE = 3 / 2_000
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the choice depends on. smallest: images of the smallest class. backbones: those whose weights can be had."""
+    """What the choice depends on. smallest: images of the smallest class. backbones: those whose weights are available."""
 
     training: int
     smallest: int

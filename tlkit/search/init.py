@@ -45,7 +45,7 @@ class Answers:
 
 @dataclass(frozen=True)
 class Available:
-    """Backbones whose weights can be had, the best first, and in words from where."""
+    """Backbones whose weights are available, the best first, and in words from where."""
 
     backbones: tuple[Backbone, ...]
     note: str
