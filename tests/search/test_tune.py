@@ -9,7 +9,8 @@ import pytest
 from tests.shades import draw_shades
 from tlkit.cli import main
 from tlkit.recipe.load import load_recipe
-from tlkit.search.tune import Space
+from tlkit.search.tune import Space, without_test
+from tlkit.training.setup import prepare
 
 RECIPE = """
 name: shades
@@ -112,6 +113,15 @@ def test_a_folder_of_something_else_is_left_alone(workplace: Path, capsys: pytes
     assert main(["tune", "recipe.yaml", "--out", "photos"]) == 2
     assert "--out photos is not empty and has no study.db" in capsys.readouterr().err
     assert not (workplace / "photos/study.db").exists()
+
+
+def test_trials_have_no_test_images(workplace: Path) -> None:
+    setup = prepare(Space.of("recipe.yaml", []).recipe({}))
+    assert len(setup.samples.of("test")) == 10
+    searched = without_test(setup)
+    assert not searched.samples.of("test")
+    assert not searched.data.samples.of("test")
+    assert len(searched.samples.samples) == 30
 
 
 def test_a_grid_has_at_least_so_many_combinations(workplace: Path) -> None:
