@@ -146,7 +146,7 @@ def compare(arguments: Namespace) -> int:
     else:
         print_text("\n".join(_compared_lines(compared)))
     if arguments.curves is not None:
-        from tlkit.evaluation.curves import draw_runs
+        from tlkit.report.curves import draw_runs
 
         draw_runs(arguments.runs, arguments.curves)
     return 0

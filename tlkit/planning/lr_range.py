@@ -18,11 +18,11 @@ from rich.markup import escape
 
 from tlkit.data.progress import progress
 from tlkit.errors import RunError, TlkitError
-from tlkit.evaluation.curves import TRAINING, VALIDATION
 from tlkit.files import atomic_file, write_csv
 from tlkit.planning.trial import try_phase, unchanged
 from tlkit.recipe.fields.phases import Phase, SolvedPhase
 from tlkit.recipe.schema import Recipe
+from tlkit.report.curves import TRAINING, VALIDATION
 from tlkit.terminal import counted, print_panel, tlkit_command
 from tlkit.training.batch_size.find import with_batch_size
 from tlkit.training.run_folder import check_out, make_run_folder

@@ -11,10 +11,10 @@ from typing import Any, Literal
 from tlkit.errors import Fault, RecipeError
 from tlkit.evaluation.metrics import mean_interval
 from tlkit.evaluation.primary_metric import named_primary_metric, recorded_primary_metric
-from tlkit.evaluation.report import write_repeats_report
 from tlkit.files import write_atomically, write_json
 from tlkit.recipe.load import recipe_yaml
 from tlkit.recipe.schema import Recipe
+from tlkit.report.report import write_repeats_report
 from tlkit.system import is_command_line
 from tlkit.terminal import print_panel
 from tlkit.training.distributed.launch import broadcast_from_main, local_main_process_first, start_processes

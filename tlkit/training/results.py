@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING, Any
 from tlkit.data.preprocess import Preprocessing
 from tlkit.data.samples import Samples
 from tlkit.errors import CacheUnavailable
-from tlkit.evaluation.curves import draw_curves
 from tlkit.evaluation.evaluate import measure_logits, measure_split, split_logits
 from tlkit.evaluation.metrics import best_thresholds, metric_label, primary_metric_of
 from tlkit.evaluation.predictions import prediction_rows, write_predictions
 from tlkit.evaluation.primary_metric import named_primary_metric, recorded_primary_metric
-from tlkit.evaluation.report import write_report
 from tlkit.files import write_json
 from tlkit.models.classifier import Classifier
 from tlkit.models.inference import infer
@@ -25,6 +23,8 @@ from tlkit.recipe.fields.model import CLASSICAL_HEADS, Head, Model
 from tlkit.recipe.fields.phases import Phase, SolvedPhase
 from tlkit.recipe.load import recipe_yaml
 from tlkit.recipe.schema import Imbalance, Recipe
+from tlkit.report.curves import draw_curves
+from tlkit.report.report import write_report
 from tlkit.system import is_command_line
 from tlkit.terminal import can_print, counted, print_panel, tlkit_command
 from tlkit.training.setup import Setup

@@ -39,10 +39,10 @@ from tlkit.data.sources.read import read_source
 from tlkit.data.splits.folds import split_by_recipe
 from tlkit.data.splits.holdout import hash_images
 from tlkit.errors import WeightsError
-from tlkit.evaluation.gallery import write_gallery
 from tlkit.files import expanded
 from tlkit.models.weights import find_weights
 from tlkit.recipe.schema import Recipe
+from tlkit.report.gallery import write_gallery
 from tlkit.terminal import counted, print_line
 from tlkit.training.closed_form.features import features_of
 from tlkit.training.log import log_to_file

@@ -28,7 +28,7 @@ def write_report(
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-    environment = Environment(loader=PackageLoader("tlkit", "evaluation"), autoescape=select_autoescape(), undefined=StrictUndefined)
+    environment = Environment(loader=PackageLoader("tlkit", "report"), autoescape=select_autoescape(), undefined=StrictUndefined)
     measured = metrics.get("test") or metrics["val"]
     page = environment.get_template("report.html").render(
         name=name,
@@ -92,7 +92,7 @@ def write_repeats_report(
     """Write the page on several folds or seeds, which links to theirs. numbers: of each. summary: the content of their metrics.json."""
     from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-    environment = Environment(loader=PackageLoader("tlkit", "evaluation"), autoescape=select_autoescape(), undefined=StrictUndefined)
+    environment = Environment(loader=PackageLoader("tlkit", "report"), autoescape=select_autoescape(), undefined=StrictUndefined)
     page = environment.get_template("repeats.html").render(
         name=name, kind=kind, numbers=numbers, summary=summary, over=summary[f"over_{kind}s"], recipe_yaml=recipe_yaml
     )

@@ -9,9 +9,9 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from tlkit.evaluation.curves import draw_curves
 from tlkit.evaluation.metrics import measure
-from tlkit.evaluation.report import gap_note, write_report
+from tlkit.report.curves import draw_curves
+from tlkit.report.report import gap_note, write_report
 
 AUDIT = {"verdict": "no leak found between splits", "compared": "", "unreadable": 0, "two_labels": 0, "examples": []}
 ROW = {"phase": 1, "epoch": 1, "train/loss": 1.0, "train/accuracy": 0.5, "val/loss": 1.0, "val/accuracy": 0.5}

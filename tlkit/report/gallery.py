@@ -58,7 +58,7 @@ def write_gallery(file: Path, name: str, audit: Audit, decoded: Decode) -> None:
             for finding in of_kind[:MOST_FINDINGS]
         ]
         sections.append({"kind": kind, "title": title, "meaning": meaning, "number": len(of_kind), "entries": entries})
-    environment = Environment(loader=PackageLoader("tlkit", "evaluation"), autoescape=select_autoescape(), undefined=StrictUndefined)
+    environment = Environment(loader=PackageLoader("tlkit", "report"), autoescape=select_autoescape(), undefined=StrictUndefined)
     page = environment.get_template("gallery.html").render(name=name, sections=sections, report=audit.report, note=audit.note)
     write_atomically(file, page.encode("utf-8", "replace"))  # a file name that isn't UTF-8 has no letters to show
 
