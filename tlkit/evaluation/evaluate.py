@@ -17,6 +17,7 @@ from tlkit.data.samples import Samples
 from tlkit.data.splits.manifest import changed_images, check_run_folder, samples_of_run
 from tlkit.data.splits.run_source import recipe_of_run
 from tlkit.errors import DataError, RunError
+from tlkit.evaluation.answers import split_answers
 from tlkit.evaluation.metrics import measure, measure_multilabel, primary_metric_of
 from tlkit.evaluation.predictions import prediction_rows, read_predictions
 from tlkit.evaluation.primary_metric import named_primary_metric
@@ -44,22 +45,8 @@ def measure_split(
 
     thresholds: of each class, for multilabel.
     """
-    logits, labels = split_logits(classifier, samples, split, preprocessing, batch_size=batch_size, on_batch=on_batch)
-    return measure_logits(logits, labels, samples=samples, split=split, thresholds=thresholds)
-
-
-def split_logits(
-    classifier: Classifier,
-    samples: Samples,
-    split: str,
-    preprocessing: Preprocessing,
-    *,
-    batch_size: int,
-    on_batch: Callable[[int], None] = lambda images: None,
-) -> tuple[Tensor, Tensor]:
-    """Return logits [N, K] and labels of one split on the CPU, in the order of its samples. The classifier stays on its device."""
-    loader = make_loader(ImageDataset(samples.of(split), preprocessing, multi_hot=samples.multi_hot), batch_size=batch_size)
-    return infer(classifier, loader, preprocessing, on_batch=on_batch)
+    found = split_answers(classifier, samples, split, preprocessing, batch_size=batch_size, features=False, on_batch=on_batch)
+    return measure_logits(found.logits, found.labels, samples=samples, split=split, thresholds=thresholds)
 
 
 def measure_logits(logits: Tensor, labels: Tensor, *, samples: Samples, split: str, thresholds: Sequence[float]) -> dict[str, Any]:
@@ -172,5 +159,5 @@ def answers_on_test(run: Path) -> list[dict[str, str]]:
     except FileNotFoundError:
         opened = open_split(run, "test")
         batch_size = opened.recipe.data.known_batch_size
-        logits, _ = split_logits(opened.classifier, opened.samples, "test", opened.preprocessing, batch_size=batch_size)
-        return prediction_rows(logits, opened.samples.of("test"), opened.card.classes, opened.card.thresholds)
+        found = split_answers(opened.classifier, opened.samples, "test", opened.preprocessing, batch_size=batch_size, features=False)
+        return prediction_rows(found.logits, opened.samples.of("test"), opened.card.classes, opened.card.thresholds)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from tlkit.data.preprocess import Preprocessing
 from tlkit.data.samples import Samples
 from tlkit.errors import CacheUnavailable
-from tlkit.evaluation.evaluate import measure_logits, measure_split, split_logits
+from tlkit.evaluation.answers import Answers, split_answers
+from tlkit.evaluation.evaluate import measure_logits
 from tlkit.evaluation.metrics import best_thresholds, metric_label, primary_metric_of
 from tlkit.evaluation.predictions import prediction_rows, write_predictions
 from tlkit.evaluation.primary_metric import named_primary_metric, recorded_primary_metric
@@ -33,7 +34,6 @@ from tlkit.training.specs import PhaseSpec, phase_name
 if TYPE_CHECKING:
     import torch
     from rich.console import Console
-    from torch import Tensor
 
     from tlkit.data.datamodule import ImageDataModule
     from tlkit.training.phases import Trained
@@ -93,14 +93,13 @@ def measure_shipped(folder: Path, setup: Setup, trained: "Trained", *, model: Mo
     samples, batch_size, spec = setup.samples, setup.data.batch_size, setup.phase(trained.best_phase)
     metrics: dict[str, Any] = {}
     if samples.of("test"):
-        logits, labels = split_logits(classifier, samples, "test", preprocessing, batch_size=batch_size)
-        metrics["test"] = measure_logits(logits, labels, samples=samples, split="test", thresholds=card.thresholds)
-        write_predictions(folder.parent, prediction_rows(logits, samples.of("test"), card.classes, card.thresholds))
-    kept = cached_validation(classifier, setup, spec, trained.device, console=console)
-    if kept is not None:
-        metrics["val"] = measure_logits(*kept, samples=samples, split="val", thresholds=card.thresholds)
-    else:
-        metrics["val"] = measure_split(classifier, samples, "val", preprocessing, batch_size=batch_size, thresholds=card.thresholds)
+        test = split_answers(classifier, samples, "test", preprocessing, batch_size=batch_size)
+        metrics["test"] = measure_logits(test.logits, test.labels, samples=samples, split="test", thresholds=card.thresholds)
+        write_predictions(folder.parent, prediction_rows(test.logits, samples.of("test"), card.classes, card.thresholds))
+    val = cached_validation(classifier, setup, spec, trained.device, console=console)
+    if val is None:
+        val = split_answers(classifier, samples, "val", preprocessing, batch_size=batch_size)
+    metrics["val"] = measure_logits(val.logits, val.labels, samples=samples, split="val", thresholds=card.thresholds)
     best = next(row for row in trained.rows if (row["phase"], row["epoch"]) == (trained.best_phase, trained.best_epoch))
     metrics["best"] = {"phase": trained.best_phase, "epoch": trained.best_epoch, "train_accuracy": best["train/accuracy"]}
     metrics["best"]["fitted_by"] = fitted_by(spec, model.head)
@@ -141,8 +140,8 @@ def train_conditions(best: PhaseSpec | None, setup: Setup, model: Model) -> list
 
 def cached_validation(
     classifier: Classifier, setup: Setup, best: PhaseSpec | None, device: "torch.device", *, console: "Console"
-) -> "tuple[Tensor, Tensor] | None":
-    """Return logits and labels of validation from the best phase's cache, if the classifier's frozen part is unchanged."""
+) -> Answers | None:
+    """Return the answers on validation from the best phase's cache, if the classifier's frozen part is unchanged."""
     from tlkit.training.cache.activations import ActivationCache
 
     if not setup.cache.use or best is None:
@@ -152,7 +151,7 @@ def cached_validation(
         return None  # the shipped model is measured in 32 bits
     classifier.train_only(best.trained, phase.batchnorm if isinstance(phase, Phase) else "frozen")
     try:
-        return ActivationCache(classifier, setup.data, setup.cache, device=device, precision="32-true", console=console).logits("val")
+        return ActivationCache(classifier, setup.data, setup.cache, device=device, precision="32-true", console=console).answers("val")
     except CacheUnavailable:
         return None
     finally:

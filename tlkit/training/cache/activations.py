@@ -25,6 +25,7 @@ from tlkit.data.decode import decoder_versions
 from tlkit.data.progress import progress
 from tlkit.data.samples import Sample
 from tlkit.errors import CacheUnavailable
+from tlkit.evaluation.answers import Answers, as_vectors
 from tlkit.files import atomic_folder, format_bytes, is_disk_full, key_of, remove_unfinished, write_json
 from tlkit.models.classifier import Classifier
 from tlkit.models.split import Activations, CannotCut, Suffix, cut
@@ -96,21 +97,23 @@ class ActivationCache:
         found = [(features, labels) for (features,), labels in loader]
         return torch.cat([features for features, _ in found]), torch.cat([labels for _, labels in found])
 
-    def logits(self, split: str) -> tuple[Tensor, Tensor]:
-        """Return logits [N, K] and labels of a split, on the CPU, from cached activations without augmentation.
+    def answers(self, split: str) -> Answers:
+        """Return the classifier's answers on a split, from cached activations without augmentation.
 
         Raises CacheUnavailable if that isn't there already, or is rounded.
         """
         if self._cache.dtype != "float32":
             raise CacheUnavailable("the cached activations are rounded")
         loader = ActivationLoader(self._data.whole(split), self._stored(self._untouched(), views=0, make=False))
-        found = []
+        logits, seen, labels = [], [], []
         self._classifier.to(self._device).eval()
         with torch.inference_mode():
-            for activations, labels in loader:
+            for activations, batch_labels in loader:
                 features = self._cut.suffix.eval()(*(activation.to(self._device) for activation in activations))
-                found.append((self._classifier.head(features).float().cpu(), labels))
-        return torch.cat([logits for logits, _ in found]), torch.cat([labels for _, labels in found])
+                logits.append(self._classifier.head(features).float().cpu())
+                seen.append(as_vectors(features).float().cpu())
+                labels.append(batch_labels)
+        return Answers(torch.cat(logits), torch.cat(labels), torch.cat(seen))
 
     def _untouched(self) -> tuple[Sample, ...]:
         """Return the images that a phase needs without augmentation."""
