@@ -44,6 +44,7 @@ COMMANDS: dict[str, tuple[str, Callable[[ArgumentParser], None], Callable[[Names
     "rank": ("compare backbones by their frozen features, before anything is trained", search.rank_arguments, search.rank),
     "tune": ("search for the values of a recipe that validate best, with Optuna", search.tune_arguments, search.tune),
     "compare": ("test whether runs differ by more than chance, on their test images", search.compare_arguments, search.compare),
+    "soup": ("average the weights of runs that validate best together, into one model", search.soup_arguments, search.soup),
     "reproduce": ("run a run's recipe again and compare the two, bit for bit", training.reproduce_arguments, training.reproduce),
     "predict": ("classify images", deploy.predict_arguments, deploy.predict),
     "export": ("export a model to ONNX and other formats, proved to give the same answers", deploy.export_arguments, deploy.export),

@@ -1,4 +1,4 @@
-"""What chooses between recipes: `tlkit rank` before training, `tlkit compare` after it."""
+"""What chooses between recipes and runs: `tlkit rank` and `tlkit tune` before training, `tlkit compare` and `tlkit soup` after it."""
 
 import json
 import sys
@@ -17,6 +17,7 @@ from tlkit.terminal import counted, print_panel, print_text, takes_unicode, tlki
 if TYPE_CHECKING:
     from tlkit.search.compare import Compared
     from tlkit.search.rank import Ranked
+    from tlkit.search.soup import Soup
 
 
 def rank_arguments(parser: ArgumentParser) -> None:
@@ -174,3 +175,42 @@ def _compared_lines(compared: "Compared") -> Iterator[str]:
     several = ", corrected for several runs (Holm)" if len(names) > 2 else ""
     yield f"\np by {compared.test}{several}; interval by a paired bootstrap over the test images."
     yield "This is about these trained models. Another seed gives another model: train several seeds before you choose a recipe."
+
+
+def soup_arguments(parser: ArgumentParser) -> None:
+    help = "two or more run folders of one architecture, or that of several seeds; data.source.folder=/photos if the images have moved"
+    parser.add_argument("runs", nargs="+", metavar="RUN", help=help)
+    parser.add_argument("--out", type=expanded, required=True, metavar="DIR", help="the run folder to make: model, metrics and predictions")
+    help = "cpu, cuda, cuda:1, mps, or auto: an accelerator if there is one (default: auto)"
+    parser.add_argument("--device", default="auto", help=help)
+
+
+def soup(arguments: Namespace) -> int:
+    from tlkit.search.soup import make_soup
+    from tlkit.system import keep_freed_memory
+
+    keep_freed_memory()
+    overrides = [word for word in arguments.runs if "=" in word and not expanded(word).exists()]
+    runs = [expanded(word) for word in arguments.runs if word not in overrides]
+    with show_log():
+        made = make_soup(runs, arguments.out, device=arguments.device, overrides=overrides)
+    print_panel(str(arguments.out), _soup_rows(made), [tlkit_command("predict", str(arguments.out), "IMAGE.jpg")])
+    return 0
+
+
+def _soup_rows(soup: "Soup") -> "Iterator[tuple[str, str]]":
+    from rich.markup import escape
+
+    from tlkit.evaluation.metrics import metric_label
+    from tlkit.training.results import panel_figures
+
+    members, best, runs = soup.members, soup.steps[0], counted(len(soup.steps), "run")
+    if len(members) == 1:
+        yield "weights", escape(f"those of {best.run}: the best single run is as good as any average of the {runs}")
+    else:
+        yield "weights", escape(f"the mean of {len(members)} of {runs}: {', '.join(map(str, members))}")
+    reached = next(step for step in reversed(soup.steps) if step.added).with_it
+    against = f"; {best.run} alone {best.alone}" if len(members) > 1 else ""
+    yield f"val {metric_label(soup.metrics['primary_metric'])}", escape(f"{reached}{against}")
+    if "test" in soup.metrics:
+        yield from panel_figures("test", soup.metrics["test"])

@@ -205,7 +205,7 @@ def print_run(run: Path, samples: Samples, metrics: Mapping[str, Any]) -> None:
 
     split = "test" if "test" in metrics else "val"
     places = {"model": run / "model", "curves": run / "curves.png", "report": run / "report.html"}
-    rows = [*_panel_figures(split, metrics[split])]
+    rows = [*panel_figures(split, metrics[split])]
     if samples.skipped:
         rows.append(("left out", escape(f"{counted(len(samples.skipped), 'image')} that can't be read: {run / 'skipped.csv'}")))
     rows += [(label, escape(str(place))) for label, place in places.items()]
@@ -214,7 +214,7 @@ def print_run(run: Path, samples: Samples, metrics: Mapping[str, Any]) -> None:
     print_panel(str(run), rows, [tlkit_command("predict", str(run), image)])
 
 
-def _panel_figures(split: str, measured: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def panel_figures(split: str, measured: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield the primary metric first, and the figures to read it with."""
     images = counted(measured["pictures"], "image")
     if measured["primary_metric"] == "mean_average_precision":

@@ -1,0 +1,142 @@
+"""`tlkit soup` on runs whose heads are changed by hand, and on two seeds that were trained."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.shades import draw_shades
+from tlkit.cli import main
+from tlkit.evaluation.evaluate import evaluate_run
+from tlkit.files import write_json
+from tlkit.models.heads import last_linear
+from tlkit.models.model_folder import ModelCard, find_model_folder, load_model, load_with_card, write_model_folder
+from tlkit.recipe.fields.model import Head
+
+BEFORE = Path(__file__).parents[1] / "fixtures" / "before_layout"
+RECIPE = """
+name: shades
+data: {source: {folder: photos}, image_size: 32, resize: stretch, normalize: none, batch_size: 8, leak_check: off}
+model: {backbone: test_resnet, weights: random}
+phases: [{train: head, epochs: 2, lr: 1e-2}]
+trainer: {accelerator: cpu, devices: 1}
+"""
+
+
+def change(run: Path, bias: list[float], card: Callable[[ModelCard], ModelCard] = lambda card: card) -> None:
+    """Add to the head's bias, and change what tlkit.json says."""
+    classifier, described = load_with_card(run)
+    with torch.no_grad():
+        last_linear(classifier.head).bias += torch.tensor(bias)
+    write_model_folder(find_model_folder(run), classifier, card(described))
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """`run` of an earlier version, with three classes; `up` and `down` on either side of it; `far`, which answers one class alone."""
+    shutil.copytree(BEFORE, tmp_path / "runs")
+    monkeypatch.chdir(tmp_path / "runs")
+    for name, bias in {"up": [2.0, 0, -2.0], "down": [-2.0, 0, 2.0], "far": [100.0, 0, 0]}.items():
+        shutil.copytree("run", name)
+        change(Path(name), bias)
+    return tmp_path / "runs"
+
+
+def head_of(run: str) -> torch.Tensor:
+    return last_linear(load_model(run).head).bias.detach()
+
+
+def test_the_average_of_two_heads_is_the_one_between_them(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["soup", "up", "down", "far", "--out", "made/soup"]) == 0
+    shown = capsys.readouterr()
+    made, run = load_model("made/soup").state_dict(), load_model("run").state_dict()
+    for name, tensor in made.items():
+        torch.testing.assert_close(tensor, run[name], rtol=0, atol=1e-6)  # of the bias: (w + 2 + w - 2) / 2
+    metrics, before = (json.loads(Path(run, "metrics.json").read_text()) for run in ("made/soup", "run"))
+    assert [(step["run"], step["added"]) for step in metrics["soup"]][2] == ("far", False)
+    assert metrics["test"]["accuracy"] == before["test"]["accuracy"]
+    assert metrics["val"]["loss"] == pytest.approx(before["val"]["loss"], abs=1e-6)
+    assert "far  " in shown.err
+    assert "left out" in shown.err
+    assert "the mean of 2 of 3 runs" in shown.out
+    for name in ("recipe.yaml", "split.csv"):
+        assert Path("made/soup", name).read_bytes() == Path("run", name).read_bytes()
+    assert main(["compare", "run", "made/soup"]) == 0
+    assert "+0.0 points" in capsys.readouterr().out
+
+
+def test_the_best_run_stays_alone_where_no_average_validates_better(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["soup", "far", "run", "--out", "soup"]) == 0
+    assert "the best single run is as good" in " ".join(capsys.readouterr().out.replace("│", "").split())
+    assert torch.equal(head_of("soup"), head_of("run"))
+
+
+def of_other_images(runs: Path, split: str) -> None:
+    """Take the first image out of a split of `up`."""
+    lines = (runs / "up/split.csv").read_text().splitlines(keepends=True)
+    first = next(number for number, line in enumerate(lines) if f",{split}," in line)
+    (runs / "up/split.csv").write_text("".join(lines[:first] + lines[first + 1 :]))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (lambda runs: change(runs / "up", [0, 0, 0], lambda card: replace(card, classes=("a", "b", "c"))), "differ in their classes: "),
+        (lambda runs: of_other_images(runs, "val"), "were validated on different images: 1 image of"),
+        (lambda runs: of_other_images(runs, "test"), "were tested on different images: 1 image of 12"),
+        (lambda runs: (runs / "up/metrics.json").unlink(), "metrics.json can't be read"),
+        (lambda runs: (runs / "soup").mkdir() or (runs / "soup/notes").touch(), "--out soup is there already"),
+    ],
+)
+def test_what_cannot_be_averaged_is_named(
+    runs: Path, capsys: pytest.CaptureFixture[str], changed: Callable[[Path], object], message: str
+) -> None:
+    changed(runs)
+    assert main(["soup", "run", "up", "--out", "soup"]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert not Path("soup/model").exists()
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"backbone": "resnet18"}, "their backbone: lenet5 and resnet18"),
+        ({"head": Head(kind="knn").model_dump()}, "up has the head knn, which can't be averaged"),
+        ({"weights": {"origin": "elsewhere", "sha256": "0" * 64}}, "their initial weights"),
+        ({"preprocessing": {}}, "their preprocessing."),
+    ],
+)
+def test_networks_of_another_kind_are_refused(
+    runs: Path, capsys: pytest.CaptureFixture[str], facts: dict[str, object], message: str
+) -> None:
+    file = runs / "up/model/tlkit.json"
+    write_json(file, {**json.loads(file.read_text()), **facts})
+    assert main(["soup", "run", "up", "--out", "soup"]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("words", "given"), [(["run"], "one run"), (["run", "./run"], "a run twice")])
+def test_one_run_is_no_average(runs: Path, capsys: pytest.CaptureFixture[str], words: list[str], given: str) -> None:
+    assert main(["soup", *words, "--out", "soup"]) == 2
+    assert f"tlkit soup got {given}" in capsys.readouterr().err
+
+
+def test_two_seeds_become_one_model_that_is_measured_and_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for split in ("train", "val", "test"):
+        draw_shades(tmp_path / "photos" / split)
+    Path("recipe.yaml").write_text(RECIPE)
+    assert main(["finetune", "recipe.yaml", "--seeds", "2", "--out", "seeds"]) == 0
+    assert main(["soup", "seeds", "--out", "soup"]) == 0
+    metrics = json.loads(Path("soup/metrics.json").read_text())
+    members = [load_model(step["run"]).state_dict() for step in metrics["soup"] if step["added"]]
+    for name, tensor in load_model("soup").state_dict().items():
+        torch.testing.assert_close(tensor.double(), sum(member[name].double() for member in members) / len(members))
+    assert metrics["val"]["accuracy"] >= max(step["alone"] for step in metrics["soup"])
+    assert evaluate_run(Path("soup"), "test") == metrics["test"]
+    assert main(["export", "soup", "--format", "safetensors"]) == 0
