@@ -614,3 +614,9 @@ def test_every_precision_of_the_schema_is_taken_or_refused_with_the_reason(preci
     else:
         with pytest.raises(ValueError, match="tlkit trains and ships them in 32 bits"):
             Trainer.model_validate(values)
+
+
+def test_a_key_of_the_top_level_is_suggested_as_one() -> None:
+    with pytest.raises(RecipeError) as raised:
+        load_recipe("quickstart", ["phases[1].ema=1"])
+    assert str(raised.value).endswith("Did you mean ema, at the top level?")

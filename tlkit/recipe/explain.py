@@ -128,7 +128,8 @@ def _unknown_key(key: str, word: str, model: type[BaseModel], others: Sequence[t
         own = re.sub(r"\[\d+\]", "[0]", key)
         elsewhere = [place for place in _places_of_keys(recipe) if place.split(".")[-1] == word and place != own]
         near = did_you_mean(word, [name for other in others for name in fields_of(other)])
-        fix = f"{fix} Did you mean {' or '.join(dict.fromkeys(elsewhere))}?" if elsewhere else f"{fix} {near}".rstrip()
+        places = [place if "." in place else f"{place}, at the top level" for place in dict.fromkeys(elsewhere)]
+        fix = f"{fix} Did you mean {' or '.join(places)}?" if places else f"{fix} {near}".rstrip()
     return Fault(key, f"is not a key of {parent or 'a recipe'}.", fix)
 
 

@@ -134,7 +134,9 @@ def train_phase(training: Training, spec: PhaseSpec, phase: Phase) -> None:
     """Freeze, build, cache and fit."""
     classifier, data, learning = training.setup.classifier, training.setup.data, training.setup.learning
     keep_start(training, spec)
-    classifier.train_only(spec.trained, phase.batchnorm, phase.adapter)
+    with torch.random.fork_rng():
+        torch.manual_seed(data.seed + spec.index)  # adapters begin with the same numbers on one process and on many
+        classifier.train_only(spec.trained, phase.batchnorm, phase.adapter)
     training.checkpoints.set_trainable_names(classifier.changing)
     data.first_epoch = spec.epochs_before
     clock = Clock()

@@ -189,6 +189,16 @@ def test_batchnorm_and_a_moving_average_are_the_same_on_both_processes(place: Pa
     assert len({line.split()[2] for line in second}) == 5
 
 
+def test_adapters_begin_and_learn_on_two_processes_as_on_one(place: Path) -> None:
+    words = ["model.backbone=test_vit", "phases=[{train: head, epochs: 1, lr: 1e-2}, {train: {lora: {rank: 4}}, epochs: 1, lr: 1e-3}]"]
+    for out, devices in (("lora_one", []), ("lora_two", ON_TWO)):
+        done = run(place, command(out, *words, *devices))
+        assert done.returncode == 0, done.stderr
+    for alone, shared in zip(rows_of(place / "lora_one"), rows_of(place / "lora_two"), strict=True):
+        for name in ("train/loss", "val/loss"):
+            assert shared[name] == pytest.approx(alone[name], abs=1e-6), name
+
+
 def test_machines_with_other_images_end_with_the_first_difference(place: Path, tmp_path: Path) -> None:
     there = tmp_path / "there"
     shutil.copytree(place / "pictures", there / "pictures")
