@@ -1,7 +1,7 @@
 """timm backbones by their checked names: what exists, how it is built, and the stages it is made of."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -159,6 +159,26 @@ def stages(backbone: nn.Module) -> tuple[Stage, ...]:
     for position, group in enumerate(_layer_groups(backbone)):
         found.setdefault(_stage_name(group, backbone, first=position == 0), []).extend(group)
     return tuple(Stage(name, tuple(parameters)) for name, parameters in found.items())
+
+
+def stage_modules(backbone: nn.Module, found: Sequence[Stage]) -> list[tuple[str, nn.Module]]:
+    """Return the largest modules that are in one stage each, with its name; an empty name is of one without parameters between them.
+
+    No bare ModuleList is among them, since it is never called.
+    """
+    return _outermost(backbone, {parameter: stage.name for stage in found for parameter in stage.parameters}, "")
+
+
+def _outermost(module: nn.Module, stage_of: Mapping[str, str], path: str) -> list[tuple[str, nn.Module]]:
+    found = []
+    for child_name, child in module.named_children():
+        child_path = f"{path}{child_name}."
+        inside = {stage_of[f"{child_path}{name}"] for name, _ in child.named_parameters() if f"{child_path}{name}" in stage_of}
+        if len(inside) > 1 or isinstance(child, nn.ModuleList | nn.ModuleDict):
+            found += _outermost(child, stage_of, child_path)
+        else:
+            found.append((next(iter(inside), ""), child))
+    return found
 
 
 def _layer_groups(backbone: nn.Module) -> list[list[str]]:

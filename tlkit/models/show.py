@@ -11,7 +11,16 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from tlkit.errors import BackboneError
-from tlkit.models.backbones import Stage, check_backbone_name, create_backbone, has_dense_layers, pretrained_cfg, sizes_by_features, stages
+from tlkit.models.backbones import (
+    Stage,
+    check_backbone_name,
+    create_backbone,
+    has_dense_layers,
+    pretrained_cfg,
+    sizes_by_features,
+    stage_modules,
+    stages,
+)
 from tlkit.models.catalog import published
 from tlkit.models.weights import weights_here
 
@@ -50,9 +59,9 @@ def measure(name: str, image_size: int) -> BackboneCost:
         backbone = create_backbone(name, image_size).eval().requires_grad_(False)
         found = stages(backbone)
         meter = _Meter(found)
-        stage_of = {parameter: stage.name for stage in found for parameter in stage.parameters}
-        for stage_name, module in _outermost(backbone, stage_of):
-            meter.watch(module, stage_name)
+        for stage_name, module in stage_modules(backbone, found):
+            if stage_name:
+                meter.watch(module, stage_name)
         try:
             with torch.inference_mode(), meter.flops:
                 maps = backbone.forward_features(torch.zeros(1, 3, image_size, image_size))  # type: ignore[operator]
@@ -107,19 +116,6 @@ class _Meter:
 
     def cost(self, stage: Stage, parameters: int) -> StageCost:
         return StageCost(stage.name, self.outputs[stage.name], parameters, self.multiply_adds[stage.name], stage.name in self.behind)
-
-
-def _outermost(module: nn.Module, stage_of: dict[str, str], path: str = "") -> list[tuple[str, nn.Module]]:
-    """Return the largest modules whose parameters are all in one stage, with its name; no bare ModuleList, which is never called."""
-    found = []
-    for child_name, child in module.named_children():
-        child_path = f"{path}{child_name}."
-        inside = {stage_of[f"{child_path}{name}"] for name, _ in child.named_parameters() if f"{child_path}{name}" in stage_of}
-        if len(inside) == 1 and not isinstance(child, nn.ModuleList | nn.ModuleDict):
-            found.append((inside.pop(), child))
-        elif inside:
-            found += _outermost(child, stage_of, child_path)
-    return found
 
 
 def print_backbone(name: str, image_size: int | None) -> int:
