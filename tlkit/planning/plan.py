@@ -30,7 +30,7 @@ from tlkit.models.freeze import NORMS_WITH_STATISTICS
 from tlkit.models.image_sizes import border_warning
 from tlkit.models.weights import Weights
 from tlkit.planning.probe import Memory, MemoryProbe
-from tlkit.planning.timing import IMPORTS_S, RESULTS_S, SolvedTiming, Timing, Trial
+from tlkit.planning.timing import IMPORTS_S, PROCESS_S, RESULTS_S, SolvedTiming, Timing, Trial
 from tlkit.planning.trial import try_phase
 from tlkit.recipe.fields.phases import Phase, SolvedPhase
 from tlkit.recipe.schema import Recipe
@@ -71,7 +71,10 @@ class StageRow:
 
 @dataclass(frozen=True)
 class PhasePlan:
-    """number: its index in the recipe. timing: None where there are no images to time it on. seconds: of the whole phase."""
+    """number: its index in the recipe. timing: None where there are no images to time it on. seconds: of the whole phase.
+
+    again: of the phase in a further fold, which finds in the cache what the first one put there.
+    """
 
     number: int
     phase: Phase
@@ -79,6 +82,7 @@ class PhasePlan:
     memory: Memory
     timing: Timing | None
     seconds: float | None = None
+    again: float | None = None
     beside_all: tuple[int, Memory] | None = None
     """Of a phase with adapters: how many parameters `train: all` would train, and its memory."""
 
@@ -96,6 +100,7 @@ class Plan:
     device_memory: bytes of one device; None if it is unknown.
     decoded: bytes of all decoded training and of all validation images in the cache, from some of them; None where it isn't used.
     phases: those that train by gradients. border: what is not seen of every image, see `border_warning`.
+    solved: seconds of each phase that is solved. solved_again: of all of them in a further fold.
     """
 
     recipe: Recipe
@@ -114,6 +119,7 @@ class Plan:
     phases: tuple[PhasePlan, ...]
     seconds_around: float = 0.0
     solved: Mapping[int, float] = field(default_factory=dict)
+    solved_again: float = 0.0
     border: str = ""
     decoded: tuple[int, int] | None = None
 
@@ -129,9 +135,10 @@ class Plan:
 
     @property
     def seconds_of_folds(self) -> float:
-        """Seconds of all folds, which import what they need once."""
-        folds = self.recipe.data.folds or 1
-        return folds * self.seconds - (folds - 1) * min(IMPORTS_S, self.seconds_around)
+        """Return the seconds of all folds, which import what they need, and compute what is cached, once."""
+        around = max(0.0, self.seconds_around - IMPORTS_S)
+        again = around + sum(phase.again or 0.0 for phase in self.phases) + self.solved_again
+        return self.seconds + ((self.recipe.data.folds or 1) - 1) * again
 
 
 def make_plan(recipe: Recipe) -> Plan:
@@ -170,6 +177,8 @@ def _make_plan(recipe: Recipe, folder: Path) -> Plan:
     to_solve = [spec.index for spec in specs if isinstance(spec.phase, SolvedPhase)]
     timing = Trial(**vars(trial)).time_solved() if to_solve and samples else None
     solved = dict.fromkeys(to_solve, timing) if timing else {}
+    # Each further process imports and builds what this one has.
+    processes = PROCESS_S + started if devices > 1 and phases else 0.0
     return Plan(
         recipe=recipe,
         samples=samples,
@@ -185,8 +194,11 @@ def _make_plan(recipe: Recipe, folder: Path) -> Plan:
         device_memory=_device_memory(here.type),
         steps=steps_an_epoch(recipe, len(samples.of("train")), devices) if samples else None,
         phases=tuple(with_seconds(phases, recipe, shown, trained, sharing=1 if here.type == "cpu" else devices)),
-        seconds_around=started + seconds_of_results([*(phase.timing for phase in phases if phase.timing), *solved.values()], shown),
+        seconds_around=started
+        + processes
+        + seconds_of_results([*(phase.timing for phase in phases if phase.timing), *solved.values()], shown),
         solved=seconds_of_solved(solved, phases, shown, trained),
+        solved_again=sum(timing.seconds(shown, is_new=False) for timing in solved.values()),
         border=border,
         decoded=trial.decoded() if samples and recipe.cache.use and phases else None,
     )
@@ -203,9 +215,14 @@ def with_seconds(
             continue
         # Phases with the same frozen part share its activations, and all others the decoded images.
         key = trained[phase.number] if phase.timing.is_cached else "decoded"
-        seconds = phase.timing.seconds(recipe, samples, phase.phase, devices=sharing, is_new=key not in filled)
+        # What an earlier phase has trained, and this one holds, is another network in each fold.
+        differs = phase.timing.is_cached and not all(earlier <= trained[phase.number] for earlier in trained[: phase.number])
+        first, again = (
+            phase.timing.seconds(recipe, samples, phase.phase, devices=sharing, is_new=is_new)
+            for is_new in (key not in filled, key not in filled and differs)
+        )
         filled.add(key)
-        yield replace(phase, seconds=seconds)
+        yield replace(phase, seconds=first, again=again)
 
 
 def seconds_of_solved(

@@ -54,6 +54,8 @@ RESULTS_S = 1.5
 """Seconds for curves, report and model folder, on two cores."""
 IMPORTS_S = 1.5
 """Seconds to import what draws and measures: once, also with folds."""
+PROCESS_S = 6.0
+"""Seconds until a further process of a run has imported what it needs, on two cores."""
 SOLVER_S = 1.0
 """Seconds to import scikit-learn and scipy."""
 
