@@ -40,5 +40,5 @@ clean:  ## remove .venv, builds and caches; runs/ and data/ stay
 	@touch $@
 
 .venv/.installed-dev: .venv/.installed
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[adapters,offline,export,hub,openvino,parquet,search,serve,stream,dev]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[adapters,offline,export,hub,openvino,parquet,postgresql,search,serve,stream,dev]'
 	@touch $@
