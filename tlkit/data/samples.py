@@ -2,7 +2,7 @@
 
 import unicodedata
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,3 +103,8 @@ class Samples:
     def label_text(self, sample: Sample) -> str:
         """Return the classes of an image as the column of a csv has them: `hat|bag`."""
         return LABEL_SEPARATOR.join(self.classes[label] for label in sample.labels)
+
+
+def groups_of(samples: Sequence[Sample]) -> list[str]:
+    """Return the group of each image, a single image being its own; empty where the data have no groups."""
+    return [sample.unit for sample in samples] if any(sample.group is not None for sample in samples) else []

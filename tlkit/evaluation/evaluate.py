@@ -13,11 +13,12 @@ from torch import Tensor
 from tlkit.data.dataset import ImageDataset, make_loader
 from tlkit.data.preprocess import Preprocessing
 from tlkit.data.quality.on_bad import without_bad_of
-from tlkit.data.samples import Samples
+from tlkit.data.samples import Samples, groups_of
 from tlkit.data.splits.manifest import changed_images, check_run_folder, samples_of_run
 from tlkit.data.splits.run_source import recipe_of_run
 from tlkit.errors import DataError, RunError
 from tlkit.evaluation.answers import split_answers
+from tlkit.evaluation.intervals import multiclass_intervals, multilabel_intervals
 from tlkit.evaluation.metrics import measure, measure_multilabel, primary_metric_of
 from tlkit.evaluation.predictions import prediction_rows, read_predictions
 from tlkit.evaluation.primary_metric import named_primary_metric
@@ -62,6 +63,11 @@ def measure_logits(logits: Tensor, labels: Tensor, *, samples: Samples, split: s
         )
     multilabel = samples.task == "multilabel"
     figures = measure_multilabel(logits, labels, samples.classes, thresholds) if multilabel else measure(logits, labels, samples.classes)
+    groups = groups_of(samples.of(split))
+    if multilabel:
+        figures["intervals"] = multilabel_intervals(logits.double().sigmoid(), labels, thresholds, samples.classes, groups)
+    else:
+        figures["intervals"] = multiclass_intervals(logits.argmax(1), labels, samples.classes, groups)
     return {**named_primary_metric(primary_metric_of(samples)), **figures}
 
 

@@ -1,0 +1,251 @@
+"""95 % intervals of every figure that a split's answers give.
+
+All are Wilson's: at a few dozen images, or near 100 %, percentiles of a bootstrap cover less than they promise, and can end outside of
+0 and 1. A share of images has its own number of images. F1 is one too: of the images that are of a class or called so, the share J that is
+both, and F1 = 2 J / (1 + J). Means over classes, average precision, and everything where images come in groups have the number of
+independent images that would vary as much as the bootstrap over images, or over groups, shows (Korn and Graubard 1998, "Confidence
+intervals for proportions with small expected number of positive counts estimated from survey data"). Of 500 made-up data sets they hold
+the true figure in 93 to 97 %, see the tests; in some 3 % fewer where a class has only about ten groups.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+RESAMPLES, FEWEST_RESAMPLES = 500, 200
+"""They give a standard error, to 3 % of itself; percentiles would need more."""
+MOST_DRAWS = 3_000_000
+"""Resamples times images (or groups, or cells of the confusion table): about a second. Beyond it there are fewer resamples."""
+AT_ONCE = 4_000_000
+Z = 1.959963984540054
+"""97.5 % point of the normal distribution."""
+
+
+def wilson(share: Any, number: Any) -> Floats:
+    """Return [.., 2]: low and high of a share of a number of images, which need not be whole. 0 to 1 where there are none.
+
+    Source: Wilson 1927, in Agresti and Coull 1998, eq. 2, https://doi.org/10.2307/2685469
+    """
+    p, n = np.asarray(share, float), np.maximum(np.asarray(number, float), 1e-9)
+    middle = p + Z**2 / (2 * n)
+    reach = Z * np.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
+    bounds: Floats = np.stack([middle - reach, middle + reach], -1) / (1 + Z**2 / n)[..., None]
+    return np.where(n[..., None] < 1e-6, (0.0, 1.0), bounds.clip(0, 1))
+
+
+@dataclass(frozen=True)
+class Units:
+    """What is drawn with replacement: images, groups of them, or equal images as one cell of the confusion table.
+
+    counts: [U, 3 K + extra], sparse: hits, called and true of each class, and what else is counted. times: [U], how often each is there.
+    """
+
+    counts: Any
+    times: Floats
+
+    @property
+    def totals(self) -> Floats:
+        """[3 K + extra]: of what was measured, without any drawing."""
+        return np.asarray(self.times @ self.counts)
+
+    def resampled(self, of: Callable[[Floats], Floats]) -> Floats:
+        """Return `of(sums [r, 3 K + extra])` of all resamples, [R, ..]."""
+        return np.concatenate([of(weights @ self.counts) for weights in self.weights()])
+
+    def weights(self) -> Iterator[Floats]:
+        """Yield how often each unit is drawn, [r, U], some resamples at a time. Seeded: the same for the same counts."""
+        units, drawn = len(self.times), int(self.times.sum())
+        resamples = max(FEWEST_RESAMPLES, min(RESAMPLES, MOST_DRAWS // units))
+        draws = np.random.default_rng(0)
+        at_once = max(1, AT_ONCE // units)
+        for start in range(0, resamples, at_once):
+            yield draws.multinomial(drawn, self.times / drawn, size=min(at_once, resamples - start)).astype(float)
+
+
+def multiclass_intervals(called: Any, labels: Any, classes: Sequence[str], groups: Sequence[str] = ()) -> dict[str, Any]:
+    """Return [low, high] of accuracy, balanced_accuracy, macro and per_class, named as in metrics.json.
+
+    called, labels: [N], indices of classes. groups: of each image, where images come in groups; else empty.
+    """
+    called, labels, k = np.asarray(called), np.asarray(labels), len(classes)
+    units = _groups_of(_one_label_each(called, labels, k), groups) if groups else _cells(called, labels, k)
+    figures = units.totals
+    point = _multiclass(figures[None], figures)[0]
+    spread = units.resampled(lambda sums: _multiclass(sums, figures)).std(0)
+    true = figures[2 * k :]
+    even = (true > 0).sum() ** 2 / (1 / true[true > 0]).sum()  # images, if every class had as many
+    accuracy, *means = (
+        wilson(value, _effective(value, std, number))
+        for value, std, number in zip(point[:5], spread[:5], (len(labels), *4 * [even]), strict=True)
+    )
+    if not groups:
+        accuracy = wilson(point[0], len(labels))
+    return {
+        "accuracy": accuracy.tolist(),
+        "balanced_accuracy": means[0].tolist(),
+        "macro": dict(zip(("precision", "recall", "f1"), (bounds.tolist() for bounds in means[1:]), strict=True)),
+        "per_class": _per_class(figures[: 3 * k].reshape(3, k), classes, spread[5:], _met(units, k) if groups else None),
+    }
+
+
+def multilabel_intervals(
+    probabilities: Any, truth: Any, thresholds: Sequence[float], classes: Sequence[str], groups: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Return [low, high] of accuracy, exact_match, mean_average_precision, macro and per_class, named as in metrics.json.
+
+    probabilities, truth: [N, K]. groups: as above.
+    """
+    probabilities, truth = np.asarray(probabilities, float), np.asarray(truth).astype(bool)
+    (n, k), called = truth.shape, np.asarray(probabilities) > np.asarray(thresholds)
+    units = _groups_of(_any_labels(called, truth), groups)
+    figures = units.totals
+    point = _multilabel(figures[None], figures)[0]
+    spread = units.resampled(lambda sums: _multilabel(sums, figures)).std(0)
+    bounds = wilson(point[:5], _effective(point[:5], spread[:5], n))
+    per_class = _per_class(figures[: 3 * k].reshape(3, k), classes, spread[5:], _met(units, k) if groups else None)
+    precision = average_precision_intervals(probabilities, truth, groups)
+    for row, found in zip(per_class.values(), precision[1:], strict=True):
+        row["average_precision"] = found
+    return {
+        "accuracy": bounds[0].tolist(),
+        "exact_match": bounds[1].tolist(),
+        "mean_average_precision": precision[0],
+        "macro": dict(zip(("precision", "recall", "f1"), bounds[2:].tolist(), strict=True)),
+        "per_class": per_class,
+    }
+
+
+def _effective(value: Any, spread: Any, number: Any) -> Floats:
+    """Return how many independent images would vary as much. number: where nothing varies, since all are right, or none."""
+    value, spread = np.asarray(value, float), np.asarray(spread, float)
+    independent: Floats = np.where(spread > 1e-6, value * (1 - value) / np.maximum(spread, 1e-6) ** 2, number)
+    return independent
+
+
+def _cells(called: NDArray[Any], labels: NDArray[Any], k: int) -> Units:
+    """Return the cells of the confusion table as units: images of one cell are equal to every figure."""
+    pairs, counts = np.unique(labels * k + called, return_counts=True)
+    return Units(_one_label_each(pairs % k, pairs // k, k), counts.astype(float))
+
+
+def _one_label_each(called: NDArray[Any], labels: NDArray[Any], k: int) -> Any:
+    """Return [N, 3 K]: a row for each image."""
+    from scipy.sparse import csr_array
+
+    rows, right = np.arange(len(labels)), called == labels
+    places = (np.concatenate([rows[right], rows, rows]), np.concatenate([labels[right], k + called, 2 * k + labels]))
+    return csr_array((np.ones(len(places[0])), places), shape=(len(labels), 3 * k))
+
+
+def _any_labels(called: NDArray[Any], truth: NDArray[Any]) -> Any:
+    """Return [N, 3 K + 2]: then 1 for every image, and 1 if all its answers are right."""
+    from scipy.sparse import csr_array
+
+    exact = (called == truth).all(1, keepdims=True)
+    return csr_array(np.hstack([called & truth, called, truth, np.ones_like(exact), exact]).astype(float))
+
+
+def _groups_of(counts: Any, groups: Sequence[str]) -> Units:
+    """Return groups as units, or the images where there are none."""
+    from scipy.sparse import csr_array
+
+    if groups:
+        names, number = np.unique(np.asarray(groups), return_inverse=True)
+        members = csr_array((np.ones(len(number)), (number, np.arange(len(number)))), shape=(len(names), len(number)))
+        counts = members @ counts
+    return Units(counts, np.ones(counts.shape[0]))
+
+
+def _multiclass(sums: Floats, totals: Floats) -> Floats:
+    """Return [r, 5 + 3 K]: accuracy, balanced accuracy, macro precision, recall and F1; then precision, recall and F1 of each class."""
+    hits, _, true = np.split(sums, 3, axis=1)
+    known = np.split(totals, 3)[2] > 0
+    each = _precision_recall_f1(sums, totals)
+    accuracy = hits.sum(1) / true.sum(1)
+    return np.column_stack([accuracy, each[1][:, known].mean(1), *(figure.mean(1) for figure in each), *each])
+
+
+def _multilabel(sums: Floats, totals: Floats) -> Floats:
+    """Return [r, 5 + 3 K]: accuracy, exact match, macro precision, recall and F1; then precision, recall and F1 of each class."""
+    hits, called, true = np.split(sums[:, :-2], 3, axis=1)
+    images, exact = sums[:, -2], sums[:, -1]
+    wrong = (called + true - 2 * hits).sum(1)
+    each = _precision_recall_f1(sums[:, :-2], totals[:-2])
+    accuracy = 1 - wrong / (images * hits.shape[1])
+    return np.column_stack([accuracy, exact / images, *(figure.mean(1) for figure in each), *each])
+
+
+def _precision_recall_f1(sums: Floats, totals: Floats) -> list[Floats]:
+    """Return [r, K] three times. A class of which a resample has nothing stays at what was measured."""
+
+    def shares(counted: Floats, of: Floats, measured: Floats | None) -> Floats:
+        found = counted / np.maximum(of, 1)
+        return found if measured is None else np.where(of > 0, found, measured)
+
+    def each(sums: Floats, measured: list[Floats | None]) -> list[Floats]:
+        hits, called, true = np.split(sums, 3, axis=-1)
+        pairs = ((hits, called), (hits, true), (2 * hits, called + true))
+        return [shares(*pair, known) for pair, known in zip(pairs, measured, strict=True)]
+
+    return each(sums, list(each(totals, [None] * 3)))
+
+
+def _met(units: Units, k: int) -> Floats:
+    """Return [3, K]: in how many groups each class is called so, is so, and either."""
+    has = np.stack([(units.counts[:, part * k : (part + 1) * k] > 0).sum(0) for part in (1, 2)]).astype(float)
+    return np.stack([has[0], has[1], has.max(0)])
+
+
+def _per_class(totals: Floats, classes: Sequence[str], spread: Floats, groups: Floats | None) -> dict[str, dict[str, Any]]:
+    """Return the intervals of each class. totals: [3, K], hits, called, true. groups: [3, K], see `_met`; None for single images."""
+    hits, called, true = totals
+    either = called + true - hits
+    numbers = np.stack([called, true, either])
+    shares = hits / np.maximum(numbers, 1)
+    if groups is not None:
+        spread = spread.reshape(3, -1)
+        spread = np.stack([*spread[:2], spread[2] * (1 + shares[2]) ** 2 / 2])  # of J, where F1 = 2 J / (1 + J)
+        # One design effect for all classes: that of a single class, of a few groups, is mostly noise.
+        alone = (shares * (1 - shares) / np.maximum(numbers, 1)).sum(1, keepdims=True)
+        effect = np.maximum(1, (spread**2).sum(1, keepdims=True) / np.maximum(alone, 1e-12))
+        numbers = np.minimum(numbers / effect, groups)
+    precision, recall, jaccard = wilson(shares, numbers)
+    columns = (precision.tolist(), recall.tolist(), (2 * jaccard / (1 + jaccard)).tolist())
+    return {name: dict(zip(("precision", "recall", "f1"), row, strict=True)) for name, *row in zip(classes, *columns, strict=True)}
+
+
+def average_precision_intervals(probabilities: Floats, truth: NDArray[Any], groups: Sequence[str] = ()) -> list[list[float] | None]:
+    """Return the interval of the mean over classes, then that of each class; None for a class without images."""
+    known: NDArray[Any] = np.asarray(truth.any(0))
+    found = [_average_precision(scores, right) for scores, right in zip(probabilities[:, known].T, truth[:, known].T, strict=True)]
+    points, influence = np.array([point for point, _ in found]), np.column_stack([of_images for _, of_images in found])
+    influence = np.column_stack([influence.mean(1), influence])
+    if groups:
+        number = np.unique(np.asarray(groups), return_inverse=True)[1]
+        influence = np.stack([np.bincount(number, of_images) for of_images in influence.T], 1)
+    values, spread = np.append(points.mean(), points), np.sqrt((influence**2).sum(0))
+    positives = truth[:, known].sum(0)
+    mean, *each = wilson(values, _effective(values, spread, np.append(positives.sum(), positives))).tolist()
+    return [mean, *(each.pop(0) if is_known else None for is_known in known)]
+
+
+def _average_precision(scores: Floats, truth: NDArray[Any]) -> tuple[float, Floats]:
+    """Return average precision, and what each image adds to it, [N]: its derivative by the image's weight.
+
+    The sum of the squares of the latter is the variance. The bootstrap's is the same, and takes ten seconds for 20 classes and 10,000
+    images. Source: the infinitesimal jackknife, Efron 1981, https://doi.org/10.1093/biomet/68.3.589
+    """
+    order = np.argsort(-scores, kind="stable")
+    ranked, true = -scores[order], truth[order].astype(float)
+    first, last = (np.searchsorted(ranked, ranked, side=side) for side in ("left", "right"))  # of equal probabilities
+    hits, called = np.cumsum(true)[last - 1], last.astype(float)
+    value = float((true * hits / called).sum() / true.sum())
+    below = [np.cumsum(terms[::-1])[::-1][first] for terms in (true / called, true * hits / called**2)]
+    influence = np.empty(len(scores))
+    influence[order] = (true * (hits / called + below[0] - value) - below[1]) / true.sum()
+    return value, influence
