@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 
 from tlkit.cli import main
-from tlkit.evaluation.evaluate import answers_on_test
+from tlkit.data.sources.read import read_source
+from tlkit.data.splits.holdout import read_manifest
+from tlkit.evaluation.evaluate import answers_on, evaluate
 from tlkit.evaluation.predictions import write_predictions
+from tlkit.recipe.load import load_recipe
 
 BEFORE = Path(__file__).parents[1] / "fixtures" / "before_layout"
 
@@ -22,7 +25,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path / "runs")
     for name in ("a", "b"):
         shutil.copytree("run", name)
-    rows = answers_on_test(Path("b"))
+    rows = answers_on(Path("b"), "test")
     write_predictions(Path("b"), [{**row, "answer": row["label"]} for row in rows])
     return tmp_path / "runs"
 
@@ -37,7 +40,7 @@ def change(file: Path, column: str, value: Callable[[dict[str, str]], str]) -> N
 
 
 def test_an_earlier_run_answers_again_as_it_was_measured(runs: Path) -> None:
-    rows = answers_on_test(Path("a"))
+    rows = answers_on(Path("a"), "test")
     measured = json.loads(Path("a/metrics.json").read_text())["test"]
     assert sum(row["label"] == row["answer"] for row in rows) / len(rows) == measured["accuracy"]
     assert [row["id"] for row in rows][:1] == ["test/ankle-boot/00000.png"]
@@ -47,7 +50,7 @@ def test_an_earlier_run_answers_again_as_it_was_measured(runs: Path) -> None:
 def test_the_difference_is_gained_less_lost(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", "a", "b", "--format", "json", "--curves", "curves.png"]) == 0
     found = json.loads(capsys.readouterr().out)
-    wrong = sum(row["label"] != row["answer"] for row in answers_on_test(Path("a")))
+    wrong = sum(row["label"] != row["answer"] for row in answers_on(Path("a"), "test"))
     assert (found["gained"], found["lost"], found["n"]) == (wrong, 0, 12)
     assert found["difference"] == pytest.approx(wrong / 12)
     assert found["p"] == pytest.approx(2 * 0.5**wrong - 0.5**wrong)  # by hand: 2 P(X <= 0) - P(X = 0), X of 2^-wrong
@@ -101,3 +104,45 @@ def test_runs_on_other_test_images_are_refused(
 def test_what_is_no_finished_run_is_named(runs: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str) -> None:
     assert main(["compare", *words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_runs_without_test_images_are_compared_on_validation_and_this_is_said(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a", "b"):
+        change(Path(name) / "split.csv", "split", lambda row: "train" if row["split"] == "test" else row["split"])
+    measured = evaluate(Path("a"), split="val")
+    assert main(["compare", "a", "b"]) == 0
+    out = capsys.readouterr().out
+    assert "val accuracy  (" in out
+    assert "No run has test images. Validation has chosen each run's best epoch" in out
+    assert main(["compare", "a", "b", "--format", "json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["split"], found["gained"], found["lost"]) == ("val", 0, 0)
+    assert [run["accuracy"] for run in found["runs"]] == pytest.approx([measured["accuracy"]] * 2)
+
+
+def test_seeds_that_drew_other_validation_images_are_refused_with_the_way_to_fix_the_splits(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, last in (("a", "00000.png"), ("b", "00083.png")):
+        change(Path(name) / "split.csv", "split", lambda row, last=last: "val" if row["id"].endswith(last) else "train")
+    assert main(["compare", "a", "b"]) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert "a and b were validated on different images: " in error
+    assert "Splits are drawn by `seed`" in error
+
+
+def test_only_one_run_with_test_images_is_named(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    change(Path("b/split.csv"), "split", lambda row: "train" if row["split"] == "test" else row["split"])
+    assert main(["compare", "a", "b"]) == 2
+    assert "b has no test images, unlike a." in capsys.readouterr().err
+
+
+def test_the_splits_of_a_run_are_a_table_to_train_from(runs: Path) -> None:
+    """As docs/comparing.md says: two seeds of one folder then have the same validation and test images."""
+    shutil.copy("a/split.csv", "photos/split.csv")
+    table = {"csv": "photos/split.csv", "path": "id", "label": "class"}
+    recipe = load_recipe("quickstart", [f"data.source={json.dumps(table)}"])
+    samples = read_source(recipe.data.source, Path("data"), "multiclass")
+    assert {(sample.id, sample.split) for sample in samples.samples} == {
+        (row["id"], row["split"]) for row in read_manifest(Path("a/split.csv"))
+    }

@@ -75,6 +75,24 @@ def test_what_was_measured_is_not_measured_again(
     assert kept["row"]["n"] == 30
 
 
+def test_the_speed_is_measured_again_on_request_alone(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(workplace)
+    file = Path("ranked/candidates/lenet5@random.json")
+    kept = json.loads(file.read_text())
+    slow = {**kept["row"], "images_per_s": 0.001, "timed": "2020-01-01 00:00"}
+    file.write_text(json.dumps({**kept, "row": slow}))
+    command = ["rank", "recipe.yaml", "--backbones", "lenet5@random", "--out", "ranked", "--offline"]
+    assert main(command) == 0
+    assert "images/s measured 2020-01-01 00:00 on this machine; again with --time-again" in capsys.readouterr().out
+    assert main([*command, "--time-again"]) == 0
+    (row,) = rows(workplace)
+    assert float(row["images_per_s"]) > 1
+    assert row["timed"] > "2026"
+    assert row["accuracy"] == f"{kept['row']['accuracy']:.4f}".rstrip("0")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

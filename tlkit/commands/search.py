@@ -30,6 +30,8 @@ def rank_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--images", type=count, default=5000, metavar="N", help="use at most so many images of the recipe (default: 5000)")
     parser.add_argument("--out", type=expanded, required=True, metavar="DIR", help="where to write rank.csv and rank.png; resumes there")
     parser.add_argument("--write", type=expanded, metavar="FILE.yaml", help="write the recipe with the best backbone")
+    help = "measure images/s again, of backbones that DIR has results of: the first time the machine may have had other work"
+    parser.add_argument("--time-again", action="store_true", help=help)
 
 
 def rank(arguments: Namespace) -> int:
@@ -39,13 +41,14 @@ def rank(arguments: Namespace) -> int:
     if arguments.write is not None and arguments.write.exists():
         raise TlkitError(f"--write {arguments.write} is there already, and is never overwritten.\n  Choose another name.")
     recipe = recipe_to_run(arguments)
-    from tlkit.search.rank import candidates_of, rank, write_winner
+    from tlkit.search.rank import Measuring, candidates_of, rank, write_winner
     from tlkit.system import keep_freed_memory
 
     keep_freed_memory()
     candidates = candidates_of(recipe, words, arguments.budget, offline=arguments.offline)
     with handle_signals(), show_log():
-        rows = rank(arguments.recipe, arguments.overrides, candidates, arguments.out, images=arguments.images)
+        how = Measuring(arguments.images, arguments.time_again)
+        rows = rank(arguments.recipe, arguments.overrides, candidates, arguments.out, how)
     _print_ranked(rows)
     if rows[0].accuracy is None:
         raise TlkitError("None of the backbones could be measured.\n  The reasons stand above; see where weights are: tlkit models NAME")
@@ -88,6 +91,8 @@ def _print_ranked(rows: "list[Ranked]") -> None:
         tables.append(table)
     console = Console(width=None if sys.stdout.isatty() else WIDTH_IN_FILES)
     print_fitting(console, tables)
+    if times := sorted({row.timed for row in rows if row.timed}):
+        print_text(f"images/s measured {' to '.join(dict.fromkeys((times[0], times[-1])))} on this machine; again with --time-again")
     for row in rows:
         if row.accuracy is None:
             print_text(f"not measured: {row.backbone}: {row.note}")
@@ -164,7 +169,7 @@ def _compared_lines(compared: "Compared") -> Iterator[str]:
     width = max(map(len, names))
     metric = "all labels right" if compared.metric == "exact_match" else metric_label(compared.metric)  # type: ignore[arg-type]
     n = compared.comparisons[0].n
-    yield f"\n{'test ' + metric:<{width}}  ({counted(n, 'image')})"
+    yield f"\n{compared.split + ' ' + metric:<{width}}  ({counted(n, 'image')})"
     for name, value in zip(names, compared.values, strict=True):
         yield f"{name:<{width}}  {value:.3f}"
     yield f"\nagainst {names[0]}"
@@ -173,7 +178,9 @@ def _compared_lines(compared: "Compared") -> Iterator[str]:
         yield f"{one.run!s:<{width}}  {100 * one.difference:+.1f} points, 95 % interval {interval}; {one.gained} gained, {one.lost} lost"
         yield f"{'':<{width}}  {one.verdict}"
     several = ", corrected for several runs (Holm)" if len(names) > 2 else ""
-    yield f"\np by {compared.test}{several}; interval by a paired bootstrap over the test images."
+    yield f"\np by {compared.test}{several}; interval by a paired bootstrap over the {compared.split} images."
+    if compared.split == "val":
+        yield "No run has test images. Validation has chosen each run's best epoch, so all figures are a little too good."
     yield "This is about these trained models. Another seed gives another model: train several seeds before you choose a recipe."
 
 

@@ -158,12 +158,14 @@ def open_split(run: Path, split: str, *, device: str = "auto", overrides: Sequen
     return OpenSplit(classifier, card, recipe, samples, changed)
 
 
-def answers_on_test(run: Path) -> list[dict[str, str]]:
-    """Return the rows of a run's predictions.csv. The model of a run that has none, of an earlier version, answers again."""
-    try:
-        return read_predictions(run)
-    except FileNotFoundError:
-        opened = open_split(run, "test")
-        batch_size = opened.recipe.data.known_batch_size
-        found = split_answers(opened.classifier, opened.samples, "test", opened.preprocessing, batch_size=batch_size, features=False)
-        return prediction_rows(found.logits, opened.samples.of("test"), opened.card.classes, opened.card.thresholds)
+def answers_on(run: Path, split: str) -> list[dict[str, str]]:
+    """Return an answer for each image of a split, as predictions.csv has them of the test split; otherwise the model answers again."""
+    if split == "test":
+        try:
+            return read_predictions(run)
+        except FileNotFoundError:  # of an earlier version
+            pass
+    opened = open_split(run, split)
+    batch_size = opened.recipe.data.known_batch_size
+    found = split_answers(opened.classifier, opened.samples, split, opened.preprocessing, batch_size=batch_size, features=False)
+    return prediction_rows(found.logits, opened.samples.of(split), opened.card.classes, opened.card.thresholds)

@@ -1,9 +1,11 @@
 """A recipe on one screen, for `tlkit check`."""
 
+from tlkit.recipe.explain import format_value
 from tlkit.recipe.fields.data import Data, FindBatchSize
 from tlkit.recipe.fields.learning import Mix
 from tlkit.recipe.fields.model import CLASSICAL_HEADS, Head
 from tlkit.recipe.fields.phases import SolvedPhase
+from tlkit.recipe.fields.search import Range
 from tlkit.recipe.fields.strict import Strict
 from tlkit.recipe.schema import Recipe
 from tlkit.terminal import counted
@@ -41,7 +43,16 @@ def recipe_summary(recipe: Recipe) -> str:
     optimizer, schedule, trainer = recipe.optimizer, recipe.schedule, recipe.trainer
     rows.append(("optimizer", f"{optimizer.name}, weight_decay {optimizer.weight_decay}; {schedule.name} lr, warmup {schedule.warmup}"))
     rows.append(("trainer", f"accelerator {trainer.accelerator}, devices {trainer.devices}, precision {trainer.precision}"))
+    rows += [("search", f"{key}: {_range_words(values)}") for key, values in (recipe.search or {}).items()]
     return "\n".join(f"  {part:<11}{words}" for part, words in rows)
+
+
+def _range_words(values: Range) -> str:
+    if values.choice is not None:
+        return f"one of {', '.join(map(format_value, values.choice))}"
+    kind = "whole numbers from " if values.integer is not None else ""
+    low, high = values.ends
+    return f"{kind}{low:g} to {high:g}{', by order of magnitude' if values.log is not None else ''}"
 
 
 def recipe_warnings(recipe: Recipe) -> list[str]:

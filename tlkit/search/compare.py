@@ -1,16 +1,19 @@
-"""`tlkit compare RUN RUN...`: whether a difference between runs is more than chance, on the test images that they share."""
+"""`tlkit compare RUN RUN...`: whether a difference between runs is more than chance, on the test images that they share.
+
+Without test images, on the validation images that they share.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from tlkit.data.splits.holdout import read_manifest
 from tlkit.data.splits.manifest import check_run_folder
 from tlkit.errors import RunError
-from tlkit.evaluation.evaluate import answers_on_test
+from tlkit.evaluation.evaluate import answers_on
 from tlkit.evaluation.metrics import metric_label
 from tlkit.evaluation.primary_metric import recorded_primary_metric
 from tlkit.recipe.differences import recipe_differences
@@ -18,6 +21,10 @@ from tlkit.recipe.load import load_recipe
 from tlkit.search.paired import holm, mcnemar_mid_p, paired_interval, randomization_p
 from tlkit.terminal import counted
 from tlkit.training.finished import Run
+
+Split = Literal["test", "val"]
+Rows = Mapping[str, Mapping[str, str]]
+"""The rows of a run's split.csv by id, of one split."""
 
 SIGNIFICANT = 0.05
 SEED = 0
@@ -59,9 +66,10 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Compared:
-    """Runs on the same test images. values: each run's metric. test: how p was found. differences: of the recipes, key -> values."""
+    """Runs on the same images of a split. values: each run's metric. test: how p was found. differences: of the recipes, key -> values."""
 
     runs: list[Path]
+    split: Split
     metric: str
     test: str
     values: list[float]
@@ -85,7 +93,15 @@ class Compared:
             for one in self.comparisons
         ]
         runs = [{"run": str(run), self.metric: value} for run, value in zip(self.runs, self.values, strict=True)]
-        return {"metric": self.metric, "test": self.test, "runs": runs, **each[0], "comparisons": each, "recipes": self.differences}
+        return {
+            "metric": self.metric,
+            "split": self.split,
+            "test": self.test,
+            "runs": runs,
+            **each[0],
+            "comparisons": each,
+            "recipes": self.differences,
+        }
 
 
 def compare_runs(runs: Sequence[Path]) -> Compared:
@@ -93,17 +109,17 @@ def compare_runs(runs: Sequence[Path]) -> Compared:
 
     Accuracy by McNemar's test; balanced accuracy, and images in groups, by a randomization test; intervals by a paired bootstrap.
     Multilabel runs are compared by the share of images with every label right, since mean average precision belongs to no single image.
-    Raises RunError unless all runs were tested on the same images with the same labels, and were chosen by the same metric.
+    Runs none of which has test images are compared on their validation images.
+    Raises RunError unless all runs have the same of these images with the same labels, and were chosen by the same metric.
     """
     for run in runs:
         check_run_folder(run)
     recipes = [load_recipe(run / "recipe.yaml") for run in runs]
     metric = _common_metric(runs)
-    rows = [_test_rows(run) for run in runs]
-    first, *others = rows
+    split, (first, *others) = _held_out(runs)
     for run, other in zip(runs[1:], others, strict=True):
-        _check_same_images(runs[0], first, run, other)
-    answers = [_right(run, list(first)) for run in runs]
+        _check_same_images(split, runs[0], first, run, other)
+    answers = [_right(run, split, list(first)) for run in runs]
     labels = [row["class"] for row in first.values()]
     groups = [row["group"] or f"id {id_}" for id_, row in first.items()]
     has_groups = any(row["group"] for row in first.values())
@@ -121,7 +137,7 @@ def compare_runs(runs: Sequence[Path]) -> Compared:
     corrected = holm([one.p for one in comparisons])
     comparisons = [replace(one, p=p) for one, p in zip(comparisons, corrected, strict=True)]
     values = [float(right @ weights) for right in answers]
-    return Compared(list(runs), metric, TESTS["groups" if has_groups else metric], values, comparisons, recipe_differences(recipes))
+    return Compared(list(runs), split, metric, TESTS["groups" if has_groups else metric], values, comparisons, recipe_differences(recipes))
 
 
 def _common_metric(runs: Sequence[Path]) -> str:
@@ -133,35 +149,46 @@ def _common_metric(runs: Sequence[Path]) -> str:
     return "exact_match" if next(iter(metrics)) == "mean_average_precision" else next(iter(metrics))
 
 
-def _test_rows(run: Path) -> dict[str, dict[str, str]]:
-    rows = {row["id"]: row for row in read_manifest(run / "split.csv") if row["split"] == "test"}
-    if not rows:
-        raise RunError(f"{run} has no test images, so there is nothing to compare on.\n  Train with a test split: data.test.")
-    return rows
+def _held_out(runs: Sequence[Path]) -> tuple[Split, Sequence[Rows]]:
+    """Return what the runs are compared on, and the rows of each run's split.csv: the test split, or validation where no run has one."""
+    manifests = [read_manifest(run / "split.csv") for run in runs]
+    tested = [{row["id"]: row for row in rows if row["split"] == "test"} for rows in manifests]
+    if not any(tested):
+        return "val", [{row["id"]: row for row in rows if row["split"] == "val"} for rows in manifests]
+    for run, rows in zip(runs, tested, strict=True):
+        if not rows:
+            raise RunError(
+                f"{run} has no test images, unlike {runs[0] if tested[0] else runs[-1]}.\n  Train it with a test split: data.test."
+            )
+    return "test", tested
 
 
-def _check_same_images(baseline: Path, first: Mapping[str, Mapping[str, str]], run: Path, other: Mapping[str, Mapping[str, str]]) -> None:
-    """Raise RunError unless both runs have the same test images: by id, bytes and label."""
+def _check_same_images(split: Split, baseline: Path, first: Rows, run: Path, other: Rows) -> None:
+    """Raise RunError unless both runs have the same images of the split: by id, bytes and label."""
+    done = "tested" if split == "test" else "validated"
     common = [id_ for id_ in first if id_ in other]
     if len(common) < len(first) or len(common) < len(other):
         sizes = f"{len(first):,} and {len(other):,}, of which {counted(len(common), 'image')} in both"
-        fix = "Train both with the same `seed`, `data.limit` and source, or on data with a test split of its own."
-        raise RunError(f"{baseline} and {run} were tested on different images: {sizes}.\n  {fix}")
+        fix = (
+            "Splits are drawn by `seed`: train both with the same `seed`, `data.limit` and source, or from a table or folders with\n"
+            "  splits of their own; docs/comparing.md says how to take those of an earlier run."
+        )
+        raise RunError(f"{baseline} and {run} were {done} on different images: {sizes}.\n  {fix}")
     for key, what in (("sha256", "bytes"), ("class", "a label")):
         differ = [id_ for id_ in common if first[id_][key] != other[id_][key]]
         if differ:
             raise RunError(
-                f"{baseline} and {run} were tested on images that differ: {counted(len(differ), 'image')} of {len(common):,} "
+                f"{baseline} and {run} were {done} on images that differ: {counted(len(differ), 'image')} of {len(common):,} "
                 f"had other {what}, the first {differ[0]}.\n  Train one of them again on the data of now.".replace("other a", "another")
             )
 
 
-def _right(run: Path, ids: Sequence[str]) -> "np.ndarray[Any, np.dtype[np.bool_]]":
-    """Return for each test image whether the run's answer is its label."""
-    answers = {row["id"]: row["label"] == row["answer"] for row in answers_on_test(run)}
+def _right(run: Path, split: Split, ids: Sequence[str]) -> "np.ndarray[Any, np.dtype[np.bool_]]":
+    """Return for each image of the split whether the run's answer is its label."""
+    answers = {row["id"]: row["label"] == row["answer"] for row in answers_on(run, split)}
     missing = [id_ for id_ in ids if id_ not in answers]
     if missing:
-        raise RunError(f"{run}: {counted(len(missing), 'test image')} without an answer, the first {missing[0]}.\n  Train it again.")
+        raise RunError(f"{run}: {counted(len(missing), f'{split} image')} without an answer, the first {missing[0]}.\n  Train it again.")
     return np.array([answers[id_] for id_ in ids])
 
 

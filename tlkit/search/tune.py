@@ -22,6 +22,7 @@ from tlkit.files import write_atomically, write_csv
 from tlkit.recipe.fields.search import Range
 from tlkit.recipe.load import load_recipe, recipe_yaml
 from tlkit.recipe.schema import Recipe
+from tlkit.recipe.search_space import search_faults, with_values
 from tlkit.system import cache_folder
 from tlkit.terminal import counted
 from tlkit.training.callbacks import ReportScore
@@ -72,21 +73,19 @@ class Space:
 
     @classmethod
     def of(cls, file: str, overrides: Sequence[str]) -> "Space":
-        """Raise RecipeError without a `search:`, and for a key or an end of a range that the recipe can't take."""
+        """Raise RecipeError without a `search:`, and for each key or end of a range that the recipe can't take."""
         recipe = load_recipe(file, overrides)
         if not recipe.search:
             fix = "Add what to vary: search: {'phases[0].lr': {log: [1e-4, 1e-2]}}."
             raise RecipeError([Fault("search", "is missing.", fix, str(file))])
-        space = cls(file, overrides, recipe.search)
-        for key, values in space.ranges.items():
-            for end in values.ends:
-                space.recipe({key: end})
-        return space
+        with recipe.located():
+            if faults := search_faults(recipe, file, overrides):
+                raise RecipeError(faults)
+        return cls(file, overrides, recipe.search)
 
     def recipe(self, values: Mapping[str, Any]) -> Recipe:
         """Return the plain recipe with these values. Raises RecipeError, which names the key as an override."""
-        changes = [f"{key}={json.dumps(value)}" for key, value in values.items()]
-        return load_recipe(self.file, [*self.overrides, "search=null", *changes])
+        return with_values(self.file, self.overrides, values)
 
     def suggest(self, trial: "optuna.Trial") -> dict[str, Any]:
         return {key: _suggested(trial, key, values) for key, values in self.ranges.items()}
