@@ -39,6 +39,7 @@ WORDS = {
     "evaluate": "evaluate run",
     "reproduce": "reproduce run --out again",
     "compare": "compare run run --curves 曲線.png",
+    "runs": "runs .",
     "rank": "rank 写真.yaml --backbones lenet5@random --out 順位",
     "tune": 'tune 写真.yaml search={"seed":{"int":[0,1]}} --trials 1 --out 探索',
     "init": "init 写真 --yes --offline --out 新.yaml",

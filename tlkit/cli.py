@@ -11,7 +11,7 @@ from textwrap import fill
 from typing import Any
 
 from tlkit import __version__
-from tlkit.commands import completion, data, deploy, evaluate, init, models, recipes, search, training
+from tlkit.commands import completion, data, deploy, evaluate, init, models, recipes, runs, search, training
 from tlkit.errors import Interrupted, TlkitError, did_you_mean, expected_one_of, without_passwords
 from tlkit.files import is_disk_full
 from tlkit.system import as_command_line, ignore_pillow_warnings
@@ -43,6 +43,7 @@ COMMANDS: dict[str, tuple[str, Callable[[ArgumentParser], None], Callable[[Names
     "evaluate": ("measure a run's model again on its test images", evaluate.evaluate_arguments, evaluate.evaluate),
     "rank": ("compare backbones by their frozen features, before anything is trained", search.rank_arguments, search.rank),
     "tune": ("search for the values of a recipe that validate best, with Optuna", search.tune_arguments, search.tune),
+    "runs": ("list runs, what they measured, and what was changed between them", runs.runs_arguments, runs.runs),
     "compare": ("test whether runs differ by more than chance, on their test images", search.compare_arguments, search.compare),
     "soup": ("average the weights of runs that validate best together, into one model", search.soup_arguments, search.soup),
     "reproduce": ("run a run's recipe again and compare the two, bit for bit", training.reproduce_arguments, training.reproduce),

@@ -104,7 +104,7 @@ def tune_arguments(parser: ArgumentParser) -> None:
     help = "finished trials of the study, of all its workers together (default: 40)"
     parser.add_argument("--trials", type=count, default=40, metavar="N", help=help)
     parser.add_argument("--out", type=expanded, required=True, metavar="DIR", help="where to write the study and best.yaml; resumes there")
-    help = "a study that several machines work on, such as postgresql+pg8000://USER@HOST/DATABASE (default: DIR/study.db)"
+    help = "a study that several machines work on: a URL that Optuna takes, such as one of PostgreSQL (default: DIR/study.db)"
     parser.add_argument("--storage", metavar="URL", help=help)
     parser.add_argument("--sampler", choices=("tpe", "random", "grid"), default="tpe", help="how values are drawn (default: tpe)")
     help = "how hopeless trials are ended early (default: median)"

@@ -17,7 +17,8 @@ from tlkit.data.splits.holdout import read_manifest
 from tlkit.data.splits.manifest import check_run_folder
 from tlkit.data.splits.run_source import ORIGIN, inner_runs
 from tlkit.errors import RunError
-from tlkit.evaluation.evaluate import OpenSplit, measure_logits, open_split, split_logits
+from tlkit.evaluation.answers import split_answers
+from tlkit.evaluation.evaluate import OpenSplit, measure_logits, open_split
 from tlkit.evaluation.metrics import best_thresholds
 from tlkit.evaluation.predictions import prediction_rows, write_predictions
 from tlkit.evaluation.primary_metric import named_primary_metric, recorded_primary_metric
@@ -161,8 +162,9 @@ def _write(folder: Path, classifier: Classifier, steps: Sequence[Step], *, devic
 
 
 def _logits(opened: OpenSplit, split: str, on_batch: Callable[[int], None] = lambda images: None) -> tuple[Tensor, Tensor]:
-    batch_size = opened.recipe.data.known_batch_size
-    return split_logits(opened.classifier, opened.samples, split, opened.preprocessing, batch_size=batch_size, on_batch=on_batch)
+    how: Any = {"batch_size": opened.recipe.data.known_batch_size, "features": False, "on_batch": on_batch}
+    answers = split_answers(opened.classifier, opened.samples, split, opened.preprocessing, **how)
+    return answers.logits, answers.labels
 
 
 def check_can_average(runs: Sequence[Path]) -> None:
