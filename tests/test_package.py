@@ -74,7 +74,7 @@ def test_wheel_carries_the_recipes_and_the_images(wheel: Path) -> None:
 
 def test_quickstart_runs_from_an_empty_folder(installed: Path, tmp_path: Path) -> None:
     run(installed, "check", "quickstart", cwd=tmp_path)
-    # A part of the images, smaller, and the solved head alone: an accuracy of 0.74 on 133 images.
+    # A part of the images, smaller, and only the head, solved: an accuracy of 0.74 on 133 images.
     shorter = ("data.limit=400", "data.image_size=64", "augment=[]", "phases=[{train: head, solver: lbfgs}]")
     run(installed, "finetune", "recipes/quickstart.yaml", *shorter, "--out", "run", cwd=tmp_path)
     assert (tmp_path / "run/model/model.safetensors").is_file()

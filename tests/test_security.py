@@ -247,10 +247,10 @@ def test_nothing_asks_the_network_or_leaves_a_secret(tlkit: Tlkit, workplace: Pa
     left |= {str(number): f"{done.stdout}{done.stderr}".encode() for number, done in enumerate(said)}
     left |= {name: (workplace / name).read_bytes() for name in os.listdir(workplace) if name.startswith("rows.csv")}
     assert len(left) > 20
-    told = [
+    leaked = [
         (name, secret) for name, content in left.items() for secret in SECRETS.values() if secret.rpartition("/")[2].encode() in content
     ]
-    assert told == []
+    assert leaked == []
     assert not any(b"hush7" in content for content in left.values())
 
 

@@ -131,11 +131,11 @@ def test_a_side_that_fails_says_why(tmp_path: Path) -> None:
 
 
 def test_a_curve_compares_an_epoch_with_its_share_of_the_whole_networks(capsys: pytest.CaptureFixture[str]) -> None:
-    runs = {"head alone": [run(9, 2), run(9, 1), run(9, 3)], "layer4": [run(9, 9)], "stem": [run(9, 20)]}
+    runs = {"head only": [run(9, 2), run(9, 1), run(9, 3)], "layer4": [run(9, 9)], "stem": [run(9, 20)]}
     curve = Curve(Work("head"), 100, 50, {"stem": 1.0, "layer4": 0.25}, runs)
     assert curve.in_proportion_s("layer4") == 0.25 * 20 + 2
     assert curve.ratio("layer4") == 9 / 7
-    assert curve.ratio("head alone") == 1
+    assert curve.ratio("head only") == 1
     print_curve(curve, Console(width=80))
     assert ["from", "layer4", "25.0%", "9", "7", "1.29"] in map(str.split, capsys.readouterr().out.splitlines())
 

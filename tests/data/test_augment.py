@@ -136,7 +136,7 @@ def test_what_check_refuses_for_a_number_of_channels_is_what_albumentations_can_
         assert build_augmentation([Transform(name=name, arguments=arguments)], 48, channels) is not None
 
 
-# What albumentations can't do without being told more, or what would change the images' size: (the place, the words).
+# What albumentations can't do without further arguments, or what would change the images' size: (the place, the words).
 NOT_BY_DEFAULT = {
     "CenterCrop": "height: field required",
     "Crop": "Values for crop should be non negative and equal or smaller than image sizes",
@@ -198,8 +198,8 @@ def test_presets_can_be_built_for_any_size_and_channels(name: str, channels: int
 
 
 def test_a_random_crop_takes_the_size_of_the_images_where_it_is_not_reported() -> None:
-    told, unreported = (built(("RandomResizedCrop", {"scale": [0.2, 0.9], **size})) for size in ({"size": [48, 48]}, {}))
-    assert np.array_equal(told(IMAGE, seed=(0, 0, 1)), unreported(IMAGE, seed=(0, 0, 1)))
+    given, by_default = (built(("RandomResizedCrop", {"scale": [0.2, 0.9], **size})) for size in ({"size": [48, 48]}, {}))
+    assert np.array_equal(given(IMAGE, seed=(0, 0, 1)), by_default(IMAGE, seed=(0, 0, 1)))
 
 
 @pytest.mark.parametrize(("name", "theirs"), [("randaugment", v2.RandAugment()), ("trivialaugment", v2.TrivialAugmentWide())])

@@ -130,10 +130,10 @@ def test_a_step_sees_the_same_images_whatever_the_number_of_ranks(size: int, ran
     steps = -(-len(parts[0]) // (40 // ranks))
     assert {-(-len(part) // (40 // ranks)) for part in parts} == {steps}  # else they would wait for each other
     for step in range(steps):
-        dealt = [part[step * 40 // ranks : (step + 1) * 40 // ranks] for part in parts]
-        assert sorted(key for part in dealt for key in part) == sorted(whole[step * 40 : (step + 1) * 40])
-        assert {sampler.images_of_step(step) for sampler in samplers} == {sum(map(len, dealt))}
-        assert min(map(len, dealt)) >= 2
+        shares = [part[step * 40 // ranks : (step + 1) * 40 // ranks] for part in parts]
+        assert sorted(key for part in shares for key in part) == sorted(whole[step * 40 : (step + 1) * 40])
+        assert {sampler.images_of_step(step) for sampler in samplers} == {sum(map(len, shares))}
+        assert min(map(len, shares)) >= 2
 
 
 def test_auto_starts_workers_only_where_they_help(monkeypatch: pytest.MonkeyPatch) -> None:

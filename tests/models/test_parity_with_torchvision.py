@@ -26,7 +26,7 @@ def ours(name: str) -> nn.Module:
 
 
 def theirs(name: str, model: nn.Module) -> nn.Module:
-    """torchvision's network around our model's own tensors: vgg16 lies in memory once."""
+    """torchvision's network around our model's own tensors: vgg16 is in memory once."""
     options = {"aux_logits": False, "transform_input": True, "init_weights": False} if name == "googlenet" else {}
     with torch.device("meta"):
         network: nn.Module = torchvision.models.get_model(name, **options).eval()

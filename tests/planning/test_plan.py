@@ -251,7 +251,7 @@ def test_a_sound_plan_has_nothing_to_say_but_its_size(plan: Plan, there: Path) -
         (["phases=[{train: all, epochs: 1, lr: 0.1, backbone_lr: 1e-4}]"], "backbone_lr = 0.0001 leaves stem to "),
         (
             ["phases=[{train: head, epochs: 1, lr: 0.1}]", "augment=[HorizontalFlip]"],
-            "note: phases[0] trains the head alone on augmented images",
+            "note: phases[0] trains only the head on augmented images",
         ),
     ],
 )

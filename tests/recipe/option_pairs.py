@@ -28,7 +28,7 @@ LEFT_OUT = {
     "phases[1].compile": "a minute for each; tests/training/test_phase_settings.py",
     "phases[1].epochs": "one is enough for a step",
     "phases[1].lr": "any is as good",
-    "phases[0].train": "head alone can be solved",
+    "phases[0].train": "only the head can be solved",
     "trainer.num_nodes": "needs several processes; tests/training/distributed",
     "trainer.strategy": "needs several processes; tests/training/distributed",
 }

@@ -251,7 +251,7 @@ def test_a_known_key_in_the_wrong_part_is_reported_where_it_belongs(tmp_path: Pa
         ("data.test=0.95", "= 0.95 and validation = 0.1 leave no images to train on.", "below 1"),
         (
             "phases[0].layer_decay=0.5",
-            "= 0.5 does nothing: this phase trains the head alone.",
+            "= 0.5 does nothing: this phase trains only the head.",
             "Remove it, or set train to all or {from: STAGE}",
         ),
         (

@@ -119,7 +119,7 @@ SETS: tuple[Callable[[Path], str], ...] = (
 )  # fmt: skip
 SAYS = {
     "tiny": [
-        "the head alone trains",
+        "only the head trains",
         "test: 0.2",
         "weights: {package: efficientnet-lite0}",
         "those on this machine: tf_efficientnet_lite0",

@@ -61,9 +61,9 @@ def test_a_run_whose_report_has_no_room_is_not_finished_and_goes_on(
 def test_a_line_that_the_log_has_no_room_for_is_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     with show_log(), log_to_file(FULL):
         LOG.info("one line")
-    told = capsys.readouterr().err
-    assert "one line" in told
-    assert "Traceback" not in told
+    printed = capsys.readouterr().err
+    assert "one line" in printed
+    assert "Traceback" not in printed
 
 
 def test_the_file_that_the_system_names_is_reported() -> None:

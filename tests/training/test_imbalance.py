@@ -55,7 +55,7 @@ def test_balanced_accuracy_chooses_the_best_epoch_and_leads(
     print_run(run, Samples(("bright", "dim"), ()), metrics)
     panel = capsys.readouterr().out
     assert panel.index("test balanced accuracy") < panel.index("accuracy  0.")
-    said = "the commonest class has 60 training images (dim), the rarest 7 (bright)"
+    said = "the largest class has 60 training images (dim), the smallest 7 (bright)"
     assert f"{said}, so balanced accuracy chooses the best epoch" in log
     assert (f"{imbalance}: " in log) == (imbalance != "none")
     report = (run / "report.html").read_text()

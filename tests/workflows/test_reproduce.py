@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from hashlib import sha256
 from pathlib import Path
 
@@ -58,27 +56,26 @@ def edit_environment(run: Path, **cpu: object) -> None:
 
 def test_a_run_is_reproduced_to_the_last_bit(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["reproduce", "run", "--out", "again"]) == 0
-    told = capsys.readouterr().out
-    assert "Reproduced, bit for bit" in told
-    assert "DIFFERS" not in told
+    printed = capsys.readouterr().out
+    assert "Reproduced, bit for bit" in printed
+    assert "DIFFERS" not in printed
     for name in ("model/model.safetensors", "split.csv", "recipe.yaml"):
         assert (workplace / "again" / name).read_bytes() == (workplace / "run" / name).read_bytes()
 
 
 @pytest.mark.slow
-def test_other_processes_and_other_numbers_of_workers_give_the_same_bits(workplace: Path) -> None:
+def test_other_processes_and_other_numbers_of_workers_give_the_same_bits(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With everything that is drawn at random: dropout, drop path, augmentation and mixup; and a moving average."""
     changes = ["phases=[{train: all, epochs: 2, lr: 1e-2}]", "model.drop_path=0.1", "mix={mixup: 0.2}", "ema={decay: 0.9}"]
     found = set()
     for number, workers in enumerate((0, 0, 2)):
         words = ["finetune", "recipe.yaml", *changes, f"data.workers={workers}", "--out", f"run_{number}"]
-        environment = {**os.environ, "TLKIT_CACHE": str(workplace / f"cache_{number}")}
+        monkeypatch.setenv("TLKIT_CACHE", str(workplace / f"cache_{number}"))
         if number:
-            done = warm.run(*words, cwd=workplace, env=environment)
-        else:  # a fresh process: another hash seed than those that are forked
-            command = [sys.executable, "-m", "tlkit", *words]
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+            done = warm.run(*words, cwd=workplace, env=os.environ)
+            assert done.returncode == 0, done.stderr
+        else:  # this process has another hash seed than those that are forked
+            assert main(words) == 0
         found.add(sha256((workplace / f"run_{number}" / "model" / "model.safetensors").read_bytes()).hexdigest())
     assert len(found) == 1
 
@@ -98,8 +95,8 @@ def test_what_came_out_otherwise_is_not_reproduced_and_the_first_difference_is_n
     loss = lines[1].split(",")[2]
     metrics.write_text("\n".join([lines[0], lines[1].replace(loss, "9.0", 1), *lines[2:]]) + "\n")
     assert main(["reproduce", "run", "--out", "again"]) == 2
-    told = capsys.readouterr().out
-    assert f"NOT reproduced: metrics.csv, phase 1, epoch 1, train/loss was 9.0 and is {loss}" in told
+    printed = capsys.readouterr().out
+    assert f"NOT reproduced: metrics.csv, phase 1, epoch 1, train/loss was 9.0 and is {loss}" in printed
 
 
 def test_on_another_machine_tolerances_hold_and_what_differs_is_listed(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -110,10 +107,10 @@ def test_on_another_machine_tolerances_hold_and_what_differs_is_listed(workplace
     metrics["test"]["loss"] *= 1.01
     (workplace / "run" / "metrics.json").write_text(json.dumps(metrics))
     assert main(["reproduce", "run", "--out", "again"]) == 0
-    told = capsys.readouterr().out
-    assert f"This is another kind of machine: cpu.instruction_set was {other}, is {here}." in told
-    assert "cores" not in told  # they change no number
-    assert "Reproduced within the tolerances: a share of right answers within 2%, 2 images or 0.7 / sqrt(images)" in told
+    printed = capsys.readouterr().out
+    assert f"This is another kind of machine: cpu.instruction_set was {other}, is {here}." in printed
+    assert "cores" not in printed  # they change no number
+    assert "Reproduced within the tolerances: a share of right answers within 2%, 2 images or 0.7 / sqrt(images)" in printed
     metrics["test"]["loss"] *= 1.2
     (workplace / "run" / "metrics.json").write_text(json.dumps(metrics))
     assert main(["reproduce", "run", "--out", "once_more"]) == 2

@@ -14,14 +14,14 @@ from tlkit.bench.command import Spread, check_out, format_spread, run_in_turn, s
 from tlkit.bench.sides import Run, circumstances
 from tlkit.bench.work import Work, package_weights
 
-HEAD = "head alone"
+HEAD = "head only"
 
 
 @dataclass(frozen=True)
 class Curve:
     """shares: first trained stage -> share of the multiply-adds in it and after it, the whole network first.
 
-    runs: stage, or `head alone` -> a run for each repeat.
+    runs: stage, or `head only` -> a run for each repeat.
     """
 
     work: Work
@@ -100,4 +100,4 @@ def print_curve(curve: Curve, console: Console) -> None:
         epoch_s = format_spread(curve.epoch_s(trained), ".3g")
         table.add_row(words, f"{curve.share(trained):.1%}", epoch_s, f"{curve.in_proportion_s(trained):.3g}", f"{curve.ratio(trained):.2f}")
     console.print(table, highlight=False)
-    console.print("\n[dim]in proportion: the share of an epoch of the whole network, and an epoch of the head alone[/dim]", highlight=False)
+    console.print("\n[dim]in proportion: the share of an epoch of the whole network, and an epoch of only the head[/dim]", highlight=False)

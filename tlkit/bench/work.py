@@ -16,10 +16,10 @@ from tlkit.system import shipped
 Kind = Literal["head", "from", "all", "live"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 WORDS: dict[Kind, str] = {
-    "head": "the head alone, no augmentation",
+    "head": "only the head, no augmentation",
     "from": "the last stage, or --stage, and the head, no augmentation",
     "all": "everything, with flip and affine augmentation",
-    "live": "the head alone, with flip and rotation: the frozen part runs in every epoch",
+    "live": "only the head, with flip and rotation: the frozen part runs in every epoch",
 }
 SIZES = {"small": (512, 256), "medium": (4_000, 2_000)}
 LR = {"head": 3e-3, "live": 3e-3, "from": 1e-3, "all": 1e-3}

@@ -77,15 +77,16 @@ def write_model_folder(folder: Path, classifier: Classifier, card: ModelCard) ->
     folder.parent.mkdir(parents=True, exist_ok=True)
     with atomic_folder(folder) as writing:
         backbone_state = _on_cpu(classifier.backbone)
+        skeleton, model_args = _skeleton_of(card)
         if card.is_timms:
-            state = {**backbone_state, **_as_timm_classifier(classifier, card)}
+            state = {**backbone_state, **_as_timm_classifier(classifier, card.backbone, skeleton)}
         else:
             state = backbone_state
             write_tensors(_on_cpu(classifier.head), writing / "head.safetensors")
         write_tensors(state, writing / "model.safetensors")
         if card.mean_picture is not None:
             write_tensors({MEAN_IMAGE: torch.from_numpy(card.mean_picture)}, writing / card.preprocessing[MEAN_IMAGE]["file"])
-        _write_timm_config(writing / "config.json", card)
+        _write_timm_config(writing / "config.json", card, skeleton, model_args)
         write_json(writing / "tlkit.json", _facts(card, writing))
 
 
@@ -191,13 +192,13 @@ def _skeleton(backbone_name: str, head: Head, classes: int, image_size: int, cha
     return model
 
 
-def _as_timm_classifier(classifier: Classifier, card: ModelCard) -> dict[str, Tensor]:
+def _as_timm_classifier(classifier: Classifier, backbone_name: str, skeleton: nn.Module) -> dict[str, Tensor]:
     """Return the linear head under timm's names. A distilled transformer averages two heads over two tokens: both get the same weights."""
-    expected = _skeleton(card.backbone, card.head, len(card.classes), int(card.preprocessing["image_size"]), _channels(card)).state_dict()
+    expected = skeleton.state_dict()
     linear = _on_cpu(last_linear(classifier.head))
     return {
         f"{name}.{key}": tensor.reshape(expected[f"{name}.{key}"].shape).clone()
-        for name in classifier_names(card.backbone)
+        for name in classifier_names(backbone_name)
         for key, tensor in linear.items()
     }
 
@@ -206,9 +207,8 @@ def _on_cpu(module: nn.Module) -> dict[str, Tensor]:
     return {key: tensor.detach().cpu().contiguous() for key, tensor in module.state_dict().items()}
 
 
-def _write_timm_config(file: Path, card: ModelCard) -> None:
+def _write_timm_config(file: Path, card: ModelCard, skeleton: nn.Module, model_args: dict[str, Any] | None) -> None:
     size = int(card.preprocessing["image_size"])
-    skeleton, model_args = _skeleton_of(card, size)
     save_config_for_hf(
         skeleton,
         str(file),
@@ -226,8 +226,9 @@ def _write_timm_config(file: Path, card: ModelCard) -> None:
     )
 
 
-def _skeleton_of(card: ModelCard, image_size: int) -> tuple[nn.Module, dict[str, Any] | None]:
+def _skeleton_of(card: ModelCard) -> tuple[nn.Module, dict[str, Any] | None]:
     """Return the model that timm builds from config.json, and what of its arguments the model itself doesn't say."""
+    image_size = int(card.preprocessing["image_size"])
     if card.features == "all":
         classes = len(card.classes) if card.is_timms else 0
         return _skeleton(card.backbone, card.head, classes, image_size, _channels(card)), None

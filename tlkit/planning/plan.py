@@ -520,4 +520,4 @@ def _adapters(phase: PhasePlan) -> Iterator[str]:
 
 def _augmented_head(recipe: Recipe, phase: PhasePlan) -> Iterator[str]:
     if recipe.augment and phase.phase.train == "head":
-        yield f"phases[{phase.number}] trains the head alone on augmented images: each goes through the frozen backbone in every epoch."
+        yield f"phases[{phase.number}] trains only the head on augmented images: each goes through the frozen backbone in every epoch."

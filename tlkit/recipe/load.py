@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
+from functools import lru_cache
 from io import StringIO
 from os import PathLike
 from pathlib import Path
@@ -100,13 +101,19 @@ def recipe_yaml(recipe: Recipe, *, ascii_only: bool = False) -> str:
     if recipe.search is None:
         del values["search"]  # a plain recipe doesn't mention it
     values["augment"] = [{item.name: item.arguments} if item.arguments else item.name for item in recipe.augment]
+    return _yaml_of(json.dumps(values), ascii_only)
+
+
+@lru_cache(maxsize=2)
+def _yaml_of(values: str, ascii_only: bool) -> str:
+    """Write values, given as JSON, as YAML. Cached: a run asks five times for its recipe, which takes ruamel's emitter 30 ms each time."""
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = None  # short parts on one line, as people write recipes
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     yaml.allow_unicode = not ascii_only
     yaml.width = 120
     text = StringIO()
-    yaml.dump(_plain(values), text)
+    yaml.dump(json.loads(values), text)
     return text.getvalue()
 
 
@@ -212,10 +219,3 @@ def _nested(steps: list[str | int], value: Any) -> str:
     for step in reversed(steps):
         value = [value] if isinstance(step, int) else {step: value}
     return format_value(value)
-
-
-def _plain(value: Any) -> Any:
-    """Convert tuples to lists: YAML has no tuples."""
-    if isinstance(value, dict):
-        return {word: _plain(inner) for word, inner in value.items()}
-    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value

@@ -12,6 +12,7 @@ from tlkit.data.quality.near_duplicates import Decode
 from tlkit.data.samples import ImageSource
 from tlkit.errors import DataError
 from tlkit.files import write_atomically
+from tlkit.report.templates import template
 
 THUMBNAIL_PX = 112
 MOST_FINDINGS, MOST_IMAGES = 100, 6
@@ -32,7 +33,6 @@ SECTIONS = {
 
 def write_gallery(file: Path, name: str, audit: Audit, decoded: Decode) -> None:
     """Write the page. name: its title. decoded: how an image is read."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
     def shown(row: int, score: float) -> dict[str, Any]:
         sample = audit.samples.samples[row]
@@ -58,8 +58,7 @@ def write_gallery(file: Path, name: str, audit: Audit, decoded: Decode) -> None:
             for finding in of_kind[:MOST_FINDINGS]
         ]
         sections.append({"kind": kind, "title": title, "meaning": meaning, "number": len(of_kind), "entries": entries})
-    environment = Environment(loader=PackageLoader("tlkit", "report"), autoescape=select_autoescape(), undefined=StrictUndefined)
-    page = environment.get_template("gallery.html").render(name=name, sections=sections, report=audit.report, note=audit.note)
+    page = template("gallery.html").render(name=name, sections=sections, report=audit.report, note=audit.note)
     write_atomically(file, page.encode("utf-8", "replace"))  # a file name that isn't UTF-8 has no letters to show
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from tlkit.data.samples import LARGEST_FOLD
 from tlkit.evaluation.metrics import difference_interval
 from tlkit.files import write_atomically
+from tlkit.report.templates import template
 from tlkit.terminal import counted
 
 MATRIX_CLASSES = 40
@@ -26,11 +27,8 @@ def write_report(
 
     augmentations: a sheet of training images, which need not be there.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-
-    environment = Environment(loader=PackageLoader("tlkit", "report"), autoescape=select_autoescape(), undefined=StrictUndefined)
     measured = metrics.get("test") or metrics["val"]
-    page = environment.get_template("report.html").render(
+    page = template("report.html").render(
         name=name,
         measured=measured,
         multilabel="exact_match" in measured,
@@ -90,17 +88,14 @@ def write_repeats_report(
     file: Path, *, name: str, kind: Literal["fold", "seed"], numbers: Sequence[int], summary: Mapping[str, Any], recipe_yaml: str
 ) -> None:
     """Write the page on several folds or seeds, which links to theirs. numbers: of each. summary: the content of their metrics.json."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-
-    environment = Environment(loader=PackageLoader("tlkit", "report"), autoescape=select_autoescape(), undefined=StrictUndefined)
-    page = environment.get_template("repeats.html").render(
+    page = template("repeats.html").render(
         name=name, kind=kind, numbers=numbers, summary=summary, over=summary[f"over_{kind}s"], recipe_yaml=recipe_yaml
     )
     write_atomically(file, page)
 
 
 def _of_classes(measured: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the page shows of single classes: all of a few; of many the hardest ones, and the commonest confusions."""
+    """Return what the page shows of single classes: all of a few; of many the hardest ones, and the most frequent confusions."""
     classes = list(measured["per_class"])
     few = len(classes) <= MATRIX_CLASSES
     confusions, most = _confusions(measured), FEW_CONFUSIONS if few else MANY_CONFUSIONS
@@ -115,7 +110,7 @@ def _of_classes(measured: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _confusions(measured: Mapping[str, Any]) -> list[tuple[str, str, int]]:
-    """Return (true class, called, images) of all confusions, the commonest first; of a multilabel split, none."""
+    """Return (true class, called, images) of all confusions, the most frequent first; of a multilabel split, none."""
     classes = list(measured["per_class"])
     table = ((i, j, count) for i, row in enumerate(measured.get("confusion", ())) for j, count in enumerate(row))
     cells = measured.get("confusion_cells", table)

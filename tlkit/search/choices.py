@@ -109,9 +109,9 @@ STEPS = (
     Steps(10**12, 20_000, "prior: BiT-HyperRule"),
 )
 LEAST_EPOCHS, MOST_EPOCHS = 3, 15
-"""Of the second phase. What doesn't have the time for three trains the head alone."""
+"""Of the second phase. What doesn't have the time for three trains only the head."""
 FEW_A_CLASS = 10
-"""Images of the smallest class: with fewer, the head alone trains."""
+"""Images of the smallest class: with fewer, only the head trains."""
 SMALL_BATCH_BELOW = 1_000
 """Training images: with fewer, batches of 32 and not 64, so that an epoch has steps enough."""
 
@@ -158,13 +158,13 @@ class Choice:
 
 
 def choose(wanted: Wanted) -> Choice:
-    """Return the first backbone, image size and way of the table that fit the minutes; or else the cheapest, with the head alone."""
+    """Return the first backbone, image size and way of the table that fit the minutes; or else the cheapest, with only the head."""
     tried = list(_tried(wanted))
     return next((choice for choice in tried if choice.fits), min(tried, key=lambda choice: choice.minutes))
 
 
 def _tried(wanted: Wanted) -> Iterator[Choice]:
-    """Yield what can be chosen, the best first: the way that the data asks for, then the head alone."""
+    """Yield what can be chosen, the best first: the way that the data asks for, then only the head."""
     size = next(row for row in SIZES if wanted.short_side < row.below)
     few = wanted.smallest < FEW_A_CLASS
     way = WAYS[0] if few else next(row for row in WAYS if wanted.training < row.below)

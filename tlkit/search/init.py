@@ -125,7 +125,7 @@ def _header(facts: Facts, choice: Choice, available: Available, out: Path) -> It
     yield "#"
     yield f"#   tlkit finetune {out}"
     yield "#"
-    why = choice.way.why if choice.epochs or facts.smallest >= FEW_A_CLASS else "with so few images of a class the head alone trains"
+    why = choice.way.why if choice.epochs or facts.smallest >= FEW_A_CLASS else "with so few images of a class only the head trains"
     if not choice.way.second and facts.training >= 200 and facts.smallest >= FEW_A_CLASS:
         why = "more than the head doesn't fit into the minutes"
     yield from _comment(f"Written by `tlkit init`. {counted(facts.training, 'training image')}: {why}.")

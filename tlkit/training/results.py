@@ -51,8 +51,8 @@ def metric_notes(imbalance: Imbalance, samples: Samples) -> dict[str, str]:
     """Describe how the best epoch is chosen if not by accuracy, and the compensation for rare classes, for the log and the report."""
     said: dict[str, str] = {}
     primary_metric, counts = primary_metric_of(samples), samples.training_counts()
-    rarest, commonest = (samples.classes[counts.index(count)] for count in (min(counts), max(counts)))
-    spread = f"the commonest class has {counted(max(counts), 'training image')} ({commonest}), the rarest {min(counts)} ({rarest})"
+    smallest, largest = (samples.classes[counts.index(count)] for count in (min(counts), max(counts)))
+    spread = f"the largest class has {counted(max(counts), 'training image')} ({largest}), the smallest {min(counts)} ({smallest})"
     if primary_metric != "accuracy":
         why = f"{spread}, so " if primary_metric == "balanced_accuracy" else "an image may have any number of labels, so "
         said["best epoch"] = f"{why}{metric_label(primary_metric)} chooses the best epoch and leads the results"

@@ -38,7 +38,7 @@ sys.exit(main(sys.argv[1:]))
 RECIPE = """
 name: colours
 data: {{source: {{{source}}}, image_size: 32, resize: {resize}, normalize: dataset, batch_size: 8, validation: 0.4, test: 0.2}}
-model: {{backbone: test_resnet, weights: random}}
+model: {{backbone: lenet5, weights: random}}
 phases:
   - {{train: all, epochs: 1, lr: 1e-2}}
 """
@@ -179,7 +179,7 @@ def test_a_program_of_torch_takes_any_number_of_images(exported: Path) -> None:
     for number in (1, 5):
         probabilities, features = program(torch.zeros(number, 32, 32, 3, dtype=torch.uint8))
         assert probabilities.shape == (number, 3)
-        assert features.shape == (number, 96)
+        assert features.shape == (number, 84)
 
 
 def test_verify_repeats_the_comparison_where_torch_is_not_installed(run: Path, exported: Path) -> None:

@@ -42,11 +42,11 @@ def proof(tmp_path_factory: pytest.TempPathFactory) -> Proof:
             image.putalpha(128)
         image.save(folder / "pictures" / f"{i:02d}.png")
     torch.manual_seed(0)
-    classifier = Classifier(create_backbone("test_resnet", 32), Head(), 3, 32)
+    classifier = Classifier(create_backbone("lenet5", 32), Head(), 3, 32)
     # Larger numbers than a new head's, so that answers differ from image to image.
     with torch.no_grad():
         classifier.head[1].weight.mul_(50)
-    write_model_folder(folder / "model", classifier, ModelCard("test_resnet", Head(), ("cat", "dog", "owl"), SPEC, {}, {}, {}))
+    write_model_folder(folder / "model", classifier, ModelCard("lenet5", Head(), ("cat", "dog", "owl"), SPEC, {}, {}, {}))
     classifier, card = load_with_card(folder)
     return proof_of_files(sorted((folder / "pictures").iterdir()), classifier, card, None, folder)
 
@@ -116,7 +116,7 @@ def test_another_ground_under_transparent_images_is_named(artifact: Path, proof:
 
 
 def test_a_decoder_with_its_channels_in_reverse_is_named(artifact: Path, proof: Proof, monkeypatch: pytest.MonkeyPatch) -> None:
-    # OpenCV's reader gives BGR: the commonest of such mistakes.
+    # OpenCV's reader gives BGR: the most frequent of such mistakes.
     monkeypatch.setattr(Runtime, "decode", lambda runtime, file: cv2.imread(str(file)))
     assert "What differs first is: decode (the channels are in reverse order, BGR for RGB; image" in refusal(artifact, proof)
 
@@ -129,11 +129,18 @@ def test_a_network_that_takes_its_channels_in_reverse_is_named(artifact: Path, p
     assert "Equal before it: decode, resize." in said
 
 
-@pytest.mark.parametrize(("raw", "wrong"), [(True, {"std": (1.0, 1.0, 1.0)}), (False, {"mean": (0.485, 0.456, 0.406)})])
-def test_a_wrong_mean_or_std_is_named(proof: Proof, tmp_path: Path, wrong: dict[str, tuple[float, ...]], raw: bool) -> None:
-    network = Network(proof.classifier, proof.card, replace(proof.preprocessing, **wrong), raw=raw)
+def test_a_wrong_std_in_the_network_is_named(proof: Proof, tmp_path: Path) -> None:
+    network = Network(proof.classifier, proof.card, replace(proof.preprocessing, std=(1.0, 1.0, 1.0)))
     with pytest.raises(ArtifactError, match=r"What differs first is: normalise .*\n?.*Equal before it: decode, resize\."):
         make_artifact(tmp_path / "onnx", write_onnx_format, network, proof, ExportOptions())
+
+
+@pytest.mark.parametrize("artifact", ["float"], indirect=True)
+@pytest.mark.parametrize("wrong", [{"std": [1.0, 1.0, 1.0]}, {"mean": [0.485, 0.456, 0.406]}])
+def test_a_wrong_mean_or_std_of_a_runtime_that_normalises_itself_is_named(artifact: Path, proof: Proof, wrong: dict[str, object]) -> None:
+    change_facts(artifact, wrong)
+    assert "What differs first is: normalise (" in (said := refusal(artifact, proof))
+    assert "Equal before it: decode, resize." in said
 
 
 def test_wrong_weights_are_named(artifact: Path, proof: Proof) -> None:

@@ -29,7 +29,7 @@ def test_an_image_from_memory_decodes_the_same_from_its_file(tmp_path: Path, mod
 def test_an_image_from_an_archive_keeps_its_bytes(tmp_path: Path) -> None:
     turned = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8))
     exif = Image.Exif()
-    exif[0x0112] = 6  # lies on its side
+    exif[0x0112] = 6  # turned on its side
     content = io.BytesIO()
     turned.save(content, "JPEG", exif=exif)
     sample = Sample("one", lambda: Image.open(io.BytesIO(content.getvalue())), (0,), "val")

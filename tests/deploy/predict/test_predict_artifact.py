@@ -36,8 +36,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`model`, its artifact with features as `export/onnx`, and 50 images in `photos`."""
     folder = tmp_path_factory.mktemp("artifact")
     torch.manual_seed(0)
-    classifier = Classifier(create_backbone("test_resnet", 32), Head(), 3, 32)
-    write_model_folder(folder / "model", classifier, ModelCard("test_resnet", Head(), ("cat", "dog", "owl"), PREPROCESSING, {}, {}, {}))
+    classifier = Classifier(create_backbone("lenet5", 32), Head(), 3, 32)
+    write_model_folder(folder / "model", classifier, ModelCard("lenet5", Head(), ("cat", "dog", "owl"), PREPROCESSING, {}, {}, {}))
     draws = np.random.default_rng(0)
     (folder / "photos").mkdir()
     for i in range(50):

@@ -102,7 +102,7 @@ def test_a_quoted_glob_is_expanded_and_a_file_with_such_a_name_is_taken_as_it_is
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["nothing*.png"], "no file matches"),
         (["empty"], "empty: there is no image in this folder"),
@@ -116,10 +116,10 @@ def test_a_quoted_glob_is_expanded_and_a_file_with_such_a_name_is_taken_as_it_is
         (["photos", "--threshold", "1.5"], "is not a number from 0 to 1"),
     ],
 )
-def test_what_cannot_be_done_is_reported(words: list[str], told: str, workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_done_is_reported(words: list[str], message: str, workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (workplace / "empty").mkdir(exist_ok=True)
     assert main(["predict", "model", *words]) == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not (workplace / "x.csv").exists()
 
 

@@ -199,10 +199,10 @@ BAD = {
 
 @pytest.mark.parametrize("kind", BAD)
 def test_bad_bodies_are_refused_with_what_came_and_what_was_expected(client: Client, kind: str) -> None:
-    body, headers, status, told = BAD[kind]
+    body, headers, status, message = BAD[kind]
     found = client.error("POST", "/predict", body, headers)
     assert found[0] == status, found
-    assert told in found[1]
+    assert message in found[1]
 
 
 def test_bad_methods_paths_and_queries_are_refused_in_json(client: Client) -> None:

@@ -59,7 +59,7 @@ HEAD_ALONE = "phases=[{train: head, epochs: 1, lr: 1e-2}]"
 
 @pytest.fixture(scope="module")
 def first_with_cache(workplace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a run that trained the head alone, and the cache that it left."""
+    """A folder with a run that trained only the head, and the cache that it left."""
     folder = tmp_path_factory.mktemp("first")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TLKIT_CACHE", str(folder / "cache"))

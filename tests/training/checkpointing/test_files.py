@@ -48,7 +48,7 @@ def test_before_the_first_validation_there_are_no_best_weights(tmp_path: Path) -
 def test_what_is_damaged_is_not_used_and_said_so(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     newest = folder / "0003.ckpt"
     content = newest.read_bytes()
-    for damage, told in (
+    for damage, message in (
         (lambda: newest.write_bytes(content[:-1]), f"0003.ckpt isn't as it was written ({len(content) - 1} bytes)"),
         (lambda: newest.write_bytes(bytes(len(content))), f"0003.ckpt isn't as it was written ({len(content)} bytes)"),
         (newest.unlink, "0003.ckpt is missing"),
@@ -56,7 +56,7 @@ def test_what_is_damaged_is_not_used_and_said_so(folder: Path, caplog: pytest.Lo
         damage()
         caplog.clear()
         assert numbers(folder) == [1, 2]
-        assert f"checkpoint {newest} is damaged and not used: {told}" in caplog.text
+        assert f"checkpoint {newest} is damaged and not used: {message}" in caplog.text
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": 1}', '{"format": 99, "sha256": ""}'])

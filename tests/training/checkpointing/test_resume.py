@@ -229,8 +229,8 @@ def test_a_recipe_that_changed_is_refused_with_what_changed(place: Path, tmp_pat
     run = start(tmp_path / "run", killed_after=(0, 0, 1))
     with pytest.raises(RunError) as caught:
         start(run, ("phases[1].lr=0.02", "optimizer.name=sgd", "augment=[{HorizontalFlip: {p: 0.5}}]", "data.workers=1"), resume=True)
-    told = str(caught.value).splitlines()[1:-2]
-    assert sorted(told) == [
+    changes = str(caught.value).splitlines()[1:-2]
+    assert sorted(changes) == [
         "    augment: [] -> (not there)",
         "    augment[0].arguments.p: (not there) -> 0.5",
         '    augment[0].name: (not there) -> "HorizontalFlip"',

@@ -213,8 +213,8 @@ def test_machines_with_other_images_end_with_the_first_difference(place: Path, t
     assert "not the same" not in second.stderr
 
 
-@pytest.mark.parametrize(("victim", "told"), [(1, "The process of device 1 "), (0, "The first process of this run ")])
-def test_a_killed_process_ends_the_run_with_one_message(place: Path, tmp_path: Path, victim: int, told: str) -> None:
+@pytest.mark.parametrize(("victim", "message"), [(1, "The process of device 1 "), (0, "The first process of this run ")])
+def test_a_killed_process_ends_the_run_with_one_message(place: Path, tmp_path: Path, victim: int, message: str) -> None:
     words = command(str(tmp_path / "run"), *ON_TWO, LONG)
     process = warm.start(*words, cwd=place, env=os.environ, out=tmp_path / "out")
     process.until("epoch 1/500")
@@ -225,7 +225,7 @@ def test_a_killed_process_ends_the_run_with_one_message(place: Path, tmp_path: P
     done = process.finished()  # ends when the last process that holds the pipe has ended
     errors = done.stderr
     assert done.returncode == (2 if victim else -signal.SIGKILL)
-    assert errors.count(f"{told}(number {processes[victim]})") == 1
+    assert errors.count(f"{message}(number {processes[victim]})") == 1
     assert errors.count("Resume from the last checkpoint with the same command, --out and --resume.") == 1
     assert "Traceback" not in errors
 

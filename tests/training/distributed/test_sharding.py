@@ -118,7 +118,7 @@ def test_each_process_holds_half_of_the_weights_and_of_what_the_optimizer_knows_
     notes = [[list(map(int, line.split())) for line in (place / f"held_{rank}.txt").read_text().splitlines()] for rank in (0, 1)]
     assert [note[0] for note in notes[0]] == [1, 2, 2, 3, 3]
     for (phase, held, moments, whole), (_, held_by_other, moments_of_other, _) in zip(*notes, strict=True):
-        if phase == 1:  # a head alone isn't split
+        if phase == 1:  # where only the head trains, nothing is split
             assert held == held_by_other == whole
             continue
         assert held + held_by_other == whole
@@ -155,7 +155,7 @@ def test_a_block_is_put_together_at_a_time(backbone: str, number: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "message"),
     [
         (
             "ema={decay: 0.9}",
@@ -170,10 +170,10 @@ def test_a_block_is_put_together_at_a_time(backbone: str, number: int) -> None:
         ("trainer.devices=1", "Set it to auto, or trainer.devices to 2 or more."),
     ],
 )
-def test_what_cannot_be_split_is_refused_with_the_fix(place: Path, override: str, told: str) -> None:
+def test_what_cannot_be_split_is_refused_with_the_fix(place: Path, override: str, message: str) -> None:
     with pytest.raises(RecipeError) as error:
         load_recipe(place / "recipe.yaml", [override])
-    assert told in str(error.value)
+    assert message in str(error.value)
 
 
 def test_one_device_has_nothing_to_split_over() -> None:

@@ -77,8 +77,8 @@ def first_difference(runtime: Runtime, proof: Proof, numbers: list[int]) -> Diff
     for part, differs in steps:
         found = {i: how for i in numbers if (how := differs(i))}
         if found:
-            (commonest, _), *_ = Counter(found.values()).most_common(1)
-            return Difference(part, commonest, proof.samples[next(i for i in found if found[i] == commonest)])
+            (most_frequent, _), *_ = Counter(found.values()).most_common(1)
+            return Difference(part, most_frequent, proof.samples[next(i for i in found if found[i] == most_frequent)])
     if normalized_by(runtime, _fitted(runtime, proof, numbers[0])[0][None]) is None:
         return Difference("normalise or network", "the same resized images get other probabilities", proof.samples[numbers[0]])
     return Difference("network", "the same normalised images get other probabilities", proof.samples[numbers[0]])

@@ -78,7 +78,7 @@ class Phase(Strict):
     def _rates_have_stages(self) -> Self:
         for key in ("backbone_lr", "layer_decay"):
             if self.train == "head" and getattr(self, key) is not None:
-                problem = f"= {getattr(self, key)} does nothing: this phase trains the head alone."
+                problem = f"= {getattr(self, key)} does nothing: this phase trains only the head."
                 raise rule_broken(key, "train", problem, "Remove it, or set train to all or {from: STAGE}.")
         if self.backbone_lr is not None and self.layer_decay is not None:
             problem = f"= {self.backbone_lr} and layer_decay = {self.layer_decay} both set the backbone's rates."
