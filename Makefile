@@ -30,15 +30,21 @@ audit: .venv/.installed-dev  ## ask the network whether a pinned package has a k
 clean:  ## remove .venv, builds and caches; runs/ and data/ stay
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache
 
-# The stamps keep a second run from installing anything.
-.venv/.installed: pyproject.toml constraints.txt
+# The stamps keep a second run from installing anything. Without bytecode of 23,000 files, of which few are ever imported.
+INSTALL := $(BIN)/pip install --quiet --no-compile -c constraints.txt
+
+.venv/.made:
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 14) else \
 	    "tlkit needs Python 3.11, 3.12 or 3.13, but $(PYTHON) is %d.%d.\n  Name another one: make PYTHON=python3.12" % v[:2])'
-	@echo 'Setting up .venv; with PyTorch this takes some minutes.'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[offline]'
 	@touch $@
 
-.venv/.installed-dev: .venv/.installed
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[adapters,offline,export,hub,openvino,parquet,postgresql,search,serve,stream,dev]'
+.venv/.installed: .venv/.made pyproject.toml constraints.txt
+	@echo 'Setting up .venv; with PyTorch this takes some minutes.'
+	$(INSTALL) -e '.[offline]'
 	@touch $@
+
+.venv/.installed-dev: .venv/.made pyproject.toml constraints.txt
+	@echo 'Setting up .venv; with PyTorch this takes some minutes.'
+	$(INSTALL) -e '.[adapters,offline,export,hub,openvino,parquet,postgresql,search,serve,stream,dev]'
+	@touch .venv/.installed $@

@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -217,6 +218,7 @@ def tlkit(workplace: Path) -> Tlkit:
     environment = {key: value for key, value in os.environ.items() if key not in unset}
     environment |= {"PYTHONPATH": f"{workplace / 'watch'}{os.pathsep}{ROOT}", "ASKED": str(workplace / "asked"), **SECRETS}
     environment |= {"HOME": str(workplace / "home"), "HF_HOME": str(workplace / "home" / "hf")}
+    environment |= {"MPLCONFIGDIR": matplotlib.get_cachedir()}  # its list of fonts takes seconds to make
 
     def run(*words: str, program: tuple[str, ...] = ("-m", "tlkit")) -> "subprocess.CompletedProcess[str]":
         command = [sys.executable, *program, *words]

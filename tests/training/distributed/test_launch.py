@@ -39,19 +39,16 @@ optimizer: {accumulate: 2}
 trainer: {accelerator: cpu, devices: 1}
 """
 
-STOPPED = """
-import os, signal, sys
 
-if os.environ.get("LOCAL_RANK") == "1":
+def stop_the_second() -> None:
+    """Send the second process a signal in the first epoch of its second phase."""
     from tlkit.training.callbacks import MetricsTable
 
-    def stop(table, trainer, module, outputs, batch, number):
-        if (table.phase, trainer.current_epoch, number) == (2, 0, 2):
+    def stop(table: Any, trainer: Any, module: Any, outputs: Any, batch: Any, number: int) -> None:
+        if (table.phase, trainer.current_epoch, number, trainer.global_rank) == (2, 0, 2, 1):
             os.kill(os.getpid(), signal.SIGTERM)
 
-    MetricsTable.on_train_batch_end = stop
-"""
-"""sitecustomize.py of the second process, which tlkit starts."""
+    MetricsTable.on_train_batch_end = stop  # type: ignore[method-assign]
 
 
 def note_weights_and_collectives() -> None:
@@ -99,8 +96,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             noisy = np.array(COLOURS[names[i % 3]]) * 0.1 + 100 + draws.normal(0, 150, (32, 32, 3))
             Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)).save(folder / "pictures" / split / names[i % 3] / f"{i:04d}.png")
     (folder / "recipe.yaml").write_text(RECIPE)
-    (folder / "site").mkdir()
-    (folder / "site/sitecustomize.py").write_text(STOPPED)
     return folder
 
 
@@ -108,9 +103,9 @@ def command(out: str, *overrides: str) -> list[str]:
     return ["finetune", "recipe.yaml", "--out", out, *overrides]
 
 
-def run(place: Path, words: list[str], **environment: str) -> "subprocess.CompletedProcess[str]":
+def run(place: Path, words: list[str]) -> "subprocess.CompletedProcess[str]":
     """Run tlkit, which starts the other processes of the run itself."""
-    return warm.run(*words, cwd=place, env={**os.environ, **environment})
+    return warm.run(*words, cwd=place, env=os.environ)
 
 
 def start_machines(arguments: list[str], folders: tuple[Path, Path]) -> list["subprocess.Popen[str]"]:
@@ -246,11 +241,12 @@ def test_a_process_killed_under_torchrun_ends_the_run_on_both_machines(place: Pa
 
 
 def test_a_signal_to_one_process_saves_and_stops_both_and_the_run_goes_on_to_the_same_weights(place: Path, two: Path) -> None:
-    stopped = run(place, command("stopped", *ON_TWO), PYTHONPATH=str(place / "site"))
-    assert stopped.returncode == 75, stopped.stderr
-    assert stopped.stderr.count("Stopped by SIGTERM.") == 1
-    assert stopped.stderr.count("resume with the same command") == 1
-    resumed = warm.run_together(*command("stopped", *ON_TWO, "--resume"), folders=(place, place), env=os.environ)
+    words = command("stopped", *ON_TWO)
+    stopped = warm.run_together(*words, folders=(place, place), env=os.environ, first=stop_the_second)
+    assert [process.returncode for process in stopped] == [75, 75], stopped
+    assert stopped[0].stderr.count("Stopped by SIGTERM.") == 1
+    assert stopped[0].stderr.count("resume with the same command") == 1
+    resumed = warm.run_together(*words, "--resume", folders=(place, place), env=os.environ)
     assert [process.returncode for process in resumed] == [0, 0], resumed
     assert resumed[0].stderr.count("phase 2, epoch 1, after batch 4") == 1
     assert (place / "stopped/model/model.safetensors").read_bytes() == (two / "model/model.safetensors").read_bytes()
