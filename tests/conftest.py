@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
+from tests.processes import never_wait_for_the_disk
 from tlkit.recipe.fetched import FETCHED, OFFLINE
 
 # Read by albumentations, huggingface_hub and matplotlib when they are first imported, so set before any test module is.
@@ -19,6 +20,7 @@ os.environ.setdefault("MPLBACKEND", "agg")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # No package is installed meanwhile. Every Trainer asks again, and each time all packages' files are read: 2 % of a small run.
 importlib.metadata.entry_points = cache(importlib.metadata.entry_points)
+never_wait_for_the_disk()
 # Activations that tests keep are their own, and gone when they end.
 _CACHE = TemporaryDirectory(prefix="tlkit-tests-")
 os.environ["TLKIT_CACHE"] = _CACHE.name

@@ -12,6 +12,11 @@ HANGS_S = 1_800
 """A process that takes so long hangs, on whatever machine, and is ended. No test compares with it."""
 
 
+def never_wait_for_the_disk() -> None:
+    """Leave to the system when it writes: no test cuts the power, and each of a run's files and checkpoints would wait for it."""
+    os.fsync = lambda _: None  # type: ignore[assignment]
+
+
 def start(words: list[str], folder: Path, **environment: str) -> "subprocess.Popen[str]":
     """Start `python WORDS` on one thread; its standard error is to be read."""
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path), **environment}

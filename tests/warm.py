@@ -21,7 +21,7 @@ from pathlib import Path
 from runpy import run_path
 from tempfile import TemporaryDirectory
 
-from tests.processes import HANGS_S, read_until
+from tests.processes import HANGS_S, never_wait_for_the_disk, read_until
 
 FORKED = get_context("forkserver")
 PRELOADED = [
@@ -115,6 +115,7 @@ def run_together(
 def _tlkit(words: tuple[str, ...], cwd: str, env: dict[str, str], out: str, errors: Connection, first: Callable[[], None]) -> None:
     """Make the forked process what `python -m tlkit` begins as, and run it."""
     signal.alarm(HANGS_S)
+    never_wait_for_the_disk()
     os.dup2(os.open(out, os.O_WRONLY | os.O_CREAT, 0o600), 1)
     os.dup2(errors.fileno(), 2)
     errors.close()
