@@ -23,8 +23,10 @@ from tlkit.errors import DataError, RecipeError, RunError
 from tlkit.models.backbones import create_backbone
 from tlkit.models.classifier import Classifier
 from tlkit.planning import plan as planning
-from tlkit.planning.plan import Plan, StageRow, make_plan, remarks, steps_an_epoch
+from tlkit.planning.plan import Plan, make_plan, steps_an_epoch
 from tlkit.planning.plan_table import _joined, duration, print_plan
+from tlkit.planning.remarks import remarks
+from tlkit.planning.stages import StageRow
 from tlkit.planning.timing import IMPORTS_S, PROCESS_S, RESULTS_S, SolvedTiming, Timing
 from tlkit.planning.trial import try_phase, unchanged
 from tlkit.recipe.fields.model import Head

@@ -5,7 +5,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from tlkit.files import format_bytes
-from tlkit.planning.plan import PhasePlan, Plan, StageRow, make_plan, remarks
+from tlkit.planning.plan import PhasePlan, Plan, make_plan
+from tlkit.planning.remarks import remarks
+from tlkit.planning.stages import StageRow
 from tlkit.recipe.fields.model import CLASSICAL_HEADS
 from tlkit.recipe.fields.phases import SolvedPhase
 from tlkit.recipe.schema import Recipe

@@ -15,16 +15,15 @@ from rich.console import Console
 from torch import nn
 from torch.nn.functional import one_hot
 
-from tlkit.data.augment import Augmentation
 from tlkit.data.datamodule import ImageDataModule
 from tlkit.data.dataset import worker_count
-from tlkit.data.preprocess import Preprocessing
 from tlkit.data.samples import Sample, Samples
 from tlkit.errors import CacheUnavailable
 from tlkit.models.classifier import Classifier
 from tlkit.models.heads import last_linear
 from tlkit.models.split import Suffix
 from tlkit.planning.probe import Stopwatch
+from tlkit.planning.trial import Trial
 from tlkit.recipe.fields.learning import Schedule
 from tlkit.recipe.fields.phases import Phase
 from tlkit.recipe.schema import Recipe
@@ -33,7 +32,7 @@ from tlkit.training.closed_form.features import features_of
 from tlkit.training.closed_form.solve import Regression
 from tlkit.training.objective import Objective, build_objective
 from tlkit.training.phases import build_module, cached_inputs
-from tlkit.training.specs import Learning
+from tlkit.training.specs import Learning, PhaseSpec
 from tlkit.training.trainer import build_trial_trainer, fit_unsaved
 
 TRIAL_S = 1.0
@@ -112,122 +111,115 @@ class SolvedTiming:
         return self.solve + (self.once * (len(samples.of("train")) + len(samples.of("val"))) if is_new else 0.0)
 
 
-@dataclass(frozen=True)
-class Trial:
-    """The inputs of a timing of a phase. batch_size: of one device."""
+def time_phase(trial: Trial, spec: PhaseSpec, seconds_per_image: float) -> Timing:
+    """Return what each image costs in a phase. seconds_per_image: of a training step, to choose how many are tried."""
+    data = _few(trial, seconds_per_image)
+    with TemporaryDirectory(prefix="tlkit-plan-") as folder, caching_in(Path(folder)):
+        return _timed(trial, spec, data)
 
-    recipe: Recipe
-    classifier: Classifier
-    preprocessing: Preprocessing
-    augmentation: Augmentation | None
-    samples: Samples
-    batch_size: int
-    device: str
 
-    def time(self, number: int, trained: frozenset[str], seconds_per_image: float) -> Timing:
-        """Return what each image costs in a phase. seconds_per_image: of a training step, to choose how many are tried."""
-        data = self._few(seconds_per_image)
-        with TemporaryDirectory(prefix="tlkit-plan-") as folder, caching_in(Path(folder)):
-            return self._timed(number, trained, data)
+def time_solved(trial: Trial) -> SolvedTiming:
+    """Return what a solved head phase costs: features of a few images, and a few evaluations of the loss on made-up ones."""
+    copied = deepcopy(trial.classifier).to(trial.device)
+    criterion = build_objective(Learning.of(trial.recipe), copied, trial.samples).criterion.cpu()
+    warm = _module(trial, trial.samples, WARM_UP)
+    data = _few(trial, _features_s(trial, copied, warm) / WARM_UP)
+    images = len(data.samples.of("train"))
+    # What it costs to begin is the same for few images and for many.
+    once = max(0.0, _features_s(trial, copied, data) - _features_s(trial, copied, warm)) / max(1, images - WARM_UP)
+    began = time.perf_counter()
+    for _ in data.whole("train"):
+        pass
+    first = (time.perf_counter() - began) / images
+    per_evaluation = _evaluation_s(trial, criterion, last_linear(copied.head).in_features)
+    return SolvedTiming(first, once, SOLVER_S + EVALUATIONS * per_evaluation)
 
-    def time_solved(self) -> SolvedTiming:
-        """Return what a solved head phase costs: features of a few images, and a few evaluations of the loss on made-up ones."""
-        copied = deepcopy(self.classifier).to(self.device)
-        criterion = build_objective(Learning.of(self.recipe), copied, self.samples).criterion.cpu()
-        warm = self._module(self.samples, WARM_UP)
-        data = self._few(self._features_s(copied, warm) / WARM_UP)
-        images = len(data.samples.of("train"))
-        # What it costs to begin is the same for few images and for many.
-        once = max(0.0, self._features_s(copied, data) - self._features_s(copied, warm)) / max(1, images - WARM_UP)
+
+def _features_s(trial: Trial, classifier: Classifier, data: ImageDataModule) -> float:
+    began = time.perf_counter()
+    features_of(classifier, data, "train", trial.recipe.cache.model_copy(update={"use": False}), Console(quiet=True))
+    return time.perf_counter() - began
+
+
+def _evaluation_s(trial: Trial, criterion: nn.Module, features: int) -> float:
+    """Return the seconds of one evaluation of the loss and its gradient, on made-up features, of a part where classes are many."""
+    train, classes = len(trial.samples.of("train")), len(trial.samples.classes)
+    images = max(1, min(train, MOST_PRODUCTS // (features * classes)))
+    draws = torch.Generator().manual_seed(trial.recipe.seed)
+    labels = torch.randint(classes, (images,), generator=draws)
+    if trial.samples.task == "multilabel":
+        labels = one_hot(labels, classes).float()
+    regression = Regression((torch.randn(images, features, generator=draws), labels), criterion, classes)
+    seconds = []
+    for _ in range(3):
         began = time.perf_counter()
-        for _ in data.whole("train"):
-            pass
-        first = (time.perf_counter() - began) / images
-        per_evaluation = self._evaluation_s(criterion, last_linear(copied.head).in_features)
-        return SolvedTiming(first, once, SOLVER_S + EVALUATIONS * per_evaluation)
+        regression.loss_and_gradient(regression.zeros(), 1.0)
+        seconds.append(time.perf_counter() - began)
+    return min(seconds) * train / images
 
-    def _features_s(self, classifier: Classifier, data: ImageDataModule) -> float:
-        began = time.perf_counter()
-        features_of(classifier, data, "train", self.recipe.cache.model_copy(update={"use": False}), Console(quiet=True))
-        return time.perf_counter() - began
 
-    def _evaluation_s(self, criterion: nn.Module, features: int) -> float:
-        """Return the seconds of one evaluation of the loss and its gradient, on made-up features, of a part where classes are many."""
-        train, classes = len(self.samples.of("train")), len(self.samples.classes)
-        images = max(1, min(train, MOST_PRODUCTS // (features * classes)))
-        draws = torch.Generator().manual_seed(self.recipe.seed)
-        labels = torch.randint(classes, (images,), generator=draws)
-        if self.samples.task == "multilabel":
-            labels = one_hot(labels, classes).float()
-        regression = Regression((torch.randn(images, features, generator=draws), labels), criterion, classes)
-        seconds = []
-        for _ in range(3):
-            began = time.perf_counter()
-            regression.loss_and_gradient(regression.zeros(), 1.0)
-            seconds.append(time.perf_counter() - began)
-        return min(seconds) * train / images
+def _few(trial: Trial, seconds_per_image: float) -> ImageDataModule:
+    """Return a few images: a CPU takes about as long per image in a small batch; a GPU doesn't, and is fast enough for full batches."""
+    on_cpu = max(3 * WARM_UP, int(COLD * TRIAL_S / max(seconds_per_image, 1e-6)))
+    affordable = on_cpu if trial.device == "cpu" else MOST_BATCHES * trial.batch_size
+    train = _spread(trial.samples.of("train"), min(affordable, MOST_BATCHES * trial.batch_size))
+    val = _spread(trial.samples.of("val"), max(2, len(train) // 2))
+    few = Samples(trial.samples.classes, (*train, *val), trial.samples.task)
+    return _module(trial, few, len(train))
 
-    def _few(self, seconds_per_image: float) -> ImageDataModule:
-        """Return a few images: a CPU takes about as long per image in a small batch; a GPU doesn't, and is fast enough for full batches."""
-        on_cpu = max(3 * WARM_UP, int(COLD * TRIAL_S / max(seconds_per_image, 1e-6)))
-        affordable = on_cpu if self.device == "cpu" else MOST_BATCHES * self.batch_size
-        train = _spread(self.samples.of("train"), min(affordable, MOST_BATCHES * self.batch_size))
-        val = _spread(self.samples.of("val"), max(2, len(train) // 2))
-        few = Samples(self.samples.classes, (*train, *val), self.samples.task)
-        return self._module(few, len(train))
 
-    def _module(self, samples: Samples, images: int) -> ImageDataModule:
-        """Return the data module of so many training and validation images."""
-        few = replace(samples, samples=(*samples.of("train")[:images], *samples.of("val")[:images]))
-        batch_size = max(2, min(self.batch_size, images // 2))
-        balanced, seed = self.recipe.imbalance == "sampler", self.recipe.seed
-        data = ImageDataModule(few, self.preprocessing, self.augmentation, batch_size=batch_size, workers=0, seed=seed, balanced=balanced)
-        data.hashes = {sample.id: sample.id for sample in few.samples}
-        return data
+def _module(trial: Trial, samples: Samples, images: int) -> ImageDataModule:
+    """Return the data module of so many training and validation images."""
+    few = replace(samples, samples=(*samples.of("train")[:images], *samples.of("val")[:images]))
+    data = trial.data(few, max(2, min(trial.batch_size, images // 2)))
+    data.hashes = {sample.id: sample.id for sample in few.samples}
+    return data
 
-    def _timed(self, number: int, trained: frozenset[str], data: ImageDataModule) -> Timing:
-        recipe, phase = self.recipe, self.recipe.gradient_phases[number].model_copy(update={"compile": False})
-        learning = replace(Learning.of(recipe), schedule=Schedule(name="constant"))
-        copied = deepcopy(self.classifier)
-        copied.train_only(trained, phase.batchnorm, phase.adapter)
-        objective = build_objective(learning, copied, self.samples)
-        watch = Stopwatch()
-        trainer = build_trial_trainer(recipe.trainer_of(phase), optimizer=recipe.optimizer, callbacks=[watch], max_epochs=EPOCHS)
-        inputs, suffix, once = self._inputs(copied, data, objective, trainer)
-        fit_unsaved(trainer, build_module(copied, data, objective, learning, phase, suffix), inputs)
-        images, per_epoch = len(data.samples.of("train")), len(watch.training) // EPOCHS
-        return Timing(
-            once=once / max(1, len(data.samples.samples) - 2 * WARM_UP),
-            first=sum(watch.loading[:per_epoch]) / images,
-            later=sum(watch.loading[-per_epoch:]) / images,
-            step=median(watch.training[1:]) / min(data.batch_size, images),
-            validate=median(watch.validating),
-            is_cached=suffix is not None,
-        )
 
-    def _inputs(
-        self, classifier: Classifier, data: ImageDataModule, objective: Objective, trainer: Trainer
-    ) -> tuple[LightningDataModule, Suffix | None, float]:
-        """Return what a phase is fed with, the layers after what is cached, and the seconds that caching took."""
-        # A budget that a few images exceed where all of them would.
-        share = len(data.samples.samples) / len(self.samples.samples)
-        cache = self.recipe.cache.model_copy(update={"budget_gb": self.recipe.cache.budget_gb * share})
-        if not cache.use:
-            return data, None, 0.0
-        console, mix = Console(quiet=True), self.recipe.mix
-        with suppress(CacheUnavailable):
-            if classifier.trains_whole_backbone:
-                raise CacheUnavailable("nothing is frozen")
-            began = time.perf_counter()
-            few = self._module(data.samples, WARM_UP)
-            cached_inputs(classifier, few, cache, objective.auxiliary, mix, trainer=trainer, console=console)
-            warm = time.perf_counter()
-            inputs, suffix = cached_inputs(classifier, data, cache, objective.auxiliary, mix, trainer=trainer, console=console)
-            # What it costs to begin is the same for few images and for many.
-            return inputs, suffix, max(0.0, time.perf_counter() - warm - (warm - began))
-        with suppress(CacheUnavailable):
-            data.cache_decoded(cache_folder(), budget_gb=cache.budget_gb)
+def _timed(trial: Trial, spec: PhaseSpec, data: ImageDataModule) -> Timing:
+    recipe, phase = trial.recipe, trial.recipe.gradient_phases[spec.index].model_copy(update={"compile": False})
+    learning = replace(Learning.of(recipe), schedule=Schedule(name="constant"))
+    copied = deepcopy(trial.classifier)
+    copied.train_only(spec.trained, phase.batchnorm, phase.adapter)
+    objective = build_objective(learning, copied, trial.samples)
+    watch = Stopwatch()
+    trainer = build_trial_trainer(recipe.trainer_of(phase), optimizer=recipe.optimizer, callbacks=[watch], max_epochs=EPOCHS)
+    inputs, suffix, once = _inputs(trial, copied, data, objective, trainer)
+    fit_unsaved(trainer, build_module(copied, data, objective, learning, phase, suffix), inputs)
+    images, per_epoch = len(data.samples.of("train")), len(watch.training) // EPOCHS
+    return Timing(
+        once=once / max(1, len(data.samples.samples) - 2 * WARM_UP),
+        first=sum(watch.loading[:per_epoch]) / images,
+        later=sum(watch.loading[-per_epoch:]) / images,
+        step=median(watch.training[1:]) / min(data.batch_size, images),
+        validate=median(watch.validating),
+        is_cached=suffix is not None,
+    )
+
+
+def _inputs(
+    trial: Trial, classifier: Classifier, data: ImageDataModule, objective: Objective, trainer: Trainer
+) -> tuple[LightningDataModule, Suffix | None, float]:
+    """Return what a phase is fed with, the layers after what is cached, and the seconds that caching took."""
+    # A budget that a few images exceed where all of them would.
+    share = len(data.samples.samples) / len(trial.samples.samples)
+    cache = trial.recipe.cache.model_copy(update={"budget_gb": trial.recipe.cache.budget_gb * share})
+    if not cache.use:
         return data, None, 0.0
+    console, mix = Console(quiet=True), trial.recipe.mix
+    with suppress(CacheUnavailable):
+        if classifier.trains_whole_backbone:
+            raise CacheUnavailable("nothing is frozen")
+        began = time.perf_counter()
+        few = _module(trial, data.samples, WARM_UP)
+        cached_inputs(classifier, few, cache, objective.auxiliary, mix, trainer=trainer, console=console)
+        warm = time.perf_counter()
+        inputs, suffix = cached_inputs(classifier, data, cache, objective.auxiliary, mix, trainer=trainer, console=console)
+        # What it costs to begin is the same for few images and for many.
+        return inputs, suffix, max(0.0, time.perf_counter() - warm - (warm - began))
+    with suppress(CacheUnavailable):
+        data.cache_decoded(cache_folder(), budget_gb=cache.budget_gb)
+    return data, None, 0.0
 
 
 def _spread(samples: tuple[Sample, ...], number: int) -> tuple[Sample, ...]:

@@ -3,24 +3,48 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import cast
 
 import torch
 from lightning.pytorch import Callback
 
+from tlkit.data.augment import Augmentation
 from tlkit.data.datamodule import ImageDataModule
+from tlkit.data.preprocess import Preprocessing
+from tlkit.data.samples import Samples
 from tlkit.errors import RunError
 from tlkit.models.classifier import Classifier
 from tlkit.recipe.fields.learning import Schedule
 from tlkit.recipe.fields.phases import Phase
+from tlkit.recipe.schema import Recipe
 from tlkit.training.checkpointing.rng import generator_states, set_generators
 from tlkit.training.module import PhaseModule
 from tlkit.training.objective import build_objective
 from tlkit.training.phases import build_module
 from tlkit.training.specs import Learning, PhaseSpec
 from tlkit.training.trainer import build_trial_trainer, fit_unsaved
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What phases are tried on: never changed, for each trial copies it. batch_size: of one device."""
+
+    recipe: Recipe
+    classifier: Classifier
+    preprocessing: Preprocessing
+    augmentation: Augmentation | None
+    samples: Samples
+    batch_size: int
+    device: str
+
+    def data(self, samples: Samples, batch_size: int) -> ImageDataModule:
+        """Return a data module as the run's, of some images, which reads them in this process."""
+        balanced, seed = self.recipe.imbalance == "sampler", self.recipe.seed
+        return ImageDataModule(
+            samples, self.preprocessing, self.augmentation, batch_size=batch_size, workers=0, seed=seed, balanced=balanced
+        )
 
 
 def try_phase(
