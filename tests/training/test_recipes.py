@@ -1,6 +1,7 @@
 """Every recipe that ships is loaded, built, and makes a step of each of its phases, on a few made images and without its weights."""
 
 import csv
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from lightning.pytorch import Callback
 from PIL import Image
 from rich.console import Console
 
+from tests.thin import thin_networks
 from tlkit.data.splits.holdout import hash_images
 from tlkit.planning.trial import try_phase
 from tlkit.recipe.fields.phases import Phase
@@ -49,6 +51,13 @@ def test_the_recipes_that_users_look_for_are_shipped() -> None:
     assert known_data | own_data | {"quickstart"} <= names
 
 
+@pytest.fixture(scope="module")
+def _thin() -> Iterator[None]:
+    with thin_networks():
+        yield
+
+
+@pytest.mark.usefixtures("_thin")
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_shipped_recipe_is_built_and_steps_through_its_phases(path: Path, table: Path) -> None:
     written = load_recipe(path)
