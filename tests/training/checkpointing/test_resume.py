@@ -113,6 +113,7 @@ def whole(place: Path) -> dict[tuple[str, ...], Any]:
         return {overrides: result(run) for overrides, run in runs.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "places"),
     [

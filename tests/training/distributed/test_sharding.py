@@ -102,6 +102,7 @@ def rows_of(run: Path) -> list[dict[str, float]]:
         return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
 
 
+@pytest.mark.slow
 def test_a_network_that_is_split_learns_what_a_whole_one_does(place: Path, split: Path) -> None:
     done = together(place, "--out", "whole", "trainer.strategy=ddp")
     assert [process.returncode for process in done] == [0, 0], done
