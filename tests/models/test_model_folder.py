@@ -44,6 +44,7 @@ def saved(folder: Path, name: str, head: Head, size: int = 64) -> Classifier:
     return classifier
 
 
+@pytest.mark.usefixtures("thin_vgg")
 @pytest.mark.parametrize("name", FAMILIES)
 def test_plain_timm_gives_the_same_logits_as_the_classifier(tmp_path: Path, name: str) -> None:
     classifier = saved(tmp_path / "model", name, Head(dropout=0.2))
