@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from tlkit.recipe.load import load_recipe
     from tlkit.recipe.schema import Recipe
     from tlkit.training.finetune import finetune
-    from tlkit.training.finished import Run
     from tlkit.training.module import PhaseModule
+    from tlkit.training.outputs.finished import Run
 
 __version__ = "0.1.0"
 __all__ = [
@@ -51,7 +51,7 @@ _HOMES = {
     "ImageDataModule": "tlkit.data.datamodule",
     "PhaseModule": "tlkit.training.module",
     "Recipe": "tlkit.recipe.schema",
-    "Run": "tlkit.training.finished",
+    "Run": "tlkit.training.outputs.finished",
     "TlkitError": "tlkit.errors",
     "create_classifier": "tlkit.models.create",
     "evaluate": "tlkit.evaluation.evaluate",

@@ -12,8 +12,8 @@ from tlkit.files import _unfinished as unfinished
 from tlkit.recipe.load import load_recipe
 from tlkit.training.distributed.signals import Stop
 from tlkit.training.finetune import run_recipe
-from tlkit.training.log import LOG, log_to_file
-from tlkit.training.run_folder import disk_full_explained, is_finished
+from tlkit.training.outputs.log import LOG, log_to_file
+from tlkit.training.outputs.run_folder import disk_full_explained, is_finished
 
 FULL = Path("/dev/full")
 """Linux: whatever is written there finds no space left."""

@@ -17,9 +17,9 @@ from tlkit.recipe.fields.learning import Optimizer, Schedule
 from tlkit.recipe.fields.model import Head
 from tlkit.recipe.fields.phases import Phase
 from tlkit.recipe.fields.trainer import Trainer
-from tlkit.training.metrics import Scoring
 from tlkit.training.module import PhaseModule
-from tlkit.training.objective import Objective
+from tlkit.training.objective.metrics import Scoring
+from tlkit.training.objective.objective import Objective
 from tlkit.training.optimizers import Optimization
 from tlkit.training.trainer import build_trial_trainer, fit_unsaved
 

@@ -15,7 +15,7 @@ from tlkit.recipe.load import load_recipe
 from tlkit.recipe.schema import Recipe
 from tlkit.training.callbacks import moving_average
 from tlkit.training.finetune import run_recipe
-from tlkit.training.objective import build_objective
+from tlkit.training.objective.objective import build_objective
 from tlkit.training.phases import build_module
 from tlkit.training.setup import prepare
 

@@ -18,8 +18,8 @@ from tlkit.models.model_folder import load_with_card
 from tlkit.recipe.fields.learning import Mix
 from tlkit.recipe.load import load_recipe
 from tlkit.training.finetune import run_recipe
-from tlkit.training.losses import build_mix
-from tlkit.training.metrics import accuracy_of, count
+from tlkit.training.objective.losses import build_mix
+from tlkit.training.objective.metrics import accuracy_of, count
 
 COLOURS = {"blue": 2, "green": 1, "red": 0}
 

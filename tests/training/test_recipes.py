@@ -17,7 +17,7 @@ from tlkit.recipe.fields.phases import Phase
 from tlkit.recipe.load import load_recipe
 from tlkit.system import shipped
 from tlkit.training.closed_form.solve import solve_head
-from tlkit.training.objective import build_objective
+from tlkit.training.objective.objective import build_objective
 from tlkit.training.setup import prepare
 
 RECIPES = sorted(shipped("recipes").rglob("*.yaml"))

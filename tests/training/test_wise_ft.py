@@ -8,7 +8,7 @@ from tlkit.models.classifier import Classifier
 from tlkit.recipe.fields.learning import Optimizer
 from tlkit.recipe.fields.model import Head
 from tlkit.recipe.fields.phases import Phase
-from tlkit.training.losses import StartingPoint
+from tlkit.training.objective.losses import StartingPoint
 from tlkit.training.optimizers import parameter_groups
 from tlkit.training.wise_ft import blend
 

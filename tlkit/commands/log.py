@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from tlkit.terminal import print_line
-from tlkit.training.log import LOG, hide_passwords
+from tlkit.training.outputs.log import LOG, hide_passwords
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -25,7 +25,7 @@ from tlkit.recipe.schema import Recipe
 from tlkit.report.curves import TRAINING, VALIDATION
 from tlkit.terminal import counted, print_panel, tlkit_command
 from tlkit.training.batch_size.find import with_batch_size
-from tlkit.training.run_folder import check_out, make_run_folder
+from tlkit.training.outputs.run_folder import check_out, make_run_folder
 from tlkit.training.setup import Setup, prepare
 from tlkit.training.specs import PhaseSpec, phase_name
 

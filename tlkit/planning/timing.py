@@ -30,7 +30,7 @@ from tlkit.recipe.schema import Recipe
 from tlkit.system import cache_folder, caching_in
 from tlkit.training.closed_form.features import features_of
 from tlkit.training.closed_form.solve import Regression
-from tlkit.training.objective import Objective, build_objective
+from tlkit.training.objective.objective import Objective, build_objective
 from tlkit.training.phases import build_module, cached_inputs
 from tlkit.training.specs import Learning, PhaseSpec
 from tlkit.training.trainer import build_trial_trainer, fit_unsaved

@@ -21,7 +21,7 @@ from tlkit.recipe.fields.phases import Phase
 from tlkit.recipe.schema import Recipe
 from tlkit.training.checkpointing.rng import generator_states, set_generators
 from tlkit.training.module import PhaseModule
-from tlkit.training.objective import build_objective
+from tlkit.training.objective.objective import build_objective
 from tlkit.training.phases import build_module
 from tlkit.training.specs import Learning, PhaseSpec
 from tlkit.training.trainer import build_trial_trainer, fit_unsaved

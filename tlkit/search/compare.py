@@ -20,7 +20,7 @@ from tlkit.recipe.differences import recipe_differences
 from tlkit.recipe.load import load_recipe
 from tlkit.search.paired import holm, mcnemar_mid_p, paired_interval, randomization_p
 from tlkit.terminal import counted
-from tlkit.training.finished import Run
+from tlkit.training.outputs.finished import Run
 
 Split = Literal["test", "val"]
 Rows = Mapping[str, Mapping[str, str]]

@@ -27,9 +27,9 @@ from tlkit.models.classifier import Classifier
 from tlkit.models.model_folder import ModelCard, find_model_folder, load_with_card, read_card, update_metrics, write_model_folder
 from tlkit.recipe.fields.model import CLASSICAL_HEADS
 from tlkit.terminal import counted
-from tlkit.training.finished import Run
-from tlkit.training.losses import plain_loss
-from tlkit.training.metrics import score
+from tlkit.training.objective.losses import plain_loss
+from tlkit.training.objective.metrics import score
+from tlkit.training.outputs.finished import Run
 from tlkit.training.wise_ft import blend
 
 LOG = logging.getLogger("tlkit")

@@ -15,11 +15,11 @@ from tlkit.training.distributed.launch import broadcast_from_main, join_processe
 from tlkit.training.distributed.ranks import is_main_process
 from tlkit.training.distributed.shutdown import end_with_the_first, ending_together
 from tlkit.training.distributed.signals import current_stop
-from tlkit.training.finished import Run
 from tlkit.training.left_as_found import left_as_found
+from tlkit.training.outputs.finished import Run
+from tlkit.training.outputs.run_folder import FIRST, check_out, disk_full_explained, is_finished, make_run_folder
 from tlkit.training.repeats import finetune_repeats, repeats_of
 from tlkit.training.run import train_and_measure
-from tlkit.training.run_folder import FIRST, check_out, disk_full_explained, is_finished, make_run_folder
 from tlkit.training.scale_lr import with_scaled_lr
 from tlkit.training.setup import prepare
 

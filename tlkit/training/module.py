@@ -18,9 +18,9 @@ from tlkit.recipe.fields.learning import Loss, Optimizer, Schedule
 from tlkit.recipe.fields.phases import Phase
 from tlkit.recipe.validate import document_of, validated
 from tlkit.training.distributed.sharding import sharded
-from tlkit.training.losses import plain_loss
-from tlkit.training.metrics import MeanLoss, Scoring
-from tlkit.training.objective import Objective
+from tlkit.training.objective.losses import plain_loss
+from tlkit.training.objective.metrics import MeanLoss, Scoring
+from tlkit.training.objective.objective import Objective
 from tlkit.training.optimizers import Optimization, build_optimizer, build_schedule, can_fuse, check_optimizer_name, parameter_groups
 from tlkit.training.private_api import leave_out_of_ddp, metric_state, set_metric_state
 

@@ -26,7 +26,6 @@ from tlkit.recipe.fields.phases import Phase
 from tlkit.recipe.fields.trainer import Cache, CheckpointEvery
 from tlkit.system import cache_folder
 from tlkit.terminal import counted
-from tlkit.training.auxiliary import AuxiliaryHeads
 from tlkit.training.cache.activations import ActivationCache
 from tlkit.training.callbacks import BestWeights, MetricsTable, ShowProgress, moving_average, save_state
 from tlkit.training.checkpointing.callback import Checkpoints, WholeFiles
@@ -34,10 +33,11 @@ from tlkit.training.closed_form.solve import solve_head
 from tlkit.training.context import RunContext
 from tlkit.training.distributed.ranks import is_main_process
 from tlkit.training.distributed.sharding import Gathered
-from tlkit.training.metrics import Scoring
 from tlkit.training.module import PhaseModule
 from tlkit.training.not_finite import NotFinite
-from tlkit.training.objective import Objective, build_objective
+from tlkit.training.objective.auxiliary import AuxiliaryHeads
+from tlkit.training.objective.metrics import Scoring
+from tlkit.training.objective.objective import Objective, build_objective
 from tlkit.training.optimizers import Optimization
 from tlkit.training.setup import Setup
 from tlkit.training.specs import Learning, PhaseSpec

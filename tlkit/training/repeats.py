@@ -20,9 +20,9 @@ from tlkit.terminal import print_panel
 from tlkit.training.distributed.launch import broadcast_from_main, local_main_process_first, start_processes
 from tlkit.training.distributed.ranks import is_main_process
 from tlkit.training.distributed.signals import Stop
-from tlkit.training.log import log_to_file
+from tlkit.training.outputs.log import log_to_file
+from tlkit.training.outputs.run_folder import FIRST, is_finished, make_folders, make_run_folder
 from tlkit.training.run import train_and_measure
-from tlkit.training.run_folder import FIRST, is_finished, make_folders, make_run_folder
 from tlkit.training.setup import Setup, prepare
 
 LOG = logging.getLogger("tlkit")

@@ -160,7 +160,7 @@ def cached_validation(
 
 def write_results(run: Path, recipe: Recipe, setup: Setup, trained: "Trained", metrics: Mapping[str, Any]) -> None:
     """Write metrics.json, curves.png and report.html, and for a command the panel that a person reads."""
-    from tlkit.training.tensorboard import log_results
+    from tlkit.training.outputs.tensorboard import log_results
 
     write_json(run / "metrics.json", metrics)
     samples, head = setup.samples, recipe.model.head

@@ -27,12 +27,12 @@ from tlkit.training.context import RunContext
 from tlkit.training.distributed.launch import broadcast_from_main, check_same
 from tlkit.training.distributed.ranks import is_main_process
 from tlkit.training.distributed.signals import Stop
-from tlkit.training.environment import write_environment
-from tlkit.training.log import log_to_file, silent
+from tlkit.training.outputs.environment import write_environment
+from tlkit.training.outputs.log import log_to_file, silent
+from tlkit.training.outputs.run_folder import FIRST
+from tlkit.training.outputs.trained import read_trained, remove_trained, write_trained
 from tlkit.training.results import choose_thresholds, measure_shipped, metric_notes, split_summary, write_results
-from tlkit.training.run_folder import FIRST
 from tlkit.training.setup import Setup
-from tlkit.training.trained import read_trained, remove_trained, write_trained
 
 if TYPE_CHECKING:
     from rich.console import Console

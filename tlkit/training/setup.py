@@ -27,8 +27,8 @@ from tlkit.recipe.fields.model import Model
 from tlkit.recipe.fields.phases import Phase, SolvedPhase
 from tlkit.recipe.fields.trainer import Cache
 from tlkit.recipe.schema import Recipe, Task
-from tlkit.training.auxiliary import has_auxiliary_heads
 from tlkit.training.checkpointing.resume import in_splits_as_begun
+from tlkit.training.objective.auxiliary import has_auxiliary_heads
 from tlkit.training.specs import Learning, PhaseSpec, phase_specs
 
 if TYPE_CHECKING:

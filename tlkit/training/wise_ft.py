@@ -15,8 +15,8 @@ from tlkit.data.progress import progress
 from tlkit.evaluation.metrics import metric_label, primary_metric_of
 from tlkit.models.classifier import Classifier
 from tlkit.models.inference import infer
-from tlkit.training.losses import plain_loss
-from tlkit.training.metrics import score
+from tlkit.training.objective.losses import plain_loss
+from tlkit.training.objective.metrics import score
 
 LOG = logging.getLogger("tlkit")
 

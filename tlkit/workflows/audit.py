@@ -45,8 +45,8 @@ from tlkit.recipe.schema import Recipe
 from tlkit.report.gallery import write_gallery
 from tlkit.terminal import counted, print_line
 from tlkit.training.closed_form.features import features_of
-from tlkit.training.log import log_to_file
-from tlkit.training.run_folder import check_out, make_run_folder
+from tlkit.training.outputs.log import log_to_file
+from tlkit.training.outputs.run_folder import check_out, make_run_folder
 from tlkit.training.setup import build
 from tlkit.training.trainer import check_devices
 

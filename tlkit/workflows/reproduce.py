@@ -20,9 +20,9 @@ from tlkit.system import cache_folder, caching_in
 from tlkit.terminal import print_line
 from tlkit.training.checkpointing.resume import image_changes
 from tlkit.training.distributed.ranks import is_main_process
-from tlkit.training.environment import differences, read_environment
 from tlkit.training.finetune import run_recipe
-from tlkit.training.run_folder import check_out
+from tlkit.training.outputs.environment import differences, read_environment
+from tlkit.training.outputs.run_folder import check_out
 from tlkit.training.setup import gather
 from tlkit.workflows.compare_runs import TOLERANCES, Finding, compare, first_beyond, run_folders
 

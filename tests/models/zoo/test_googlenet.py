@@ -25,10 +25,10 @@ from tlkit.models.zoo.layers import PoolTo
 from tlkit.recipe.fields.learning import Optimizer, Schedule
 from tlkit.recipe.fields.model import Head, Model
 from tlkit.recipe.fields.phases import Phase, Train
-from tlkit.training.auxiliary import AuxiliaryHeads, build_auxiliary_heads
-from tlkit.training.metrics import Scoring
 from tlkit.training.module import PhaseModule
-from tlkit.training.objective import Objective
+from tlkit.training.objective.auxiliary import AuxiliaryHeads, build_auxiliary_heads
+from tlkit.training.objective.metrics import Scoring
+from tlkit.training.objective.objective import Objective
 from tlkit.training.optimizers import Optimization
 
 SIZE = 64

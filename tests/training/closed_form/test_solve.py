@@ -28,7 +28,7 @@ from tlkit.recipe.schema import Imbalance
 from tlkit.training.closed_form import solve as solving
 from tlkit.training.closed_form.solve import WEIGHT_DECAYS, Regression, solve
 from tlkit.training.finetune import run_recipe
-from tlkit.training.losses import build_criterion
+from tlkit.training.objective.losses import build_criterion
 
 N, F = 120, 6
 

@@ -23,7 +23,6 @@ from tlkit.models.adapters import is_adapters, plain_name
 from tlkit.models.classifier import Classifier
 from tlkit.recipe.fields.phases import Dora, Lora
 from tlkit.recipe.fields.trainer import CheckpointEvery
-from tlkit.training.auxiliary import AuxiliaryHeads
 from tlkit.training.cache.activations import digest
 from tlkit.training.callbacks import BestWeights, MetricsTable
 from tlkit.training.checkpointing.files import KEPT, Checkpoint, next_number, remove_others, write_checkpoint
@@ -32,6 +31,7 @@ from tlkit.training.context import RunContext
 from tlkit.training.distributed.flags import SharedFlags
 from tlkit.training.distributed.launch import COLLECTIVE_TIMEOUT, all_gather_objects
 from tlkit.training.distributed.ranks import is_main_process
+from tlkit.training.objective.auxiliary import AuxiliaryHeads
 from tlkit.training.private_api import (
     WEIGHTS,
     accumulates,

@@ -15,7 +15,7 @@ from tlkit.recipe.fields.data import FindBatchSize
 from tlkit.recipe.load import load_recipe
 from tlkit.recipe.schema import Recipe
 from tlkit.terminal import counted
-from tlkit.training.run_folder import FIRST
+from tlkit.training.outputs.run_folder import FIRST
 
 if TYPE_CHECKING:
     from tlkit.training.checkpointing.files import Checkpoint

@@ -20,7 +20,7 @@ from tlkit.recipe.fields.model import Head
 from tlkit.training.callbacks import SCORE, write_metrics_table
 from tlkit.training.closed_form.features import features_of
 from tlkit.training.context import RunContext
-from tlkit.training.metrics import measured, score
+from tlkit.training.objective.metrics import measured, score
 from tlkit.training.phases import Trained
 from tlkit.training.setup import Setup
 

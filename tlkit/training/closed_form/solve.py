@@ -26,8 +26,8 @@ from tlkit.recipe.fields.phases import SolvedPhase
 from tlkit.recipe.fields.trainer import Cache
 from tlkit.training.callbacks import SCORE
 from tlkit.training.closed_form.features import features_of
-from tlkit.training.losses import plain_loss
-from tlkit.training.metrics import measured, score
+from tlkit.training.objective.losses import plain_loss
+from tlkit.training.objective.metrics import measured, score
 from tlkit.training.specs import PhaseSpec
 
 LOG = logging.getLogger("tlkit")

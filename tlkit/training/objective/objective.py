@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from tlkit.data.samples import Samples
 from tlkit.models.classifier import Classifier
-from tlkit.training.auxiliary import AuxiliaryHeads, build_auxiliary_heads
-from tlkit.training.losses import StartingPoint, build_criterion, build_mix
+from tlkit.training.objective.auxiliary import AuxiliaryHeads, build_auxiliary_heads
+from tlkit.training.objective.losses import StartingPoint, build_criterion, build_mix
 from tlkit.training.specs import Learning
 
 

@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy, one_hot
 from tlkit.data.samples import Sample, Samples
 from tlkit.recipe.fields.learning import Loss
 from tlkit.recipe.schema import Imbalance
-from tlkit.training.losses import build_criterion, class_weights, plain_loss, positive_weights
+from tlkit.training.objective.losses import build_criterion, class_weights, plain_loss, positive_weights
 
 
 def made(*counts: int) -> Samples:

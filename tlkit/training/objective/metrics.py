@@ -12,7 +12,7 @@ from torchmetrics.classification import MulticlassAccuracy, MultilabelAccuracy, 
 from tlkit.data.samples import Samples
 from tlkit.evaluation.metrics import PrimaryMetric, balanced_accuracy, class_counts, primary_metric_of
 from tlkit.recipe.schema import Task
-from tlkit.training.losses import plain_loss
+from tlkit.training.objective.losses import plain_loss
 
 UNCHECKED: dict[str, Any] = {"validate_args": False}
 """torchmetrics' checks of every batch wait for the device; labels come from tlkit's own classes."""

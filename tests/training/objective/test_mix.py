@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from tlkit.recipe.fields.learning import Mix
-from tlkit.training.losses import build_mix
+from tlkit.training.objective.losses import build_mix
 
 
 def test_nothing_is_mixed_unless_asked() -> None:

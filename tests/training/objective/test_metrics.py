@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from tlkit.evaluation.metrics import measure
-from tlkit.training.metrics import BalancedAccuracy, MeanLoss
+from tlkit.training.objective.metrics import BalancedAccuracy, MeanLoss
 
 
 def test_the_mean_loss_counts_every_image_once() -> None:
