@@ -12,6 +12,7 @@ from tlkit.data.preprocess import Preprocessing
 from tlkit.data.samples import Samples
 from tlkit.models.classifier import Classifier
 from tlkit.models.inference import infer
+from tlkit.models.unknown import as_vectors
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,6 @@ def split_answers(
     both, labels = infer(classifier, loader, preprocessing, outputs=outputs, on_batch=on_batch)
     k = len(classifier.classes)
     return Answers(both[:, :k].contiguous(), labels, both[:, k:].contiguous())
-
-
-def as_vectors(features: Tensor) -> Tensor:
-    """Return features [B, F] as they are, and a map [B, C, h, w] averaged over its places: [B, C]."""
-    return features.flatten(2).mean(2) if features.ndim > 2 else features
 
 
 def logits_and_features(classifier: Classifier, images: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 import json
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from os import PathLike
 from pathlib import Path
@@ -29,6 +29,7 @@ from tlkit.models.classifier import Classifier, Origin
 from tlkit.models.devices import find_device
 from tlkit.models.heads import LINEAR_HEADS, last_linear
 from tlkit.models.state_files import not_finite, write_tensors
+from tlkit.models.trust import TRAINING_SAMPLE, Trust
 from tlkit.recipe.fields.model import Features, Head
 from tlkit.recipe.schema import Task
 
@@ -56,6 +57,7 @@ class ModelCard:
     mean_picture: NDArray[np.float32] | None = None
     """[S, S, C], if preprocessing names one; it is in a file of its own."""
     features: Features = "all"
+    trust: Trust = field(default_factory=Trust)
 
     @property
     def is_timms(self) -> bool:
@@ -86,6 +88,8 @@ def write_model_folder(folder: Path, classifier: Classifier, card: ModelCard) ->
         write_tensors(state, writing / "model.safetensors")
         if card.mean_picture is not None:
             write_tensors({MEAN_IMAGE: torch.from_numpy(card.mean_picture)}, writing / card.preprocessing[MEAN_IMAGE]["file"])
+        if card.trust.training_sample is not None:
+            write_training_sample(writing, card.trust)
         _write_timm_config(writing / "config.json", card, skeleton, model_args)
         write_json(writing / "tlkit.json", _facts(card, writing))
 
@@ -94,6 +98,24 @@ def update_metrics(folder: Path, metrics: Mapping[str, Any]) -> None:
     """Write what was measured on the shipped model into its tlkit.json."""
     facts = json.loads((folder / "tlkit.json").read_text(encoding="utf-8"))
     write_json(folder / "tlkit.json", {**facts, "metrics": metrics})
+
+
+def update_trust(folder: Path, trust: Trust) -> None:
+    """Write how far answers can be trusted into a model folder, in place of what it said before."""
+    facts = json.loads((folder / "tlkit.json").read_text(encoding="utf-8"))
+    sums = {name: value for name, value in facts["sha256"].items() if name != TRAINING_SAMPLE}
+    if trust.training_sample is not None:
+        sums[TRAINING_SAMPLE] = write_training_sample(folder, trust)
+    kept = {name: value for name, value in facts.items() if name not in ("calibration", "abstain", "conformal", "unknown")}
+    write_json(folder / "tlkit.json", {**kept, **trust.to_json(), "sha256": sums})
+
+
+def write_training_sample(folder: Path, trust: Trust) -> str:
+    """Write the features that new images are compared with, and return the sha256 of the file."""
+    if trust.training_sample is None:
+        raise AssertionError("a model without a training sample has no file of it")
+    write_tensors({"features": torch.from_numpy(trust.training_sample)}, folder / TRAINING_SAMPLE)
+    return sha256_of(folder / TRAINING_SAMPLE)
 
 
 def load_model(folder: str | PathLike[str], *, device: str = "cpu") -> Classifier:
@@ -256,6 +278,7 @@ def _facts(card: ModelCard, folder: Path) -> dict[str, Any]:
         "weights": dict(card.weights),
         "metrics": dict(card.metrics),
         "recipe": dict(card.recipe),
+        **card.trust.to_json(),
         "sha256": {file.name: sha256_of(file) for file in sorted(folder.glob("*.safetensors"))},
         "versions": {
             "python": platform.python_version(),
@@ -280,7 +303,7 @@ def read_card(folder: Path) -> ModelCard:
         return ModelCard(
             facts["backbone"], Head(**facts["head"]), tuple(facts["classes"]), facts["preprocessing"], facts["recipe"],
             facts["weights"], facts["metrics"], facts.get("task", "multiclass"), tuple(facts.get("thresholds", ())),
-            _mean_picture(folder, facts), facts.get("features", "all"),
+            _mean_picture(folder, facts), facts.get("features", "all"), _trust(folder, facts),
         )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{folder / 'tlkit.json'} can't be read: {error}\n  Copy the whole model folder again.") from error
@@ -297,6 +320,11 @@ def _mean_picture(folder: Path, facts: Mapping[str, Any]) -> NDArray[np.float32]
     if sha256(image.tobytes()).hexdigest() != named["values_sha256"]:
         raise RunError(f"{folder / named['file']} holds another image than tlkit.json describes.\n  Copy the whole model folder again.")
     return image
+
+
+def _trust(folder: Path, facts: Mapping[str, Any]) -> Trust:
+    sample = _read_state(folder / TRAINING_SAMPLE)["features"].numpy() if TRAINING_SAMPLE in facts["sha256"] else None
+    return Trust.from_json(facts, sample)
 
 
 def _read_state(file: Path) -> dict[str, Tensor]:
