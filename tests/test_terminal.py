@@ -37,6 +37,8 @@ WORDS = {
     "plan": "plan 写真.yaml",
     "lr": "lr 写真.yaml --steps 50 --out lr",
     "evaluate": "evaluate run",
+    "calibrate": "calibrate run --error 0.5",
+    "drift": "drift run 写真",
     "reproduce": "reproduce run --out again",
     "compare": "compare run run --curves 曲線.png",
     "runs": "runs .",
@@ -106,7 +108,7 @@ def test_every_command_is_tried() -> None:
 
 @pytest.mark.parametrize("name", WORDS)
 def test_a_command_ends_as_in_utf8_where_output_is_ascii(name: str, here: Path) -> None:
-    text = printed(*WORDS[name].split(), code=2 if name in ("serve", "bench", "soup") else 0)
+    text = printed(*WORDS[name].split(), code=2 if name in ("serve", "bench", "soup", "calibrate", "drift") else 0)
     assert text
     assert b"internal error" not in text
     assert b"a bug in tlkit" not in text

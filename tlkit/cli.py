@@ -41,6 +41,8 @@ COMMANDS: dict[str, tuple[str, Callable[[ArgumentParser], None], Callable[[Names
     "plan": ("show what a run will do: what trains, memory, steps, time", training.plan_arguments, training.plan),
     "lr": ("run a learning-rate range test and suggest a rate", training.lr_arguments, training.lr),
     "evaluate": ("measure a run's model again on its test images", evaluate.evaluate_arguments, evaluate.evaluate),
+    "calibrate": ("promise an error rate: abstain where a run's model isn't sure", evaluate.calibrate_arguments, evaluate.calibrate),
+    "drift": ("compare a folder's images with those that a run's model knows", evaluate.drift_arguments, evaluate.drift),
     "rank": ("compare backbones by their frozen features, before anything is trained", search.rank_arguments, search.rank),
     "tune": ("search for the values of a recipe that validate best, with Optuna", search.tune_arguments, search.tune),
     "runs": ("list runs, what they measured, and what was changed between them", runs.runs_arguments, runs.runs),

@@ -35,6 +35,7 @@ LEFT_OUT = {
 """Key -> why no value of it is in the table."""
 
 EXAMPLES: dict[str, Sequence[Any]] = {
+    "abstain": [{"error": 0.5}, {"coverage": 0.5}],
     "augment": ["light", ["HorizontalFlip"], ["randaugment"], ["trivialaugment"]],
     "data.background": [[1, 2, 3]],
     "data.batch_size": [5],

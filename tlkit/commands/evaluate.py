@@ -2,12 +2,15 @@
 
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tlkit.commands.arguments import override_arguments
 from tlkit.files import expanded
 from tlkit.system import keep_freed_memory
 from tlkit.terminal import counted, print_text, takes_unicode
+
+if TYPE_CHECKING:
+    from tlkit.evaluation.calibrate import Calibrated
 
 
 def evaluate_arguments(parser: ArgumentParser) -> None:
@@ -89,3 +92,88 @@ def _beside_tta(metrics: dict[str, Any]) -> Iterator[str]:
     if "gained" in tta:
         gained = counted(tta["gained"], "wrong answer becomes", "wrong answers become")
         yield f"{gained} right, and {counted(tta['lost'], 'right one')} wrong."
+
+
+def calibrate_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("run", type=expanded, metavar="RUN", help="a finished run, such as runs/quickstart/001")
+    override_arguments(parser, "where the run's images are, if they have moved: data.source.folder=/photos, data.root=/downloads")
+    help = "name no class where that keeps the error of all other answers below this share, with 95 %% confidence"
+    parser.add_argument("--error", type=float, metavar="SHARE", help=help)
+    help = "also give a set of classes that holds the image's own for this share of images"
+    parser.add_argument("--coverage", type=float, metavar="SHARE", help=help)
+    parser.add_argument("--format", choices=("table", "json"), default="table", help="default: table")
+
+
+def calibrate(arguments: Namespace) -> int:
+    from tlkit.evaluation.calibrate import calibrate_run
+
+    keep_freed_memory()
+    found = calibrate_run(arguments.run, error=arguments.error, coverage=arguments.coverage, overrides=arguments.overrides)
+    if arguments.format == "json":
+        import json
+
+        print(json.dumps({**found.trust.to_json(), "test": found.measured}, indent=2))
+        return 0
+    for line in (*_abstain_lines(found), *_set_lines(found)):
+        print_text(line)
+    print_text(f"{arguments.run} has it in its model folder: predict, export and serve keep to it.")
+    return 0
+
+
+def _abstain_lines(found: "Calibrated") -> Iterator[str]:
+    if (abstain := found.trust.abstain) is None:
+        return
+    yield f"threshold {abstain.threshold:.4f}: no class is named where none is as likely"
+    yield f"  promised: the error of the others stays below {abstain.error:g}, with {abstain.confidence:.0%} confidence"
+    yield f"  validation: {abstain.coverage:.0%} of {counted(abstain.pictures, 'image')} get an answer"
+    if test := found.measured.get("abstain"):
+        wrong = counted(test["mistakes"], "mistake")
+        yield f"  test: {test['coverage']:.0%} of {counted(test['pictures'], 'image')} get an answer, with {wrong} ({test['error']:.3f})"
+
+
+def _set_lines(found: "Calibrated") -> Iterator[str]:
+    if (sets := found.trust.conformal) is None:
+        return
+    yield f"sets: every class whose probability is at least {1 - sets.quantile:.4f}"
+    yield f"  promised: the set holds the image's own class for {sets.coverage:.1%} of images, by {sets.pictures} of validation"
+    if test := found.measured.get("conformal"):
+        of = counted(test["pictures"], "image")
+        yield f"  test: it does for {test['coverage']:.1%} of {of}; a set has {test['mean_size']:.2f} classes on average"
+
+
+def drift_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("run", type=expanded, metavar="RUN", help="a finished run, such as runs/quickstart/001")
+    parser.add_argument("folder", type=expanded, metavar="FOLDER", help="new images, in the folder and below it; they need no labels")
+    override_arguments(parser, "where the run's images are, if they have moved: data.source.folder=/photos, data.root=/downloads")
+    parser.add_argument("--format", choices=("table", "json"), default="table", help="default: table")
+
+
+def drift(arguments: Namespace) -> int:
+    from tlkit.workflows.drift import drift as measure_drift
+
+    keep_freed_memory()
+    found = measure_drift(arguments.run, arguments.folder, overrides=arguments.overrides)
+    if arguments.format == "json":
+        import json
+
+        print(json.dumps(found, indent=2, ensure_ascii=not takes_unicode()))
+    else:
+        print_text("\n".join(_drift_lines(found)))
+    return 0
+
+
+def _drift_lines(found: dict[str, Any]) -> Iterator[str]:
+    new, known = counted(found["pictures"], "image"), counted(found["compared_with"], "validation image")
+    rate = f"{found['false_alarm_rate']:.0%} of such comparisons find a difference where there is none"
+    verdict = f"differ in {', '.join(found['differs_in'])}" if found["differs"] else "don't differ by more than chance"
+    yield f"{new} {verdict}, compared with {known} ({rate})."
+    if found["unreadable"]:
+        yield f"{counted(found['unreadable'], 'file')} can't be read and {'is' if found['unreadable'] == 1 else 'are'} left out."
+    yield f"\n{'compared':<14}{'p, adjusted':>12}  known -> new"
+    for name, test in found["tests"].items():
+        values = [f"{median['known']:.0f} -> {median['new']:.0f}"] if (median := test.get("median")) else []
+        values += [f"{label} {share['known']:.0%} -> {share['new']:.0%}" for label, share in test.get("shares", {}).items()]
+        yield f"{name:<14}{test['p_adjusted']:>12.3f}  {', '.join(values)}".rstrip()
+    yield "\nleast like the training images:"
+    for image in found["most_different"]:
+        yield f"  {image['score']:.3f}  {image['path']}{'  unlike any training image' if image.get('unknown') else ''}"

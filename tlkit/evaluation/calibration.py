@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tlkit.evaluation.answers import Answers
 from tlkit.models.trust import Calibration
-from tlkit.recipe.fields.model import Head
+from tlkit.recipe.fields.model import WITHOUT_PROBABILITIES, Head
 from tlkit.recipe.schema import Task
 from tlkit.terminal import counted
 
@@ -22,8 +22,6 @@ FEWEST_IMAGES, FEWEST_MISTAKES = 50, 5
 BOUNDS = (0.2, 5.0)
 BINS = 10
 RESAMPLES = 500
-WITHOUT_PROBABILITIES = ("knn", "svm")
-"""Heads whose scores are votes or distances: they order the classes, and a softmax of them isn't a probability."""
 
 
 def fit_calibration(validation: Answers, *, task: Task, head: Head) -> Calibration:

@@ -1,15 +1,15 @@
 """Promises about new images, kept by a threshold that is chosen on validation: the error of what is answered, the coverage of sets."""
 
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, log, log1p
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tlkit.evaluation.calibration import Numbers, probabilities, why_uncalibrated
-from tlkit.models.model_folder import ModelCard
+from tlkit.evaluation.calibration import Numbers
+from tlkit.evaluation.calibration import probabilities as calibrated
 from tlkit.models.trust import CONFIDENCE, Abstain, Conformal, Trust
 
 STEPS = 20
@@ -23,11 +23,6 @@ class NoPromise:
     reason: str
 
 
-def why_no_promise(card: ModelCard) -> str:
-    """Return why a model's answers can't be promised anything, as a sentence; empty where they can."""
-    return why_uncalibrated(card.task, card.head)
-
-
 def choose_threshold(confidence: Numbers, right: NDArray[np.bool_], error: float) -> Abstain | NoPromise:
     """Choose the lowest threshold whose error among the answered images stays below `error`, with CONFIDENCE.
 
@@ -38,7 +33,7 @@ def choose_threshold(confidence: Numbers, right: NDArray[np.bool_], error: float
     """
     n = len(right)
     order = np.argsort(-confidence, kind="stable")
-    sorted_confidence, mistakes = confidence[order], np.cumsum(~right[order])
+    sorted_confidence, mistakes = confidence[order], np.cumsum(~right[order], dtype=np.int64)
     chosen = None
     for answered in _shares(sorted_confidence, least=fewest_images(error)):
         if upper_bound(int(mistakes[answered - 1]), answered) > error:
@@ -67,7 +62,7 @@ def upper_bound(mistakes: int, answered: int) -> float:
 
 def fewest_images(error: float) -> int:
     """Return how many images without a single mistake show that the error is below `error`."""
-    return ceil(np.log(1 - CONFIDENCE) / np.log1p(-error))
+    return ceil(log(1 - CONFIDENCE) / log1p(-error))
 
 
 def _why_none(mistakes: NDArray[np.int64], error: float) -> str:
@@ -95,7 +90,7 @@ def _needed(rate: float, error: float) -> int | None:
 
 def _two_digits(number: int) -> int:
     """Round up: 1234 -> 1300."""
-    step = 10 ** max(0, len(str(number)) - 2)
+    step = int(10 ** max(0, len(str(number)) - 2))
     return ceil(number / step) * step
 
 
@@ -117,7 +112,7 @@ def fit_sets(probabilities: Numbers, labels: NDArray[np.int64], coverage: float)
 
 def measure_promises(trust: Trust, logits: Tensor, labels: NDArray[np.int64]) -> dict[str, Any]:
     """Return what the promises came to on a split: `abstain` and `conformal` where the model has them."""
-    found = probabilities(logits, trust.temperature)
+    found = calibrated(logits, trust.temperature)
     measured: dict[str, Any] = {}
     if trust.abstain:
         answered = found.max(1) >= trust.abstain.threshold

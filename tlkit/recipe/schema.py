@@ -15,12 +15,13 @@ from tlkit.errors import RecipeError
 from tlkit.recipe.fields.augment import Transform
 from tlkit.recipe.fields.data import Data, FindBatchSize
 from tlkit.recipe.fields.learning import EarlyStopping, Ema, Loss, Mix, Optimizer, Schedule
-from tlkit.recipe.fields.model import CLASSICAL_HEADS, Model
+from tlkit.recipe.fields.model import CLASSICAL_HEADS, WITHOUT_PROBABILITIES, Model
 from tlkit.recipe.fields.phases import AnyPhase, Phase, SolvedPhase
 from tlkit.recipe.fields.search import Range
 from tlkit.recipe.fields.source import ONE_LABEL
 from tlkit.recipe.fields.strict import Strict, rule_broken
 from tlkit.recipe.fields.trainer import SPLIT_OPTIMIZERS, SPLIT_PRECISIONS, Cache, Trainer
+from tlkit.recipe.fields.trust import AbstainOptions, UnknownScoreName
 from tlkit.recipe.validate import document_of, validated
 from tlkit.recipe.yaml12 import WHOLE, nearest_place
 
@@ -60,6 +61,10 @@ class Recipe(Strict):
     mix: Mix = Field(default_factory=Mix, description="mixing of training batches; with both, each batch gets one of them at random")
     ema: Ema | None = Field(None, description="validate and ship a moving average of the weights")
     wise_ft: bool = Field(False, description="ship the blend of the weights before and after fine-tuning that validates best (WiSE-FT)")
+    abstain: AbstainOptions | None = Field(None, description="promises of the answers, kept by thresholds that validation chooses")
+    unknown: UnknownScoreName = Field(
+        "knn", description="score of images unlike any training image: distance to the nearest ones (knn), or energy of the logits"
+    )
     cache: Cache = Field(default_factory=Cache, description="cache of the activations of frozen layers, for epochs, phases and runs")
     early_stopping: EarlyStopping | None = Field(None, description="end a phase that no longer improves")
     trainer: Trainer = Field(default_factory=Trainer, description="handed to Lightning")
@@ -110,6 +115,20 @@ class Recipe(Strict):
             kind = next(iter(type(self.data.source).model_fields))
             problem = f"= 'multilabel', but a {kind} source gives an image one label."
             raise rule_broken("task", "data.source", problem, "Set data.source to {csv: FILE}, or task to multiclass.")
+        return self
+
+    @model_validator(mode="after")
+    def _promises_have_probabilities(self) -> Self:
+        kind = self.model.head.kind
+        if self.task == "multiclass" and kind not in WITHOUT_PROBABILITIES:
+            return self
+        with_key, why = ("task", "task is multilabel") if self.task == "multilabel" else ("model.head.kind", f"a {kind} head gives none")
+        if self.abstain is not None:
+            raise rule_broken("abstain", with_key, f"needs probabilities of one label for each image, and {why}.", "Remove it.")
+        if self.unknown == "energy":
+            raise rule_broken(
+                "unknown", with_key, f"= 'energy' needs logits of one label for each image, and {why}.", "Set it to knn or off."
+            )
         return self
 
     @model_validator(mode="after")

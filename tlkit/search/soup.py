@@ -25,6 +25,7 @@ from tlkit.evaluation.primary_metric import named_primary_metric, recorded_prima
 from tlkit.files import atomic_folder, write_json
 from tlkit.models.classifier import Classifier
 from tlkit.models.model_folder import ModelCard, find_model_folder, load_with_card, read_card, update_metrics, write_model_folder
+from tlkit.models.trust import Trust
 from tlkit.recipe.fields.model import CLASSICAL_HEADS
 from tlkit.terminal import counted
 from tlkit.training.objective.losses import plain_loss
@@ -138,7 +139,7 @@ def _write(folder: Path, classifier: Classifier, steps: Sequence[Step], *, devic
     for name in ("recipe.yaml", "split.csv", ORIGIN):
         if (best / name).is_file():  # a run of an earlier version has no origin
             shutil.copyfile(best / name, folder / name)
-    card = read_card(find_model_folder(best))
+    card = replace(read_card(find_model_folder(best)), trust=Trust())  # fitted to other weights: tlkit calibrate fits it anew
     write_model_folder(folder / "model", classifier, card)
     if card.task == "multilabel":
         logits, labels = _logits(open_split(folder, "val", device=device, overrides=overrides), "val")

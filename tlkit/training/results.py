@@ -3,22 +3,25 @@
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tlkit.data.preprocess import Preprocessing
-from tlkit.data.samples import Samples
+from tlkit.data.samples import Sample, Samples
 from tlkit.errors import CacheUnavailable
 from tlkit.evaluation.answers import Answers, split_answers
 from tlkit.evaluation.evaluate import measure_logits
+from tlkit.evaluation.fit_trust import FittedTrust, TrustOptions, fit_trust, measure_trust
 from tlkit.evaluation.metrics import best_thresholds, metric_label, primary_metric_of
 from tlkit.evaluation.predictions import prediction_rows, write_predictions
 from tlkit.evaluation.primary_metric import named_primary_metric, recorded_primary_metric
+from tlkit.evaluation.unknown import training_sample
 from tlkit.files import write_json
 from tlkit.models.classifier import Classifier
 from tlkit.models.inference import infer
-from tlkit.models.model_folder import load_with_card, update_metrics
+from tlkit.models.model_folder import load_with_card, update_metrics, update_trust
 from tlkit.recipe.fields.learning import Mix
 from tlkit.recipe.fields.model import CLASSICAL_HEADS, Head, Model
 from tlkit.recipe.fields.phases import Phase, SolvedPhase
@@ -81,24 +84,38 @@ def choose_thresholds(classifier: Classifier, data: "ImageDataModule", device: "
     return best_thresholds(logits, labels)
 
 
-def measure_shipped(folder: Path, setup: Setup, trained: "Trained", *, model: Model, skips: bool, console: "Console") -> dict[str, Any]:
+def measure_shipped(
+    folder: Path, setup: Setup, trained: "Trained", *, model: Model, options: TrustOptions, skips: bool, console: "Console"
+) -> dict[str, Any]:
     """Return validation and test metrics of the saved model, read back from its folder.
 
     The test split is used only here, from its files on; validation uses what training has cached of it.
-    folder: the model's. skips: whether images that can't be read were left out.
+    folder: the model's, which gets what says how far its answers can be trusted. skips: whether images that can't be read were left out.
     """
     classifier, card = load_with_card(folder)
     classifier.to(trained.device)
     preprocessing = Preprocessing.from_json(card.preprocessing, card.mean_picture)
     samples, batch_size, spec = setup.samples, setup.data.batch_size, setup.phase(trained.best_phase)
     metrics: dict[str, Any] = {}
+
+    def answers(images: Samples, split: str) -> Answers:
+        return split_answers(classifier, images, split, preprocessing, batch_size=batch_size)
+
+    def cached_answers(images: Samples, split: str) -> Answers:
+        cached = answers_from_cache(classifier, setup, spec, images=images.of(split), device=trained.device, console=console)
+        return cached or answers(images, split)
+
+    val = cached_answers(samples, "val")
+    fitted = fit_trust(card, val, options, training=lambda: cached_answers(training_sample(samples, seed=setup.data.seed), "train"))
+    log_trust(fitted)
+    update_trust(folder, fitted.trust)
     if samples.of("test"):
-        test = split_answers(classifier, samples, "test", preprocessing, batch_size=batch_size)
+        test = answers(samples, "test")
         metrics["test"] = measure_logits(test.logits, test.labels, samples=samples, split="test", thresholds=card.thresholds)
-        write_predictions(folder.parent, prediction_rows(test.logits, samples.of("test"), card.classes, card.thresholds))
-    val = cached_validation(classifier, setup, spec, trained.device, console=console)
-    if val is None:
-        val = split_answers(classifier, samples, "val", preprocessing, batch_size=batch_size)
+        metrics["test"] |= measure_trust(fitted, test)
+        calibrated = test.logits / fitted.trust.temperature
+        write_predictions(folder.parent, prediction_rows(calibrated, samples.of("test"), card.classes, card.thresholds))
+    metrics["unknown"] = unknown_facts(fitted)
     metrics["val"] = measure_logits(val.logits, val.labels, samples=samples, split="val", thresholds=card.thresholds)
     best = next(row for row in trained.rows if (row["phase"], row["epoch"]) == (trained.best_phase, trained.best_epoch))
     metrics["best"] = {"phase": trained.best_phase, "epoch": trained.best_epoch, "train_accuracy": best["train/accuracy"]}
@@ -138,10 +155,16 @@ def train_conditions(best: PhaseSpec | None, setup: Setup, model: Model) -> list
     return [condition for condition, holds in conditions.items() if holds]
 
 
-def cached_validation(
-    classifier: Classifier, setup: Setup, best: PhaseSpec | None, device: "torch.device", *, console: "Console"
+def answers_from_cache(
+    classifier: Classifier,
+    setup: Setup,
+    best: PhaseSpec | None,
+    *,
+    images: Sequence[Sample],
+    device: "torch.device",
+    console: "Console",
 ) -> Answers | None:
-    """Return the answers on validation from the best phase's cache, if the classifier's frozen part is unchanged."""
+    """Return the answers on training or validation images from the best phase's cache, if the classifier's frozen part is unchanged."""
     from tlkit.training.cache.activations import ActivationCache
 
     if not setup.cache.use or best is None:
@@ -151,11 +174,31 @@ def cached_validation(
         return None  # the shipped model is measured in 32 bits
     classifier.train_only(best.trained, phase.batchnorm if isinstance(phase, Phase) else "frozen")
     try:
-        return ActivationCache(classifier, setup.data, setup.cache, device=device, precision="32-true", console=console).answers("val")
+        return ActivationCache(classifier, setup.data, setup.cache, device=device, precision="32-true", console=console).answers(images)
     except CacheUnavailable:
         return None
     finally:
         classifier.eval()
+
+
+def log_trust(fitted: FittedTrust) -> None:
+    """Log what ships of how far answers can be trusted, and why something that was asked for doesn't."""
+    trust = fitted.trust
+    if trust.calibration is not None:
+        LOG.info("temperature %.3g, fitted on %s", trust.calibration.temperature, counted(trust.calibration.pictures, "validation image"))
+        if trust.calibration.reason:
+            LOG.info("the temperature stays 1: %s", trust.calibration.reason)
+    if trust.abstain is not None:
+        answered = f"below {trust.abstain.threshold:.3f} no class is named ({1 - trust.abstain.coverage:.0%} of validation)"
+        LOG.info("%s: the error of the others stays below %g with %.0f %% confidence", answered, trust.abstain.error, 95)
+    for name, reason in fitted.reasons.items():
+        LOG.log(logging.INFO if name == "unknown" else logging.WARNING, "%s", reason)
+
+
+def unknown_facts(fitted: FittedTrust) -> dict[str, Any]:
+    """Return `unknown` of metrics.json: score and threshold, or why there are none; empty where it is switched off."""
+    unknown = fitted.trust.unknown
+    return asdict(unknown) if unknown else {"reason": fitted.reasons["unknown"]} if "unknown" in fitted.reasons else {}
 
 
 def write_results(run: Path, recipe: Recipe, setup: Setup, trained: "Trained", metrics: Mapping[str, Any]) -> None:

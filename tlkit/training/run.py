@@ -12,6 +12,7 @@ from tlkit.data.samples import Samples
 from tlkit.data.splits.holdout import hash_images, manifest_rows, split_warnings, write_manifest
 from tlkit.data.splits.run_source import write_origin
 from tlkit.errors import TrainingError
+from tlkit.evaluation.fit_trust import TrustOptions
 from tlkit.files import remove_unfinished, write_atomically
 from tlkit.models.image_sizes import border_warning
 from tlkit.models.model_folder import ModelCard, write_model_folder
@@ -119,7 +120,10 @@ def _measure(recipe: Recipe, setup: Setup, context: RunContext, trained: "Traine
     folder = context.folder
     try:
         skips = recipe.data.on_bad == "skip"
-        metrics = measure_shipped(folder / "model", setup, trained, model=recipe.model, skips=skips, console=context.console)
+        options = TrustOptions(recipe.abstain, recipe.unknown)
+        metrics = measure_shipped(
+            folder / "model", setup, trained, model=recipe.model, options=options, skips=skips, console=context.console
+        )
     except Exception:
         how = f"{context.stop.resume_hint}; or: tlkit evaluate {folder}"
         LOG.error("the model in %s is trained and complete, but measuring it failed. To measure it again, %s", folder / "model", how)

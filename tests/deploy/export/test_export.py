@@ -169,7 +169,7 @@ def test_every_format_of_a_run_is_proved_with_its_validation_files(run: Path, ex
         assert facts["classes"] == ["blue", "green", "red"]
         with zipfile.ZipFile(exported / f"{name}.zip") as archive:
             assert set(archive.namelist()) == {"artifact.json", *facts["sha256"]}
-    assert [output["name"] for output in facts_of(exported / "onnx")["outputs"]] == ["probabilities", "features"]
+    assert [output["name"] for output in facts_of(exported / "onnx")["outputs"]] == ["probabilities", "features", "unknown"]
     for name in ("onnx", "openvino", "safetensors"):
         assert main(["predict", str(exported / name), str(run.parent / "pictures/red"), "--format", "csv"]) == 0
 

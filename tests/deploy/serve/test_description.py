@@ -8,7 +8,7 @@ from jsonschema import validate
 from PIL import Image
 
 from tlkit.data.preprocess import Preprocessing
-from tlkit.deploy.predict.predictor import Predictor
+from tlkit.deploy.predict.predictor import Answer, Predictor
 from tlkit.deploy.serve.limits import Limits
 
 pytest.importorskip("fastapi")
@@ -21,7 +21,7 @@ def test_answers_of_a_multilabel_model_are_as_described_and_go_by_the_threshold_
 
     row = np.array([[0.9, 0.6, 0.2]])
     spec = Preprocessing(8, "stretch", 1.0, "bilinear", (0.0,) * 3, (1.0,) * 3)
-    predictor = Predictor("pets", ("cat", "dog", "owl"), spec, lambda images: (row.repeat(len(images), 0), None), None, (0.5, 0.7, 0.1), "")
+    predictor = Predictor("pets", ("cat", "dog", "owl"), spec, lambda images: Answer(row.repeat(len(images), 0)), None, (0.5, 0.7, 0.1), "")
     image = BytesIO()
     Image.new("RGB", (8, 6)).save(image, "PNG")
     with TestClient(create_app(Service(predictor, Limits(), 8, 0.0, None))) as client:

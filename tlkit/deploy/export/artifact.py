@@ -17,6 +17,7 @@ import numpy as np
 from tlkit.data.preprocess import Preprocessing
 from tlkit.errors import ArtifactError
 from tlkit.files import atomic_file, sha256_of, write_json
+from tlkit.models.trust import Trust
 
 MANIFEST = "artifact.json"
 MEAN_IMAGE = "mean_picture.npy"
@@ -55,6 +56,11 @@ class Artifact:
     def thresholds(self) -> tuple[float, ...]:
         """Return the thresholds of a multilabel model, one per class: an image has the class if its probability is above it."""
         return tuple(self.facts["thresholds"])
+
+    @property
+    def trust(self) -> Trust:
+        """Return how far the answers can be trusted. Of unknown images the network itself gives the score, as output `unknown`."""
+        return Trust.from_json(self.facts)
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -202,6 +208,7 @@ def _read_facts(folder: Path) -> dict[str, Any]:
         if thresholds and len(thresholds) != len(classes):
             raise ArtifactError(f"{file} has {len(thresholds)} thresholds for {len(classes)} classes.\n{_COPY_AGAIN}")
         Preprocessing.from_json(facts["preprocessing"])
+        Trust.from_json(facts)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         what = f"it has no {error}" if isinstance(error, KeyError) else error
         raise ArtifactError(f"{file} can't be used: {what}\n{_COPY_AGAIN}") from error

@@ -4,6 +4,7 @@ from math import floor
 
 from tlkit.data.preprocess import Preprocessing
 from tlkit.deploy.export.artifact import MEAN_IMAGE
+from tlkit.models.trust import NOT_SURE, UNLIKE, Trust
 
 CONSUMER = "predict.py"
 _MODES = {1: "L", 3: "RGB"}
@@ -20,8 +21,8 @@ for file in sys.argv[1:]:
     image = ImageOps.exif_transpose(Image.open(file)).convert("{mode}")
 {fit}
 {images}
-    probabilities = session.run(["probabilities"], {{"pictures": images}})[0][0]
-{answer}
+    probabilities{unpacked} = (found[0] for found in session.run([{names}], {{"pictures": images}}))
+{answer}{note})
 """
 # The numbers are those of Preprocessing.fit, rounded as it rounds.
 _RESIZE = {
@@ -42,11 +43,14 @@ _RAW = "    images = np.asarray(image).reshape(1, {size}, {size}, {channels})"
 _NORMALIZED = """\
     images = (np.asarray(image, np.float32).reshape(1, {size}, {size}, {channels}) / 255 - {mean}) / np.float32({std})
     images = np.ascontiguousarray(images.transpose(0, 3, 1, 2))"""
-_BEST = """    print(file, facts["classes"][probabilities.argmax()], round(float(probabilities.max()), 4))"""
-_CALLED = """    print(file, [c for c, p, t in zip(facts["classes"], probabilities, facts["thresholds"]) if p > t])"""
+_BEST = """    print(file, facts["classes"][probabilities.argmax()], round(float(probabilities.max()), 4)"""
+_BEST_OR_NONE = f"""    sure = probabilities.max() >= facts["abstain"]["threshold"]
+    print(file, facts["classes"][probabilities.argmax()] if sure else "{NOT_SURE}", round(float(probabilities.max()), 4)"""
+_CALLED = """    print(file, [c for c, p, t in zip(facts["classes"], probabilities, facts["thresholds"]) if p > t]"""
+_NOTE = f', "{UNLIKE}" if unknown[0] > facts["unknown"]["threshold"] else ""'
 
 
-def consumer_script(spec: Preprocessing, *, raw: bool, multilabel: bool) -> str | None:
+def consumer_script(spec: Preprocessing, *, raw: bool, multilabel: bool, trust: Trust) -> str | None:
     """Return the script, or None for images that Pillow has no mode for: those with other than 1 or 3 channels.
 
     It reads 8-bit images without transparency as the model does; tlkit's own runtime also handles 16 bits and transparency.
@@ -69,5 +73,8 @@ def consumer_script(spec: Preprocessing, *, raw: bool, multilabel: bool) -> str 
         **numbers,
         fit=(_RESIZE[spec.resize] + (_CROP if cropped else "")).format(**numbers),
         images=(_RAW if raw else _NORMALIZED).format(**numbers),
-        answer=_CALLED if multilabel else _BEST,
+        answer=_CALLED if multilabel else _BEST_OR_NONE if trust.abstain else _BEST,
+        names='"probabilities", "unknown"' if trust.unknown else '"probabilities"',
+        unpacked=", unknown" if trust.unknown else ",",
+        note=_NOTE if trust.unknown else "",
     )

@@ -6,7 +6,7 @@ import platform
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -129,6 +129,8 @@ def export_run(run: Path, options: ExportOptions) -> list[Path]:
     _check_options(options)
     _check_head(read_card(find_model_folder(run)))
     classifier, card = load_with_card(run)
+    if options.quantize:  # a score of unknown images is held against a threshold that float32 has set
+        card = replace(card, trust=replace(card.trust, unknown=None, training_sample=None))
     network = Network(
         classifier, card, Preprocessing.from_json(card.preprocessing, card.mean_picture), options.raw, options.features, options.opset
     )
@@ -170,7 +172,9 @@ def make_artifact(folder: Path, write: Callable[[Path, Network], Facts], network
     """Write the whole artifact into a new or empty folder and prove it. Returns its facts."""
     folder.mkdir(exist_ok=True)
     facts = {**_facts(network, proof.card), **write(folder, network)}
-    if facts["format"] == "onnx" and (script := consumer_script(network.spec, raw=network.raw, multilabel=bool(facts["thresholds"]))):
+    if facts["format"] == "onnx" and (
+        script := consumer_script(network.spec, raw=network.raw, multilabel=bool(facts["thresholds"]), trust=network.card.trust)
+    ):
         (folder / CONSUMER).write_text(script, encoding="utf-8")
     if network.spec.mean_picture is not None:
         np.save(folder / MEAN_IMAGE, network.spec.mean_picture)
@@ -264,6 +268,7 @@ def _facts(network: Network, card: ModelCard) -> Facts:
         "features": card.features,
         "weights": dict(card.weights),
         "metrics": dict(card.metrics),
+        **card.trust.to_json(),
         "versions": _versions(),
     }
 

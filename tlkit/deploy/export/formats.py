@@ -33,11 +33,12 @@ class Network:
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        return ("probabilities", *(("features",) if self.features else ()))
+        unknown = ("unknown",) if self.card.trust.unknown is not None else ()
+        return ("probabilities", *(("features",) if self.features else ()), *unknown)
 
     def program(self, outputs: Sequence[str]) -> torch.export.ExportedProgram:
-        multilabel = self.card.task == "multilabel"
-        shipped = Shipped(self.classifier, self.spec.normalizer() if self.raw else None, outputs, multilabel=multilabel)
+        multilabel, normalize = self.card.task == "multilabel", self.spec.normalizer() if self.raw else None
+        shipped = Shipped(self.classifier, normalize, outputs, multilabel=multilabel, trust=self.card.trust)
         return exported_program(shipped, self.spec.image_size, self.spec.channels)
 
     @property

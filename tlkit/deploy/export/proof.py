@@ -90,8 +90,8 @@ def generated_answers(proof: Proof) -> NDArray[np.float32]:
 
 
 def probabilities_of(logits: Tensor, card: ModelCard) -> NDArray[np.float32]:
-    """Convert logits to probabilities, [N, K]."""
-    values = logits.double()
+    """Convert logits to calibrated probabilities, [N, K]."""
+    values = logits.double() / card.trust.temperature
     found: NDArray[np.float32] = (values.sigmoid() if card.task == "multilabel" else values.softmax(1)).float().numpy()
     return found
 

@@ -42,6 +42,6 @@ def _model_folder(artifact: Artifact) -> Callable[[NDArray[Any]], Outputs]:
     def network(images: NDArray[Any]) -> Outputs:
         with torch.inference_mode():
             logits = model(torch.from_numpy(images))
-        return {"probabilities": (logits.sigmoid() if artifact.multilabel else logits.softmax(1)).numpy()}
+        return {"probabilities": (logits.sigmoid() if artifact.multilabel else (logits / artifact.trust.temperature).softmax(1)).numpy()}
 
     return network

@@ -3,13 +3,14 @@
 import csv
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import StringIO
 from itertools import islice
 from typing import Any
 
 from tlkit.data.samples import LABEL_SEPARATOR
 from tlkit.deploy.predict.prediction import Prediction
+from tlkit.models.trust import Trust
 from tlkit.terminal import WIDTH_IN_FILES
 
 # Rows of one table: the columns of the next thousand images are as wide as those need.
@@ -18,12 +19,20 @@ TABLE_ROWS = 1000
 
 @dataclass(frozen=True)
 class OutputOptions:
-    """What is written for each image. least: the probability below which no class is predicted."""
+    """What is written for each image. least: the probability below which no class is predicted.
+
+    trust: the model's; what it has of sets, unknown images and abstaining has a place of its own, after all else.
+    """
 
     classes: tuple[str, ...]
     multilabel: bool
     top_k: int
     least: float | None
+    trust: Trust = field(default_factory=Trust)
+
+    @property
+    def has_notes(self) -> bool:
+        return self.trust.abstain is not None or self.trust.unknown is not None
 
 
 @dataclass(frozen=True)
@@ -48,25 +57,44 @@ def layout(name: str, question: OutputOptions, *, ascii_only: bool = False) -> L
 
 def csv_columns(question: OutputOptions) -> list[str]:
     """Return a column per rank; for a multilabel model one column with all labels, as in the csv that it was trained on."""
+    beside = [
+        name
+        for name, holds in (("set", question.trust.conformal), ("unknown", question.trust.unknown), ("note", question.has_notes))
+        if holds
+    ]
     if question.multilabel:
-        return ["path", "label", "probability", "error"]
+        return ["path", "label", "probability", "error", *beside]
     ranks = [f"{column}{rank}" for rank in range(1, question.top_k + 1) for column in ("class", "probability")]
-    return ["path", *(["answer", "abstains"] if question.least is not None else []), *ranks, "error"]
+    return ["path", *(["answer", "abstains"] if question.least is not None else []), *ranks, "error", *beside]
+
+
+def _beside(prediction: Prediction, question: OutputOptions) -> dict[str, Any]:
+    """Return what stands behind all else: the conformal set, whether the image is unlike those of training, and a note in words."""
+    trust = question.trust
+    values: dict[str, Any] = {"set": prediction.likely(question.classes, trust)} if trust.conformal else {}
+    if trust.unknown:
+        values["unknown"] = prediction.is_unknown(trust)
+    return values | ({"note": prediction.note(trust, question.least)} if question.has_notes else {})
 
 
 def _csv_cells(prediction: Prediction, question: OutputOptions) -> list[object]:
     if prediction.error:
         # On one line, so that every image has one.
-        empty = [""] * (len(csv_columns(question)) - 2)
-        return [prediction.path, *empty, " ".join(prediction.error.split())]
+        cells = dict.fromkeys(csv_columns(question), "")
+        return list({**cells, "path": prediction.path, "error": " ".join(prediction.error.split())}.values())
+    beside = map(_csv_text, _beside(prediction, question).values())
     if question.multilabel:
         called = prediction.called(question.classes)
-        return [prediction.path, *(LABEL_SEPARATOR.join(str(pair[i]) for pair in called) for i in (0, 1)), ""]
+        return [prediction.path, *(LABEL_SEPARATOR.join(str(pair[i]) for pair in called) for i in (0, 1)), "", *beside]
     ranked = prediction.ranked(question.classes, question.top_k)
     abstains = prediction.abstains(question.least)
     # No class has the empty name, but one may be called "abstains".
     answer = [] if question.least is None else ["" if abstains else ranked[0][0], str(abstains).lower()]
-    return [prediction.path, *answer, *(value for pair in ranked for value in pair), ""]
+    return [prediction.path, *answer, *(value for pair in ranked for value in pair), "", *beside]
+
+
+def _csv_text(value: str | bool | list[str]) -> str:
+    return LABEL_SEPARATOR.join(value) if isinstance(value, list) else str(value).lower() if isinstance(value, bool) else value
 
 
 def _csv_line(cells: Iterable[object]) -> str:
@@ -99,7 +127,7 @@ def json_values(prediction: Prediction, question: OutputOptions) -> dict[str, An
         return {"path": prediction.path, "error": prediction.error}
     top = _as_json(prediction.ranked(question.classes, question.top_k))
     logits = {"logits": prediction.logits} if prediction.logits else {}
-    return {"path": prediction.path, **answer_values(prediction, question), "top": top, **logits}
+    return {"path": prediction.path, **answer_values(prediction, question), "top": top, **logits, **_beside(prediction, question)}
 
 
 def answer_values(prediction: Prediction, question: OutputOptions) -> dict[str, Any]:
@@ -128,7 +156,9 @@ def _print_table(predictions: Sequence[Prediction], question: OutputOptions) -> 
     from rich.table import Table
     from rich.text import Text
 
-    columns = ("image", "classes above their thresholds") if question.multilabel else ("image", "class", "probability", "then")
+    columns = ["image", "classes above their thresholds"] if question.multilabel else ["image", "class", "probability", "then"]
+    if any(prediction.note(question.trust, question.least) for prediction in _readable(predictions, question)):
+        columns.append("note")
     table = Table(box=None, header_style="bold")
     console = Console()
     if not console.is_terminal:
@@ -141,8 +171,14 @@ def _print_table(predictions: Sequence[Prediction], question: OutputOptions) -> 
         if prediction.error:
             table.add_row(Text(_printable(prediction.path)), Text("can't be read", style="red"))
         else:
-            table.add_row(Text(_printable(prediction.path)), *map(Text, _table_cells(prediction, question)))
+            cells = (*_table_cells(prediction, question), prediction.note(question.trust, question.least))
+            table.add_row(Text(_printable(prediction.path)), *map(Text, cells[: len(columns) - 1]))
     console.print(table)
+
+
+def _readable(predictions: Sequence[Prediction], question: OutputOptions) -> list[Prediction]:
+    """Return the predictions that may have a note."""
+    return [prediction for prediction in predictions if not prediction.error] if question.has_notes else []
 
 
 def _table_cells(prediction: Prediction, question: OutputOptions) -> Iterator[str]:

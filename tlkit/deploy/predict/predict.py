@@ -86,8 +86,8 @@ def predict_command(model: Path, options: PredictOptions) -> int:
         multilabel = bool(predictor.thresholds)
         if multilabel and options.threshold is not None:
             predictor = replace(predictor, thresholds=(options.threshold,) * len(predictor.classes))
-        least = None if multilabel else options.threshold
-        question = OutputOptions(predictor.classes, multilabel, min(options.top_k, len(predictor.classes)), least)
+        least = None if multilabel else options.threshold if options.threshold is not None else predictor.trust.least
+        question = OutputOptions(predictor.classes, multilabel, min(options.top_k, len(predictor.classes)), least, predictor.trust)
         out = options.out
         tally = _write_out(predictor, options, out, how, question) if out else _print_all(predictor, options, how, question)
     return tally.exit_code(options)
@@ -192,6 +192,7 @@ def _write_out(predictor: Predictor, options: PredictOptions, file: Path, how: F
         "format": how,
         "top_k": question.top_k,
         "threshold": options.threshold,
+        **predictor.trust.to_json(),
     }
     text = layout(how, question)
     with open_out(file, text, made_by, resume=options.resume) as (out, rows):

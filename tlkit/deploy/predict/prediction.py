@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from tlkit.models.trust import NOT_SURE, UNLIKE, Trust
+
 NOT_FINITE = "the model answers NaN for this image."
 
 
@@ -21,6 +23,8 @@ class Prediction:
     logits: tuple[float, ...] = ()
     error: str | None = None
     thresholds: tuple[float, ...] = ()
+    unknown: float | None = None
+    """How unlike the training images it is, where the model has such a score."""
 
     def ranked(self, classes: Sequence[str], top_k: int) -> list[tuple[str, float]]:
         """Return the top_k classes with their probabilities, the likeliest first."""
@@ -35,3 +39,17 @@ class Prediction:
     def abstains(self, least: float | None) -> bool:
         """Check whether no class is as likely as `least`, so that none is predicted."""
         return least is not None and not self.thresholds and float(self.probabilities.max()) < least
+
+    def is_unknown(self, trust: Trust) -> bool:
+        """Check whether the image is unlike any of training."""
+        return trust.unknown is not None and self.unknown is not None and self.unknown > trust.unknown.threshold
+
+    def note(self, trust: Trust, least: float | None) -> str:
+        """Return `not sure`, `unlike any training image` or both; empty where the answer stands as it is."""
+        return "; ".join(words for words, holds in ((NOT_SURE, self.abstains(least)), (UNLIKE, self.is_unknown(trust))) if holds)
+
+    def likely(self, classes: Sequence[str], trust: Trust) -> list[str]:
+        """Return the conformal set, the likeliest first: the classes of which one is the image's own, for the promised share of images."""
+        if trust.conformal is None:
+            return []
+        return [name for name, probability in self.ranked(classes, len(classes)) if probability >= 1 - trust.conformal.quantile]

@@ -1,7 +1,7 @@
 """What answers: the network of a run under torch, or an artifact under onnxruntime. Both take and give the same."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +11,27 @@ from tlkit.data.preprocess import Preprocessing
 from tlkit.deploy.export.artifact import is_artifact, read_artifact, refuse_pickle
 from tlkit.deploy.export.runtime import load_runtime
 from tlkit.errors import ArtifactError
+from tlkit.models.trust import Trust
 
 Pixels = NDArray[np.uint8]
 Numbers = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
+class Answer:
+    """Of a batch. probabilities: [B, K], calibrated. logits: [B, K] as the network gives them; None of an artifact.
+
+    unknown: [B], the higher, the less an image is like those of training; None where the model has no such score.
+    """
+
+    probabilities: Numbers
+    logits: Numbers | None = None
+    unknown: Numbers | None = None
+
+
+@dataclass(frozen=True)
 class Predictor:
-    """answer: images [B, S, S, C] uint8 -> probabilities [B, K], and logits [B, K] where there are any.
+    """answer: images [B, S, S, C] uint8 -> what the model says of them.
 
     features: images -> [B, F] float32, what the head sees; None where the model doesn't give them.
     thresholds: of a multilabel model, one a class. fingerprint: sha256 of the weights.
@@ -27,10 +40,11 @@ class Predictor:
     name: str
     classes: tuple[str, ...]
     preprocessing: Preprocessing
-    answer: Callable[[Pixels], tuple[Numbers, Numbers | None]]
+    answer: Callable[[Pixels], Answer]
     features: Callable[[Pixels], NDArray[np.float32]] | None
     thresholds: tuple[float, ...]
     fingerprint: str
+    trust: Trust = field(default_factory=Trust)
 
 
 def open_predictor(model: Path, threads: int | None = None, *, device: str = "auto") -> Predictor:
@@ -52,8 +66,10 @@ def _of_artifact(path: Path, threads: int | None) -> Predictor:
     artifact = read_artifact(path)
     runtime = load_runtime(artifact, threads)
 
-    def answer(images: Pixels) -> tuple[Numbers, None]:
-        return runtime.run(images)["probabilities"].astype(np.float64), None
+    def answer(images: Pixels) -> Answer:
+        found = runtime.run(images)
+        unknown = found["unknown"][:, 0].astype(np.float64) if "unknown" in found else None
+        return Answer(found["probabilities"].astype(np.float64), None, unknown)
 
     def features(images: Pixels) -> NDArray[np.float32]:
         return runtime.run(images)["features"].reshape(len(images), -1)
@@ -68,6 +84,7 @@ def _of_artifact(path: Path, threads: int | None) -> Predictor:
         features if has_features else None,
         artifact.thresholds,
         fingerprint,
+        artifact.trust,
     )
 
 
@@ -76,6 +93,7 @@ def _of_run(run: Path, device_name: str) -> Predictor:
 
     from tlkit.models.devices import find_device
     from tlkit.models.model_folder import find_model_folder, load_with_card
+    from tlkit.models.unknown import UnknownScore
 
     device = find_device(device_name)
     classifier, card = load_with_card(run)
@@ -87,11 +105,17 @@ def _of_run(run: Path, device_name: str) -> Predictor:
         found: torch.Tensor = normalize(torch.from_numpy(images).to(device).permute(0, 3, 1, 2))
         return found
 
+    score = UnknownScore.of(card.trust)
+    score = score.to(device) if score is not None else None
+
     @torch.inference_mode()
-    def answer(images: Pixels) -> tuple[Numbers, Numbers]:
-        logits = classifier(normalized(images)).double().cpu()
-        probabilities = logits.sigmoid() if card.thresholds else logits.softmax(1)
-        return probabilities.numpy(), logits.numpy()
+    def answer(images: Pixels) -> Answer:
+        features = classifier.features(normalized(images))
+        output = classifier.head(features)
+        logits = output.double().cpu()
+        probabilities = logits.sigmoid() if card.thresholds else (logits / card.trust.temperature).softmax(1)
+        unknown = None if score is None else score(features.float(), output.float())[:, 0].double().cpu().numpy()
+        return Answer(probabilities.numpy(), logits.numpy(), unknown)
 
     @torch.inference_mode()
     def features(images: Pixels) -> NDArray[np.float32]:
@@ -99,7 +123,7 @@ def _of_run(run: Path, device_name: str) -> Predictor:
         return found
 
     name, fingerprint = str(card.recipe.get("name", run.name)), _fingerprint(find_model_folder(run))
-    return Predictor(name, card.classes, preprocessing, answer, features, card.thresholds, fingerprint)
+    return Predictor(name, card.classes, preprocessing, answer, features, card.thresholds, fingerprint, card.trust)
 
 
 def _fingerprint(folder: Path) -> str:

@@ -72,16 +72,19 @@ def _gathered(names: tuple[str, ...], found: list[Fitted]) -> Batch:
 def _predict(predictor: Predictor, batch: Batch) -> list[Prediction]:
     answers: Iterator[Prediction] = iter(())
     if batch.images is not None:
-        probabilities, logits = predictor.answer(batch.images)
-        rows = [()] * len(probabilities) if logits is None else map(tuple, logits.tolist())
-        answers = map(partial(_prediction, thresholds=predictor.thresholds), batch.readable, probabilities, rows)
+        found = predictor.answer(batch.images)
+        rows = [()] * len(found.probabilities) if found.logits is None else map(tuple, found.logits.tolist())
+        unknown = [None] * len(found.probabilities) if found.unknown is None else found.unknown.tolist()
+        answers = map(partial(_prediction, thresholds=predictor.thresholds), batch.readable, found.probabilities, rows, unknown)
     return [Prediction(name, error=batch.errors[i]) if i in batch.errors else next(answers) for i, name in enumerate(batch.names)]
 
 
-def _prediction(name: str, probabilities: NDArray[np.float64], logits: tuple[float, ...], thresholds: tuple[float, ...]) -> Prediction:
+def _prediction(
+    name: str, probabilities: NDArray[np.float64], logits: tuple[float, ...], unknown: float | None, *, thresholds: tuple[float, ...]
+) -> Prediction:
     if not np.isfinite(probabilities).all():
         return Prediction(name, error=f"{name}: {NOT_FINITE}")
-    return Prediction(name, probabilities, logits, thresholds=thresholds)
+    return Prediction(name, probabilities, logits, thresholds=thresholds, unknown=unknown)
 
 
 def _read_all(names: Iterable[str], preprocessing: Preprocessing) -> list[Fitted]:

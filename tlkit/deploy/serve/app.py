@@ -20,7 +20,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 import tlkit
 from tlkit.deploy.predict.layouts import OutputOptions, json_values
 from tlkit.deploy.predict.prediction import NOT_FINITE, Prediction
-from tlkit.deploy.predict.predictor import Predictor
+from tlkit.deploy.predict.predictor import Answer, Predictor
 from tlkit.deploy.serve.batching import Batches
 from tlkit.deploy.serve.description import FIGURES, PROMETHEUS, STATUS, UNAUTHORIZED, UNREADY, prediction_answers, request_body
 from tlkit.deploy.serve.limits import Limits, Refusal, Room
@@ -62,7 +62,7 @@ class Server:
         self.metrics = Metrics(waiting=lambda: self.room.images, held_bytes=lambda: self.room.bytes)
         self.decoders = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode")
         self.batches = Batches(
-            lambda images: service.predictor.answer(images)[0],
+            lambda images: _rows(service.predictor.answer(images)),
             size=service.max_batch,
             wait_s=service.max_wait_s,
             more_come=lambda in_hand: self.room.images > in_hand,
@@ -90,10 +90,16 @@ class Server:
         loop = asyncio.get_running_loop()
         fitted = await loop.run_in_executor(self.decoders, image, upload, self.service.predictor.preprocessing, self.service.limits)
         row = await self.batches.ask(fitted)
-        if not np.isfinite(row).all():
+        if not np.isfinite(row[:-1]).all():
             raise Refusal(500, f"{upload}: {NOT_FINITE}")
         self.metrics.images.inc()
         return row
+
+
+def _rows(answer: Answer) -> NDArray[np.float64]:
+    """Return a row per image: its probabilities, and how unlike the training images it is; NaN where the model has no such score."""
+    unknown = np.full(len(answer.probabilities), np.nan) if answer.unknown is None else answer.unknown
+    return np.concatenate([answer.probabilities, unknown[:, None]], 1)
 
 
 def _answer(found: list[Any], question: OutputOptions, thresholds: tuple[float, ...]) -> tuple[int, dict[str, Any]]:
@@ -107,7 +113,7 @@ def _answer(found: list[Any], question: OutputOptions, thresholds: tuple[float, 
         elif isinstance(row, BaseException):
             raise row
         else:
-            values = json_values(Prediction("", row, thresholds=thresholds), question)
+            values = json_values(Prediction("", row[:-1], thresholds=thresholds, unknown=float(row[-1])), question)
             rows.append({key: value for key, value in values.items() if key != "path"})
     if status == 200:
         return status, {"predictions": rows}
@@ -156,7 +162,8 @@ def _add_predict(app: "FastAPI", server: Server) -> None:
         threshold: float | None = Query(None, ge=0, le=1, description=_THRESHOLD[multilabel]),
     ) -> JSONResponse:
         """Return predictions in the order of the files; 200 only if every file has one."""
-        question = OutputOptions(predictor.classes, multilabel, min(top_k, len(predictor.classes)), None if multilabel else threshold)
+        least = None if multilabel else threshold if threshold is not None else predictor.trust.least
+        question = OutputOptions(predictor.classes, multilabel, min(top_k, len(predictor.classes)), least, predictor.trust)
         thresholds = predictor.thresholds if threshold is None else (threshold,) * len(predictor.thresholds)
         status, answer = await server.predict(request, question, thresholds)
         return JSONResponse(answer, status)

@@ -45,8 +45,11 @@ def prediction_answers(*, multilabel: bool) -> dict[int, Schema]:
     """Return every answer of /predict, by status."""
     likely = {"type": "array", "items": _object({"class": _TEXT, "probability": _PROBABILITY})}
     best = {"class": {"type": ["string", "null"]}, "probability": _PROBABILITY}
+    beside = {"set": {"type": "array", "items": _TEXT}, "unknown": {"type": "boolean"}, "note": _TEXT}
     prediction = (
-        _object({"classes": likely, "top": likely}) if multilabel else _object({**best, "top": likely}, {"abstains": {"type": "boolean"}})
+        _object({"classes": likely, "top": likely}, beside)
+        if multilabel
+        else _object({**best, "top": likely}, {"abstains": {"type": "boolean"}, **beside})
     )
     each = {"type": "array", "minItems": 1, "items": {"anyOf": [prediction, _ERROR]}}
     of_a_file = _object({"error": _TEXT}, {"predictions": each})

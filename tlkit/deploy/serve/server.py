@@ -51,8 +51,8 @@ def serve_command(artifact: Path, options: ServeOptions) -> int:
     token = _token()
     predictor = open_predictor(artifact, threads=options.threads)
     size, channels = predictor.preprocessing.image_size, predictor.preprocessing.channels
-    first, _ = predictor.answer(np.zeros((1, size, size, channels), np.uint8))  # it takes longer than those that follow
-    if not np.isfinite(first).all():
+    first = predictor.answer(np.zeros((1, size, size, channels), np.uint8))  # it takes longer than those that follow
+    if not np.isfinite(first.probabilities).all():
         raise ArtifactError(f"{artifact} answers NaN for a black image, so it isn't served.\n  Export a working run instead.")
     listening = _listen(options)
     url = f"http://{f'[{options.host}]' if ':' in options.host else options.host}:{listening.getsockname()[1]}"

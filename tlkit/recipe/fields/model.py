@@ -38,6 +38,9 @@ DENSE_BACKBONES = ("alexnet", *(f"vgg{layers}{norm}" for layers in (11, 13, 16, 
 CLASSICAL_HEADS = ("svm", "logistic", "knn")
 """Heads that scikit-learn fits on the features, after the phases."""
 
+WITHOUT_PROBABILITIES = ("svm", "knn")
+"""Heads whose scores are distances or votes: they order the classes, and a softmax of them is no probability."""
+
 
 class Head(Strict):
     kind: Literal["linear", "mlp", "cosine", "locally_connected", "svm", "logistic", "knn"] = Field(

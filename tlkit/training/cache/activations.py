@@ -98,14 +98,18 @@ class ActivationCache:
         found = [(features, labels) for (features,), labels in loader]
         return torch.cat([features for features, _ in found]), torch.cat([labels for _, labels in found])
 
-    def answers(self, split: str) -> Answers:
-        """Return the classifier's answers on a split, from cached activations without augmentation.
+    def answers(self, samples: Sequence[Sample]) -> Answers:
+        """Return the classifier's answers on training or validation images, from cached activations without augmentation.
 
         Raises CacheUnavailable if that isn't there already, or is rounded.
         """
         if self._cache.dtype != "float32":
             raise CacheUnavailable("the cached activations are rounded")
-        loader = ActivationLoader(self._data.whole(split), self._stored(self._untouched(), views=0, make=False))
+        stored = self._stored(self._untouched(), views=0, make=False)
+        if any(sample.id not in stored.rows for sample in samples):
+            raise CacheUnavailable("these images are not cached")
+        images = ImageDataset(samples, self._data.preprocessing, multi_hot=self._data.samples.multi_hot)
+        loader = ActivationLoader(make_loader(images, batch_size=self._data.batch_size, workers=0), stored)
         logits, seen, labels = [], [], []
         self._classifier.to(self._device).eval()
         with torch.inference_mode():
