@@ -28,7 +28,7 @@ name: greys
 data: {source: {folder: PHOTOS}, validation: 0.5, image_size: 32, resize: stretch, normalize: none, batch_size: 64, workers: 0}
 model: {backbone: test_resnet, weights: random}
 phases: [{train: head, solver: lbfgs}]
-abstain: {error: 0.08, coverage: 0.9}
+abstain: {error: 0.1, coverage: 0.9}
 """
 
 
@@ -37,7 +37,7 @@ def draw(folder: Path, shade: float, images: int, seed: int) -> None:
     folder.mkdir(parents=True)
     draws = np.random.default_rng(seed)
     for i in range(images):
-        pixels = np.clip(shade + draws.normal(0, 35) + draws.normal(0, 10, (32, 32, 3)), 0, 255)
+        pixels = np.clip(shade + draws.normal(0, 28) + draws.normal(0, 10, (32, 32, 3)), 0, 255)
         Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i:03d}.png")
 
 
@@ -79,7 +79,7 @@ def test_a_run_measures_and_ships_what_it_promises(trained: Path) -> None:
     assert sum(one["count"] for one in test["calibration"]["bins_after"]) == 120
     assert test["risk_coverage"][-1]["error"] == pytest.approx(test["error"])
     assert test["abstain"]["threshold"] == facts["abstain"]["threshold"] > 0.5
-    assert test["abstain"]["error"] < 0.08 < test["error"]
+    assert test["abstain"]["error"] <= 0.1 < test["error"]
     assert test["conformal"]["coverage"] == pytest.approx(0.9, abs=0.1)
     assert facts["unknown"]["score"] == "knn"
     sample = load_file(trained / "model" / "training_sample.safetensors")["features"]
