@@ -159,6 +159,8 @@ WHOLE_RECIPE = {
     "training/specs.py: Learning.of": "takes out of it what is handed on",
     "training/specs.py: phase_specs": "takes out of it what is handed on",
     "training/setup.py: prepare": "builds everything of which a section says what it is",
+    "training/results.py: measure_shipped": "the report's images are opened with it",
+    "training/results.py: run_facts": "the report says what was trained by it",
     "training/results.py: write_results": "the report shows all of it",
 }
 """The functions of training that may take a whole recipe; all others take sections of it, or value objects."""

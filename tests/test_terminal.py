@@ -37,6 +37,7 @@ WORDS = {
     "plan": "plan 写真.yaml",
     "lr": "lr 写真.yaml --steps 50 --out lr",
     "evaluate": "evaluate run",
+    "report": "report run --out 頁.html",
     "calibrate": "calibrate run --error 0.5",
     "drift": "drift run 写真",
     "reproduce": "reproduce run --out again",

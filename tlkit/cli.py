@@ -43,6 +43,7 @@ COMMANDS: dict[str, tuple[str, Callable[[ArgumentParser], None], Callable[[Names
     "evaluate": ("measure a run's model again on its test images", evaluate.evaluate_arguments, evaluate.evaluate),
     "calibrate": ("promise an error rate: abstain where a run's model isn't sure", evaluate.calibrate_arguments, evaluate.calibrate),
     "drift": ("compare a folder's images with those that a run's model knows", evaluate.drift_arguments, evaluate.drift),
+    "report": ("write the page on a run again: figures, curves, mistakes as images", evaluate.report_arguments, evaluate.report),
     "rank": ("compare backbones by their frozen features, before anything is trained", search.rank_arguments, search.rank),
     "tune": ("search for the values of a recipe that validate best, with Optuna", search.tune_arguments, search.tune),
     "runs": ("list runs, what they measured, and what was changed between them", runs.runs_arguments, runs.runs),

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from matplotlib.figure import Figure
 
 from tlkit.evaluation.metrics import measure
 from tlkit.report.curves import draw_curves
-from tlkit.report.report import gap_note, write_report
+from tlkit.report.report import RunPage, gain_note, gap_note, write_page
+from tlkit.report.templates import percent
 
 AUDIT = {"verdict": "no leak found between splits", "compared": "", "unreadable": 0, "two_labels": 0, "examples": []}
 ROW = {"phase": 1, "epoch": 1, "train/loss": 1.0, "train/accuracy": 0.5, "val/loss": 1.0, "val/accuracy": 0.5}
@@ -27,15 +29,8 @@ def curves(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def page(curves: Path, metrics: dict[str, Any]) -> str:
     best = {"phase": 1, "epoch": 1, "train_accuracy": 0.5, "fitted_by": "", "train_conditions": []}
     file = curves.with_name("report.html")
-    write_report(
-        file,
-        name="made up",
-        metrics={"best": best, "audit": AUDIT, "pictures": {"train": 6000}, **metrics},
-        facts={"classes": "many"},
-        recipe_yaml="name: made up",
-        curves=curves,
-        augmentations=curves.with_name("none.png"),
-    )
+    metrics = {"best": best, "audit": AUDIT, "pictures": {"train": 6000}, **metrics}
+    write_page(file, RunPage("made up", metrics, {"classes": "many"}, "name: made up", rows=[ROW]))
     return file.read_text(encoding="utf-8")
 
 
@@ -49,10 +44,10 @@ def test_three_thousand_classes_make_a_page_that_can_be_read(curves: Path) -> No
     html = page(curves, {"val": val})
     assert len(html) < 1_000_000
     hardest = html[html.index("The 20 classes with the lowest F1, of 3000") : html.index("<details>")]
-    assert hardest.count('<th scope="row">species') == 20
-    assert re.findall(r"species (\d+)", hardest)[:4] == ["0007", "0009", "0011", "0012"]  # F1: 0, 4/6, 2/3, 4/5
+    assert hardest.count('<th scope="row" data-v="species') == 20
+    assert re.findall(r'data-v="species (\d+)', hardest)[:4] == ["0007", "0009", "0011", "0012"]  # F1: 0, 4/6, 2/3, 4/5
     assert "<li>2 of 2 species 0007 called species 0009</li><li>1 of 2 species 0011 called species 0012</li>" in html
-    assert html.count('<th scope="row">species 2999') == 1  # in the table of all
+    assert html.count('<th scope="row" data-v="species 2999') == 1  # in the table of all
     assert 'class="confusion"' not in html
 
 
@@ -123,3 +118,33 @@ def test_curves_show_the_primary_metric(tmp_path: Path) -> None:
         patch.setattr(Figure, "savefig", noted)
         draw_curves(rows, ["all"], tmp_path / "curves.png", primary_metric="mean_average_precision")
     assert drawn == {"mean average precision": [0.25, 0.75], "accuracy": [0.5, 0.5], "loss": [1.0, 1.0]}
+
+
+def test_names_of_classes_are_text_whatever_they_contain(curves: Path) -> None:
+    names = ['<script>alert("1")</script>', "שלום", "a & b"]
+    labels = torch.arange(3).repeat(4)
+    val = {"primary_metric": "accuracy", **measure(torch.eye(3)[labels], labels, names)}
+    html = page(curves, {"val": val})
+    assert html.count("<script>") == 1  # the page's own
+    assert "&lt;script&gt;alert(&#34;1&#34;)&lt;/script&gt;" in html
+    assert 'dir="auto">שלום' in html
+    assert "There is no test split." in html
+
+
+def test_shares_have_no_more_digits_than_the_images_carry() -> None:
+    assert [percent(0.8864, images) for images in (1000, 999, 10)] == ["88.6", "89", "89"]
+
+
+def test_what_fine_tuning_bought_is_told_only_of_runs_with_a_frozen_probe(curves: Path) -> None:
+    labels = torch.arange(2).repeat(100)
+    called = torch.where(torch.arange(200) < 180, labels, 1 - labels)  # 90 %
+    val = {"primary_metric": "accuracy", **measure(torch.eye(2)[called], labels, ["a", "b"])}
+    best = {"phase": 2, "epoch": 1, "train_accuracy": 0.9, "fitted_by": "", "train_conditions": []}
+    metrics = {"val": val, "best": best, "audit": AUDIT, "pictures": {"train": 1800}}
+    rows = [{**ROW, "val/accuracy": 0.7}, {**ROW, "phase": 2, "val/accuracy": 0.9}]
+    made = RunPage("made up", metrics, {}, "", phases=[{"name": "head"}, {"name": "all"}], rows=rows)
+    # Newcombe's interval by hand: Wilson's of 180 and 140 in 200 are 0.8506 to 0.9343 and 0.6332 to 0.7593.
+    assert gain_note(made) == (
+        "Fine-tuning took accuracy from 70 % with a frozen backbone to 90 % on 200 validation images (+20 points, 95 % interval +12 to +28)"
+    )
+    assert gain_note(replace(made, phases=[{"name": "all"}, {"name": "all"}])) == ""

@@ -72,7 +72,7 @@ def test_the_run_folder_holds_what_scripts_rely_on(run: Path) -> None:
     expected = {"recipe.yaml", "split.csv", "metrics.csv", "metrics.json", "curves.png", "checkpoints", "model", "report.html", "log.txt"}
     assert expected <= {entry.name for entry in run.iterdir()}
     assert (run / "augmentations.png").is_file()  # the recipe has some
-    assert "<h2>What training saw</h2>" in (run / "report.html").read_text()
+    assert "<h3>What training saw</h3>" in (run / "report.html").read_text()
     assert {entry.name for entry in (run / "model").iterdir()} == {"model.safetensors", "config.json", "tlkit.json"}
     assert {entry.name for entry in (run / "checkpoints").iterdir()} == {"best.safetensors"}
 

@@ -46,6 +46,20 @@ def evaluate(arguments: Namespace) -> int:
     return 0
 
 
+def report_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("run", type=expanded, metavar="RUN", help="the folder of a run that has ended, such as runs/quickstart/001")
+    override_arguments(parser, "where the run's images are, if they have moved: data.source.folder=/photos, data.root=/downloads")
+    parser.add_argument("--out", type=expanded, metavar="FILE", help="the page to write (default: report.html in the run folder)")
+
+
+def report(arguments: Namespace) -> int:
+    from tlkit.workflows.report_run import report_run
+
+    keep_freed_memory()
+    print_text(str(report_run(arguments.run, file=arguments.out, overrides=arguments.overrides)))
+    return 0
+
+
 def metrics_table(metrics: dict[str, Any]) -> str:
     """Return the metrics of one split, the primary metric first, then a row per class."""
     multilabel = "exact_match" in metrics

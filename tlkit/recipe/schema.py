@@ -228,6 +228,11 @@ class Recipe(Strict):
         """Return `file:line` of a key, or of the nearest part above it that is in the file."""
         return nearest_place(self._places, key)
 
+    def origins(self) -> dict[str, str]:
+        """Return `file:line`, or the override, of every value that isn't a default."""
+        keys = sorted(key for key in self._places if key)
+        return {key: self._places[key] for key in keys if not any(other.startswith((f"{key}.", f"{key}[")) for other in keys)}
+
     def at_places_of(self, other: "Recipe") -> Self:
         """Return the recipe itself, with faults reported at the places of the recipe that it was made from."""
         self._places.update(other._places)

@@ -1,15 +1,28 @@
 """report.html: one page on a run, without outside resources, that can be sent by mail."""
 
-import base64
+import csv
+import json
+import logging
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import nan
 from pathlib import Path
 from typing import Any, Literal
 
+from PIL import Image
+
 from tlkit.data.samples import LARGEST_FOLD
 from tlkit.evaluation.metrics import difference_interval
-from tlkit.files import write_atomically
-from tlkit.report.templates import template
+from tlkit.files import sha256_of, write_atomically
+from tlkit.recipe.load import recipe_yaml
+from tlkit.recipe.schema import Recipe
+from tlkit.report.charts import curves, reliability, risk_coverage
+from tlkit.report.images import PageImages, SplitImages, data_url, page_images
+from tlkit.report.templates import percent, template
 from tlkit.terminal import counted
+
+LOG = logging.getLogger("tlkit")
 
 MATRIX_CLASSES = 40
 """Up to so many classes the page has the whole confusion matrix, and one table of classes."""
@@ -18,33 +31,168 @@ LARGE_GAP = 0.05
 """Between the accuracies of training and validation: more is called overfitting, where the images can prove it."""
 MOST_ROWS = 5000
 """Rows of the table of all classes: the page stays below some megabytes."""
+SHEET_PX = 760
 
 
-def write_report(
-    file: Path, *, name: str, metrics: Mapping[str, Any], facts: Mapping[str, Any], recipe_yaml: str, curves: Path, augmentations: Path
-) -> None:
-    """Write a run's report. metrics: the content of metrics.json. facts: what was trained on what, label -> text, in the order to show.
+@dataclass(frozen=True)
+class RunPage:
+    """What the page says. metrics: the content of metrics.json. rows: of metrics.csv, as numbers.
 
-    augmentations: a sheet of training images, which need not be there.
+    facts: what was trained on what, label -> text, in the order to show. sheet: a data URL of augmented images. cache: a phase's number ->
+    what was kept of it. origins: key -> where the recipe has its value from, of those that aren't defaults. sha256: file -> digest.
     """
+
+    name: str
+    metrics: Mapping[str, Any]
+    facts: Mapping[str, Any]
+    recipe_yaml: str
+    phases: Sequence[Mapping[str, Any]] = ()
+    rows: Sequence[Mapping[str, Any]] = ()
+    images: PageImages = field(default_factory=PageImages)
+    sheet: str = ""
+    origins: Mapping[str, str] = field(default_factory=dict)
+    sha256: Mapping[str, str] = field(default_factory=dict)
+    versions: Mapping[str, Any] = field(default_factory=dict)
+
+
+def write_run_report(
+    run: Path, recipe: Recipe, metrics: Mapping[str, Any], *, facts: Mapping[str, Any], seen: SplitImages, file: Path | None = None
+) -> None:
+    """Write the page of a run. metrics: the content of its metrics.json. file: if it is another than the run's report.html."""
+    page = RunPage(
+        recipe.name,
+        metrics,
+        facts,
+        recipe_yaml(recipe),
+        phases=phase_rows(recipe, metrics, read_log(run)),
+        rows=epoch_rows(run),
+        images=page_images(seen),
+        sheet=_sheet(run / "augmentations.png"),
+        origins=_json(run / "origin.json").get("values", {}),
+        sha256={name: sha256_of(run / name) for name in ("model/model.safetensors", "split.csv") if (run / name).is_file()},
+        versions=_json(run / "environment.json").get("versions", {}),
+    )
+    write_page(file or run / "report.html", page)
+
+
+def write_page(file: Path, page: RunPage) -> None:
+    metrics = page.metrics
     measured = metrics.get("test") or metrics["val"]
-    page = template("report.html").render(
-        name=name,
+    primary_metric = measured.get("primary_metric", "accuracy")
+    html = template("report.html").render(
+        page=page,
+        name=page.name,
         measured=measured,
+        intervals=measured.get("intervals", {}),
         multilabel="exact_match" in measured,
         measured_on="test" if metrics.get("test") else "validation",
         validation=metrics["val"],
         gap=gap_note(metrics),
+        gain=gain_note(page),
+        weakest=_weakest(measured),
         best=metrics["best"],
         uneven=_is_uneven(measured),
         audit=metrics["audit"],
-        facts=facts,
-        recipe_yaml=recipe_yaml,
-        curves=base64.b64encode(curves.read_bytes()).decode(),
-        augmentations=base64.b64encode(augmentations.read_bytes()).decode() if augmentations.is_file() else "",
+        facts=page.facts,
+        recipe_yaml=page.recipe_yaml,
+        curves=curves(page.rows, [row["name"] for row in page.phases], metrics["best"], primary_metric=primary_metric),
+        calibration=_calibration(measured),
+        cell_name=lambda i, j: f"cell-{i}-{j}",
+        numbers={name: number for number, name in enumerate(measured["per_class"])},
         **_of_classes(measured),
     )
-    write_atomically(file, page)  # a run that has it is finished: half of one, on a full disk, must not be there
+    write_atomically(file, html)  # a run that has it is finished: half of one, on a full disk, must not be there
+
+
+def epoch_rows(run: Path) -> list[dict[str, Any]]:
+    """Return the rows of metrics.csv as numbers, phases and epochs counted from 1."""
+    try:
+        with (run / "metrics.csv").open(encoding="utf-8", newline="") as lines:
+            rows = [{key: float(value) if value else nan for key, value in row.items()} for row in csv.DictReader(lines)]
+    except FileNotFoundError:
+        return []
+    before = int(any(row["epoch"] == 0 for row in rows))  # earlier versions counted from 0
+    return [{**row, "phase": int(row["phase"]) + before, "epoch": int(row["epoch"]) + before} for row in rows]
+
+
+def read_log(run: Path) -> str:
+    try:
+        return (run / "log.txt").read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return ""
+
+
+def phase_rows(recipe: Recipe, metrics: Mapping[str, Any], log: str) -> list[dict[str, Any]]:
+    """Return what each phase trained, for how long and how fast. log: of the run, which says why nothing was kept of a frozen part."""
+    rows = []
+    seconds = [taken for name, taken in metrics["seconds"].items() if name.startswith("phase ")]
+    for number, phase in enumerate(recipe.phases, 1):
+        train = phase.train if isinstance(phase.train, str) else " ".join(f"{key} {value}" for key, value in dict(phase.train).items())
+        epochs, lr = getattr(phase, "epochs", None), getattr(phase, "lr", None)
+        taken = seconds[number - 1] if number <= len(seconds) else nan
+        why = re.search(rf"phase {number}/\d+ .*its frozen part runs in every epoch: (.*)", log)
+        kept = "its frozen part ran once" if recipe.cache.use else "off"
+        rows.append(
+            {
+                "name": train,
+                "epochs": epochs or "solved",
+                "lr": f"{lr:g}" if lr else "",
+                "seconds": f"{taken:.0f}" if taken == taken else "",
+                "rate": f"{metrics['pictures']['train'] * (epochs or 1) / taken:.0f}" if taken and taken == taken else "",
+                "cache": f"not kept: {why[1].strip()}" if why else "nothing is frozen" if train == "all" else kept,
+            }
+        )
+    return rows
+
+
+def _sheet(file: Path) -> str:
+    """Return the sheet of augmented images, small."""
+    if not file.is_file():
+        return ""
+    with Image.open(file) as sheet:
+        small = sheet.convert("RGB")
+        small.thumbnail((SHEET_PX, 10 * SHEET_PX))
+        return data_url(small, quality=70)
+
+
+def _json(file: Path) -> dict[str, Any]:
+    """Return what a file of the run says for readers; empty where an earlier version wrote none."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def gain_note(page: RunPage) -> str:
+    """Return what the later phases added to the frozen probe, on validation; empty where the run has not both."""
+    probes = [number for number, phase in enumerate(page.phases, 1) if phase["name"] == "head"]
+    metrics, val = page.metrics, page.metrics["val"]
+    before = [row["val/accuracy"] for row in page.rows if row["phase"] in probes and row["phase"] < metrics["best"]["phase"]]
+    if not before or metrics["best"]["phase"] in probes or metrics["best"]["fitted_by"] or "exact_match" in val:
+        return ""
+    images, probe, now = val["pictures"], max(before), val["accuracy"]
+    low, high = difference_interval((now, images), (probe, images))
+    span = f"95 % interval {100 * low:+.0f} to {100 * high:+.0f}"
+    change = f"from {percent(probe, images)} % with a frozen backbone to {percent(now, images)} % on {counted(images, 'validation image')}"
+    told = "" if low > 0 or high < 0 else ", which so few images can't tell from none"
+    return f"Fine-tuning took accuracy {change} ({100 * (now - probe):+.0f} points, {span}{told})"
+
+
+def _weakest(measured: Mapping[str, Any]) -> str:
+    """Return the class with the lowest F1 of those that have images."""
+    seen = [name for name, row in measured["per_class"].items() if row["pictures"]]
+    return min(seen, key=lambda name: float(measured["per_class"][name]["f1"]), default="")
+
+
+def _calibration(measured: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the charts of how far probabilities can be believed; None where the run has none."""
+    found = measured.get("calibration")
+    if not found:
+        return None
+    points = measured.get("risk_coverage") or []
+    drawings = [reliability(found)] if found.get("bins_before") else []
+    return {**found, "charts": [*drawings, *([risk_coverage(points)] if points else [])], "abstain": measured.get("abstain")}
 
 
 def gap_note(metrics: Mapping[str, Any]) -> str:
@@ -88,9 +236,8 @@ def write_repeats_report(
     file: Path, *, name: str, kind: Literal["fold", "seed"], numbers: Sequence[int], summary: Mapping[str, Any], recipe_yaml: str
 ) -> None:
     """Write the page on several folds or seeds, which links to theirs. numbers: of each. summary: the content of their metrics.json."""
-    page = template("repeats.html").render(
-        name=name, kind=kind, numbers=numbers, summary=summary, over=summary[f"over_{kind}s"], recipe_yaml=recipe_yaml
-    )
+    over = summary[f"over_{kind}s"]
+    page = template("repeats.html").render(name=name, kind=kind, numbers=numbers, summary=summary, over=over, recipe_yaml=recipe_yaml)
     write_atomically(file, page)
 
 
@@ -106,6 +253,7 @@ def _of_classes(measured: Mapping[str, Any]) -> dict[str, Any]:
         "confusions": confusions[:most],
         "confusions_left": len(confusions[most:]),
         "matrix": measured.get("confusion", []) if few else [],
+        "listed": {(actual, called) for actual, called, _ in confusions[:most]},
     }
 
 

@@ -12,7 +12,7 @@ from tlkit.data.preprocess import Preprocessing
 from tlkit.data.samples import Sample, Samples
 from tlkit.errors import CacheUnavailable
 from tlkit.evaluation.answers import Answers, split_answers
-from tlkit.evaluation.evaluate import measure_logits
+from tlkit.evaluation.evaluate import OpenSplit, measure_logits
 from tlkit.evaluation.fit_trust import FittedTrust, TrustOptions, fit_trust, measure_trust
 from tlkit.evaluation.metrics import best_thresholds, metric_label, primary_metric_of
 from tlkit.evaluation.predictions import prediction_rows, write_predictions
@@ -25,10 +25,10 @@ from tlkit.models.model_folder import load_with_card, update_metrics, update_tru
 from tlkit.recipe.fields.learning import Mix
 from tlkit.recipe.fields.model import CLASSICAL_HEADS, Head, Model
 from tlkit.recipe.fields.phases import Phase, SolvedPhase
-from tlkit.recipe.load import recipe_yaml
 from tlkit.recipe.schema import Imbalance, Recipe
 from tlkit.report.curves import draw_curves
-from tlkit.report.report import write_report
+from tlkit.report.images import SplitImages
+from tlkit.report.report import write_run_report
 from tlkit.system import is_command_line
 from tlkit.terminal import can_print, counted, print_panel, tlkit_command
 from tlkit.training.setup import Setup
@@ -85,13 +85,14 @@ def choose_thresholds(classifier: Classifier, data: "ImageDataModule", device: "
 
 
 def measure_shipped(
-    folder: Path, setup: Setup, trained: "Trained", *, model: Model, options: TrustOptions, skips: bool, console: "Console"
-) -> dict[str, Any]:
-    """Return validation and test metrics of the saved model, read back from its folder.
+    folder: Path, setup: Setup, trained: "Trained", *, recipe: Recipe, options: TrustOptions, console: "Console"
+) -> tuple[dict[str, Any], SplitImages]:
+    """Return validation and test metrics of the saved model, read back from its folder, and what it answered, for the report.
 
     The test split is used only here, from its files on; validation uses what training has cached of it.
-    folder: the model's, which gets what says how far its answers can be trusted. skips: whether images that can't be read were left out.
+    folder: the model's, which gets what says how far its answers can be trusted.
     """
+    model, skips = recipe.model, recipe.data.on_bad == "skip"
     classifier, card = load_with_card(folder)
     classifier.to(trained.device)
     preprocessing = Preprocessing.from_json(card.preprocessing, card.mean_picture)
@@ -132,7 +133,9 @@ def measure_shipped(
     if samples.fold:
         metrics["fold"] = dict(zip(("number", "of"), samples.fold, strict=True))
     update_metrics(folder, metrics)
-    return metrics
+    split, seen = ("test", test) if samples.of("test") else ("val", val)
+    rows = prediction_rows(seen.logits / fitted.trust.temperature, samples.of(split), card.classes, card.thresholds)
+    return metrics, SplitImages(rows, OpenSplit(classifier, card, recipe, samples, []))
 
 
 def fitted_by(best: PhaseSpec | None, head: Head) -> str:
@@ -201,41 +204,38 @@ def unknown_facts(fitted: FittedTrust) -> dict[str, Any]:
     return asdict(unknown) if unknown else {"reason": fitted.reasons["unknown"]} if "unknown" in fitted.reasons else {}
 
 
-def write_results(run: Path, recipe: Recipe, setup: Setup, trained: "Trained", metrics: Mapping[str, Any]) -> None:
+def write_results(run: Path, recipe: Recipe, setup: Setup, trained: "Trained", metrics: Mapping[str, Any], seen: SplitImages) -> None:
     """Write metrics.json, curves.png and report.html, and for a command the panel that a person reads."""
     from tlkit.training.outputs.tensorboard import log_results
 
     write_json(run / "metrics.json", metrics)
-    samples, head = setup.samples, recipe.model.head
-    names = [*(phase_name(phase.train) for phase in recipe.phases), head.kind]
+    names = [*(phase_name(phase.train) for phase in recipe.phases), recipe.model.head.kind]
     draw_curves(trained.rows, names, run / "curves.png", primary_metric=metrics["primary_metric"])
-    facts = {
+    write_run_report(run, recipe, metrics, facts=run_facts(recipe, setup.samples, metrics, setup.weights.origin), seen=seen)
+    log_results(run, recipe.model_dump(mode="json", by_alias=True), metrics)
+    LOG.info("done in %.0f s", metrics["seconds"]["total"])
+    if is_command_line():
+        print_run(run, setup.samples, metrics)
+
+
+def run_facts(recipe: Recipe, samples: Samples, metrics: Mapping[str, Any], weights_origin: str) -> dict[str, str]:
+    """Return what was trained on what, label -> text, in the order of the report."""
+    head, names = recipe.model.head, [*(phase_name(phase.train) for phase in recipe.phases), recipe.model.head.kind]
+    share = metrics.get("wise_ft", {}).get("share")
+    return {
         "images": split_summary(samples),
         **({"left out": f"{counted(len(samples.skipped), 'image')} that can't be read; skipped.csv names each"} if samples.skipped else {}),
         **({"about the data": "\n".join(samples.warnings)} if samples.warnings else {}),
         "classes": f"{len(samples.classes)}: {', '.join(samples.classes[:20])}{' ...' if len(samples.classes) > 20 else ''}",
-        "backbone": f"{recipe.model.backbone}, weights from {setup.weights.origin}",
+        "backbone": f"{recipe.model.backbone}, weights from {weights_origin}",
         "head": f"{head.kind}, fitted by scikit-learn" if head.kind in CLASSICAL_HEADS else f"{head.kind}, dropout {head.dropout}",
         "phases": "; ".join(f"{names[i]}, {how_trained(phase)}" for i, phase in recipe.run_phases.items()) or "none",
-        **({"shipped": f"{trained.wise_ft['share']:g} of the way to the fine-tuned weights (WiSE-FT)"} if trained.wise_ft else {}),
+        **({"shipped": f"{share:g} of the way to the fine-tuned weights (WiSE-FT)"} if share is not None else {}),
         "image size": f"{recipe.data.image_size} px, {recipe.data.resize}, {recipe.data.channels_label}",
         **({"kept": f"{counted(recipe.cache.views, 'augmented view')} of each training image, in turns"} if recipe.cache.views else {}),
         **metric_notes(recipe.imbalance, samples),
         "time": f"{metrics['seconds']['total']:.0f} s",
     }
-    write_report(
-        run / "report.html",
-        name=recipe.name,
-        metrics=metrics,
-        facts=facts,
-        recipe_yaml=recipe_yaml(recipe),
-        curves=run / "curves.png",
-        augmentations=run / "augmentations.png",
-    )
-    log_results(run, recipe.model_dump(mode="json", by_alias=True), metrics)
-    LOG.info("done in %.0f s", metrics["seconds"]["total"])
-    if is_command_line():
-        print_run(run, samples, metrics)
 
 
 def how_trained(phase: Phase | SolvedPhase) -> str:

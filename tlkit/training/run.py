@@ -119,18 +119,15 @@ def _measure(recipe: Recipe, setup: Setup, context: RunContext, trained: "Traine
 
     folder = context.folder
     try:
-        skips = recipe.data.on_bad == "skip"
         options = TrustOptions(recipe.abstain, recipe.unknown)
-        metrics = measure_shipped(
-            folder / "model", setup, trained, model=recipe.model, options=options, skips=skips, console=context.console
-        )
+        metrics, seen = measure_shipped(folder / "model", setup, trained, recipe=recipe, options=options, console=context.console)
     except Exception:
         how = f"{context.stop.resume_hint}; or: tlkit evaluate {folder}"
         LOG.error("the model in %s is trained and complete, but measuring it failed. To measure it again, %s", folder / "model", how)
         raise
     metrics["audit"] = audit
     metrics["seconds"] = {**trained.seconds, "total": round(context.seconds, 3)}
-    write_results(folder, recipe, setup, trained, metrics)
+    write_results(folder, recipe, setup, trained, metrics, seen)
     remove_others(context.checkpoints, [])
     remove_trained(folder)
 
@@ -166,7 +163,7 @@ def write_run_header(recipe: Recipe, setup: Setup, context: RunContext, rows: li
     else:
         write_atomically(folder / FIRST, recipe_yaml(recipe))
     context.stop.resume_hint = context.stop.resume_hint or f"resume with the same command, --out {folder} and --resume"
-    write_origin(folder)
+    write_origin(folder, recipe.origins())
     write_environment(folder, recipe.place_of(""), setup.devices.here)
     log_header(recipe, setup, folder)
     report_left_out(samples, recipe.data, folder)

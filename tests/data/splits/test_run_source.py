@@ -34,7 +34,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (run / "recipe.yaml").write_text(RECIPE)
     (run / "split.csv").write_text("id,class,split,group,sha256\ncat/0.png,cat,train,,\ndog/0.png,dog,test,,\n")
     monkeypatch.chdir(project)
-    write_origin(run)
+    write_origin(run, {})
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     return project

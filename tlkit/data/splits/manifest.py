@@ -84,6 +84,15 @@ def _as_split(samples: Samples, rows: Sequence[Mapping[str, str]], manifest: Pat
     return Samples(classes, tuple(sample for sample in samples_of_rows if sample.id in by_id), samples.task, skipped=gone)
 
 
+def samples_without_images(run: Path, classes: tuple[str, ...], task: Task) -> Samples:
+    """Return a run's samples as split.csv has them, where the images themselves can't be found."""
+    number = {name: label for label, name in enumerate(classes)}
+    rows = read_manifest(run / "split.csv")
+    labels = (tuple(number[name] for name in _names(row["class"], task)) for row in rows)
+    samples = (Sample(row["id"], Path(row["id"]), of, row["split"]) for row, of in zip(rows, labels, strict=True))
+    return Samples(classes, tuple(samples), task)
+
+
 def _names(cell: str, task: Task) -> list[str]:
     """Return the classes in a cell of split.csv."""
     return [name for name in cell.split(LABEL_SEPARATOR) if name] if task == "multilabel" else [cell]

@@ -21,9 +21,9 @@ MAY_CHANGE = ("data.source", "data.root", "data.on_bad", "data.batch_size", "dat
 """What can be changed for a run that has ended: where its images are, and how they are read."""
 
 
-def write_origin(run: Path) -> None:
-    """Record where the run is started."""
-    write_json(run / ORIGIN, {"started_in": str(Path.cwd())})
+def write_origin(run: Path, values: Mapping[str, str]) -> None:
+    """Record where the run is started, and where its recipe has each value from that isn't a default."""
+    write_json(run / ORIGIN, {"started_in": str(Path.cwd()), "values": dict(values)})
 
 
 def inner_runs(run: Path) -> list[Path]:

@@ -1,0 +1,108 @@
+"""`tlkit report` of a run by an earlier version: what its folder lacks is computed again."""
+
+import base64
+import json
+import re
+import shutil
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.report.browser import browser, dom_after
+from tlkit.cli import main
+from tlkit.evaluation.evaluate import answers_on
+
+BEFORE = Path(__file__).parents[1] / "fixtures" / "before_layout"
+OUTSIDE = re.compile(r"""(?:src|href)\s*=\s*["']?(?!data:|#)[^"'\s>]|url\((?!data:|#)|@import""")
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy; the run was started in its folder."""
+    shutil.copytree(BEFORE, tmp_path / "before")
+    monkeypatch.chdir(tmp_path / "before")
+    return tmp_path / "before"
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("reported") / "before"
+    shutil.copytree(BEFORE, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(["report", "run", "--out", "page.html"]) == 0
+    return folder / "page.html"
+
+
+def test_the_page_of_an_old_run_has_intervals_and_images_and_nothing_from_outside(page: Path) -> None:
+    html = page.read_text(encoding="utf-8")
+    assert not OUTSIDE.search(html)
+    assert "of 12 test images are classified correctly" in html
+    assert re.search(r"weakest class is .*images\)", html)
+    assert "Best epoch: 1 of phase 1," in html  # which the run had counted from 0
+    assert html.count("<svg") == 3  # accuracy, loss, learning rate
+    assert 'alt="What spoke for' in html  # a heat map
+    thumbnails = re.findall(r"url\(data:image/webp;base64,([^)]+)\)", html)
+    assert len(thumbnails) == 12  # each test image once
+    assert max(Image.open(BytesIO(base64.b64decode(thumbnails[0]))).size) == 96
+
+
+def test_every_cell_of_the_confusion_table_has_exactly_its_images(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(page.parent)
+    answers = answers_on(Path("run"), "test")
+    html = page.read_text(encoding="utf-8")
+    cells = re.findall(r'<section class="cell" id="[^"]*" aria-label="(\S+) called (\S+)">(.*?)</section>', html, re.DOTALL)
+    found = {(label, answer): set(re.findall(r"<small[^>]*>(.*?)</small>", images)) for label, answer, images in cells}
+    expected: dict[tuple[str, str], set[str]] = {}
+    for row in answers:
+        expected.setdefault((row["label"], row["answer"]), set()).add(row["id"])
+    assert found == expected
+
+
+def test_without_its_images_the_page_says_so(place: Path) -> None:
+    shutil.move("photos", "moved")
+    assert main(["report", "run", "--out", "page.html"]) == 0
+    html = (place / "page.html").read_text(encoding="utf-8")
+    assert "No images are shown: " in html
+    assert "photos" in html.partition("No images are shown: ")[2][:200]
+    assert main(["report", "run", "data.source.folder=moved", "--out", "page.html"]) == 0
+    assert "No images are shown" not in (place / "page.html").read_text(encoding="utf-8")
+
+
+def test_an_interrupted_run_and_a_cross_validation_are_refused_with_a_fix(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "run/metrics.json").unlink()
+    assert main(["report", "run"]) == 2
+    assert "run has no metrics.json: the run was interrupted, or is still going on.\n  Finish it first:" in capsys.readouterr().err
+    (place / "folds/fold_1").mkdir(parents=True)
+    assert main(["report", "folds"]) == 2
+    assert "each fold has its own report.html.\n  Name one of them, such as folds/fold_1." in capsys.readouterr().err
+
+
+SCRIPT = """
+const shown = () => [...document.querySelectorAll(".cell")].filter(cell => getComputedStyle(cell).display !== "none");
+const link = [...document.querySelectorAll(".confusion a")].find(link => link.getAttribute("href") !== "#");
+link.click();
+await new Promise(done => setTimeout(done));
+const [cell] = shown(), head = document.querySelectorAll("table.sorts thead button")[4];
+const column = () => [...document.querySelectorAll("table.sorts tbody tr")].map(row => Number(row.cells[4].dataset.v));
+head.click(); const up = column(); head.click(); const down = column();
+return {
+  clicked: link.getAttribute("aria-label"), cells: shown().length, title: cell.getAttribute("aria-label"),
+  images: cell.querySelectorAll(".im").length, up, down,
+  requests: performance.getEntriesByType("resource").filter(entry => !entry.name.startsWith("data:")).length,
+  wide: document.documentElement.scrollWidth - innerWidth,
+};
+"""
+
+
+@pytest.mark.skipif(browser() is None, reason="needs Chromium")
+def test_in_a_browser_a_cell_opens_its_images_the_table_sorts_and_nothing_is_requested(page: Path) -> None:
+    found = json.loads(dom_after(page, SCRIPT))
+    number, rest = found["clicked"].split(" of ")
+    assert (found["cells"], found["title"], found["images"]) == (1, rest, int(number))
+    assert found["up"] == sorted(found["up"])
+    assert found["down"] == found["up"][::-1]
+    assert (found["requests"], found["errors"]) == (0, [])
+    assert found["wide"] <= 0

@@ -1,0 +1,155 @@
+"""Charts as inline SVG. Their text is text in the page's colour: readable in dark mode, on paper and by a screen reader."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from io import StringIO
+from math import isfinite, nan
+from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup, escape
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+TRAINING, VALIDATION = "#b87400", "#2b7bd1"  # both have 3:1 or more on white and on the dark page
+INK = "#010203"
+"""Stands for the page's own colour of text."""
+WIDTH, HEIGHT = 3.7, 2.6
+"""In inches of 72 px in SVG: narrow enough for a telephone without shrinking."""
+
+WIDE_RATES = 50
+"""Times between the highest and the lowest rate from which a linear axis would show some as 0."""
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def svg(draw: Callable[["Axes"], None], *, title: str, description: str) -> Markup:
+    """Return one chart. title, description: for those who don't see it."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    colours: Any = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color"), INK)
+    sizes: Any = {"font.size": 10, "axes.titlesize": 10.5, "axes.titleweight": "bold", "axes.linewidth": 0.6, "grid.alpha": 0.15}
+    drawn: Any = {"svg.fonttype": "none", "svg.hashsalt": title, "font.family": "sans-serif"}
+    with matplotlib.rc_context({**colours, **sizes, **drawn}):
+        figure, axis = plt.subplots(figsize=(WIDTH, HEIGHT))
+        axis.grid(visible=True)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.set_title(title, loc="left", pad=18)
+        draw(axis)
+        figure.subplots_adjust(left=0.17, right=0.97, bottom=0.18, top=0.8)
+        written = StringIO()
+        figure.savefig(written, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        plt.close(figure)
+    return _inline(written.getvalue(), title, description)
+
+
+def _inline(text: str, title: str, description: str) -> Markup:
+    """Return the drawing without prolog, size, style and names that several drawings share."""
+    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    text = re.sub(r' id="[A-Za-z0-9]+_[0-9]+"', "", text)  # axes_1, text_3: in every drawing
+    head = text[: text.index(">") + 1]
+    box = re.search(r'viewBox="[^"]*"', head)
+    start = f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" {box[0] if box else ""} role="img"'
+    label = f' aria-label="{escape(f"{title}: {description}")}">'
+    text = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", text.replace(INK, "currentColor"))
+    text = re.sub(r"font: (bold|\d+) ([\d.]+px) [^;\"]*", r"font-weight: \1; font-size: \2", text)
+    return Markup(start + label + text[len(head) :])  # noqa: S704  # matplotlib escapes what it writes, and the label is escaped above
+
+
+def curves(rows: Rows, phase_names: Sequence[str], best: Mapping[str, Any], *, primary_metric: str) -> list[Markup]:
+    """Return accuracy with the gap, loss, and the learning rate by epoch. rows: of metrics.csv as numbers, phases in order."""
+    if not rows:
+        return []
+    place = next((i for i, row in enumerate(rows) if (row["phase"], row["epoch"]) == (best["phase"], best["epoch"])), None)
+    metrics = [metric for metric in (primary_metric, "accuracy", "loss") if metric in ("accuracy", "loss") or "val/score" in rows[0]]
+    drawings = [_metric(rows, phase_names, metric, best=place) for metric in dict.fromkeys(metrics)]
+    if any(isfinite(row.get("lr") or nan) and row["lr"] > 0 for row in rows):
+        drawings.append(_rates(rows, phase_names))
+    return drawings
+
+
+def _metric(rows: Rows, phase_names: Sequence[str], metric: str, *, best: int | None) -> Markup:
+    epochs = list(range(1, len(rows) + 1))
+    plain = metric in ("accuracy", "loss")
+    validation = [row.get(f"val/{metric}" if plain else "val/score", nan) for row in rows]
+    training = [row.get(f"train/{metric}", nan) for row in rows] if plain else []
+
+    def draw(axis: "Axes") -> None:
+        if training:
+            axis.plot(epochs, training, "o--", ms=3.5, lw=1.4, color=TRAINING, label="training")
+        axis.plot(epochs, validation, "o-", ms=3.5, lw=1.6, color=VALIDATION, label="validation")
+        if best is not None:
+            axis.plot([best + 1], [validation[best]], "o", ms=9, mfc="none", mew=1.4, color=VALIDATION)
+        if best is not None and training and metric == "accuracy" and abs(training[best] - validation[best]) > 0.005:
+            low, high = sorted((training[best], validation[best]))
+            axis.annotate("", (best + 1, low), (best + 1, high), arrowprops={"arrowstyle": "<->", "color": INK, "lw": 0.8, "shrinkA": 3})
+            # In the corner that a rising curve leaves free.
+            text = f"gap {100 * (training[best] - validation[best]):.0f} points"
+            axis.text(0.98, 0.04, text, transform=axis.transAxes, ha="right", va="bottom")
+        if metric == "loss":
+            axis.set_ylim(bottom=0)
+        _mark_phases(axis, rows, phase_names)
+        axis.legend(frameon=False, fontsize=9, loc="best")
+
+    told = [f"training {training[-1]:.3f}, "] if training else []
+    last = f"in the last of {len(rows)} epochs {''.join(told)}validation {validation[-1]:.3f}"
+    return svg(draw, title=metric.replace("_", " "), description=f"by epoch; {last}. A ring marks the epoch that ships.")
+
+
+def _rates(rows: Rows, phase_names: Sequence[str]) -> Markup:
+    rates = [row.get("lr", nan) for row in rows]
+    positive = [rate for rate in rates if rate > 0]
+
+    def draw(axis: "Axes") -> None:
+        if max(positive) > WIDE_RATES * min(positive):
+            axis.set_yscale("log", nonpositive="mask")
+        else:
+            axis.set_ylim(0, 1.1 * max(positive))
+        axis.plot(range(1, len(rows) + 1), rates, "s-", ms=3.5, lw=1.4, color=VALIDATION)
+        _mark_phases(axis, rows, phase_names)
+
+    return svg(draw, title="learning rate", description=f"of the head at the end of each epoch, at most {max(positive):.2g}")
+
+
+def _mark_phases(axis: "Axes", rows: Rows, phase_names: Sequence[str]) -> None:
+    """Draw a line where a phase begins, with its name above the plot, where no curve can cross it."""
+    from matplotlib.ticker import MaxNLocator
+
+    starts = [i for i, row in enumerate(rows) if i == 0 or row["phase"] != rows[i - 1]["phase"]]
+    axis.set(xlabel="epoch", xlim=(0.5, len(rows) + 0.5))
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    for start, end in zip(starts, [*starts[1:], len(rows)], strict=True):
+        number = int(rows[start]["phase"])
+        if start:
+            axis.axvline(start + 0.5, color=INK, lw=0.7, ls=":")
+        if len(starts) <= 6 and number <= len(phase_names):
+            where: dict[str, Any] = {"transform": axis.get_xaxis_transform(), "ha": "center", "va": "bottom", "fontsize": 9}
+            axis.text((start + end + 1) / 2, 1.01, phase_names[number - 1].replace("$", r"\$"), **where)
+
+
+def reliability(calibration: Mapping[str, Any]) -> Markup:
+    """Return confidence against accuracy, before and after; on the diagonal, 80 % sure is right in 80 of 100."""
+
+    def draw(axis: "Axes") -> None:
+        axis.plot([0, 1], [0, 1], ":", lw=1, color=INK)
+        for key, style, colour in (("before", "o--", TRAINING), ("after", "o-", VALIDATION)):
+            bins = calibration.get(f"bins_{key}") or []
+            axis.plot([row["confidence"] for row in bins], [row["accuracy"] for row in bins], style, ms=4, lw=1.4, color=colour, label=key)
+        axis.set(xlabel="confidence", ylabel="share right", xlim=(0, 1.02), ylim=(0, 1.02))
+        axis.legend(frameon=False, fontsize=9, loc="upper left")
+
+    described = f"share of right answers by confidence; error before {calibration['ece_before']:.3f}, after {calibration['ece_after']:.3f}"
+    return svg(draw, title="reliability", description=described)
+
+
+def risk_coverage(points: Sequence[Mapping[str, float]]) -> Markup:
+    """Return the error among the images that are answered, by the share of images that are answered."""
+
+    def draw(axis: "Axes") -> None:
+        axis.plot([point["coverage"] for point in points], [point["error"] for point in points], "-", lw=1.6, color=VALIDATION)
+        axis.set(xlabel="share of images answered, the surest first", ylabel="error", xlim=(0, 1.02), ylim=(0, None))
+
+    return svg(draw, title="error among answers", description=f"by the share answered; {points[-1]['error']:.3f} if all are")
