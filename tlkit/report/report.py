@@ -97,6 +97,7 @@ def write_page(file: Path, page: RunPage) -> None:
         recipe_yaml=page.recipe_yaml,
         curves=curves(page.rows, [row["name"] for row in page.phases], metrics["best"], primary_metric=primary_metric),
         calibration=_calibration(measured),
+        no_calibration=(measured.get("calibration") or {}).get("reason") or "it was not measured in this run.",
         cell_name=lambda i, j: f"cell-{i}-{j}",
         numbers={name: number for number, name in enumerate(measured["per_class"])},
         **_of_classes(measured),
@@ -188,7 +189,7 @@ def _weakest(measured: Mapping[str, Any]) -> str:
 def _calibration(measured: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the charts of how far probabilities can be believed; None where the run has none."""
     found = measured.get("calibration")
-    if not found:
+    if not found or "ece_before" not in found:  # there may be a reason in its place
         return None
     points = measured.get("risk_coverage") or []
     drawings = [reliability(found)] if found.get("bins_before") else []
