@@ -40,6 +40,7 @@ WORDS = {
     "report": "report run --out 頁.html",
     "calibrate": "calibrate run --error 0.5",
     "drift": "drift run 写真",
+    "explain": "explain run 写真/日本/0.png --only filters,maps,cam --out 説明",
     "reproduce": "reproduce run --out again",
     "compare": "compare run run --curves 曲線.png",
     "runs": "runs .",

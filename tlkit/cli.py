@@ -11,7 +11,7 @@ from textwrap import fill
 from typing import Any
 
 from tlkit import __version__
-from tlkit.commands import completion, data, deploy, evaluate, init, models, recipes, runs, search, training
+from tlkit.commands import completion, data, deploy, evaluate, explain, init, models, recipes, runs, search, training
 from tlkit.errors import Interrupted, TlkitError, did_you_mean, expected_one_of, without_passwords
 from tlkit.files import is_disk_full
 from tlkit.system import as_command_line, ignore_pillow_warnings
@@ -40,6 +40,7 @@ COMMANDS: dict[str, tuple[str, Callable[[ArgumentParser], None], Callable[[Names
     "data fetch": ("put everything that a recipe needs into one folder, for a machine without a network", data.fetch_arguments, data.fetch),
     "plan": ("show what a run will do: what trains, memory, steps, time", training.plan_arguments, training.plan),
     "lr": ("run a learning-rate range test and suggest a rate", training.lr_arguments, training.lr),
+    "explain": ("draw what a network learned, and where its answers come from", explain.explain_arguments, explain.explain),
     "evaluate": ("measure a run's model again on its test images", evaluate.evaluate_arguments, evaluate.evaluate),
     "calibrate": ("promise an error rate: abstain where a run's model isn't sure", evaluate.calibrate_arguments, evaluate.calibrate),
     "drift": ("compare a folder's images with those that a run's model knows", evaluate.drift_arguments, evaluate.drift),

@@ -63,10 +63,11 @@ def test_maps_change_with_randomised_weights(test_squares: Squares) -> None:
     assert correlations.nanmean() < 0.5
 
 
-FAMILIES = {
+FAMILIES: dict[str, tuple[str | None, int]] = {
     "resnet18": ("layer3", 32),  # its last map has one place
     "vgg11": ("conv5", 32),
-    "vit_tiny_patch16_224": ("block1", 64),  # its class token doesn't read the others after the last block
+    "vit_tiny_patch16_224": (None, 64),
+    "deit_tiny_distilled_patch16_224": (None, 64),
     "swin_tiny_patch4_window7_224": ("norm", 64),
     "convnext_atto": ("stage3", 64),
     "googlenet": ("inception5b", 64),
@@ -89,6 +90,27 @@ def test_every_family_has_maps_of_the_images_size(name: str) -> None:
     assert maps.amin() >= 0
     assert set(maps.amax((1, 2)).tolist()) <= {0.0, 1.0}
     torch.testing.assert_close(maps, grad_cam(classifier, images, target, stage=stage))
+
+
+def test_a_token_map_lies_on_the_square_more_than_grad_cam_on_tokens(test_squares: Squares) -> None:
+    images, labels, inside = test_squares
+    classifier = trained("token")
+    assert classifier.backbone.blocks[0].attn.fused_attn  # type: ignore[index, union-attr]
+
+    def share(stage: str | None) -> float:
+        maps = grad_cam(classifier, images, labels, stage=stage)
+        above = (maps - maps.mean((1, 2), keepdim=True)).relu()
+        return float(((above * inside).sum((1, 2)) / above.sum((1, 2)).clamp_min(1e-9)).mean())
+
+    assert share(None) > max(0.5, share("block1"))
+    assert classifier.backbone.blocks[0].attn.fused_attn  # type: ignore[index, union-attr]
+
+
+def test_a_transformers_last_block_but_one_is_the_last_that_its_class_token_reads() -> None:
+    torch.manual_seed(0)
+    classifier = trained("token")
+    maps = [grad_cam(classifier, torch.randn(1, 3, 32, 32), torch.tensor([0]), stage=stage) for stage in ("block1", "block2")]
+    assert [bool(heat.any()) for heat in maps] == [True, False]
 
 
 def test_a_stage_without_a_map_and_a_head_without_gradient_are_named(two_layers: Classifier) -> None:

@@ -6,6 +6,7 @@ from torch.nn.functional import interpolate
 
 from tlkit.errors import BackboneError
 from tlkit.explain.stage_maps import as_map, backbone_name, check_stage, stage_outputs
+from tlkit.explain.token_map import has_token_map, token_map
 from tlkit.models.classifier import Classifier
 from tlkit.models.heads import NearestNeighbours
 
@@ -13,14 +14,13 @@ from tlkit.models.heads import NearestNeighbours
 def grad_cam(classifier: Classifier, images: Tensor, target: Tensor, *, stage: str | None = None) -> Tensor:
     """Compute a class-discriminative heat map for each image. The classifier is put into eval mode.
 
-    Of a transformer it is a token map: the same sum over the channels of its patch tokens.
+    Of a vision transformer it is a token map (see `token_map`), unless a stage is named.
 
     Args:
         classifier: A trained classifier; frozen layers don't matter.
         images: [B, C, H, W], normalised, on the classifier's device.
         target: [B], the class index to explain.
-        stage: A name from `classifier.stages`. None takes the last with a map that the class depends on: a transformer that classifies by
-            a token reads the others last in its last block but one.
+        stage: A name from `classifier.stages`. None takes the last with a map that the class depends on.
 
     Returns:
         [B, H, W] in 0..1; all zeros where no activation speaks for the class.
@@ -34,14 +34,21 @@ def grad_cam(classifier: Classifier, images: Tensor, target: Tensor, *, stage: s
     if stage is not None:
         check_stage(classifier, stage)
     classifier.eval()
+
+    def score() -> Tensor:
+        logits: Tensor = classifier.head(classifier.features(images.detach().clone().requires_grad_()))  # [B, K]
+        return logits.gather(1, target.to(logits.device)[:, None]).sum()
+
     # Gradients flow whatever is frozen, also where the caller has switched them off.
-    with torch.inference_mode(False), torch.enable_grad(), stage_outputs(classifier) as outputs:
-        logits = classifier.head(classifier.features(images.detach().clone().requires_grad_()))  # [B, K]
-        score = logits.gather(1, target.to(logits.device)[:, None]).sum()
-        maps, gradients = _map_and_gradient(classifier, outputs, score, stage)
-    weights = gradients.mean((2, 3), keepdim=True)  # alpha of eq. 1: [B, C, 1, 1]
-    heat = (weights * maps).sum(1, keepdim=True).relu()  # eq. 2: [B, 1, h, w]
-    heat = interpolate(heat.float(), images.shape[2:], mode="bilinear")[:, 0]
+    with torch.inference_mode(False), torch.enable_grad():
+        if stage is None and has_token_map(classifier.backbone):
+            heat = token_map(classifier.backbone, score)  # type: ignore[arg-type]
+        else:
+            with stage_outputs(classifier) as outputs:
+                maps, gradients = _map_and_gradient(classifier, outputs, score(), stage)
+            weights = gradients.mean((2, 3), keepdim=True)  # alpha of eq. 1: [B, C, 1, 1]
+            heat = (weights * maps).sum(1).relu()  # eq. 2: [B, h, w]
+    heat = interpolate(heat.float()[:, None], images.shape[2:], mode="bilinear")[:, 0]
     return heat / heat.amax((1, 2), keepdim=True).clamp_min(torch.finfo(heat.dtype).tiny)
 
 

@@ -170,6 +170,8 @@ class Recipe(Strict):
             clashes["data.batch_size"] = "Give it a number"
         if self.ema is not None:
             clashes["ema"] = "Remove it"
+        if self.trainer.log_gradients:
+            clashes["trainer.log_gradients"] = "Set it to false"
         if self.loss.l2_sp:
             clashes["loss.l2_sp"] = "Set it to 0"
         if self.model.auxiliary_loss and self.model.backbone.partition(".")[0] == "googlenet":

@@ -33,6 +33,7 @@ from tlkit.training.closed_form.solve import solve_head
 from tlkit.training.context import RunContext
 from tlkit.training.distributed.ranks import is_main_process
 from tlkit.training.distributed.sharding import Gathered
+from tlkit.training.gradient_norms import GradientNorms
 from tlkit.training.module import PhaseModule
 from tlkit.training.not_finite import NotFinite
 from tlkit.training.objective.auxiliary import AuxiliaryHeads
@@ -181,6 +182,8 @@ def phase_callbacks(training: Training, spec: PhaseSpec) -> list[Callback]:
     ]
     if early := learning.early_stopping:
         callbacks.append(EarlyStopping("val/score", mode="max", patience=early.patience, min_delta=early.min_delta))
+    if spec.trainer.log_gradients:
+        callbacks.append(GradientNorms(context.folder, setup.classifier, spec.number))
     if learning.ema:
         callbacks.append(moving_average(learning.ema))
     return [*callbacks, *context.callbacks, training.checkpoints]

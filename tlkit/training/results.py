@@ -18,6 +18,7 @@ from tlkit.evaluation.metrics import best_thresholds, metric_label, primary_metr
 from tlkit.evaluation.predictions import prediction_rows, write_predictions
 from tlkit.evaluation.primary_metric import named_primary_metric, recorded_primary_metric
 from tlkit.evaluation.unknown import training_sample
+from tlkit.explain.gradient_flow import GRADIENTS, draw_gradients, read_gradients
 from tlkit.files import write_json
 from tlkit.models.classifier import Classifier
 from tlkit.models.inference import infer
@@ -211,6 +212,8 @@ def write_results(run: Path, recipe: Recipe, setup: Setup, trained: "Trained", m
     write_json(run / "metrics.json", metrics)
     names = [*(phase_name(phase.train) for phase in recipe.phases), recipe.model.head.kind]
     draw_curves(trained.rows, names, run / "curves.png", primary_metric=metrics["primary_metric"])
+    if (run / GRADIENTS).is_file():
+        draw_gradients([(recipe.name, read_gradients(run / GRADIENTS))], run / "gradients.png")
     write_run_report(run, recipe, metrics, facts=run_facts(recipe, setup.samples, metrics, setup.weights.origin), seen=seen)
     log_results(run, recipe.model_dump(mode="json", by_alias=True), metrics)
     LOG.info("done in %.0f s", metrics["seconds"]["total"])

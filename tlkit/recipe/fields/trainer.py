@@ -55,6 +55,9 @@ class Trainer(Strict):
         False,
         description="take batch_size and lr per device: n devices process n times the images, at lr times n or its root",
     )
+    log_gradients: bool = Field(
+        False, description="record the norms of gradients and weights of every layer and epoch: gradients.csv and gradients.png"
+    )
     checkpoint_every: CheckpointEvery = Field(
         default_factory=CheckpointEvery,
         description="checkpoints within an epoch; between epochs, at most every 5 seconds",

@@ -1,0 +1,80 @@
+"""The sanity check of heat maps: with weights randomised from the head down, a map of what the network has learned has to change."""
+
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from dataclasses import dataclass
+from statistics import mean
+
+import torch
+from scipy.stats import spearmanr
+from torch import Tensor, nn
+
+from tlkit.explain.grad_cam import grad_cam
+from tlkit.models.classifier import Classifier
+
+CHANGED = 0.5
+"""Rank correlation with the trained network's maps below which a map counts as changed."""
+
+
+@dataclass(frozen=True)
+class Randomised:
+    """Maps [B, H, W] after all from the head down to `down_to` is random. correlation: mean of the images' rank correlations with the
+    trained network's maps; a map without contrast counts as 0.
+    """
+
+    down_to: str
+    maps: Tensor
+    correlation: float
+
+
+def randomised_maps(
+    classifier: Classifier, images: Tensor, target: Tensor, *, on_step: Callable[[int], None] = lambda steps: None
+) -> list[Randomised]:
+    """Return maps with ever more random weights: of the head, then of stage after stage towards the image.
+
+    Each is of the class that the random network calls: for the trained one's answer it often has no map at all.
+
+    Source: Adebayo et al. 2018, cascading randomisation, https://arxiv.org/abs/1810.03292. A layer is randomised by permuting its own
+    weights, so that activations stay in their range and only what was learned is gone.
+    """
+    expected = grad_cam(classifier, images, target)
+    random = deepcopy(classifier)
+    found = []
+    generator = torch.Generator().manual_seed(0)
+    for name, parameters in _from_the_head_down(random):
+        for parameter in parameters:
+            shuffled = parameter.detach().flatten()[torch.randperm(parameter.numel(), generator=generator).to(parameter.device)]
+            parameter.data = shuffled.reshape(parameter.shape)
+        with torch.no_grad():
+            called = random.eval()(images).argmax(1)
+        maps = grad_cam(random, images, called)
+        found.append(Randomised(name, maps, mean(_rank_correlation(*pair) for pair in zip(expected, maps, strict=True))))
+        on_step(1)
+    return found
+
+
+def verdict(found: list[Randomised]) -> str:
+    """Return whether the maps pass: from some stage down, those of a network that knows ever less are other maps."""
+    alike = [number for number, step in enumerate(found) if abs(step.correlation) >= CHANGED]
+    first = alike[-1] + 1 if alike else 0
+    if first == len(found):
+        return (
+            f"Sanity check failed: with all weights random the maps still have a rank correlation of {found[-1].correlation:.2f} with"
+            " these. They show more of the image than of what was learned."
+        )
+    return (
+        f"Sanity check passed: with the weights random from the head down to '{found[first].down_to}' and further, the rank"
+        f" correlation with these maps stays below {CHANGED}; with all random it is {found[-1].correlation:.2f}."
+    )
+
+
+def _from_the_head_down(classifier: Classifier) -> Iterator[tuple[str, list[nn.Parameter]]]:
+    named = dict(classifier.backbone.named_parameters())
+    yield "head", list(classifier.head.parameters())
+    for stage in reversed(classifier.stages):
+        yield stage.name, [named[name] for name in stage.parameters]
+
+
+def _rank_correlation(one: Tensor, other: Tensor) -> float:
+    value = float(spearmanr(one.flatten().cpu(), other.flatten().cpu()).statistic) if one.std() > 0 and other.std() > 0 else 0.0
+    return value
