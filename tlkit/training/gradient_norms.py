@@ -54,7 +54,7 @@ class GradientNorms(Callback):
             Row(self._phase, epoch, stage, layer, gradient, weight)
             for (stage, layer, _), gradient, weight in zip(self._layers, gradients, weights, strict=True)
         ]
-        write_csv(self._file, COLUMNS, (row._asdict() for row in [*earlier, *now]), durable=False)
+        write_csv(self._file, COLUMNS, (dict(zip(COLUMNS, row, strict=True)) for row in [*earlier, *now]), durable=False)
 
 
 def trained_layers(classifier: Classifier) -> list[tuple[str, str, nn.Parameter]]:
