@@ -283,7 +283,8 @@ SECTIONS: dict[str, tuple[str, str, Callable[[Work, Section], None]]] = {
 
 def _contrasted(image: Tensor) -> NDArray[np.float32]:
     low, high = np.percentile(image.numpy(), (1, 99))
-    return np.clip((image.numpy() - low) / max(high - low, 1e-6), 0, 1)
+    stretched: NDArray[np.float32] = np.clip((image.numpy() - low) / max(high - low, 1e-6), 0, 1)
+    return stretched
 
 
 def _images(work: Work) -> tuple[Shown, ...]:
