@@ -117,6 +117,7 @@ def test_debug_anywhere_shows_the_traceback_with_the_same_exit_code() -> None:
             f"nowhere does not exist.\n  tlkit ships these: {', '.join(sorted(path.stem for path in shipped('recipes').glob('*.yaml')))}."
             in done.stderr
         )
+        assert "For images of your own, write one: " in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -201,3 +201,16 @@ def test_the_command_that_is_printed_runs_where_tlkit_is_not_on_the_path(tmp_pat
     command = tlkit_command("--version")
     assert command.endswith(" --version")
     assert subprocess.run(shlex.split(command), capture_output=True, text=True, check=True).stdout == f"tlkit {__version__}\n"
+
+
+def test_rows_of_a_list_hang_beside_their_label_and_commands_stay_whole() -> None:
+    """`tlkit recipes help` and `recipes ls` on 60 columns: keys are indented as commands are, names take up to half the width."""
+    row = "    name            up to 100 letters, digits and . _ -; names the run folder"
+    text = f"{row}\n    tlkit finetune recipe.yaml data.source.folder=/photos"
+    assert wrap(text, 60).splitlines() == [
+        "    name            up to 100 letters, digits and . _ -;",
+        "                    names the run folder",
+        "    tlkit finetune recipe.yaml data.source.folder=/photos",
+    ]
+    lines = wrap(f"{'folder_gradual_unfreeze':<25}A folder of your own images, from the head down", 60).splitlines()
+    assert lines == [f"{'folder_gradual_unfreeze':<25}A folder of your own images, from", " " * 25 + "the head down"]

@@ -19,7 +19,7 @@ from tlkit.terminal import escape_unencodable_output, print_text, wrap
 
 EXAMPLES = """examples:
   tlkit finetune recipes/quickstart.yaml
-  tlkit finetune quickstart 'phases[0].epochs=1' --out runs/trial"""
+  tlkit finetune quickstart 'phases[0].epochs=1' --out trial"""
 
 
 # name: (what it does, its arguments, the command)

@@ -21,7 +21,7 @@ ESCAPE = "tlkit.escape"
 LABEL = re.compile(r" *\S+(?: \S+)* {2,}")
 """What a line begins with whose text stands in a column of its own."""
 COMMAND_INDENT = 4
-"""A line of a message that begins with so many blanks is a command, and stays whole."""
+"""A line of a message that begins with so many blanks is a command, and stays whole; one with a label is a row of a list."""
 WIDTH_IN_FILES = 1000
 """Wide enough that nothing is folded."""
 
@@ -69,10 +69,10 @@ def wrap(text: str, width: int) -> str:
 
 
 def _wrapped_line(line: str, width: int) -> str:
-    indent = line[: len(line) - len(line.lstrip())]
-    if len(indent) >= COMMAND_INDENT:
+    indent, label = line[: len(line) - len(line.lstrip())], LABEL.match(line)
+    if len(indent) >= COMMAND_INDENT and not label:
         return line
-    if (label := LABEL.match(line)) and len(label[0]) <= width // 3:
+    if label and len(label[0]) <= width // 2:
         indent = len(label[0]) * " "
     options = {"break_long_words": False, "break_on_hyphens": False, "subsequent_indent": indent}
     return textwrap.fill(line, max(20, width), **options)  # type: ignore[arg-type]  # two bools and a str

@@ -386,6 +386,14 @@ def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
     assert str(only_fault(tmp_path)) == f"{tmp_path} is a folder, not a recipe.\n  It holds trial.yaml."
 
 
+def test_a_missing_folder_in_place_of_a_recipe_names_the_nearest_folder_and_init(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    fault = str(only_fault(tmp_path / "photo"))
+    assert f"{tmp_path / 'photo'} does not exist.\n  Did you mean the folder {tmp_path / 'photos'}? If it holds a folder" in fault
+    assert f"init {tmp_path / 'photos'}" in fault
+    assert "tlkit ships these" not in fault
+
+
 # --- overrides ---
 
 

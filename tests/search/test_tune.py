@@ -53,7 +53,11 @@ def test_the_best_values_are_in_a_plain_recipe(workplace: Path) -> None:
     best = max(trials(workplace), key=lambda row: float(row["score"] or 0))
     recipe = load_recipe(workplace / "study/best.yaml")
     assert recipe.search is None
-    assert "search" not in (workplace / "study/best.yaml").read_text()
+    first, *lines = (workplace / "study/best.yaml").read_text().splitlines()
+    assert first.startswith("# Written by tlkit tune: phases[0].lr, phases[0].epochs, augment. Everything else")
+    # The user's own lines and what was found, no defaults.
+    assert lines[:3] == RECIPE.splitlines()[1:4]
+    assert [line.split(":")[0] for line in lines[3:]] == ["phases", "augment"]
     (phase,) = recipe.gradient_phases.values()
     assert (f"{phase.lr:.6g}", str(phase.epochs)) == (f"{float(best['phases[0].lr']):.6g}", best["phases[0].epochs"])
     assert all(1e-6 <= float(row["phases[0].lr"]) <= 1e-1 for row in trials(workplace))

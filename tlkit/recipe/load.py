@@ -72,11 +72,21 @@ def find_recipe(path: str | PathLike[str]) -> Path:
         for recipe in ours:
             if recipe.name in (path.name, f"{path.name}.yaml"):
                 return recipe
+    if path.suffix not in (".yaml", ".yml") and (folder := _nearest_folder(path)):
+        raise RecipeError([Fault(str(path), "does not exist.", f"Did you mean the folder {folder}? {_recipe_for(folder)}")])
     beside = sorted(path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
     candidates = {found.stem: str(found) for found in beside} | {recipe.stem: recipe.stem for recipe in ours}
     near = get_close_matches(path.stem, candidates, n=1)
     hint = f"Did you mean '{candidates[near[0]]}'? " if near else ""
-    raise RecipeError([Fault(str(path), "does not exist.", f"{hint}tlkit ships these: {', '.join(recipe.stem for recipe in ours)}.")])
+    own = f"\n  For images of your own, write one: {tlkit_command('init', 'FOLDER')}"
+    raise RecipeError([Fault(str(path), "does not exist.", f"{hint}tlkit ships these: {', '.join(recipe.stem for recipe in ours)}.{own}")])
+
+
+def _nearest_folder(path: Path) -> Path | None:
+    """Return the folder beside a missing path whose name is nearly the same."""
+    beside = [found.name for found in path.parent.iterdir() if found.is_dir()] if path.parent.is_dir() else []
+    near = get_close_matches(path.name, beside, n=1, cutoff=0.75)
+    return path.parent / near[0] if near else None
 
 
 def _recipe_for(folder: Path) -> str:
@@ -177,7 +187,7 @@ def _set(document: Document, key: str, value: Any, place: str) -> Fault | None:
     if document.value is None:
         document.value = {}
     holder: Any = document.value
-    steps = list(_steps(key))
+    steps = list(steps_of(key))
     for i, step in enumerate(steps):
         if fault := _step_fault(key, holder, above=_dotted(steps[:i]), below=steps[i:], value=value):
             return fault
@@ -206,7 +216,7 @@ def _step_fault(key: str, holder: Any, *, above: str, below: list[str | int], va
     return None
 
 
-def _steps(key: str) -> Iterator[str | int]:
+def steps_of(key: str) -> Iterator[str | int]:
     for step in _STEP.findall(key):
         yield int(step[1:-1]) if step.startswith("[") else step
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from tlkit.data.decode import decode, image_formats
 from tlkit.data.samples import LABEL_SEPARATOR, ImageSource, Sample, Samples
-from tlkit.data.sources.layout import find_layout, has_images
+from tlkit.data.sources.layout import deeper_folders, find_layout
 from tlkit.data.sources.read import read_source
 from tlkit.data.splits.holdout import hash_images
 from tlkit.errors import DataError
@@ -166,10 +166,10 @@ def _check_level(source: Mapping[str, Any]) -> None:
     below = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
     layout = find_layout(folder)
     classes = [place for folders in layout.folders.values() for place in folders.values()]
-    if any(has_images(place) for place in classes):
+    inner = deeper_folders(layout)
+    if not inner:
         return
-    inner = [path for place in classes[:3] for path in sorted(place.iterdir()) if path.is_dir()][:3]
-    names = ", ".join(str(path.relative_to(folder)) for path in inner)
+    names = ", ".join(str(path.relative_to(folder)) for path in inner[:3])
     raise DataError(
         f"{folder}: no class folder has images itself, they are a level or more below: {names}.\n"
         f"  Name the folder whose folders are the classes, such as {below[0] if below else folder}; or if {len(classes)} classes such as "

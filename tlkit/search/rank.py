@@ -24,6 +24,7 @@ from tlkit.files import atomic_file, write_atomically, write_csv, write_json
 from tlkit.models.catalog import list_models, published
 from tlkit.models.classifier import Classifier
 from tlkit.models.weights import weights_here
+from tlkit.recipe.edit import edited_recipe
 from tlkit.recipe.fields.data import Data
 from tlkit.recipe.load import load_recipe, recipe_yaml
 from tlkit.recipe.schema import Recipe
@@ -333,5 +334,5 @@ def draw_rank(rows: Sequence[Ranked], file: Path) -> None:
 
 def write_winner(recipe_file: str, overrides: Sequence[str], winner: Candidate, file: Path) -> None:
     """Write the recipe with the winner's backbone and weights."""
-    model = [f"model.backbone={winner.backbone}", f"model.weights={json.dumps(winner.weights)}"]
-    write_atomically(file, recipe_yaml(load_recipe(recipe_file, [*overrides, *model])))
+    model = {"model.backbone": winner.backbone, "model.weights": winner.weights}
+    write_atomically(file, edited_recipe(recipe_file, overrides, model, by="tlkit rank"))

@@ -19,6 +19,7 @@ from tlkit.data.progress import progress_console
 from tlkit.data.splits.holdout import hash_images
 from tlkit.errors import Fault, RecipeError, RunError, TlkitError
 from tlkit.files import write_atomically, write_csv
+from tlkit.recipe.edit import edited_recipe
 from tlkit.recipe.fields.search import Range
 from tlkit.recipe.load import load_recipe, recipe_yaml
 from tlkit.recipe.schema import Recipe
@@ -289,7 +290,7 @@ def write_results(study: "optuna.Study", space: Space, out: Path) -> None:
     from tlkit.search.study_page import write_study_page
 
     best = _values(study.best_trial, space)
-    write_atomically(out / "best.yaml", recipe_yaml(space.recipe(best)))
+    write_atomically(out / "best.yaml", edited_recipe(space.file, space.overrides, best, by="tlkit tune"))
     rows = [
         {
             "trial": trial.number + 1,

@@ -23,6 +23,7 @@ from tlkit.data.sources.kind import Finding
 from tlkit.errors import DataError
 from tlkit.recipe.fields.data import Data
 from tlkit.recipe.fields.source import CsvSource, FolderSource, NpzSource, WebDatasetSource
+from tlkit.search.look import look_at
 from tlkit.system import cache_folder
 
 
@@ -129,6 +130,42 @@ def test_a_sound_folder_ends_with_0_and_the_words_that_scripts_look_for(tmp_path
     assert main(["data", "check", str(small_folder(tmp_path / "photos"))]) == 0
     assert "24 pictures in 2 classes were decoded, all of them can be read." in capsys.readouterr().out  # not images: see check.py
     assert main(["data", "check", "quickstart"]) == 0
+
+
+def test_the_number_of_images_that_cannot_be_read_is_one_of_a_sum(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = small_folder(tmp_path / "photos")
+    (folder / "cat" / "bad.png").write_bytes(b"no image")
+    assert main(["data", "check", str(folder)]) == 2
+    assert "25 pictures in 2 classes were tried: 24 can be read, 1 can't." in capsys.readouterr().out
+
+
+def test_files_beside_the_class_folders_are_reported(tmp_path: Path) -> None:
+    folder = small_folder(tmp_path / "photos")
+    make_image(1).save(folder / "stray.png")
+    (folder / "IMG_1").write_bytes(encoded(make_image(2), "PNG"))
+    for name in ("IMG_2.heic", "labels.csv"):
+        (folder / name).write_bytes(b"x")
+    found = checked(folder)
+    assert rows(found, "warning") == {
+        "stray.png": "is beside the class folders: it has no class and is not read",
+        "IMG_1": "is beside the class folders: it has no class and is not read",
+        "IMG_2.heic": "images in HEIC form are not read",
+    }
+    assert rows(found, "note") == {"labels.csv": "no image (.csv): not read"}
+
+
+def test_a_folder_of_folders_of_folders_is_called_that_as_by_init(tmp_path: Path) -> None:
+    for place in ("birds/owl", "birds/eagle", "fish/cod", "fish/eel"):
+        (tmp_path / "animals" / place).mkdir(parents=True)
+        for number in range(12):
+            make_image(number).save(tmp_path / "animals" / place / f"{number}.png")
+    found = checked(tmp_path / "animals")
+    (problem,) = rows(found, "warning").values()
+    assert "no class folder has images itself: they are a level or more below, such as in birds/eagle" in problem
+    asked = check_images(Data(source=FolderSource(folder=str(tmp_path / "animals"), layout="class")), "multiclass", 0)
+    assert rows(asked, "warning") == {}
+    with pytest.raises(DataError, match="no class folder has images itself, they are a level or more below: birds/eagle"):
+        look_at({"folder": str(tmp_path / "animals")})
 
 
 def test_nothing_heavy_is_imported() -> None:

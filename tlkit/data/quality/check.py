@@ -157,11 +157,12 @@ def _split_findings(samples: Samples, bad: set[str], data: Data, seed: int) -> I
 
 def _print_table(checked: Checked, name: str, out: Path | None) -> None:
     counts = {level: checked.count(level) for level in LEVELS}
-    readable = f"{checked.bad} of them can't be read" if checked.bad else "all of them can be read"
     classes = f" in {counted(checked.classes, 'class', 'classes')}" if checked.classes else ""
     # A contract: scripts look for "24 pictures in 2 classes" in this line, acceptance scripts too, so it doesn't say images.
-    decoded = f"{counted(checked.images, 'picture')}{classes} {'was' if checked.images == 1 else 'were'} decoded"
-    print_text(f"{name}: {decoded}, {readable}." if checked.images else f"{name}: no image was found.")
+    found, were = f"{counted(checked.images, 'picture')}{classes}", "was" if checked.images == 1 else "were"
+    good = f"{found} {were} decoded, all of them can be read."
+    bad = f"{found} {were} tried: {checked.images - checked.bad:,} can be read, {checked.bad:,} can't."
+    print_text(f"{name}: {(bad if checked.bad else good) if checked.images else 'no image was found.'}")
     if checked.findings:
         table = Table("", "where", "what is wrong", "what to do", box=None, header_style="bold")
         for finding in checked.findings[:MOST_ROWS]:

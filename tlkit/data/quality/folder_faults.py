@@ -69,9 +69,11 @@ def _layout(root: Path, asked: LayoutName, scan: FolderScan) -> Layout:
 
 def _loose(root: Path, place: Path, scan: FolderScan) -> None:
     for name in _entries(root, place, FolderScan())[1]:
-        if has_image_ending(name):
+        if file_use(str(place / name)) == "image":
             fix = f"Move it into {_id(root, place / 'CLASS')}/, or away."
             scan.add("warning", _id(root, place / name), "is beside the class folders: it has no class and is not read", fix)
+        else:
+            _other(root, place / name, scan)
 
 
 def _files(root: Path, folder: Path, seen: set[tuple[int, int]], scan: FolderScan) -> Iterator[tuple[str, Path]]:

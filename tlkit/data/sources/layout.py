@@ -56,6 +56,12 @@ def find_layout(root: Path, asked: LayoutName = "auto") -> Layout:
     if asked == "auto" and named:
         _check_not_splits(root, named, others)
     layout = Layout(root, {"": _by_class(folders)}, {"": root})
+    if asked == "auto" and (inner := deeper_folders(layout)):
+        layout.warn(
+            f"no class folder has images itself: they are a level or more below, such as in {inner[0].relative_to(root)}, and all belong "
+            f"to the classes {_names(folders)}. If the folders below are the classes, name the folder above them: {inner[0].parent}; "
+            "if not: data.source.layout=class."
+        )
     if asked == "auto" and named:
         one = len(named) == 1
         what = "is read as a class, since it has" if one else "are read as classes, since they have"
@@ -147,6 +153,14 @@ def _check_not_splits(root: Path, named: Sequence[Path], others: Sequence[Path])
         f"  Sort them into {root}/{named[0].name}/CLASS/, or name the labels in a table: data.source={{csv: FILE}}. "
         "If these are the classes: data.source.layout=class."
     )
+
+
+def deeper_folders(layout: Layout) -> list[Path]:
+    """Return folders below the class folders, if none of these has images itself: their names may be the classes that are meant."""
+    classes = [place for folders in layout.folders.values() for place in folders.values()]
+    if any(map(has_images, classes)):
+        return []
+    return [below for place in classes for below in subfolders(place)]
 
 
 def _by_class(folders: Iterable[Path]) -> dict[str, Path]:
