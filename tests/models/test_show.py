@@ -96,3 +96,15 @@ def test_a_size_that_a_backbone_can_not_take_is_named_with_that_of_its_weights()
 def test_words_that_fit_neither_form_say_what_was_expected(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["models", *words]) == 2
     assert "tlkit models show NAME" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("columns", [60, 80])
+def test_names_of_stages_stay_whole_on_a_narrow_terminal(
+    columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert cli.main(["models", "show", "vit_tiny_patch16_224"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (patches,) = (line for line in lines if line.startswith("patch_embed "))
+    assert "185,664" in patches
+    assert ("share" in "".join(lines)) == (columns == 80)

@@ -37,6 +37,8 @@ class _ConsoleHandler(logging.Handler):
         self._console = console
 
     def emit(self, record: logging.LogRecord) -> None:
+        if getattr(record, "in_panel", False):
+            return
         style = "yellow" if record.levelno >= logging.WARNING else None
         prefix = "warning: " if record.levelno >= logging.WARNING else ""
         print_line(self._console, prefix + record.getMessage(), style)

@@ -93,9 +93,8 @@ def _print_ranked(rows: "list[Ranked]") -> None:
     print_fitting(console, tables)
     if times := sorted({row.timed for row in rows if row.timed}):
         print_text(f"images/s measured {' to '.join(dict.fromkeys((times[0], times[-1])))} on this machine; again with --time-again")
-    for row in rows:
-        if row.accuracy is None:
-            print_text(f"not measured: {row.backbone}: {row.note}")
+    if missing := [row.backbone for row in rows if row.accuracy is None]:
+        print_text(f"not measured: {', '.join(missing)}; rank.csv has the reasons")
 
 
 def tune_arguments(parser: ArgumentParser) -> None:

@@ -23,6 +23,7 @@ from tlkit.models.backbones import (
 )
 from tlkit.models.catalog import published
 from tlkit.models.weights import weights_here
+from tlkit.terminal import print_fitting
 
 
 @dataclass(frozen=True)
@@ -129,14 +130,10 @@ def print_backbone(name: str, image_size: int | None) -> int:
     size = image_size or _input_px(name)
     cost = measure(name, size)
     classes = int(cfg.get("num_classes") or 1000)
-    console = Console()
-    console.print(
-        f"[bold]{name}[/bold], one image of {size} x {size} px\n",
-        _table(cost, classes),
-        "",
-        _notes(name, size, cfg, cost, classes),
-        highlight=False,
-    )
+    console = Console(highlight=False)
+    console.print(f"[bold]{name}[/bold], one image of {size} x {size} px\n")
+    print_fitting(console, [_table(cost, classes, shares=shares) for shares in (True, False)])
+    console.print("", _notes(name, size, cfg, cost, classes), sep="\n")
     return 0
 
 
@@ -144,19 +141,22 @@ def _input_px(name: str) -> int:
     return int(pretrained_cfg(name).get("input_size", (3, 224, 224))[-1])
 
 
-def _table(cost: BackboneCost, classes: int) -> Table:
+def _table(cost: BackboneCost, classes: int, *, shares: bool = True) -> Table:
+    """Return the table of stages. shares: with each stage's part of the whole, in percent."""
     head = cost.features * classes
     parameters = sum(stage.parameters for stage in cost.stages) + head + classes
     multiply_adds = sum(stage.multiply_adds for stage in cost.stages) + cost.other_multiply_adds + head
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for heading in ("stage", "output", "parameters", "share", "multiply-\nadds", "share"):
-        is_text = heading in ("stage", "output")
-        table.add_column(heading, justify="left" if is_text else "right", no_wrap=not is_text, overflow="fold")
+    headings = ("stage", "output", "parameters", "share", "multiply-\nadds", "share")
+    for heading in headings:
+        if shares or heading != "share":
+            is_text = heading in ("stage", "output")
+            table.add_column(heading, justify="left" if is_text else "right", no_wrap=heading != "output", overflow="fold")
 
     def add(name: str, output: tuple[int, ...], own_parameters: int, own_multiply_adds: int, style: str = "") -> None:
-        shares = (f"{100 * own_parameters / parameters:.1f} %", f"{100 * own_multiply_adds / multiply_adds:.1f} %")
-        shape = "x".join(map(str, output))
-        table.add_row(name, shape, f"{own_parameters:,}", shares[0], _short(own_multiply_adds), shares[1], style=style)
+        percent = (f"{100 * own_parameters / parameters:.1f} %", f"{100 * own_multiply_adds / multiply_adds:.1f} %")
+        cells = (name, "x".join(map(str, output)), f"{own_parameters:,}", percent[0], _short(own_multiply_adds), percent[1])
+        table.add_row(*(cell for cell, heading in zip(cells, headings, strict=True) if shares or heading != "share"), style=style)
 
     for stage in cost.stages:
         add(stage.name, stage.output, stage.parameters, stage.multiply_adds)

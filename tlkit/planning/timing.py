@@ -31,6 +31,7 @@ from tlkit.system import cache_folder, caching_in
 from tlkit.training.closed_form.features import features_of
 from tlkit.training.closed_form.solve import Regression
 from tlkit.training.objective.objective import Objective, build_objective
+from tlkit.training.outputs.log import warnings_only
 from tlkit.training.phases import build_module, cached_inputs
 from tlkit.training.specs import Learning, PhaseSpec
 from tlkit.training.trainer import build_trial_trainer, fit_unsaved
@@ -114,7 +115,7 @@ class SolvedTiming:
 def time_phase(trial: Trial, spec: PhaseSpec, seconds_per_image: float) -> Timing:
     """Return what each image costs in a phase. seconds_per_image: of a training step, to choose how many are tried."""
     data = _few(trial, seconds_per_image)
-    with TemporaryDirectory(prefix="tlkit-plan-") as folder, caching_in(Path(folder)):
+    with TemporaryDirectory(prefix="tlkit-plan-") as folder, caching_in(Path(folder)), warnings_only():
         return _timed(trial, spec, data)
 
 

@@ -4,7 +4,6 @@ import json
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from math import ceil
@@ -29,6 +28,7 @@ from tlkit.terminal import counted
 from tlkit.training.callbacks import ReportScore
 from tlkit.training.context import RunContext
 from tlkit.training.distributed.signals import current_stop
+from tlkit.training.outputs.log import warnings_only
 from tlkit.training.phases import Training, train_phases
 from tlkit.training.setup import Setup, prepare
 
@@ -235,7 +235,7 @@ def run_trial(trial: "optuna.Trial", space: Space) -> float:
     recipe = space.recipe(space.suggest(trial))
     setup = without_test(prepare(recipe))
     setup.data.hashes = hash_images(setup.samples)
-    with TemporaryDirectory(prefix="tlkit-trial-") as folder, _quiet():
+    with TemporaryDirectory(prefix="tlkit-trial-") as folder, warnings_only():
         console = progress_console(quiet=True)
         context = RunContext(Path(folder), console, current_stop(), perf_counter(), callbacks=(ReportScore(report),))
         training = Training.begin(setup, recipe.trainer.checkpoint_every, context)
@@ -248,17 +248,6 @@ def without_test(setup: Setup) -> Setup:
     samples = replace(setup.samples, samples=tuple(sample for sample in setup.samples.samples if sample.split != "test"))
     setup.data.samples = samples
     return replace(setup, samples=samples)
-
-
-@contextmanager
-def _quiet() -> Any:
-    """Leave warnings alone of what a trial logs: a line for each trial is enough."""
-    level = LOG.level
-    LOG.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        LOG.setLevel(level)
 
 
 def _log_trial(study: "optuna.Study", trial: "optuna.trial.FrozenTrial") -> None:

@@ -164,7 +164,9 @@ def _print_table(checked: Checked, name: str, out: Path | None) -> None:
     bad = f"{found} {were} tried: {checked.images - checked.bad:,} can be read, {checked.bad:,} can't."
     print_text(f"{name}: {(bad if checked.bad else good) if checked.images else 'no image was found.'}")
     if checked.findings:
-        table = Table("", "where", "what is wrong", "what to do", box=None, header_style="bold")
+        table = Table(box=None, header_style="bold")
+        for heading in ("", "where", "what is wrong", "what to do"):
+            table.add_column(heading, overflow="fold")
         for finding in checked.findings[:MOST_ROWS]:
             cells = (Text(escaped(text)) for text in (finding.where, finding.problem, finding.fix))
             table.add_row(Text(finding.level, style=STYLES[finding.level]), *cells)

@@ -8,6 +8,8 @@ from pathlib import Path
 from tlkit.errors import without_passwords
 
 LOG = logging.getLogger("tlkit")
+IN_PANEL = {"in_panel": True}
+"""Goes with a line as `extra`, for log.txt and the caller's own handlers: a command prints the same in its last panel."""
 
 
 @contextmanager
@@ -44,6 +46,17 @@ def silent() -> Iterator[None]:
         yield
     finally:
         LOG.removeFilter(_nothing)
+
+
+@contextmanager
+def warnings_only() -> Iterator[None]:
+    """Leave warnings alone of what is logged: for trials, of which a line each is enough, or none."""
+    level = LOG.level
+    LOG.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        LOG.setLevel(level)
 
 
 def hide_passwords(record: logging.LogRecord) -> bool:
