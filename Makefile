@@ -46,5 +46,5 @@ INSTALL := $(BIN)/pip install --quiet --no-compile -c constraints.txt
 
 .venv/.installed-dev: .venv/.made pyproject.toml constraints.txt
 	@echo 'Setting up .venv; with PyTorch this takes some minutes.'
-	$(INSTALL) -e '.[adapters,offline,export,hub,openvino,parquet,postgresql,search,serve,stream,dev]'
+	$(INSTALL) -e '.[adapters,offline,export,hub,mlflow,openvino,parquet,postgresql,search,serve,stream,wandb,dev]'
 	@touch .venv/.installed $@

@@ -49,6 +49,7 @@ EXAMPLES: dict[str, Sequence[Any]] = {
     "optimizer.name": ["nesterov", "adam", "lion"],
     "phases[1].train": ["head", "norm", "bias", {"from": "layer3"}],
     "trainer.accelerator": ["cpu"],
+    "trainer.logger": [["csv", "tensorboard"], []],  # the others in tests/training/test_loggers.py
     "trainer.devices": [1],
 }
 """Key -> values, where the schema alone gives none that can be used on any machine."""

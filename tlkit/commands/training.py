@@ -104,7 +104,7 @@ def check_arguments(parser: ArgumentParser) -> None:
 
 def check(arguments: Namespace) -> int:
     from tlkit.recipe.load import load_recipe, recipe_yaml
-    from tlkit.recipe.names import name_faults, path_faults
+    from tlkit.recipe.names import name_faults, package_faults, path_faults
     from tlkit.recipe.search_space import search_faults
     from tlkit.recipe.summary import recipe_notes, recipe_summary, recipe_warnings
 
@@ -113,7 +113,8 @@ def check(arguments: Namespace) -> int:
         print(recipe_yaml(recipe, ascii_only=not takes_unicode()), end="")
         return 0
     with recipe.located():
-        if faults := [*name_faults(recipe), *path_faults(recipe), *search_faults(recipe, arguments.recipe, arguments.overrides)]:
+        found = [*name_faults(recipe), *package_faults(recipe), *path_faults(recipe)]
+        if faults := [*found, *search_faults(recipe, arguments.recipe, arguments.overrides)]:
             raise RecipeError(faults)
     print_text(f"{arguments.recipe}: no faults found. `tlkit plan` also reads its images and weights.\n\n{recipe_summary(recipe)}")
     for warning in recipe_warnings(recipe):

@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import version
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from tlkit.errors import Fault, did_you_mean
 from tlkit.files import expanded
+from tlkit.recipe.fields.trainer import LOGGER_PACKAGES
 from tlkit.recipe.schema import Recipe
 
 TABLE, SIZES = "names.json", "image_sizes.csv"
@@ -59,6 +61,17 @@ def _size_faults(architecture: str, recipe: Recipe) -> Iterator[Fault]:
         near = sorted({max(smallest, below), max(smallest, below + multiple)} if size != below else {smallest})
         problem = f"= {size} is a size that {recipe.model.backbone} can't take."
         yield Fault("data.image_size", problem, f"Sizes near it that work: {' or '.join(map(str, near))}.")
+
+
+def package_faults(recipe: Recipe) -> list[Fault]:
+    """Return the loggers whose package isn't installed."""
+    return [
+        Fault(
+            "trainer.logger", f"has {name}, which needs a package that is not installed.", f"Install it with: pip install 'tlkit[{name}]'"
+        )
+        for name in recipe.trainer.logger
+        if name in LOGGER_PACKAGES and find_spec(LOGGER_PACKAGES[name]) is None
+    ]
 
 
 def path_faults(recipe: Recipe) -> Iterator[Fault]:

@@ -232,7 +232,7 @@ def run_trial(trial: "optuna.Trial", space: Space) -> float:
         if trial.should_prune():
             raise optuna.TrialPruned
 
-    recipe = space.recipe(space.suggest(trial))
+    recipe = space.recipe({**space.suggest(trial), "trainer.logger": []})
     setup = without_test(prepare(recipe))
     setup.data.hashes = hash_images(setup.samples)
     with TemporaryDirectory(prefix="tlkit-trial-") as folder, warnings_only():

@@ -10,7 +10,6 @@ from typing import Any, Self
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
 from rich.console import Console
 
@@ -40,10 +39,11 @@ from tlkit.training.objective.auxiliary import AuxiliaryHeads
 from tlkit.training.objective.metrics import Scoring
 from tlkit.training.objective.objective import Objective, build_objective
 from tlkit.training.optimizers import Optimization
+from tlkit.training.outputs.loggers import opened_loggers
 from tlkit.training.setup import Setup
 from tlkit.training.specs import Learning, PhaseSpec
 from tlkit.training.time_shares import Clock, Setting, TimeShares
-from tlkit.training.trainer import build_trainer, fit
+from tlkit.training.trainer import Writes, build_trainer, fit
 
 LOG = logging.getLogger("tlkit")
 
@@ -141,22 +141,22 @@ def train_phase(training: Training, spec: PhaseSpec, phase: Phase) -> None:
     training.checkpoints.set_trainable_names(classifier.changing)
     data.first_epoch = spec.epochs_before
     clock = Clock()
-    trainer = build_trainer(
-        spec.trainer,
-        epochs=phase.epochs,
-        optimizer=learning.optimizer,
-        callbacks=phase_callbacks(training, spec),
-        files=WholeFiles(training.checkpoints),
-        logger=TensorBoardLogger(training.context.folder, name="tensorboard", version=f"phase{spec.number}"),
-        profiler=clock,
-    )
-    check_batch_size(classifier, data.batch_size // trainer.world_size)
-    inputs, suffix = inputs_of_phase(training, spec, trainer)
-    if suffix is None:
-        cache_decoded(data, training.setup.cache, spec, trainer.num_devices)
-    setting = setting_of(training, phase, trainer, kept=suffix is not None)
-    trainer.callbacks.append(TimeShares(clock, title=spec.title, setting=setting))  # type: ignore[attr-defined]
-    with compiling_explained(spec, phase):
+    folder = training.context.folder
+    with opened_loggers(spec.trainer.logger, folder, f"phase{spec.number}") as loggers, compiling_explained(spec, phase):
+        trainer = build_trainer(
+            spec.trainer,
+            epochs=phase.epochs,
+            optimizer=learning.optimizer,
+            callbacks=phase_callbacks(training, spec),
+            writes=Writes(folder, WholeFiles(training.checkpoints), loggers),
+            profiler=clock,
+        )
+        check_batch_size(classifier, data.batch_size // trainer.world_size)
+        inputs, suffix = inputs_of_phase(training, spec, trainer)
+        if suffix is None:
+            cache_decoded(data, training.setup.cache, spec, trainer.num_devices)
+        setting = setting_of(training, phase, trainer, kept=suffix is not None)
+        trainer.callbacks.append(TimeShares(clock, title=spec.title, setting=setting))  # type: ignore[attr-defined]
         module = build_module(classifier, data, training.objective, learning, phase, suffix)
         fit(trainer, module, inputs, training.context.stop, checkpoint=training.checkpoints.resumed_file)
     classifier.merge_adapters()

@@ -207,7 +207,7 @@ def unknown_facts(fitted: FittedTrust) -> dict[str, Any]:
 
 def write_results(run: Path, recipe: Recipe, setup: Setup, trained: "Trained", metrics: Mapping[str, Any], seen: SplitImages) -> None:
     """Write metrics.json, curves.png and report.html, and for a command the panel that a person reads."""
-    from tlkit.training.outputs.tensorboard import log_results
+    from tlkit.training.outputs.loggers import log_results
 
     write_json(run / "metrics.json", metrics)
     names = [*(phase_name(phase.train) for phase in recipe.phases), recipe.model.head.kind]
@@ -215,7 +215,7 @@ def write_results(run: Path, recipe: Recipe, setup: Setup, trained: "Trained", m
     if (run / GRADIENTS).is_file():
         draw_gradients([(recipe.name, read_gradients(run / GRADIENTS))], run / "gradients.png")
     write_run_report(run, recipe, metrics, facts=run_facts(recipe, setup.samples, metrics, setup.weights.origin), seen=seen)
-    log_results(run, recipe.model_dump(mode="json", by_alias=True), metrics)
+    log_results(recipe.trainer.logger, run, recipe.model_dump(mode="json", by_alias=True), metrics)
     LOG.info("done in %.0f s", metrics["seconds"]["total"])
     if is_command_line():
         print_run(run, setup.samples, metrics)

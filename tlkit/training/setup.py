@@ -26,6 +26,7 @@ from tlkit.recipe.fields.data import Data
 from tlkit.recipe.fields.model import Model
 from tlkit.recipe.fields.phases import Phase, SolvedPhase
 from tlkit.recipe.fields.trainer import Cache
+from tlkit.recipe.names import package_faults
 from tlkit.recipe.schema import Recipe, Task
 from tlkit.training.checkpointing.resume import in_splits_as_begun
 from tlkit.training.objective.auxiliary import has_auxiliary_heads
@@ -64,6 +65,8 @@ def prepare(recipe: Recipe, *, fold: int = 1, resumed: Path | None = None) -> Se
     """
     with recipe.located():
         check_backbone_name(recipe.model.backbone)
+        if faults := package_faults(recipe):
+            raise RecipeError(faults)
         samples, weights = gather(recipe.data, recipe.model, recipe.task)
         # Lightning takes seconds to import: what is missing is said before that.
         from tlkit.data.datamodule import ImageDataModule

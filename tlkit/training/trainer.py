@@ -12,7 +12,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer as LightningTrainer
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
@@ -30,6 +30,14 @@ class Devices(NamedTuple):
 
     total: int
     here: torch.device
+
+
+class Writes(NamedTuple):
+    """Where a Trainer writes to. folder: of the run. files: writes checkpoints."""
+
+    folder: Path
+    files: CheckpointIO
+    loggers: list[Logger]
 
 
 def seed_everything(seed: int) -> None:
@@ -54,21 +62,20 @@ def build_trainer(
     epochs: int,
     optimizer: Optimizer,
     callbacks: list[Callback],
-    files: CheckpointIO,
-    logger: TensorBoardLogger,
+    writes: Writes,
     profiler: Profiler,
 ) -> LightningTrainer:
-    """Build Lightning's Trainer for a phase. files: writes checkpoints."""
+    """Build Lightning's Trainer for a phase."""
     return lightning_trainer(
         trainer,
         max_epochs=epochs,
         gradient_clip_val=optimizer.gradient_clip,
         accumulate_grad_batches=optimizer.accumulate,
         callbacks=callbacks,
-        plugins=[files],
+        plugins=[writes.files],
         profiler=profiler,
-        logger=logger,
-        default_root_dir=logger.save_dir,
+        logger=writes.loggers,
+        default_root_dir=writes.folder,
         # The sanity pass costs more than it tells: validation comes after the first epoch anyway.
         num_sanity_val_steps=0,
         # tlkit's own sampler splits over ranks, and seeds every image's augmentation.

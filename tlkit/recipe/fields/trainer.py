@@ -28,6 +28,9 @@ class CheckpointEvery(Strict):
     minutes: float = Field(10.0, gt=0, examples=[5.0], description="minutes between checkpoints within an epoch")
 
 
+LoggerName = Literal["csv", "tensorboard", "mlflow", "wandb"]
+LOGGER_PACKAGES = {"mlflow": "mlflow", "wandb": "wandb"}
+"""Loggers of an extra of the same name -> the package that they need."""
 OnNan = Literal["stop", "skip"]
 ScaleLr = Literal["linear", "sqrt"]
 SPLIT_PRECISIONS = ("32-true", "bf16-mixed")
@@ -57,6 +60,11 @@ class Trainer(Strict):
     )
     log_gradients: bool = Field(
         False, description="record the norms of gradients and weights of every layer and epoch: gradients.csv and gradients.png"
+    )
+    logger: list[LoggerName] = Field(
+        ["tensorboard"],
+        examples=[["csv", "tensorboard"]],
+        description="where Lightning logs to, beside metrics.csv: any of csv, tensorboard, mlflow, wandb; [] for none",
     )
     checkpoint_every: CheckpointEvery = Field(
         default_factory=CheckpointEvery,
