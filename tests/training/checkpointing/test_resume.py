@@ -273,7 +273,8 @@ def test_init_from_takes_the_weights_of_a_run_and_nothing_else(place: Path, tmp_
 
 
 def test_folds_that_are_done_stay_and_the_one_that_was_cut_off_goes_on(place: Path, tmp_path: Path) -> None:
-    folds = ("data={source: {folder: pictures}, image_size: 32, resize: stretch, batch_size: 8, test: 0.2, folds: 2}",)
+    data = "data={source: {folder: pictures}, image_size: 32, resize: stretch, batch_size: 8, test: 0.2, folds: 2}"
+    folds = (data, "phases=[{train: head, epochs: 1, lr: 1e-2}, {train: all, epochs: 1, lr: 1e-2}]")
     uncut = start(tmp_path / "uncut", folds)
     run, first = tmp_path / "run", None
     with pytest.MonkeyPatch.context() as patch:
