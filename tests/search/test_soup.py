@@ -138,5 +138,6 @@ def test_two_seeds_become_one_model_that_is_measured_and_exported(tmp_path: Path
     for name, tensor in load_model("soup").state_dict().items():
         torch.testing.assert_close(tensor.double(), sum(member[name].double() for member in members) / len(members))
     assert metrics["val"]["accuracy"] >= max(step["alone"] for step in metrics["soup"])
+    assert "calibration" not in json.loads(Path("soup/model/tlkit.json").read_text())  # that of a member was fitted on its own answers
     assert evaluate_run(Path("soup"), "test") == metrics["test"]
     assert main(["export", "soup", "--format", "safetensors"]) == 0
