@@ -14,7 +14,6 @@ from torch import Tensor
 from tlkit.data.dataset import ImageDataset, make_loader
 from tlkit.data.samples import Samples
 from tlkit.errors import BackboneError, DataError, TlkitError, expected_one_of
-from tlkit.evaluation.answers import as_vectors
 from tlkit.explain.feature_maps import draw_feature_maps, feature_maps
 from tlkit.explain.feature_space import draw_feature_space
 from tlkit.explain.filters import draw_filters
@@ -30,6 +29,7 @@ from tlkit.explain.weight_drift import draw_drift, weight_drift
 from tlkit.models.classifier import Classifier
 from tlkit.models.heads import NearestNeighbours
 from tlkit.models.inference import infer
+from tlkit.models.unknown import as_vectors
 
 MOST_TRAINING, MOST_VALIDATION, MOST_DRIFT = 2000, 1000, 256
 """Images whose features are computed: the command ends within minutes on large data too."""
