@@ -145,7 +145,8 @@ def test_evaluate_gives_the_figures_of_the_run_again(run: Path, workplace: Path,
     for tta, views in (("flip", 2), ("crops", 12), (3, 4)):
         measured = evaluate_run(run, "test", tta)
         beside = measured.pop("tta")
-        assert measured == metrics["test"]  # what ships is never measured otherwise
+        assert measured == {name: metrics["test"][name] for name in measured}  # what ships is never measured otherwise
+        assert set(metrics["test"]) - set(measured) == {"calibration", "risk_coverage"}  # of plain answers alone
         assert (beside["kind"], beside["views"], beside["pictures"]) == (tta, views, 12)
         assert beside["accuracy"] == pytest.approx(measured["accuracy"] + (beside["gained"] - beside["lost"]) / 12)
         assert beside["loss"] != measured["loss"]

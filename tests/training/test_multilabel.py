@@ -111,7 +111,7 @@ def test_predict_calls_the_classes_above_their_thresholds(run: Path, workplace: 
 
     assert main(["predict", str(run), *files, "--format", "csv"]) == 0
     table = list(csv.DictReader(StringIO(capsys.readouterr().out)))
-    assert list(table[0]) == ["path", "label", "probability", "error"]
+    assert list(table[0]) == ["path", "label", "probability", "error", "unknown", "note"]
     assert [row["label"].split("|") if row["label"] else [] for row in table] == [[c["class"] for c in row["classes"]] for row in rows]
 
     assert main(["predict", str(run), *files[:5]]) == 0

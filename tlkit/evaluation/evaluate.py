@@ -18,6 +18,7 @@ from tlkit.data.splits.manifest import changed_images, check_run_folder, samples
 from tlkit.data.splits.run_source import recipe_of_run
 from tlkit.errors import DataError, RunError
 from tlkit.evaluation.answers import split_answers
+from tlkit.evaluation.fit_trust import FittedTrust, measure_trust
 from tlkit.evaluation.intervals import multiclass_intervals, multilabel_intervals
 from tlkit.evaluation.metrics import measure, measure_multilabel, primary_metric_of
 from tlkit.evaluation.predictions import prediction_rows, read_predictions
@@ -109,8 +110,10 @@ def evaluate_run(run: Path, split: str, tta: Tta | None = None, *, device: str =
     skipped = {"skipped": {skipped.sample.id: skipped.reason for skipped in samples.skipped}} if recipe.data.on_bad == "skip" else {}
     beside = {**skipped, **({"changed": opened.changed} if opened.changed else {})}
     if tta is None:
-        found = measure_split(classifier, samples, split, preprocessing, batch_size=batch_size, thresholds=card.thresholds)
-        return {**found, **beside}
+        is_test = split == "test"  # calibration and promises were fitted on the others
+        answers = split_answers(classifier, samples, split, preprocessing, batch_size=batch_size, features=is_test)
+        found = measure_logits(answers.logits, answers.labels, samples=samples, split=split, thresholds=card.thresholds)
+        return {**found, **(measure_trust(FittedTrust(card.trust, {}), answers) if is_test else {}), **beside}
     views = views_of(tta, recipe, preprocessing, samples.of(split))
     loader = make_loader(ImageDataset(samples.of(split), preprocessing, multi_hot=samples.multi_hot), batch_size=batch_size)
     logits, labels = infer(classifier, with_views(loader, views), preprocessing)

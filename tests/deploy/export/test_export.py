@@ -177,9 +177,10 @@ def test_every_format_of_a_run_is_proved_with_its_validation_files(run: Path, ex
 def test_a_program_of_torch_takes_any_number_of_images(exported: Path) -> None:
     program = torch.export.load(exported / "torch/model.pt2").module()
     for number in (1, 5):
-        probabilities, features = program(torch.zeros(number, 32, 32, 3, dtype=torch.uint8))
+        probabilities, features, unknown = program(torch.zeros(number, 32, 32, 3, dtype=torch.uint8))
         assert probabilities.shape == (number, 3)
         assert features.shape == (number, 84)
+        assert unknown.shape == (number, 1)
 
 
 def test_verify_repeats_the_comparison_where_torch_is_not_installed(run: Path, exported: Path) -> None:
