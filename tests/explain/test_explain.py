@@ -156,3 +156,11 @@ def test_the_sanity_check_passes_only_where_maps_become_others() -> None:
     assert verdict(steps(0.1, 0.2, 0.7)).startswith(
         "Sanity check failed: with all weights random the maps still have a rank correlation of 0.70"
     )
+
+
+def test_the_sanity_check_tells_nothing_from_empty_maps() -> None:
+    def steps(*empty: int) -> list[Randomised]:
+        return [Randomised("stage0", torch.ones(3, 1), 0.9), *(Randomised(f"stage{n}", torch.zeros(3, 1), 0.0, n) for n in empty)]
+
+    assert verdict(steps(3, 3)).startswith("The sanity check can't tell: with the weights random from the head down to 'stage3'")
+    assert verdict(steps(1, 3)).endswith(" Of those 6 maps 4 are empty, and count as 0.")

@@ -19,12 +19,13 @@ CHANGED = 0.5
 @dataclass(frozen=True)
 class Randomised:
     """Maps [B, H, W] after all from the head down to `down_to` is random. correlation: mean of the images' rank correlations with the
-    trained network's maps; a map without contrast counts as 0.
+    trained network's maps. empty: how many of the B maps have no contrast, which count as 0 in it.
     """
 
     down_to: str
     maps: Tensor
     correlation: float
+    empty: int = 0
 
 
 def randomised_maps(
@@ -35,7 +36,8 @@ def randomised_maps(
     Each is of the class that the random network calls: for the trained one's answer it often has no map at all.
 
     Source: Adebayo et al. 2018, cascading randomisation, https://arxiv.org/abs/1810.03292. A layer is randomised by permuting its own
-    weights, so that activations stay in their range and only what was learned is gone.
+    weights, and batch-norm takes its statistics from these images, so that activations stay in their range and only what was learned is
+    gone.
     """
     expected = grad_cam(classifier, images, target)
     random = deepcopy(classifier)
@@ -45,10 +47,12 @@ def randomised_maps(
         for parameter in parameters:
             shuffled = parameter.detach().flatten()[torch.randperm(parameter.numel(), generator=generator).to(parameter.device)]
             parameter.data = shuffled.reshape(parameter.shape)
+        _take_statistics(random.eval(), images)
         with torch.no_grad():
-            called = random.eval()(images).argmax(1)
+            called = random(images).argmax(1)
         maps = grad_cam(random, images, called)
-        found.append(Randomised(name, maps, mean(_rank_correlation(*pair) for pair in zip(expected, maps, strict=True))))
+        correlation = mean(_rank_correlation(*pair) for pair in zip(expected, maps, strict=True))
+        found.append(Randomised(name, maps, correlation, empty=sum(bool(one.std() == 0) for one in maps)))
         on_step(1)
     return found
 
@@ -62,10 +66,33 @@ def verdict(found: list[Randomised]) -> str:
             f"Sanity check failed: with all weights random the maps still have a rank correlation of {found[-1].correlation:.2f} with"
             " these. They show more of the image than of what was learned."
         )
+    empty, drawn = sum(step.empty for step in found[first:]), sum(len(step.maps) for step in found[first:])
+    if empty == drawn:
+        return (
+            f"The sanity check can't tell: with the weights random from the head down to '{found[first].down_to}' and further, no place"
+            " speaks for any class, so that there are no maps to compare."
+        )
     return (
         f"Sanity check passed: with the weights random from the head down to '{found[first].down_to}' and further, the rank"
         f" correlation with these maps stays below {CHANGED}; with all random it is {found[-1].correlation:.2f}."
+        f"{f' Of those {drawn} maps {empty} are empty, and count as 0.' if empty else ''}"
     )
+
+
+def _take_statistics(network: nn.Module, images: Tensor) -> None:
+    """Set the running statistics of every batch-norm layer to those of what these images send into it."""
+
+    def take(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        values = inputs[0].transpose(0, 1).flatten(1)  # [C, B * H * W]
+        norm.running_mean.copy_(values.mean(1))  # type: ignore[operator, union-attr]
+        norm.running_var.copy_(values.var(1, correction=0))  # type: ignore[operator, union-attr]
+
+    norms = [module for module in network.modules() if getattr(module, "running_var", None) is not None]
+    hooks = [norm.register_forward_pre_hook(take) for norm in norms]
+    with torch.no_grad():
+        network(images)
+    for hook in hooks:
+        hook.remove()
 
 
 def _from_the_head_down(classifier: Classifier) -> Iterator[tuple[str, list[nn.Parameter]]]:
