@@ -84,8 +84,8 @@ def _take_statistics(network: nn.Module, images: Tensor) -> None:
 
     def take(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         values = inputs[0].transpose(0, 1).flatten(1)  # [C, B * H * W]
-        norm.running_mean.copy_(values.mean(1))  # type: ignore[operator, union-attr]
-        norm.running_var.copy_(values.var(1, correction=0))  # type: ignore[operator, union-attr]
+        norm.running_mean.copy_(values.mean(1))  # type: ignore[operator]
+        norm.running_var.copy_(values.var(1, correction=0))  # type: ignore[operator]
 
     norms = [module for module in network.modules() if getattr(module, "running_var", None) is not None]
     hooks = [norm.register_forward_pre_hook(take) for norm in norms]
