@@ -308,6 +308,8 @@ def worker_explained() -> Iterator[None]:
             raise
         lines = str(error).strip().splitlines()
         raise DataError(f"A worker process that reads images has died: {lines[0]}\n  {NO_SHARED_MEMORY}") from error
+    except EOFError as error:  # the process that starts workers is gone; images that end too soon are a DataError already
+        raise DataError(f"A worker process that reads images has died: {error}\n  {NO_SHARED_MEMORY}") from error
 
 
 def worker_count(workers: int | Literal["auto"], images: int) -> int:

@@ -270,7 +270,7 @@ def _list_words(annotation: Any) -> str:
     """Describe a tuple: `a list of 3 whole numbers from 0 to 255`."""
     first, *others = get_args(annotation)
     items: dict[Any, str] = {int: "whole numbers", float: "numbers", str: "text", Any: "values"}
-    words = items.get(_without_annotated(first), "mappings")
+    words = ", ".join(_choices(_without_annotated(first))) or items.get(_without_annotated(first), "mappings")
     if Ellipsis in others or words in ("text", "mappings"):
         return f"a list of {words}"
     bounds = [inner for item in getattr(first, "__metadata__", ()) for inner in item.metadata]

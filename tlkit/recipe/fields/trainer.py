@@ -61,10 +61,11 @@ class Trainer(Strict):
     log_gradients: bool = Field(
         False, description="record the norms of gradients and weights of every layer and epoch: gradients.csv and gradients.png"
     )
-    logger: list[LoggerName] = Field(
-        ["tensorboard"],
+    logger: tuple[LoggerName, ...] = Field(
+        ("tensorboard",),
+        strict=False,
         examples=[["csv", "tensorboard"]],
-        description="where Lightning logs to, beside metrics.csv: any of csv, tensorboard, mlflow, wandb; [] for none",
+        description="where Lightning logs to, beside metrics.csv; [] for none",
     )
     checkpoint_every: CheckpointEvery = Field(
         default_factory=CheckpointEvery,
