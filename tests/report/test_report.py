@@ -148,3 +148,15 @@ def test_what_fine_tuning_bought_is_told_only_of_runs_with_a_frozen_probe(curves
         "Fine-tuning took accuracy from 70 % with a frozen backbone to 90 % on 200 validation images (+20 points, 95 % interval +12 to +28)"
     )
     assert gain_note(replace(made, phases=[{"name": "all"}, {"name": "all"}])) == ""
+
+
+def test_the_page_says_what_promises_came_to_or_why_there_are_none(curves: Path) -> None:
+    labels = torch.arange(100) % 2
+    test = {"primary_metric": "accuracy", **measure(torch.nn.functional.one_hot(labels, 2).float(), labels, ["cat", "dog"])}
+    kept = {"threshold": 0.9, "promised_error": 0.08, "pictures": 1000, "answered": 640, "mistakes": 16, "coverage": 0.64, "error": 0.025}
+    html = page(curves, {"val": test, "test": {**test, "abstain": kept, "unknown": {"pictures": 1000, "share_above_threshold": 0.06}}})
+    assert 'It says "not sure" below a probability of 0.90, and so answers 640 of 1000 test images, 16 of them wrongly: 2 %' in html
+    assert "6.0 % of 1000 test images, all of known classes, are called unlike any training image" in html
+    html = page(curves, {"val": test, "test": {**test, "abstain": {"reason": "50 images are too few."}}})
+    assert "It answers every image: 50 images are too few." in html
+    assert "are called unlike" not in html

@@ -147,9 +147,11 @@ def reliability(calibration: Mapping[str, Any]) -> Markup:
 
 def risk_coverage(points: Sequence[Mapping[str, float]]) -> Markup:
     """Return the error among the images that are answered, by the share of images that are answered."""
+    from matplotlib.ticker import PercentFormatter
 
     def draw(axis: "Axes") -> None:
         axis.plot([point["coverage"] for point in points], [point["error"] for point in points], "-", lw=1.6, color=VALIDATION)
-        axis.set(xlabel="share of images answered, the surest first", ylabel="error", xlim=(0, 1.02), ylim=(0, None))
+        axis.set(xlabel="share of images answered, the surest first", xlim=(0, 1.02), ylim=(0, None))
+        axis.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
 
     return svg(draw, title="error among answers", description=f"by the share answered; {points[-1]['error']:.3f} if all are")

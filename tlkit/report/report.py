@@ -193,7 +193,7 @@ def _calibration(measured: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     points = measured.get("risk_coverage") or []
     drawings = [reliability(found)] if found.get("bins_before") else []
-    return {**found, "charts": [*drawings, *([risk_coverage(points)] if points else [])], "abstain": measured.get("abstain")}
+    return {**found, "charts": [*drawings, *([risk_coverage(points)] if points else [])]}
 
 
 def gap_note(metrics: Mapping[str, Any]) -> str:
