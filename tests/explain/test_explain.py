@@ -14,7 +14,7 @@ from tlkit.cli import main
 from tlkit.explain.feature_space import project
 from tlkit.explain.maximisation import Objective, maximise
 from tlkit.explain.neighbours import nearest_images
-from tlkit.explain.sanity_check import Randomised, verdict
+from tlkit.explain.sanity_check import Randomised, sanity_note
 from tlkit.explain.sections import SECTIONS
 from tlkit.explain.weight_drift import linear_cka
 
@@ -152,8 +152,10 @@ def test_the_sanity_check_passes_only_where_maps_become_others() -> None:
     def steps(*correlations: float) -> list[Randomised]:
         return [Randomised(f"stage{n}", torch.zeros(1), correlation) for n, correlation in enumerate(correlations)]
 
-    assert verdict(steps(0.9, 0.3, 0.8, 0.2, 0.1)).startswith("Sanity check passed: with the weights random from the head down to 'stage3'")
-    assert verdict(steps(0.1, 0.2, 0.7)).startswith(
+    assert sanity_note(steps(0.9, 0.3, 0.8, 0.2, 0.1)).startswith(
+        "Sanity check passed: with the weights random from the head down to 'stage3'"
+    )
+    assert sanity_note(steps(0.1, 0.2, 0.7)).startswith(
         "Sanity check failed: with all weights random the maps still have a rank correlation of 0.70"
     )
 
@@ -162,5 +164,5 @@ def test_the_sanity_check_tells_nothing_from_empty_maps() -> None:
     def steps(*empty: int) -> list[Randomised]:
         return [Randomised("stage0", torch.ones(3, 1), 0.9), *(Randomised(f"stage{n}", torch.zeros(3, 1), 0.0, n) for n in empty)]
 
-    assert verdict(steps(3, 3)).startswith("The sanity check can't tell: with the weights random from the head down to 'stage3'")
-    assert verdict(steps(1, 3)).endswith(" Of those 6 maps 4 are empty, and count as 0.")
+    assert sanity_note(steps(3, 3)).startswith("The sanity check can't tell: with the weights random from the head down to 'stage3'")
+    assert sanity_note(steps(1, 3)).endswith(" Of those 6 maps 4 are empty, and count as 0.")

@@ -131,6 +131,7 @@ def calibrate(arguments: Namespace) -> int:
     for line in (*_abstain_lines(found), *_set_lines(found)):
         print_text(line)
     print_text(f"{arguments.run} has it in its model folder: predict, export and serve keep to it.")
+    print_text(f"Its report.html is as it was; to write it again: tlkit report {arguments.run}")
     return 0
 
 
@@ -179,8 +180,8 @@ def drift(arguments: Namespace) -> int:
 def _drift_lines(found: dict[str, Any]) -> Iterator[str]:
     new, known = counted(found["pictures"], "image"), counted(found["compared_with"], "validation image")
     rate = f"{found['false_alarm_rate']:.0%} of such comparisons find a difference where there is none"
-    verdict = f"differ in {', '.join(found['differs_in'])}" if found["differs"] else "don't differ by more than chance"
-    yield f"{new} {verdict}, compared with {known} ({rate})."
+    difference = f"differ in {', '.join(found['differs_in'])}" if found["differs"] else "don't differ by more than chance"
+    yield f"{new} {difference}, compared with {known} ({rate})."
     if found["unreadable"]:
         yield f"{counted(found['unreadable'], 'file')} can't be read and {'is' if found['unreadable'] == 1 else 'are'} left out."
     yield f"\n{'compared':<14}{'p, adjusted':>12}  known -> new"

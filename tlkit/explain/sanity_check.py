@@ -57,7 +57,7 @@ def randomised_maps(
     return found
 
 
-def verdict(found: list[Randomised]) -> str:
+def sanity_note(found: list[Randomised]) -> str:
     """Return whether the maps pass: from some stage down, those of a network that knows ever less are other maps."""
     alike = [number for number, step in enumerate(found) if abs(step.correlation) >= CHANGED]
     first = alike[-1] + 1 if alike else 0

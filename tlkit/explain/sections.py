@@ -21,7 +21,7 @@ from tlkit.explain.grad_cam import check_explainable, grad_cam
 from tlkit.explain.gradient_flow import GRADIENTS, draw_gradients, read_gradients
 from tlkit.explain.maximisation import Objective, maximise
 from tlkit.explain.neighbours import nearest_images
-from tlkit.explain.sanity_check import randomised_maps, verdict
+from tlkit.explain.sanity_check import randomised_maps, sanity_note
 from tlkit.explain.sheet import Cell, draw_sheet, evenly, shown
 from tlkit.explain.subject import Shown, Subject
 from tlkit.explain.token_map import has_token_map
@@ -145,7 +145,7 @@ def _add_sanity_check(work: Work, section: Section, inputs: Tensor, target: Tens
     draw_sheet(work.out / "sanity_check.png", rows, "the same maps with random weights", scale="speaks for the class")
     caption = "From left to right more of the network is random, from the head down to the stage named, with the mean rank correlation."
     section.images.append(work.picture("sanity_check.png", "Heat maps of networks with ever more random weights", caption))
-    section.notes.append(verdict(found))
+    section.notes.append(sanity_note(found))
 
 
 def add_maximisation(work: Work, section: Section) -> None:

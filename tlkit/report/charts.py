@@ -94,8 +94,8 @@ def _metric(rows: Rows, phase_names: Sequence[str], metric: str, *, best: int | 
         _mark_phases(axis, rows, phase_names)
         axis.legend(frameon=False, fontsize=9, loc="best")
 
-    told = [f"training {training[-1]:.3f}, "] if training else []
-    last = f"in the last of {len(rows)} epochs {''.join(told)}validation {validation[-1]:.3f}"
+    training_part = [f"training {training[-1]:.3f}, "] if training else []
+    last = f"in the last of {len(rows)} epochs {''.join(training_part)}validation {validation[-1]:.3f}"
     return svg(draw, title=metric.replace("_", " "), description=f"by epoch; {last}. A ring marks the epoch that ships.")
 
 

@@ -30,7 +30,7 @@ Row = Mapping[str, str]
 class SplitImages:
     """What a run's model answered for the images that are measured. answers: rows as of predictions.csv.
 
-    opened: the model and the images; None where they can't be had, and missing says why.
+    opened: the model and the images; None where they are missing, and missing says why.
     """
 
     answers: Sequence[Row]

@@ -176,8 +176,8 @@ def gain_note(page: RunPage) -> str:
     low, high = difference_interval((now, images), (probe, images))
     span = f"95 % interval {100 * low:+.0f} to {100 * high:+.0f}"
     change = f"from {percent(probe, images)} % with a frozen backbone to {percent(now, images)} % on {counted(images, 'validation image')}"
-    told = "" if low > 0 or high < 0 else ", which so few images can't tell from none"
-    return f"Fine-tuning took accuracy {change} ({100 * (now - probe):+.0f} points, {span}{told})"
+    unproved = "" if low > 0 or high < 0 else ", which so few images can't tell from none"
+    return f"Fine-tuning took accuracy {change} ({100 * (now - probe):+.0f} points, {span}{unproved})"
 
 
 def _weakest(measured: Mapping[str, Any]) -> str:

@@ -139,7 +139,7 @@ def _write(folder: Path, classifier: Classifier, steps: Sequence[Step], *, devic
     for name in ("recipe.yaml", "split.csv", ORIGIN):
         if (best / name).is_file():  # a run of an earlier version has no origin
             shutil.copyfile(best / name, folder / name)
-    card = replace(read_card(find_model_folder(best)), trust=Trust())  # fitted to other weights: tlkit calibrate fits it anew
+    card = replace(read_card(find_model_folder(best)), trust=Trust())  # fitted to other weights: tlkit calibrate fits it again
     write_model_folder(folder / "model", classifier, card)
     if card.task == "multilabel":
         logits, labels = _logits(open_split(folder, "val", device=device, overrides=overrides), "val")

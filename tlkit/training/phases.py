@@ -135,7 +135,7 @@ def train_phase(training: Training, spec: PhaseSpec, phase: Phase) -> None:
     """Freeze, build, cache and fit."""
     classifier, data, learning = training.setup.classifier, training.setup.data, training.setup.learning
     keep_start(training, spec)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(data.seed + spec.index)  # adapters begin with the same numbers on one process and on many
         classifier.train_only(spec.trained, phase.batchnorm, phase.adapter)
     training.checkpoints.set_trainable_names(classifier.changing)

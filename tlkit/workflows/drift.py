@@ -41,7 +41,7 @@ _Item = TypeVar("_Item")
 
 @dataclass(frozen=True)
 class Seen:
-    """Of N images. brightness: of the image as the network sees it, 0 to 255. size: the root of its pixels, as it lies on the disk."""
+    """Of N images. brightness: of the image as the network sees it, 0 to 255. size: the root of its pixels, as the file has them."""
 
     names: tuple[str, ...]
     answers: Answers
