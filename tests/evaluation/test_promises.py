@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import binomtest
 
 from tlkit.evaluation.promises import NoPromise, choose_threshold, fewest_images, fit_sets, upper_bound
-from tlkit.models.trust import Abstain, Conformal
+from tlkit.models.inference.trust import Abstain, Conformal
 
 
 def test_the_bound_is_scipys_one_sided_exact_interval() -> None:

@@ -11,7 +11,7 @@ import torchvision
 
 from tlkit.errors import BackboneError
 from tlkit.models.catalog import print_models, published
-from tlkit.models.weights import weights_here
+from tlkit.models.weights.sources import weights_here
 
 
 def row(printed: str, name: str) -> str:

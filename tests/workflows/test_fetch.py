@@ -23,7 +23,7 @@ from tlkit.data.decode import decode
 from tlkit.data.sources.read import read_source
 from tlkit.errors import DataError, WeightsError
 from tlkit.models.backbones import create_backbone
-from tlkit.models.weights import find_weights
+from tlkit.models.weights.sources import find_weights
 from tlkit.recipe.fetched import FETCHED, OFFLINE, from_folder, go_offline
 from tlkit.recipe.load import load_recipe
 

@@ -39,7 +39,7 @@ def init(arguments: Namespace) -> int:
     if arguments.offline:
         go_offline()
     print_text(f"{arguments.data}: loading torch, then looking at the images", sys.stderr)
-    from tlkit.models.devices import find_device
+    from tlkit.models.inference.devices import find_device
     from tlkit.search.choices import Wanted, choose
     from tlkit.search.init import check_enough, find_available, recipe_name, write_recipe
     from tlkit.search.look import look_at

@@ -11,8 +11,8 @@ from tlkit.data.dataset import ImageDataset, make_loader
 from tlkit.data.preprocess import Preprocessing
 from tlkit.data.samples import Samples
 from tlkit.models.classifier import Classifier
-from tlkit.models.inference import infer
-from tlkit.models.unknown import as_vectors
+from tlkit.models.inference.batches import infer
+from tlkit.models.inference.unknown import as_vectors
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from tlkit.evaluation.evaluate import OpenSplit, open_split
 from tlkit.evaluation.fit_trust import add_promises
 from tlkit.evaluation.promises import measure_promises
 from tlkit.files import write_json
+from tlkit.models.inference.trust import Trust
 from tlkit.models.model_folder import find_model_folder, read_card, update_metrics, update_trust
-from tlkit.models.trust import Trust
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from scipy.special import log_softmax, softmax
 from torch import Tensor
 
 from tlkit.evaluation.answers import Answers
-from tlkit.models.trust import Calibration
+from tlkit.models.inference.trust import Calibration
 from tlkit.recipe.fields.model import WITHOUT_PROBABILITIES, Head
 from tlkit.recipe.schema import Task
 from tlkit.terminal import counted

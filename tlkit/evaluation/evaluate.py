@@ -25,8 +25,8 @@ from tlkit.evaluation.predictions import prediction_rows, read_predictions
 from tlkit.evaluation.primary_metric import named_primary_metric
 from tlkit.evaluation.test_time_augmentation import Tta, averaged, views_of, with_views
 from tlkit.models.classifier import Classifier
-from tlkit.models.devices import find_device
-from tlkit.models.inference import infer
+from tlkit.models.inference.batches import infer
+from tlkit.models.inference.devices import find_device
 from tlkit.models.model_folder import ModelCard, load_with_card
 from tlkit.recipe.schema import Recipe
 

@@ -8,8 +8,8 @@ from tlkit.evaluation.answers import Answers
 from tlkit.evaluation.calibration import fit_calibration, measure_calibration, probabilities, why_uncalibrated
 from tlkit.evaluation.promises import NoPromise, choose_threshold, fit_sets, measure_promises
 from tlkit.evaluation.unknown import FEWEST_IMAGES, fit_energy, fit_knn, share_above
+from tlkit.models.inference.trust import Trust
 from tlkit.models.model_folder import ModelCard
-from tlkit.models.trust import Trust
 from tlkit.recipe.fields.trust import AbstainOptions, UnknownScoreName
 from tlkit.terminal import counted
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tlkit.evaluation.calibration import Numbers
 from tlkit.evaluation.calibration import probabilities as calibrated
-from tlkit.models.trust import CONFIDENCE, Abstain, Conformal, Trust
+from tlkit.models.inference.trust import CONFIDENCE, Abstain, Conformal, Trust
 
 STEPS = 20
 """Shares of the validation images that are tried, the surest first: 5 %, 10 % ..."""

@@ -12,7 +12,7 @@ from tlkit.evaluation.primary_metric import named_primary_metric, recorded_prima
 from tlkit.files import expanded
 from tlkit.models.classifier import Classifier
 from tlkit.models.model_folder import ModelCard, check_can_ship, load_with_card, update_metrics, write_model_folder
-from tlkit.models.state_files import not_finite
+from tlkit.models.weights.state_files import not_finite
 
 if TYPE_CHECKING:
     from tlkit.data.datamodule import ImageDataModule

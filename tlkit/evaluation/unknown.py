@@ -8,8 +8,8 @@ from torch.nn.functional import normalize
 
 from tlkit.data.samples import Samples
 from tlkit.evaluation.answers import Answers
-from tlkit.models.trust import Trust, Unknown
-from tlkit.models.unknown import UnknownScore
+from tlkit.models.inference.trust import Trust, Unknown
+from tlkit.models.inference.unknown import UnknownScore
 
 PER_CLASS, LARGEST_SAMPLE = 50, 2000
 """Training images whose features ship. Of the quickstart, 200 a class tell unknown images no better: docs/trust.md."""

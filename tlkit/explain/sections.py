@@ -28,8 +28,8 @@ from tlkit.explain.token_map import has_token_map
 from tlkit.explain.weight_drift import draw_drift, weight_drift
 from tlkit.models.classifier import Classifier
 from tlkit.models.heads import NearestNeighbours
-from tlkit.models.inference import infer
-from tlkit.models.unknown import as_vectors
+from tlkit.models.inference.batches import infer
+from tlkit.models.inference.unknown import as_vectors
 
 MOST_TRAINING, MOST_VALIDATION, MOST_DRIFT = 2000, 1000, 256
 """Images whose features are computed: the command ends within minutes on large data too."""

@@ -17,9 +17,9 @@ from tlkit.data.splits.run_source import from_start_where_missing
 from tlkit.errors import TlkitError
 from tlkit.evaluation.predictions import PREDICTIONS, read_predictions
 from tlkit.models.classifier import Classifier
-from tlkit.models.devices import find_device
+from tlkit.models.inference.devices import find_device
 from tlkit.models.model_folder import ModelCard, load_with_card
-from tlkit.models.weights import find_weights, load_backbone
+from tlkit.models.weights.sources import find_weights, load_backbone
 from tlkit.recipe.fields.model import Model
 from tlkit.recipe.load import load_recipe
 from tlkit.recipe.validate import document_of, validated

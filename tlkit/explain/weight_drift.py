@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tlkit.explain.sheet import figure_file
 from tlkit.explain.stage_maps import stage_outputs
 from tlkit.models.classifier import Classifier
-from tlkit.models.unknown import as_vectors
+from tlkit.models.inference.unknown import as_vectors
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from tlkit.errors import BackboneError, expected_one_of
 from tlkit.models.backbones import pretrained_cfg
-from tlkit.models.weights import weights_here
+from tlkit.models.weights.sources import weights_here
 from tlkit.terminal import print_text
 
 COLUMNS = ("backbone", "top-1", "M", "input", "here", "licence", "default weights")

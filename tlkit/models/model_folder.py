@@ -26,10 +26,10 @@ from tlkit.errors import BackboneError, RunError
 from tlkit.files import atomic_folder, sha256_of, write_json
 from tlkit.models.backbones import build_options, classifier_names, create_backbone
 from tlkit.models.classifier import Classifier, Origin
-from tlkit.models.devices import find_device
 from tlkit.models.heads import LINEAR_HEADS, last_linear
-from tlkit.models.state_files import not_finite, write_tensors
-from tlkit.models.trust import TRAINING_SAMPLE, Trust
+from tlkit.models.inference.devices import find_device
+from tlkit.models.inference.trust import TRAINING_SAMPLE, Trust
+from tlkit.models.weights.state_files import not_finite, write_tensors
 from tlkit.recipe.fields.model import Features, Head
 from tlkit.recipe.schema import Task
 

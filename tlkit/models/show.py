@@ -22,7 +22,7 @@ from tlkit.models.backbones import (
     stages,
 )
 from tlkit.models.catalog import published
-from tlkit.models.weights import weights_here
+from tlkit.models.weights.sources import weights_here
 from tlkit.terminal import print_fitting
 
 

@@ -19,7 +19,7 @@ from tlkit.data.splits.folds import split_by_recipe
 from tlkit.errors import TlkitError
 from tlkit.models.backbones import check_backbone_name, pretrained_cfg
 from tlkit.models.image_sizes import border_warning
-from tlkit.models.weights import Weights
+from tlkit.models.weights.sources import Weights
 from tlkit.planning.probe import Memory, MemoryProbe
 from tlkit.planning.stages import StageRow, stage_rows
 from tlkit.planning.timing import IMPORTS_S, PROCESS_S, RESULTS_S, SolvedTiming, Timing, time_phase, time_solved

@@ -10,7 +10,7 @@ from typing import Any
 from tlkit.data.samples import LARGEST_FOLD, Samples
 from tlkit.data.splits.holdout import split_samples
 from tlkit.errors import DataError, RecipeError, WeightsError
-from tlkit.models.weights import cached_backbones, hub_is_reachable, weights_here
+from tlkit.models.weights.sources import cached_backbones, hub_is_reachable, weights_here
 from tlkit.recipe.augmentations import preset
 from tlkit.recipe.names import name_faults, path_faults
 from tlkit.recipe.reference import in_yaml

@@ -23,7 +23,7 @@ from tlkit.evaluation.metrics import wilson_interval
 from tlkit.files import atomic_file, write_atomically, write_csv, write_json
 from tlkit.models.catalog import list_models, published
 from tlkit.models.classifier import Classifier
-from tlkit.models.weights import weights_here
+from tlkit.models.weights.sources import weights_here
 from tlkit.recipe.edit import edited_recipe
 from tlkit.recipe.fields.data import Data
 from tlkit.recipe.load import load_recipe, recipe_yaml

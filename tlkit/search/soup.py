@@ -24,8 +24,8 @@ from tlkit.evaluation.predictions import prediction_rows, write_predictions
 from tlkit.evaluation.primary_metric import named_primary_metric, recorded_primary_metric
 from tlkit.files import atomic_folder, write_json
 from tlkit.models.classifier import Classifier
+from tlkit.models.inference.trust import Trust
 from tlkit.models.model_folder import ModelCard, find_model_folder, load_with_card, read_card, update_metrics, write_model_folder
-from tlkit.models.trust import Trust
 from tlkit.recipe.fields.model import CLASSICAL_HEADS
 from tlkit.terminal import counted
 from tlkit.training.objective.losses import plain_loss

@@ -19,7 +19,7 @@ from tlkit.data.progress import LINE_EVERY_S
 from tlkit.evaluation.metrics import PrimaryMetric, metric_label
 from tlkit.files import write_csv
 from tlkit.models.classifier import Classifier
-from tlkit.models.state_files import write_tensors
+from tlkit.models.weights.state_files import write_tensors
 from tlkit.recipe.fields.learning import Ema
 from tlkit.training.checkpointing.files import put_back
 from tlkit.training.private_api import resumed_mid_epoch

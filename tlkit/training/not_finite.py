@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tlkit.data.samples import Sample
 from tlkit.errors import TrainingError
-from tlkit.models.state_files import not_finite
+from tlkit.models.weights.state_files import not_finite
 from tlkit.recipe.fields.trainer import OnNan
 from tlkit.training.distributed.launch import all_gather_objects
 from tlkit.training.private_api import batch_index

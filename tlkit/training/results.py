@@ -21,7 +21,7 @@ from tlkit.evaluation.unknown import training_sample
 from tlkit.explain.gradient_flow import GRADIENTS, draw_gradients, read_gradients
 from tlkit.files import write_json
 from tlkit.models.classifier import Classifier
-from tlkit.models.inference import infer
+from tlkit.models.inference.batches import infer
 from tlkit.models.model_folder import load_with_card, update_metrics, update_trust
 from tlkit.recipe.fields.learning import Mix
 from tlkit.recipe.fields.model import CLASSICAL_HEADS, Head, Model

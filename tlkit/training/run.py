@@ -16,7 +16,7 @@ from tlkit.evaluation.fit_trust import TrustOptions
 from tlkit.files import remove_unfinished, write_atomically
 from tlkit.models.image_sizes import border_warning
 from tlkit.models.model_folder import ModelCard, write_model_folder
-from tlkit.models.state_files import not_finite
+from tlkit.models.weights.state_files import not_finite
 from tlkit.recipe.fields.data import Data, LeakCheck
 from tlkit.recipe.fields.model import CLASSICAL_HEADS
 from tlkit.recipe.load import recipe_yaml

@@ -14,7 +14,7 @@ from tlkit.data.datamodule import ImageDataModule
 from tlkit.data.progress import progress
 from tlkit.evaluation.metrics import metric_label, primary_metric_of
 from tlkit.models.classifier import Classifier
-from tlkit.models.inference import infer
+from tlkit.models.inference.batches import infer
 from tlkit.training.objective.losses import plain_loss
 from tlkit.training.objective.metrics import score
 

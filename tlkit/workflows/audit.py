@@ -40,7 +40,7 @@ from tlkit.data.splits.folds import split_by_recipe
 from tlkit.data.splits.holdout import hash_images
 from tlkit.errors import WeightsError
 from tlkit.files import expanded
-from tlkit.models.weights import find_weights
+from tlkit.models.weights.sources import find_weights
 from tlkit.recipe.schema import Recipe
 from tlkit.report.gallery import write_gallery
 from tlkit.terminal import counted, print_line

@@ -27,8 +27,8 @@ from tlkit.evaluation.evaluate import OpenSplit, open_split
 from tlkit.evaluation.two_samples import feature_test, holm, share_test, value_test
 from tlkit.evaluation.unknown import NEIGHBOURS, scores
 from tlkit.models.classifier import Classifier
-from tlkit.models.trust import Trust
-from tlkit.models.unknown import UnknownScore
+from tlkit.models.inference.trust import Trust
+from tlkit.models.inference.unknown import UnknownScore
 from tlkit.terminal import counted
 
 FALSE_ALARMS = 0.05

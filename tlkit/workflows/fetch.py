@@ -17,7 +17,7 @@ from tlkit.errors import DataError, RunError
 from tlkit.files import atomic_file, expanded, format_bytes, remove_unfinished, sha256_of, write_atomically, write_json
 from tlkit.models.backbones import check_backbone_name
 from tlkit.models.model_folder import find_model_folder
-from tlkit.models.weights import find_weights
+from tlkit.models.weights.sources import find_weights
 from tlkit.recipe.fetched import (
     DOWNLOADS,
     MANIFEST,

@@ -9,7 +9,7 @@ from tlkit.data.quality.on_bad import read_images
 from tlkit.data.splits.folds import split_by_recipe
 from tlkit.errors import RunError
 from tlkit.models.backbones import check_backbone_name
-from tlkit.models.weights import Weights, find_weights
+from tlkit.models.weights.sources import Weights, find_weights
 from tlkit.recipe.fields.model import RunWeights
 from tlkit.recipe.schema import Recipe
 from tlkit.terminal import print_text

@@ -14,7 +14,7 @@ from tlkit.data.splits.folds import split_by_recipe
 from tlkit.data.splits.holdout import hash_images, manifest_rows, read_manifest
 from tlkit.errors import RunError
 from tlkit.models.model_folder import read_card
-from tlkit.models.weights import Weights
+from tlkit.models.weights.sources import Weights
 from tlkit.recipe.schema import Recipe
 from tlkit.system import cache_folder, caching_in
 from tlkit.terminal import print_line

@@ -17,7 +17,7 @@ import numpy as np
 from tlkit.data.preprocess import Preprocessing
 from tlkit.errors import ArtifactError
 from tlkit.files import atomic_file, sha256_of, write_json
-from tlkit.models.trust import Trust
+from tlkit.models.inference.trust import Trust
 
 MANIFEST = "artifact.json"
 MEAN_IMAGE = "mean_picture.npy"

@@ -4,7 +4,7 @@ from math import floor
 
 from tlkit.data.preprocess import Preprocessing
 from tlkit.deploy.export.artifact import MEAN_IMAGE
-from tlkit.models.trust import NOT_SURE, UNLIKE, Trust
+from tlkit.models.inference.trust import NOT_SURE, UNLIKE, Trust
 
 CONSUMER = "predict.py"
 _MODES = {1: "L", 3: "RGB"}

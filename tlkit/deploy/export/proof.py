@@ -19,7 +19,7 @@ from tlkit.data.splits.manifest import samples_of_run
 from tlkit.deploy.export.compare import generated_images
 from tlkit.errors import ArtifactError
 from tlkit.models.classifier import Classifier
-from tlkit.models.inference import infer
+from tlkit.models.inference.batches import infer
 from tlkit.models.model_folder import ModelCard
 from tlkit.terminal import counted
 

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from tlkit.data.normalize import Normalize
 from tlkit.models.classifier import Classifier
-from tlkit.models.trust import Trust
-from tlkit.models.unknown import UnknownScore
+from tlkit.models.inference.trust import Trust
+from tlkit.models.inference.unknown import UnknownScore
 
 NORMALIZED = "normalized"
 """The value in a raw network between normalisation and backbone, which parity looks at."""

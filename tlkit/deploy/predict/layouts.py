@@ -10,7 +10,7 @@ from typing import Any
 
 from tlkit.data.samples import LABEL_SEPARATOR
 from tlkit.deploy.predict.prediction import Prediction
-from tlkit.models.trust import Trust
+from tlkit.models.inference.trust import Trust
 from tlkit.terminal import WIDTH_IN_FILES
 
 # Rows of one table: the columns of the next thousand images are as wide as those need.

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from tlkit.models.trust import NOT_SURE, UNLIKE, Trust
+from tlkit.models.inference.trust import NOT_SURE, UNLIKE, Trust
 
 NOT_FINITE = "the model answers NaN for this image."
 

@@ -11,7 +11,7 @@ from tlkit.data.preprocess import Preprocessing
 from tlkit.deploy.export.artifact import is_artifact, read_artifact, refuse_pickle
 from tlkit.deploy.export.runtime import load_runtime
 from tlkit.errors import ArtifactError
-from tlkit.models.trust import Trust
+from tlkit.models.inference.trust import Trust
 
 Pixels = NDArray[np.uint8]
 Numbers = NDArray[np.float64]
@@ -91,9 +91,9 @@ def _of_artifact(path: Path, threads: int | None) -> Predictor:
 def _of_run(run: Path, device_name: str) -> Predictor:
     import torch
 
-    from tlkit.models.devices import find_device
+    from tlkit.models.inference.devices import find_device
+    from tlkit.models.inference.unknown import UnknownScore
     from tlkit.models.model_folder import find_model_folder, load_with_card
-    from tlkit.models.unknown import UnknownScore
 
     device = find_device(device_name)
     classifier, card = load_with_card(run)

@@ -19,7 +19,7 @@ from tlkit.data.datamodule import ImageDataModule
 from tlkit.data.quality.on_bad import read_images
 from tlkit.data.samples import Sample, Samples
 from tlkit.data.splits.folds import split_by_recipe
-from tlkit.models.weights import Weights
+from tlkit.models.weights.sources import Weights
 from tlkit.recipe.fields.data import Data
 from tlkit.recipe.fields.model import Model
 from tlkit.recipe.fields.phases import Phase

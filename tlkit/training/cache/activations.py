@@ -28,8 +28,8 @@ from tlkit.errors import CacheUnavailable
 from tlkit.evaluation.answers import Answers
 from tlkit.files import atomic_folder, format_bytes, is_disk_full, key_of, remove_unfinished, write_json
 from tlkit.models.classifier import Classifier
+from tlkit.models.inference.unknown import as_vectors
 from tlkit.models.split import Activations, CannotCut, Suffix, cut
-from tlkit.models.unknown import as_vectors
 from tlkit.recipe.fields.trainer import Cache
 from tlkit.system import cache_folder
 from tlkit.terminal import counted

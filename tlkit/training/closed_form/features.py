@@ -9,7 +9,7 @@ from tlkit.data.datamodule import ImageDataModule
 from tlkit.data.progress import progress
 from tlkit.errors import CacheUnavailable, TrainingError
 from tlkit.models.classifier import Classifier
-from tlkit.models.inference import infer
+from tlkit.models.inference.batches import infer
 from tlkit.recipe.fields.trainer import Cache
 from tlkit.training.cache.activations import ActivationCache
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from tlkit.models.trust import Trust
+from tlkit.models.inference.trust import Trust
 
 
 class UnknownScore(nn.Module):

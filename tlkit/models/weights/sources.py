@@ -17,7 +17,7 @@ from tlkit.errors import Fault, MissingExtraError, RecipeError, RunError, Weight
 from tlkit.files import expanded, sha256_of
 from tlkit.models.backbones import classifier_names, create_backbone, first_convolutions, pretrained_cfg
 from tlkit.models.model_folder import find_model_folder, read_card
-from tlkit.models.state_files import COUNTERS, SUFFIXES, Fit, fits, not_finite, read_state_dicts
+from tlkit.models.weights.state_files import COUNTERS, SUFFIXES, Fit, fits, not_finite, read_state_dicts
 from tlkit.recipe.fetched import fetched_weights, is_offline
 from tlkit.recipe.fields.model import DENSE_BACKBONES, FileWeights, Model, PackageWeights, RunWeights
 from tlkit.terminal import counted

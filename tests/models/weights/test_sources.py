@@ -17,8 +17,8 @@ from tlkit.errors import MissingExtraError, RecipeError, WeightsError
 from tlkit.models.backbones import create_backbone
 from tlkit.models.classifier import Classifier
 from tlkit.models.model_folder import ModelCard, load_with_card, write_model_folder
-from tlkit.models.state_files import not_finite
-from tlkit.models.weights import Weights, find_weights, load_backbone
+from tlkit.models.weights.sources import Weights, find_weights, load_backbone
+from tlkit.models.weights.state_files import not_finite
 from tlkit.recipe.fields.model import Head, Model
 
 
