@@ -35,6 +35,11 @@ def composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
+def is_printable(name: str) -> bool:
+    """Return whether a name can be shown: the joiners that emoji, Persian and Hindi words contain are part of them."""
+    return name.replace("\u200c", "").replace("\u200d", "").isprintable()
+
+
 @dataclass(frozen=True, slots=True)
 class Sample:
     """One labelled image. id is unique in its source and stays the same between machines.

@@ -187,6 +187,8 @@ def parts(samples: Samples) -> dict[str, list[str]]:
         ("TRAIN", "valid", "TEST"),
         ("train", "dev", "test"),
         ("training_set", "val-images", "test data"),
+        ("train2017", "val2017", "test_1"),
+        ("traindir", "valdir", "Test Images 224"),
     ],
 )
 def test_splits_are_known_by_the_usual_words_in_any_case(tmp_path: Path, train: str, val: str, test: str) -> None:
@@ -228,17 +230,55 @@ def test_a_classifier_of_train_against_test_is_refused(tmp_path: Path, names: tu
     assert read(tmp_path, layout="class").classes == tuple(sorted(names))
 
 
+@pytest.mark.parametrize("inside", ["1.png", "cat/1.png"])
+def test_folders_whose_names_differ_only_in_a_split_are_not_taken_for_classes(tmp_path: Path, inside: str) -> None:
+    put(tmp_path, f"flowers_train/{inside}", f"flowers_test/{inside}")
+    message = faults(tmp_path)
+    assert "flowers_test and flowers_train seem to be splits, not classes" in message
+    assert "If these are the classes: data.source.layout=class." in message
+    assert read(tmp_path, layout="class").classes == ("flowers_test", "flowers_train")
+    put(tmp_path, "test_tube/1.png", "train_station/1.png")
+    assert len(read(tmp_path).classes) == 4
+
+
+def test_images_beside_their_masks_are_reported(tmp_path: Path) -> None:
+    put(tmp_path, "images/1.png", "Masks/1.png")
+    (warning,) = read(tmp_path).warnings
+    assert "Masks and images are read as two classes. If the one has the masks of the other" in warning
+
+
+def test_two_spellings_of_a_class_are_refused_and_lose_no_image(tmp_path: Path) -> None:
+    put(tmp_path, "\u00e9/1.png", "dog/1.png")
+    if (tmp_path / "e\u0301").exists():
+        pytest.skip("the file system joins the two spellings")
+    put(tmp_path, "e\u0301/2.png")
+    assert "two folders have this name in two Unicode spellings.\n  Join them in one folder." in faults(tmp_path)
+
+
+def test_names_may_have_the_joiners_of_emoji_and_persian_words(tmp_path: Path) -> None:
+    names = ("می\u200cخواهم", "👩\u200d👧")
+    put(tmp_path, *(f"{name}/1.png" for name in names))
+    assert read(tmp_path).classes == names
+    put(tmp_path, "a\u202eb/1.png")
+    assert r"unprintable characters: 'a\u202eb'" in faults(tmp_path)
+
+
 def test_folders_beside_the_splits_are_reported(tmp_path: Path) -> None:
     put(tmp_path, "train/cat/1.png", "train/dog/1.png", "holdout/cat/1.png", "extra/1.png")
     (warning,) = read(tmp_path).warnings
     assert "only train is read as a split; not read: extra and holdout" in warning
     assert "If they are classes, as train then is: data.source.layout=class" in warning
     assert read(tmp_path, layout="class").classes == ("extra", "holdout", "train")
+    (tmp_path / "extra/1.png").unlink()
+    assert "not read: extra and holdout. A split among them has to be named val or test." in read(tmp_path).warnings[0]
 
 
 def test_a_folder_inside_the_folder_is_named(tmp_path: Path) -> None:
     put(tmp_path, "photos/cat/1.png", "photos/dog/1.png")
     assert f"Did you mean {tmp_path / 'photos'}?" in faults(tmp_path)
+    (tmp_path / "a/b").mkdir(parents=True)
+    (tmp_path / "photos").rename(tmp_path / "a/b/photos")
+    assert f"Did you mean {tmp_path / 'a/b/photos'}?" in faults(tmp_path)
 
 
 def save(file: Path, kind: str) -> None:

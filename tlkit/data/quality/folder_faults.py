@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from tlkit.data.samples import composed
+from tlkit.data.samples import composed, is_printable
 from tlkit.data.sources.classes import odd_class_findings
 from tlkit.data.sources.image_files import OTHER_IMAGES, SYSTEM_FOLDERS, file_use, has_image_ending, is_folder
 from tlkit.data.sources.kind import Finding, SourceCheck, faults_of, warning_of
@@ -154,11 +154,11 @@ def _class_findings(layout: Layout, scan: FolderScan) -> Iterator[Finding]:
     for name in classes:
         if not scan.counts[training, name]:
             yield Finding("fault", f"{place}{name}/", "the class folder holds no image", "Put images into it, or remove the folder.")
-        if not name.isprintable():
+        if not is_printable(name):
             problem = "the name of the class is not UTF-8 or has unprintable characters"
             yield Finding("fault", f"{place}{name}/", problem, "Rename the folder.")
-    yield from odd_class_findings([name for name in classes if name.isprintable()], lambda name: f"{place}{name}/")
-    quoted = [name for name in classes if name.isprintable() and not all(sign.isalnum() or sign in "-_." for sign in name)]
+    yield from odd_class_findings([name for name in classes if is_printable(name)], lambda name: f"{place}{name}/")
+    quoted = [name for name in classes if is_printable(name) and not all(sign.isalnum() or sign in "-_." for sign in name)]
     if quoted:
         more = f", as are {len(quoted) - 1} more with spaces or signs" if len(quoted) > 1 else ""
         yield Finding(

@@ -2,16 +2,17 @@
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from unicodedata import normalize
 
-from tlkit.data.samples import composed
+from tlkit.data.samples import composed, is_printable
 from tlkit.data.sources.kind import Finding
 from tlkit.errors import DataError, did_you_mean
 from tlkit.recipe.schema import Task
 
 Label = int | str
-NO_VALUE = frozenset({"nan", "null", "none", "n/a", "<na>", "nat"})
+NO_VALUE = frozenset({"nan", "null", "none", "n/a", "na", "#n/a", "<na>", "nat", "?", "-", "--"})
 """What programs write into a cell that has no value."""
-_BLANKS = " _-.\t\u00a0"
+_BLANKS = " _-.\t\u00a0\u200c\u200d\ufe0f"
 _NUMBER = re.compile(r"[+-]?\d{1,300}(\.\d*)?", re.ASCII)
 
 
@@ -24,7 +25,8 @@ def odd_classes(classes: Sequence[str]) -> Iterator[tuple[str, str]]:
     numbers = [number for name in classes if (number := _number(name)) is not None]
     for name in classes:
         number = _number(name)
-        plain = "".join(sign for sign in name.casefold() if sign not in _BLANKS) if number is None else number
+        word = normalize("NFKC", name).casefold()  # wide and superscript signs as the plain ones
+        plain = "".join(sign for sign in word if sign not in _BLANKS) if number is None else number
         if plain in seen:
             yield name, seen[plain]
         elif name.strip().casefold() in NO_VALUE or (number == -1 and sum(value < 0 for value in numbers) == 1):
@@ -60,7 +62,7 @@ def number_classes(
     _check_names(place, known, names)
     training = there.get("train", set()) | there.get("", set())
     word = {label: names[label] if names and isinstance(label, int) else composed(str(label)) for label in known}
-    if odd := sorted(name for name in word.values() if not name.isprintable()):
+    if odd := sorted(name for name in word.values() if not is_printable(name)):
         raise DataError(f"{place}: the label {odd[0]!r} has unprintable characters.\n  Write it again.")
     for split, found in there.items():
         if unknown := [word[label] for label in _in_order(found - training, word)]:

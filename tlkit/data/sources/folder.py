@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tlkit.data.quality.folder_faults import look_through
-from tlkit.data.samples import Sample, Samples, composed
+from tlkit.data.samples import Sample, Samples, composed, is_printable
 from tlkit.data.sources.image_files import UnusedImages, file_use, has_image_ending, is_folder, is_hidden
 from tlkit.data.sources.kind import LocalFiles, ReadOptions, SourceCheck, SourceKind, below, image_files
 from tlkit.data.sources.layout import EXPECTED, Layout, LayoutName, find_layout, nested_root, split_of, subfolders
@@ -24,6 +24,7 @@ def read_folder(folder: Path, layout: LayoutName = "auto") -> Samples:
     """
     root = _existing_folder(folder)
     found = find_layout(root, layout)
+    _check_spellings(found)
     classes = _classes(found)
     for split, place in found.places.items():
         _check_split(found, split, place, classes)
@@ -113,11 +114,23 @@ def _classes(layout: Layout) -> tuple[str, ...]:
             f"{training}: has one class only, {names[0]!r}.\n"
             f"  {f'A classifier needs at least two class folders: {training}/CLASS/*.jpg. {hint}'.rstrip()}"
         )
-    odd = [name for name in names if not name.isprintable()]  # The bytes of names that aren't UTF-8 come as lone surrogates.
+    odd = [name for name in names if not is_printable(name)]  # The bytes of names that aren't UTF-8 come as lone surrogates.
     if odd:
-        shown = ", ".join(repr(os.fsencode(name))[1:] for name in odd)
+        shown = ", ".join(ascii(name) if _is_utf8(name) else repr(os.fsencode(name))[1:] for name in odd)
         raise DataError(f"{training}: the name of a class is not UTF-8 or has unprintable characters: {shown}.\n  Rename the folder.")
     return tuple(names)
+
+
+def _is_utf8(name: str) -> bool:
+    return not any("\ud800" <= sign <= "\udfff" for sign in name)
+
+
+def _check_spellings(layout: Layout) -> None:
+    """Raise DataError for two class folders with one name: as `é` in one sign and as `e` with an accent, which look the same."""
+    for place in dict.fromkeys(layout.places.values()):
+        names = Counter(composed(folder.name) for folder in subfolders(place))
+        if twice := [name for name, number in names.items() if number > 1]:
+            raise DataError(f"{place / twice[0]}: two folders have this name in two Unicode spellings.\n  Join them in one folder.")
 
 
 def _check_split(layout: Layout, split: str, place: Path, classes: tuple[str, ...]) -> None:

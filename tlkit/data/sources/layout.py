@@ -15,7 +15,9 @@ LayoutName = Literal["auto", "split/class", "class/split", "class"]
 EXPECTED = "Expected {root}/train/CLASS/*.jpg (with val and test folders beside train if you have them), or {root}/CLASS/*.jpg."
 UNLABELLED = frozenset({"all", "data", "images", "imgs", "test", "unknown", "unlabeled", "unlabelled"})
 """What people call the one folder that a split of images without labels has."""
-_MORE = re.compile(r"[ _-]?(data|dataset|folder|images|imgs|set|split)$")
+_MORE = re.compile(r"([ _-]?(data|dataset|dir|folder|images|imgs|set|split|\d+))+$")
+_IMAGES = frozenset({"image", "images", "img", "imgs"})
+_MASKS = frozenset({"annotations", "gt", "labels", "mask", "masks", "segmentations"})
 
 
 @dataclass
@@ -39,7 +41,7 @@ class Layout:
 
 
 def split_of(name: str) -> str:
-    """Return the split that a folder is called after, or the empty string: `Train`, `testing`, `training_set`, `val-images`."""
+    """Return the split that a folder is called after, or the empty string: `Train`, `testing`, `training_set`, `val2017`."""
     word = name.strip().casefold()
     return SPLIT_WORDS.get(word) or SPLIT_WORDS.get(_MORE.sub("", word), "")
 
@@ -53,8 +55,9 @@ def find_layout(root: Path, asked: LayoutName = "auto") -> Layout:
         return _splits(root, named, others)
     if asked == "class/split" or (asked == "auto" and _have_splits(folders)):
         return _splits_below(root, folders, assumed=asked == "auto")
-    if asked == "auto" and named:
+    if asked == "auto":
         _check_not_splits(root, named, others)
+        _check_no_splits_of_one_name(root, folders)
     layout = Layout(root, {"": _by_class(folders)}, {"": root})
     if asked == "auto" and (inner := deeper_folders(layout)):
         layout.warn(
@@ -62,6 +65,9 @@ def find_layout(root: Path, asked: LayoutName = "auto") -> Layout:
             f"to the classes {_names(folders)}. If the folders below are the classes, name the folder above them: {inner[0].parent}; "
             "if not: data.source.layout=class."
         )
+    words = {folder.name.casefold() for folder in folders}
+    if asked == "auto" and len(words) == 2 and words & _IMAGES and words & _MASKS:
+        layout.warn(f"{_names(folders)} are read as two classes. If the one has the masks of the other, these images have no labels here.")
     if asked == "auto" and named:
         one = len(named) == 1
         what = "is read as a class, since it has" if one else "are read as classes, since they have"
@@ -102,6 +108,8 @@ def _splits(root: Path, named: Sequence[Path], others: Sequence[Path]) -> Layout
             _leave_out_unlabelled(layout, split)
     if others:
         also = " If they are classes, as train then is: data.source.layout=class." if any(map(has_images, others)) else ""
+        if not also and len(places) < 3 and any(map(subfolders, others)):
+            also = " A split among them has to be named val or test."
         read = "is read as a split" if len(named) == 1 else "are read as splits"
         layout.warn(f"only {_names(named)} {read}; not read: {_names(others)}.{also}")
     return layout
@@ -145,7 +153,7 @@ def _splits_below(root: Path, folders: Sequence[Path], *, assumed: bool) -> Layo
 
 def _check_not_splits(root: Path, named: Sequence[Path], others: Sequence[Path]) -> None:
     """Raise DataError if there is nothing but splits: nobody wants a classifier of train against test."""
-    if any(has_images(folder) or subfolders(folder) for folder in others) or not any(has_images(folder) for folder in named):
+    if not named or any(has_images(folder) or subfolders(folder) for folder in others) or not any(has_images(folder) for folder in named):
         return
     has = "has images and no class folders" if len(named) == 1 else "have images and no class folders"
     raise DataError(
@@ -153,6 +161,20 @@ def _check_not_splits(root: Path, named: Sequence[Path], others: Sequence[Path])
         f"  Sort them into {root}/{named[0].name}/CLASS/, or name the labels in a table: data.source={{csv: FILE}}. "
         "If these are the classes: data.source.layout=class."
     )
+
+
+def _check_no_splits_of_one_name(root: Path, folders: Sequence[Path]) -> None:
+    """Raise DataError for `flowers_train` and `flowers_test`: folders whose names differ only in a split."""
+    splits, rests = set(), set()
+    for folder in folders:
+        words = re.split(r"[ ._-]+", folder.name.casefold())
+        splits.add(next((SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS), ""))
+        rests.add(tuple(word for word in words if word not in SPLIT_WORDS))
+    if len(rests) == 1 and len(splits) > 1 and "train" in splits and "" not in splits:
+        raise DataError(
+            f"{root}: {_names(folders)} seem to be splits, not classes.\n"
+            "  Call them train, val and test, with a folder for each class in them. If these are the classes: data.source.layout=class."
+        )
 
 
 def deeper_folders(layout: Layout) -> list[Path]:
@@ -188,8 +210,12 @@ def has_images(folder: Path) -> bool:
 
 
 def nested_root(root: Path, folders: Sequence[Path]) -> str:
-    """Return `Did you mean ROOT/DATA?` if the only folder of root has several folders itself."""
-    return f"Did you mean {folders[0]}?" if len(folders) == 1 and len(subfolders(folders[0])) > 1 else ""
+    """Return `Did you mean ROOT/DATA?` for the first folder with several folders, where each above it has one only."""
+    while len(folders) == 1:
+        place, folders = folders[0], subfolders(folders[0])
+        if len(folders) > 1:
+            return f"Did you mean {place}?"
+    return ""
 
 
 def _names(folders: Iterable[Path]) -> str:

@@ -1,4 +1,5 @@
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,7 @@ def test_columns_in_any_order_give_id_label_split_and_group(tmp_path: Path) -> N
     assert all(isinstance(s.image, Path) and s.image.is_file() for s in samples.samples)
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_tables_as_spreadsheets_save_them_read_alike(tmp_path: Path, encoding: str, separator: str, end: str) -> None:
@@ -197,6 +198,7 @@ def test_a_root_that_is_not_there_is_reported(tmp_path: Path) -> None:
         "\n\r\n  \npath,label\na.png,x\nb.png,y\n",
         ";;\npath;label\na.png;x\n;\nb.png;y\n",
         'path,label,"two\nlines"\na.png,x,\nb.png,y,"and\nhere"\n',
+        "path,label\na.png,x,\nb.png,y,,\n",
     ],
 )
 def test_a_table_is_read_however_a_spreadsheet_has_saved_it(tmp_path: Path, text: str) -> None:
@@ -249,21 +251,105 @@ def test_the_folder_that_has_the_images_is_named(tmp_path: Path) -> None:
     assert f"a.png is in {tmp_path / 'images'}: data.source.root={tmp_path / 'images'}." in fault(CsvSource(csv=str(file)))
 
 
-@pytest.mark.parametrize("sign", [",", ";", " ", "/"])
+@pytest.mark.parametrize("sign", [",", ";", " ", "/", "+", "&", "-", "、"])
 def test_labels_that_another_sign_separates_are_not_taken_for_classes(tmp_path: Path, sign: str) -> None:
     text = f'path,label\na.png,"hat{sign}bag"\nb.png,bag\nc.png,hat\n'
     file = table(tmp_path, text)
-    if sign != "/":
-        with pytest.raises(DataError) as raised:
-            read(file, "multilabel")
-        assert f"labels seem to be separated by '{sign}': 'hat{sign}bag' would be one class" in str(raised.value)
-        assert f"Set data.source.separator='{sign}', or data.source.separator='|' if these are the names of classes" in str(raised.value)
+    with pytest.raises(DataError) as raised:
+        read(file, "multilabel")
+    assert f"labels seem to be separated by '{sign}': 'hat{sign}bag' would be one class" in str(raised.value)
+    assert f"Set data.source.separator='{sign}', or data.source.separator='|' if these are the names of classes" in str(raised.value)
     samples = read(file, "multilabel", separator=sign)
     assert samples.classes == ("bag", "hat")
     assert [sample.labels for sample in samples.samples] == [(0, 1), (0,), (1,)]
     assert len(read(file, "multilabel", separator="|").classes) == 3
     names = table(tmp_path, "path,label\na.png,red dress\nb.png,blue shirt\nc.png,tench and others\n")
     assert len(read(names, "multilabel").classes) == 3  # names of classes may have blanks
+
+
+@pytest.mark.parametrize(
+    ("cells", "expected"),
+    [
+        (("hat|bag;shoe", "hat", "bag", "shoe"), "'|' between labels, and others ';': 'hat|bag;shoe' would be one class"),
+        (("a;b", "c;d", "e;f"), "labels seem to be separated by ';': 'a;b' would be one class"),
+        (("\"['hat', 'bag']\"", "['hat']", "[]"), "hold lists, such as ['hat', 'bag'], which would be names of classes"),
+        (('"[""hat"", ""bag""]"', '"[""bag""]"'), "with | between them: hat|bag"),
+        (("hat\tbag", "hat"), "'hat\\tbag' has unprintable characters.\n  If several labels are meant, write | between them."),
+    ],
+)
+def test_cells_with_several_labels_in_other_forms_are_not_taken_for_classes(tmp_path: Path, cells: tuple[str, ...], expected: str) -> None:
+    rows = "".join(f"{'abcd'[number]}.png,{cell}\n" for number, cell in enumerate(cells))
+    with pytest.raises(DataError) as raised:
+        read(table(tmp_path, f"path,label\n{rows}", "a.png", "b.png", "c.png", "d.png"), "multilabel")
+    assert expected in str(raised.value)
+
+
+def test_a_class_that_is_two_others_is_reported_where_an_image_has_one(tmp_path: Path) -> None:
+    samples = read(table(tmp_path, "path,label\na.png,hat;bag\nb.png,hat\nc.png,bag\n"))
+    assert samples.classes == ("bag", "hat", "hat;bag")
+    (warning,) = samples.warnings
+    assert "the class 'hat;bag' has the names of other classes in it. If these are several labels of an image: task=multilabel" in warning
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"PK\3\4\x14", "is a spreadsheet or another packed file, not a table as text.\n  Save the table as CSV UTF-8"),
+        (b"PAR1\x15\x04", "is a parquet file, not a table as text.\n  Use {parquet: "),
+        ("path,label\n".encode("utf-16-le"), ":1: is not UTF-8 text"),
+        (b"# by a tool\npath,label\n", ":1: begins with #, and names no columns.\n  Remove what is above the header."),
+        (b"a.png,x\nb.png,y\n", ":1: the first line is a row, not a header: a.png, x.\n  Write the columns' names above it: path,label"),
+        (b"path|label\na.png|x\n", "or name the separator in a first line: sep=|"),
+    ],
+)
+def test_a_file_that_is_no_table_of_this_form_says_what_it_is(tmp_path: Path, content: bytes, expected: str) -> None:
+    (tmp_path / "t.csv").write_bytes(content)
+    assert expected in fault(CsvSource(csv=str(tmp_path / "t.csv")))
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("/home/ann/data/deep/a.png", "deep/a.png is there: write the paths from there on."),
+        ("C:\\data\\deep\\a.png", "deep/a.png is there: write the paths from there on."),
+        ("deep/a.JPG", "deep/a.png does: correct the name."),
+        ("7", "0007.png does: correct the name."),
+        ("'deep/a.png'", "Write deep/a.png without quotes, or in double ones."),
+        ("file:///data/a.png", "Write the path alone, without file://"),
+    ],
+)
+def test_a_path_that_leads_nowhere_has_the_nearest_file_named(tmp_path: Path, path: str, expected: str) -> None:
+    file = table(tmp_path, f"path,label\n{path},x\n0007.png,y\n", "deep/a.png", "0007.png")
+    message = fault(CsvSource(csv=str(file)))
+    assert expected in message
+    assert message.count("pictures.csv:2: ") == 1
+
+
+def test_paths_from_a_folder_above_the_table_name_that_folder(tmp_path: Path) -> None:
+    (tmp_path / "my data").mkdir()
+    file = table(tmp_path / "my data", "path,label\nmy data/a.png,x\nmy data/b.png,y\n")
+    assert "a.png is there" in fault(CsvSource(csv=str(file)))
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "my data/a.png").rename(tmp_path / "photos/a.png")
+    file.write_text("path,label\nphotos/a.png,x\nb.png,y\n")
+    assert f"photos/a.png is in {tmp_path}: data.source.root={tmp_path}." in fault(CsvSource(csv=str(file)))
+
+
+@pytest.mark.parametrize(("path", "label"), [("Path", "LABEL"), ("Image Name", "class label"), ("ImageId", "Finding Labels")])
+def test_columns_in_other_spellings_are_hinted_at_as_an_option_that_works(tmp_path: Path, path: str, label: str) -> None:
+    file = table(tmp_path, f"{path},{label}\na.png,x\nb.png,y\n")
+    message = fault(CsvSource(csv=str(file)))
+    assert f"{shlex.quote(f'data.source.path={path}')}?" in message
+    assert f"{shlex.quote(f'data.source.label={label}')}?" in message
+    assert read(file, path=path, label=label).classes == ("x", "y")
+
+
+def test_columns_that_mark_classes_in_another_way_are_hinted_at(tmp_path: Path) -> None:
+    file = table(tmp_path, "path,hat,bag\na.png,1,-1\nb.png,-1,1\nc.png,-1,1\n")
+    assert "If each class has a column of 0 and 1: 'data.source.label=[hat, bag]'." in fault(CsvSource(csv=str(file)))
+    other = table(tmp_path, "Unnamed: 0,image,hat,bag\n0,a.png,1,0\n1,b.png,0,1\n")
+    assert "column label" not in fault(CsvSource(csv=str(other)))
+    assert read(other, path="image").classes == ("bag", "hat")
 
 
 def test_columns_of_0_and_1_are_labels(tmp_path: Path) -> None:

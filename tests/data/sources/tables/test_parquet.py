@@ -64,6 +64,25 @@ def test_a_list_of_labels_is_a_label_set(tmp_path: Path) -> None:
     assert "row 1: label = 'hat|bag' holds more than one label" in fault(file)
 
 
+def test_labels_of_a_list_stay_as_they_are(tmp_path: Path) -> None:
+    file = table(tmp_path, {"path": list(IMAGES), "label": [["tench, Tinca"], [], ["bag", "tench, Tinca"], ["bag"]]})
+    assert read(file, "multilabel", separator=",").classes == ("bag", "tench, Tinca")
+    barred = table(tmp_path, {"path": list(IMAGES), "label": [["a|b"], [], ["a"], None]})
+    assert "the label 'a|b' has a | in it" in fault(barred, "multilabel")
+
+
+def test_other_types_that_can_be_text_are_read(tmp_path: Path) -> None:
+    texts = pa.array(IMAGES, pa.string_view())
+    assert read(table(tmp_path, pa.table({"path": texts, "label": [True, False] * 2}))).classes == ("False", "True")
+    flags = {"path": list(IMAGES), "hat": [0.0, 1.0, 1.0, 0.0], "bag": [1.0, 0.0, 1.0, 0.0]}
+    assert read(table(tmp_path, flags), "multilabel").classes == ("bag", "hat")
+
+
+def test_a_csv_under_the_name_of_a_parquet_is_named(tmp_path: Path) -> None:
+    (tmp_path / "t.parquet").write_text("path,label\na.png,x\n")
+    assert f"is a table as text, not parquet. Use {{csv: {tmp_path / 't.parquet'}}}" in fault(tmp_path / "t.parquet")
+
+
 def test_rows_are_read_over_several_row_groups(tmp_path: Path) -> None:
     table(tmp_path, ROWS)
     pq.write_table(pa.table({"path": list(IMAGES), "label": ["x", "y", "x", "y"]}), tmp_path / "many.parquet", row_group_size=1)

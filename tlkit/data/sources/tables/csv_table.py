@@ -1,5 +1,6 @@
 """A table as text: a row per image, with its path, its labels and, if needed, its split and its group."""
 
+import codecs
 import csv
 import re
 from collections.abc import Iterator
@@ -14,6 +15,12 @@ from tlkit.recipe.fields.source import CsvSource
 DELIMITERS = ",;\t"
 _EXCEL = re.compile(r'"?sep=(.)"?\s*$', re.IGNORECASE)
 """The first line with which a spreadsheet names the separator."""
+_OTHER_FILES = {
+    b"PK\3\4": ("a spreadsheet or another packed file", "Save the table as CSV UTF-8, and name that file."),
+    b"\xd0\xcf\x11\xe0": ("a spreadsheet in the old form", "Save the table as CSV UTF-8, and name that file."),
+    b"PAR1": ("a parquet file", "Use {{parquet: {file}}}."),
+}
+"""What files that aren't text begin with -> what they are, and what to do about it."""
 
 
 def read_csv(source: CsvSource, options: ReadOptions) -> Samples:
@@ -45,9 +52,11 @@ def _read(table: Table) -> tuple[list[str], Iterator[Cells]]:
         delimiter, start = excel[1], start + 1
     delimiter = delimiter or max(DELIMITERS, key=lambda sign: _fit(table, _header(lines[start:], sign)))
     header = _header(lines[start:], delimiter)
+    if header and header[0].startswith("#") and not any(_fit(table, header)[:1]):
+        raise DataError(f"{table.file}:{start + 1}: begins with #, and names no columns.\n  Remove what is above the header.")
     if len(header) == 1 and (found := next((sign for sign in "|: " if sign in header[0]), "")):
         problem = f"{table.file}:{start + 1}: the header is one cell, '{header[0]}'; its words are separated by '{found}'."
-        raise DataError(f"{problem}\n  Separate cells by comma, semicolon or tab.")
+        raise DataError(f"{problem}\n  Separate cells by comma, semicolon or tab, or name the separator in a first line: sep={found}")
     return header, _rows(table, lines[start:], delimiter, header, before=start)
 
 
@@ -77,8 +86,8 @@ def _rows(table: Table, lines: list[str], delimiter: str, header: list[str], *, 
             whole = before + reader.line_num
             if not any(cell.strip() for cell in cells):
                 continue
-            if len(cells) == len(header):
-                yield whole, cells
+            if len(cells) == len(header) or (len(cells) > len(header) and not any(cell.strip() for cell in cells[len(header) :])):
+                yield whole, cells[: len(header)]
                 continue
             problem = f"has {len(cells)} {'cell' if len(cells) == 1 else 'cells'}, and the header has {len(header)}."
             table.faults.add(whole, problem, "Put a cell with the separator in it into double quotes.", kind="cells")
@@ -87,9 +96,16 @@ def _rows(table: Table, lines: list[str], delimiter: str, header: list[str], *, 
 
 
 def _text(table: Table) -> str:
+    """Return the text of a table in UTF-8, or in UTF-16 where a byte order mark says so, as spreadsheets write `Unicode text`."""
     content = table.file.read_bytes()
+    if found := next((facts for start, facts in _OTHER_FILES.items() if content.startswith(start)), None):
+        raise DataError(f"{table.file}: is {found[0]}, not a table as text.\n  {found[1].format(file=table.file)}")
+    encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
     try:
-        return content.decode("utf-8-sig")
+        text = content.decode(encoding)
+        if "\0" not in text[:4]:  # UTF-16 without a mark has one in every other place
+            return text
+        raise UnicodeDecodeError(encoding, content, content.find(b"\0"), content.find(b"\0") + 1, "a zero")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise DataError(f"{table.file}:{line}: is not UTF-8 text.\n  Save the table as UTF-8 (in a spreadsheet: CSV UTF-8).") from error

@@ -1,6 +1,7 @@
 """The files that a table names: as they are written, with back-slashes of Windows, or without their ending."""
 
 import os
+import shlex
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -78,7 +79,7 @@ class TableFiles:
     def report_missing(self) -> None:
         if not self.missing:
             return
-        fix = f"Paths are relative to {Path(self.root)}. {self._root_hint()}".rstrip()
+        fix = f"Paths are relative to {Path(self.root)}. {self._missing_hint(next(iter(self.missing)))}".rstrip()
         for id_, (number, names) in self.missing.items():
             path = self.inside + id_
             what = "is a folder" if os.path.isdir(path) else "is a broken link" if os.path.islink(path) else "does not exist"
@@ -89,15 +90,43 @@ class TableFiles:
             else:
                 self.faults.add(number, f"the image {id_} {what}.", fix, kind=f"file {what}")
 
-    def _root_hint(self) -> str:
-        """Return `If data.source.root=.. has them`: the folder below the root that has the first missing image."""
-        first = next(iter(self.missing)).replace("\\", "/")
+    def _missing_hint(self, missing: str) -> str:
+        """Say where an image may be whose path leads nowhere: under another name, or from another folder."""
+        first = missing.replace("\\", "/")
+        if first[:1] == first[-1:] and first[:1] in "'`":
+            return f"Write {first[1:-1]} without quotes, or in double ones."
+        if near := self._near_name(first):
+            return f"{near} does: correct the name."
+        if inside := self._end_inside(first):
+            return f"{inside} is there: write the paths from there on."
+        above = next((folder for folder in Path(self.root).parents if (folder / first).is_file()), None)
+        return f"{first} is in {above}: data.source.root={shlex.quote(str(above))}." if above else self._root_hint(first)
+
+    def _near_name(self, id_: str) -> str:
+        """Return the only image beside it that differs in case, in its ending, or in zeros that a spreadsheet takes off: 0007.png."""
+        folder, _, name = id_.rpartition("/")
+        place = self.inside + folder
+        names = [name for name in os.listdir(place) if os.path.splitext(name)[1].lower() in image_endings()] if os.path.isdir(place) else []
+        stem = os.path.splitext(name)[0] if os.path.splitext(name)[1].lower() in image_endings() else name
+        near = [found for found in names if os.path.splitext(found)[0].casefold() == stem.casefold()]
+        if not near and stem.isdecimal():
+            near = [found for found in names if (whole := os.path.splitext(found)[0]).isdecimal() and int(whole) == int(stem)]
+        return f"{folder}/{near[0]}".lstrip("/") if len(near) == 1 else ""
+
+    def _end_inside(self, path: str) -> str:
+        """Return the longest end of a path that is an image below the root: of `C:/photos/cat/1.png`, `cat/1.png`."""
+        parts = [part for part in path.split("/") if part]
+        ends = ("/".join(parts[number:]) for number in range(1, len(parts)))
+        return next((end for end in ends if os.path.isfile(self.inside + end)), "")
+
+    def _root_hint(self, first: str) -> str:
+        """Return `.. is in ROOT/photos: data.source.root=ROOT/photos`: the folder below the root that has the image."""
         with os.scandir(self.root) as entries:
             folders = sorted(entry.path for entry in entries if entry.is_dir())
         for folder in folders:
             place = os.path.join(folder, first)
             if os.path.isfile(place) or any(os.path.isfile(place + ending) for ending in (".jpg", ".png", ".jpeg", ".tif")):
-                return f"{first} is in {folder}: data.source.root={folder}."
+                return f"{first} is in {folder}: data.source.root={shlex.quote(folder)}."
         return ""
 
     def report_outside(self) -> None:
@@ -108,6 +137,9 @@ class TableFiles:
         together = os.path.commonpath([self.root, *wholes])
         word = "csv" if self.faults.word == "line" else "parquet"
         fix = "Put the images below it, or remove these rows."
+        if (end := self._end_inside(self.outside[0][1])) and not os.path.isfile(wholes[0]):
+            fix = f"{end} is there: write the paths from there on."
+            together = "/"
         if together != os.path.dirname(together):  # the root of the disk holds everything
             source = f"{{{word}: {self.file}, root: {together}}}"
             fix = f"Put them below it, or name a folder that holds all images: {source}, with paths from there."

@@ -9,6 +9,9 @@ from tlkit.data.sources.tables.table import Cells, Table, open_table, table_file
 from tlkit.errors import DataError, MissingExtraError
 from tlkit.recipe.fields.source import ParquetSource
 
+_BETWEEN = "\x1f"
+"""Between the labels of a list: a sign that no label has, so that each stays as it is."""
+
 
 def read_parquet(source: ParquetSource, options: ReadOptions) -> Samples:
     """Return every image of a table. Raises DataError, with every row (counted from 1), for what can't be used."""
@@ -48,7 +51,8 @@ def _wanted(table: Table, source: ParquetSource, schema: Any) -> set[str]:
     import pyarrow.types as types
 
     labels = source.label if isinstance(source.label, tuple) else (source.label,)
-    flags = [field.name for field in schema if types.is_integer(field.type) or types.is_boolean(field.type)]
+    kinds = (types.is_integer, types.is_boolean, types.is_floating)
+    flags = [field.name for field in schema if any(is_kind(field.type) for is_kind in kinds)]
     return {source.path, source.split, source.group, *labels, *([] if set(labels) & set(schema.names) else flags)}
 
 
@@ -57,19 +61,22 @@ def _rows(table: Table, header: Sequence[str], columns: Sequence[str]) -> Iterat
     import pyarrow.parquet
 
     number = 0
-    separator = table.separator
     try:
         with pyarrow.parquet.ParquetFile(table.file) as file:
             for batch in file.iter_batches(columns=list(columns)):
                 for row in batch.to_pylist():
                     number += 1
-                    yield number, [_text(row.get(name), separator) for name in header]
+                    yield number, [_text(row.get(name)) for name in header]
     except (OSError, ValueError) as error:
         raise _unreadable(table, error) from error
 
 
 def _unreadable(table: Table, error: Exception) -> DataError:
     problem = str(error).splitlines()[0].rstrip(".")
+    with table.file.open("rb") as file:
+        start = file.readline(1000)
+    if b"," in start and start.decode("utf-8", "replace").strip().isprintable():
+        return DataError(f"{table.file}: is a table as text, not parquet.\n  Use {{csv: {table.file}}}.")
     return DataError(f"{table.file}: is no parquet file that can be read, or is damaged ({problem}).\n  Write it again.")
 
 
@@ -86,20 +93,21 @@ def _check(table: Table, source: ParquetSource, schema: Any) -> None:
     for name in (column for column in (source.path, label, source.split, source.group) if schema.names.count(column) == 1):
         kind = schema.field(name).type
         if name == label and (types.is_list(kind) or types.is_large_list(kind)):
-            kind = kind.value_type
+            kind, table.joined_by = kind.value_type, _BETWEEN
         if types.is_dictionary(kind):
             kind = kind.value_type
-        whole = types.is_integer(kind) and name != source.path
-        if not (types.is_string(kind) or types.is_large_string(kind) or types.is_null(kind) or whole):
+        whole = (types.is_integer(kind) or types.is_boolean(kind)) and name != source.path
+        text = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+        if not (text or types.is_null(kind) or whole):
             wanted = "text" if name == source.path else "text or whole numbers"
             table.faults.add(0, f"the column {name} holds {kind}.", f"Expected {wanted}.")
     if source.path in schema.names and (label in schema.names or not label):
         table.faults.raise_all()
 
 
-def _text(value: Any, separator: str) -> str:
+def _text(value: Any) -> str:
     if isinstance(value, list):
-        return separator.join(map(str, value))
+        return _BETWEEN.join(map(str, value))
     return "" if value is None else str(value)
 
 

@@ -1,14 +1,23 @@
 """Rows of a table -> samples: what csv and parquet have in common. Every fault of a table is reported at once."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 
-from tlkit.data.samples import LABEL_SEPARATOR, SPLIT_WORDS, ImageSource, Sample, Samples, composed
+from tlkit.data.samples import LABEL_SEPARATOR, SPLIT_WORDS, ImageSource, Sample, Samples, composed, is_printable
 from tlkit.data.sources.kind import LocalFiles, ReadOptions, below, image_files
-from tlkit.data.sources.tables.columns import PEEKED_ROWS, Columns, cell_labels, find_columns, meant_separator
+from tlkit.data.sources.tables.columns import (
+    PEEKED_ROWS,
+    SURE_SIGNS,
+    Columns,
+    cell_labels,
+    find_columns,
+    joining_sign,
+    meant_separator,
+)
 from tlkit.data.sources.tables.faults import Faults
 from tlkit.data.sources.tables.files import TableFiles
 from tlkit.errors import DataError, did_you_mean, expected_one_of
@@ -33,17 +42,18 @@ class Row:
 
 @dataclass
 class Table:
-    """keys: the source's. root: what the paths are relative to."""
+    """keys: the source's. root: what the paths are relative to. joined_by: what is between the labels of a list that became text."""
 
     file: Path
     root: Path
     keys: CsvSource | ParquetSource
     faults: Faults
     warnings: list[str] = field(default_factory=list)
+    joined_by: str = ""
 
     @property
     def separator(self) -> str:
-        return self.keys.separator or LABEL_SEPARATOR
+        return self.joined_by or self.keys.separator or LABEL_SEPARATOR
 
 
 def open_table(keys: CsvSource | ParquetSource) -> Table:
@@ -126,6 +136,8 @@ def _row(
         faults.add(number, "the path is empty.", f"Write the image's path, relative to {table.root}, or remove the row.", kind="no path")
     if "://" in path:
         fix = f"Download the image into {table.root}, and write its path: nothing is fetched by a table."
+        if path.startswith("file://"):
+            fix = f"Write the path alone, without file://, relative to {table.root}."
         faults.add(number, f"{path} is an address, not a path.", fix, kind="address")
     labels = cell_labels(cells, columns, table.separator, number, faults)
     if not columns.names:
@@ -134,17 +146,18 @@ def _row(
     split = cells[columns.split].strip() if columns.split is not None else ""
     if split and split.lower() not in SPLIT_WORDS:
         faults.add(number, f"split = '{split}' can't be used.", expected_one_of(split, list(SPLIT_WORDS)), kind="split")
-    if path and (id_ := files.id(number, path)) is not None and len(faults) == before:
+    if path and "://" not in path and (id_ := files.id(number, path)) is not None and len(faults) == before:
         group = cells[columns.group].strip() if columns.group is not None else ""
         yield Row(number, id_, labels, SPLIT_WORDS.get(split.lower(), ""), group or None)
 
 
 def _check_labels(table: Table, number: int, labels: tuple[str, ...], task: Task) -> None:
-    if odd := next((label for label in labels if not label.isprintable()), ""):
-        table.faults.add(number, f"the label {odd!r} has unprintable characters.", "Write it again.", kind="sign")
+    if odd := next((label for label in labels if not is_printable(label)), ""):
+        fix = f"If several labels are meant, write {LABEL_SEPARATOR} between them." if set("\t\n") & set(odd) else "Remove these."
+        table.faults.add(number, f"the label {odd!a} has unprintable characters.", fix, kind="sign")
     if task == "multiclass" and len(labels) > 1:
         fix = "Set task to multilabel in the recipe, or leave one label in every row."
-        text = table.separator.join(labels)
+        text = LABEL_SEPARATOR.join(labels)
         table.faults.add(number, f"label = '{text}' holds more than one label.", fix, kind="several labels")
     elif task == "multiclass" and not labels:
         fix = "Write one, or remove the row; with task: multilabel an image may have none of the classes."
@@ -166,7 +179,7 @@ def _without_repeats(table: Table, rows: Sequence[Row]) -> list[Row]:
                     row.number,
                     f"{row.id} has the {what.removesuffix('s')} {came} here, and {before} in {table.faults.word} {earlier.number}.",
                     "Keep one row for each image; with task: multilabel its labels are in one cell, separated by "
-                    f"'{table.separator}': data.source.separator.",
+                    f"'{table.keys.separator or LABEL_SEPARATOR}': data.source.separator.",
                     kind=f"two of {what}",
                 )
                 break
@@ -201,16 +214,33 @@ def _check_classes(table: Table, rows: Sequence[Row], classes: tuple[str, ...], 
 
 
 def _check_separator(table: Table, written: Counter[str], task: Task, columns: Columns) -> None:
-    """Raise DataError if several labels would become one class because they have another separator."""
-    if task != "multilabel" or columns.names or table.keys.separator is not None:
+    """Raise DataError if several labels would become one class because they have another separator; of one label each, warn."""
+    if columns.names or table.keys.separator is not None or table.joined_by:
         return
     cells = {text.strip() for text in written}
+    if task != "multilabel":
+        if sign := joining_sign(cells, SURE_SIGNS):
+            example = min(text for text in cells if sign in text)
+            fix = f"If these are several labels of an image: task=multilabel data.source.separator='{sign}'."
+            table.warnings.append(f"{table.file}: the class '{example}' has the names of other classes in it. {fix}")
+        return
+    if lists := sorted(text for text in cells if text[:1] + text[-1:] in ("[]", "{}", "()") and set(text[1:-1]) & set("'\",")):
+        example = LABEL_SEPARATOR.join(re.findall(r"[^\s\[\](){}'\",]+", max(lists, key=len)))
+        raise DataError(
+            f"{table.file}: the label cells hold lists, such as {lists[0]}, which would be names of classes.\n"
+            f"  Write the labels alone, with {LABEL_SEPARATOR} between them: {example}"
+        )
     if sign := meant_separator(cells):
         example = min(text for text in cells if sign in text)
+        known = f"'{LABEL_SEPARATOR}'"
+        if any(LABEL_SEPARATOR in text for text in cells):
+            problem, fix = f"some label cells have {known} between labels, and others '{sign}'", f"Write {known} in all of them"
+        else:
+            problem = f"no label cell has a {LABEL_SEPARATOR}, and labels seem to be separated by '{sign}'"
+            fix = f"Set data.source.separator='{sign}'"
         raise DataError(
-            f"{table.file}: no label cell has a {LABEL_SEPARATOR}, and labels seem to be separated by '{sign}': "
-            f"'{example}' would be one class.\n"
-            f"  Set data.source.separator='{sign}', or data.source.separator='{LABEL_SEPARATOR}' if these are the names of classes."
+            f"{table.file}: {problem}: '{example}' would be one class.\n"
+            f"  {fix}, or data.source.separator={known} if these are the names of classes."
         )
 
 
