@@ -1,6 +1,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export NO_ALBUMENTATIONS_UPDATE := 1
+# Where it is set, as in many container images, every process compiles 4,000 modules of torch and others again: 12 s of a processor.
+export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .PHONY: help quickstart test pytest lint audit clean

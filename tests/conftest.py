@@ -26,6 +26,21 @@ _CACHE = TemporaryDirectory(prefix="tlkit-tests-")
 os.environ["TLKIT_CACHE"] = _CACHE.name
 
 
+def pytest_configure() -> None:
+    from tests.drawing import draw_nothing  # imports matplotlib
+
+    draw_nothing()
+
+
+@pytest.fixture(scope="module")
+def draws() -> Iterator[None]:
+    """Charts are drawn, which they aren't elsewhere."""
+    from tests.drawing import drawn
+
+    with drawn():
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _log_as_at_the_start() -> None:
     """An earlier test's run leaves its handlers on the logger, as it may: a process has one run."""

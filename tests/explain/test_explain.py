@@ -18,6 +18,8 @@ from tlkit.explain.sanity_check import Randomised, sanity_note
 from tlkit.explain.sections import SECTIONS
 from tlkit.explain.weight_drift import linear_cka
 
+pytestmark = pytest.mark.usefixtures("draws")
+
 RECIPE = """
 name: shades
 data: {source: {folder: images}, validation: 0.2, image_size: 32, resize: stretch, batch_size: 8, workers: 0}

@@ -19,6 +19,8 @@ from tlkit.planning.trial import fingerprint, try_phase
 from tlkit.recipe.load import load_recipe
 from tlkit.training.setup import Setup, prepare
 
+pytestmark = pytest.mark.usefixtures("draws")
+
 RECIPE = """
 name: colours
 data: {source: {folder: pictures}, image_size: 32, resize: stretch, normalize: dataset, batch_size: 8, validation: 0.2, test: 0.2}

@@ -15,6 +15,8 @@ from tlkit.report.curves import draw_curves
 from tlkit.report.report import RunPage, gain_note, gap_note, write_page
 from tlkit.report.templates import percent
 
+pytestmark = pytest.mark.usefixtures("draws")
+
 AUDIT = {"verdict": "no leak found between splits", "compared": "", "unreadable": 0, "two_labels": 0, "examples": []}
 ROW = {"phase": 1, "epoch": 1, "train/loss": 1.0, "train/accuracy": 0.5, "val/loss": 1.0, "val/accuracy": 0.5}
 

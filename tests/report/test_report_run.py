@@ -14,6 +14,8 @@ from tests.report.browser import browser, dom_after
 from tlkit.cli import main
 from tlkit.evaluation.evaluate import answers_on
 
+pytestmark = pytest.mark.usefixtures("draws")
+
 BEFORE = Path(__file__).parents[1] / "fixtures" / "before_layout"
 OUTSIDE = re.compile(r"""(?:src|href)\s*=\s*["']?(?!data:|#)[^"'\s>]|url\((?!data:|#)|@import""")
 

@@ -15,6 +15,8 @@ from tlkit.evaluation.evaluate import answers_on, evaluate
 from tlkit.evaluation.predictions import write_predictions
 from tlkit.recipe.load import load_recipe
 
+pytestmark = pytest.mark.usefixtures("draws")
+
 BEFORE = Path(__file__).parents[1] / "fixtures" / "before_layout"
 
 

@@ -17,6 +17,8 @@ from tlkit.cli import main
 from tlkit.data.samples import Sample, Samples
 from tlkit.search.rank import FOLDS, Ranked, score_features, with_pareto
 
+pytestmark = pytest.mark.usefixtures("draws")
+
 RECIPE = """
 name: shades
 data: {source: {folder: photos}, image_size: 32, resize: stretch, normalize: none, batch_size: 8, test: 0.25}

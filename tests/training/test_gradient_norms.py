@@ -16,6 +16,8 @@ from tlkit.explain.gradient_flow import GRADIENTS, draw_gradients, read_gradient
 from tlkit.recipe.load import load_recipe
 from tlkit.training.gradient_norms import GradientNorms, trained_layers
 
+pytestmark = pytest.mark.usefixtures("draws")
+
 PREPROCESSING = Preprocessing(28, "stretch", 1.0, "bilinear", mean=(0.0,), std=(1.0,))
 
 

@@ -37,7 +37,7 @@ def svg(draw: Callable[["Axes"], None], *, title: str, description: str) -> Mark
         figure, axis = plt.subplots(figsize=(WIDTH, HEIGHT))
         axis.grid(visible=True)
         axis.spines[["top", "right"]].set_visible(False)
-        axis.set_title(title, loc="left", pad=18)
+        axis.set_title(title, loc="left", y=1.0, pad=18)  # y: as in curves.py
         draw(axis)
         figure.subplots_adjust(left=0.17, right=0.97, bottom=0.18, top=0.8)
         written = StringIO()

@@ -108,7 +108,8 @@ def whole(place: Path) -> dict[tuple[str, ...], Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         runs = {
-            overrides: start(place / f"whole{i}", overrides) for i, overrides in enumerate((PLAIN, EVERYTHING, OTHERS, SOLVED, ADAPTERS))
+            overrides: start(place / f"whole{i}", overrides, resume=overrides == PLAIN)
+            for i, overrides in enumerate((PLAIN, EVERYTHING, OTHERS, SOLVED, ADAPTERS))
         }
         return {overrides: result(run) for overrides, run in runs.items()}
 
@@ -190,10 +191,14 @@ def test_best_weights_of_a_head_phase_are_whole_again_after_all_layers_have_trai
     assert all(torch.equal(tensor, shipped[1][name]) for name, tensor in shipped[0].items())
 
 
-def test_where_the_newest_checkpoint_is_damaged_the_one_before_is_used_and_that_is_reported(
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_used_or_the_run_begins_again(
     place: Path, tmp_path: Path, whole: dict[tuple[str, ...], Any]
 ) -> None:
-    run = start(tmp_path / "run", killed_after=(1, 0, 2))
+    run = start(tmp_path / "run", killed_after=(0, 1, 1))
+    for file in (run / "checkpoints").glob("*.ckpt"):
+        file.write_bytes(b"")
+    start(run, resume=True, killed_after=(1, 0, 2))
+    assert "there is no checkpoint" in (run / "log.txt").read_text()
     older, newest = sorted((run / "checkpoints").glob("*.ckpt"))
     newest.write_bytes(newest.read_bytes()[:1000])
     assert result(start(run, resume=True)) == whole[PLAIN]
@@ -202,22 +207,15 @@ def test_where_the_newest_checkpoint_is_damaged_the_one_before_is_used_and_that_
     assert f"resumed from {older}: phase 2, epoch 1, after batch 1" in log
 
 
-def test_without_a_whole_checkpoint_the_run_begins_again(place: Path, tmp_path: Path, whole: dict[tuple[str, ...], Any]) -> None:
-    run = start(tmp_path / "run", killed_after=(0, 1, 1))
-    for file in (run / "checkpoints").glob("*.ckpt"):
-        file.write_bytes(b"")
-    assert result(start(run, resume=True)) == whole[PLAIN]
-    assert "there is no checkpoint" in (run / "log.txt").read_text()
-
-
 def test_resume_starts_a_run_where_there_is_none_and_leaves_a_finished_one_alone(
-    place: Path, tmp_path: Path, whole: dict[tuple[str, ...], Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    place: Path, whole: dict[tuple[str, ...], Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = str(tmp_path / "run")
-    for _ in range(2):
-        assert main(["finetune", "recipe.yaml", "--out", out, "--resume"]) == 0
-    assert f"{out}: this run is finished, and nothing is left to do.\n" in capsys.readouterr().err
-    assert result(Path(out)) == whole[PLAIN]
+    """`whole` started one with --resume."""
+    written = (place / "whole0/report.html").stat().st_mtime_ns
+    assert main(["finetune", "recipe.yaml", "--out", "whole0", "--resume"]) == 0
+    assert "whole0: this run is finished, and nothing is left to do.\n" in capsys.readouterr().err
+    assert (place / "whole0/report.html").stat().st_mtime_ns == written
+    assert result(place / "whole0") == whole[PLAIN]
 
 
 def test_without_resume_an_unfinished_run_is_named_and_left_as_it_is(place: Path, tmp_path: Path) -> None:
