@@ -15,7 +15,8 @@ from sklearn.preprocessing import StandardScaler
 from tests.shades import draw_shades
 from tlkit.cli import main
 from tlkit.data.samples import Sample, Samples
-from tlkit.search.rank import FOLDS, Ranked, score_features, with_pareto
+from tlkit.recipe.load import load_recipe
+from tlkit.search.rank import FOLDS, Ranked, candidates_of, score_features, with_pareto
 
 pytestmark = pytest.mark.usefixtures("draws")
 
@@ -110,6 +111,12 @@ def test_bad_input_is_named(
     assert main(["rank", "recipe.yaml", *words]) == 2
     assert message in capsys.readouterr().err
     assert not (workplace / "x").exists()
+
+
+def test_a_backbone_that_is_named_twice_is_measured_once() -> None:
+    words = ["lenet5@random", "alexnet@random", "lenet5@random", "lene*@random", "lenet5@pretrained"]
+    found = candidates_of(load_recipe("quickstart"), words, None, offline=True)
+    assert [candidate.name for candidate in found] == ["lenet5@random", "alexnet@random", "lenet5@pretrained"]
 
 
 def test_the_solved_head_answers_as_scikit_learns_cross_validation() -> None:

@@ -429,6 +429,19 @@ def test_a_table_with_faults_has_its_images_looked_at_too(tmp_path: Path, capsys
     assert "the column path is missing" in capsys.readouterr().out
 
 
+def test_equal_faults_of_a_table_are_one_row_with_their_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small_folder(tmp_path / "photos")
+    lines = [f"photos/{name}/{number}.png,{name}" for name in ("cat", "dog") for number in range(12)]
+    lines += [*(f"photos/cat/{number}.png," for number in range(4)), ",cat", ",dog"]
+    (tmp_path / "table.csv").write_text("path,label\n" + "\n".join(lines) + "\n")
+    assert main(["data", "check", str(tmp_path / "table.csv")]) == 2
+    out = capsys.readouterr().out
+    assert out.count(" fault ") == 2
+    # 24 sound lines after the head: the labels are missing in lines 26 to 29, the paths in 30 and 31.
+    assert "the label is empty (and 3 more such lines: 27, 28, 29)" in out
+    assert "the path is empty (and 1 more such line: 31)" in out
+
+
 def test_a_sound_table_is_checked(tmp_path: Path) -> None:
     small_folder(tmp_path / "photos")
     lines = [f"photos/{name}/{number}.png,{name}" for name in ("cat", "dog") for number in range(12)]
