@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import tlkit
 from tlkit.data.preprocess import Preprocessing
-from tlkit.data.splits.run_source import check_single
+from tlkit.data.splits.run_source import check_single, not_a_run
 from tlkit.errors import BackboneError, RunError
 from tlkit.files import atomic_folder, sha256_of, write_json
 from tlkit.models.backbones import build_options, classifier_names, create_backbone
@@ -174,13 +174,9 @@ def find_model_folder(folder: Path) -> Path:
     for candidate in (folder, folder / "model"):
         if (candidate / "tlkit.json").is_file():
             return candidate
-    if not folder.exists():
-        raise RunError(f"{folder} does not exist. Expected a run folder such as runs/quickstart/001, or the model folder in it.")
     check_single(folder, "a model of its own")
-    raise RunError(
-        f"{folder} holds no model: neither tlkit.json nor model/tlkit.json is there.\n"
-        "  Expected a run folder such as runs/quickstart/001 whose run has ended, or the model folder in it."
-    )
+    here = "holds no model: neither tlkit.json nor model/tlkit.json is there"
+    raise not_a_run(folder, here if folder.exists() else "does not exist")
 
 
 def check_can_ship(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tlkit.data.splits.run_source import check_single, inner_runs
+from tlkit.data.splits.run_source import check_single, inner_runs, not_a_run
 from tlkit.errors import RunError
 from tlkit.evaluation.primary_metric import recorded_primary_metric
 from tlkit.files import sha256_of
@@ -48,7 +48,7 @@ def check_finished(run: Path) -> None:
     missing = [name for name in ("recipe.yaml", "metrics.json", "report.html") if not (run / name).is_file()]
     if missing:
         what = "there is no such folder" if not run.is_dir() else f"it has no {', '.join(missing)}"
-        raise RunError(f"{run} is no finished run: {what}.\n  Expected a run folder such as runs/quickstart/001 whose run has ended.")
+        raise not_a_run(run, f"is no finished run: {what}")
     for folder in run_folders(run):
         read_metrics(folder), read_epochs(folder), weights_sha256(folder)
 

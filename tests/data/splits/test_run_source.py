@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tlkit.data.splits.manifest import samples_of_run
+from tlkit.data.splits.manifest import check_run_folder, samples_of_run
 from tlkit.data.splits.run_source import from_start_where_missing, write_origin
 from tlkit.errors import DataError, RunError
+from tlkit.models.model_folder import find_model_folder
 
 RECIPE = """
 name: pets
@@ -67,3 +68,18 @@ def test_data_that_has_moved_is_named_by_an_override_and_the_message_says_so(pro
 def test_what_was_trained_cannot_be_changed_afterwards(project: Path) -> None:
     with pytest.raises(RunError, match=r"model\.backbone can't be changed for a run that has ended"):
         samples_of_run(project / "run", ("cat", "dog"), ["model.backbone=resnet18"])
+
+
+@pytest.mark.parametrize("asked", ["runs", "runs/pets", "runs/pets/1", "runs/pets/001/model"])
+def test_the_run_that_may_be_meant_is_named(tmp_path: Path, asked: str) -> None:
+    (tmp_path / "runs/pets/001/model").mkdir(parents=True)
+    (tmp_path / "runs/pets/001/split.csv").write_text("id,class,split,group,sha256\n")
+    with pytest.raises(RunError) as raised:
+        check_run_folder(tmp_path / asked)
+    assert str(raised.value).endswith(f" Did you mean {tmp_path / 'runs/pets/001'}?")
+
+
+def test_a_run_that_has_not_ended_says_how_to_resume_it(project: Path) -> None:
+    (project / "run/checkpoints").mkdir()
+    with pytest.raises(RunError, match=r"\n  Its run has not ended: resume it with the same command, --out .* and --resume\.$"):
+        find_model_folder(project / "run")

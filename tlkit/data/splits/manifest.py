@@ -8,8 +8,8 @@ from tlkit.data.quality.on_bad import log_warnings
 from tlkit.data.samples import LABEL_SEPARATOR, Sample, Samples, Skipped
 from tlkit.data.sources.read import read_source
 from tlkit.data.splits.holdout import hash_images, read_manifest
-from tlkit.data.splits.run_source import check_single, overrides_from_start, recipe_of_run, where_else
-from tlkit.errors import DataError, RunError, expected_one_of
+from tlkit.data.splits.run_source import check_single, not_a_run, overrides_from_start, recipe_of_run, where_else
+from tlkit.errors import DataError, expected_one_of
 from tlkit.files import expanded
 from tlkit.recipe.schema import Recipe, Task
 
@@ -52,7 +52,7 @@ def check_run_folder(run: Path) -> None:
     """Raise RunError if there is no split.csv."""
     if not (run / "split.csv").is_file():
         check_single(run)
-        raise RunError(f"{run} is not a run folder: it has no split.csv. Expected one such as runs/quickstart/001.")
+        raise not_a_run(run, "is not a run folder: it has no split.csv" if run.exists() else "does not exist")
 
 
 def changed_images(run: Path, samples: Samples, split: str) -> list[str]:

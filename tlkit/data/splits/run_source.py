@@ -39,6 +39,27 @@ def check_single(run: Path, what: str = "its own run folder") -> None:
         raise RunError(f"{run} is {kind}: each {each} has {what}.\n  Name one of them, such as {inner[0]}.")
 
 
+def not_a_run(folder: Path, problem: str) -> RunError:
+    """Return the error for a folder that isn't a run, or has not what a command needs, with the run that may be meant."""
+    fix = "Expected a run folder such as runs/quickstart/001 whose run has ended, or where a model is enough the model folder in it."
+    if (folder / "recipe.yaml").is_file() and (folder / "checkpoints").is_dir():
+        fix = f"Its run has not ended: resume it with the same command, --out {folder} and --resume."
+    elif near := _nearest_run(folder):
+        fix += f" Did you mean {near}?"
+    return RunError(f"{folder} {problem}.\n  {fix}")
+
+
+def _nearest_run(folder: Path) -> Path | None:
+    """Return the folder above that is a run, the last run below, or for a folder that isn't there the one beside it of this number."""
+    if (folder.parent / "split.csv").is_file():
+        return folder.parent
+    found = [path.parent for depth in ("*", "*/*") for path in folder.glob(f"{depth}/split.csv")]
+    if not folder.exists() and folder.name.isdecimal():
+        found = [path.parent for path in folder.parent.glob("*/split.csv") if path.parent.name.isdecimal()]
+        found = [path for path in found if int(path.name) == int(folder.name)] or found
+    return max(found, default=None, key=lambda path: path.stat().st_mtime)
+
+
 def started_in(run: Path) -> Path | None:
     """Return the folder in which the run was started; None for a run of an earlier version."""
     try:
