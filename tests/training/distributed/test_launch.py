@@ -186,9 +186,9 @@ def test_batchnorm_and_a_moving_average_are_the_same_on_both_processes(place: Pa
 
 def test_adapters_begin_and_learn_on_two_processes_as_on_one(place: Path) -> None:
     words = ["model.backbone=test_vit", "phases=[{train: head, epochs: 1, lr: 1e-2}, {train: {lora: {rank: 4}}, epochs: 1, lr: 1e-3}]"]
-    for out, devices in (("lora_one", []), ("lora_two", ON_TWO)):
-        done = run(place, command(out, *words, *devices))
-        assert done.returncode == 0, done.stderr
+    alone = run(place, command("lora_one", *words))
+    together = warm.run_together(*command("lora_two", *words, *ON_TWO), folders=(place, place), env=os.environ)
+    assert [process.returncode for process in (alone, *together)] == [0, 0, 0], (alone, *together)
     for alone, shared in zip(rows_of(place / "lora_one"), rows_of(place / "lora_two"), strict=True):
         for name in ("train/loss", "val/loss"):
             assert shared[name] == pytest.approx(alone[name], abs=1e-6), name
