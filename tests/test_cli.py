@@ -6,6 +6,8 @@ import re
 import subprocess
 import sys
 from argparse import ArgumentParser, Namespace
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -19,9 +21,10 @@ REPOSITORY = Path(__file__).parents[1]
 SLOW_TO_IMPORT = ("torch", "timm", "lightning", "albumentations", "numpy", "PIL", "matplotlib")
 
 
-def tlkit(*words: str, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    return subprocess.run([sys.executable, "-m", "tlkit", *words], cwd=cwd, env=environment, capture_output=True, text=True)
+def tlkit(*words: str) -> subprocess.CompletedProcess[str]:
+    with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as errors:
+        code = cli.main(words)
+    return subprocess.CompletedProcess(words, code, out.getvalue(), errors.getvalue())
 
 
 def raising(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,9 +69,8 @@ def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> N
     assert capsys.readouterr().out == f"tlkit {__version__}\n"
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
+def test_help_check_and_a_faulty_recipe_import_nothing_slow() -> None:
+    commands = [
         "--help",
         "check recipes/cifar_resnet.yaml",
         "check recipes/cifar_resnet.yaml --resolved",
@@ -76,32 +78,40 @@ def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> N
         "recipes ls",
         "recipes help phases.train",
         "schema",
-    ],
-)
-def test_help_check_and_a_faulty_recipe_import_nothing_slow(words: str) -> None:
-    code = f"import sys; from tlkit.cli import main; main(sys.argv[1:]); print([m for m in {SLOW_TO_IMPORT} if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code, *words.split()], cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "[]"
+    ]
+    code = f"""
+import sys
+from tlkit.cli import main
+for words in sys.argv[1:]:
+    main(words.split())
+    print(words, [module for module in {SLOW_TO_IMPORT} if module in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code, *commands], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert [words for words in commands if f"{words} []" not in lines] == []
 
 
-def test_check_of_a_sound_recipe_exits_0_and_sums_it_up() -> None:
+def test_check_of_a_sound_recipe_exits_0_and_sums_it_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
     done = tlkit("check", "recipes/cifar_resnet.yaml", "phases[0].epochs=7")
     assert (done.returncode, done.stderr) == (0, "")
     assert "train head, 7 epochs, lr 0.001" in done.stdout
     assert len(done.stdout.splitlines()) <= 24
 
 
-def test_check_resolved_prints_a_recipe_that_checks_again(tmp_path: Path) -> None:
-    first = tlkit("check", "quickstart", "--resolved", "model.weights=random", cwd=tmp_path)
+def test_check_resolved_prints_a_recipe_that_checks_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    first = tlkit("check", "quickstart", "--resolved", "model.weights=random")
     assert first.returncode == 0
     (tmp_path / "again.yaml").write_text(first.stdout)
-    assert tlkit("check", "again.yaml", "--resolved", cwd=tmp_path).stdout == first.stdout
+    assert tlkit("check", "again.yaml", "--resolved").stdout == first.stdout
     assert "  weights: random\n" in first.stdout
 
 
 def test_a_faulty_recipe_exits_2_with_every_fault_on_stderr_and_no_traceback(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("nme: a\nseed: -1\n")
-    done = tlkit("check", "mine.yaml", cwd=tmp_path)
+    command, environment = [sys.executable, "-m", "tlkit", "check", "mine.yaml"], {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert "mine.yaml:1: nme is not a key of a recipe.\n  Expected one of: name, " in done.stderr
     assert "mine.yaml:2: seed = -1 is out of range." in done.stderr
