@@ -217,9 +217,9 @@ def test_metrics_are_shown_with_a_row_a_class() -> None:
         "per_class": {"ankle boot": {"pictures": 4, **row}},
     }
     table = metrics_table(metrics)
-    assert "accuracy               0.7500  (95 % interval 0.3000 to 0.9500)" in table
+    assert "accuracy               0.7500  (95 % interval 0.300 to 0.950, 4 images)" in table
     assert "top2 accuracy          1.0000" in table
-    assert "ankle boot         4     0.5000     1.0000     0.6667" in table
+    assert "ankle boot       4     0.5000     1.0000     0.6667" in table
     assert "test-time" not in table
     beside = metrics_table({**metrics, "tta": {**metrics, "kind": "flip", "views": 2, "accuracy": 1.0, "gained": 1, "lost": 0}})
     assert "(flip: 2 views of each image, their probabilities averaged)" in beside

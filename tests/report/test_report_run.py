@@ -13,6 +13,7 @@ from PIL import Image
 from tests.report.browser import browser, dom_after
 from tlkit.cli import main
 from tlkit.evaluation.evaluate import answers_on
+from tlkit.evaluation.predictions import write_predictions
 
 pytestmark = pytest.mark.usefixtures("draws")
 
@@ -63,6 +64,45 @@ def test_every_cell_of_the_confusion_table_has_exactly_its_images(page: Path, mo
     assert found == expected
 
 
+def change_answer(row: dict[str, str], classes: list[str]) -> dict[str, str]:
+    return {**row, "answer": next(name for name in classes if name != row["label"]), "probability": "0.990000"}
+
+
+def test_what_the_folder_keeps_is_not_answered_again(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = answers_on(Path("run"), "test")
+    assert main(["report", "run", "--out", "page.html"]) == 0
+    assert "run has no predictions.csv: 12 test images answered again" in capsys.readouterr().err
+    classes = sorted({row["label"] for row in rows})
+    write_predictions(Path("run"), [change_answer(row, classes) for row in rows], "test")
+    assert main(["report", "run", "--out", "page.html"]) == 0
+    said = capsys.readouterr().err
+    assert "answered again" not in said
+    assert "the answers are those of run/predictions.csv" in said
+    assert (place / "page.html").read_text().count("</b>, 99") == 24  # as the file says, in the list and in the cells
+
+
+def test_validation_answers_are_kept_where_there_is_no_test_split(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = json.loads(Path("run/metrics.json").read_text())
+    del metrics["test"]
+    Path("run/metrics.json").write_text(json.dumps(metrics))
+    lines = Path("run/split.csv").read_text().splitlines(keepends=True)
+    Path("run/split.csv").write_text("".join(line for line in lines if ",test," not in line))
+    write_predictions(Path("run"), answers_on(Path("run"), "val"), "val")
+    assert main(["report", "run", "--out", "page.html"]) == 0
+    assert "the answers are those of run/predictions_val.csv" in capsys.readouterr().err
+
+
+def test_images_that_cannot_be_read_any_more_are_counted(place: Path) -> None:
+    rows = answers_on(Path("run"), "test")
+    write_predictions(Path("run"), rows, "test")
+    for row in rows[:2]:
+        (place / "photos" / row["id"]).write_bytes(b"no image")
+    assert main(["report", "run", "--out", "page.html"]) == 0
+    html = (place / "page.html").read_text()
+    assert "2 images of those chosen for this page can't be read any more, and have no thumbnail." in html
+    assert html.count("url(data:image/webp") == len(rows) - 2
+
+
 def test_without_its_images_the_page_says_so(place: Path) -> None:
     shutil.move("photos", "moved")
     assert main(["report", "run", "--out", "page.html"]) == 0
@@ -73,13 +113,13 @@ def test_without_its_images_the_page_says_so(place: Path) -> None:
     assert "No images are shown" not in (place / "page.html").read_text(encoding="utf-8")
 
 
-def test_an_interrupted_run_and_a_cross_validation_are_refused_with_a_fix(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_interrupted_runs_are_refused_with_a_fix(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (place / "run/metrics.json").unlink()
     assert main(["report", "run"]) == 2
     assert "run has no metrics.json: the run was interrupted, or is still going on.\n  Finish it first:" in capsys.readouterr().err
     (place / "folds/fold_1").mkdir(parents=True)
     assert main(["report", "folds"]) == 2
-    assert "each fold has its own report.html.\n  Name one of them, such as folds/fold_1." in capsys.readouterr().err
+    assert "folds has no metrics.json: the run was interrupted, or is still going on." in capsys.readouterr().err
 
 
 SCRIPT = """

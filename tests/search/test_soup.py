@@ -65,6 +65,13 @@ def test_the_average_of_two_heads_is_the_one_between_them(runs: Path, capsys: py
     assert "the mean of 2 of 3 runs" in shown.out
     for name in ("recipe.yaml", "split.csv"):
         assert Path("made/soup", name).read_bytes() == Path("run", name).read_bytes()
+    html = Path("made/soup/report.html").read_text()
+    assert '<a href="../../up/report.html">up</a>' in html
+    assert (html.count("<td>1/2</td>"), html.count("<td>left out</td>")) == (2, 1)
+    assert "Each of the runs above compared its splits" in html  # what doesn't apply to a soup
+    assert html.count('class="im i') > 0
+    assert main(["report", "made/soup", "--out", "again.html"]) == 0
+    assert '<a href="up/report.html">up</a>' in Path("again.html").read_text()
     assert main(["compare", "run", "made/soup"]) == 0
     assert "+0.0 points" in capsys.readouterr().out
 
@@ -73,6 +80,17 @@ def test_the_best_run_stays_alone_where_no_average_validates_better(runs: Path, 
     assert main(["soup", "far", "run", "--out", "soup"]) == 0
     assert "the best single run is as good" in " ".join(capsys.readouterr().out.replace("│", "").split())
     assert torch.equal(head_of("soup"), head_of("run"))
+
+
+def test_a_soup_is_neither_resumed_nor_trained_again(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["soup", "run", "up", "--out", "soup"]) == 0
+    before = {path.name: path.stat().st_mtime_ns for path in Path("soup").iterdir()}
+    capsys.readouterr()
+    assert main(["finetune", "run/recipe.yaml", "--out", "soup", "--resume"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("--out soup has a recipe.yaml but no log.txt")
+    assert main(["reproduce", "soup"]) == 2
+    assert "soup is an average by tlkit soup, and was not trained." in capsys.readouterr().err
+    assert {path.name: path.stat().st_mtime_ns for path in Path("soup").iterdir()} == before
 
 
 def of_other_images(runs: Path, split: str) -> None:

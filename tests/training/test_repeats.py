@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tests.shades import draw_shades
+from tlkit.cli import main
 from tlkit.deploy.predict.predict import predict
 from tlkit.errors import DataError, RecipeError, RunError
 from tlkit.evaluation.evaluate import evaluate_run
@@ -145,6 +146,19 @@ def test_the_summary_of_seeds_has_mean_range_and_interval(seeds: Path) -> None:
     assert summary["test"]["accuracy"] == found["mean"]
     assert "the mean of 3 seeds" in (seeds / "report.html").read_text()
     assert 'href="seed_6/report.html"' in (seeds / "report.html").read_text()
+
+
+def test_the_page_of_seeds_has_curves_and_the_mean_and_range_of_each_class(seeds: Path) -> None:
+    each = [json.loads((seeds / f"seed_{seed}" / "metrics.json").read_text())["test"]["per_class"]["light"]["recall"] for seed in (4, 5, 6)]
+    html = (seeds / "report.html").read_text().replace("\xa0", " ")
+    assert html.count("<svg") == 2  # accuracy and loss, each with a line for each seed
+    row = html.partition('<th scope="row" data-v="light"')[2].partition("</tr>")[0]
+    mean, low, high = (f"{100 * share:.0f}" for share in (np.mean(each), min(each), max(each)))
+    assert f"{mean} %<small>{low} to {high} %</small></td>" in row.replace("&nbsp;", " ")
+    assert "<code>tlkit finetune recipe.yaml --seeds 3</code>" in html
+    again = seeds.parent / "again.html"
+    assert main(["report", str(seeds), "--out", str(again)]) == 0
+    assert again.read_text().replace("\xa0", " ") == html
 
 
 def test_what_needs_one_run_names_a_seed(seeds: Path) -> None:

@@ -1,10 +1,11 @@
 """`tlkit evaluate`."""
 
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tlkit.commands.arguments import override_arguments
+from tlkit.commands.log import show_log
 from tlkit.files import expanded
 from tlkit.system import keep_freed_memory
 from tlkit.terminal import counted, print_text, takes_unicode
@@ -56,30 +57,45 @@ def report(arguments: Namespace) -> int:
     from tlkit.workflows.report_run import report_run
 
     keep_freed_memory()
-    print_text(str(report_run(arguments.run, file=arguments.out, overrides=arguments.overrides)))
+    with show_log():
+        file = report_run(arguments.run, file=arguments.out, overrides=arguments.overrides)
+    print_text(str(file))
     return 0
 
 
 def metrics_table(metrics: dict[str, Any]) -> str:
-    """Return the metrics of one split, the primary metric first, then a row per class."""
+    """Return the metrics of one split, the primary metric first, then a row per class, with their intervals."""
+    from tlkit.evaluation.primary_metric import intervals_of
+
     multilabel = "exact_match" in metrics
     figures = _figures(metrics)
     skipped = metrics.get("skipped", {})
     left_out = f"  ({len(skipped)} left out, since they can't be read)" if skipped else ""
     lines = [f"{'images':<23}{metrics['pictures']}{left_out}"]
+    bounds = intervals_of(metrics)
+    images = counted(metrics["pictures"], "image") + (f" in {metrics['groups']:,} groups" if "groups" in metrics else "")
     for name, value in figures.items():
-        low, high = metrics.get(f"{name}_interval", (None, None))
-        interval = f"  (95 % interval {low:.4f} to {high:.4f})" if low is not None else ""
+        interval = f"  (95 % interval {bounds[name][0]:.3f} to {bounds[name][1]:.3f}, {images})" if bounds.get(name) else ""
         lines.append(f"{name.replace('_', ' '):<23}{value:.4f}{interval}")
     columns = ("precision", "recall", "f1", *(("average_precision", "threshold") if multilabel else ()))
     rows = {**metrics["per_class"], "mean": {**metrics["macro"], "average_precision": metrics.get("mean_average_precision")}}
-    width = max(map(len, rows))
-    lines += ["", f"{'class':<{width}}  images" + "".join(f"  {column.replace('_', ' '):>9}" for column in columns)]
+    mean = {**bounds.get("macro", {}), "average_precision": bounds.get("mean_average_precision")}
+    spans = {**bounds.get("per_class", {}), "mean": mean} if "per_class" in bounds else {}
+    width, across = max(map(len, rows)), 17 if spans else 9
+    widths = {column: max(across if column != "threshold" else 9, len(column)) for column in columns}
+    lines += ["", f"{'class':<{width}}  images" + "".join(f"  {column.replace('_', ' '):>{widths[column]}}" for column in columns)]
     for name, row in rows.items():
-        cells = (f"  {'' if row.get(column) is None else f'{row[column]:.4f}':>{max(9, len(column))}}" for column in columns)
-        lines.append(f"{name:<{width}}  {row.get('pictures', ''):>8}{''.join(cells)}".rstrip())
+        cells = (f"  {_cell(row.get(column), spans.get(name, {}).get(column)):>{widths[column]}}" for column in columns)
+        lines.append(f"{name:<{width}}  {row.get('pictures', ''):>6}{''.join(cells)}".rstrip())
     lines += [""] * bool(skipped) + [f"left out: {id_}: {reason}" for id_, reason in skipped.items()]
     return "\n".join([*lines, *_beside_tta(metrics)])
+
+
+def _cell(value: float | None, bounds: Sequence[float] | None) -> str:
+    """Return `0.808 (0.62-0.92)`, more digits where there is no interval, and nothing without a value."""
+    if value is None:
+        return ""
+    return f"{value:.3f} ({bounds[0]:.2f}-{bounds[1]:.2f})" if bounds else f"{value:.4f}"
 
 
 def _figures(metrics: dict[str, Any]) -> dict[str, float]:

@@ -69,6 +69,8 @@ def measure_logits(logits: Tensor, labels: Tensor, *, samples: Samples, split: s
         figures["intervals"] = multilabel_intervals(logits.double().sigmoid(), labels, thresholds, samples.classes, groups)
     else:
         figures["intervals"] = multiclass_intervals(logits.argmax(1), labels, samples.classes, groups)
+    if groups:
+        figures["groups"] = len(set(groups))
     return {**named_primary_metric(primary_metric_of(samples)), **figures}
 
 
@@ -162,12 +164,11 @@ def open_split(run: Path, split: str, *, device: str = "auto", overrides: Sequen
 
 
 def answers_on(run: Path, split: str) -> list[dict[str, str]]:
-    """Return an answer for each image of a split, as predictions.csv has them of the test split; otherwise the model answers again."""
-    if split == "test":
-        try:
-            return read_predictions(run)
-        except FileNotFoundError:  # of an earlier version
-            pass
+    """Return an answer for each image of a split, as the run has kept them; otherwise the model answers again."""
+    try:
+        return read_predictions(run, split)
+    except FileNotFoundError:  # of an earlier version, or of validation where there is a test split
+        pass
     opened = open_split(run, split)
     batch_size = opened.recipe.data.known_batch_size
     found = split_answers(opened.classifier, opened.samples, split, opened.preprocessing, batch_size=batch_size, features=False)

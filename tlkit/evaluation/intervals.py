@@ -29,6 +29,7 @@ Z = 1.959963984540054
 def wilson(share: Any, number: Any) -> Floats:
     """Return [.., 2]: low and high of a share of a number of images, which need not be whole. 0 to 1 where there are none.
 
+    SciPy's `proportion_ci` takes whole numbers alone, one at a time, and a second to import.
     Source: Wilson 1927, in Agresti and Coull 1998, eq. 2, https://doi.org/10.2307/2685469
     """
     p, n = np.asarray(share, float), np.maximum(np.asarray(number, float), 1e-9)

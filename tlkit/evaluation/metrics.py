@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from tlkit.data.samples import LARGEST_FOLD, Samples
+from tlkit.evaluation.intervals import wilson
 
 PrimaryMetric = Literal["accuracy", "balanced_accuracy", "mean_average_precision"]
 """The figure that chooses the best epoch and stands first in every result."""
@@ -160,14 +161,9 @@ def _best_threshold(scores: np.ndarray[Any, Any], truth: np.ndarray[Any, Any]) -
 
 
 def wilson_interval(successes: int, trials: int) -> list[float]:
-    """Return [low, high]: the 95 % interval of a proportion.
-
-    Source: Wilson 1927, in Agresti and Coull 1998, eq. 2, https://doi.org/10.2307/2685469
-    """
-    from scipy.stats import binomtest  # a second to import, which a run that can't start shouldn't wait for
-
-    interval = binomtest(successes, trials).proportion_ci(method="wilson")
-    return [float(interval.low), float(interval.high)]
+    """Return [low, high]: Wilson's 95 % interval of a proportion."""
+    low, high = wilson(successes / trials, trials).tolist()
+    return [low, high]
 
 
 def mean_interval(values: Sequence[float]) -> list[float]:

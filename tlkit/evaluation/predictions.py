@@ -1,4 +1,4 @@
-"""predictions.csv: what a run's model answers for every test image."""
+"""predictions.csv: what a run's model answers for every test image; predictions_val.csv for validation, of a run without a test split."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from tlkit.data.samples import LABEL_SEPARATOR, Sample
 from tlkit.errors import RunError
 from tlkit.files import write_csv
 
-PREDICTIONS = "predictions.csv"
+PREDICTIONS = {"test": "predictions.csv", "val": "predictions_val.csv"}
 COLUMNS = ("id", "label", "answer", "probability")
 
 
@@ -38,13 +38,13 @@ def prediction_rows(
     ]
 
 
-def write_predictions(run: Path, rows: Sequence[Mapping[str, str]]) -> None:
-    write_csv(run / PREDICTIONS, COLUMNS, rows)
+def write_predictions(run: Path, rows: Sequence[Mapping[str, str]], split: str = "test") -> None:
+    write_csv(run / PREDICTIONS[split], COLUMNS, rows)
 
 
-def read_predictions(run: Path) -> list[dict[str, str]]:
+def read_predictions(run: Path, split: str = "test") -> list[dict[str, str]]:
     """Return the rows of a run's predictions.csv. Raises RunError if it is no such file; FileNotFoundError where there is none."""
-    file = run / PREDICTIONS
+    file = run / PREDICTIONS[split]
     try:
         with file.open(encoding="utf-8", errors="surrogateescape", newline="") as lines:
             reader = csv.DictReader(lines)

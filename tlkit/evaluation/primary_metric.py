@@ -9,6 +9,13 @@ def named_primary_metric(primary_metric: str) -> dict[str, str]:
     return {"primary_metric": primary_metric, "lead": primary_metric}
 
 
+def intervals_of(measured: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the 95 % intervals of a split's metrics; those of an earlier version have one of the accuracy, or of exact matches, alone."""
+    few = {name: measured[f"{name}_interval"] for name in ("accuracy", "exact_match") if f"{name}_interval" in measured}
+    macro_f1 = {"macro_f1": measured["intervals"]["macro"]["f1"]} if "intervals" in measured else {}
+    return {**few, **macro_f1, **measured.get("intervals", {})}
+
+
 def recorded_primary_metric(metrics: Mapping[str, Any]) -> str:
     """Return the primary metric that results name, those of earlier versions too. Raises KeyError if none is named."""
     return str(metrics["primary_metric"] if "primary_metric" in metrics else metrics["lead"])

@@ -17,6 +17,9 @@ INK = "#010203"
 WIDTH, HEIGHT = 3.7, 2.6
 """In inches of 72 px in SVG: narrow enough for a telephone without shrinking."""
 
+LINES = tuple(zip(("#2b7bd1", "#b87400", "#1f9d73", "#d0508f", "#8f6ee0", "#7d8791"), "os^Dv*", strict=True))
+"""Colour and mark of single runs in one chart, each with 3:1 or more on either page; of more runs, none has its own."""
+
 WIDE_RATES = 50
 """Times between the highest and the lowest rate from which a linear axis would show some as 0."""
 
@@ -86,9 +89,8 @@ def _metric(rows: Rows, phase_names: Sequence[str], metric: str, *, best: int | 
         if best is not None and training and metric == "accuracy" and abs(training[best] - validation[best]) > 0.005:
             low, high = sorted((training[best], validation[best]))
             axis.annotate("", (best + 1, low), (best + 1, high), arrowprops={"arrowstyle": "<->", "color": INK, "lw": 0.8, "shrinkA": 3})
-            # In the corner that a rising curve leaves free.
-            text = f"gap {100 * (training[best] - validation[best]):.0f} points"
-            axis.text(0.98, 0.04, text, transform=axis.transAxes, ha="right", va="bottom")
+            # In the legend, which keeps out of the way of the curves.
+            axis.plot([], [], " ", label=f"gap {100 * (training[best] - validation[best]):.0f} points")
         if metric == "loss":
             axis.set_ylim(bottom=0)
         _mark_phases(axis, rows, phase_names)
@@ -97,6 +99,34 @@ def _metric(rows: Rows, phase_names: Sequence[str], metric: str, *, best: int | 
     training_part = [f"training {training[-1]:.3f}, "] if training else []
     last = f"in the last of {len(rows)} epochs {''.join(training_part)}validation {validation[-1]:.3f}"
     return svg(draw, title=metric.replace("_", " "), description=f"by epoch; {last}. A ring marks the epoch that ships.")
+
+
+def repeat_curves(runs: Sequence[tuple[str, Rows]], *, primary_metric: str) -> list[Markup]:
+    """Return validation figures by epoch, of several runs over each other. runs: name and rows of metrics.csv, as for `curves`."""
+    runs = [(name, rows) for name, rows in runs if rows]
+    has_score = all("val/score" in rows[0] for _, rows in runs)
+    metrics = [metric for metric in (primary_metric, "accuracy", "loss") if metric in ("accuracy", "loss") or has_score]
+    return [_overlaid(runs, metric) for metric in dict.fromkeys(metrics)] if runs else []
+
+
+def _overlaid(runs: Sequence[tuple[str, Rows]], metric: str) -> Markup:
+    column = f"val/{metric}" if metric in ("accuracy", "loss") else "val/score"
+    few, longest = len(runs) <= len(LINES), max((rows for _, rows in runs), key=len)
+
+    def draw(axis: "Axes") -> None:
+        for number, (name, rows) in enumerate(runs):
+            colour, mark = LINES[number] if few else (VALIDATION, "o")
+            style: dict[str, Any] = {"ms": 3.5, "lw": 1.4, "color": colour, "label": name} if few else {"ms": 2, "lw": 1, "color": colour}
+            axis.plot(range(1, len(rows) + 1), [row.get(column, nan) for row in rows], f"{mark}-", **style)
+        if metric == "loss":
+            axis.set_ylim(bottom=0)
+        _mark_phases(axis, longest, ())
+        if few:
+            axis.legend(frameon=False, fontsize=9, loc="best")
+
+    last = [rows[-1].get(column, nan) for _, rows in runs]
+    described = f"by epoch, a line for each of {len(runs)} runs; in the last epoch from {min(last):.3f} to {max(last):.3f}"
+    return svg(draw, title=f"validation {metric.replace('_', ' ')}", description=described)
 
 
 def _rates(rows: Rows, phase_names: Sequence[str]) -> Markup:

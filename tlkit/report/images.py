@@ -43,6 +43,7 @@ class PageImages:
     """What the page shows. Places are rows of the answers. cells: (class, answer) -> places of all its images, shown ones first.
 
     pictures: place -> data URL. heat: place -> data URL. missing: why there are no images; no_heat: why there are no heat maps.
+    unreadable: how many of the chosen images are gone or can't be read any more.
     """
 
     answers: Sequence[Row] = ()
@@ -54,6 +55,7 @@ class PageImages:
     heat: Mapping[int, str] = field(default_factory=dict)
     missing: str = ""
     no_heat: str = ""
+    unreadable: int = 0
 
 
 def page_images(seen: SplitImages) -> PageImages:
@@ -71,10 +73,10 @@ def page_images(seen: SplitImages) -> PageImages:
         return PageImages(answers, **listed, cells=cells, missing=seen.missing or "the run has kept no answers.")
     samples = {sample.id: sample for sample in opened.samples.samples}
     order = dict.fromkeys([*listed["worst"], *listed["unsure"], *listed["looked_at"], *_of_cells(cells)])
-    pictures = _thumbnails(((place, samples[answers[place]["id"]]) for place in order if answers[place]["id"] in samples), opened)
+    pictures, unreadable = _thumbnails([(place, samples.get(answers[place]["id"])) for place in order], opened)
     heat, no_heat = _heat_maps([*listed["worst"], *listed["looked_at"]], answers, samples, opened)
     first = {cell: sorted(places, key=lambda place: place not in pictures) for cell, places in cells.items()}
-    return PageImages(answers, **listed, cells=first, pictures=pictures, heat=heat, no_heat=no_heat)
+    return PageImages(answers, **listed, cells=first, pictures=pictures, heat=heat, no_heat=no_heat, unreadable=unreadable)
 
 
 def _surest(row: Row) -> float:
@@ -97,20 +99,21 @@ def _of_cells(cells: Mapping[tuple[str, str], Sequence[int]]) -> Iterator[int]:
         yield from places[: OF_A_CLASS if label == answer else OF_A_CONFUSION]
 
 
-def _thumbnails(wanted: Iterable[tuple[int, Sample]], opened: OpenSplit) -> dict[int, str]:
-    """Return the thumbnails of the first images that MOST_IMAGES and MOST_BYTES allow; those that can't be read are left out."""
+def _thumbnails(wanted: Iterable[tuple[int, Sample | None]], opened: OpenSplit) -> tuple[dict[int, str], int]:
+    """Return the thumbnails of the first images that MOST_IMAGES and MOST_BYTES allow, and how many of them can't be read."""
     found: dict[int, str] = {}
-    written = 0
+    written = unreadable = 0
     read = partial(decode, channels=opened.preprocessing.channels, needed=lambda width, height: (2 * THUMBNAIL_PX, 2 * THUMBNAIL_PX))
     for place, sample in wanted:
         if len(found) == MOST_IMAGES or written > MOST_BYTES:
             break
         try:
-            found[place] = data_url(shrunk(read(sample.image)))
+            found[place] = data_url(shrunk(read(sample.image))) if sample is not None else ""
         except DataError:
-            continue
+            found[place] = ""
+        unreadable += not found[place]
         written += len(found[place])
-    return found
+    return {place: url for place, url in found.items() if url}, unreadable
 
 
 def shrunk(pixels: NDArray[np.uint8], size: int = THUMBNAIL_PX) -> Image.Image:

@@ -7,13 +7,15 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import nan
+from os.path import relpath
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from PIL import Image
 
 from tlkit.data.samples import LARGEST_FOLD
 from tlkit.evaluation.metrics import difference_interval
+from tlkit.evaluation.primary_metric import recorded_primary_metric
 from tlkit.files import sha256_of, write_atomically
 from tlkit.recipe.load import recipe_yaml
 from tlkit.recipe.schema import Recipe
@@ -32,6 +34,8 @@ LARGE_GAP = 0.05
 MOST_ROWS = 5000
 """Rows of the table of all classes: the page stays below some megabytes."""
 SHEET_PX = 760
+NOT_MEASURED = "it was not measured in this run."
+NONE_OF_A_SOUP = "those of the runs were fitted to other weights. tlkit calibrate fits it to these."
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ class RunPage:
 
     facts: what was trained on what, label -> text, in the order to show. sheet: a data URL of augmented images. cache: a phase's number ->
     what was kept of it. origins: key -> where the recipe has its value from, of those that aren't defaults. sha256: file -> digest.
+    soup: the runs whose weights were averaged, and what that changed; empty for a run.
     """
 
     name: str
@@ -53,6 +58,7 @@ class RunPage:
     origins: Mapping[str, str] = field(default_factory=dict)
     sha256: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, Any] = field(default_factory=dict)
+    soup: Mapping[str, Any] = field(default_factory=dict)
 
 
 def write_run_report(
@@ -64,13 +70,14 @@ def write_run_report(
         metrics,
         facts,
         recipe_yaml(recipe),
-        phases=phase_rows(recipe, metrics, read_log(run)),
+        phases=() if "soup" in metrics else phase_rows(recipe, metrics, read_log(run)),
         rows=epoch_rows(run),
         images=page_images(seen),
         sheet=_sheet(run / "augmentations.png"),
-        origins=_json(run / "origin.json").get("values", {}),
+        origins=read_json(run / "origin.json").get("values", {}),
         sha256={name: sha256_of(run / name) for name in ("model/model.safetensors", "split.csv") if (run / name).is_file()},
-        versions=_json(run / "environment.json").get("versions", {}),
+        versions=read_json(run / "environment.json").get("versions", {}),
+        soup=_soup(metrics, (file or run / "report.html").parent) if "soup" in metrics else {},
     )
     write_page(file or run / "report.html", page)
 
@@ -87,17 +94,18 @@ def write_page(file: Path, page: RunPage) -> None:
         multilabel="exact_match" in measured,
         measured_on="test" if metrics.get("test") else "validation",
         validation=metrics["val"],
-        gap=gap_note(metrics),
-        gain=gain_note(page),
+        gap="" if page.soup else gap_note(metrics),
+        gain="" if page.soup else gain_note(page),
         weakest=_weakest(measured),
-        best=metrics["best"],
+        best=metrics.get("best"),
+        soup=page.soup,
         uneven=_is_uneven(measured),
-        audit=metrics["audit"],
+        audit=metrics.get("audit"),
         facts=page.facts,
         recipe_yaml=page.recipe_yaml,
-        curves=curves(page.rows, [row["name"] for row in page.phases], metrics["best"], primary_metric=primary_metric),
+        curves=[] if page.soup else curves(page.rows, [row["name"] for row in page.phases], metrics["best"], primary_metric=primary_metric),
         calibration=_calibration(measured),
-        no_calibration=(measured.get("calibration") or {}).get("reason") or "it was not measured in this run.",
+        no_calibration=(measured.get("calibration") or {}).get("reason") or (NONE_OF_A_SOUP if page.soup else NOT_MEASURED),
         cell_name=lambda i, j: f"cell-{i}-{j}",
         numbers={name: number for number, name in enumerate(measured["per_class"])},
         **_of_classes(measured),
@@ -114,6 +122,13 @@ def epoch_rows(run: Path) -> list[dict[str, Any]]:
         return []
     before = int(any(row["epoch"] == 0 for row in rows))  # earlier versions counted from 0
     return [{**row, "phase": int(row["phase"]) + before, "epoch": int(row["epoch"]) + before} for row in rows]
+
+
+def completed_best(best: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the best epoch as today's runs have it: earlier versions counted from 0."""
+    before = int(best["phase"] == 0 or best["epoch"] == 0)
+    numbers = {key: best[key] + before for key in ("phase", "epoch")}
+    return {"fitted_by": "", "train_conditions": [], **best, **numbers}
 
 
 def read_log(run: Path) -> str:
@@ -146,6 +161,22 @@ def phase_rows(recipe: Recipe, metrics: Mapping[str, Any], log: str) -> list[dic
     return rows
 
 
+def _soup(metrics: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Return the runs that were tried, with a link from the folder to the page of each that is there, and the change on validation."""
+    reports = ((step, Path(step["run"]) / "report.html") for step in metrics["soup"])
+    steps = [{**step, "report": relpath(report, folder) if report.is_file() else ""} for step, report in reports]
+    val, primary_metric = metrics["val"], recorded_primary_metric(metrics["val"])
+    now, before, images = val[primary_metric], steps[0]["alone"], val["pictures"]
+    members, change = sum(step["added"] for step in steps), ""
+    if members > 1 and primary_metric == "accuracy":
+        change = f" ({_points(now - before, difference_interval((now, images), (before, images)))})"
+    return {"steps": steps, "members": members, "change": change}
+
+
+def _points(change: float, interval: Sequence[float]) -> str:
+    return f"{100 * change:+.0f} points, 95 % interval {100 * interval[0]:+.0f} to {100 * interval[1]:+.0f}"
+
+
 def _sheet(file: Path) -> str:
     """Return the sheet of augmented images, small."""
     if not file.is_file():
@@ -156,7 +187,7 @@ def _sheet(file: Path) -> str:
         return data_url(small, quality=70)
 
 
-def _json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
     """Return what a file of the run says for readers; empty where an earlier version wrote none."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
@@ -174,10 +205,9 @@ def gain_note(page: RunPage) -> str:
         return ""
     images, probe, now = val["pictures"], max(before), val["accuracy"]
     low, high = difference_interval((now, images), (probe, images))
-    span = f"95 % interval {100 * low:+.0f} to {100 * high:+.0f}"
     change = f"from {percent(probe, images)} % with a frozen backbone to {percent(now, images)} % on {counted(images, 'validation image')}"
     unproved = "" if low > 0 or high < 0 else ", which so few images can't tell from none"
-    return f"Fine-tuning took accuracy {change} ({100 * (now - probe):+.0f} points, {span}{unproved})"
+    return f"Fine-tuning took accuracy {change} ({_points(now - probe, (low, high))}{unproved})"
 
 
 def _weakest(measured: Mapping[str, Any]) -> str:
@@ -231,15 +261,6 @@ def _is_uneven(measured: Mapping[str, Any]) -> bool:
     """Return whether classes differ as much in the images measured as makes balanced accuracy the primary metric in training."""
     counts = [row["pictures"] for row in measured["per_class"].values() if row["pictures"]]
     return bool(counts) and max(counts) > LARGEST_FOLD * min(counts)
-
-
-def write_repeats_report(
-    file: Path, *, name: str, kind: Literal["fold", "seed"], numbers: Sequence[int], summary: Mapping[str, Any], recipe_yaml: str
-) -> None:
-    """Write the page on several folds or seeds, which links to theirs. numbers: of each. summary: the content of their metrics.json."""
-    over = summary[f"over_{kind}s"]
-    page = template("repeats.html").render(name=name, kind=kind, numbers=numbers, summary=summary, over=over, recipe_yaml=recipe_yaml)
-    write_atomically(file, page)
 
 
 def _of_classes(measured: Mapping[str, Any]) -> dict[str, Any]:

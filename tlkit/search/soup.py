@@ -27,10 +27,13 @@ from tlkit.models.classifier import Classifier
 from tlkit.models.inference.trust import Trust
 from tlkit.models.model_folder import ModelCard, find_model_folder, load_with_card, read_card, update_metrics, write_model_folder
 from tlkit.recipe.fields.model import CLASSICAL_HEADS
+from tlkit.report.images import SplitImages
+from tlkit.report.report import write_run_report
 from tlkit.terminal import counted
 from tlkit.training.objective.losses import plain_loss
 from tlkit.training.objective.metrics import score
 from tlkit.training.outputs.finished import Run
+from tlkit.training.results import run_facts
 from tlkit.training.wise_ft import blend
 
 LOG = logging.getLogger("tlkit")
@@ -98,9 +101,11 @@ def make_soup(runs: Sequence[Path], out: Path, *, device: str = "auto", override
     opened.classifier.load_state_dict(average)
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_folder(out) as writing:
-        metrics = _write(writing, opened.classifier, steps, device=device, overrides=overrides)
+        metrics, seen = _write(writing, opened.classifier, steps, device=device, overrides=overrides)
         metrics["seconds"] = {"total": round(perf_counter() - began, 3)}
         write_json(writing / "metrics.json", metrics)
+        recipe, origin = opened.recipe, opened.card.weights["origin"]
+        write_run_report(writing, recipe, metrics, facts=run_facts(recipe, opened.samples, metrics, origin), seen=seen)
     return Soup(steps, metrics)
 
 
@@ -133,8 +138,13 @@ def _state(run: Path) -> State:
     return load_with_card(run)[0].state_dict()
 
 
-def _write(folder: Path, classifier: Classifier, steps: Sequence[Step], *, device: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """Write the run folder but for metrics.json, whose content is returned: measured on the model as it is read back."""
+def _write(
+    folder: Path, classifier: Classifier, steps: Sequence[Step], *, device: str, overrides: Sequence[str]
+) -> tuple[dict[str, Any], SplitImages]:
+    """Write the run folder but for metrics.json and the report.
+
+    Returns the content of metrics.json, measured on the model as it is read back, and what it answered on test, or on validation.
+    """
     best = steps[0].run
     for name in ("recipe.yaml", "split.csv", ORIGIN):
         if (best / name).is_file():  # a run of an earlier version has no origin
@@ -146,20 +156,19 @@ def _write(folder: Path, classifier: Classifier, steps: Sequence[Step], *, devic
         write_model_folder(folder / "model", classifier, replace(card, thresholds=best_thresholds(logits, labels)))
     splits = Counter(row["split"] for row in read_manifest(folder / "split.csv"))
     metrics: dict[str, Any] = {}
-    for split in (split for split in ("test", "val") if splits[split]):
+    for split in (split for split in ("val", "test") if splits[split]):
         opened = open_split(folder, split, device=device, overrides=overrides)
         logits, labels = _logits(opened, split)
         metrics[split] = measure_logits(logits, labels, samples=opened.samples, split=split, thresholds=opened.card.thresholds)
-        if split == "test":
-            rows = prediction_rows(logits, opened.samples.of(split), opened.card.classes, opened.card.thresholds)
-            write_predictions(folder, rows)
+        rows = prediction_rows(logits, opened.samples.of(split), opened.card.classes, opened.card.thresholds)
+    write_predictions(folder, rows, split)
     metrics |= named_primary_metric(recorded_primary_metric(metrics["val"]))
     metrics["pictures"] = dict(splits)
     metrics["soup"] = [
         {"run": str(step.run), "alone": step.alone.score, "with_it": step.with_it.score, "added": step.added} for step in steps
     ]
     update_metrics(folder / "model", metrics)
-    return metrics
+    return metrics, SplitImages(rows, opened)
 
 
 def _logits(opened: OpenSplit, split: str, on_batch: Callable[[int], None] = lambda images: None) -> tuple[Tensor, Tensor]:

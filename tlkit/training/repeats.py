@@ -14,7 +14,7 @@ from tlkit.evaluation.primary_metric import named_primary_metric, recorded_prima
 from tlkit.files import write_atomically, write_json
 from tlkit.recipe.load import recipe_yaml
 from tlkit.recipe.schema import Recipe
-from tlkit.report.report import write_repeats_report
+from tlkit.report.repeats import write_repeats_report
 from tlkit.system import is_command_line
 from tlkit.terminal import print_panel
 from tlkit.training.distributed.launch import broadcast_from_main, local_main_process_first, start_processes
@@ -95,10 +95,7 @@ def _write_summary(run: Path, recipe: Recipe, repeats: Sequence[Repeat], *, seco
     summary["seconds"] = {f"{kind} {repeat.number}": metrics["seconds"]["total"] for repeat, metrics in zip(repeats, each, strict=True)}
     summary["seconds"]["total"] = round(seconds, 3)
     write_json(run / "metrics.json", summary)
-    numbers = [repeat.number for repeat in repeats]
-    write_repeats_report(
-        run / "report.html", name=recipe.name, kind=kind, numbers=numbers, summary=summary, recipe_yaml=recipe_yaml(recipe)
-    )
+    write_repeats_report(run, recipe)
     with log_to_file(run / "log.txt"):
         LOG.info("%d %ss done in %.0f s", len(repeats), kind, seconds)
         for split, figures in summary[f"over_{kind}s"].items():

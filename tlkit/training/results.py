@@ -16,7 +16,7 @@ from tlkit.evaluation.evaluate import OpenSplit, measure_logits
 from tlkit.evaluation.fit_trust import FittedTrust, TrustOptions, fit_trust, measure_trust
 from tlkit.evaluation.metrics import best_thresholds, metric_label, primary_metric_of
 from tlkit.evaluation.predictions import prediction_rows, write_predictions
-from tlkit.evaluation.primary_metric import named_primary_metric, recorded_primary_metric
+from tlkit.evaluation.primary_metric import intervals_of, named_primary_metric, recorded_primary_metric
 from tlkit.evaluation.unknown import training_sample
 from tlkit.explain.gradient_flow import GRADIENTS, draw_gradients, read_gradients
 from tlkit.files import write_json
@@ -115,8 +115,6 @@ def measure_shipped(
         test = answers(samples, "test")
         metrics["test"] = measure_logits(test.logits, test.labels, samples=samples, split="test", thresholds=card.thresholds)
         metrics["test"] |= measure_trust(fitted, test)
-        calibrated = test.logits / fitted.trust.temperature
-        write_predictions(folder.parent, prediction_rows(calibrated, samples.of("test"), card.classes, card.thresholds))
     metrics["unknown"] = unknown_facts(fitted)
     metrics["val"] = measure_logits(val.logits, val.labels, samples=samples, split="val", thresholds=card.thresholds)
     best = next(row for row in trained.rows if (row["phase"], row["epoch"]) == (trained.best_phase, trained.best_epoch))
@@ -136,6 +134,7 @@ def measure_shipped(
     update_metrics(folder, metrics)
     split, seen = ("test", test) if samples.of("test") else ("val", val)
     rows = prediction_rows(seen.logits / fitted.trust.temperature, samples.of(split), card.classes, card.thresholds)
+    write_predictions(folder.parent, rows, split)
     return metrics, SplitImages(rows, OpenSplit(classifier, card, recipe, samples, []))
 
 
@@ -262,18 +261,16 @@ def print_run(run: Path, samples: Samples, metrics: Mapping[str, Any]) -> None:
 
 def panel_figures(split: str, measured: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield the primary metric first, and the figures to read it with."""
-    images = counted(measured["pictures"], "image")
-    if measured["primary_metric"] == "mean_average_precision":
-        low, high = measured["exact_match_interval"]
-        yield f"{split} mean average precision", f"[bold]{measured['mean_average_precision']:.3f}[/bold]  ({images})"
-        yield "macro F1", f"{measured['macro']['f1']:.3f}  (at each class's own threshold)"
-        yield "all labels right", f"{measured['exact_match']:.3f}  ({low:.3f} to {high:.3f})"
-        return
-    low, high = measured["accuracy_interval"]
-    interval = f"({low:.3f} to {high:.3f}, {images})"
-    if measured["primary_metric"] == "balanced_accuracy":
-        yield f"{split} balanced accuracy", f"[bold]{measured['balanced_accuracy']:.3f}[/bold]  (mean of the classes' recalls)"
-        yield "macro F1", f"{measured['macro']['f1']:.3f}"
-        yield "accuracy", f"{measured['accuracy']:.3f}  {interval}"
-        return
-    yield f"{split} accuracy", f"[bold]{measured['accuracy']:.3f}[/bold]  {interval}"
+    images = counted(measured["pictures"], "image") + (f" in {measured['groups']} groups" if "groups" in measured else "")
+    bounds, metric = intervals_of(measured), measured["primary_metric"]
+
+    def span(name: str) -> str:
+        return f"{bounds[name][0]:.3f} to {bounds[name][1]:.3f}"
+
+    yield f"{split} {metric_label(metric)}", f"[bold]{measured[metric]:.3f}[/bold]  ({span(metric)}, {images})"
+    if metric == "mean_average_precision":
+        yield "macro F1", f"{measured['macro']['f1']:.3f}  ({span('macro_f1')}, at each class's own threshold)"
+        yield "all labels right", f"{measured['exact_match']:.3f}  ({span('exact_match')})"
+    elif metric == "balanced_accuracy":
+        yield "macro F1", f"{measured['macro']['f1']:.3f}  ({span('macro_f1')})"
+        yield "accuracy", f"{measured['accuracy']:.3f}  ({span('accuracy')})"

@@ -49,6 +49,8 @@ def check_finished(run: Path) -> None:
     if missing:
         what = "there is no such folder" if not run.is_dir() else f"it has no {', '.join(missing)}"
         raise not_a_run(run, f"is no finished run: {what}")
+    if "soup" in read_metrics(run):
+        raise RunError(f"{run} is an average by tlkit soup, and was not trained.\n  Reproduce the runs that went in, then average those.")
     for folder in run_folders(run):
         read_metrics(folder), read_epochs(folder), weights_sha256(folder)
 

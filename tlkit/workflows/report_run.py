@@ -1,6 +1,7 @@
 """`tlkit report RUN`: the page of a run that has ended, written again; what its folder lacks is computed again."""
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 from tlkit.data.samples import Samples
 from tlkit.data.splits.manifest import check_run_folder, samples_without_images
-from tlkit.data.splits.run_source import check_single, recipe_of_run
+from tlkit.data.splits.run_source import inner_runs, recipe_of_run
 from tlkit.errors import DataError, RunError
 from tlkit.evaluation.answers import split_answers
 from tlkit.evaluation.evaluate import OpenSplit, open_split
@@ -16,17 +17,27 @@ from tlkit.evaluation.intervals import multiclass_intervals
 from tlkit.evaluation.predictions import PREDICTIONS, prediction_rows, read_predictions
 from tlkit.evaluation.primary_metric import named_primary_metric, recorded_primary_metric
 from tlkit.models.model_folder import load_with_card
+from tlkit.recipe.load import load_recipe
 from tlkit.report.images import Row, SplitImages
-from tlkit.report.report import write_run_report
+from tlkit.report.repeats import write_repeats_report
+from tlkit.report.report import completed_best, write_run_report
+from tlkit.terminal import counted
 from tlkit.training.results import run_facts
+
+LOG = logging.getLogger("tlkit")
 
 
 def report_run(run: Path, *, file: Path | None = None, overrides: Sequence[str] = ()) -> Path:
-    """Write the page of a run that has ended, and return the file. overrides: `KEY=VALUE` of the data, where they have moved.
+    """Write the page of a run that has ended, of its folds or seeds, or of a soup, and return the file.
 
-    Raises RunError for what is no finished run. Without the images the page has all but them, and says why.
+    overrides: `KEY=VALUE` of the data, where they have moved. Raises RunError for what is no finished run. Without the images the page
+    has all but them, and says why.
     """
-    check_single(run, what="its own report.html")
+    file = file or run / "report.html"
+    if inner_runs(run):
+        _ = read_metrics(run)  # says of one that hasn't ended how to resume it
+        write_repeats_report(run, load_recipe(run / "recipe.yaml"), file=file)
+        return file
     check_run_folder(run)
     metrics = read_metrics(run)
     recipe, split = recipe_of_run(run, overrides), "test" if "test" in metrics else "val"
@@ -35,9 +46,9 @@ def report_run(run: Path, *, file: Path | None = None, overrides: Sequence[str] 
     samples = seen.opened.samples if seen.opened else samples_without_images(run, card.classes, recipe.task)
     fold = metrics.get("fold")
     samples = replace(samples, source_size=metrics.get("limited_from", 0), fold=(fold["number"], fold["of"]) if fold else None)
-    metrics["best"] = _completed_best(metrics["best"])
+    if "best" in metrics:  # a soup has no epochs
+        metrics["best"] = completed_best(metrics["best"])
     metrics[split] = _completed(metrics[split], seen.answers, samples)
-    file = file or run / "report.html"
     facts = run_facts(recipe, samples, metrics, card.weights["origin"])
     write_run_report(run, recipe, metrics, facts=facts, seen=seen, file=file)
     return file
@@ -54,27 +65,27 @@ def read_metrics(run: Path) -> dict[str, Any]:
     return dict(found)
 
 
-def _completed_best(best: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the best epoch as today's runs have it: earlier versions counted from 0."""
-    before = int(best["phase"] == 0 or best["epoch"] == 0)
-    numbers = {key: best[key] + before for key in ("phase", "epoch")}
-    return {"fitted_by": "", "train_conditions": [], **best, **numbers}
-
-
 def _seen(run: Path, split: str, overrides: Sequence[str]) -> SplitImages:
     """Return the run's answers, kept or computed again, and its images."""
-    kept = read_predictions(run) if split == "test" and (run / PREDICTIONS).is_file() else None
+    kept = read_predictions(run, split) if (run / PREDICTIONS[split]).is_file() else None
     try:
         opened = open_split(run, split, overrides=overrides)
     except DataError as error:
         return SplitImages(kept or [], None, str(error).splitlines()[0])
+    if kept is None:
+        LOG.info("%s has no %s: %s answered again", run, PREDICTIONS[split], counted(len(opened.samples.of(split)), f"{split} image"))
+    else:
+        LOG.info("the answers are those of %s", run / PREDICTIONS[split])
+    LOG.info("thumbnails and heat maps are made again")
     return SplitImages(_answers(opened, split) if kept is None else kept, opened)
 
 
 def _answers(opened: OpenSplit, split: str) -> list[dict[str, str]]:
+    """Return the answers with calibrated probabilities, as a run keeps them."""
     batch_size = opened.recipe.data.known_batch_size
     found = split_answers(opened.classifier, opened.samples, split, opened.preprocessing, batch_size=batch_size, features=False)
-    return prediction_rows(found.logits, opened.samples.of(split), opened.card.classes, opened.card.thresholds)
+    logits = found.logits / opened.card.trust.temperature
+    return prediction_rows(logits, opened.samples.of(split), opened.card.classes, opened.card.thresholds)
 
 
 def _completed(measured: Mapping[str, Any], answers: Sequence[Row], samples: Samples) -> dict[str, Any]:
@@ -82,6 +93,7 @@ def _completed(measured: Mapping[str, Any], answers: Sequence[Row], samples: Sam
     named = {**named_primary_metric(recorded_primary_metric(measured)), **measured}
     if "intervals" in measured or not answers or samples.task == "multilabel":
         return named
+    LOG.info("%s has no intervals: they are computed from the answers", "metrics.json")
     number = {name: label for label, name in enumerate(samples.classes)}
     unit = {sample.id: sample.unit for sample in samples.samples if sample.group is not None}
     called, labels = ([number[row[key]] for row in answers] for key in ("answer", "label"))

@@ -4,21 +4,27 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tlkit.data.splits.run_source import inner_runs
 from tlkit.errors import RunError
 from tlkit.files import is_disk_full
 from tlkit.training.distributed.ranks import is_main_process
 from tlkit.training.distributed.signals import Stop
 
-FIRST, LAST = "recipe.yaml", "report.html"
-"""The files that a run writes first and last."""
+FIRST, LOG, LAST = "recipe.yaml", "log.txt", "report.html"
+"""The files that a run writes at its begin, all the time, and last."""
 
 
 def is_finished(run: Path) -> bool:
     return (run / LAST).is_file()
 
 
+def is_run(folder: Path) -> bool:
+    """Return whether a run began there. A soup has a recipe too, and so has the folder that `tlkit init` wrote one into."""
+    return (folder / FIRST).is_file() and ((folder / LOG).is_file() or bool(inner_runs(folder)) or len(list(folder.iterdir())) == 1)
+
+
 def is_unfinished(run: Path) -> bool:
-    return (run / FIRST).is_file() and not is_finished(run)
+    return is_run(run) and not is_finished(run)
 
 
 def check_out(out: Path | None, *, resume: bool = False) -> None:
@@ -31,8 +37,10 @@ def check_out(out: Path | None, *, resume: bool = False) -> None:
         return
     if not out.is_dir():
         raise RunError(f"--out {out} is a file. Expected a folder that is empty or doesn't exist yet.")
-    if not any(out.iterdir()) or (resume and (out / FIRST).is_file()):
+    if not any(out.iterdir()) or (resume and is_run(out)):
         return
+    if resume and (out / FIRST).is_file():
+        raise RunError(f"--out {out} has a {FIRST} but no {LOG}, so it is a soup or another folder than a run's, and can't be resumed.")
     if resume:
         raise RunError(f"--out {out} is not empty and has no {FIRST}, so it is not a run that could be resumed.\n  Choose another folder.")
     if is_unfinished(out):
