@@ -188,9 +188,11 @@ def log_trust(fitted: FittedTrust) -> None:
     """Log what ships of how far answers can be trusted, and why something that was asked for doesn't."""
     trust = fitted.trust
     if trust.calibration is not None:
-        LOG.info("temperature %.3g, fitted on %s", trust.calibration.temperature, counted(trust.calibration.pictures, "validation image"))
         if trust.calibration.reason:
             LOG.info("the temperature stays 1: %s", trust.calibration.reason)
+        else:
+            images = counted(trust.calibration.pictures, "validation image")
+            LOG.info("temperature %.3g, fitted on %s", trust.calibration.temperature, images)
     if trust.abstain is not None:
         answered = f"below {trust.abstain.threshold:.3f} no class is named ({1 - trust.abstain.coverage:.0%} of validation)"
         LOG.info("%s: the error of the others stays below %g with %.0f %% confidence", answered, trust.abstain.error, 95)

@@ -182,7 +182,7 @@ def test_a_pickle_that_needs_more_than_tensors_is_refused_unopened_with_the_way_
     with pytest.raises(WeightsError, match=r"w\.pth (holds more than weights|can't be read)"):
         load(model("test_resnet", {"file": str(tmp_path / "w.pth")}))
     (tmp_path / "w.safetensors").write_bytes(pickle.dumps(Trap()))
-    with pytest.raises(WeightsError, match="can't be read as safetensors"):
+    with pytest.raises(WeightsError, match=r"w\.safetensors (holds more than weights|can't be read)"):
         load(model("test_resnet", {"file": str(tmp_path / "w.safetensors")}))
     assert not trap.exists()
 
@@ -210,12 +210,57 @@ def test_what_is_no_state_dict_says_what_it_is(tmp_path: Path) -> None:
         ("tensor.pth", "holds no state dict but a Tensor"),
         ("other.pth", "holds no state dict but a dictionary of epoch, lr"),
         ("cut.pth", "can't be read"),
-        ("empty.pth", "can't be read"),
+        ("empty.pth", "is empty"),
     ):
         with pytest.raises(WeightsError, match=words) as caught:
             load(model("test_resnet", {"file": str(tmp_path / name)}))
         assert name in str(caught.value)
         assert "\n  " in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", r"is a pointer of Git LFS.*\n  Fetch them: git lfs pull"),
+        (b"\n<!DOCTYPE html><html>", r"is a web page\.\n  Fetch the file itself"),
+        (b"epoch,loss\n1,0.5\n2,0.4\n", r"is text\."),
+        (bytes(range(128, 255)), r"can't be read( as safetensors: |: it is no file that torch.save has written)"),
+    ],
+)
+@pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
+def test_what_is_there_in_the_place_of_weights_is_named(tmp_path: Path, name: str, content: bytes, words: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(WeightsError, match=words) as caught:
+        load(model("test_resnet", {"file": str(tmp_path / name)}))
+    assert "weights_only" not in str(caught.value)
+
+
+def test_files_are_read_by_their_content_whatever_their_ending(tmp_path: Path) -> None:
+    whole = timm.create_model("test_resnet").state_dict()
+    save_file(whole, tmp_path / "renamed.pth")
+    torch.save(whole, tmp_path / "renamed.safetensors")
+    torch.save(whole, tmp_path / "UPPER.PTH")
+    for name in ("renamed.pth", "renamed.safetensors", "UPPER.PTH"):
+        loaded = load(model("test_resnet", {"file": str(tmp_path / name)})).state_dict()
+        assert all(torch.equal(tensor, whole[key]) for key, tensor in loaded.items())
+
+
+def test_lists_of_dictionaries_are_looked_into(tmp_path: Path) -> None:
+    whole = timm.create_model("test_resnet").state_dict()
+    for content in ([whole], ({"epoch": 1}, whole), {"models": [whole]}):
+        torch.save(content, tmp_path / "w.pth")
+        loaded = load(model("test_resnet", {"file": str(tmp_path / "w.pth")})).state_dict()
+        assert all(torch.equal(tensor, whole[key]) for key, tensor in loaded.items())
+
+
+def test_a_classifier_under_another_librarys_name_is_left_out_and_other_tensors_are_not(tmp_path: Path) -> None:
+    backbone = create_backbone("resnet18", 64).state_dict()
+    torch.save({**backbone, "classifier.weight": torch.zeros(5, 512), "last_linear.bias": torch.zeros(5)}, tmp_path / "w.pth")
+    loaded = load(model("resnet18", {"file": str(tmp_path / "w.pth")})).state_dict()
+    assert all(torch.equal(tensor, backbone[key]) for key, tensor in loaded.items())
+    torch.save({**backbone, "neck.weight": torch.zeros(5, 512)}, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=r"neck\.weight: came \[5, 512\], not in this backbone"):
+        load(model("resnet18", {"file": str(tmp_path / "w.pth")}))
 
 
 def test_an_ending_that_no_weights_have_is_reported_with_those_that_they_have(tmp_path: Path) -> None:
@@ -397,6 +442,9 @@ def test_a_stem_of_another_shape_is_reported_as_another_architecture_and_never_c
 def test_a_missing_file_says_where_it_was_looked_for(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"does not exist \(looked for .*nowhere\.safetensors\)"):
         find_weights(model("resnet18", {"file": str(tmp_path / "nowhere.safetensors")}))
+    (tmp_path / "no_where.pth").touch()
+    with pytest.raises(WeightsError, match=r"\n  Did you mean 'no_where\.pth'\?"):
+        find_weights(model("resnet18", {"file": str(tmp_path / "nowhere.pth")}))
 
 
 def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import torch
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
-from tlkit.errors import Fault, MissingExtraError, RecipeError, RunError, WeightsError, expected_one_of
+from tlkit.errors import Fault, MissingExtraError, RecipeError, RunError, WeightsError, did_you_mean, expected_one_of
 from tlkit.files import expanded, sha256_of
 from tlkit.models.backbones import classifier_names, create_backbone, first_convolutions, pretrained_cfg
 from tlkit.models.model_folder import find_model_folder, read_card
@@ -26,6 +26,9 @@ LOG = logging.getLogger("tlkit")
 
 CONVOLUTIONS = "features."
 """Where torchvision, timm and tlkit have the convolutions of VGG and AlexNet. Their dense layers have other names and shapes in each."""
+
+CLASSIFIERS = ("classifier", "fc", "head", "heads", "last_linear", "linear", "logits", "predictor", "projector")
+"""What libraries call the layers after a backbone."""
 
 HUB_TIMEOUT_S = 4
 """How long the hub may take to answer before it counts as out of reach."""
@@ -94,7 +97,7 @@ def load_backbone(
         state_dicts = read_state_dicts(weights.file)
     backbone = create_backbone(model.backbone, image_size, channels=channels, **options)
     fit = _best_fit(model, weights.file, state_dicts, backbone, log)
-    _check_finite(fit.tensors, weights.file, fit.prefix)
+    _check_finite(fit.tensors, weights.file, f"{fit.container}: {fit.prefix}" if fit.container else fit.prefix)
     state = dict(fit.tensors)
     _convert_stem(state, backbone, log)
     _check_fits(backbone, state, weights.origin, fit, model)
@@ -149,10 +152,12 @@ def _described(origin: str, file: Path) -> Weights:
 
 def _local_file(name: str) -> Path:
     file = expanded(name)
-    if not file.name.endswith(SUFFIXES):
+    if not file.name.lower().endswith(SUFFIXES):
         raise WeightsError(f"model.weights.file = '{name}' has no known ending for weights.\n  {expected_one_of(file.suffix, SUFFIXES)}")
     if not file.is_file():
-        raise WeightsError(f"model.weights.file = '{name}' does not exist (looked for {file.absolute()}).")
+        beside = [path.name for path in file.parent.glob("*") if path.name.lower().endswith(SUFFIXES)] if file.parent.is_dir() else []
+        hint = did_you_mean(file.name, beside) or "Correct the path: it is relative to where tlkit is run."
+        raise WeightsError(f"model.weights.file = '{name}' does not exist (looked for {file.absolute()}).\n  {hint}")
     return file
 
 
@@ -286,8 +291,12 @@ def _in_timm_names(state: Mapping[str, Tensor], architecture: str) -> dict[str, 
 
 
 def _without_classifier(state: Mapping[str, Tensor], expected: Collection[str], classifiers: Sequence[str]) -> dict[str, Tensor]:
-    """Leave out the classifier, whatever its layers are: MoCo puts `fc.0` and `fc.2` in the place of `fc`."""
-    below = tuple(f"{classifier}." for classifier in classifiers)
+    """Leave out the classifier, whatever its layers are: MoCo puts `fc.0` and `fc.2` in the place of `fc`.
+
+    Where all of the backbone is there, what other libraries call a classifier is left out too.
+    """
+    is_whole = all(key in state or key.endswith(COUNTERS) for key in expected)
+    below = tuple(f"{classifier}." for classifier in (*classifiers, *(CLASSIFIERS if is_whole else ())))
     return {key: tensor for key, tensor in state.items() if key in expected or not key.startswith(below)}
 
 

@@ -4,7 +4,7 @@ import os
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,12 +62,12 @@ def read_state_dicts(file: Path) -> dict[str, dict[str, Tensor]]:
 
     Raises WeightsError if the file is damaged, holds no tensors, or is a pickle of more than tensors and plain containers.
     """
-    content = _read_safetensors(file) if file.suffix == ".safetensors" else _read_pickle(file)
+    content = _read_pickle(file) if _is_pickle(file) else _read_safetensors(file)
     found = dict(_state_dicts(content))
     if not found:
-        what = (
-            f"a dictionary of {', '.join(map(str, list(content)[:8]))}" if isinstance(content, Mapping) else f"a {type(content).__name__}"
-        )
+        keys = ", ".join(map(str, list(content)[:8])) if isinstance(content, Mapping) else ""
+        empty = "an empty" if isinstance(content, Sized) and not len(content) else "a"
+        what = f"a dictionary of {keys}" if keys else f"{empty} {type(content).__name__}"
         raise WeightsError(f"{file} holds no state dict but {what}.\n  Save the network's state_dict() into it, or in it as 'state_dict'.")
     return found
 
@@ -120,6 +120,8 @@ def _prefixes(name: str) -> Iterator[tuple[str, str]]:
 
 
 def _state_dicts(content: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    if isinstance(content, list | tuple):
+        content = {str(number): value for number, value in enumerate(content) if isinstance(value, Mapping)}
     if not isinstance(content, Mapping) or depth > _DEEPEST:
         return
     if tensors := {str(key): value for key, value in content.items() if isinstance(value, Tensor)}:
@@ -142,6 +144,24 @@ def write_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
         raise
 
 
+_NOT_WEIGHTS = (
+    (re.compile(rb"$"), "is empty", "Fetch it again."),
+    (re.compile(rb"version https://git-lfs"), "is a pointer of Git LFS, not the weights themselves", "Fetch them: git lfs pull"),
+    (re.compile(rb"\s*<(!doctype|html|\?xml)", re.IGNORECASE), "is a web page", "Fetch the file itself: its page links to it."),
+    (re.compile(rb"[\w\s{}\[\]\"':,.#/=-]{16}"), "is text", "Name the file that holds the tensors."),
+)
+"""What a file begins with that stands in the place of weights, what it is, and what to do."""
+
+
+def _is_pickle(file: Path) -> bool:
+    """Return whether torch.save wrote a file, by its first bytes: people rename them. Raises WeightsError for what holds no weights."""
+    with file.open("rb") as opened:
+        start = opened.read(64)
+    if found := next(((what, fix) for form, what, fix in _NOT_WEIGHTS if form.match(start)), None):
+        raise WeightsError(f"{file} {found[0]}.\n  {found[1]}")
+    return start.startswith((b"PK", b"\x80")) or (start[8:9] != b"{" and file.suffix.lower() != ".safetensors")
+
+
 def _read_safetensors(file: Path) -> dict[str, Tensor]:
     try:
         return load_file(file)
@@ -153,10 +173,10 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
 
 def _read_pickle(file: Path) -> Any:
     try:
-        with warnings.catch_warnings():
+        with file.open("rb") as opened, warnings.catch_warnings():  # of a path, torch 2.15 goes by its ending
             warnings.simplefilter("ignore", UserWarning)  # torch 2.15's words on what is refused below
             # weights_only unpickles tensors and plain containers, and refuses everything that could run.
-            return torch.load(file, map_location="cpu", weights_only=True)
+            return torch.load(opened, map_location="cpu", weights_only=True)
     except Exception as error:  # of damaged bytes an unpickler can make nearly any error
         raise WeightsError(_why_not(file, error)) from error
 
@@ -165,6 +185,8 @@ def _why_not(file: Path, error: Exception) -> str:
     needs = re.search(r"GLOBAL ([\w.]+)", str(error))
     if needs is None and "TorchScript" not in str(error):
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        if "weights_only" in reason:  # torch goes on to advise what would run the code in a file
+            reason = "it is no file that torch.save has written"
         return f"{file} can't be read: {reason}\n  The file may be damaged or cut short: compare its size, and fetch it again."
     what = f"it needs {needs[1]}" if needs else "it is a TorchScript program"
     return (
