@@ -242,11 +242,16 @@ def test_an_export_and_its_script_without_tlkit_answer_as_torch_does(
 
 
 def check_other_encodings_and_missing_facts(script: Path, image: Path) -> None:
-    """Run the script where output is ASCII, then without the file that it reads its facts from."""
+    """Run the script where output is ASCII, for an image that isn't there, for none, and without the file of its facts."""
     copied = script.parent / "日本.png"
     Image.open(image).save(copied)
     command, ascii_only = [sys.executable, str(script), str(copied)], {**os.environ, "PYTHONIOENCODING": "ascii"}
     assert rb"\u65e5" in subprocess.run(command, capture_output=True, check=True, env=ascii_only).stdout
+    done = subprocess.run([*command, "nowhere.png"], capture_output=True, text=True, check=False)
+    assert (done.returncode, len(done.stdout.splitlines()), len(done.stderr.splitlines())) == (1, 1, 1)
+    assert done.stderr.startswith("predict.py: ")
+    assert "nowhere.png" in done.stderr
+    assert subprocess.run(command[:2], capture_output=True, text=True, check=False).stderr == "usage: python predict.py IMAGE...\n"
     (script.parent / "artifact.json").unlink()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (1, "predict.py has no artifact.json beside it: copy the whole folder.\n")

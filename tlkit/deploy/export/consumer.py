@@ -13,11 +13,11 @@ _SCRIPT = """\
 # python predict.py IMAGE...   with: pip install onnxruntime numpy pillow
 import json, os, sys, numpy as np, onnxruntime
 from PIL import Image, ImageOps
-sys.stdout.reconfigure(errors="backslashreplace")
+sys.stdout.reconfigure(errors="backslashreplace"); sys.excepthook = lambda kind, error, trace: sys.stderr.write(f"predict.py: {{error}}\\n")
 if not os.path.exists(sys.path[0] + "/artifact.json"): sys.exit("predict.py has no artifact.json beside it: copy the whole folder.")
 facts = json.load(open(sys.path[0] + "/artifact.json", encoding="utf-8"))
 session = onnxruntime.InferenceSession(sys.path[0] + "/" + facts["network"])
-for file in sys.argv[1:]:
+for file in sys.argv[1:] or sys.exit("usage: python predict.py IMAGE..."):
     image = ImageOps.exif_transpose(Image.open(file)).convert("{mode}")
 {fit}
 {images}
