@@ -1,6 +1,6 @@
 """Options two by two: each pair is refused with its place and a fix, or trains.
 
-Pairs that go together are trained two dozen options at a time, so that some forty recipes hold thousands of pairs.
+Pairs that go together are trained three dozen options at a time, so that some forty recipes hold thousands of pairs.
 `pytest -s tests/training/test_option_pairs.py` prints how many.
 """
 
@@ -25,7 +25,7 @@ from tlkit.training.run import _finished_head
 from tlkit.training.scale_lr import with_scaled_lr
 from tlkit.training.setup import prepare
 
-OPTIONS_A_RECIPE = 24
+OPTIONS_A_RECIPE = 36
 
 
 @pytest.fixture(scope="module")
