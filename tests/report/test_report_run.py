@@ -7,6 +7,7 @@ import shutil
 from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -101,6 +102,20 @@ def test_images_that_cannot_be_read_any_more_are_counted(place: Path) -> None:
     html = (place / "page.html").read_text()
     assert "2 images of those chosen for this page can't be read any more, and have no thumbnail." in html
     assert html.count("url(data:image/webp") == len(rows) - 2
+
+
+def test_thumbnails_have_the_range_of_the_models_preprocessing(place: Path) -> None:
+    rows = answers_on(Path("run"), "test")
+    write_predictions(Path("run"), rows, "test")
+    card = json.loads(Path("run/model/tlkit.json").read_text())
+    card["preprocessing"]["range_16bit"] = [0, 4095]  # of a 12-bit sensor
+    Path("run/model/tlkit.json").write_text(json.dumps(card))
+    for row in rows:
+        Image.fromarray(np.full((28, 28), 2048, np.uint16)).save(place / "photos" / row["id"])
+    assert main(["report", "run", "--out", "page.html"]) == 0
+    found = re.findall(r"url\(data:image/webp;base64,([^)]+)\)", (place / "page.html").read_text())
+    assert len(found) == len(rows)
+    assert np.asarray(Image.open(BytesIO(base64.b64decode(found[0])))).mean() == pytest.approx(127.5, abs=2)  # 2048 of 4095
 
 
 def test_without_its_images_the_page_says_so(place: Path) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tlkit.data.decode import MAX_PIXELS, WHITE, WHOLE_RANGE, decode
+from tlkit.data.decode import MAX_PIXELS, WHITE, WHOLE_RANGE, NeededSize, decode
 from tlkit.data.samples import ImageSource
 from tlkit.data.statistics import PerChannel, channel_statistics, pixel_statistics
 
@@ -84,9 +84,11 @@ class Preprocessing:
         """Decode and fit an image to [S, S, C] uint8. Raises DataError if it can't be decoded."""
         return self.fit(self.decode(image))
 
-    def decode(self, image: ImageSource) -> NDArray[np.uint8]:
-        """Decode an image to [H, W, C] uint8. Raises DataError with the file and the reason."""
-        return decode(image, self.channels, max_pixels=self.max_pixels, background=self.background, range_16bit=self.range_16bit)
+    def decode(self, image: ImageSource, needed: NeededSize | None = None) -> NDArray[np.uint8]:
+        """Decode an image to [H, W, C] uint8. needed: see `tlkit.data.decode.decode`. Raises DataError with the file and the reason."""
+        return decode(
+            image, self.channels, max_pixels=self.max_pixels, background=self.background, range_16bit=self.range_16bit, needed=needed
+        )
 
     def read_larger(self, image: ImageSource, margin: float, *, reduced: bool = False) -> NDArray[np.uint8]:
         """Return what augmentation begins with, [H, W, C] uint8, decoded and resized by `fit_larger`. Raises DataError as `read` does.
@@ -94,10 +96,7 @@ class Preprocessing:
         reduced: decode a JPEG at its own reduced scale where that is large enough.
         """
         needed = partial(self._decoded_size, margin=margin) if reduced else None
-        decoded = decode(
-            image, self.channels, max_pixels=self.max_pixels, background=self.background, range_16bit=self.range_16bit, needed=needed
-        )
-        return self.fit_larger(decoded, margin)
+        return self.fit_larger(self.decode(image, needed), margin)
 
     def fit_larger(self, image: NDArray[np.uint8], margin: float) -> NDArray[np.uint8]:
         """Return the image at `margin` times the size that the network sees: [H, W, C] uint8.

@@ -138,6 +138,7 @@ def _rates(rows: Rows, phase_names: Sequence[str]) -> Markup:
             axis.set_yscale("log", nonpositive="mask")
         else:
             axis.set_ylim(0, 1.1 * max(positive))
+            axis.ticklabel_format(style="sci", axis="y", scilimits=(-2, 3))
         axis.plot(range(1, len(rows) + 1), rates, "s-", ms=3.5, lw=1.4, color=VALIDATION)
         _mark_phases(axis, rows, phase_names)
 

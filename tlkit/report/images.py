@@ -4,7 +4,6 @@ import base64
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from io import BytesIO
 from typing import Any
 
@@ -12,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tlkit.data.decode import decode
 from tlkit.data.samples import Sample
 from tlkit.errors import BackboneError, DataError
 from tlkit.evaluation.evaluate import OpenSplit
@@ -103,17 +101,22 @@ def _thumbnails(wanted: Iterable[tuple[int, Sample | None]], opened: OpenSplit) 
     """Return the thumbnails of the first images that MOST_IMAGES and MOST_BYTES allow, and how many of them can't be read."""
     found: dict[int, str] = {}
     written = unreadable = 0
-    read = partial(decode, channels=opened.preprocessing.channels, needed=lambda width, height: (2 * THUMBNAIL_PX, 2 * THUMBNAIL_PX))
+    preprocessing = opened.preprocessing
     for place, sample in wanted:
         if len(found) == MOST_IMAGES or written > MOST_BYTES:
             break
         try:
-            found[place] = data_url(shrunk(read(sample.image))) if sample is not None else ""
+            found[place] = data_url(shrunk(preprocessing.decode(sample.image, _needed))) if sample is not None else ""
         except DataError:
             found[place] = ""
         unreadable += not found[place]
         written += len(found[place])
     return {place: url for place, url in found.items() if url}, unreadable
+
+
+def _needed(width: int, height: int) -> tuple[int, int]:
+    """Return the size at which a larger JPEG may be decoded: its thumbnail is as sharp."""
+    return 2 * THUMBNAIL_PX, 2 * THUMBNAIL_PX
 
 
 def shrunk(pixels: NDArray[np.uint8], size: int = THUMBNAIL_PX) -> Image.Image:
