@@ -103,6 +103,7 @@ def check_arguments(parser: ArgumentParser) -> None:
 
 
 def check(arguments: Namespace) -> int:
+    from tlkit.recipe.image_sizes import border_warnings
     from tlkit.recipe.load import load_recipe, recipe_yaml
     from tlkit.recipe.names import name_faults, package_faults, path_faults
     from tlkit.recipe.search_space import search_faults
@@ -117,7 +118,7 @@ def check(arguments: Namespace) -> int:
         if faults := [*found, *search_faults(recipe, arguments.recipe, arguments.overrides)]:
             raise RecipeError(faults)
     print_text(f"{arguments.recipe}: no faults found. `tlkit plan` also reads its images and weights.\n\n{recipe_summary(recipe)}")
-    for warning in recipe_warnings(recipe):
+    for warning in (*border_warnings(recipe), *recipe_warnings(recipe)):
         print_text(f"  {'warning':<11}{warning}")
     for note in recipe_notes(recipe):
         print_text(f"  {'note':<11}{note}")

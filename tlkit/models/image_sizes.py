@@ -9,6 +9,7 @@ from torch import nn
 from tlkit.errors import BackboneError, Fault, RecipeError, TlkitError
 from tlkit.models.backbones import create_backbone, first_convolutions, pretrained_cfg
 from tlkit.recipe.fields.model import Features
+from tlkit.recipe.image_sizes import border_message
 
 SMALLEST, LARGEST = 8, 4096
 """data.image_size is between these."""
@@ -32,7 +33,7 @@ def explained_image_size(
         takes = trial_of_sizes(name, channels, pool, features)
         if takes(image_size):
             raise
-        sizes = nearest_sizes(takes, image_size, _step(name), own=_own_size(name))
+        sizes = nearest_sizes(takes, image_size, _step(name), own=own_size(name))
         if not sizes:
             raise
         problem = f"= {image_size} can't be used with {name}."
@@ -73,13 +74,7 @@ def unseen_border(backbone: nn.Module, image_size: int) -> int:
 def border_warning(name: str, backbone: nn.Module, image_size: int) -> str:
     """Return a sentence on what is not seen of every image, or nothing."""
     unseen = unseen_border(backbone, image_size)
-    if not unseen:
-        return ""
-    lower, patch = image_size - unseen, _stride(backbone)
-    return (
-        f"data.image_size = {image_size} leaves {unseen} px at the right and the bottom of every image unseen: {name} looks at patches of "
-        f"{patch} px. Use {lower} or {lower + patch}."
-    )
+    return border_message(name, image_size, unseen, _stride(backbone)) if unseen else ""
 
 
 def trial_of_sizes(name: str, channels: int = 3, pool: str | None = None, features: Features = "all") -> Callable[[int], bool]:
@@ -90,7 +85,7 @@ def trial_of_sizes(name: str, channels: int = 3, pool: str | None = None, featur
         with torch.device("meta"):
             return create_backbone(name, image_size, channels=channels, pool=pool, features=features).eval()
 
-    whole = None if rebuilt else build(_own_size(name))
+    whole = None if rebuilt else build(own_size(name))
 
     def takes(image_size: int) -> bool:
         try:
@@ -105,7 +100,7 @@ def trial_of_sizes(name: str, channels: int = 3, pool: str | None = None, featur
     return takes
 
 
-def _own_size(name: str) -> int:
+def own_size(name: str) -> int:
     return int((pretrained_cfg(name).get("input_size") or (3, 224, 224))[-1])
 
 
@@ -114,7 +109,7 @@ def _step(name: str) -> int:
     if not pretrained_cfg(name).get("fixed_input_size"):
         return 1
     with torch.device("meta"):
-        backbone = create_backbone(name, _own_size(name))
+        backbone = create_backbone(name, own_size(name))
     taps = getattr(backbone, "feature_info", None)
     return int(taps[-1]["reduction"]) if isinstance(taps, list) else _stride(backbone)
 

@@ -1,10 +1,8 @@
-"""What `tlkit check` finds without torch: unknown names of backbones and optimizers, missing folders and files.
+"""What `tlkit check` finds without torch: unknown names of backbones and optimizers, image sizes, missing folders and files.
 
-The names are those of one version of timm, in names.json, which `python -m tests.recipe.test_names` writes again; the image sizes, in
-image_sizes.csv, are written by data/make_image_sizes.py.
+The names are those of one version of timm, in names.json, which `python -m tests.recipe.test_names` writes again.
 """
 
-import csv
 import json
 from collections.abc import Iterator
 from functools import cache
@@ -17,9 +15,10 @@ from typing import Any
 from tlkit.errors import Fault, did_you_mean
 from tlkit.files import expanded
 from tlkit.recipe.fields.trainer import LOGGER_PACKAGES
+from tlkit.recipe.image_sizes import size_faults
 from tlkit.recipe.schema import Recipe
 
-TABLE, SIZES = "names.json", "image_sizes.csv"
+TABLE = "names.json"
 FOLDERS = ("folder", "idx", "root")
 FILES = ("csv", "parquet", "npz", "npy", "labels")
 """Keys of data.source that name a folder or a file of this machine."""
@@ -46,21 +45,7 @@ def name_faults(recipe: Recipe) -> list[Fault]:
         nearest = did_you_mean(recipe.optimizer.name, table["optimizers"])
         fix = f"Expected sgd, momentum, nesterov, adagrad, rmsprop, adam, adamw, or one of timm's. {nearest}".rstrip()
         faults.append(Fault("optimizer.name", f"= '{recipe.optimizer.name}' is not an optimizer.", fix))
-    return [*faults, *_size_faults(architecture, recipe)]
-
-
-def _size_faults(architecture: str, recipe: Recipe) -> Iterator[Fault]:
-    """Yield the image size that the backbone can't take; what isn't in the table takes all sizes, or `tlkit plan` finds it."""
-    lines = files("tlkit.recipe").joinpath(SIZES).read_text(encoding="utf-8").splitlines()
-    row = next((row for row in csv.DictReader(line for line in lines if line[0] != "#") if row["backbone"] == architecture), None)
-    if row is None or recipe.model.features != "all":
-        return
-    size, smallest, multiple = recipe.data.image_size, int(row["smallest"]), int(row["multiple"])
-    below = size // multiple * multiple
-    if size != below or size < smallest:
-        near = sorted({max(smallest, below), max(smallest, below + multiple)} if size != below else {smallest})
-        problem = f"= {size} is a size that {recipe.model.backbone} can't take."
-        yield Fault("data.image_size", problem, f"Sizes near it that work: {' or '.join(map(str, near))}.")
+    return [*faults, *size_faults(recipe)]
 
 
 def package_faults(recipe: Recipe) -> list[Fault]:
