@@ -74,7 +74,7 @@ def test_plain_timm_gives_the_map_of_the_convolutions_alone(tmp_path: Path, name
 
 @pytest.mark.parametrize("head", [Head(), Head(kind="mlp", hidden=16)])
 def test_a_saved_classifier_reads_back_bit_equal_with_its_classes(tmp_path: Path, head: Head) -> None:
-    classifier = saved(tmp_path / "run/model", "resnet18", head)
+    classifier = saved(tmp_path / "run/model", "test_resnet", head)
     loaded, card = load_with_card(tmp_path / "run")
     assert card.classes == ("a", "b", "ü")
     assert card.head == head
@@ -83,7 +83,7 @@ def test_a_saved_classifier_reads_back_bit_equal_with_its_classes(tmp_path: Path
 
 
 def test_a_changed_weight_file_is_refused(tmp_path: Path) -> None:
-    saved(tmp_path / "model", "resnet18", Head())
+    saved(tmp_path / "model", "test_resnet", Head())
     state = load_file(tmp_path / "model/model.safetensors")
     state["fc.bias"] += 1
     save_file(state, tmp_path / "model/model.safetensors")
@@ -93,14 +93,14 @@ def test_a_changed_weight_file_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("damage", "message"), [("", "can't be read"), ("{}", "can't be read"), ('{"format": 99}', "format 99")])
 def test_a_damaged_tlkit_json_is_named(tmp_path: Path, damage: str, message: str) -> None:
-    saved(tmp_path / "model", "resnet18", Head())
+    saved(tmp_path / "model", "test_resnet", Head())
     (tmp_path / "model/tlkit.json").write_text(damage)
     with pytest.raises(RunError, match=message):
         load_with_card(tmp_path)
 
 
 def test_sha256_entries_can_not_point_outside_the_folder(tmp_path: Path) -> None:
-    saved(tmp_path / "model", "resnet18", Head())
+    saved(tmp_path / "model", "test_resnet", Head())
     file = tmp_path / "model/tlkit.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "sha256": {"../outside.safetensors": "0"}}))
     with pytest.raises(RunError):
