@@ -15,20 +15,21 @@ if TYPE_CHECKING:
 @contextmanager
 def show_log() -> Iterator[None]:
     """Print the log's lines, from INFO on, as they come, and keep them from other handlers."""
-    from rich.console import Console
+    from tlkit.data.progress import shared_console
 
-    handler = _ConsoleHandler(Console(stderr=True, highlight=False))
-    handler.addFilter(hide_passwords)
     level, propagate = LOG.level, LOG.propagate
-    LOG.setLevel(logging.INFO)
-    LOG.propagate = False
-    LOG.addHandler(handler)
-    try:
-        yield
-    finally:
-        LOG.removeHandler(handler)
-        LOG.setLevel(level)
-        LOG.propagate = propagate
+    with shared_console() as console:
+        handler = _ConsoleHandler(console)
+        handler.addFilter(hide_passwords)
+        LOG.setLevel(logging.INFO)
+        LOG.propagate = False
+        LOG.addHandler(handler)
+        try:
+            yield
+        finally:
+            LOG.removeHandler(handler)
+            LOG.setLevel(level)
+            LOG.propagate = propagate
 
 
 class _ConsoleHandler(logging.Handler):
@@ -37,7 +38,7 @@ class _ConsoleHandler(logging.Handler):
         self._console = console
 
     def emit(self, record: logging.LogRecord) -> None:
-        if getattr(record, "in_panel", False):
+        if getattr(record, "shown_otherwise", False):
             return
         style = "yellow" if record.levelno >= logging.WARNING else None
         prefix = "warning: " if record.levelno >= logging.WARNING else ""

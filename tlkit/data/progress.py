@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from threading import Thread
 
 from rich.console import Console
@@ -27,9 +28,28 @@ LINE_EVERY_S = 30
 """Shortest time between two lines without a terminal."""
 
 
+_SHARED: ContextVar[Console | None] = ContextVar("tlkit_console", default=None)
+
+
+@contextmanager
+def shared_console() -> Iterator[Console]:
+    """Yield a console on standard error, which is that of `progress_console` inside.
+
+    Rich prints a line above what is live on the same console, and through the middle of what is live on another one.
+    """
+    console = Console(stderr=True, highlight=False)
+    token = _SHARED.set(console)
+    try:
+        yield console
+    finally:
+        _SHARED.reset(token)
+
+
 def progress_console(*, quiet: bool = False) -> Console:
     """Return the console for bars and live lines: standard error of a `tlkit` command; one that shows nothing in a library call."""
     shown = is_command_line() and not quiet
+    if shown and (shared := _SHARED.get()):
+        return shared
     return Console(stderr=True, highlight=False, quiet=not shown, force_terminal=None if shown else False)
 
 

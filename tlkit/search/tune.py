@@ -236,8 +236,7 @@ def run_trial(trial: "optuna.Trial", space: Space) -> float:
     setup = without_test(prepare(recipe))
     setup.data.hashes = hash_images(setup.samples)
     with TemporaryDirectory(prefix="tlkit-trial-") as folder, warnings_only():
-        console = progress_console(quiet=True)
-        context = RunContext(Path(folder), console, current_stop(), perf_counter(), callbacks=(ReportScore(report),))
+        context = RunContext(Path(folder), progress_console(), current_stop(), perf_counter(), callbacks=(ReportScore(report),))
         training = Training.begin(setup, recipe.trainer.checkpoint_every, context)
         train_phases(training)
         return float(training.best.score)

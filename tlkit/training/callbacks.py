@@ -1,6 +1,5 @@
-"""Callbacks: the best weights, metrics.csv, and the progress display."""
+"""Callbacks: the best weights, metrics.csv, and what a search is given."""
 
-import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
@@ -9,22 +8,15 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.optim import Optimizer
 
-from tlkit.data.progress import LINE_EVERY_S
-from tlkit.evaluation.metrics import PrimaryMetric, metric_label
 from tlkit.files import write_csv
 from tlkit.models.classifier import Classifier
 from tlkit.models.weights.state_files import write_tensors
 from tlkit.recipe.fields.learning import Ema
 from tlkit.training.checkpointing.files import put_back
-from tlkit.training.private_api import resumed_mid_epoch
-
-LOG = logging.getLogger("tlkit")
 
 METRICS_COLUMNS = ("phase", "epoch", "train/loss", "train/accuracy", "val/loss", "val/accuracy", "lr", "seconds")
 SCORE = "val/score"
@@ -197,91 +189,3 @@ class ReportScore(Callback):
         if not trainer.sanity_checking:
             self._epochs += 1
             self._report(self._epochs, float(trainer.callback_metrics[SCORE]))
-
-
-class ShowProgress(Callback):
-    """Epoch, batch, images/s and time left: a live line on a terminal, plain lines elsewhere. A line an epoch in log.txt either way."""
-
-    def __init__(self, console: Console, *, phase_title: str, primary_metric: PrimaryMetric) -> None:
-        self._console = console
-        self._primary_metric = primary_metric
-        self._title = phase_title
-        self._live: Progress | None = None
-        self._began = self._last_line = 0.0
-        self._images = 0
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if resumed_mid_epoch(trainer):  # then the epoch's own start is in the past
-            self.on_train_epoch_start(trainer, pl_module)
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._began = self._last_line = time.perf_counter()
-        self._images = 0
-        if self._console.is_terminal and trainer.is_global_zero:
-            self._open(trainer)
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self._images += len(batch[1]) * trainer.world_size
-        self._advance(trainer, "training", batch_idx)
-
-    def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        self._advance(trainer, "validation", int(trainer.num_training_batches) + batch_idx)
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._close()
-        metrics = trainer.callback_metrics
-        seconds = time.perf_counter() - self._began
-        if trainer.is_global_zero:
-            LOG.info(
-                "%s  epoch %d/%d  train loss %.4f accuracy %.4f  val loss %.4f accuracy %.4f%s  %.1f s, %.0f images/s",
-                self._title,
-                trainer.current_epoch + 1,
-                trainer.max_epochs,
-                metrics["train/loss"],
-                metrics["train/accuracy"],
-                metrics["val/loss"],
-                metrics["val/accuracy"],
-                "" if self._primary_metric == "accuracy" else f" {metric_label(self._primary_metric)} {metrics['val/score']:.4f}",
-                seconds,
-                self._images / seconds,
-            )
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._close()
-
-    def _open(self, trainer: Trainer) -> None:
-        self._live = Progress(
-            TextColumn(f"{self._title}  epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"),
-            BarColumn(bar_width=30),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[what]}  {task.fields[speed]}"),
-            TimeRemainingColumn(),
-            console=self._console,
-            transient=True,
-        )
-        batches = int(trainer.num_training_batches) + int(sum(trainer.num_val_batches))
-        self._live.add_task("epoch", total=batches, what="training", speed="")
-        self._live.start()
-
-    def _advance(self, trainer: Trainer, what: str, batch: int) -> None:
-        if not trainer.is_global_zero:
-            return
-        now = time.perf_counter()
-        speed = f"{self._images / (now - self._began):.0f} images/s"
-        if self._live is not None:
-            # The speed is that of training; while validation runs, the last one stays.
-            shown = speed if what == "training" else self._live.tasks[0].fields["speed"]
-            self._live.update(self._live.task_ids[0], completed=batch + 1, what=what, speed=shown)
-        elif now - self._last_line > LINE_EVERY_S:
-            self._last_line = now
-            batches = int(trainer.num_training_batches) + int(sum(trainer.num_val_batches))
-            left = (now - self._began) / (batch + 1) * (batches - batch - 1)
-            where = f"{self._title}  epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
-            LOG.info("%s  %s batch %d/%d  %s, %.0f s left in this epoch", where, what, batch + 1, batches, speed, left)
-
-    def _close(self) -> None:
-        if self._live is not None:
-            self._live.stop()
-            self._live = None

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any, Self
@@ -26,7 +26,7 @@ from tlkit.recipe.fields.trainer import Cache, CheckpointEvery
 from tlkit.system import cache_folder
 from tlkit.terminal import counted
 from tlkit.training.cache.activations import ActivationCache
-from tlkit.training.callbacks import BestWeights, MetricsTable, ShowProgress, moving_average, save_state
+from tlkit.training.callbacks import BestWeights, MetricsTable, moving_average, save_state
 from tlkit.training.checkpointing.callback import Checkpoints, WholeFiles
 from tlkit.training.closed_form.solve import solve_head
 from tlkit.training.context import RunContext
@@ -39,6 +39,7 @@ from tlkit.training.objective.auxiliary import AuxiliaryHeads
 from tlkit.training.objective.metrics import Scoring
 from tlkit.training.objective.objective import Objective, build_objective
 from tlkit.training.optimizers import Optimization
+from tlkit.training.outputs.live_table import ShowProgress
 from tlkit.training.outputs.loggers import opened_loggers
 from tlkit.training.setup import Setup
 from tlkit.training.specs import Learning, PhaseSpec
@@ -142,12 +143,17 @@ def train_phase(training: Training, spec: PhaseSpec, phase: Phase) -> None:
     data.first_epoch = spec.epochs_before
     clock = Clock()
     folder = training.context.folder
-    with opened_loggers(spec.trainer.logger, folder, f"phase{spec.number}") as loggers, compiling_explained(spec, phase):
+    progress = ShowProgress(training.context.console, spec, training.best, primary_metric_of(training.setup.samples))
+    with (
+        opened_loggers(spec.trainer.logger, folder, f"phase{spec.number}") as loggers,
+        compiling_explained(spec, phase),
+        closing(progress),
+    ):
         trainer = build_trainer(
             spec.trainer,
             epochs=phase.epochs,
             optimizer=learning.optimizer,
-            callbacks=phase_callbacks(training, spec),
+            callbacks=phase_callbacks(training, spec, progress),
             writes=Writes(folder, WholeFiles(training.checkpoints), loggers),
             profiler=clock,
         )
@@ -170,14 +176,14 @@ def keep_start(training: Training, spec: PhaseSpec) -> None:
         save_state(training.setup.classifier, file)
 
 
-def phase_callbacks(training: Training, spec: PhaseSpec) -> list[Callback]:
+def phase_callbacks(training: Training, spec: PhaseSpec, progress: ShowProgress) -> list[Callback]:
     """Return the callbacks. The average comes after BestWeights, which thus sees it while it is swapped in."""
     setup, learning, context = training.setup, training.setup.learning, training.context
     callbacks: list[Callback] = [Gathered(setup.classifier)] if spec.trainer.strategy == "fsdp" else []
     callbacks += [
         training.best,
         training.table,
-        ShowProgress(context.console, phase_title=spec.title, primary_metric=primary_metric_of(setup.samples)),
+        progress,
         NotFinite(spec.trainer.on_nan, setup.samples.of("train"), context.folder / "not_finite.csv", phase=spec.number),
     ]
     if early := learning.early_stopping:

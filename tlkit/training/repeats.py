@@ -20,7 +20,7 @@ from tlkit.terminal import print_panel
 from tlkit.training.distributed.launch import broadcast_from_main, local_main_process_first, start_processes
 from tlkit.training.distributed.ranks import is_main_process
 from tlkit.training.distributed.signals import Stop
-from tlkit.training.outputs.log import IN_PANEL, log_to_file
+from tlkit.training.outputs.log import SHOWN_OTHERWISE, log_to_file
 from tlkit.training.outputs.run_folder import FIRST, is_finished, make_folders, make_run_folder
 from tlkit.training.run import train_and_measure
 from tlkit.training.setup import Setup, prepare
@@ -101,7 +101,7 @@ def _write_summary(run: Path, recipe: Recipe, repeats: Sequence[Repeat], *, seco
         for split, figures in summary[f"over_{kind}s"].items():
             for figure, found in figures.items():
                 words = (split, figure.replace("_", " "), found["mean"], found["min"], found["max"])
-                LOG.info("%s %s: mean %.3f, range %.3f to %.3f", *words, extra=IN_PANEL)
+                LOG.info("%s %s: mean %.3f, range %.3f to %.3f", *words, extra=SHOWN_OTHERWISE)
     if is_command_line():
         print_repeats(run, repeats, summary)
 

@@ -61,6 +61,11 @@ class PhaseSpec:
         return self.index + 1
 
     @property
+    def epochs(self) -> int:
+        """Return how many epochs it has; 0 for a phase that is solved."""
+        return self.phase.epochs if isinstance(self.phase, Phase) else 0
+
+    @property
     def key(self) -> str:
         """Return its key in the recipe, where lists count from 0."""
         return f"phases[{self.index}]"

@@ -8,8 +8,8 @@ from pathlib import Path
 from tlkit.errors import without_passwords
 
 LOG = logging.getLogger("tlkit")
-IN_PANEL = {"in_panel": True}
-"""Goes with a line as `extra`, for log.txt and the caller's own handlers: a command prints the same in its last panel."""
+SHOWN_OTHERWISE = {"shown_otherwise": True}
+"""Goes with a line as `extra`, for log.txt and the caller's own handlers: a command shows the same in its live table or its last panel."""
 
 
 @contextmanager
