@@ -2,13 +2,20 @@
 
 import csv
 import json
+import os
+import re
+import signal
 import struct
+import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from tests.processes import HANGS_S, read_until
 from tests.shades import draw_shades
 from tlkit.cli import main
 
@@ -55,22 +62,69 @@ def test_the_csv_logger_has_the_epochs_of_a_phase(workplace: Path) -> None:
     assert logged == pytest.approx(val_losses(workplace / "run", 2))
 
 
-def test_mlflow_has_the_epochs_the_figures_the_recipe_and_the_plots(workplace: Path) -> None:
+def check_mlflow(store: str, run: Path, images: Path) -> None:
+    """Compare what mlflow's client reads with the run's own files. images: a folder to take the plots into."""
     from mlflow import MlflowClient
 
-    client = MlflowClient(f"sqlite:///{workplace / 'run/mlflow.db'}")
+    client = MlflowClient(store)
     (experiment,) = client.search_experiments(filter_string="name = 'tlkit'")
     runs = {run.data.tags["version"]: run for run in client.search_runs([experiment.experiment_id])}
     assert set(runs) == {"phase1", "phase2", "result"}
     for phase in (1, 2):
         history = client.get_metric_history(runs[f"phase{phase}"].info.run_id, "val/loss")
-        assert [metric.value for metric in history] == pytest.approx(val_losses(workplace / "run", phase))
+        assert [metric.value for metric in history] == pytest.approx(val_losses(run, phase))
     result = runs["result"]
-    test = json.loads((workplace / "run/metrics.json").read_text())["test"]
+    test = json.loads((run / "metrics.json").read_text())["test"]
     assert result.data.metrics["test/accuracy"] == pytest.approx(test["accuracy"])
     assert result.data.params["model/backbone"] == "test_resnet"
+    assert result.data.params["phases/1/epochs"] == "2"
     assert result.info.status == "FINISHED"
-    assert {file.path for file in client.list_artifacts(result.info.run_id)} == {"augmentations.png", "curves.png"}
+    plots = {"augmentations.png", "curves.png"}
+    assert {file.path for file in client.list_artifacts(result.info.run_id)} == plots
+    for name in plots:
+        assert Path(client.download_artifacts(result.info.run_id, name, str(images))).read_bytes() == (run / name).read_bytes()
+
+
+def test_mlflow_has_the_epochs_the_figures_the_recipe_and_the_plots(workplace: Path, tmp_path: Path) -> None:
+    check_mlflow(f"sqlite:///{workplace / 'run/mlflow.db'}", workplace / "run", tmp_path)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    """mlflow's own tracking server on a port of this machine that the system chooses, with a database and images of its own."""
+    stores = ["--backend-store-uri", f"sqlite:///{tmp_path / 'server.db'}", "--artifacts-destination", str(tmp_path / "artifacts")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", "0", "--workers", "1", *stores],
+        cwd=tmp_path,
+        env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,  # so that the web server that it starts can be ended with it
+        preexec_fn=partial(signal.alarm, HANGS_S),
+    )
+    assert process.stderr is not None
+    with process.stderr:
+        try:
+            started = read_until(process.stderr, "Uvicorn running on")
+            threading.Thread(target=process.stderr.read, daemon=True).start()  # else the pipe would be full some day
+            yield re.findall(r"http://127\.0\.0\.1:\d+", started)[-1]
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def test_mlflows_own_server_has_them_too_and_the_run_folder_no_database(
+    server: str, workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(workplace)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
+    run = tmp_path / "run"
+    assert main(["finetune", "recipe.yaml", "trainer.logger=[mlflow]", "--out", str(run)]) == 0
+    assert not [path for path in run.iterdir() if path.name.startswith("mlflow")]
+    (tmp_path / "images").mkdir()
+    check_mlflow(server, run, tmp_path / "images")
 
 
 def blocks(log: bytes, *, header: int) -> Iterator[bytes]:
@@ -114,3 +168,12 @@ def test_a_logger_without_its_package_is_found_by_check(
         assert "recipe.yaml:7: trainer.logger has wandb, which needs a package that is not installed." in error
         assert "pip install 'tlkit[wandb]'" in error
     assert not Path("other").exists()
+
+
+@pytest.mark.parametrize("value", ["trackio", "[csv, trackio]"])
+def test_a_logger_that_is_not_supported_names_those_that_are(value: str, workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Why trackio isn't: docs/decisions/0016-no-trackio.md."""
+    assert main(["check", str(workplace / "recipe.yaml"), f"trainer.logger={value}"]) == 2
+    error = capsys.readouterr().err
+    assert f"trainer.logger = {value!r} is text" in error or f"trainer.logger = {value} can't be used" in error
+    assert "Expected a list of csv, tensorboard, mlflow, wandb" in error
