@@ -27,9 +27,10 @@ from tlkit.planning.plan import Plan, make_plan, steps_an_epoch
 from tlkit.planning.plan_table import _joined, duration, print_plan
 from tlkit.planning.remarks import remarks
 from tlkit.planning.stages import StageRow
-from tlkit.planning.timing import IMPORTS_S, PROCESS_S, RESULTS_S, SolvedTiming, Timing
+from tlkit.planning.timing import HEAT_MAP, IMAGE_S, IMPORT_S, IMPORTS_S, RESULTS_S, SolvedTiming, Timing
 from tlkit.planning.trial import try_phase, unchanged
 from tlkit.recipe.fields.model import Head
+from tlkit.recipe.fields.trust import UnknownScoreName
 from tlkit.recipe.load import load_recipe
 from tlkit.recipe.schema import Recipe
 from tlkit.training.specs import Learning, phase_specs
@@ -356,6 +357,14 @@ def test_the_command_prints_a_plan_and_exits_0(there: Path) -> None:
     assert "phase 1/1: all, 1 epoch of 5 steps, about " in done.stdout
 
 
+def test_a_plan_into_a_pipe_is_the_plan_and_nothing_of_its_trials(there: Path) -> None:
+    phases = "phases=[{train: head, epochs: 1, lr: 0.1}, {train: head, solver: lbfgs}, {train: all, epochs: 1, lr: 0.1}]"
+    done = warm.run("plan", "recipe.yaml", *SMALL, phases, cwd=Path.cwd(), env=os.environ)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines() == ["colours: loading torch, then looking for images and weights"]
+    assert not re.search("cached|epoch 1|%|█|━", done.stdout)
+
+
 def test_the_time_of_a_phase_is_that_of_its_cache_once_and_of_its_epochs() -> None:
     """By hand: 10 training and 4 validation images, three epochs of which the first loads at 2 s an image and the others at 0.5 s."""
     recipe = load_recipe("quickstart", ["phases=[{train: head, epochs: 3, lr: 0.1}]", "data.workers=0"])
@@ -393,15 +402,40 @@ def test_a_further_fold_finds_in_the_cache_what_does_not_depend_on_the_fold(plan
     assert timed.seconds == 14 * 1 + 14 * 2
     assert timed.again == pytest.approx(again)
     folds = replace(plan, recipe=recipe.model_copy(update={"data": recipe.data.model_copy(update={"folds": 3})}), phases=(timed,))
-    folds = replace(folds, seconds_around=IMPORTS_S + 2)
-    assert folds.seconds_of_folds == pytest.approx(IMPORTS_S + 2 + 42 + 2 * (2 + again))
+    folds = replace(folds, seconds_around=5.0, seconds_once=3.0)
+    assert folds.seconds_of_folds == pytest.approx(5 + 42 + 2 * (2 + again))
 
 
 @pytest.mark.usefixtures("there")
 def test_a_run_of_two_processes_takes_as_long_as_the_second_needs_to_begin_besides() -> None:
-    alone, two = planned(), planned("trainer={accelerator: cpu, devices: 2, strategy: ddp}")
+    processes = "trainer={accelerator: cpu, devices: 2, strategy: ddp}"
+    alone, two, slow = planned(), planned(processes), make_plan(load_recipe("recipe.yaml", [*SMALL, processes]), import_s=2 * IMPORT_S)
     assert (alone.devices, two.devices) == (1, 2)
-    assert two.seconds_around > PROCESS_S > alone.seconds_around - RESULTS_S - IMPORTS_S
+    assert alone.seconds_once > IMPORTS_S
+    # By more than what it imports: it also builds the network.
+    assert two.seconds_once > IMPORT_S + IMPORTS_S
+    assert slow.seconds_once > 2 * (IMPORT_S + IMPORTS_S)
+
+
+@pytest.mark.parametrize(
+    ("val", "unknown", "is_cached", "answered"),
+    [
+        (20, "knn", False, 5 + 20 + 10),  # the test and validation images, and training images to know unlike ones by
+        (20, "off", False, 5 + 20),
+        (19, "knn", False, 5 + 19),  # too few to tell a threshold
+        (20, "knn", True, 5),
+    ],
+)
+def test_the_time_of_results_is_that_of_every_image_that_is_answered_and_drawn(
+    val: int, unknown: UnknownScoreName, is_cached: bool, answered: int
+) -> None:
+    """By hand: 10 training and 5 test images; 2 s to decode one, 1 s to classify it."""
+    splits = ["train"] * 10 + ["val"] * val + ["test"] * 5
+    samples = Samples(("a",), tuple(Sample(str(i), Path("x.png"), (0,), split) for i, split in enumerate(splits)))
+    timing = Timing(once=3.0 if is_cached else 0.0, first=2.0, later=0.5, step=3.0, validate=1.0, is_cached=is_cached)
+    found = planning.seconds_of_results([timing], samples, unknown=unknown, slowness=2.0)
+    # All are compared; the report has the 5 test images, a heat map of each.
+    assert found == pytest.approx(2 * (RESULTS_S + 5 * IMAGE_S) + 2 * len(splits) + 3 * (answered + 5 * HEAT_MAP))
 
 
 def test_a_phase_whose_frozen_part_is_cached_is_timed_so(there: Path) -> None:

@@ -17,15 +17,18 @@ from tlkit.data.preprocess import Preprocessing
 from tlkit.data.samples import Sample, Samples
 from tlkit.data.splits.folds import split_by_recipe
 from tlkit.errors import TlkitError
+from tlkit.evaluation.unknown import FEWEST_IMAGES, training_sample
 from tlkit.models.backbones import check_backbone_name, pretrained_cfg
 from tlkit.models.image_sizes import border_warning
 from tlkit.models.weights.sources import Weights
 from tlkit.planning.probe import Memory, MemoryProbe
 from tlkit.planning.stages import StageRow, stage_rows
-from tlkit.planning.timing import IMPORTS_S, PROCESS_S, RESULTS_S, SolvedTiming, Timing, time_phase, time_solved
+from tlkit.planning.timing import HEAT_MAP, IMAGE_S, IMPORT_S, IMPORTS_S, RESULTS_S, SolvedTiming, Timing, time_phase, time_solved
 from tlkit.planning.trial import Trial, try_phase
 from tlkit.recipe.fields.phases import Phase, SolvedPhase
+from tlkit.recipe.fields.trust import UnknownScoreName
 from tlkit.recipe.schema import Recipe
+from tlkit.report.images import LISTED, LOOKED_AT, MOST_IMAGES
 from tlkit.training.batch_size.find import with_batch_size
 from tlkit.training.optimizers import check_optimizer_name
 from tlkit.training.phases import check_batch_size
@@ -74,6 +77,7 @@ class Plan:
     decoded: bytes of all decoded training and of all validation images in the cache, from some of them; None where it isn't used.
     phases: those that train by gradients. border: what is not seen of every image, see `border_warning`.
     solved: seconds of each phase that is solved. solved_again: of all of them in a further fold.
+    seconds_around: before and after the phases. seconds_once: of them, what a further fold doesn't take again.
     """
 
     recipe: Recipe
@@ -91,6 +95,7 @@ class Plan:
     steps: int | None
     phases: tuple[PhasePlan, ...]
     seconds_around: float = 0.0
+    seconds_once: float = 0.0
     solved: Mapping[int, float] = field(default_factory=dict)
     solved_again: float = 0.0
     border: str = ""
@@ -109,22 +114,24 @@ class Plan:
     @property
     def seconds_of_folds(self) -> float:
         """Return the seconds of all folds, which import what they need, and compute what is cached, once."""
-        around = max(0.0, self.seconds_around - IMPORTS_S)
+        around = self.seconds_around - self.seconds_once
         again = around + sum(phase.again or 0.0 for phase in self.phases) + self.solved_again
         return self.seconds + ((self.recipe.data.folds or 1) - 1) * again
 
 
-def make_plan(recipe: Recipe) -> Plan:
+def make_plan(recipe: Recipe, *, import_s: float = IMPORT_S) -> Plan:
     """Build what training would build, and try every phase for a few batches on a copy.
 
     Missing images or weights are replaced by generated ones of the same shape; `no_images` and `no_weights` say why they are missing.
+    import_s: seconds that this process has spent on imports: a further process takes as long, and what can't be tried by so much longer
+    than where it was measured.
     Raises TlkitError for everything else that would stop the training.
     """
     with TemporaryDirectory(prefix="tlkit-plan-") as folder:
-        return _make_plan(with_batch_size(with_scaled_lr(recipe)), Path(folder))
+        return _make_plan(with_batch_size(with_scaled_lr(recipe)), Path(folder), import_s)
 
 
-def _make_plan(recipe: Recipe, folder: Path) -> Plan:
+def _make_plan(recipe: Recipe, folder: Path, import_s: float) -> Plan:
     """Make the plan. folder: for generated images."""
     began = time.perf_counter()
     with recipe.located():
@@ -148,10 +155,13 @@ def _make_plan(recipe: Recipe, folder: Path) -> Plan:
     specs = phase_specs(recipe, trained)
     phases = [plan_phase(trial, spec, spec.phase, timed=samples is not None) for spec in specs if isinstance(spec.phase, Phase)]
     to_solve = [spec.index for spec in specs if isinstance(spec.phase, SolvedPhase)]
-    timing = time_solved(trial) if to_solve and samples else None
+    slowness = import_s / IMPORT_S
+    timing = time_solved(trial, slowness=slowness) if to_solve and samples else None
     solved = dict.fromkeys(to_solve, timing) if timing else {}
     # Each further process imports and builds what this one has.
-    processes = PROCESS_S + started if devices > 1 and phases else 0.0
+    processes = import_s + started if devices > 1 and phases else 0.0
+    once = started + processes + (slowness * IMPORTS_S if phases or solved else 0.0)
+    timings = [*(phase.timing for phase in phases if phase.timing), *solved.values()]
     return Plan(
         recipe=recipe,
         samples=samples,
@@ -167,9 +177,8 @@ def _make_plan(recipe: Recipe, folder: Path) -> Plan:
         device_memory=_device_memory(here.type),
         steps=steps_an_epoch(recipe, len(samples.of("train")), devices) if samples else None,
         phases=tuple(with_seconds(phases, recipe, shown, trained, sharing=1 if here.type == "cpu" else devices)),
-        seconds_around=started
-        + processes
-        + seconds_of_results([*(phase.timing for phase in phases if phase.timing), *solved.values()], shown),
+        seconds_around=once + seconds_of_results(timings, shown, unknown=recipe.unknown, slowness=slowness),
+        seconds_once=once,
         solved=seconds_of_solved(solved, phases, shown, trained),
         solved_again=sum(timing.seconds(shown, is_new=False) for timing in solved.values()),
         border=border,
@@ -207,13 +216,17 @@ def seconds_of_solved(
     return {number: timing.seconds(samples, is_new=number == first) for number, timing in solved.items()}
 
 
-def seconds_of_results(timings: Sequence[Timing | SolvedTiming], samples: Samples) -> float:
-    """Return the seconds to compare the splits before the phases, and to measure and report after them."""
+def seconds_of_results(timings: Sequence[Timing | SolvedTiming], samples: Samples, *, unknown: UnknownScoreName, slowness: float) -> float:
+    """Return the seconds to compare the splits before the phases, and to measure and report after them. slowness: see `make_plan`."""
     if not timings:
         return 0.0
-    decode = max(timing.first for timing in timings)
-    measured = len(samples.of("test")) + (0 if timings[-1].is_cached else len(samples.of("val")))
-    return RESULTS_S + IMPORTS_S + decode * len(samples.samples) + max(timing.measure for timing in timings) * measured
+    test, val = len(samples.of("test")), len(samples.of("val"))
+    answered = test
+    if not timings[-1].is_cached:
+        answered += val + (len(training_sample(samples, seed=0).samples) if unknown == "knn" and val >= FEWEST_IMAGES else 0)
+    decode, measure = (max(seconds) for seconds in zip(*((timing.first, timing.measure) for timing in timings), strict=True))
+    shown, mapped = (min(most, test or val) for most in (MOST_IMAGES, LISTED + LOOKED_AT))
+    return slowness * (RESULTS_S + IMAGE_S * shown) + decode * len(samples.samples) + measure * (answered + HEAT_MAP * mapped)
 
 
 def batches_an_epoch(recipe: Recipe, images: int, devices: int) -> int:
