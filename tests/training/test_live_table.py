@@ -22,7 +22,7 @@ from tlkit.data.progress import progress_console, shared_console
 from tlkit.recipe.fields.phases import Phase
 from tlkit.recipe.fields.trainer import Trainer
 from tlkit.system import as_command_line
-from tlkit.training.callbacks import BestWeights
+from tlkit.training.callbacks.best_weights import BestWeights
 from tlkit.training.outputs.live_table import LiveTable, can_redraw, clock
 from tlkit.training.specs import PhaseSpec
 

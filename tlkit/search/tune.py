@@ -25,7 +25,7 @@ from tlkit.recipe.schema import Recipe
 from tlkit.recipe.search_space import search_faults, with_values
 from tlkit.system import cache_folder
 from tlkit.terminal import counted
-from tlkit.training.callbacks import ReportScore
+from tlkit.training.callbacks.metrics_table import ReportScore
 from tlkit.training.context import RunContext
 from tlkit.training.distributed.signals import current_stop
 from tlkit.training.outputs.log import warnings_only

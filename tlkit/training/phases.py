@@ -26,15 +26,17 @@ from tlkit.recipe.fields.trainer import Cache, CheckpointEvery
 from tlkit.system import cache_folder
 from tlkit.terminal import counted
 from tlkit.training.cache.activations import ActivationCache
-from tlkit.training.callbacks import BestWeights, MetricsTable, moving_average, save_state
+from tlkit.training.callbacks.best_weights import BestWeights, moving_average, save_state
+from tlkit.training.callbacks.gradient_norms import GradientNorms
+from tlkit.training.callbacks.metrics_table import MetricsTable
+from tlkit.training.callbacks.not_finite import NotFinite
+from tlkit.training.callbacks.time_shares import Clock, Setting, TimeShares
 from tlkit.training.checkpointing.callback import Checkpoints, WholeFiles
 from tlkit.training.closed_form.solve import solve_head
 from tlkit.training.context import RunContext
 from tlkit.training.distributed.ranks import is_main_process
 from tlkit.training.distributed.sharding import Gathered
-from tlkit.training.gradient_norms import GradientNorms
 from tlkit.training.module import PhaseModule
-from tlkit.training.not_finite import NotFinite
 from tlkit.training.objective.auxiliary import AuxiliaryHeads
 from tlkit.training.objective.metrics import Scoring
 from tlkit.training.objective.objective import Objective, build_objective
@@ -43,7 +45,6 @@ from tlkit.training.outputs.live_table import ShowProgress
 from tlkit.training.outputs.loggers import opened_loggers
 from tlkit.training.setup import Setup
 from tlkit.training.specs import Learning, PhaseSpec
-from tlkit.training.time_shares import Clock, Setting, TimeShares
 from tlkit.training.trainer import Writes, build_trainer, fit
 
 LOG = logging.getLogger("tlkit")

@@ -42,7 +42,7 @@ trainer: {accelerator: cpu, devices: 1}
 
 def stop_the_second() -> None:
     """Send the second process a signal in the first epoch of its second phase."""
-    from tlkit.training.callbacks import MetricsTable
+    from tlkit.training.callbacks.metrics_table import MetricsTable
 
     def stop(table: Any, trainer: Any, module: Any, outputs: Any, batch: Any, number: int) -> None:
         if (table.phase, trainer.current_epoch, number, trainer.global_rank) == (2, 0, 2, 1):
@@ -56,7 +56,7 @@ def note_weights_and_collectives() -> None:
     from torch import distributed
 
     from tlkit.training.cache.activations import digest
-    from tlkit.training.callbacks import MetricsTable
+    from tlkit.training.callbacks.metrics_table import MetricsTable
 
     add, all_reduce = MetricsTable.on_train_epoch_end, distributed.all_reduce
     calls: list[str] = []

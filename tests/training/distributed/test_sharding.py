@@ -40,7 +40,7 @@ def note_what_is_held() -> None:
     """Write down, after every epoch of a process, how much of the weights and of the optimizer's moments it holds."""
     from torch.distributed.tensor import DTensor
 
-    from tlkit.training.callbacks import MetricsTable
+    from tlkit.training.callbacks.metrics_table import MetricsTable
 
     add = MetricsTable.on_train_epoch_end
 
@@ -60,7 +60,7 @@ def note_what_is_held() -> None:
 
 def stop_the_first() -> None:
     """Send the first process a signal in its second phase, which splits and freezes."""
-    from tlkit.training.callbacks import MetricsTable
+    from tlkit.training.callbacks.metrics_table import MetricsTable
 
     def stop(table: Any, trainer: Any, module: Any, outputs: Any, batch: Any, number: int) -> None:
         if (table.phase, trainer.current_epoch, number, trainer.global_rank) == (2, 1, 0, 0):

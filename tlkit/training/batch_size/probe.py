@@ -26,7 +26,7 @@ from tlkit.recipe.fields.phases import Phase
 from tlkit.recipe.load import load_recipe
 from tlkit.system import keep_freed_memory
 from tlkit.training.batch_size.out_of_memory import is_out_of_memory
-from tlkit.training.callbacks import moving_average
+from tlkit.training.callbacks.best_weights import moving_average
 from tlkit.training.objective.objective import build_objective
 from tlkit.training.phases import build_module
 from tlkit.training.setup import build, trainable_parameters

@@ -24,7 +24,8 @@ from tlkit.models.classifier import Classifier
 from tlkit.recipe.fields.phases import Dora, Lora
 from tlkit.recipe.fields.trainer import CheckpointEvery
 from tlkit.training.cache.activations import digest
-from tlkit.training.callbacks import BestWeights, MetricsTable
+from tlkit.training.callbacks.best_weights import BestWeights
+from tlkit.training.callbacks.metrics_table import MetricsTable
 from tlkit.training.checkpointing.files import KEPT, Checkpoint, next_number, remove_others, write_checkpoint
 from tlkit.training.checkpointing.rng import generator_states, set_generators
 from tlkit.training.context import RunContext

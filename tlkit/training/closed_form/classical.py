@@ -17,7 +17,7 @@ from tlkit.data.samples import Samples
 from tlkit.evaluation.metrics import metric_label, primary_metric_of
 from tlkit.models.heads import NearestNeighbours
 from tlkit.recipe.fields.model import Head
-from tlkit.training.callbacks import SCORE, write_metrics_table
+from tlkit.training.callbacks.metrics_table import SCORE, write_metrics_table
 from tlkit.training.closed_form.features import features_of
 from tlkit.training.context import RunContext
 from tlkit.training.objective.metrics import measured, score

@@ -24,7 +24,7 @@ from tlkit.models.classifier import Classifier
 from tlkit.models.heads import last_linear
 from tlkit.recipe.fields.phases import SolvedPhase
 from tlkit.recipe.fields.trainer import Cache
-from tlkit.training.callbacks import SCORE
+from tlkit.training.callbacks.metrics_table import SCORE
 from tlkit.training.closed_form.features import features_of
 from tlkit.training.objective.losses import plain_loss
 from tlkit.training.objective.metrics import measured, score

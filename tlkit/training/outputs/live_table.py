@@ -17,7 +17,8 @@ from rich.text import Text
 from tlkit.data.progress import LINE_EVERY_S
 from tlkit.evaluation.metrics import PrimaryMetric, metric_label
 from tlkit.terminal import counted
-from tlkit.training.callbacks import SCORE, BestWeights
+from tlkit.training.callbacks.best_weights import BestWeights
+from tlkit.training.callbacks.metrics_table import SCORE
 from tlkit.training.outputs.log import SHOWN_OTHERWISE
 from tlkit.training.private_api import resumed_mid_epoch
 from tlkit.training.specs import PhaseSpec

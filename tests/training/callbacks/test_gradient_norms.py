@@ -14,7 +14,7 @@ from tlkit.data.preprocess import Preprocessing
 from tlkit.errors import RecipeError
 from tlkit.explain.gradient_flow import GRADIENTS, draw_gradients, read_gradients
 from tlkit.recipe.load import load_recipe
-from tlkit.training.gradient_norms import GradientNorms, trained_layers
+from tlkit.training.callbacks.gradient_norms import GradientNorms, trained_layers
 
 pytestmark = pytest.mark.usefixtures("draws")
 

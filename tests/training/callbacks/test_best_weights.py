@@ -8,7 +8,7 @@ import torch
 from tlkit.models.backbones import create_backbone
 from tlkit.models.classifier import Classifier
 from tlkit.recipe.fields.model import Head
-from tlkit.training.callbacks import BestWeights
+from tlkit.training.callbacks.best_weights import BestWeights
 
 
 def test_of_equal_figures_the_lower_loss_ships_and_no_epoch_whose_loss_is_no_number(tmp_path: Path) -> None:

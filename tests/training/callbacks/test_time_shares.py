@@ -10,8 +10,8 @@ from PIL import Image
 
 from tlkit.recipe.fields.trainer import Cache
 from tlkit.recipe.load import load_recipe
+from tlkit.training.callbacks.time_shares import Setting, in_percent, quicker_with, shares_of
 from tlkit.training.finetune import run_recipe
-from tlkit.training.time_shares import Setting, in_percent, quicker_with, shares_of
 
 LIVE = Setting(
     device="cpu",

@@ -13,7 +13,7 @@ from tlkit.recipe.fields.learning import Ema
 from tlkit.recipe.fields.phases import LastStages
 from tlkit.recipe.load import load_recipe
 from tlkit.recipe.schema import Recipe
-from tlkit.training.callbacks import moving_average
+from tlkit.training.callbacks.best_weights import moving_average
 from tlkit.training.finetune import run_recipe
 from tlkit.training.objective.objective import build_objective
 from tlkit.training.phases import build_module

@@ -1,0 +1,98 @@
+"""metrics.csv and the figures of an epoch: written as they come, and given to a search."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.optim import Optimizer
+
+from tlkit.files import write_csv
+
+METRICS_COLUMNS = ("phase", "epoch", "train/loss", "train/accuracy", "val/loss", "val/accuracy", "lr", "seconds")
+SCORE = "val/score"
+"""The primary metric on validation. It is in a row for the curves, but in no column of metrics.csv, whose columns are a contract."""
+
+
+RATES_EVERY = 50
+"""Steps, for TensorBoard: as often as Lightning logs by default."""
+
+
+class MetricsTable(Callback):
+    """Write metrics.csv: one row per epoch, phases and epochs counted from 1.
+
+    `lr` is the head's, the highest, at the end of the epoch; a solved phase has one row and none.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.rows: list[dict[str, Any]] = []
+        self.phase = 0
+        self._epoch_began = 0.0
+
+    def begin_phase(self, number: int) -> None:
+        self.phase = number
+
+    def state(self) -> list[dict[str, Any]]:
+        """Return what a checkpoint needs to know."""
+        return self.rows
+
+    def load_state(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        self.rows = [dict(row) for row in rows]
+
+    @property
+    def epoch_seconds(self) -> float:
+        return time.perf_counter() - self._epoch_began
+
+    def resume_within_epoch(self, seconds: float) -> None:
+        """Continue an interrupted epoch; call it when training starts. seconds: that the epoch took before."""
+        self._epoch_began -= seconds
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._epoch_began = time.perf_counter()
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._epoch_began = time.perf_counter()
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        if trainer.global_step % RATES_EVERY == 0:
+            log_rates(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        metrics = {name: float(trainer.callback_metrics[name]) for name in (*METRICS_COLUMNS, SCORE) if "/" in name}
+        seconds = round(self.epoch_seconds, 3)
+        log_rates(trainer)
+        lr = trainer.optimizers[0].param_groups[0]["lr"]
+        self.add({"epoch": trainer.current_epoch + 1, **metrics, "lr": lr, "seconds": seconds}, writes=trainer.is_global_zero)
+
+    def add(self, row: Mapping[str, Any], *, writes: bool) -> None:
+        """Add a row of metrics.csv. row: all columns but the phase."""
+        self.rows.append({"phase": self.phase, **row})
+        if writes:
+            write_metrics_table(self.rows, self.file)
+
+
+def log_rates(trainer: Trainer) -> None:
+    """Log the rate of the next step: `lr`, the head's, and `lr/GROUP` of every parameter group."""
+    groups = trainer.optimizers[0].param_groups
+    rates = {"lr": groups[0]["lr"], **{f"lr/{group['name']}": group["lr"] for group in groups}}
+    for logger in trainer.loggers:
+        logger.log_metrics(rates, step=trainer.global_step)
+
+
+def write_metrics_table(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
+    """Write metrics.csv. Checkpoints have its rows too, so that none is lost with the power."""
+    write_csv(file, METRICS_COLUMNS, ({name: row[name] for name in METRICS_COLUMNS} for row in rows), durable=False)
+
+
+class ReportScore(Callback):
+    """Calls `report` with the number of the epoch, counted from 1 over all phases of the run, and its validation score."""
+
+    def __init__(self, report: Callable[[int, float], None]) -> None:
+        self._report, self._epochs = report, 0
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._epochs += 1
+            self._report(self._epochs, float(trainer.callback_metrics[SCORE]))
