@@ -98,6 +98,8 @@ def test_a_model_folder_needs_an_image_and_says_what_it_lacks(here: Path) -> Non
         (["run", "--only", "maximise", "--unit", "layer9:1"], "Did you mean 'layer"),
         (["run", "--only", "maximise", "--unit", "layer4:99999"], "has 96 channels"),
         (["run", "--only", "maximise", "--class", "lihgt"], "Did you mean 'light'?"),
+        (["run", "--class", "lihgt"], "Did you mean 'light'?"),
+        (["run", "--unit", "layer9:1"], "Did you mean 'layer"),
         (["images"], "images holds no model"),
     ],
 )

@@ -196,7 +196,7 @@ def drift(arguments: Namespace) -> int:
 def _drift_lines(found: dict[str, Any]) -> Iterator[str]:
     new, known = counted(found["pictures"], "image"), counted(found["compared_with"], "validation image")
     rate = f"{found['false_alarm_rate']:.0%} of such comparisons find a difference where there is none"
-    difference = f"differ in {', '.join(found['differs_in'])}" if found["differs"] else "don't differ by more than chance"
+    difference = f"differ in {' and '.join(found['differs_in'])}" if found["differs"] else "don't differ by more than chance"
     yield f"{new} {difference}, compared with {known} ({rate})."
     if found["unreadable"]:
         yield f"{counted(found['unreadable'], 'file')} can't be read and {'is' if found['unreadable'] == 1 else 'are'} left out."

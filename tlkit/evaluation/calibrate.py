@@ -40,7 +40,8 @@ def calibrate_run(run: Path, *, error: float | None, coverage: float | None, ove
         trust = replace(trust, calibration=fit_calibration(validation, task=opened.card.task, head=opened.card.head))
     promised = add_promises(trust, validation, error=error, coverage=coverage)
     if promised.reasons:
-        raise RunError("\n  ".join(promised.reasons.values()))
+        fix = "Ask for less, or train with more validation images: data.validation."
+        raise RunError("\n".join([*promised.reasons.values(), f"  {fix}"]))
     measured = {}
     if "test" in splits:
         test = _answers(open_split(run, "test", overrides=overrides), "test")

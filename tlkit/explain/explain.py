@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tlkit.errors import RunError, TlkitError, expected_one_of
-from tlkit.explain.sections import SECTIONS, Progress, Request, Section, Work
+from tlkit.explain.sections import SECTIONS, Progress, Request, Section, Work, asked_objectives
 from tlkit.explain.subject import Subject, open_subject
 from tlkit.files import write_atomically
 
@@ -29,11 +29,12 @@ def explain(
 
     place: a run or model folder. images: those to look at closely; none takes a few of the run's.
     Raises what `open_subject` raises; RunError if `out` holds other things; and for a section of `request.only` that can't be drawn,
-    why. Of sections that nobody named, the page says why.
+    why; so it is where a unit or a class to maximise isn't the model's. Of sections that nobody named, the page says why.
     """
     check_sections(request.only)
     check_out(out)
     subject = open_subject(place, images, device=device, overrides=overrides)
+    asked_objectives(subject, request)  # a wrong one ends the command before anything is drawn
     out.mkdir(parents=True, exist_ok=True)
     for file in (out / PAGE, *out.glob("*.png")):
         file.unlink(missing_ok=True)
@@ -68,7 +69,7 @@ def _section(work: Work, key: str) -> Section:
     try:
         add(work, section)
     except TlkitError as error:
-        if key in work.request.only:
+        if key in work.request.only or (key == "maximise" and (work.request.units or work.request.classes)):
             raise
         why = " ".join(line.strip() for line in str(error).splitlines())
         section.notes.append(why)

@@ -23,6 +23,7 @@ from tlkit.explain.maximisation import Objective, maximise
 from tlkit.explain.neighbours import nearest_images
 from tlkit.explain.sanity_check import randomised_maps, sanity_note
 from tlkit.explain.sheet import Cell, draw_sheet, evenly, shown
+from tlkit.explain.stage_maps import check_stage
 from tlkit.explain.subject import Shown, Subject
 from tlkit.explain.token_map import has_token_map
 from tlkit.explain.weight_drift import draw_drift, weight_drift
@@ -150,8 +151,7 @@ def _add_sanity_check(work: Work, section: Section, inputs: Tensor, target: Tens
 
 def add_maximisation(work: Work, section: Section) -> None:
     subject = work.subject
-    objectives = [_unit(subject, unit) for unit in work.request.units] + [_class(subject, name) for name in work.request.classes]
-    objectives = objectives or _default_objectives(work)
+    objectives = asked_objectives(subject, work.request) or _default_objectives(work)
     with work.progress("maximising activations", work.request.steps, "steps") as advance:
         images = maximise(subject.classifier, objectives, steps=work.request.steps, on_step=advance)
     pixels = [_contrasted(image.permute(1, 2, 0) if image.shape[0] == 3 else image[0]) for image in images]
@@ -336,10 +336,16 @@ def _said(subject: Subject, labels: Sequence[int], called: Sequence[tuple[int, f
     return f"called {answers}{', ' if labels else ''}{_label_text(subject, labels)}"
 
 
+def asked_objectives(subject: Subject, request: Request) -> list[Objective]:
+    """Return what the user asked to maximise. Raises BackboneError for a stage or a class that the model doesn't have."""
+    return [_unit(subject, unit) for unit in request.units] + [_class(subject, name) for name in request.classes]
+
+
 def _unit(subject: Subject, unit: str) -> Objective:
     stage, _, channel = unit.rpartition(":")
     if not channel.isdigit() or not stage:
         raise BackboneError(f"--unit {unit} can't be read.\n  Expected STAGE:CHANNEL, such as {subject.classifier.stages[-1].name}:0.")
+    check_stage(subject.classifier, stage)
     return Objective(unit, stage, int(channel))
 
 
