@@ -10,6 +10,7 @@ from torch import nn
 
 THIN: dict[str, dict[str, Any]] = {
     "alexnet": {"neurons": 128},
+    "beit_base_patch16_224": {"depth": 2},
     "convnext_atto": {"depths": (1, 1, 1, 1)},
     "deit_tiny_distilled_patch16_224": {"depth": 3},
     "densenet121": {"block_config": (2, 2, 2, 2)},
@@ -20,6 +21,7 @@ THIN: dict[str, dict[str, Any]] = {
     "resnetv2_50x1_bit": {"channels": (128, 256, 512, 1024)},
     "resnext50_32x4d": {"channels": (16, 32, 64, 128), "layers": (1, 1, 1, 1)},
     "swin_tiny_patch4_window7_224": {"embed_dim": 24, "depths": (2, 2, 2, 2)},
+    "tresnet_m": {"layers": [1, 1, 1, 1]},
     "vgg11": {"mlp_ratio": 1 / 32},
     "vgg11_bn": {"mlp_ratio": 1 / 32},
     "vgg16": {"mlp_ratio": 1 / 32},

@@ -6,6 +6,7 @@ from timm.models.beit import Beit
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from tests.thin import thin_networks
 from tlkit.errors import MissingExtraError, RecipeError
 from tlkit.models.backbones import create_backbone
 from tlkit.models.classifier import Classifier
@@ -40,6 +41,7 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.mark.parametrize("adapter", [LORA, DORA], ids=["lora", "dora"])
+@thin_networks()
 def test_a_step_moves_adapters_and_head_alone_and_the_merged_network_answers_the_same(name: str, adapter: Adapter) -> None:
     model = classifier_of(name)
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
@@ -74,6 +76,7 @@ def test_a_step_moves_adapters_and_head_alone_and_the_merged_network_answers_the
     assert {type(module).__module__.split(".")[0] for module in model.modules()} <= {"torch", "timm", "tlkit"}
 
 
+@thin_networks()
 def test_what_comes_before_the_first_adapted_layer_is_cut_off_and_both_halves_are_the_whole(name: str) -> None:
     model = classifier_of(name)
     adapted(model, LORA)

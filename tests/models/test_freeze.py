@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.thin import thin_networks
 from tlkit.errors import RecipeError
 from tlkit.models.backbones import create_backbone, stages
 from tlkit.models.classifier import Classifier
@@ -43,6 +44,7 @@ def train_three_steps(model: Classifier, size: int = 64) -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet18", "vgg11_bn", "tf_efficientnet_lite0", "convnext_atto"])
+@thin_networks()
 def test_training_the_head_leaves_every_backbone_weight_and_buffer_bit_equal(name: str) -> None:
     model = classifier(name)
     model.train_only(trained(model, "head"))

