@@ -161,7 +161,7 @@ def _make_plan(recipe: Recipe, folder: Path, import_s: float) -> Plan:
     # Each further process imports and builds what this one has.
     processes = import_s + started if devices > 1 and phases else 0.0
     once = started + processes + (slowness * IMPORTS_S if phases or solved else 0.0)
-    timings = [*(phase.timing for phase in phases if phase.timing), *solved.values()]
+    timings: list[Timing | SolvedTiming] = [*(phase.timing for phase in phases if phase.timing), *solved.values()]
     return Plan(
         recipe=recipe,
         samples=samples,
@@ -224,7 +224,7 @@ def seconds_of_results(timings: Sequence[Timing | SolvedTiming], samples: Sample
     answered = test
     if not timings[-1].is_cached:
         answered += val + (len(training_sample(samples, seed=0).samples) if unknown == "knn" and val >= FEWEST_IMAGES else 0)
-    decode, measure = (max(seconds) for seconds in zip(*((timing.first, timing.measure) for timing in timings), strict=True))
+    decode, measure = max(timing.first for timing in timings), max(timing.measure for timing in timings)
     shown, mapped = (min(most, test or val) for most in (MOST_IMAGES, LISTED + LOOKED_AT))
     return slowness * (RESULTS_S + IMAGE_S * shown) + decode * len(samples.samples) + measure * (answered + HEAT_MAP * mapped)
 
