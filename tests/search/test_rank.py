@@ -113,6 +113,17 @@ def test_bad_input_is_named(
     assert not (workplace / "x").exists()
 
 
+@pytest.mark.parametrize(("out", "words"), [("photos", "is not empty, and no earlier"), ("recipe.yaml", "is a file")])
+def test_nothing_is_written_where_something_else_is(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], out: str, words: str
+) -> None:
+    monkeypatch.chdir(workplace)
+    before = sorted(workplace.rglob("*"))
+    assert main(["rank", "recipe.yaml", "--backbones", "test_resnet@random", "--out", out, "--offline"]) == 2
+    assert words in capsys.readouterr().err
+    assert sorted(workplace.rglob("*")) == before
+
+
 def test_a_backbone_that_is_named_twice_is_measured_once() -> None:
     words = ["lenet5@random", "alexnet@random", "lenet5@random", "lene*@random", "lenet5@pretrained"]
     found = candidates_of(load_recipe("quickstart"), words, None, offline=True)

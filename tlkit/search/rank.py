@@ -18,7 +18,7 @@ from torch.nn.functional import one_hot
 
 from tlkit.data.samples import Samples
 from tlkit.data.splits.holdout import hash_images
-from tlkit.errors import TlkitError
+from tlkit.errors import RunError, TlkitError
 from tlkit.evaluation.metrics import wilson_interval
 from tlkit.files import atomic_file, write_atomically, write_csv, write_json
 from tlkit.models.catalog import list_models, published
@@ -133,14 +133,23 @@ def _by_budget(budget: int, *, offline: bool) -> list[str]:
     return chosen[:budget]
 
 
+def check_rank_folder(out: Path) -> None:
+    """Raise RunError for a file, and for a folder that has something else than ranked backbones: it may be that of the images."""
+    if out.is_file():
+        raise RunError(f"--out {out} is a file.\n  Expected a folder that is empty or isn't there yet, or that of an earlier rank.")
+    if out.is_dir() and any(out.iterdir()) and not (out / "candidates").is_dir():
+        raise RunError(f"--out {out} is not empty, and no earlier `tlkit rank` has written it.\n  Choose another folder.")
+
+
 def rank(recipe_file: str, overrides: Sequence[str], candidates: Sequence[Candidate], out: Path, how: Measuring) -> list[Ranked]:
     """Measure each candidate, keep each result in `out` as it comes, and write rank.csv and rank.png there. Returns the best first.
 
     Training and validation images are used; the test split is not touched. What `out` has of the same recipe, images and weights is not
-    measured again.
+    measured again. Raises RunError if `out` has anything else.
     """
     from rich.console import Console
 
+    check_rank_folder(out)
     console = Console(stderr=True)
     (out / "candidates").mkdir(parents=True, exist_ok=True)
     rows = []
