@@ -128,9 +128,11 @@ def test_seeds_that_drew_other_validation_images_are_refused_with_the_way_to_fix
     for name, last in (("a", "00000.png"), ("b", "00083.png")):
         change(Path(name) / "split.csv", "split", lambda row, last=last: "val" if row["id"].endswith(last) else "train")
     assert main(["compare", "a", "b"]) == 2
-    error = " ".join(capsys.readouterr().err.split())
-    assert "a and b were validated on different images: " in error
-    assert "Splits are drawn by `seed`" in error
+    problem, fix = capsys.readouterr().err.strip().splitlines()
+    assert "a and b were validated on different images: " in problem
+    # One line, which a terminal of any width folds by itself.
+    assert fix.startswith("  Splits are drawn by `seed`")
+    assert "or from a table or folders with splits of their own" in fix
 
 
 def test_only_one_run_with_test_images_is_named(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -170,8 +170,8 @@ def _check_same_images(split: Split, baseline: Path, first: Rows, run: Path, oth
     if len(common) < len(first) or len(common) < len(other):
         sizes = f"{len(first):,} and {len(other):,}, of which {counted(len(common), 'image')} in both"
         fix = (
-            "Splits are drawn by `seed`: train both with the same `seed`, `data.limit` and source, or from a table or folders with\n"
-            "  splits of their own; docs/comparing.md says how to take those of an earlier run."
+            "Splits are drawn by `seed`: train both with the same `seed`, `data.limit` and source, or from a table or folders "
+            "with splits of their own; docs/comparing.md says how to take those of an earlier run."
         )
         raise RunError(f"{baseline} and {run} were {done} on different images: {sizes}.\n  {fix}")
     for key, what in (("sha256", "bytes"), ("class", "a label")):

@@ -252,7 +252,7 @@ def without_test(setup: Setup) -> Setup:
 def _log_trial(study: "optuna.Study", trial: "optuna.trial.FrozenTrial") -> None:
     import optuna
 
-    values = "  ".join(f"{key} {label(value)}" for key, value in trial.params.items())
+    values = "  ".join(f"{key}={label(value)}" for key, value in trial.params.items())
     seconds = trial.duration.total_seconds() if trial.duration else 0.0
     if trial.state == optuna.trial.TrialState.PRUNED:
         epochs = counted(len(trial.intermediate_values), "epoch")
