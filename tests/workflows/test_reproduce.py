@@ -15,6 +15,7 @@ from tlkit.cli import main
 from tlkit.recipe.load import load_recipe
 from tlkit.training.finetune import run_recipe
 from tlkit.workflows import compare_runs as finished
+from tlkit.workflows.compare_runs import _figures
 
 RECIPE = """
 name: shades
@@ -154,3 +155,10 @@ def test_the_environment_says_what_could_differ_and_nothing_private(workplace: P
     assert facts["device"] == {"type": "cpu"}
     assert "hush-hush-5" not in text
     assert str(Path.home()) not in text
+
+
+def test_what_calibrate_has_added_is_not_expected_of_the_recipe() -> None:
+    measured = {"primary_metric": "accuracy", "accuracy": 0.5, "loss": 1.0, "pictures": 6}
+    calibrated = {**measured, "abstain": {"threshold": 0.5}, "conformal": {"coverage": 0.9}}
+    assert all(finding.same for finding in _figures({"test": calibrated}, {"test": measured}))
+    assert not all(finding.same for finding in _figures({"test": calibrated}, {"test": {**measured, "abstain": {"threshold": 0.6}}}))

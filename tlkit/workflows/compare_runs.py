@@ -18,6 +18,8 @@ SHARE_TOLERANCE, IMAGES_TOLERANCE, CHANCE_TOLERANCE = 0.02, 2, 0.7
 LOSS_TOLERANCE, LOSS_SLACK = 0.05, 0.01
 NAMED_OR_SHOWN = ("accuracy", "loss", "primary_metric", "lead")
 """Keys of a split's metrics that are compared in lines of their own, or name one that is."""
+BY_CALIBRATE = ("abstain", "conformal")
+"""Keys that `tlkit calibrate` adds to a run that has ended: running its recipe again doesn't give them."""
 TOLERANCES = (
     f"a share of right answers within {SHARE_TOLERANCE:.0%}, {IMAGES_TOLERANCE} images or {CHANCE_TOLERANCE:g} / sqrt(images),"
     f" whichever is most, a loss within {LOSS_TOLERANCE:.0%} + {LOSS_SLACK:g}; epochs and weights are shown but not judged"
@@ -135,6 +137,7 @@ def _figures(was: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Finding
             within = second is not None and abs(first - second) <= _tolerance(figure, first, before["pictures"])
             now_label = "not there" if second is None else f"{second:.6g}"
             yield Finding(f"{split} {figure.replace('_', ' ')}", f"{first:.6g}", now_label, same=first == second, within=within)
+        before = {key: value for key, value in before.items() if key in after or key not in BY_CALIBRATE}
         others = sorted(key for key in {**before, **after} if before.get(key) != after.get(key) and key not in NAMED_OR_SHOWN)
         if others:
             yield Finding(f"{split}: others", "", f"{', '.join(others)} differ", same=False, within=True)
