@@ -128,7 +128,7 @@ def tune(arguments: Namespace) -> int:
     with handle_signals(), show_log():
         tuned = tune(space, out, how)
     rows = [(key, escape(label(value))) for key, value in tuned.values.items()]
-    rows += [("validation", f"[bold]{tuned.score:.4f}[/bold]  (best of {tuned.trials} trials)")]
+    rows += [("validation", f"[bold]{tuned.score:.4f}[/bold]  (best of {counted(tuned.trials, 'trial')})")]
     rows += [("recipe", escape(str(out / "best.yaml"))), ("trials", escape(f"{out / 'study.html'}, {out / 'trials.csv'}"))]
     print_panel(str(out), rows, [tlkit_command("finetune", str(out / "best.yaml"))])
     return 0
