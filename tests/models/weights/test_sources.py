@@ -19,7 +19,7 @@ from tlkit.models.backbones import create_backbone
 from tlkit.models.classifier import Classifier
 from tlkit.models.model_folder import ModelCard, load_with_card, write_model_folder
 from tlkit.models.weights.sources import Weights, find_weights, load_backbone
-from tlkit.models.weights.state_files import not_finite
+from tlkit.models.weights.state_files import not_finite, read_state_dicts
 from tlkit.recipe.fields.model import Head, Model
 
 
@@ -47,6 +47,16 @@ def test_the_package_does_not_fit_another_backbone() -> None:
     recipe = model("resnet18", "random").model_copy(update={"weights": package})
     with pytest.raises(WeightsError, match=r"doesn't fit model\.backbone = 'resnet18'"):
         load(recipe)
+
+
+@pytest.mark.parametrize("begins", [b"\x80\x02", b"PK"], ids=["pickle", "zip"])
+def test_a_safetensors_header_may_be_as_long_as_the_first_bytes_of_a_pickle_or_a_zip_say(tmp_path: Path, begins: bytes) -> None:
+    save_file({"weight": torch.arange(3.0)}, tmp_path / "plain.safetensors")
+    written = (tmp_path / "plain.safetensors").read_bytes()
+    length = int.from_bytes(written[:8], "little")
+    padded = int.from_bytes(begins, "little")  # the format begins with the header's length, and lets blanks fill the header up
+    (tmp_path / "w.safetensors").write_bytes(padded.to_bytes(8, "little") + written[8 : 8 + length].ljust(padded) + written[8 + length :])
+    assert torch.equal(read_state_dicts(tmp_path / "w.safetensors")[""]["weight"], torch.arange(3.0))
 
 
 def test_a_file_of_a_whole_timm_model_loads_without_its_classifier(tmp_path: Path) -> None:

@@ -243,11 +243,11 @@ def test_a_live_phase_decodes_each_image_once_or_says_why_not(place: Path, monke
     once = len(decoded)
     # 48 training and 16 validation images once; then the shipped model is measured on 16 validation and 16 test images.
     # The sheet of augmented images has eight rows; and the audit, which keeps what it finds, looks at each image.
-    # The report's heat maps take some of the test images again.
-    heat_maps = once - (48 + 16 + 16 + 16 + 8 + (48 + 16 + 16))
-    assert 0 < heat_maps <= 16
+    # The report's thumbnails and its heat maps each take some of the 16 test images again.
+    on_the_page = once - (48 + 16 + 16 + 16 + 8 + (48 + 16 + 16))
+    assert 0 < on_the_page <= 16 + 16
     plain, _, log = train(place, "without", *recipe, "cache.budget_gb=0.00001")
-    assert len(decoded) - once == 3 * (48 + 16) + 16 + 16 + 8 + heat_maps
+    assert len(decoded) - once == 3 * (48 + 16) + 16 + 16 + 8 + on_the_page
     assert "its images are decoded in every epoch: 197 kB would be needed and cache.budget_gb is 1e-05" in log
     assert figures(kept) == figures(plain)
 

@@ -153,13 +153,20 @@ _NOT_WEIGHTS = (
 """What a file begins with that stands in the place of weights, what it is, and what to do."""
 
 
+LONGEST_HEADER = 100_000_000
+"""Bytes: safetensors itself reads no longer one. A pickle's first eight bytes, as a number, are more."""
+
+
 def _is_pickle(file: Path) -> bool:
     """Return whether torch.save wrote a file, by its first bytes: people rename them. Raises WeightsError for what holds no weights."""
     with file.open("rb") as opened:
         start = opened.read(64)
     if found := next(((what, fix) for form, what, fix in _NOT_WEIGHTS if form.match(start)), None):
         raise WeightsError(f"{file} {found[0]}.\n  {found[1]}")
-    return start.startswith((b"PK", b"\x80")) or (start[8:9] != b"{" and file.suffix.lower() != ".safetensors")
+    # safetensors begin with the length of their header, in eight bytes, so that any two may come first: also those of a pickle or a zip.
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= LONGEST_HEADER:
+        return False
+    return start.startswith((b"PK", b"\x80")) or file.suffix.lower() != ".safetensors"
 
 
 def _read_safetensors(file: Path) -> dict[str, Tensor]:
