@@ -78,7 +78,7 @@ def run_on_terminal(
         except OSError:  # all who had the other end open have closed it
             pass
 
-    reader = threading.Thread(target=read)
+    reader = threading.Thread(target=read, daemon=True)
     reader.start()
     with TemporaryDirectory() as folder:
         begins = partial(_move_to, os.ttyname(theirs), encoding, first)

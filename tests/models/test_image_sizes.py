@@ -56,6 +56,14 @@ def test_a_size_that_a_backbone_cannot_take_is_refused_with_sizes_that_work(name
     assert all(plain_timm_takes(name, found) for found in nearest)
 
 
+@pytest.mark.parametrize(
+    ("name", "size", "nearest"), [("vit_huge_patch14_224", 10, [14]), ("vgg19", 20, [32]), ("hrnet_w64", 100, [96, 128])]
+)
+def test_large_backbones_take_what_the_table_says_of_them(name: str, size: int, nearest: list[int]) -> None:
+    assert not plain_timm_takes(name, size)
+    assert all(plain_timm_takes(name, found) for found in nearest)
+
+
 @pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0", "swin_tiny_patch4_window7_224", "mobilenetv3_small_050"])
 def test_families_that_take_any_size_are_built_at_the_smallest_that_a_recipe_may_name(name: str) -> None:
     build(name, 8)

@@ -11,6 +11,7 @@ import torch
 from matplotlib.figure import Figure
 
 from tlkit.evaluation.metrics import measure
+from tlkit.report.charts import repeat_curves
 from tlkit.report.curves import draw_curves
 from tlkit.report.report import RunPage, gain_note, gap_note, write_page
 from tlkit.report.templates import percent
@@ -105,6 +106,24 @@ def test_uneven_classes_are_reported_of_the_images_that_were_measured(curves: Pa
         labels = torch.arange(2).repeat_interleave(torch.tensor(images))
         val = {"primary_metric": "balanced_accuracy", **measure(torch.eye(2)[labels], labels, ["a", "b"])}
         assert ("classes differ more than five-fold here" in page(curves, {"val": val})) == said
+
+
+def test_curves_of_seeds_are_a_line_each() -> None:
+    runs = [
+        ("seed 1", [{**ROW, "val/accuracy": 0.25}, {**ROW, "epoch": 2}]),
+        ("seed 2", [{**ROW, "val/accuracy": 0.75}, {**ROW, "epoch": 2}]),
+    ]
+    drawn: list[list[list[float]]] = []
+    savefig = Figure.savefig
+    with pytest.MonkeyPatch.context() as patch:
+
+        def noted(figure: Figure, *arguments: Any, **named: Any) -> None:
+            drawn.append([list(line.get_ydata()) for line in figure.axes[0].lines if str(line.get_label()).startswith("seed")])
+            savefig(figure, *arguments, **named)
+
+        patch.setattr(Figure, "savefig", noted)
+        assert len(repeat_curves(runs, primary_metric="accuracy")) == 2
+    assert drawn == [[[0.25, 0.5], [0.75, 0.5]], [[1.0, 1.0], [1.0, 1.0]]]
 
 
 def test_curves_show_the_primary_metric(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def test_what_the_folder_keeps_is_not_answered_again(place: Path, capsys: pytest
     assert (place / "page.html").read_text().count("</b>, 99") == 24  # as the file says, in the list and in the cells
 
 
-def test_validation_answers_are_kept_where_there_is_no_test_split(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_validation_answers_are_read_where_there_is_no_test_split(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     metrics = json.loads(Path("run/metrics.json").read_text())
     del metrics["test"]
     Path("run/metrics.json").write_text(json.dumps(metrics))

@@ -18,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from tests import warm
+from tests.drawing import drawn
 from tlkit.data.decode import decode
 from tlkit.data.preprocess import Preprocessing
 from tlkit.deploy.predict.predict import predict
@@ -63,7 +64,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(workplace: Path) -> Path:
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, drawn():
         patch.chdir(workplace)
         return run_recipe(load_recipe("recipe.yaml"), out=Path("run")).absolute()
 
@@ -72,6 +73,8 @@ def test_the_run_folder_holds_what_scripts_rely_on(run: Path) -> None:
     expected = {"recipe.yaml", "split.csv", "metrics.csv", "metrics.json", "curves.png", "checkpoints", "model", "report.html", "log.txt"}
     assert expected <= {entry.name for entry in run.iterdir()}
     assert (run / "augmentations.png").is_file()  # the recipe has some
+    with Image.open(run / "curves.png") as curves:
+        assert min(curves.size) > 100
     assert "<h3>What training saw</h3>" in (run / "report.html").read_text()
     assert {entry.name for entry in (run / "model").iterdir()} == {"model.safetensors", "config.json", "tlkit.json"}
     assert {entry.name for entry in (run / "checkpoints").iterdir()} == {"best.safetensors"}

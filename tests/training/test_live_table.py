@@ -35,7 +35,7 @@ phases: [{train: head, epochs: 2, lr: 1e-2}, {train: all, epochs: 3, lr: 1e-3}]
 trainer: {accelerator: cpu, devices: 1, logger: []}
 """
 WARNINGS = ("logged while an epoch runs, and longer than the sixty columns of a narrow terminal", "warned of by a package")
-ROW = re.compile(r"^ +(\d+)/(\d+)(?: +[\d.,e-]+)+(?: s)?( \*)?$")
+ROW = re.compile(r"^ +(\d+)/(\d+)(?: +[\d.,:e-]+)+(?: s)?( \*)?$")
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,6 @@ def test_rows_have_the_figures_of_metrics_csv_fit_the_terminal_and_stay_whole(wo
         best = max(best, score)
     found = [line.replace(" s", "").split() for line in lines if ROW.match(line)]
     assert [[word for number, word in enumerate(words) if number != 5] for words in found] == expected
-    assert any(words[-1] == "*" for words in expected[1:])
 
     first_row = next(number for number, line in enumerate(lines) if ROW.match(line))
     assert max(map(len, lines[first_row : lines.index(narrow, first_row) + 1])) <= 60
@@ -109,13 +108,15 @@ def test_rows_have_the_figures_of_metrics_csv_fit_the_terminal_and_stay_whole(wo
 
 
 @pytest.mark.parametrize(
-    ("name", "happens", "code"),
+    ("name", "happens", "code", "said"),
     [
-        ("interrupted", partial(signal_itself_when_written, "metrics.csv", signal.SIGINT), 130),
-        ("failed", partial(when_the_first_row_is_due, partial(fail)), 1),
+        ("interrupted", partial(signal_itself_when_written, "metrics.csv", signal.SIGINT), 130, "--resume"),
+        ("failed", partial(when_the_first_row_is_due, partial(fail)), 1, "made to fail"),
     ],
 )
-def test_a_terminal_without_colours_or_unicode_is_left_as_it_was(name: str, happens: partial[None], code: int, workplace: Path) -> None:
+def test_a_terminal_without_colours_or_unicode_is_left_as_it_was(
+    name: str, happens: partial[None], code: int, said: str, workplace: Path
+) -> None:
     done = run_on_terminal(
         *("finetune", "recipe.yaml", "--out", name),
         columns=60,
@@ -131,7 +132,7 @@ def test_a_terminal_without_colours_or_unicode_is_left_as_it_was(name: str, happ
     assert screen.shows_cursor
     assert not re.search(r"\x1b\[[\d;]*3\d", done.stdout)
     assert not [line for line in screen.lines if re.search(r"training \d/3", line)]
-    assert "made to fail" in "".join(screen.lines) or "--resume" in "".join(screen.lines)
+    assert said in "".join(screen.lines)
 
 
 def shown_on(console: Console, columns: int) -> tuple[str, Screen]:

@@ -156,4 +156,6 @@ def test_a_class_without_a_validation_image_keeps_the_threshold_of_one_half_and_
     run = run_recipe(load_recipe("recipe.yaml", overrides), out=workplace / "unseen")
     assert "no validation image of red: the threshold stays at 0.5" in (run / "log.txt").read_text()
     assert load_with_card(run)[1].thresholds[2] == 0.5
+    answered = {line.split(",")[0] for line in (run / "predictions_val.csv").read_text().splitlines()[1:]}
+    assert answered == {row.split(",")[0] for row in rows if row.endswith(",val")}
     assert json.loads((run / "metrics.json").read_text())["val"]["per_class"]["red"]["average_precision"] is None

@@ -75,6 +75,11 @@ def test_the_summary_is_the_mean_and_the_range_of_the_folds(run: Path) -> None:
     assert "3 folds done" in (run / "log.txt").read_text()
 
 
+def test_the_page_of_folds_is_written_again_as_it_was(run: Path) -> None:
+    assert main(["report", str(run), "--out", str(run.parent / "again.html")]) == 0
+    assert (run.parent / "again.html").read_text() == (run / "report.html").read_text()
+
+
 def test_folds_find_the_activations_of_the_first(run: Path) -> None:
     said = [(run / f"fold_{fold}" / "log.txt").read_text() for fold in (1, 2, 3)]
     assert "frozen part run once, up to the features: 40 images" in said[0]
@@ -151,7 +156,7 @@ def test_the_summary_of_seeds_has_mean_range_and_interval(seeds: Path) -> None:
 def test_the_page_of_seeds_has_curves_and_the_mean_and_range_of_each_class(seeds: Path) -> None:
     each = [json.loads((seeds / f"seed_{seed}" / "metrics.json").read_text())["test"]["per_class"]["light"]["recall"] for seed in (4, 5, 6)]
     html = (seeds / "report.html").read_text().replace("\xa0", " ")
-    assert html.count("<svg") == 2  # accuracy and loss, each with a line for each seed
+    assert html.count("<svg") == 2  # accuracy and loss
     row = html.partition('<th scope="row" data-v="light"')[2].partition("</tr>")[0]
     mean, low, high = (f"{100 * share:.0f}" for share in (np.mean(each), min(each), max(each)))
     assert f"{mean} %<small>{low} to {high} %</small></td>" in row.replace("&nbsp;", " ")

@@ -203,7 +203,7 @@ def numbers_apart(content: bytes) -> tuple[list[bytes], list[float]]:
 
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl"])
-def test_going_on_after_any_tear_gives_the_same_file(ending: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_going_on_after_any_tear_gives_the_same_rows(ending: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     odd = tmp_path / 'a,"b"\r\n.png'
     odd.write_bytes(Path("photos/b/001.png").read_bytes())
     words = ["predict", "model", str(odd), str(tmp_path / "no\rsuch.png"), "photos/b/00*", "--out", str(tmp_path / f"out.{ending}")]
@@ -214,6 +214,7 @@ def test_going_on_after_any_tear_gives_the_same_file(ending: str, tmp_path: Path
     for size in {0, 1, 3, 60, 200, len(whole) // 2, len(whole) - 1, len(whole)}:
         out.write_bytes(whole[:size])
         assert main([*words, "--resume"]) == 2
+        assert out.read_bytes().startswith(whole[: whole[:size].rfind(b"\n") + 1] if ending == "jsonl" else b""), size
         found_text, found_numbers = numbers_apart(out.read_bytes())
         assert found_text == text, size
         assert found_numbers == pytest.approx(numbers, abs=1e-6), size  # other batches round otherwise
