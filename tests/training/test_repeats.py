@@ -1,6 +1,7 @@
 """Cross-validation and quick trials from end to end, on real image files."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -76,8 +77,8 @@ def test_the_summary_is_the_mean_and_the_range_of_the_folds(run: Path) -> None:
 
 
 def test_the_page_of_folds_is_written_again_as_it_was(run: Path) -> None:
-    assert main(["report", str(run), "--out", str(run.parent / "again.html")]) == 0
-    assert (run.parent / "again.html").read_text() == (run / "report.html").read_text()
+    assert main(["report", str(run), "--out", str(run / "again.html")]) == 0
+    assert (run / "again.html").read_text() == (run / "report.html").read_text()
 
 
 def test_folds_find_the_activations_of_the_first(run: Path) -> None:
@@ -161,9 +162,19 @@ def test_the_page_of_seeds_has_curves_and_the_mean_and_range_of_each_class(seeds
     mean, low, high = (f"{100 * share:.0f}" for share in (np.mean(each), min(each), max(each)))
     assert f"{mean} %<small>{low} to {high} %</small></td>" in row.replace("&nbsp;", " ")
     assert "<code>tlkit finetune recipe.yaml --seeds 3</code>" in html
-    again = seeds.parent / "again.html"
+    again = seeds / "again.html"
     assert main(["report", str(seeds), "--out", str(again)]) == 0
     assert again.read_text().replace("\xa0", " ") == html
+
+
+def test_a_resume_with_fewer_seeds_is_of_those_alone(seeds: Path, workplace: Path, tmp_path: Path) -> None:
+    shutil.copytree(seeds, tmp_path / "fewer")
+    for name in ("report.html", "metrics.json", "seed_6/report.html", "seed_6/metrics.json"):
+        (tmp_path / "fewer" / name).unlink()
+    fewer = run_recipe(recipe(workplace, "data.folds=null", "seed=4", "phases[0].epochs=1"), out=tmp_path / "fewer", resume=True, seeds=2)
+    html = (fewer / "report.html").read_text()
+    assert "the mean of 2 seeds" in html
+    assert "seed_6" not in html
 
 
 def test_what_needs_one_run_names_a_seed(seeds: Path) -> None:

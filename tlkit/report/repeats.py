@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from os.path import relpath
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def write_repeats_report(run: Path, recipe: Recipe, *, file: Path | None = None)
     """Write the page on all folds or seeds, from what is in the run folder. file: if it is another than the run's report.html."""
     summary = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
     summary |= named_primary_metric(recorded_primary_metric(summary))
-    folders = inner_runs(run)
+    folders = measured_runs(run, summary)
     kind, runs = folders[0].name.partition("_")[0], [_read(folder) for folder in folders]
     split = "test" if "test" in runs[0].metrics else "val"
     measured = [each.metrics[split] for each in runs]
@@ -75,12 +76,18 @@ def write_repeats_report(run: Path, recipe: Recipe, *, file: Path | None = None)
         n=min(numbers),
         images=(min(numbers), max(numbers)),
         weakest=by_f1[0] if by_f1 else None,
+        links={folder.name: Path(relpath(folder / "report.html", (file or run / "report.html").parent)).as_posix() for folder in folders},
         curves=repeat_curves([(f"{kind} {each.number}", each.rows) for each in runs], primary_metric=summary["primary_metric"]),
         classes=classes,
         hardest=by_f1[:HARDEST_CLASSES] if len(classes) > MATRIX_CLASSES else [],
         all_classes=classes if len(classes) <= MOST_ROWS else [],
     )
     write_atomically(file or run / "report.html", html)
+
+
+def measured_runs(run: Path, summary: Mapping[str, Any]) -> list[Path]:
+    """Return the folders of the folds or seeds that a summary is of: after `--seeds 3`, `--seeds 2 --resume` leaves one out."""
+    return inner_runs(run)[: summary.get("seeds", summary.get("folds"))]
 
 
 def _read(folder: Path) -> RepeatRun:

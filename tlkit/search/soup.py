@@ -60,9 +60,6 @@ class Step:
     with_it: Figures
     added: bool
 
-    def as_json(self) -> dict[str, Any]:
-        return {"run": str(self.run), "alone": self.alone.score, "with_it": self.with_it.score, "added": self.added}
-
 
 @dataclass(frozen=True)
 class Soup:

@@ -19,7 +19,7 @@ from tlkit.evaluation.primary_metric import named_primary_metric, recorded_prima
 from tlkit.models.model_folder import load_with_card
 from tlkit.recipe.load import load_recipe
 from tlkit.report.images import Row, SplitImages
-from tlkit.report.repeats import write_repeats_report
+from tlkit.report.repeats import measured_runs, write_repeats_report
 from tlkit.report.report import completed_best, write_run_report
 from tlkit.terminal import counted
 from tlkit.training.results import run_facts
@@ -35,7 +35,8 @@ def report_run(run: Path, *, file: Path | None = None, overrides: Sequence[str] 
     """
     file = file or run / "report.html"
     if inner_runs(run):
-        _ = read_metrics(run)  # says of one that hasn't ended how to resume it
+        for each in measured_runs(run, read_metrics(run)):
+            _ = read_metrics(each)  # says of one that hasn't ended how to resume it
         write_repeats_report(run, load_recipe(run / "recipe.yaml"), file=file)
         return file
     check_run_folder(run)

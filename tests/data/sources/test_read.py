@@ -12,6 +12,7 @@ from PIL import Image
 from tlkit.data.decode import decode
 from tlkit.data.samples import Samples
 from tlkit.data.sources.kind import SourceKind
+from tlkit.data.sources.layout import split_of
 from tlkit.data.sources.read import KINDS, read_source
 from tlkit.data.splits.holdout import split_warnings
 from tlkit.errors import DataError
@@ -416,3 +417,9 @@ def test_listing_asks_the_system_once_a_folder_and_never_for_a_file(tmp_path: Pa
     monkeypatch.setattr(os, "stat", lambda path, **more: asked.append(Path(os.fsdecode(path))) or stat(path, **more))
     assert len(read(tmp_path).samples) == 100
     assert not [path for path in asked if path.suffix == ".png"]
+
+
+def test_a_folder_called_by_a_long_number_is_a_class_at_once() -> None:
+    # With a pattern that could split the digits in any way, twice the time for each digit more: for these the age of the earth.
+    assert split_of("1" * 80 + "_cat") == ""
+    assert split_of("train2017") == split_of("Training Images 224") == "train"

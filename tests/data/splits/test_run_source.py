@@ -83,3 +83,10 @@ def test_a_run_that_has_not_ended_says_how_to_resume_it(project: Path) -> None:
     (project / "run/checkpoints").mkdir()
     with pytest.raises(RunError, match=r"\n  Its run has not ended: resume it with the same command, --out .* and --resume\.$"):
         find_model_folder(project / "run")
+
+
+def test_a_fold_that_has_not_ended_is_resumed_with_all_folds(project: Path) -> None:
+    (project / "run/fold_2/checkpoints").mkdir(parents=True)
+    (project / "run/fold_2/recipe.yaml").write_text("name: pets\n")
+    with pytest.raises(RunError, match=f"--out {project / 'run'} and --resume"):
+        find_model_folder(project / "run/fold_2")

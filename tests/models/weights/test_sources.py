@@ -259,6 +259,9 @@ def test_files_are_read_by_their_content_whatever_their_ending(tmp_path: Path) -
 
 def test_lists_of_dictionaries_are_looked_into(tmp_path: Path) -> None:
     whole = timm.create_model("test_resnet").state_dict()
+    torch.save(torch.tensor(3.0), tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match="holds no state dict but a Tensor"):
+        load(model("test_resnet", {"file": str(tmp_path / "w.pth")}))
     for content in ([whole], ({"epoch": 1}, whole), {"models": [whole]}):
         torch.save(content, tmp_path / "w.pth")
         loaded = load(model("test_resnet", {"file": str(tmp_path / "w.pth")})).state_dict()

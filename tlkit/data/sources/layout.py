@@ -15,7 +15,7 @@ LayoutName = Literal["auto", "split/class", "class/split", "class"]
 EXPECTED = "Expected {root}/train/CLASS/*.jpg (with val and test folders beside train if you have them), or {root}/CLASS/*.jpg."
 UNLABELLED = frozenset({"all", "data", "images", "imgs", "test", "unknown", "unlabeled", "unlabelled"})
 """What people call the one folder that a split of images without labels has."""
-_MORE = re.compile(r"([ _-]?(data|dataset|dir|folder|images|imgs|set|split|\d+))+$")
+_MORE = re.compile(r"([ _-]?(data|dataset|dir|folder|images|imgs|set|split|\d))+$")
 _IMAGES = frozenset({"image", "images", "img", "imgs"})
 _MASKS = frozenset({"annotations", "gt", "labels", "mask", "masks", "segmentations"})
 

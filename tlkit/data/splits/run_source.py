@@ -42,8 +42,9 @@ def check_single(run: Path, what: str = "its own run folder") -> None:
 def not_a_run(folder: Path, problem: str) -> RunError:
     """Return the error for a folder that isn't a run, or has not what a command needs, with the run that may be meant."""
     fix = "Expected a run folder such as runs/quickstart/001 whose run has ended, or where a model is enough the model folder in it."
-    if (folder / "recipe.yaml").is_file() and (folder / "checkpoints").is_dir():
-        fix = f"Its run has not ended: resume it with the same command, --out {folder} and --resume."
+    if (folder / "recipe.yaml").is_file() and (folder / "checkpoints").is_dir() and not (folder / "metrics.json").is_file():
+        begun = folder.parent if folder in inner_runs(folder.parent) and (folder.parent / "recipe.yaml").is_file() else folder
+        fix = f"Its run has not ended: resume it with the same command, --out {begun} and --resume."
     elif near := _nearest_run(folder):
         fix += f" Did you mean {near}?"
     return RunError(f"{folder} {problem}.\n  {fix}")

@@ -4,7 +4,7 @@ import os
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sized
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ def read_state_dicts(file: Path) -> dict[str, dict[str, Tensor]]:
     found = dict(_state_dicts(content))
     if not found:
         keys = ", ".join(map(str, list(content)[:8])) if isinstance(content, Mapping) else ""
-        empty = "an empty" if isinstance(content, Sized) and not len(content) else "a"
+        empty = "an empty" if isinstance(content, Mapping | list | tuple) and not content else "a"
         what = f"a dictionary of {keys}" if keys else f"{empty} {type(content).__name__}"
         raise WeightsError(f"{file} holds no state dict but {what}.\n  Save the network's state_dict() into it, or in it as 'state_dict'.")
     return found

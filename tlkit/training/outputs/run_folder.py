@@ -40,7 +40,7 @@ def check_out(out: Path | None, *, resume: bool = False) -> None:
     if not any(out.iterdir()) or (resume and is_run(out)):
         return
     if resume and (out / FIRST).is_file():
-        raise RunError(f"--out {out} has a {FIRST} but no {LOG}, so it is a soup or another folder than a run's, and can't be resumed.")
+        raise RunError(f"--out {out} has a {FIRST} but no {LOG}, so it is a soup or another folder than a run's.\n  Choose another folder.")
     if resume:
         raise RunError(f"--out {out} is not empty and has no {FIRST}, so it is not a run that could be resumed.\n  Choose another folder.")
     if is_unfinished(out):

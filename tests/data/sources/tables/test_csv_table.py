@@ -299,6 +299,7 @@ def test_a_class_that_is_two_others_is_reported_where_an_image_has_one(tmp_path:
         ("path,label\n".encode("utf-16-le"), ":1: is not UTF-8 text"),
         (b"# by a tool\npath,label\n", ":1: begins with #, and names no columns.\n  Remove what is above the header."),
         (b"a.png,x\nb.png,y\n", ":1: the first line is a row, not a header: a.png, x.\n  Write the columns' names above it: path,label"),
+        (b"#,photo,label\n1,a.png,x\n", "path"),
         (b"path|label\na.png|x\n", "or name the separator in a first line: sep=|"),
     ],
 )
@@ -312,8 +313,9 @@ def test_a_file_that_is_no_table_of_this_form_says_what_it_is(tmp_path: Path, co
     [
         ("/home/ann/data/deep/a.png", "deep/a.png is there: write the paths from there on."),
         ("C:\\data\\deep\\a.png", "deep/a.png is there: write the paths from there on."),
-        ("deep/a.JPG", "deep/a.png does: correct the name."),
-        ("7", "0007.png does: correct the name."),
+        ("deep/a.JPG", "deep/a.png is there: correct the name."),
+        ("7", "0007.png is there: correct the name."),
+        ("9" * 300, "9 does not exist"),  # longer than a name can be
         ("'deep/a.png'", "Write deep/a.png without quotes, or in double ones."),
         ("file:///data/a.png", "Write the path alone, without file://"),
     ],

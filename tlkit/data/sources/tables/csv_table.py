@@ -52,7 +52,8 @@ def _read(table: Table) -> tuple[list[str], Iterator[Cells]]:
         delimiter, start = excel[1], start + 1
     delimiter = delimiter or max(DELIMITERS, key=lambda sign: _fit(table, _header(lines[start:], sign)))
     header = _header(lines[start:], delimiter)
-    if header and header[0].startswith("#") and not any(_fit(table, header)[:1]):
+    commented = header and header[0].startswith("# " if len(header) > 1 else "#")  # a column may be called #
+    if commented and _fit(table, header)[0] == 0:
         raise DataError(f"{table.file}:{start + 1}: begins with #, and names no columns.\n  Remove what is above the header.")
     if len(header) == 1 and (found := next((sign for sign in "|: " if sign in header[0]), "")):
         problem = f"{table.file}:{start + 1}: the header is one cell, '{header[0]}'; its words are separated by '{found}'."

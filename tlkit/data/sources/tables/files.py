@@ -96,10 +96,10 @@ class TableFiles:
         if first[:1] == first[-1:] and first[:1] in "'`":
             return f"Write {first[1:-1]} without quotes, or in double ones."
         if near := self._near_name(first):
-            return f"{near} does: correct the name."
+            return f"{near} is there: correct the name."
         if inside := self._end_inside(first):
             return f"{inside} is there: write the paths from there on."
-        above = next((folder for folder in Path(self.root).parents if (folder / first).is_file()), None)
+        above = next((folder for folder in Path(self.root).parents if os.path.isfile(folder / first)), None)
         return f"{first} is in {above}: data.source.root={shlex.quote(str(above))}." if above else self._root_hint(first)
 
     def _near_name(self, id_: str) -> str:
@@ -108,6 +108,7 @@ class TableFiles:
         place = self.inside + folder
         names = [name for name in os.listdir(place) if os.path.splitext(name)[1].lower() in image_endings()] if os.path.isdir(place) else []
         stem = os.path.splitext(name)[0] if os.path.splitext(name)[1].lower() in image_endings() else name
+        names = [found for found in names if found != name and os.path.isfile(os.path.join(place, found))]
         near = [found for found in names if os.path.splitext(found)[0].casefold() == stem.casefold()]
         if not near and stem.isdecimal():
             near = [found for found in names if (whole := os.path.splitext(found)[0]).isdecimal() and int(whole) == int(stem)]
