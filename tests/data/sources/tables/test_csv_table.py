@@ -299,7 +299,7 @@ def test_a_class_that_is_two_others_is_reported_where_an_image_has_one(tmp_path:
         ("path,label\n".encode("utf-16-le"), ":1: is not UTF-8 text"),
         (b"# by a tool\npath,label\n", ":1: begins with #, and names no columns.\n  Remove what is above the header."),
         (b"a.png,x\nb.png,y\n", ":1: the first line is a row, not a header: a.png, x.\n  Write the columns' names above it: path,label"),
-        (b"#,photo,label\n1,a.png,x\n", "path"),
+        (b"#,photo,label\n1,a.png,x\n", "Did you mean data.source.path=photo?"),
         (b"path|label\na.png|x\n", "or name the separator in a first line: sep=|"),
     ],
 )
