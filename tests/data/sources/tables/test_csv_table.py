@@ -271,6 +271,7 @@ def test_labels_that_another_sign_separates_are_not_taken_for_classes(tmp_path: 
     ("cells", "expected"),
     [
         (("hat|bag;shoe", "hat", "bag", "shoe"), "'|' between labels, and others ';': 'hat|bag;shoe' would be one class"),
+        (("New York|ice", "ice cream", "cream"), "and others ' ': 'ice cream' would be one class"),
         (("a;b", "c;d", "e;f"), "labels seem to be separated by ';': 'a;b' would be one class"),
         (("\"['hat', 'bag']\"", "['hat']", "[]"), "hold lists, such as ['hat', 'bag'], which would be names of classes"),
         (('"[""hat"", ""bag""]"', '"[""bag""]"'), "with | between them: hat|bag"),
@@ -285,8 +286,8 @@ def test_cells_with_several_labels_in_other_forms_are_not_taken_for_classes(tmp_
 
 
 def test_a_class_that_is_two_others_is_reported_where_an_image_has_one(tmp_path: Path) -> None:
-    samples = read(table(tmp_path, "path,label\na.png,hat;bag\nb.png,hat\nc.png,bag\n"))
-    assert samples.classes == ("bag", "hat", "hat;bag")
+    samples = read(table(tmp_path, "path,label\na.png,hat;bag\nb.png,hat\nc.png,bag\nd.png,a;c unit\n", "a.png", "b.png", "c.png", "d.png"))
+    assert samples.classes == ("a;c unit", "bag", "hat", "hat;bag")
     (warning,) = samples.warnings
     assert "the class 'hat;bag' has the names of other classes in it. If these are several labels of an image: task=multilabel" in warning
 

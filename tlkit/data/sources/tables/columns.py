@@ -180,3 +180,9 @@ def _optional_hint(key: str, unread: Sequence[str]) -> str:
         return near
     usual = next((name for name in unread if _plain(name) in map(_plain, USUAL[key])), "")
     return f"If {usual} is meant: data.source.{key}={usual}." if usual else ""
+
+
+def joined_example(cells: Collection[str], sign: str) -> str:
+    """Return a cell that has the sign between labels: the first whose parts are labels themselves, or else the first that has the sign."""
+    labels = {part.strip() for cell in cells for part in cell.split(LABEL_SEPARATOR)}
+    return min((cell for cell in cells if sign in cell), key=lambda cell: (not labels.issuperset(map(str.strip, cell.split(sign))), cell))

@@ -15,6 +15,7 @@ from tlkit.data.sources.tables.columns import (
     Columns,
     cell_labels,
     find_columns,
+    joined_example,
     joining_sign,
     meant_separator,
 )
@@ -220,7 +221,7 @@ def _check_separator(table: Table, written: Counter[str], task: Task, columns: C
     cells = {text.strip() for text in written}
     if task != "multilabel":
         if sign := joining_sign(cells, SURE_SIGNS):
-            example = min(text for text in cells if sign in text)
+            example = joined_example(cells, sign)
             fix = f"If these are several labels of an image: task=multilabel data.source.separator='{sign}'."
             table.warnings.append(f"{table.file}: the class '{example}' has the names of other classes in it. {fix}")
         return
@@ -231,7 +232,7 @@ def _check_separator(table: Table, written: Counter[str], task: Task, columns: C
             f"  Write the labels alone, with {LABEL_SEPARATOR} between them: {example}"
         )
     if sign := meant_separator(cells):
-        example = min(text for text in cells if sign in text)
+        example = joined_example(cells, sign)
         known = f"'{LABEL_SEPARATOR}'"
         if any(LABEL_SEPARATOR in text for text in cells):
             problem, fix = f"some label cells have {known} between labels, and others '{sign}'", f"Write {known} in all of them"
