@@ -87,7 +87,7 @@ def test_a_soup_is_neither_resumed_nor_trained_again(runs: Path, capsys: pytest.
     before = {path.name: path.stat().st_mtime_ns for path in Path("soup").iterdir()}
     capsys.readouterr()
     assert main(["finetune", "run/recipe.yaml", "--out", "soup", "--resume"]) == 2
-    assert capsys.readouterr().err.splitlines()[-1].startswith("--out soup has a recipe.yaml but no log.txt")
+    assert capsys.readouterr().err.splitlines()[-2].startswith("--out soup has a recipe.yaml but no log.txt")
     assert main(["reproduce", "soup"]) == 2
     assert "soup is an average by tlkit soup, and was not trained." in capsys.readouterr().err
     assert {path.name: path.stat().st_mtime_ns for path in Path("soup").iterdir()} == before
