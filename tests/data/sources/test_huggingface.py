@@ -227,5 +227,5 @@ def test_a_hub_that_does_not_answer_is_asked_once_and_the_cache_looked_into(tmp_
         done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=Path(__file__).parents[3], capture_output=True, text=True)
     assert done.stdout.startswith("DataError data.source.huggingface: someone/nothing can't be read"), done.stderr
     assert "Check the name on the hub and the network" in done.stdout
-    # huggingface_hub 2.4 also asks once a day for a list that its User-Agent is made from, and keeps the answer in the user's cache.
+    # huggingface_hub 2.4 may also ask for this list, from which it makes its User-Agent.
     assert len([request for request in asked if b"/api/agent-harnesses" not in request]) == 1
