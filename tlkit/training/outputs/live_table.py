@@ -133,7 +133,7 @@ class ShowProgress(Callback):
         )
 
     def _time_left(self, now: float, batches_left: int, batches: int) -> str:
-        """Return it for the phase, and for the run if other phases come, as if their epochs took as long. batches: of an epoch."""
+        """Return the time left of the phase, and of the run if other phases come, as if their epochs took as long. batches: of an epoch."""
         if not self._batches:
             return ""
         batch_s = (now - self._phase_began) / self._batches

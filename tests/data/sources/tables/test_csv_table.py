@@ -271,7 +271,7 @@ def test_labels_that_another_sign_separates_are_not_taken_for_classes(tmp_path: 
     ("cells", "expected"),
     [
         (("hat|bag;shoe", "hat", "bag", "shoe"), "'|' between labels, and others ';': 'hat|bag;shoe' would be one class"),
-        (("New York|ice", "ice cream", "cream"), "and others ' ': 'ice cream' would be one class"),
+        (("New York", "ice cream", "cream", "ice"), "labels seem to be separated by ' ': 'ice cream' would be one class"),
         (("a;b", "c;d", "e;f"), "labels seem to be separated by ';': 'a;b' would be one class"),
         (("\"['hat', 'bag']\"", "['hat']", "[]"), "hold lists, such as ['hat', 'bag'], which would be names of classes"),
         (('"[""hat"", ""bag""]"', '"[""bag""]"'), "with | between them: hat|bag"),
@@ -283,6 +283,11 @@ def test_cells_with_several_labels_in_other_forms_are_not_taken_for_classes(tmp_
     with pytest.raises(DataError) as raised:
         read(table(tmp_path, f"path,label\n{rows}", "a.png", "b.png", "c.png", "d.png"), "multilabel")
     assert expected in str(raised.value)
+
+
+def test_names_of_two_others_are_classes_where_the_usual_separator_is_used(tmp_path: Path) -> None:
+    samples = read(table(tmp_path, "path,label\na.png,t|shirt\nb.png,t-shirt\nc.png,t|t-shirt\n"), "multilabel")
+    assert samples.classes == ("shirt", "t", "t-shirt")
 
 
 def test_a_class_that_is_two_others_is_reported_where_an_image_has_one(tmp_path: Path) -> None:

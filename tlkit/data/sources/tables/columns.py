@@ -111,9 +111,10 @@ def meant_separator(cells: Collection[str]) -> str:
     common within the names of classes, so they need fewer words than there are cells: `hat bag`, `hat shoe` and `bag`.
     """
     labels = {part.strip() for cell in cells for part in cell.split(LABEL_SEPARATOR)}
-    if sign := joining_sign(labels):
+    separated = any(LABEL_SEPARATOR in cell for cell in cells)
+    if sign := joining_sign(labels, SURE_SIGNS if separated else JOINING):  # where `|` is used, `t-shirt` is a name beside `t` and `shirt`
         return sign
-    if any(LABEL_SEPARATOR in cell for cell in cells):
+    if separated:
         return ""
     for sign in ";,":
         parts = [part.strip() for cell in cells for part in cell.split(sign)]
