@@ -95,9 +95,8 @@ def _splits(root: Path, named: Sequence[Path], others: Sequence[Path]) -> Layout
         split = split_of(folder.name)
         if split in places:
             word = {"train": "training", "val": "validation"}.get(split, split)
-            raise DataError(
-                f"{root}: {places[split].name} and {folder.name} both mean {word}.\n  Keep one of them. If they are classes: data.source.layout=class."
-            )
+            problem = f"{root}: {places[split].name} and {folder.name} both mean {word}."
+            raise DataError(f"{problem}\n  Keep one of them. If they are classes: data.source.layout=class.")
         places[split] = folder
     if "train" not in places:
         problem = f"{root}: has {' and '.join(sorted(folder.name for folder in named)) or 'no split folders'} but no train folder."
