@@ -11,10 +11,11 @@ import torch
 from matplotlib.figure import Figure
 
 from tlkit.evaluation.metrics import measure
-from tlkit.report.charts import repeat_curves
-from tlkit.report.curves import draw_curves
-from tlkit.report.report import RunPage, gain_note, gap_note, write_page
+from tlkit.report.charts import curves, repeat_curves
+from tlkit.report.curves import draw_curves, draw_runs
+from tlkit.report.report import RunPage, epoch_rows, gain_note, gap_note, write_page
 from tlkit.report.templates import percent
+from tlkit.training.callbacks.metrics_table import write_metrics_table
 
 pytestmark = pytest.mark.usefixtures("draws")
 
@@ -23,28 +24,28 @@ ROW = {"phase": 1, "epoch": 1, "train/loss": 1.0, "train/accuracy": 0.5, "val/lo
 
 
 @pytest.fixture(scope="module")
-def curves(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def curves_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("curves") / "curves.png"
     draw_curves([ROW], ["head"], file)
     return file
 
 
-def page(curves: Path, metrics: dict[str, Any]) -> str:
+def page(curves_file: Path, metrics: dict[str, Any]) -> str:
     best = {"phase": 1, "epoch": 1, "train_accuracy": 0.5, "fitted_by": "", "train_conditions": []}
-    file = curves.with_name("report.html")
+    file = curves_file.with_name("report.html")
     metrics = {"best": best, "audit": AUDIT, "pictures": {"train": 6000}, **metrics}
     write_page(file, RunPage("made up", metrics, {"classes": "many"}, "name: made up", rows=[ROW]))
     return file.read_text(encoding="utf-8")
 
 
-def test_three_thousand_classes_make_a_page_that_can_be_read(curves: Path) -> None:
+def test_three_thousand_classes_make_a_page_that_can_be_read(curves_file: Path) -> None:
     labels = torch.arange(3000).repeat(2)
     called = labels.clone()
     called[[7, 3007]] = 9  # both images of class 7
     called[11] = 12
     names = [f"species {i:04d}" for i in range(3000)]
     val = {"primary_metric": "accuracy", **measure(torch.nn.functional.one_hot(called, 3000).float(), labels, names)}
-    html = page(curves, {"val": val})
+    html = page(curves_file, {"val": val})
     assert len(html) < 1_000_000
     hardest = html[html.index("The 20 classes with the lowest F1, of 3000") : html.index("<details>")]
     assert hardest.count('<th scope="row" data-v="species') == 20
@@ -91,21 +92,21 @@ def test_accuracies_that_do_not_compare_are_not_compared() -> None:
     assert notes(0.9, 0.5, 1000, conditions=["drawn class by class"]) == ""
 
 
-def test_the_page_says_how_training_images_were_seen_only_where_it_was_so(curves: Path) -> None:
+def test_the_page_says_how_training_images_were_seen_only_where_it_was_so(curves_file: Path) -> None:
     logits, labels = torch.eye(2).repeat(20, 1), torch.arange(2).repeat(20)
     val = {"primary_metric": "accuracy", **measure(logits, labels, ["a", "b"])}
-    plain = page(curves, {"val": val})
+    plain = page(curves_file, {"val": val})
     assert "augmented" not in plain
     assert "dropout" not in plain.partition("The recipe, with every value")[0]
     best = {"phase": 1, "epoch": 1, "train_accuracy": 0.9, "fitted_by": "", "train_conditions": ["augmented", "with dropout"]}
-    assert "the accuracy on training images (augmented, with dropout) was 0.900" in page(curves, {"val": val, "best": best})
+    assert "the accuracy on training images (augmented, with dropout) was 0.900" in page(curves_file, {"val": val, "best": best})
 
 
-def test_uneven_classes_are_reported_of_the_images_that_were_measured(curves: Path) -> None:
+def test_uneven_classes_are_reported_of_the_images_that_were_measured(curves_file: Path) -> None:
     for images, said in (([60, 10], True), ([12, 10], False)):
         labels = torch.arange(2).repeat_interleave(torch.tensor(images))
         val = {"primary_metric": "balanced_accuracy", **measure(torch.eye(2)[labels], labels, ["a", "b"])}
-        assert ("classes differ more than five-fold here" in page(curves, {"val": val})) == said
+        assert ("classes differ more than five-fold here" in page(curves_file, {"val": val})) == said
 
 
 def test_curves_of_seeds_are_a_line_each() -> None:
@@ -127,26 +128,39 @@ def test_curves_of_seeds_are_a_line_each() -> None:
 
 
 def test_curves_show_the_primary_metric(tmp_path: Path) -> None:
-    rows = [{**ROW, "val/score": 0.25}, {**ROW, "epoch": 2, "val/score": 0.75}]
+    name = "val/mean_average_precision"
+    rows = [{**ROW, name: 0.25}, {**ROW, "epoch": 2, name: 0.75}]
     drawn: dict[str, list[float]] = {}
     savefig = Figure.savefig
     with pytest.MonkeyPatch.context() as patch:
 
         def noted(figure: Figure, *arguments: Any, **named: Any) -> None:
             for axis in figure.axes:
-                drawn[axis.get_title()] = list(axis.lines[-1].get_ydata())
+                drawn[axis.get_title() or axis.get_title(loc="left")] = list(axis.lines[-1].get_ydata())
             savefig(figure, *arguments, **named)
 
         patch.setattr(Figure, "savefig", noted)
         draw_curves(rows, ["all"], tmp_path / "curves.png", primary_metric="mean_average_precision")
-    assert drawn == {"mean average precision": [0.25, 0.75], "accuracy": [0.5, 0.5], "loss": [1.0, 1.0]}
+        assert drawn == {"mean average precision": [0.25, 0.75], "accuracy": [0.5, 0.5], "loss": [1.0, 1.0]}
+        for folder in ("a", "b"):  # as `tlkit compare --curves` draws them
+            (tmp_path / folder).mkdir()
+            write_metrics_table([{"lr": 0.1, "seconds": 1.0, **row} for row in rows], tmp_path / folder / "metrics.csv")
+        drawn.clear()
+        draw_runs([tmp_path / "a", tmp_path / "b"], tmp_path / "curves.png")
+        assert list(drawn) == ["validation mean average precision", "validation accuracy", "validation loss"]
+        assert drawn["validation mean average precision"] == [0.25, 0.75]
+        assert len(curves(epoch_rows(tmp_path / "a"), ["all"], {"phase": 1, "epoch": 2}, primary_metric="mean_average_precision")) == 4
+        # Of an earlier version, whose metrics.csv had no column for it.
+        assert len(curves([ROW], ["all"], {"phase": 1, "epoch": 1}, primary_metric="mean_average_precision")) == 2
+        runs = [(folder, epoch_rows(tmp_path / folder)) for folder in ("a", "b")]
+        assert len(repeat_curves(runs, primary_metric="mean_average_precision")) == 3
 
 
-def test_names_of_classes_are_text_whatever_they_contain(curves: Path) -> None:
+def test_names_of_classes_are_text_whatever_they_contain(curves_file: Path) -> None:
     names = ['<script>alert("1")</script>', "שלום", "a & b"]
     labels = torch.arange(3).repeat(4)
     val = {"primary_metric": "accuracy", **measure(torch.eye(3)[labels], labels, names)}
-    html = page(curves, {"val": val})
+    html = page(curves_file, {"val": val})
     assert html.count("<script>") == 1  # the page's own
     assert "&lt;script&gt;alert(&#34;1&#34;)&lt;/script&gt;" in html
     assert 'dir="auto">שלום' in html
@@ -157,7 +171,7 @@ def test_shares_have_no_more_digits_than_the_images_carry() -> None:
     assert [percent(0.8864, images) for images in (1000, 999, 10)] == ["88.6", "89", "89"]
 
 
-def test_what_fine_tuning_bought_is_told_only_of_runs_with_a_frozen_probe(curves: Path) -> None:
+def test_what_fine_tuning_bought_is_told_only_of_runs_with_a_frozen_probe(curves_file: Path) -> None:
     labels = torch.arange(2).repeat(100)
     called = torch.where(torch.arange(200) < 180, labels, 1 - labels)  # 90 %
     val = {"primary_metric": "accuracy", **measure(torch.eye(2)[called], labels, ["a", "b"])}
@@ -172,13 +186,13 @@ def test_what_fine_tuning_bought_is_told_only_of_runs_with_a_frozen_probe(curves
     assert gain_note(replace(made, phases=[{"name": "all"}, {"name": "all"}])) == ""
 
 
-def test_the_page_says_what_promises_came_to_or_why_there_are_none(curves: Path) -> None:
+def test_the_page_says_what_promises_came_to_or_why_there_are_none(curves_file: Path) -> None:
     labels = torch.arange(100) % 2
     test = {"primary_metric": "accuracy", **measure(torch.nn.functional.one_hot(labels, 2).float(), labels, ["cat", "dog"])}
     kept = {"threshold": 0.9, "promised_error": 0.08, "pictures": 1000, "answered": 640, "mistakes": 16, "coverage": 0.64, "error": 0.025}
-    html = page(curves, {"val": test, "test": {**test, "abstain": kept, "unknown": {"pictures": 1000, "share_above_threshold": 0.06}}})
+    html = page(curves_file, {"val": test, "test": {**test, "abstain": kept, "unknown": {"pictures": 1000, "share_above_threshold": 0.06}}})
     assert 'It says "not sure" below a probability of 0.90, and so answers 640 of 1000 test images, 16 of them wrongly: 2 %' in html
     assert "6.0 % of 1000 test images, all of known classes, are called unlike any training image" in html
-    html = page(curves, {"val": test, "test": {**test, "abstain": {"reason": "50 images are too few."}}})
+    html = page(curves_file, {"val": test, "test": {**test, "abstain": {"reason": "50 images are too few."}}})
     assert "It answers every image: 50 images are too few." in html
     assert "are called unlike" not in html

@@ -1,5 +1,6 @@
 """Runs on classes that differ more than five-fold."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -49,6 +50,10 @@ def test_balanced_accuracy_chooses_the_best_epoch_and_leads(
     assert metrics["primary_metric"] == metrics["lead"] == "balanced_accuracy"
     assert metrics["best"]["epoch"] == 1 + max(range(len(scores)), key=lambda epoch: (scores[epoch], -losses[epoch]))
     assert metrics["val"]["balanced_accuracy"] == pytest.approx(max(scores), abs=1e-4)
+    with (run / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["val/balanced_accuracy"]) for row in rows] == pytest.approx(scores, abs=1e-4)
+    assert list(rows[0])[:8] == ["phase", "epoch", "train/loss", "train/accuracy", "val/loss", "val/accuracy", "lr", "seconds"]
     assert metrics["test"]["accuracy"] > 0
     assert evaluate_run(run, "test") == metrics["test"]
 

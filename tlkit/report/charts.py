@@ -63,11 +63,14 @@ def _inline(text: str, title: str, description: str) -> Markup:
 
 
 def curves(rows: Rows, phase_names: Sequence[str], best: Mapping[str, Any], *, primary_metric: str) -> list[Markup]:
-    """Return accuracy with the gap, loss, and the learning rate by epoch. rows: of metrics.csv as numbers, phases in order."""
+    """Return the primary metric, accuracy with the gap, loss, and the learning rate by epoch.
+
+    rows: of metrics.csv as numbers, phases in order; those of earlier versions have no other primary metric than accuracy.
+    """
     if not rows:
         return []
     place = next((i for i, row in enumerate(rows) if (row["phase"], row["epoch"]) == (best["phase"], best["epoch"])), None)
-    metrics = [metric for metric in (primary_metric, "accuracy", "loss") if metric in ("accuracy", "loss") or "val/score" in rows[0]]
+    metrics = [metric for metric in (primary_metric, "accuracy", "loss") if f"val/{metric}" in rows[0]]
     drawings = [_metric(rows, phase_names, metric, best=place) for metric in dict.fromkeys(metrics)]
     if any(isfinite(row.get("lr") or nan) and row["lr"] > 0 for row in rows):
         drawings.append(_rates(rows, phase_names))
@@ -76,9 +79,8 @@ def curves(rows: Rows, phase_names: Sequence[str], best: Mapping[str, Any], *, p
 
 def _metric(rows: Rows, phase_names: Sequence[str], metric: str, *, best: int | None) -> Markup:
     epochs = list(range(1, len(rows) + 1))
-    plain = metric in ("accuracy", "loss")
-    validation = [row.get(f"val/{metric}" if plain else "val/score", nan) for row in rows]
-    training = [row.get(f"train/{metric}", nan) for row in rows] if plain else []
+    validation = [row.get(f"val/{metric}", nan) for row in rows]
+    training = [row.get(f"train/{metric}", nan) for row in rows] if metric in ("accuracy", "loss") else []
 
     def draw(axis: "Axes") -> None:
         if training:
@@ -104,13 +106,12 @@ def _metric(rows: Rows, phase_names: Sequence[str], metric: str, *, best: int | 
 def repeat_curves(runs: Sequence[tuple[str, Rows]], *, primary_metric: str) -> list[Markup]:
     """Return validation figures by epoch, of several runs over each other. runs: name and rows of metrics.csv, as for `curves`."""
     runs = [(name, rows) for name, rows in runs if rows]
-    has_score = all("val/score" in rows[0] for _, rows in runs)
-    metrics = [metric for metric in (primary_metric, "accuracy", "loss") if metric in ("accuracy", "loss") or has_score]
+    metrics = [metric for metric in (primary_metric, "accuracy", "loss") if all(f"val/{metric}" in rows[0] for _, rows in runs)]
     return [_overlaid(runs, metric) for metric in dict.fromkeys(metrics)] if runs else []
 
 
 def _overlaid(runs: Sequence[tuple[str, Rows]], metric: str) -> Markup:
-    column = f"val/{metric}" if metric in ("accuracy", "loss") else "val/score"
+    column = f"val/{metric}"
     few, longest = len(runs) <= len(LINES), max((rows for _, rows in runs), key=len)
 
     def draw(axis: "Axes") -> None:

@@ -16,7 +16,7 @@ MARKERS = ("o-", "s--", "^:", "D-.")
 
 
 def draw_curves(rows: Sequence[Mapping[str, Any]], phase_names: Sequence[str], file: Path, *, primary_metric: str = "accuracy") -> None:
-    """Draw the primary metric, accuracy where that is another, and loss. rows: of metrics.csv, all phases in order, with `val/score`."""
+    """Draw the primary metric, accuracy where that is another, and loss. rows: of metrics.csv, all phases in order."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -28,8 +28,7 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], phase_names: Sequence[str], f
     for axis, metric in zip(axes, metrics, strict=True):
         if metric in ("accuracy", "loss"):
             axis.plot(epochs, [row[f"train/{metric}"] for row in rows], "o--", ms=4, color=TRAINING, label="training")
-        column = f"val/{metric}" if metric in ("accuracy", "loss") else "val/score"
-        axis.plot(epochs, [row.get(column, nan) for row in rows], "o-", ms=4, color=VALIDATION, label="validation")
+        axis.plot(epochs, [row.get(f"val/{metric}", nan) for row in rows], "o-", ms=4, color=VALIDATION, label="validation")
         axis.set(xlabel="epoch", title=metric.replace("_", " "), xlim=(0.5, len(rows) + 0.5))
         axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         axis.grid(alpha=0.25)
@@ -45,24 +44,24 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], phase_names: Sequence[str], f
 
 
 def draw_runs(runs: Sequence[Path], file: Path) -> None:
-    """Draw validation accuracy and loss of several runs by epoch, over each other."""
+    """Draw validation accuracy and loss of several runs by epoch, over each other; first the primary metric, where all have another."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2))
-    longest = 1
-    for number, run in enumerate(runs):
-        with (run / "metrics.csv").open(encoding="utf-8", newline="") as lines:
-            rows = list(csv.DictReader(lines))
-        longest = max(longest, len(rows))
-        for axis, column in zip(axes, ("val/accuracy", "val/loss"), strict=True):
+    tables = [_table(run) for run in runs]
+    plain = ("val/accuracy", "val/loss")
+    shared = [name for name in (tables[0] or [{}])[0] if name.startswith("val/") and all(rows and name in rows[0] for rows in tables)]
+    columns = [*(name for name in shared if name not in plain), *plain]
+    longest = max(1, *map(len, tables))
+    figure, axes = plt.subplots(1, len(columns), figsize=(5.5 * len(columns), 4.2))
+    for axis, column in zip(axes, columns, strict=True):
+        for number, (run, rows) in enumerate(zip(runs, tables, strict=True)):
             values = [float(row.get(column) or nan) for row in rows]
             axis.plot(range(1, len(rows) + 1), values, MARKERS[number % len(MARKERS)], ms=4, label=str(run))
-    for axis, title in zip(axes, ("validation accuracy", "validation loss"), strict=True):
         axis.set(xlabel="epoch", xlim=(0.5, longest + 0.5))
-        axis.set_title(title, fontweight="bold")
+        axis.set_title(f"validation {column.removeprefix('val/').replace('_', ' ')}", fontweight="bold")
         axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
@@ -72,6 +71,11 @@ def draw_runs(runs: Sequence[Path], file: Path) -> None:
     with atomic_file(file) as writing:
         figure.savefig(writing, format="png", dpi=100)
     plt.close(figure)
+
+
+def _table(run: Path) -> list[dict[str, str]]:
+    with (run / "metrics.csv").open(encoding="utf-8", newline="") as lines:
+        return list(csv.DictReader(lines))
 
 
 def _mark_phases(axis: "Axes", rows: Sequence[Mapping[str, Any]], phase_names: Sequence[str]) -> None:

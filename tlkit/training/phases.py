@@ -86,7 +86,7 @@ class Training:
         if is_main_process():
             context.checkpoints.mkdir(exist_ok=True)
         best = BestWeights(context.checkpoints / "best.safetensors", setup.classifier)
-        table = MetricsTable(context.folder / "metrics.csv")
+        table = MetricsTable(context.folder / "metrics.csv", primary_metric_of(setup.samples))
         checkpoints = Checkpoints(setup.classifier, objective.auxiliary, best, table, every=every, context=context)
         if context.resumed is not None:
             checkpoints.go_on(context.resumed.checkpoint, context.resumed.state)

@@ -8,12 +8,12 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 
+from tlkit.evaluation.metrics import PrimaryMetric
 from tlkit.files import write_csv
 
 METRICS_COLUMNS = ("phase", "epoch", "train/loss", "train/accuracy", "val/loss", "val/accuracy", "lr", "seconds")
 SCORE = "val/score"
-"""The primary metric on validation. It is in a row for the curves, but in no column of metrics.csv, whose columns are a contract."""
-
+"""The primary metric on validation, as a phase logs it. metrics.csv has it under its own name, see `named_score`."""
 
 RATES_EVERY = 50
 """Steps, for TensorBoard: as often as Lightning logs by default."""
@@ -22,11 +22,12 @@ RATES_EVERY = 50
 class MetricsTable(Callback):
     """Write metrics.csv: one row per epoch, phases and epochs counted from 1.
 
-    `lr` is the head's, the highest, at the end of the epoch; a solved phase has one row and none.
+    `lr` is the head's, the highest, at the end of the epoch; a solved phase has one row and none. After the columns of METRICS_COLUMNS
+    comes the primary metric on validation, `val/balanced_accuracy` for one, where that isn't the accuracy.
     """
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
+    def __init__(self, file: Path, primary_metric: PrimaryMetric) -> None:
+        self.file, self._primary_metric = file, primary_metric
         self.rows: list[dict[str, Any]] = []
         self.phase = 0
         self._epoch_began = 0.0
@@ -39,7 +40,7 @@ class MetricsTable(Callback):
         return self.rows
 
     def load_state(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        self.rows = [dict(row) for row in rows]
+        self.rows = [named_score(row, self._primary_metric) for row in rows]  # of an earlier version, without the name
 
     @property
     def epoch_seconds(self) -> float:
@@ -67,10 +68,16 @@ class MetricsTable(Callback):
         self.add({"epoch": trainer.current_epoch + 1, **metrics, "lr": lr, "seconds": seconds}, writes=trainer.is_global_zero)
 
     def add(self, row: Mapping[str, Any], *, writes: bool) -> None:
-        """Add a row of metrics.csv. row: all columns but the phase."""
-        self.rows.append({"phase": self.phase, **row})
+        """Add a row of metrics.csv. row: all columns but the phase, and SCORE."""
+        self.rows.append(named_score({"phase": self.phase, **row}, self._primary_metric))
         if writes:
             write_metrics_table(self.rows, self.file)
+
+
+def named_score(row: Mapping[str, Any], primary_metric: PrimaryMetric) -> dict[str, Any]:
+    """Return the row with `val/balanced_accuracy`, or what the primary metric is, in place of SCORE."""
+    named = {name: value for name, value in row.items() if name != SCORE}
+    return {f"val/{primary_metric}": row[SCORE], **named} if SCORE in row else named
 
 
 def log_rates(trainer: Trainer) -> None:
@@ -83,7 +90,8 @@ def log_rates(trainer: Trainer) -> None:
 
 def write_metrics_table(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
     """Write metrics.csv. Checkpoints have its rows too, so that none is lost with the power."""
-    write_csv(file, METRICS_COLUMNS, ({name: row[name] for name in METRICS_COLUMNS} for row in rows), durable=False)
+    columns = dict.fromkeys([*METRICS_COLUMNS, *(name for row in rows for name in row)])
+    write_csv(file, tuple(columns), ({name: row.get(name, "") for name in columns} for row in rows), durable=False)
 
 
 class ReportScore(Callback):

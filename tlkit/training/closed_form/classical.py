@@ -17,7 +17,7 @@ from tlkit.data.samples import Samples
 from tlkit.evaluation.metrics import metric_label, primary_metric_of
 from tlkit.models.heads import NearestNeighbours
 from tlkit.recipe.fields.model import Head
-from tlkit.training.callbacks.metrics_table import SCORE, write_metrics_table
+from tlkit.training.callbacks.metrics_table import SCORE, named_score, write_metrics_table
 from tlkit.training.closed_form.features import features_of
 from tlkit.training.context import RunContext
 from tlkit.training.objective.metrics import measured, score
@@ -57,7 +57,7 @@ def fit_classical_head(setup: Setup, head: Head, trained: Trained, *, phase: int
         "lr": "",
         "seconds": seconds,
     }
-    rows = [*trained.rows, row]
+    rows = [*trained.rows, named_score(row, primary_metric_of(data.samples))]
     write_metrics_table(rows, context.folder / "metrics.csv")
     LOG.info("%s  train accuracy %.4f  val accuracy %.4f  %.1f s", head.kind, row["train/accuracy"], row["val/accuracy"], seconds)
     return replace(trained, rows=rows, best_phase=phase, best_epoch=1, seconds={**trained.seconds, head.kind: seconds})
