@@ -22,7 +22,25 @@ FAULTS = [
     ),
     ("phases[0].lr: {log: [1e-1, 1e-3]}", "search.phases[0].lr.log = [0.1, 0.001] is empty or reversed."),
     ("optimizer.weight_decay: {uniform: [0.1, 0.1]}", "search.optimizer.weight_decay.uniform = [0.1, 0.1] is empty or reversed."),
+    (
+        "data.batch_size: {choise: [16, 32]}",
+        "search.data.batch_size.choise is not a key of search.data.batch_size.\n"
+        "  Expected one of: log, uniform, int, choice. Did you mean 'choice'?",
+    ),
+    ("data.batch_size: 16", "search.data.batch_size = 16 is a whole number.\n  Expected a mapping with the keys log, uniform, int, choice."),
 ]
+SPELLINGS = [
+    ("{low: 1e-5, high: 1e-1, log: true}", "{log: [1e-05, 0.1]}"),  # Optuna's suggest_float
+    ("{distribution: log_uniform_values, min: 1e-5, max: 1e-1}", "{log: [1e-05, 0.1]}"),  # a sweep of Weights & Biases
+    ("{min_value: 1e-5, max_value: 1e-1, sampling: LOG}", "{log: [1e-05, 0.1]}"),  # Keras Tuner
+    ("{loguniform: [1e-5, 1e-1]}", "{log: [1e-05, 0.1]}"),  # Ray Tune
+    ("{lower: 0.0, upper: 0.5}", "{uniform: [0.0, 0.5]}"),
+    ("{low: 1, high: 8, step: 1}", "{int: [1, 8]}, or {uniform: [1, 8]} for any number between them"),
+    ("{values: [16, 32]}", "{choice: [16, 32]}"),
+    ("{type: categorical, choices: [adamw, momentum]}", "{choice: [adamw, momentum]}"),
+    ("[16, 32]", "{choice: [16, 32]}"),
+]
+"""A range as other tools spell it, and as tlkit does."""
 
 
 @pytest.fixture
@@ -39,6 +57,17 @@ def test_check_finds_what_cannot_be_tried_at_its_line(folder: Path, capsys: pyte
     error = capsys.readouterr().err
     assert f"recipe.yaml:7: {problem}" in error
     assert error.count("can't be tried") <= 1
+
+
+@pytest.mark.parametrize(("spelled", "expected"), SPELLINGS)
+def test_a_range_that_is_spelled_as_in_other_tools_is_named_as_tlkit_spells_it(
+    folder: Path, capsys: pytest.CaptureFixture[str], spelled: str, expected: str
+) -> None:
+    (folder / "recipe.yaml").write_text(f"{RECIPE}  seed: {{int: [0, 3]}}\n  phases[0].lr: {spelled}\n")
+    assert main(["check", "recipe.yaml"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("recipe.yaml:7: search.phases[0].lr = ")
+    assert error.endswith(f"Write it as {expected}.\n")
 
 
 def test_a_key_that_is_none_is_one_fault_and_all_keys_are_looked_at(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -53,6 +53,9 @@ def _explain(error: ValidationError, model: type[BaseModel], whole: Any, whole_k
                 # Where items are of several kinds, pydantic says next which one it took this for.
                 current = kinds[str(path.pop(0))] if len(kinds) > 1 else next(iter(kinds.values()))
                 continue
+            if is_model(entries := _entry_model(field)):
+                key, value, current, field = join(key, part), value[part], entries, None
+                continue
             key, parent, field = join(key, part), current, fields_of(current).get(part)
             if detail["type"] == "extra_forbidden" and not path:
                 yield _unknown_key(key, part, parent, [kind for kind in kinds.values() if kind is not parent], context.recipe)
@@ -103,6 +106,12 @@ def is_model(annotation: Any) -> bool:
 def _only_model(field: FieldInfo | None, otherwise: Any) -> Any:
     only: Any = alternatives(field.annotation)[0] if field else None
     return only if is_model(only) else otherwise
+
+
+def _entry_model(field: FieldInfo | None) -> Any:
+    """Return what the values of a mapping with free keys are."""
+    only: Any = alternatives(field.annotation)[0] if field else None
+    return get_args(only)[1] if get_origin(only) is dict else None
 
 
 def _item_models(field: FieldInfo | None) -> dict[str, Any]:

@@ -74,7 +74,7 @@ def _limited(events: Iterable[Event], place: Callable[[int], str], root: str) ->
 
 
 def join(key: str, word: str) -> str:
-    return f"{key}.{word}" if key else word
+    return ".".join(filter(None, (key, word)))
 
 
 def nearest_place(places: Mapping[str, str], key: str) -> str:

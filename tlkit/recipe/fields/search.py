@@ -1,13 +1,23 @@
 """search: what `tlkit tune` varies, by dotted keys of the recipe."""
 
+from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
 from pydantic import Field, model_validator
 
+from tlkit.recipe.explain import format_value
 from tlkit.recipe.fields.strict import Strict, rule_broken
 
 KINDS = {"log": "log", "uniform": "uniform", "int": "integer", "choice": "choice"}
 """Key -> attribute: `int` is the type's name here."""
+OTHER_NAMES = {
+    **dict.fromkeys(("loguniform", "log_uniform", "log_float"), "log"),
+    **dict.fromkeys(("float", "range", "quniform"), "uniform"),
+    **dict.fromkeys(("integer", "randint"), "int"),
+    **dict.fromkeys(("choices", "values", "options", "categorical", "categories", "grid", "grid_search"), "choice"),
+}
+"""A kind's name in Optuna, Ray Tune, Keras Tuner and sweeps of Weights & Biases -> its name here."""
+ENDS = ("low", "lower", "min", "min_value"), ("high", "upper", "max", "max_value")
 
 
 class Range(Strict):
@@ -21,6 +31,13 @@ class Range(Strict):
         None, alias="int", strict=False, examples=[[1, 10]], description="lowest and highest whole number"
     )
     choice: tuple[Any, ...] | None = Field(None, strict=False, examples=[["adamw", "momentum"]], description="the values to choose from")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_spelled_so(cls, value: Any) -> Any:
+        if meant := " or ".join(_meant(value)):
+            raise rule_broken("", "", f"= {format_value(value)} can't be used.", f"Write it as {meant}.")
+        return value
 
     @model_validator(mode="after")
     def _is_one_range(self) -> Self:
@@ -45,3 +62,23 @@ class Range(Strict):
         """The lowest and the highest value, or all choices."""
         ends: tuple[Any, ...] = self.log or self.uniform or self.integer or self.choice or ()
         return ends
+
+
+def _meant(value: Any) -> Iterator[str]:
+    """Yield the ranges that another tool's spelling means: [16, 32], {values: [16, 32]}, {low: 1e-5, high: 1e-1, log: true}."""
+    if isinstance(value, list) and value:
+        yield format_value({"choice": value})
+    if not isinstance(value, Mapping):
+        return
+    for word, ends in value.items():
+        if word in OTHER_NAMES and isinstance(ends, list):
+            yield format_value({OTHER_NAMES[word]: ends})
+    low, high = (next((value[word] for word in words if word in value), None) for words in ENDS)
+    if not (isinstance(low, int | float) and isinstance(high, int | float)):
+        return
+    if value.get("log") is True or any("log" in text.lower() for text in value.values() if isinstance(text, str)):
+        yield format_value({"log": [low, high]})
+    elif isinstance(low, int) and isinstance(high, int):
+        yield f"{format_value({'int': [low, high]})}, or {format_value({'uniform': [low, high]})} for any number between them"
+    else:
+        yield format_value({"uniform": [low, high]})
