@@ -1,6 +1,7 @@
 """Cross-validation and quick trials from end to end, on real image files."""
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from tlkit.recipe.load import load_recipe
 from tlkit.recipe.schema import Recipe
 from tlkit.recipe.summary import recipe_summary
 from tlkit.training.finetune import run_recipe
+from tlkit.training.repeats import print_repeats, repeats_of
 
 RECIPE = """
 name: shades
@@ -182,6 +184,22 @@ def test_what_needs_one_run_names_a_seed(seeds: Path) -> None:
         evaluate_run(seeds, "val")
     with pytest.raises(RunError, match=r"several seeds: each seed has a model of its own"):
         load_with_card(seeds)
+
+
+def test_the_next_command_of_folds_trains_on_all_images_and_that_of_seeds_predicts(
+    run: Path, seeds: Path, workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    of_folds, of_seeds = recipe(workplace), recipe(workplace, "data.folds=null", "seed=4")
+    commands = []
+    for folder, repeats in ((run, repeats_of(of_folds, None)), (seeds, repeats_of(of_seeds, 3))):
+        print_repeats(folder, repeats, json.loads((folder / "metrics.json").read_text()), repeats[0].prepare().samples)
+        *_, label, command = capsys.readouterr().out.splitlines()
+        assert label == "next:"
+        commands.append(shlex.split(command)[1:])
+    (finetune, file, *overrides), (predict, *words) = commands
+    assert (finetune, load_recipe(file, overrides).data.folds) == ("finetune", None)
+    assert (predict, words[0]) == ("predict", str(seeds / "seed_4"))
+    assert main(commands[1]) == 0
 
 
 def test_finished_seeds_are_left_alone_when_it_resumes(seeds: Path, workplace: Path) -> None:

@@ -113,7 +113,7 @@ class Plan:
 
     @property
     def seconds_of_folds(self) -> float:
-        """Return the seconds of all folds, which import what they need, and compute what is cached, once."""
+        """Return the seconds of all folds: each lists and builds, and all import what they need, and compute what is cached, once."""
         around = self.seconds_around - self.seconds_once
         again = around + sum(phase.again or 0.0 for phase in self.phases) + self.solved_again
         return self.seconds + ((self.recipe.data.folds or 1) - 1) * again
@@ -158,9 +158,9 @@ def _make_plan(recipe: Recipe, folder: Path, import_s: float) -> Plan:
     slowness = import_s / IMPORT_S
     timing = time_solved(trial, slowness=slowness) if to_solve and samples else None
     solved = dict.fromkeys(to_solve, timing) if timing else {}
-    # Each further process imports and builds what this one has.
+    # Each further process imports and builds what this one has. What follows is built again for each fold, and not imported.
     processes = import_s + started if devices > 1 and phases else 0.0
-    once = started + processes + (slowness * IMPORTS_S if phases or solved else 0.0)
+    once = processes + (slowness * IMPORTS_S if phases or solved else 0.0)
     timings: list[Timing | SolvedTiming] = [*(phase.timing for phase in phases if phase.timing), *solved.values()]
     return Plan(
         recipe=recipe,
@@ -177,7 +177,7 @@ def _make_plan(recipe: Recipe, folder: Path, import_s: float) -> Plan:
         device_memory=_device_memory(here.type),
         steps=steps_an_epoch(recipe, len(samples.of("train")), devices) if samples else None,
         phases=tuple(with_seconds(phases, recipe, shown, trained, sharing=1 if here.type == "cpu" else devices)),
-        seconds_around=once + seconds_of_results(timings, shown, unknown=recipe.unknown, slowness=slowness),
+        seconds_around=started + once + seconds_of_results(timings, shown, unknown=recipe.unknown, slowness=slowness),
         seconds_once=once,
         solved=seconds_of_solved(solved, phases, shown, trained),
         solved_again=sum(timing.seconds(shown, is_new=False) for timing in solved.values()),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from tlkit.data.samples import Samples
 from tlkit.errors import Fault, RecipeError
 from tlkit.evaluation.metrics import mean_interval
 from tlkit.evaluation.primary_metric import named_primary_metric, recorded_primary_metric
@@ -16,12 +17,13 @@ from tlkit.recipe.load import recipe_yaml
 from tlkit.recipe.schema import Recipe
 from tlkit.report.repeats import write_repeats_report
 from tlkit.system import is_command_line
-from tlkit.terminal import print_panel
+from tlkit.terminal import print_panel, tlkit_command
 from tlkit.training.distributed.launch import broadcast_from_main, local_main_process_first, start_processes
 from tlkit.training.distributed.ranks import is_main_process
 from tlkit.training.distributed.signals import Stop
 from tlkit.training.outputs.log import SHOWN_OTHERWISE, log_to_file
 from tlkit.training.outputs.run_folder import FIRST, is_finished, make_folders, make_run_folder
+from tlkit.training.results import predict_command
 from tlkit.training.run import train_and_measure
 from tlkit.training.setup import Setup, prepare
 
@@ -69,6 +71,7 @@ def finetune_repeats(recipe: Recipe, repeats: Sequence[Repeat], out: Path | None
     began = time.perf_counter()
     with local_main_process_first():
         setup = repeats[0].prepare()
+    samples = setup.samples
     if recipe.gradient_phases:
         start_processes(recipe.trainer, recipe_yaml(recipe))
     run = broadcast_from_main(lambda: make_run_folder(recipe.name, out, resume=resume))
@@ -84,11 +87,14 @@ def finetune_repeats(recipe: Recipe, repeats: Sequence[Repeat], out: Path | None
             setup = repeat.prepare()
         train_and_measure(repeat.recipe, setup, folder, began=started, resume=resume, stop=stop)
     if is_main_process():
-        _write_summary(run, recipe, repeats, seconds=time.perf_counter() - began)
+        summary = _write_summary(run, recipe, repeats, seconds=time.perf_counter() - began)
+        if is_command_line():
+            print_repeats(run, repeats, summary, samples)
     return run
 
 
-def _write_summary(run: Path, recipe: Recipe, repeats: Sequence[Repeat], *, seconds: float) -> None:
+def _write_summary(run: Path, recipe: Recipe, repeats: Sequence[Repeat], *, seconds: float) -> Metrics:
+    """Write the metrics and the report of several runs, and return the metrics."""
     kind = repeats[0].kind
     each = [json.loads((run / repeat.folder / "metrics.json").read_text(encoding="utf-8")) for repeat in repeats]
     summary = summarize(each, kind)
@@ -102,8 +108,7 @@ def _write_summary(run: Path, recipe: Recipe, repeats: Sequence[Repeat], *, seco
             for figure, found in figures.items():
                 words = (split, figure.replace("_", " "), found["mean"], found["min"], found["max"])
                 LOG.info("%s %s: mean %.3f, range %.3f to %.3f", *words, extra=SHOWN_OTHERWISE)
-    if is_command_line():
-        print_repeats(run, repeats, summary)
+    return summary
 
 
 def summarize(each: Sequence[Metrics], kind: Literal["fold", "seed"]) -> dict[str, Any]:
@@ -136,8 +141,8 @@ def _spread(values: list[float], kind: Literal["fold", "seed"]) -> dict[str, Any
     return {"mean": sum(values) / len(values), "min": min(values), "max": max(values), **interval, f"{kind}s": values}
 
 
-def print_repeats(run: Path, repeats: Sequence[Repeat], summary: Metrics) -> None:
-    """Print the end of several runs on one screen."""
+def print_repeats(run: Path, repeats: Sequence[Repeat], summary: Metrics, samples: Samples) -> None:
+    """Print the end of several runs on one screen. samples: of the first of them."""
     from rich.markup import escape
 
     kind = repeats[0].kind
@@ -151,4 +156,7 @@ def print_repeats(run: Path, repeats: Sequence[Repeat], summary: Metrics) -> Non
     rows.append(("report", escape(str(run / "report.html"))))
     if kind == "fold":
         rows.append(("to ship", "train once more without data.folds: the mean over folds estimates the accuracy of that model"))
-    print_panel(str(run), rows)
+        command = tlkit_command("finetune", str(run / FIRST), "data.folds=null")
+    else:
+        command = predict_command(run / repeats[0].folder, samples.of("test") or samples.of("val"))
+    print_panel(str(run), rows, [command])

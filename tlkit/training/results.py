@@ -256,9 +256,13 @@ def print_run(run: Path, samples: Samples, metrics: Mapping[str, Any]) -> None:
     if samples.skipped:
         rows.append(("left out", escape(f"{counted(len(samples.skipped), 'image')} that can't be read: {run / 'skipped.csv'}")))
     rows += [(label, escape(str(place))) for label, place in places.items()]
-    images = (os.path.relpath(sample.image) for sample in samples.of(split) if isinstance(sample.image, Path))
-    image = next(filter(can_print, images), "IMAGE.jpg")
-    print_panel(str(run), rows, [tlkit_command("predict", str(run), image)])
+    print_panel(str(run), rows, [predict_command(run, samples.of(split))])
+
+
+def predict_command(run: Path, samples: Sequence[Sample]) -> str:
+    """Return the command that predicts one of the images, to copy and to change."""
+    images = (os.path.relpath(sample.image) for sample in samples if isinstance(sample.image, Path))
+    return tlkit_command("predict", str(run), next(filter(can_print, images), "IMAGE.jpg"))
 
 
 def panel_figures(split: str, measured: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
