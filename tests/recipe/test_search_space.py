@@ -27,7 +27,10 @@ FAULTS = [
         "search.data.batch_size.choise is not a key of search.data.batch_size.\n"
         "  Expected one of: log, uniform, int, choice. Did you mean 'choice'?",
     ),
-    ("data.batch_size: 16", "search.data.batch_size = 16 is a whole number.\n  Expected a mapping with the keys log, uniform, int, choice."),
+    (
+        "data.batch_size: 16",
+        "search.data.batch_size = 16 is a whole number.\n  Expected a mapping with the keys log, uniform, int, choice.",
+    ),
 ]
 SPELLINGS = [
     ("{low: 1e-5, high: 1e-1, log: true}", "{log: [1e-05, 0.1]}"),  # Optuna's suggest_float
