@@ -14,7 +14,7 @@ from tlkit.evaluation.metrics import measure
 from tlkit.report.charts import curves, repeat_curves
 from tlkit.report.curves import draw_curves, draw_runs
 from tlkit.report.report import RunPage, epoch_rows, gain_note, gap_note, write_page
-from tlkit.report.templates import percent
+from tlkit.report.templates import images_like, percent
 from tlkit.training.callbacks.metrics_table import write_metrics_table
 
 pytestmark = pytest.mark.usefixtures("draws")
@@ -168,7 +168,13 @@ def test_names_of_classes_are_text_whatever_they_contain(curves_file: Path) -> N
 
 
 def test_shares_have_no_more_digits_than_the_images_carry() -> None:
-    assert [percent(0.8864, images) for images in (1000, 999, 10)] == ["88.6", "89", "89"]
+    # A tenth of half the interval's width, 1.96 * 0.5 / sqrt(n): of 961 images 0.316 points, as far from 0.1 as from 1 by its logarithm.
+    assert [percent(0.8864, images) for images in (100_000, 961, 960, 10)] == ["88.64", "88.6", "89", "89"]
+
+
+def test_a_mean_over_seeds_has_the_digits_that_its_interval_carries() -> None:
+    for interval, digits in (([0.871, 0.901], "88.6"), ([0.836, 0.936], "89"), ([0.8855, 0.8873], "88.64"), ([0.8864, 0.8864], "88.64")):
+        assert percent(0.8864, images_like(interval)) == digits
 
 
 def test_what_fine_tuning_bought_is_told_only_of_runs_with_a_frozen_probe(curves_file: Path) -> None:

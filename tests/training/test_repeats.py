@@ -152,8 +152,11 @@ def test_the_summary_of_seeds_has_mean_range_and_interval(seeds: Path) -> None:
     reach = 4.302653 * np.std(each, ddof=1) / 3**0.5  # t of 0.975 with two degrees of freedom, from its table
     assert found["interval"] == pytest.approx(np.clip([np.mean(each) - reach, np.mean(each) + reach], 0, 1), abs=1e-6)
     assert summary["test"]["accuracy"] == found["mean"]
-    assert "the mean of 3 seeds" in (seeds / "report.html").read_text()
-    assert 'href="seed_6/report.html"' in (seeds / "report.html").read_text()
+    html = (seeds / "report.html").read_text().replace("&nbsp;", " ").replace("\xa0", " ")
+    half = max(found["interval"][1] - found["interval"][0], 1e-6) / 2
+    digits = np.clip(round(1 - np.log10(100 * half)), 0, 2)  # of percent: the last is about a tenth of half the interval
+    assert f"<b>{100 * found['mean']:.{digits}f} %</b> test accuracy, the mean of 3 seeds" in html
+    assert 'href="seed_6/report.html"' in html
 
 
 def test_the_page_of_seeds_has_curves_and_the_mean_and_range_of_each_class(seeds: Path) -> None:
@@ -167,6 +170,15 @@ def test_the_page_of_seeds_has_curves_and_the_mean_and_range_of_each_class(seeds
     again = seeds / "again.html"
     assert main(["report", str(seeds), "--out", str(again)]) == 0
     assert again.read_text().replace("\xa0", " ") == html
+
+
+def test_the_page_of_seeds_takes_no_overrides_since_it_needs_no_images(seeds: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (seeds / "report.html").read_bytes()
+    assert main(["report", str(seeds), "data.source.folder=elsewhere"]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "is about its seeds together, and needs no images. Leave data.source.folder=elsewhere out." in said
+    assert f"tlkit report {seeds / 'seed_4'} data.source.folder=elsewhere" in said
+    assert (seeds / "report.html").read_bytes() == before
 
 
 def test_a_resume_with_fewer_seeds_is_of_those_alone(seeds: Path, workplace: Path, tmp_path: Path) -> None:

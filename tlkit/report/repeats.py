@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from os.path import relpath
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from tlkit.recipe.load import recipe_yaml
 from tlkit.recipe.schema import Recipe
 from tlkit.report.charts import repeat_curves
 from tlkit.report.report import HARDEST_CLASSES, MATRIX_CLASSES, MOST_ROWS, completed_best, epoch_rows, read_json
-from tlkit.report.templates import template
+from tlkit.report.templates import images_like, template
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ def write_repeats_report(run: Path, recipe: Recipe, *, file: Path | None = None)
         summary=summary,
         split=split,
         n=min(numbers),
+        of_mean=partial(_of_mean, runs=runs),
         images=(min(numbers), max(numbers)),
         weakest=by_f1[0] if by_f1 else None,
         links={folder.name: Path(relpath(folder / "report.html", (file or run / "report.html").parent)).as_posix() for folder in folders},
@@ -88,6 +90,14 @@ def write_repeats_report(run: Path, recipe: Recipe, *, file: Path | None = None)
 def measured_runs(run: Path, summary: Mapping[str, Any]) -> list[Path]:
     """Return the folders of the folds or seeds that a summary is of: after `--seeds 3`, `--seeds 2 --resume` leaves one out."""
     return inner_runs(run)[: summary.get("seeds", summary.get("folds"))]
+
+
+def _of_mean(split: str, found: Mapping[str, Any], runs: Sequence[RepeatRun]) -> float:
+    """Return how many images a mean over runs carries the digits of. found: mean, min, max and, of seeds, the interval of the mean."""
+    if "interval" in found:
+        return images_like(found["interval"])
+    numbers = [run.metrics[split]["pictures"] for run in runs]
+    return sum(numbers) if split == "val" else min(numbers)  # each fold validates on images of its own, all are tested on the same
 
 
 def _read(folder: Path) -> RepeatRun:

@@ -1,13 +1,16 @@
 """The pages' templates, each compiled once in a process."""
 
+from collections.abc import Sequence
 from functools import cache
+from math import log10, sqrt
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from jinja2 import Template
 
-TENTHS_FROM = 1000
-"""Images from which a share is given to a tenth of a percent: of fewer, one image is more than that."""
+WIDEST = 0.98
+"""Half the width of the 95 % interval of a share of one image: 1.96 standard deviations of 0.5. Of n images, divided by the root of n."""
+MOST_DECIMALS = 2
 
 
 @cache
@@ -20,6 +23,16 @@ def template(name: str) -> "Template":
     return environment.get_template(name)
 
 
-def percent(share: float, images: int) -> str:
-    """Format a share of so many images with no more digits than they carry: `88.6`, or `89` of less than TENTHS_FROM images."""
-    return f"{100 * share:.{1 if images >= TENTHS_FROM else 0}f}"
+def percent(share: float, images: float) -> str:
+    """Format a share of so many images with no more digits than they carry: `88.6`, or `89` of less than 961 images.
+
+    The last digit is about a tenth of half the interval's width, at most MOST_DECIMALS; half an interval is WIDEST over the root of n.
+    """
+    decimals = round(-log10(100 * WIDEST / sqrt(max(images, 1)) / 10))
+    return f"{100 * share:.{min(max(decimals, 0), MOST_DECIMALS)}f}"
+
+
+def images_like(interval: Sequence[float]) -> float:
+    """Return how many images would give a share an interval as wide: a mean of several runs carries as many digits."""
+    half = (interval[1] - interval[0]) / 2
+    return (WIDEST / max(half, 1e-6)) ** 2

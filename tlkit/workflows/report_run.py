@@ -34,7 +34,10 @@ def report_run(run: Path, *, file: Path | None = None, overrides: Sequence[str] 
     has all but them, and says why.
     """
     file = file or run / "report.html"
-    if inner_runs(run):
+    if inner := inner_runs(run):
+        if overrides:
+            fix = f"Leave {overrides[0]} out. With it, the page of one of them is written: tlkit report {inner[0]} {overrides[0]}"
+            raise RunError(f"The page of {run} is about its {inner[0].name.partition('_')[0]}s together, and needs no images.\n  {fix}")
         for each in measured_runs(run, read_metrics(run)):
             _ = read_metrics(each)  # says of one that hasn't ended how to resume it
         write_repeats_report(run, load_recipe(run / "recipe.yaml"), file=file)
