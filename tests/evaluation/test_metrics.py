@@ -8,7 +8,8 @@ import torch
 from sklearn.metrics import accuracy_score, confusion_matrix, log_loss, precision_recall_fscore_support, top_k_accuracy_score
 from torch import Tensor
 
-from tlkit.evaluation.metrics import difference_interval, measure, wilson_interval
+from tlkit.evaluation.intervals import difference_interval, wilson_interval
+from tlkit.evaluation.metrics import measure
 
 
 def made_up(n: int, k: int) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,8 @@ from sklearn.metrics import (
 from torch import Tensor
 
 from tlkit.data.samples import Sample, Samples
-from tlkit.evaluation.metrics import best_thresholds, measure, measure_multilabel, primary_metric_of
+from tlkit.evaluation.metrics import best_thresholds, measure, measure_multilabel
+from tlkit.evaluation.primary_metric import primary_metric_of
 from tlkit.recipe.schema import Task
 
 

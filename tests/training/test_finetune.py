@@ -3,7 +3,10 @@
 import csv
 import json
 import os
+import shutil
 import signal
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,7 @@ from tlkit.errors import DataError, DeviceError, RecipeError, RunError
 from tlkit.evaluation.evaluate import evaluate_run
 from tlkit.models.model_folder import load_with_card
 from tlkit.recipe.load import load_recipe
+from tlkit.report.kept import read_kept
 from tlkit.training.finetune import run_recipe
 
 COLOURS = {"blue": (40, 60, 200), "green": (30, 180, 60), "red": (210, 40, 50)}
@@ -78,6 +82,22 @@ def test_the_run_folder_holds_what_scripts_rely_on(run: Path) -> None:
     assert "<h3>What training saw</h3>" in (run / "report.html").read_text()
     assert {entry.name for entry in (run / "model").iterdir()} == {"model.safetensors", "config.json", "tlkit.json"}
     assert {entry.name for entry in (run / "checkpoints").iterdir()} == {"best.safetensors"}
+
+
+def test_the_page_is_written_again_from_what_the_run_has_kept_without_the_network_and_the_images(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    page = (tmp_path / "run/report.html").read_text()
+    said = "print([name for name in ('torch', 'timm', 'lightning') if name in sys.modules])"
+    code = f"import sys; from tlkit.cli import main; main(sys.argv[1:]); {said}"
+    words = [sys.executable, "-c", code, "report", str(tmp_path / "run"), "--out", "again.html"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert "heat maps are those that the run has kept" in done.stderr
+    assert (tmp_path / "again.html").read_text() == page
+    # Other weights than those that it was drawn with: everything is looked at again.
+    (tmp_path / "run/model/head.safetensors").write_bytes(b"")
+    assert read_kept(run, "test") is not None
+    assert read_kept(tmp_path / "run", "test") is None
 
 
 def test_metrics_csv_has_a_row_an_epoch_with_the_columns_of_the_contract(run: Path) -> None:

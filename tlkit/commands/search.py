@@ -159,7 +159,7 @@ def compare(arguments: Namespace) -> int:
 
 def _compared_lines(compared: "Compared") -> Iterator[str]:
     """Yield the recipes' differences, then each run's metric, then the result of the test."""
-    from tlkit.evaluation.metrics import metric_label
+    from tlkit.evaluation.primary_metric import metric_label
 
     yield "recipes differ in" if compared.differences else "the recipes are the same"
     for key, values in compared.differences.items():
@@ -207,7 +207,7 @@ def soup(arguments: Namespace) -> int:
 def _soup_rows(soup: "Soup") -> "Iterator[tuple[str, str]]":
     from rich.markup import escape
 
-    from tlkit.evaluation.metrics import metric_label
+    from tlkit.evaluation.primary_metric import metric_label
     from tlkit.training.results import panel_figures
 
     members, best, runs = soup.members, soup.steps[0], counted(len(soup.steps), "run")

@@ -20,9 +20,9 @@ from tlkit.errors import DataError, RunError
 from tlkit.evaluation.answers import split_answers
 from tlkit.evaluation.fit_trust import FittedTrust, measure_trust
 from tlkit.evaluation.intervals import multiclass_intervals, multilabel_intervals
-from tlkit.evaluation.metrics import measure, measure_multilabel, primary_metric_of
+from tlkit.evaluation.metrics import measure, measure_multilabel
 from tlkit.evaluation.predictions import prediction_rows, read_predictions
-from tlkit.evaluation.primary_metric import named_primary_metric
+from tlkit.evaluation.primary_metric import named_primary_metric, primary_metric_of
 from tlkit.evaluation.test_time_augmentation import Tta, averaged, views_of, with_views
 from tlkit.models.classifier import Classifier
 from tlkit.models.inference.batches import infer

@@ -10,6 +10,7 @@ the true figure in 93 to 97 %, see the tests; in some 3 % fewer where a class ha
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from math import hypot, sqrt
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,31 @@ def wilson(share: Any, number: Any) -> Floats:
     reach = Z * np.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
     bounds: Floats = np.stack([middle - reach, middle + reach], -1) / (1 + Z**2 / n)[..., None]
     return np.where(n[..., None] < 1e-6, (0.0, 1.0), bounds.clip(0, 1))
+
+
+def wilson_interval(successes: int, trials: int) -> list[float]:
+    """Return [low, high]: Wilson's 95 % interval of a proportion."""
+    low, high = wilson(successes / trials, trials).tolist()
+    return [low, high]
+
+
+def mean_interval(values: Sequence[float]) -> list[float]:
+    """Return the 95 % interval of the mean of two or more shares, by Student's t, within 0 and 1."""
+    from scipy.stats import t as student_t
+
+    mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / sqrt(len(values))
+    reach = float(student_t.ppf(0.975, len(values) - 1)) * error
+    return [max(0.0, mean - reach), min(1.0, mean + reach)]
+
+
+def difference_interval(first: tuple[float, int], second: tuple[float, int]) -> list[float]:
+    """Return [low, high]: the 95 % interval of the first share minus the second. Each is a share and the number of images behind it.
+
+    Source: Newcombe 1998, method 10, https://doi.org/10.1002/(SICI)1097-0258(19980430)17:8<873::AID-SIM779>3.0.CO;2-I
+    """
+    (a, n_a), (b, n_b) = first, second
+    (low_a, high_a), (low_b, high_b) = wilson_interval(round(a * n_a), n_a), wilson_interval(round(b * n_b), n_b)
+    return [a - b - hypot(a - low_a, high_b - b), a - b + hypot(high_a - a, b - low_b)]
 
 
 @dataclass(frozen=True)

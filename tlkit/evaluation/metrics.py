@@ -1,37 +1,14 @@
 """What a classifier is worth, from its logits and the true labels."""
 
 from collections.abc import Sequence
-from math import hypot, sqrt
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
-from tlkit.data.samples import LARGEST_FOLD, Samples
-from tlkit.evaluation.intervals import wilson
-
-PrimaryMetric = Literal["accuracy", "balanced_accuracy", "mean_average_precision"]
-"""The figure that chooses the best epoch and stands first in every result."""
-
-
-def primary_metric_of(samples: Samples) -> PrimaryMetric:
-    """Return the metric that chooses the best epoch.
-
-    Mean average precision for multilabel: it needs no threshold, and those are chosen after training.
-
-    For one label per image, accuracy, or balanced accuracy (the mean of the classes' recalls) if classes differ more than five-fold.
-    """
-    if samples.task == "multilabel":
-        return "mean_average_precision"
-    counts = samples.training_counts()
-    return "balanced_accuracy" if max(counts) > LARGEST_FOLD * min(counts) else "accuracy"
-
-
-def metric_label(primary_metric: PrimaryMetric) -> str:
-    return primary_metric.replace("_", " ")
-
+from tlkit.evaluation.intervals import wilson_interval
 
 DENSE_CLASSES = 200
 """Up to so many classes `confusion` is a whole table. Of more it would have millions of zeros: `confusion_cells` has what isn't zero."""
@@ -158,28 +135,3 @@ def _best_threshold(scores: np.ndarray[Any, Any], truth: np.ndarray[Any, Any]) -
     f1[ranked[:-1] == ranked[1:]] = -1  # images of one score are called together or not at all
     last = int(f1.argmax())
     return float((ranked[last] + ranked[last + 1]) / 2)
-
-
-def wilson_interval(successes: int, trials: int) -> list[float]:
-    """Return [low, high]: Wilson's 95 % interval of a proportion."""
-    low, high = wilson(successes / trials, trials).tolist()
-    return [low, high]
-
-
-def mean_interval(values: Sequence[float]) -> list[float]:
-    """Return the 95 % interval of the mean of two or more shares, by Student's t, within 0 and 1."""
-    from scipy.stats import t as student_t
-
-    mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / sqrt(len(values))
-    reach = float(student_t.ppf(0.975, len(values) - 1)) * error
-    return [max(0.0, mean - reach), min(1.0, mean + reach)]
-
-
-def difference_interval(first: tuple[float, int], second: tuple[float, int]) -> list[float]:
-    """Return [low, high]: the 95 % interval of the first share minus the second. Each is a share and the number of images behind it.
-
-    Source: Newcombe 1998, method 10, https://doi.org/10.1002/(SICI)1097-0258(19980430)17:8<873::AID-SIM779>3.0.CO;2-I
-    """
-    (a, n_a), (b, n_b) = first, second
-    (low_a, high_a), (low_b, high_b) = wilson_interval(round(a * n_a), n_a), wilson_interval(round(b * n_b), n_b)
-    return [a - b - hypot(a - low_a, high_b - b), a - b + hypot(high_a - a, b - low_b)]

@@ -3,19 +3,21 @@
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from tlkit.data.samples import LABEL_SEPARATOR, Sample
 from tlkit.errors import RunError
 from tlkit.files import write_csv
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PREDICTIONS = {"test": "predictions.csv", "val": "predictions_val.csv"}
 COLUMNS = ("id", "label", "answer", "probability")
 
 
 def prediction_rows(
-    logits: Tensor, samples: Sequence[Sample], classes: Sequence[str], thresholds: Sequence[float] = ()
+    logits: "Tensor", samples: Sequence[Sample], classes: Sequence[str], thresholds: Sequence[float] = ()
 ) -> list[dict[str, str]]:
     """Return id, label, answer and the answer's probability of each image. logits: [N, K] in the order of the samples.
 

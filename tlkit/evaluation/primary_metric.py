@@ -1,7 +1,29 @@
 """The figure that chooses the best epoch, as results name it."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
+
+from tlkit.data.samples import LARGEST_FOLD, Samples
+
+PrimaryMetric = Literal["accuracy", "balanced_accuracy", "mean_average_precision"]
+"""The figure that chooses the best epoch and stands first in every result."""
+
+
+def primary_metric_of(samples: Samples) -> PrimaryMetric:
+    """Return the metric that chooses the best epoch.
+
+    Mean average precision for multilabel: it needs no threshold, and those are chosen after training.
+
+    For one label per image, accuracy, or balanced accuracy (the mean of the classes' recalls) if classes differ more than five-fold.
+    """
+    if samples.task == "multilabel":
+        return "mean_average_precision"
+    counts = samples.training_counts()
+    return "balanced_accuracy" if max(counts) > LARGEST_FOLD * min(counts) else "accuracy"
+
+
+def metric_label(primary_metric: PrimaryMetric) -> str:
+    return primary_metric.replace("_", " ")
 
 
 def named_primary_metric(primary_metric: str) -> dict[str, str]:

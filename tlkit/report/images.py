@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,9 @@ from PIL import Image
 
 from tlkit.data.samples import Sample
 from tlkit.errors import BackboneError, DataError
-from tlkit.evaluation.evaluate import OpenSplit
+
+if TYPE_CHECKING:
+    from tlkit.evaluation.evaluate import OpenSplit
 
 THUMBNAIL_PX, HEAT_PX = 96, 128
 MOST_IMAGES, MOST_BYTES = 400, 2_500_000
@@ -25,23 +27,36 @@ Row = Mapping[str, str]
 
 
 @dataclass(frozen=True)
+class Drawn:
+    """pictures, heat: places of the answers -> data URL. no_heat: why there are no heat maps.
+
+    unreadable: how many of the chosen images are gone or can't be read any more.
+    """
+
+    pictures: Mapping[int, str] = field(default_factory=dict)
+    heat: Mapping[int, str] = field(default_factory=dict)
+    no_heat: str = ""
+    unreadable: int = 0
+
+
+@dataclass(frozen=True)
 class SplitImages:
     """What a run's model answered for the images that are measured. answers: rows as of predictions.csv.
 
-    opened: the model and the images; None where they are missing, and missing says why.
+    opened: the model and the images; None where they are missing, and missing says why, or where they aren't needed: drawn has the images.
     """
 
     answers: Sequence[Row]
-    opened: OpenSplit | None
+    opened: "OpenSplit | None"
     missing: str = ""
+    drawn: Drawn | None = None
 
 
 @dataclass(frozen=True)
 class PageImages:
     """What the page shows. Places are rows of the answers. cells: (class, answer) -> places of all its images, shown ones first.
 
-    pictures: place -> data URL. heat: place -> data URL. missing: why there are no images; no_heat: why there are no heat maps.
-    unreadable: how many of the chosen images are gone or can't be read any more.
+    missing: why there are no images. Else as `Drawn`.
     """
 
     answers: Sequence[Row] = ()
@@ -67,14 +82,16 @@ def page_images(seen: SplitImages) -> PageImages:
     for place in [*worst, *unsure]:
         cells[answers[place]["label"], answers[place]["answer"]].append(place)
     listed: dict[str, Any] = {"worst": worst[:LISTED], "unsure": unsure[:LISTED], "looked_at": list(_one_of_each(answers, unsure[::-1]))}
-    if opened is None or not answers:
-        return PageImages(answers, **listed, cells=cells, missing=seen.missing or "the run has kept no answers.")
-    samples = {sample.id: sample for sample in opened.samples.samples}
-    order = dict.fromkeys([*listed["worst"], *listed["unsure"], *listed["looked_at"], *_of_cells(cells)])
-    pictures, unreadable = _thumbnails([(place, samples.get(answers[place]["id"])) for place in order], opened)
-    heat, no_heat = _heat_maps([*listed["worst"], *listed["looked_at"]], answers, samples, opened)
-    first = {cell: sorted(places, key=lambda place: place not in pictures) for cell, places in cells.items()}
-    return PageImages(answers, **listed, cells=first, pictures=pictures, heat=heat, no_heat=no_heat, unreadable=unreadable)
+    drawn = seen.drawn
+    if drawn is None:
+        if opened is None or not answers:
+            return PageImages(answers, **listed, cells=cells, missing=seen.missing or "the run has kept no answers.")
+        samples = {sample.id: sample for sample in opened.samples.samples}
+        order = dict.fromkeys([*listed["worst"], *listed["unsure"], *listed["looked_at"], *_of_cells(cells)])
+        pictures, unreadable = _thumbnails([(place, samples.get(answers[place]["id"])) for place in order], opened)
+        drawn = Drawn(pictures, *_heat_maps([*listed["worst"], *listed["looked_at"]], answers, samples, opened), unreadable)
+    first = {cell: sorted(places, key=lambda place: place not in drawn.pictures) for cell, places in cells.items()}
+    return PageImages(answers, **listed, cells=first, **vars(drawn))
 
 
 def _surest(row: Row) -> float:
@@ -97,7 +114,7 @@ def _of_cells(cells: Mapping[tuple[str, str], Sequence[int]]) -> Iterator[int]:
         yield from places[: OF_A_CLASS if label == answer else OF_A_CONFUSION]
 
 
-def _thumbnails(wanted: Iterable[tuple[int, Sample | None]], opened: OpenSplit) -> tuple[dict[int, str], int]:
+def _thumbnails(wanted: Iterable[tuple[int, Sample | None]], opened: "OpenSplit") -> tuple[dict[int, str], int]:
     """Return the thumbnails of the first images that MOST_IMAGES and MOST_BYTES allow, and how many of them can't be read."""
     found: dict[int, str] = {}
     written = unreadable = 0
@@ -134,7 +151,7 @@ def data_url(image: Image.Image, quality: int = 75) -> str:
 
 
 def _heat_maps(
-    places: Sequence[int], answers: Sequence[Row], samples: Mapping[str, Sample], opened: OpenSplit
+    places: Sequence[int], answers: Sequence[Row], samples: Mapping[str, Sample], opened: "OpenSplit"
 ) -> tuple[dict[int, str], str]:
     """Return place -> what speaks for the answer, over the image as the network sees it; and why there is none."""
     import torch

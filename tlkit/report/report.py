@@ -14,13 +14,14 @@ from typing import Any
 from PIL import Image
 
 from tlkit.data.samples import LARGEST_FOLD
-from tlkit.evaluation.metrics import difference_interval
+from tlkit.evaluation.intervals import difference_interval
 from tlkit.evaluation.primary_metric import recorded_primary_metric
 from tlkit.files import sha256_of, write_atomically
 from tlkit.recipe.load import recipe_yaml
 from tlkit.recipe.schema import Recipe
 from tlkit.report.charts import curves, reliability, risk_coverage
 from tlkit.report.images import PageImages, SplitImages, data_url, page_images
+from tlkit.report.kept import keep
 from tlkit.report.templates import percent, template
 from tlkit.terminal import counted
 
@@ -65,6 +66,9 @@ def write_run_report(
     run: Path, recipe: Recipe, metrics: Mapping[str, Any], *, facts: Mapping[str, Any], seen: SplitImages, file: Path | None = None
 ) -> None:
     """Write the page of a run. metrics: the content of its metrics.json. file: if it is another than the run's report.html."""
+    images = page_images(seen)
+    if file in (None, run / "report.html") and seen.drawn is None:
+        keep(run, "test" if metrics.get("test") else "val", facts, images)
     page = RunPage(
         recipe.name,
         metrics,
@@ -72,7 +76,7 @@ def write_run_report(
         recipe_yaml(recipe),
         phases=() if "soup" in metrics else phase_rows(recipe, metrics, read_log(run)),
         rows=epoch_rows(run),
-        images=page_images(seen),
+        images=images,
         sheet=_sheet(run / "augmentations.png"),
         origins=read_json(run / "origin.json").get("values", {}),
         sha256={name: sha256_of(run / name) for name in ("model/model.safetensors", "split.csv") if (run / name).is_file()},

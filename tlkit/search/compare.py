@@ -14,8 +14,7 @@ from tlkit.data.splits.holdout import read_manifest
 from tlkit.data.splits.manifest import check_run_folder
 from tlkit.errors import RunError
 from tlkit.evaluation.evaluate import answers_on
-from tlkit.evaluation.metrics import metric_label
-from tlkit.evaluation.primary_metric import recorded_primary_metric
+from tlkit.evaluation.primary_metric import metric_label, recorded_primary_metric
 from tlkit.recipe.differences import recipe_differences
 from tlkit.recipe.load import load_recipe
 from tlkit.search.paired import holm, mcnemar_mid_p, paired_interval, randomization_p

@@ -19,7 +19,7 @@ from torch.nn.functional import one_hot
 from tlkit.data.samples import Samples
 from tlkit.data.splits.holdout import hash_images
 from tlkit.errors import RunError, TlkitError
-from tlkit.evaluation.metrics import wilson_interval
+from tlkit.evaluation.intervals import wilson_interval
 from tlkit.files import atomic_file, write_atomically, write_csv, write_json
 from tlkit.models.catalog import list_models, published
 from tlkit.models.classifier import Classifier

@@ -16,7 +16,7 @@ from rich.console import Console
 from tlkit.data.datamodule import ImageDataModule
 from tlkit.data.dataset import processors, worker_count
 from tlkit.errors import CacheUnavailable, DataError, Fault, RecipeError, TrainingError
-from tlkit.evaluation.metrics import metric_label, primary_metric_of
+from tlkit.evaluation.primary_metric import metric_label, primary_metric_of
 from tlkit.models.classifier import Classifier
 from tlkit.models.freeze import BATCH_NORMS
 from tlkit.models.split import Suffix

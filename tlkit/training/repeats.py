@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from tlkit.data.samples import Samples
 from tlkit.errors import Fault, RecipeError
-from tlkit.evaluation.metrics import mean_interval
+from tlkit.evaluation.intervals import mean_interval
 from tlkit.evaluation.primary_metric import named_primary_metric, recorded_primary_metric
 from tlkit.files import write_atomically, write_json
 from tlkit.recipe.load import recipe_yaml

@@ -14,9 +14,9 @@ from tlkit.errors import CacheUnavailable
 from tlkit.evaluation.answers import Answers, split_answers
 from tlkit.evaluation.evaluate import OpenSplit, measure_logits
 from tlkit.evaluation.fit_trust import FittedTrust, TrustOptions, fit_trust, measure_trust
-from tlkit.evaluation.metrics import best_thresholds, metric_label, primary_metric_of
+from tlkit.evaluation.metrics import best_thresholds
 from tlkit.evaluation.predictions import prediction_rows, write_predictions
-from tlkit.evaluation.primary_metric import intervals_of, named_primary_metric, recorded_primary_metric
+from tlkit.evaluation.primary_metric import intervals_of, metric_label, named_primary_metric, primary_metric_of, recorded_primary_metric
 from tlkit.evaluation.unknown import training_sample
 from tlkit.explain.gradient_flow import GRADIENTS, draw_gradients, read_gradients
 from tlkit.files import write_json

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tlkit.data.datamodule import ImageDataModule
 from tlkit.data.progress import progress
-from tlkit.evaluation.metrics import metric_label, primary_metric_of
+from tlkit.evaluation.primary_metric import metric_label, primary_metric_of
 from tlkit.models.classifier import Classifier
 from tlkit.models.inference.batches import infer
 from tlkit.training.objective.losses import plain_loss

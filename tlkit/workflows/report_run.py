@@ -5,24 +5,25 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tlkit.data.samples import Samples
 from tlkit.data.splits.manifest import check_run_folder, samples_without_images
 from tlkit.data.splits.run_source import inner_runs, recipe_of_run
 from tlkit.errors import DataError, RunError
-from tlkit.evaluation.answers import split_answers
-from tlkit.evaluation.evaluate import OpenSplit, open_split
 from tlkit.evaluation.intervals import multiclass_intervals
 from tlkit.evaluation.predictions import PREDICTIONS, prediction_rows, read_predictions
 from tlkit.evaluation.primary_metric import named_primary_metric, recorded_primary_metric
-from tlkit.models.model_folder import load_with_card
 from tlkit.recipe.load import load_recipe
+from tlkit.recipe.schema import Recipe
 from tlkit.report.images import Row, SplitImages
+from tlkit.report.kept import read_kept
 from tlkit.report.repeats import measured_runs, write_repeats_report
 from tlkit.report.report import completed_best, write_run_report
 from tlkit.terminal import counted
-from tlkit.training.results import run_facts
+
+if TYPE_CHECKING:
+    from tlkit.evaluation.evaluate import OpenSplit
 
 LOG = logging.getLogger("tlkit")
 
@@ -45,15 +46,19 @@ def report_run(run: Path, *, file: Path | None = None, overrides: Sequence[str] 
     check_run_folder(run)
     metrics = read_metrics(run)
     recipe, split = recipe_of_run(run, overrides), "test" if "test" in metrics else "val"
-    seen = _seen(run, split, overrides)
-    card = seen.opened.card if seen.opened else load_with_card(run)[1]
-    samples = seen.opened.samples if seen.opened else samples_without_images(run, card.classes, recipe.task)
-    fold = metrics.get("fold")
-    samples = replace(samples, source_size=metrics.get("limited_from", 0), fold=(fold["number"], fold["of"]) if fold else None)
     if "best" in metrics:  # a soup has no epochs
         metrics["best"] = completed_best(metrics["best"])
-    metrics[split] = _completed(metrics[split], seen.answers, samples)
-    facts = run_facts(recipe, samples, metrics, card.weights["origin"])
+    kept = None if overrides else read_kept(run, split)
+    if kept is not None and "intervals" in metrics[split]:
+        LOG.info("answers, thumbnails and heat maps are those that the run has kept")
+        facts, drawn = kept
+        seen = SplitImages(read_predictions(run, split), None, drawn=drawn)
+    else:
+        seen, samples, origin = _looked_at(run, recipe, split, overrides)
+        fold = metrics.get("fold")
+        samples = replace(samples, source_size=metrics.get("limited_from", 0), fold=(fold["number"], fold["of"]) if fold else None)
+        metrics[split] = _completed(metrics[split], seen.answers, samples)
+        facts = _facts(recipe, samples, metrics, origin)
     write_run_report(run, recipe, metrics, facts=facts, seen=seen, file=file)
     return file
 
@@ -69,8 +74,26 @@ def read_metrics(run: Path) -> dict[str, Any]:
     return dict(found)
 
 
+def _facts(recipe: Recipe, samples: Samples, metrics: Mapping[str, Any], weights_origin: str) -> dict[str, str]:
+    from tlkit.training.results import run_facts  # imports torch and Lightning
+
+    return run_facts(recipe, samples, metrics, weights_origin)
+
+
+def _looked_at(run: Path, recipe: Recipe, split: str, overrides: Sequence[str]) -> tuple[SplitImages, Samples, str]:
+    """Return answers and images, all samples of the run, and where its weights came from."""
+    from tlkit.models.model_folder import load_with_card
+
+    seen = _seen(run, split, overrides)
+    card = seen.opened.card if seen.opened else load_with_card(run)[1]
+    samples = seen.opened.samples if seen.opened else samples_without_images(run, card.classes, recipe.task)
+    return seen, samples, card.weights["origin"]
+
+
 def _seen(run: Path, split: str, overrides: Sequence[str]) -> SplitImages:
     """Return the run's answers, kept or computed again, and its images."""
+    from tlkit.evaluation.evaluate import open_split
+
     kept = read_predictions(run, split) if (run / PREDICTIONS[split]).is_file() else None
     try:
         opened = open_split(run, split, overrides=overrides)
@@ -84,8 +107,10 @@ def _seen(run: Path, split: str, overrides: Sequence[str]) -> SplitImages:
     return SplitImages(_answers(opened, split) if kept is None else kept, opened)
 
 
-def _answers(opened: OpenSplit, split: str) -> list[dict[str, str]]:
+def _answers(opened: "OpenSplit", split: str) -> list[dict[str, str]]:
     """Return the answers with calibrated probabilities, as a run keeps them."""
+    from tlkit.evaluation.answers import split_answers
+
     batch_size = opened.recipe.data.known_batch_size
     found = split_answers(opened.classifier, opened.samples, split, opened.preprocessing, batch_size=batch_size, features=False)
     logits = found.logits / opened.card.trust.temperature

@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 
-from tlkit.evaluation.metrics import PrimaryMetric
+from tlkit.evaluation.primary_metric import PrimaryMetric
 from tlkit.files import write_csv
 
 METRICS_COLUMNS = ("phase", "epoch", "train/loss", "train/accuracy", "val/loss", "val/accuracy", "lr", "seconds")

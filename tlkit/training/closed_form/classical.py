@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from tlkit.data.samples import Samples
-from tlkit.evaluation.metrics import metric_label, primary_metric_of
+from tlkit.evaluation.primary_metric import metric_label, primary_metric_of
 from tlkit.models.heads import NearestNeighbours
 from tlkit.recipe.fields.model import Head
 from tlkit.training.callbacks.metrics_table import SCORE, named_score, write_metrics_table

@@ -19,7 +19,7 @@ from torch.nn.functional import linear
 
 from tlkit.data.datamodule import ImageDataModule
 from tlkit.data.samples import Samples
-from tlkit.evaluation.metrics import metric_label, primary_metric_of
+from tlkit.evaluation.primary_metric import metric_label, primary_metric_of
 from tlkit.models.classifier import Classifier
 from tlkit.models.heads import last_linear
 from tlkit.recipe.fields.phases import SolvedPhase

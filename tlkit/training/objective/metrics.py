@@ -10,7 +10,8 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy, MultilabelAccuracy, MultilabelAveragePrecision
 
 from tlkit.data.samples import Samples
-from tlkit.evaluation.metrics import PrimaryMetric, balanced_accuracy, class_counts, primary_metric_of
+from tlkit.evaluation.metrics import balanced_accuracy, class_counts
+from tlkit.evaluation.primary_metric import PrimaryMetric, primary_metric_of
 from tlkit.recipe.schema import Task
 from tlkit.training.objective.losses import plain_loss
 

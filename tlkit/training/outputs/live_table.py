@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tlkit.data.progress import LINE_EVERY_S
-from tlkit.evaluation.metrics import PrimaryMetric, metric_label
+from tlkit.evaluation.primary_metric import PrimaryMetric, metric_label
 from tlkit.terminal import counted
 from tlkit.training.callbacks.best_weights import BestWeights
 from tlkit.training.callbacks.metrics_table import SCORE
