@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shlex
 import subprocess
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from PIL import Image
 from rich.console import Console
 from rich.text import Text
 
-from tlkit import __version__
+from tlkit import __version__, terminal
 from tlkit.cli import COMMANDS, main
 from tlkit.recipe.load import load_recipe
 from tlkit.terminal import escape, print_line, print_panel, tlkit_command, wrap
@@ -114,6 +115,19 @@ def test_a_command_ends_as_in_utf8_where_output_is_ascii(name: str, here: Path) 
     assert text
     assert b"internal error" not in text
     assert b"a bug in tlkit" not in text
+
+
+@pytest.mark.parametrize("words", ["data stats 写真", "data check 写真", "models show resnet10t", "models resnet10t"])
+def test_what_goes_to_a_file_is_not_folded(words: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = printed(*words.split(), encoding="utf-8")
+    monkeypatch.setenv("COLUMNS", "30")
+    assert printed(*words.split(), encoding="utf-8") == whole
+
+
+def test_all_output_goes_through_one_console_for_each_stream() -> None:
+    package = Path(terminal.__file__).parent
+    makers = {file.relative_to(package).as_posix() for file in package.rglob("*.py") if re.search(r"\bConsole\(", file.read_text("utf-8"))}
+    assert makers == {"terminal.py", "data/progress.py"}
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])

@@ -98,6 +98,16 @@ def print_text(text: str, stream: TextIO | None = None) -> None:
     print(text if width is None else wrap(text, width), file=stream)
 
 
+def output_console() -> "Console":
+    """Return the console for standard output: as wide as its terminal; in a file or a pipe, so wide that nothing is folded."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = WIDTH_IN_FILES
+    return console
+
+
 def print_line(console: "Console", text: str, style: str | None = None) -> None:
     """Print plain text to a console, wrapped for a terminal and as it is for a file."""
     shown = wrap(text, console.width) if console.is_terminal else text
@@ -117,7 +127,6 @@ def print_panel(title: str, rows: Iterable[tuple[str, str]], commands: Iterable[
 
     rows: a label and a text, in rich's markup. commands: for the user's shell, never folded.
     """
-    from rich.console import Console
     from rich.markup import escape as without_markup
     from rich.panel import Panel
     from rich.table import Table
@@ -127,9 +136,7 @@ def print_panel(title: str, rows: Iterable[tuple[str, str]], commands: Iterable[
     table.add_column(overflow="fold")
     for label, text in rows:
         table.add_row(f"[dim]{label}[/dim]", text)
-    console = Console()
-    if not console.is_terminal:
-        console.width = WIDTH_IN_FILES
+    console = output_console()
     console.print(Panel(table, title=without_markup(title), title_align="left", expand=False))
     for number, command in enumerate(commands):
         if number == 0:

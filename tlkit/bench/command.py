@@ -14,7 +14,9 @@ from rich.table import Table
 
 from tlkit.bench.sides import Run, machine, run_side
 from tlkit.bench.work import WORDS, Work, package_weights, write_images
+from tlkit.data.progress import progress_console
 from tlkit.errors import RunError, TlkitError
+from tlkit.terminal import output_console
 
 WARM_UP = (64, 32)
 """Images of the discarded first run, which brings libraries into the system's file cache."""
@@ -89,7 +91,7 @@ def bench_command(
     work = replace(work, weights=package_weights(work.backbone))
     jobs = {side: (side, work) for side in sides}
     bench = Bench(work, *images, run_in_turn(jobs, images, repeats=repeats, warm_cache=warm_cache))
-    show(bench.to_json(), lambda: print_bench(bench, Console()), as_json=as_json, out=out)
+    show(bench.to_json(), lambda: print_bench(bench, output_console()), as_json=as_json, out=out)
     return 0
 
 
@@ -117,7 +119,7 @@ def run_in_turn(
     jobs: name -> side and work. They run in turn, so that a machine that slows down is slow for all of them.
     warm_cache: tlkit reuses activations that an earlier run with another seed cached.
     """
-    log = Console(stderr=True, highlight=False).print
+    log = progress_console().print
     runs: dict[str, list[Run]] = {name: [] for name in jobs}
     with tempfile.TemporaryDirectory(prefix="tlkit-bench-") as name:
         home = Path(name)

@@ -13,6 +13,7 @@ from rich.table import Table
 from tlkit.bench.command import Spread, check_out, format_spread, run_in_turn, show, spread_of
 from tlkit.bench.sides import Run, circumstances
 from tlkit.bench.work import Work, package_weights
+from tlkit.terminal import output_console
 
 HEAD = "head only"
 
@@ -69,7 +70,7 @@ def curve_command(work: Work, images: tuple[int, int], *, repeats: int, as_json:
         works[stage] = Work("from", backbone=work.backbone, weights=weights, epochs=work.epochs, stage=stage)
     runs = run_in_turn({name: ("tlkit", work) for name, work in works.items()}, images, repeats=repeats)
     curve = Curve(works[HEAD], *images, shares, runs)
-    show(curve.to_json(), lambda: print_curve(curve, Console()), as_json=as_json, out=out)
+    show(curve.to_json(), lambda: print_curve(curve, output_console()), as_json=as_json, out=out)
     return 0
 
 

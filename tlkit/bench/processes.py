@@ -22,6 +22,7 @@ from tlkit.bench.scaling import BYTES_A_GRADIENT
 from tlkit.bench.sides import Run, circumstances
 from tlkit.bench.work import Kind, Work, package_weights
 from tlkit.errors import TlkitError
+from tlkit.terminal import output_console
 
 COUNTS = (1, 2)
 MEASURED: tuple[Kind, ...] = ("head", "all")
@@ -98,7 +99,7 @@ def processes_command(work: Work, images: tuple[int, int], *, repeats: int, as_j
     runs = run_in_turn({f"{kind} on {count}": ("tlkit", each) for (kind, count), each in works.items()}, images, repeats=repeats)
     by_work = {key: runs[f"{key[0]} on {key[1]}"] for key in works}
     found = Processes(work, *images, trained, measure_decoding(repeats), by_work)
-    show(found.to_json(), lambda: print_processes(found, Console()), as_json=as_json, out=out)
+    show(found.to_json(), lambda: print_processes(found, output_console()), as_json=as_json, out=out)
     return 0
 
 

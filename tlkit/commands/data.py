@@ -20,7 +20,8 @@ def check(arguments: Namespace) -> int:
     recipe, _ = images_recipe(arguments)
     from tlkit.data.quality.check import check_command
 
-    return check_command(recipe, arguments.images, as_json=arguments.format == "json", out=arguments.out)
+    with show_log():
+        return check_command(recipe, arguments.images, as_json=arguments.format == "json", out=arguments.out)
 
 
 def preview_arguments(parser: ArgumentParser) -> None:
@@ -35,7 +36,8 @@ def preview(arguments: Namespace) -> int:
     recipe, _ = images_recipe(arguments)
     from tlkit.workflows.preview import preview_command
 
-    return preview_command(recipe, arguments.out, rows=arguments.rows, columns=arguments.columns)
+    with show_log():
+        return preview_command(recipe, arguments.out, rows=arguments.rows, columns=arguments.columns)
 
 
 def stats_arguments(parser: ArgumentParser) -> None:
@@ -51,7 +53,8 @@ def stats(arguments: Namespace) -> int:
     from tlkit.data.quality.stats import stats_command
 
     size = arguments.image_size or (None if without_recipe else recipe.data.image_size)
-    return stats_command(recipe, drawn=not without_recipe, mean_px=size, out=arguments.out, as_json=arguments.format == "json")
+    with show_log():
+        return stats_command(recipe, drawn=not without_recipe, mean_px=size, out=arguments.out, as_json=arguments.format == "json")
 
 
 def fetch_arguments(parser: ArgumentParser) -> None:
@@ -69,7 +72,8 @@ def fetch(arguments: Namespace) -> int:
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     from tlkit.workflows.fetch import fetch_command
 
-    return fetch_command(recipe, arguments.to, leave_local=arguments.leave_local)
+    with show_log():
+        return fetch_command(recipe, arguments.to, leave_local=arguments.leave_local)
 
 
 def audit_arguments(parser: ArgumentParser) -> None:

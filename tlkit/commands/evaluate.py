@@ -37,7 +37,8 @@ def evaluate(arguments: Namespace) -> int:
     from tlkit.evaluation.evaluate import evaluate_run
 
     keep_freed_memory()
-    metrics = evaluate_run(arguments.run, arguments.split, arguments.tta, device=arguments.device, overrides=arguments.overrides)
+    with show_log():
+        metrics = evaluate_run(arguments.run, arguments.split, arguments.tta, device=arguments.device, overrides=arguments.overrides)
     if arguments.format == "json":
         import json
 
@@ -138,7 +139,8 @@ def calibrate(arguments: Namespace) -> int:
     from tlkit.evaluation.calibrate import calibrate_run
 
     keep_freed_memory()
-    found = calibrate_run(arguments.run, error=arguments.error, coverage=arguments.coverage, overrides=arguments.overrides)
+    with show_log():
+        found = calibrate_run(arguments.run, error=arguments.error, coverage=arguments.coverage, overrides=arguments.overrides)
     if arguments.format == "json":
         import json
 
@@ -183,7 +185,8 @@ def drift(arguments: Namespace) -> int:
     from tlkit.workflows.drift import drift as measure_drift
 
     keep_freed_memory()
-    found = measure_drift(arguments.run, arguments.folder, overrides=arguments.overrides)
+    with show_log():
+        found = measure_drift(arguments.run, arguments.folder, overrides=arguments.overrides)
     if arguments.format == "json":
         import json
 

@@ -9,7 +9,7 @@ from tlkit.commands.log import show_log
 from tlkit.errors import TlkitError
 from tlkit.files import expanded
 from tlkit.system import keep_freed_memory
-from tlkit.terminal import print_line
+from tlkit.terminal import print_text
 
 MOST_IMAGES = 16
 
@@ -41,8 +41,6 @@ def explain(arguments: Namespace) -> int:
     runs = tuple(place for place in places if (place / "recipe.yaml").is_file())
     images = [place for place in places if place not in runs]
     check_images(images)
-    from rich.console import Console
-
     from tlkit.data.progress import progress, progress_console
     from tlkit.explain.explain import explain as write_page
     from tlkit.explain.sections import Request
@@ -61,7 +59,7 @@ def explain(arguments: Namespace) -> int:
             device=arguments.device,
             overrides=overrides,
         )
-    print_line(Console(highlight=False, soft_wrap=True), str(page), None)
+    print_text(str(page))
     return 0
 
 

@@ -48,13 +48,12 @@ def runs(arguments: Namespace) -> int:
 def _print_table(rows: "list[RunRow]") -> None:
     """Print as many columns as fit, and below them what is wrong with runs that have no figures."""
     from rich.cells import cell_len
-    from rich.console import Console
 
-    from tlkit.terminal import WIDTH_IN_FILES
+    from tlkit.terminal import output_console
 
     lines = [COLUMNS, *map(_cells, rows)]
     widths = [max(map(cell_len, column)) for column in zip(*lines, strict=True)]
-    console = Console(width=None if sys.stdout.isatty() else WIDTH_IN_FILES)
+    console = output_console()
     shown = max(number for number in range(1, len(widths) + 1) if number == 1 or sum(widths[:number]) + 2 * (number - 1) <= console.width)
     header, *others = ("  ".join(map(_padded, COLUMNS[:shown], line, widths)).rstrip() for line in lines)
     console.print(header, style="bold", markup=False, highlight=False, soft_wrap=True)

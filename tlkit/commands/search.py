@@ -62,10 +62,9 @@ def rank(arguments: Namespace) -> int:
 
 def _print_ranked(rows: "list[Ranked]") -> None:
     """Print a table, the best first; * marks the Pareto front of accuracy and images per second."""
-    from rich.console import Console
     from rich.table import Table
 
-    from tlkit.terminal import WIDTH_IN_FILES, print_fitting
+    from tlkit.terminal import output_console, print_fitting
 
     columns = ("", "backbone", "accuracy", "95 % interval", "images/s", "kNN", "LogME", "M params", "MB")
     tables = []
@@ -89,8 +88,7 @@ def _print_ranked(rows: "list[Ranked]") -> None:
             )
             table.add_row(*cells[:shown])
         tables.append(table)
-    console = Console(width=None if sys.stdout.isatty() else WIDTH_IN_FILES)
-    print_fitting(console, tables)
+    print_fitting(output_console(), tables)
     if times := sorted({row.timed for row in rows if row.timed}):
         print_text(f"images/s measured {' to '.join(dict.fromkeys((times[0], times[-1])))} on this machine; again with --time-again")
     if missing := [row.backbone for row in rows if row.accuracy is None]:

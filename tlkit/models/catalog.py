@@ -10,19 +10,16 @@ from functools import cache
 from pathlib import Path
 
 import timm
-from rich.console import Console
 from rich.table import Table
 
 from tlkit.errors import BackboneError, expected_one_of
 from tlkit.models.backbones import pretrained_cfg
 from tlkit.models.weights.sources import weights_here
-from tlkit.terminal import print_text
+from tlkit.terminal import output_console, print_text
 
 COLUMNS = ("backbone", "top-1", "M", "input", "here", "licence", "default weights")
 NARROW = 80
 """Terminals with fewer columns than this show the first five."""
-WIDTH_IN_PIPES = 1000
-"""Characters a line when no terminal shows it: one model stays one line for grep."""
 
 
 @cache
@@ -58,7 +55,7 @@ def print_models(pattern: str | None) -> int:
     if not names:
         raise BackboneError(f"No model's name matches '{pattern}'.\n  {expected_one_of(pattern or '', timm.list_models())}")
     everything = len(timm.list_pretrained() if pattern and "." in pattern else timm.list_models())
-    console = Console(width=None if sys.stdout.isatty() else WIDTH_IN_PIPES)
+    console = output_console()
     console.print(_table(names, COLUMNS if console.width >= NARROW else COLUMNS[:5]))
     print_text(
         f"{len(names)} of {everything}. top-1: in % on ImageNet-1k, as timm and torchvision publish it for the default weights.\n"

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -23,7 +22,7 @@ from tlkit.models.backbones import (
 )
 from tlkit.models.catalog import published
 from tlkit.models.weights.sources import weights_here
-from tlkit.terminal import print_fitting
+from tlkit.terminal import output_console, print_fitting
 
 
 @dataclass(frozen=True)
@@ -130,7 +129,7 @@ def print_backbone(name: str, image_size: int | None) -> int:
     size = image_size or _input_px(name)
     cost = measure(name, size)
     classes = int(cfg.get("num_classes") or 1000)
-    console = Console(highlight=False)
+    console = output_console()
     console.print(f"[bold]{name}[/bold], one image of {size} x {size} px\n")
     print_fitting(console, [_table(cost, classes, shares=shares) for shares in (True, False)])
     console.print("", _notes(name, size, cfg, cost, classes), sep="\n")

@@ -13,10 +13,9 @@ from typing import Any, cast
 import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.markup import escape
 
-from tlkit.data.progress import progress
+from tlkit.data.progress import progress, progress_console
 from tlkit.errors import RunError, TlkitError
 from tlkit.files import atomic_file, write_csv
 from tlkit.planning.trial import try_phase, unchanged
@@ -71,7 +70,7 @@ def lr_command(recipe: Recipe, number: int, *, steps: int, out: Path | None, wor
     check_has_rate(recipe, number)
     setup = prepare(with_batch_size(recipe))
     (spec,) = (spec for spec in setup.phases if spec.number == number)
-    result = lr_range(setup, spec, steps=steps, console=Console(stderr=True))
+    result = lr_range(setup, spec, steps=steps)
     run = make_run_folder(f"{recipe.name}-lr", out)
     columns = ("lr", "loss", "smoothed")
     steps_taken = zip(result.lrs, result.losses, result.smoothed, strict=True)
@@ -81,13 +80,12 @@ def lr_command(recipe: Recipe, number: int, *, steps: int, out: Path | None, wor
     return 0
 
 
-def lr_range(setup: Setup, spec: PhaseSpec, *, steps: int, console: Console | None = None) -> LrRange:
+def lr_range(setup: Setup, spec: PhaseSpec, *, steps: int) -> LrRange:
     """Train a copy of the classifier for `steps` steps while the rate rises from 1e-7 to 10; all groups keep their ratio.
 
     spec: of a phase that trains by gradients. Raises RunError if the classifier or a random generator is not as it was before.
     """
-    quiet = console or Console(quiet=True)
-    with unchanged(setup.classifier), progress(quiet, "raising the learning rate", steps, unit="steps") as advance:
+    with unchanged(setup.classifier), progress(progress_console(), "raising the learning rate", steps, unit="steps") as advance:
         sweep = Sweep(rate_of(spec), steps, advance)
         limits = {"max_steps": steps, "max_epochs": -1, "limit_val_batches": 0}
         try_phase(setup.classifier, setup.data, setup.learning, spec, callback=sweep, **limits)

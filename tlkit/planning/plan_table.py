@@ -13,7 +13,7 @@ from tlkit.planning.stages import StageRow
 from tlkit.recipe.fields.model import CLASSICAL_HEADS
 from tlkit.recipe.fields.phases import SolvedPhase
 from tlkit.recipe.schema import Recipe
-from tlkit.terminal import counted, print_fitting
+from tlkit.terminal import counted, output_console, print_fitting
 from tlkit.training.results import split_summary
 from tlkit.training.specs import phase_name
 
@@ -29,7 +29,7 @@ MANY_STAGES = 12
 
 def show_plan(recipe: Recipe) -> int:
     """Print the plan (`tlkit plan`)."""
-    console = Console()
+    console = output_console()
     console.print()
     print_plan(make_plan(recipe, import_s=max(FASTEST_IMPORT_S, time.process_time())), console)
     return 0

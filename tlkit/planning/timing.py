@@ -11,12 +11,12 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
-from rich.console import Console
 from torch import nn
 from torch.nn.functional import one_hot
 
 from tlkit.data.datamodule import ImageDataModule
 from tlkit.data.dataset import worker_count
+from tlkit.data.progress import progress_console
 from tlkit.data.samples import Sample, Samples
 from tlkit.errors import CacheUnavailable
 from tlkit.models.classifier import Classifier
@@ -145,7 +145,7 @@ def time_solved(trial: Trial, *, slowness: float) -> SolvedTiming:
 
 def _features_s(trial: Trial, classifier: Classifier, data: ImageDataModule) -> float:
     began = time.perf_counter()
-    features_of(classifier, data, "train", trial.recipe.cache.model_copy(update={"use": False}), Console(quiet=True))
+    features_of(classifier, data, "train", trial.recipe.cache.model_copy(update={"use": False}), progress_console(quiet=True))
     return time.perf_counter() - began
 
 
@@ -214,7 +214,7 @@ def _inputs(
     cache = trial.recipe.cache.model_copy(update={"budget_gb": trial.recipe.cache.budget_gb * share})
     if not cache.use:
         return data, None, 0.0
-    console, mix = Console(quiet=True), trial.recipe.mix
+    console, mix = progress_console(quiet=True), trial.recipe.mix
     with suppress(CacheUnavailable):
         if classifier.trains_whole_backbone:
             raise CacheUnavailable("nothing is frozen")

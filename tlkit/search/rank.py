@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
+from tlkit.data.progress import progress_console
 from tlkit.data.samples import Samples
 from tlkit.data.splits.holdout import hash_images
 from tlkit.errors import RunError, TlkitError
@@ -147,10 +148,8 @@ def rank(recipe_file: str, overrides: Sequence[str], candidates: Sequence[Candid
     Training and validation images are used; the test split is not touched. What `out` has of the same recipe, images and weights is not
     measured again. Raises RunError if `out` has anything else.
     """
-    from rich.console import Console
-
     check_rank_folder(out)
-    console = Console(stderr=True)
+    console = progress_console()
     (out / "candidates").mkdir(parents=True, exist_ok=True)
     rows = []
     for number, candidate in enumerate(candidates, 1):

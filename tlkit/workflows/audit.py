@@ -15,7 +15,7 @@ from rich.table import Table
 
 from tlkit.data.datamodule import ImageDataModule
 from tlkit.data.decode import decode
-from tlkit.data.progress import progress
+from tlkit.data.progress import progress, progress_console
 from tlkit.data.quality.audit import (
     Audit,
     Duplicates,
@@ -43,7 +43,7 @@ from tlkit.files import expanded
 from tlkit.models.weights.sources import find_weights
 from tlkit.recipe.schema import Recipe
 from tlkit.report.gallery import write_gallery
-from tlkit.terminal import counted, print_line
+from tlkit.terminal import counted, output_console, print_line
 from tlkit.training.closed_form.features import features_of
 from tlkit.training.outputs.log import log_to_file
 from tlkit.training.outputs.run_folder import check_out, make_run_folder
@@ -75,7 +75,7 @@ def audit_command(recipe: Recipe, *, drawn: bool, out: Path | None, fix: bool, s
     if fix:
         check_can_clean(samples)
     run = make_run_folder(f"{recipe.name}-audit", out)
-    console = Console(stderr=True, highlight=False)
+    console = progress_console()
     with log_to_file(run / "log.txt"):
         log_warnings(samples)
         limits = recipe.data
@@ -174,7 +174,7 @@ def _of_kind(findings: Sequence[Finding], kind: str) -> list[Finding]:
 
 def print_audit(audit: Audit, run: Path) -> None:
     """Print counts, the gravest examples, and where to find the others."""
-    console = Console()
+    console = output_console()
     counts = Table("what", "findings", "images", "across splits", "two labels", box=None, header_style="bold")
     for kind, words in KINDS.items():
         if kind not in audit.kinds:
@@ -213,7 +213,7 @@ def _label(samples: Samples, finding: Finding) -> str:
 
 
 def print_cleaned(samples: Samples, found: Duplicates, source: dict[str, str], run: Path) -> None:
-    console = Console()
+    console = output_console()
     marked = "labels that are doubted are marked in it, not removed"
     removed = f"{len(found.dropped)} of {len(samples.samples)} images left out, listed in {run / 'removed.csv'}; {marked}"
     use = shlex.quote(f"data.source={json.dumps(source, ensure_ascii=False)}")

@@ -6,7 +6,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from tlkit.data.samples import Samples
@@ -17,7 +16,7 @@ from tlkit.models.model_folder import read_card
 from tlkit.models.weights.sources import Weights
 from tlkit.recipe.schema import Recipe
 from tlkit.system import cache_folder, caching_in
-from tlkit.terminal import print_line
+from tlkit.terminal import output_console, print_line
 from tlkit.training.checkpointing.resume import image_changes
 from tlkit.training.distributed.ranks import is_main_process
 from tlkit.training.finetune import run_recipe
@@ -85,7 +84,7 @@ def _activations_of_its_own() -> Iterator[None]:
 
 
 def _decode_result(run: Path, again: Path, recipe: Recipe) -> int:
-    console = Console()
+    console = output_console()
     pairs = list(zip(run_folders(run), run_folders(again), strict=True))
     environments = [read_environment(folder) for folder in pairs[0]]
     differ = differences(*environments) if all(environments) else {}

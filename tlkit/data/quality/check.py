@@ -7,11 +7,10 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tlkit.data.progress import progress
+from tlkit.data.progress import progress, progress_console
 from tlkit.data.quality.decode_results import DecodeResult, decode_results
 from tlkit.data.quality.on_bad import lost_classes
 from tlkit.data.quality.value_range import range_warning
@@ -24,7 +23,7 @@ from tlkit.errors import DataError, RunError, TlkitError
 from tlkit.files import write_csv
 from tlkit.recipe.fields.data import Data
 from tlkit.recipe.schema import Recipe, Task
-from tlkit.terminal import counted, print_text
+from tlkit.terminal import counted, output_console, print_text
 
 LONG = 3.0
 """Sides: a crop of an image that is this many times as long as it is wide loses two thirds of it."""
@@ -73,7 +72,7 @@ def check_images(data: Data, task: Task, seed: int) -> Checked:
         findings = [*check.findings, *([] if known else (finding for finding in findings if finding.level == "fault"))]
     elif samples:
         findings += odd_class_findings(samples.classes)
-    with progress(Console(stderr=True), "images decoded", len(check.images)) as advance:
+    with progress(progress_console(), "images decoded", len(check.images)) as advance:
         results = dict(zip(check.images, decode_results(list(check.images.values()), data, advance), strict=True))
     bad = {id_ for id_, result in results.items() if result.problem}
     findings += _image_findings(results, data)
@@ -170,11 +169,8 @@ def _print_table(checked: Checked, name: str, out: Path | None) -> None:
         for finding in checked.findings[:MOST_ROWS]:
             cells = (Text(escaped(text)) for text in (finding.where, finding.problem, finding.fix))
             table.add_row(Text(finding.level, style=STYLES[finding.level]), *cells)
-        console = Console()
-        if not console.is_terminal:  # a pipe has no width to fold into
-            console = Console(width=1_000)
         print()
-        console.print(table)
+        output_console().print(table)
         if len(checked.findings) > MOST_ROWS:
             print(f"... and {len(checked.findings) - MOST_ROWS} more: --out FILE.csv writes all.")
         print()

@@ -1,7 +1,6 @@
 """`tlkit data stats`: a survey of a folder or of a recipe's images, as people and scripts read it."""
 
 import json
-import logging
 from collections import Counter
 from collections.abc import Mapping
 from functools import partial
@@ -15,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tlkit.data.decode import decode
-from tlkit.data.progress import progress
+from tlkit.data.progress import progress, progress_console
 from tlkit.data.quality.on_bad import read_images
 from tlkit.data.quality.survey import Size, Survey, spread, survey
 from tlkit.data.quality.value_range import range_warning
@@ -24,7 +23,7 @@ from tlkit.data.splits.folds import split_by_recipe
 from tlkit.errors import TlkitError
 from tlkit.files import atomic_file, write_json
 from tlkit.recipe.schema import Recipe
-from tlkit.terminal import counted, print_line, takes_unicode
+from tlkit.terminal import counted, output_console, print_line, takes_unicode
 
 LONG = 2.0
 """Times: of an image that is longer than wide by more, `resize: crop` shows less than half."""
@@ -45,10 +44,8 @@ def stats_command(recipe: Recipe, *, drawn: bool, mean_px: int | None, out: Path
             samples = split_by_recipe(samples, data, recipe.seed)
     if out is not None:
         _make(out)
-    console = Console(stderr=True)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     read = partial(decode, channels=data.channels, max_pixels=data.max_pixels, background=data.background, range_16bit=data.range_16bit)
-    with progress(console, "looking at", len(samples.samples)) as advance:
+    with progress(progress_console(), "looking at", len(samples.samples)) as advance:
         found = survey(samples, read=read, mean_size=(mean_px, mean_px) if mean_px else None, on_image=advance)
     facts = statistics(samples, found)
     facts["range_16bit"] = range_warning([sample.image for sample in samples.samples], data)
@@ -57,7 +54,7 @@ def stats_command(recipe: Recipe, *, drawn: bool, mean_px: int | None, out: Path
     if as_json:
         print(json.dumps(facts, indent=2, ensure_ascii=not takes_unicode()))
     else:
-        print_statistics(facts, Console())
+        print_statistics(facts, output_console())
     return 2 if found.failed else 0
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from tlkit.data.samples import LABEL_SEPARATOR
 from tlkit.deploy.predict.prediction import Prediction
 from tlkit.models.inference.trust import Trust
-from tlkit.terminal import WIDTH_IN_FILES
+from tlkit.terminal import output_console
 
 # Rows of one table: the columns of the next thousand images are as wide as those need.
 TABLE_ROWS = 1000
@@ -152,7 +152,6 @@ def print_tables(predictions: Iterable[Prediction], question: OutputOptions) -> 
 
 def _print_table(predictions: Sequence[Prediction], question: OutputOptions) -> None:
     from rich.cells import cell_len
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -160,9 +159,7 @@ def _print_table(predictions: Sequence[Prediction], question: OutputOptions) -> 
     if any(prediction.note(question.trust, question.least) for prediction in _readable(predictions, question)):
         columns.append("note")
     table = Table(box=None, header_style="bold")
-    console = Console()
-    if not console.is_terminal:
-        console.width = WIDTH_IN_FILES
+    console = output_console()
     longest = max(cell_len(_printable(prediction.path)) for prediction in predictions)
     for column in columns:
         width = min(max(longest, len(column)), console.width // 2) if column == "image" else None

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Literal, cast
 
 import numpy as np
-from rich.console import Console
 
-from tlkit.data.progress import progress
+from tlkit.data.progress import progress, progress_console
 from tlkit.data.sources.image_files import UnusedImages
 from tlkit.deploy.predict.feature_files import open_features
 from tlkit.deploy.predict.inputs import STDIN, check_paths, file_names
@@ -159,7 +158,7 @@ def _count(options: PredictOptions, done: int = 0) -> Callable[[], int] | None:
 def _progress(count: Callable[[], int] | None, *, answers_on_stdout: bool = False) -> AbstractContextManager[Callable[[int], None]]:
     """Return a progress bar, except on a terminal that shows the predictions as they come."""
     live = not (answers_on_stdout and sys.stdout.isatty())
-    return progress(Console(stderr=True), "predict", count, live=live, write=partial(print, file=sys.stderr))
+    return progress(progress_console(), "predict", count, live=live, write=partial(print, file=sys.stderr))
 
 
 def _print_all(predictor: Predictor, options: PredictOptions, how: Format, question: OutputOptions) -> Tally:

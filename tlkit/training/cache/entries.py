@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from rich.console import Console
 from rich.table import Table
 
 from tlkit.errors import CacheUnavailable
 from tlkit.files import UNFINISHED
 from tlkit.system import cache_folder
-from tlkit.terminal import print_text, tlkit_command
+from tlkit.terminal import output_console, print_text, tlkit_command
 
 
 @contextmanager
@@ -97,6 +96,6 @@ def print_entries() -> None:
             entry.folder.name[:8], facts["boundary"], str(facts["pictures"]), views, facts["dtype"], f"{entry.size / 1e6:.1f}", used
         )
     if found:
-        Console().print(table)
+        output_console().print(table)
     print_text(f"{sum(entry.size for entry in found) / 1e6:.1f} MB in {cache_folder() / 'activations'}. To remove it all:")
     print_text(f"  {tlkit_command('cache', 'clear')}")
