@@ -19,7 +19,8 @@ from tlkit.evaluation.predictions import PREDICTIONS, read_predictions
 from tlkit.models.classifier import Classifier
 from tlkit.models.inference.devices import find_device
 from tlkit.models.model_folder import ModelCard, load_with_card
-from tlkit.models.weights.sources import find_weights, load_backbone
+from tlkit.models.weights.load import load_backbone
+from tlkit.models.weights.sources import find_weights
 from tlkit.recipe.fields.model import Model
 from tlkit.recipe.load import load_recipe
 from tlkit.recipe.validate import document_of, validated

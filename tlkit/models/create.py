@@ -8,7 +8,8 @@ from tlkit.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, pe
 from tlkit.models.backbones import check_backbone_name, pretrained_cfg
 from tlkit.models.classifier import Classifier, Origin
 from tlkit.models.heads import trained_head
-from tlkit.models.weights.sources import find_weights, load_backbone
+from tlkit.models.weights.load import load_backbone
+from tlkit.models.weights.sources import find_weights
 from tlkit.recipe.fields.model import Model
 from tlkit.recipe.validate import document_of, validated
 

@@ -21,7 +21,8 @@ from tlkit.models.freeze import trained_parameters
 from tlkit.models.heads import trained_head
 from tlkit.models.image_sizes import explained_image_size
 from tlkit.models.model_folder import check_can_ship
-from tlkit.models.weights.sources import Weights, find_weights, load_backbone
+from tlkit.models.weights.load import load_backbone
+from tlkit.models.weights.sources import Weights, find_weights
 from tlkit.recipe.fields.data import Data
 from tlkit.recipe.fields.model import Model
 from tlkit.recipe.fields.phases import Phase, SolvedPhase

@@ -19,7 +19,8 @@ from tlkit.models.classifier import Classifier
 from tlkit.models.freeze import trained_parameters
 from tlkit.models.model_folder import ModelCard, check_can_ship, load_with_card, write_model_folder
 from tlkit.models.weights import sources as weights_module
-from tlkit.models.weights.sources import Weights, find_weights, load_backbone
+from tlkit.models.weights.load import load_backbone
+from tlkit.models.weights.sources import Weights, find_weights
 from tlkit.models.zoo.googlenet import INCEPTIONS
 from tlkit.models.zoo.layers import PoolTo
 from tlkit.recipe.fields.learning import Optimizer, Schedule
