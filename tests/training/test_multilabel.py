@@ -69,6 +69,9 @@ def test_lamps_are_reported_apart_and_mean_average_precision_leads(run: Path) ->
     assert 0.8 < metrics["test"]["accuracy"] <= 1
     assert "confusion" not in metrics["test"]
     assert "mean average precision" in (run / "report.html").read_text()
+    why = "A temperature is fitted for one label per image; with several, each class has its own threshold, from validation."
+    assert metrics["test"]["calibration"] == {"reason": why}
+    assert f"<p>No calibration: {why}</p>" in (run / "report.html").read_text()
 
 
 def test_the_best_epoch_is_that_of_the_highest_mean_average_precision(run: Path) -> None:
@@ -78,6 +81,12 @@ def test_the_best_epoch_is_that_of_the_highest_mean_average_precision(run: Path)
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["best"]["epoch"] == 1 + max(range(len(scores)), key=lambda epoch: (scores[epoch], -losses[epoch]))
     assert metrics["val"]["mean_average_precision"] == pytest.approx(max(scores), abs=1e-4)
+
+
+def test_a_multilabel_run_is_not_calibrated_and_says_why(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["calibrate", str(run), "--error", "0.05"]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "can't be calibrated. A temperature is fitted for one label per image" in said
 
 
 def test_the_manifest_holds_all_labels_of_an_image(run: Path, workplace: Path) -> None:

@@ -123,12 +123,19 @@ def test_what_was_trained_is_saved_measured_read_back_predicted_and_exported(par
         torch.testing.assert_close(tlkit.load_model(folder)(classifier.preprocess(files)), expected, rtol=1e-5, atol=1e-5)
     assert metrics["test"]["accuracy"] == pytest.approx(float((expected.argmax(1) == torch.tensor(labels)).float().mean()))
     assert json.loads((folder / "tlkit.json").read_text())["metrics"] == json.loads(json.dumps(metrics))
+    facts = json.loads((folder / "tlkit.json").read_text())
+    validation = len(data.samples.of("val"))
+    assert facts["calibration"]["pictures"] == validation  # too few for a temperature, which is said
+    assert facts["calibration"]["reason"] == metrics["test"]["calibration"]["reason"]
+    assert facts["calibration"]["reason"].startswith(f"{validation} validation images with ")
     classes, predictions = tlkit.predict(folder, [files[0]])
     assert classes == data.classes
     assert predictions[0].ranked(classes, 1)[0][0] == classes[int(expected[0].argmax())]
     (artifact,) = tlkit.export(folder, formats=["safetensors"], images=PHOTOS / "test", out=tmp_path / "export")
     assert (artifact / "model.safetensors").is_file()
     assert tlkit.save_model(tlkit.load_model(folder), folder) == {}  # a model folder may be replaced, by a loaded model too
+    calibration = json.loads((folder / "tlkit.json").read_text())["calibration"]
+    assert calibration == {"temperature": 1.0, "pictures": 0, "reason": "It was saved without validation images to fit a temperature to."}
 
 
 def test_a_classifier_is_saved_into_no_other_folder_and_only_whole(parts: tuple[Any, Any], tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def fit_calibration(validation: Answers, *, task: Task, head: Head) -> Calibrati
 def why_uncalibrated(task: Task, head: Head) -> str:
     """Return why a model has no calibrated probabilities, as a sentence; empty where it has."""
     if task == "multilabel":
-        return "Calibration is for one label per image; a multilabel model has a threshold for each class instead."
+        return "A temperature is fitted for one label per image; with several, each class has its own threshold, from validation."
     if head.kind in WITHOUT_PROBABILITIES:
         return f"A {head.kind} head gives scores that order the classes, and no probabilities."
     return ""

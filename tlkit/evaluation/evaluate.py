@@ -18,6 +18,7 @@ from tlkit.data.splits.manifest import changed_images, check_run_folder, samples
 from tlkit.data.splits.run_source import recipe_of_run
 from tlkit.errors import DataError, RunError
 from tlkit.evaluation.answers import split_answers
+from tlkit.evaluation.calibration import why_uncalibrated
 from tlkit.evaluation.fit_trust import FittedTrust, measure_trust
 from tlkit.evaluation.intervals import multiclass_intervals, multilabel_intervals
 from tlkit.evaluation.metrics import measure, measure_multilabel
@@ -115,7 +116,9 @@ def evaluate_run(run: Path, split: str, tta: Tta | None = None, *, device: str =
         is_test = split == "test"  # calibration and promises were fitted on the others
         answers = split_answers(classifier, samples, split, preprocessing, batch_size=batch_size, features=is_test)
         found = measure_logits(answers.logits, answers.labels, samples=samples, split=split, thresholds=card.thresholds)
-        return {**found, **(measure_trust(FittedTrust(card.trust, {}), answers) if is_test else {}), **beside}
+        why = why_uncalibrated(card.task, card.head)
+        trust = FittedTrust(card.trust, {"calibration": why} if why else {})
+        return {**found, **(measure_trust(trust, answers) if is_test else {}), **beside}
     views = views_of(tta, recipe, preprocessing, samples.of(split))
     loader = make_loader(ImageDataset(samples.of(split), preprocessing, multi_hot=samples.multi_hot), batch_size=batch_size)
     logits, labels = infer(classifier, with_views(loader, views), preprocessing)

@@ -41,8 +41,8 @@ def fit_trust(card: ModelCard, validation: Answers, options: TrustOptions, *, tr
         reasons["unknown"] = f"{counted(n, 'validation image')} can't tell a threshold for unknown images; it takes {FEWEST_IMAGES}."
     elif options.unknown != "off":
         fitted = fit_energy(validation) if options.unknown == "energy" else fit_knn(validation, training())
-    if why_uncalibrated(card.task, card.head):
-        return FittedTrust(fitted, reasons)
+    if why := why_uncalibrated(card.task, card.head):
+        return FittedTrust(fitted, {**reasons, "calibration": why})
     fitted = replace(fitted, calibration=fit_calibration(validation, task=card.task, head=card.head))
     if options.abstain is None:
         return FittedTrust(fitted, reasons)

@@ -6,16 +6,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tlkit.data.preprocess import Preprocessing
+from tlkit.data.samples import Samples
 from tlkit.errors import BackboneError, DataError, RunError
-from tlkit.evaluation.evaluate import measure_split
+from tlkit.evaluation.answers import Answers, split_answers
+from tlkit.evaluation.evaluate import measure_logits
+from tlkit.evaluation.fit_trust import TrustOptions, fit_trust, measure_trust
 from tlkit.evaluation.primary_metric import named_primary_metric, recorded_primary_metric
+from tlkit.evaluation.unknown import training_sample
 from tlkit.files import expanded
 from tlkit.models.classifier import Classifier
-from tlkit.models.model_folder import ModelCard, check_can_ship, load_with_card, update_metrics, write_model_folder
+from tlkit.models.inference.trust import Calibration, Trust
+from tlkit.models.model_folder import ModelCard, check_can_ship, load_with_card, update_metrics, update_trust, write_model_folder
 from tlkit.models.weights.state_files import not_finite
 
 if TYPE_CHECKING:
     from tlkit.data.datamodule import ImageDataModule
+
+
+NOT_FITTED = "It was saved without validation images to fit a temperature to."
 
 
 def save_model(classifier: Classifier, folder: str | PathLike[str], *, data: "ImageDataModule | None" = None) -> dict[str, Any]:
@@ -26,7 +34,8 @@ def save_model(classifier: Classifier, folder: str | PathLike[str], *, data: "Im
     Args:
         classifier: From `create_classifier` or `load_model`, with one label per image. Adapters are merged into its weights.
         folder: The model folder. One that is there already is replaced when the new one is whole.
-        data: Measure what was saved, as it is read back, on these validation and test splits. None leaves it without figures.
+        data: Measure what was saved, as it is read back, on these validation and test splits, and fit its temperature and its threshold for
+            unknown images on validation. None leaves it without figures, and its probabilities as trained, which tlkit.json says.
 
     Returns:
         The metrics, as metrics.json of a run has them under `test` and `val`; empty without `data`. The folder's tlkit.json has them, too.
@@ -68,14 +77,27 @@ def card_of(classifier: Classifier) -> ModelCard:
         weights=origin.weights,
         metrics={},
         features=origin.features,
+        trust=Trust(calibration=Calibration(reason=NOT_FITTED)),
     )
 
 
 def measured(folder: Path, data: "ImageDataModule") -> dict[str, Any]:
-    """Return the metrics of a model folder on the validation and the test split, from their files on."""
+    """Return the metrics of a model folder on the validation and the test split, from their files on; it gets what validation fits."""
     classifier, card = load_with_card(folder)
-    splits = [split for split in ("test", "val") if data.samples.of(split)]
-    preprocessing = Preprocessing.from_json(card.preprocessing, card.mean_picture)
-    found = {split: measure_split(classifier, data.samples, split, preprocessing, batch_size=data.batch_size) for split in splits}
-    primary = named_primary_metric(recorded_primary_metric(found[splits[-1]])) if splits else {}
-    return {**found, **primary, "pictures": dict(Counter(sample.split for sample in data.samples.samples))}
+    samples, preprocessing = data.samples, Preprocessing.from_json(card.preprocessing, card.mean_picture)
+
+    def answers(images: Samples, split: str) -> Answers:
+        return split_answers(classifier, images, split, preprocessing, batch_size=data.batch_size)
+
+    of_splits = {split: answers(samples, split) for split in ("test", "val") if samples.of(split)}
+    found = {
+        split: measure_logits(each.logits, each.labels, samples=samples, split=split, thresholds=()) for split, each in of_splits.items()
+    }
+    if "val" in of_splits:
+        options = TrustOptions(abstain=None, unknown="knn" if samples.of("train") else "off")
+        fitted = fit_trust(card, of_splits["val"], options, training=lambda: answers(training_sample(samples, seed=data.seed), "train"))
+        update_trust(folder, fitted.trust)
+        if "test" in found:
+            found["test"] |= measure_trust(fitted, of_splits["test"])
+    primary = named_primary_metric(recorded_primary_metric(list(found.values())[-1])) if found else {}
+    return {**found, **primary, "pictures": dict(Counter(sample.split for sample in samples.samples))}

@@ -197,7 +197,7 @@ def log_trust(fitted: FittedTrust) -> None:
         answered = f"below {trust.abstain.threshold:.3f} no class is named ({1 - trust.abstain.coverage:.0%} of validation)"
         LOG.info("%s: the error of the others stays below %g with %.0f %% confidence", answered, trust.abstain.error, 95)
     for name, reason in fitted.reasons.items():
-        LOG.log(logging.INFO if name == "unknown" else logging.WARNING, "%s", reason)
+        LOG.log(logging.INFO if name in ("unknown", "calibration") else logging.WARNING, "%s", reason)
 
 
 def unknown_facts(fitted: FittedTrust) -> dict[str, Any]:
