@@ -11,6 +11,7 @@ import pytest
 
 from tests.processes import never_wait_for_the_disk
 from tlkit.recipe.fetched import FETCHED, OFFLINE
+from tlkit.system import processors
 
 # Read by albumentations, huggingface_hub and matplotlib when they are first imported, so set before any test module is.
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
@@ -21,15 +22,25 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # No package is installed meanwhile. Every Trainer asks again, and each time all packages' files are read: 2 % of a small run.
 importlib.metadata.entry_points = cache(importlib.metadata.entry_points)
 never_wait_for_the_disk()
+WORKER_BYTES = 3_000_000_000
+"""Memory of a worker with the processes that it starts."""
 # Activations that tests keep are their own, and gone when they end.
 _CACHE = TemporaryDirectory(prefix="tlkit-tests-")
 os.environ["TLKIT_CACHE"] = _CACHE.name
 
 
 def pytest_configure() -> None:
-    from tests.drawing import draw_nothing  # imports matplotlib
+    from tests.drawing import draw_nothing, encode_quickly  # imports matplotlib
 
     draw_nothing()
+    encode_quickly()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than processors: a worker waits a quarter of its time, for processes that it started, sockets and files."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(1, min(processors() + 1, memory // WORKER_BYTES))
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from pathlib import Path
 from runpy import run_path
 from tempfile import TemporaryDirectory
 
-from tests.drawing import draw_nothing
+from tests.drawing import draw_nothing, encode_quickly
 from tests.processes import HANGS_S, never_wait_for_the_disk, read_until
 
 FORKED = get_context("forkserver")
@@ -118,6 +118,7 @@ def _tlkit(words: tuple[str, ...], cwd: str, env: dict[str, str], out: str, erro
     signal.alarm(HANGS_S)
     never_wait_for_the_disk()
     draw_nothing()
+    encode_quickly()
     os.dup2(os.open(out, os.O_WRONLY | os.O_CREAT, 0o600), 1)
     os.dup2(errors.fileno(), 2)
     errors.close()

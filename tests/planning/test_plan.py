@@ -418,24 +418,26 @@ def test_a_run_of_two_processes_takes_as_long_as_the_second_needs_to_begin_besid
 
 
 @pytest.mark.parametrize(
-    ("val", "unknown", "is_cached", "answered"),
+    ("counts", "unknown", "is_cached", "answered", "thumbnails", "heat_maps"),
     [
-        (20, "knn", False, 5 + 20 + 10),  # the test and validation images, and training images to know unlike ones by
-        (20, "off", False, 5 + 20),
-        (19, "knn", False, 5 + 19),  # too few to tell a threshold
-        (20, "knn", True, 5),
+        ((10, 20, 5), "knn", False, 5 + 20 + 10, 5, 5),  # the test and validation images, and training images to know unlike ones by
+        ((10, 20, 5), "off", False, 5 + 20, 5, 5),
+        ((10, 19, 5), "knn", False, 5 + 19, 5, 5),  # too few to tell a threshold
+        ((10, 20, 5), "knn", True, 5, 5, 5),
+        # 50 training images of a class, 400 thumbnails, and heat maps of the 12 worst answers and of one image of each of 8 classes.
+        ((60, 20, 500), "knn", False, 500 + 20 + 50, 400, 12 + 8),
+        ((10, 30, 0), "off", False, 30, 30, 12 + 8),  # without a test split the page shows validation
     ],
 )
 def test_the_time_of_results_is_that_of_every_image_that_is_answered_and_drawn(
-    val: int, unknown: UnknownScoreName, is_cached: bool, answered: int
+    counts: tuple[int, int, int], unknown: UnknownScoreName, is_cached: bool, answered: int, thumbnails: int, heat_maps: int
 ) -> None:
-    """By hand: 10 training and 5 test images; 2 s to decode one, 1 s to classify it."""
-    splits = ["train"] * 10 + ["val"] * val + ["test"] * 5
+    """By hand: images of training, validation and test; 2 s to decode one, 1 s to classify it, and all are compared."""
+    splits = [split for split, count in zip(("train", "val", "test"), counts, strict=True) for _ in range(count)]
     samples = Samples(("a",), tuple(Sample(str(i), Path("x.png"), (0,), split) for i, split in enumerate(splits)))
     timing = Timing(once=3.0 if is_cached else 0.0, first=2.0, later=0.5, step=3.0, validate=1.0, is_cached=is_cached)
     found = planning.seconds_of_results([timing], samples, unknown=unknown, slowness=2.0)
-    # All are compared; the report has the 5 test images, a heat map of each.
-    assert found == pytest.approx(2 * (RESULTS_S + 5 * IMAGE_S) + 2 * len(splits) + 3 * (answered + 5 * HEAT_MAP))
+    assert found == pytest.approx(2 * (RESULTS_S + thumbnails * IMAGE_S) + 2 * len(splits) + 3 * (answered + heat_maps * HEAT_MAP))
 
 
 def test_a_phase_whose_frozen_part_is_cached_is_timed_so(there: Path) -> None:
@@ -453,8 +455,7 @@ def test_a_solved_phase_is_timed_and_computes_features_that_no_phase_before_it_h
     assert timing.seconds(samples, is_new=True) == 14 * 2 + 5
     assert timing.seconds(samples, is_new=False) == 5
     plan = planned("phases=[{train: head, epochs: 1, lr: 0.1}, {train: head, solver: lbfgs}]", "data.folds=3", "data.validation=0.1")
-    (features,) = {phase.timing.once for phase in plan.phases if phase.timing}
-    assert features > 0
+    assert [phase.timing.is_cached for phase in plan.phases if phase.timing] == [True]
     assert plan.solved[1] > 0
     assert plan.seconds > plan.solved[1] + plan.seconds_around
     assert plan.solved_again == plan.solved[1]  # the phase before it has cached the features
