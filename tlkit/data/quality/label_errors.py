@@ -94,7 +94,8 @@ def predict_unseen(
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedGroupKFold
     from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
+
+    from tlkit.data.feature_scaler import FeatureScaler
 
     found = np.full((len(labels), classes), np.nan)
     enough = [label for label in range(classes) if len(np.unique(units[labels == label])) >= FEWEST_UNITS]
@@ -107,7 +108,7 @@ def predict_unseen(
         warnings.simplefilter("ignore", UserWarning)  # a class with fewer units than folds
         warnings.simplefilter("ignore", ConvergenceWarning)  # ranks are settled long before the last digits are
         for learned, held in folds.split(x, y, groups):
-            model = make_pipeline(StandardScaler(), LogisticRegression(C=C_FEATURES / x.shape[1], max_iter=MOST_STEPS))
+            model = make_pipeline(FeatureScaler(), LogisticRegression(C=C_FEATURES / x.shape[1], max_iter=MOST_STEPS))
             taught = np.unique(y[learned])
             if len(held) and len(taught) > 1:
                 judged = held[np.isin(y[held], taught)]

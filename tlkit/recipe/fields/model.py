@@ -51,7 +51,7 @@ class Head(Strict):
     hidden: int = Field(512, ge=1, examples=[256], description="for mlp: width of the hidden layer")
     filters: int = Field(32, ge=1, examples=[16], description="for locally_connected: filters at each position of the map")
     c: float | None = Field(
-        None, gt=0, examples=[1.0], description="for svm and logistic: scikit-learn's C; by default the best on validation"
+        None, gt=0, examples=[1.0], description="for svm and logistic: scikit-learn's C; by default chosen on validation"
     )
     neighbours: int = Field(5, ge=1, examples=[10], description="for knn: number of training images that vote")
 

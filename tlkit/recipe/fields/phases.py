@@ -95,7 +95,7 @@ class SolvedPhase(Strict):
         None,
         gt=0,
         examples=[0.1],
-        description="times half the squared weights of standardised features; by default the best on validation",
+        description="times half the squared weights of standardised features; by default the one with the lowest validation loss",
     )
 
     @model_validator(mode="after")

@@ -67,8 +67,9 @@ def fit_classical_head(setup: Setup, head: Head, trained: Trained, *, phase: int
 def fit_head(head: Head, train: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor], samples: Samples) -> nn.Module:
     """Fit the head to features [N, F] and labels [N].
 
-    svm and logistic become one linear layer; without a C in the recipe, the one with the best primary metric on validation is taken, of
-    equals the smallest. An svm's margins are no probabilities: they are divided by the temperature that fits validation best.
+    svm and logistic become one linear layer. Without a C in the recipe the logistic regression with the lowest validation loss is taken; of
+    svms, whose margins are no probabilities, the one with the best primary metric on validation, of equals the smallest C, and they are
+    divided by the temperature that fits validation best.
     """
     (features, labels), classes = train, len(samples.classes)
     if head.kind == "knn":
@@ -77,9 +78,12 @@ def fit_head(head: Head, train: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor
         return neighbours
     val_features, val_labels = val
     candidates = list(_linear_candidates(head, features.numpy(), labels.numpy(), classes))
-    scores = [score(samples, layer(val_features), val_labels) for _, layer in candidates]
-    c, best = candidates[scores.index(max(scores))]
-    LOG.info("%s  C %g: validation %s %.4f", head.kind, c, metric_label(primary_metric_of(samples)), max(scores))
+    logits = [layer(val_features) for _, layer in candidates]
+    scores = [score(samples, found, val_labels) for found in logits]
+    losses = [float(cross_entropy(found, val_labels)) for found in logits]
+    chosen = scores.index(max(scores)) if head.kind == "svm" else losses.index(min(losses))
+    c, best = candidates[chosen]
+    LOG.info("%s  C %g: validation %s %.4f", head.kind, c, metric_label(primary_metric_of(samples)), scores[chosen])
     if head.kind == "svm":
         temperature = best_temperature(best(val_features), val_labels)
         best.weight.data.div_(temperature)
@@ -93,10 +97,11 @@ def _linear_candidates(
     """Yield C and its linear layer, from the strongest regularisation to the weakest."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
-    from sklearn.preprocessing import StandardScaler
     from sklearn.svm import LinearSVC
 
-    scaler = StandardScaler().fit(features)
+    from tlkit.data.feature_scaler import FeatureScaler
+
+    scaler = FeatureScaler().fit(features)
     standardised = scaler.transform(features)
     for c in C_PATHS[head.kind] if head.c is None else (head.c,):
         # dual: twice as quick as the primal with 1,800 images of 1,280 features (scikit-learn 1.9).

@@ -26,7 +26,6 @@ from tlkit.recipe.fields.phases import SolvedPhase
 from tlkit.recipe.fields.trainer import Cache
 from tlkit.training.callbacks.metrics_table import SCORE
 from tlkit.training.closed_form.features import features_of
-from tlkit.training.objective.losses import plain_loss
 from tlkit.training.objective.metrics import measured, score
 from tlkit.training.specs import PhaseSpec
 
@@ -70,21 +69,22 @@ def solve_head(
 
 
 def solve(regression: "Regression", val: Split, samples: Samples, weight_decays: tuple[float, ...], *, title: str) -> nn.Linear:
-    """Return the layer for the weight decay with the best primary metric on validation, of equals the one with the lowest loss.
+    """Return the layer for the weight decay whose mean criterion on validation is lowest.
 
-    weight_decays: from strong to weak; the search for each solution begins at the previous one.
+    Not the one with the best primary metric: on a hundred images many are equal, or differ by chance (docs/experiments.md, "The solved
+    head"). weight_decays: from strong to weak; the search for each solution begins at the previous one.
     """
     point, tried = regression.zeros(), []
     for weight_decay in weight_decays if len(weight_decays) > 1 else ():
         point = regression.minimum(point, weight_decay, PATH_TOLERANCE)
         with torch.no_grad():
             logits = regression.layer(point)(val[0])
-        tried.append((score(samples, logits, val[1]), -float(plain_loss(logits, val[1])), weight_decay, point))
+        tried.append((regression.loss(logits, val[1]), weight_decay, score(samples, logits, val[1]), point))
     if tried:
-        figures = "  ".join(f"{weight_decay:g}: {figure:.4f} (loss {-loss:.4f})" for figure, loss, weight_decay, _ in tried)
-        LOG.info("%s  validation %s by weight decay  %s", title, metric_label(primary_metric_of(samples)), figures)
-    *_, chosen, point = max(tried, key=lambda row: row[:2], default=(weight_decays[0], point))
-    LOG.info("%s  weight decay %g%s", title, chosen, " is best" if tried else "")
+        figures = "  ".join(f"{weight_decay:g}: {loss:.4f} ({figure:.4f})" for loss, weight_decay, figure, _ in tried)
+        LOG.info("%s  validation loss (%s) by weight decay  %s", title, metric_label(primary_metric_of(samples)), figures)
+    _, chosen, _, point = min(tried, key=lambda row: row[0], default=(0.0, weight_decays[0], 0.0, point))
+    LOG.info("%s  weight decay %g%s", title, chosen, " has the lowest loss" if tried else "")
     return regression.layer(regression.minimum(point, chosen, TOLERANCE))
 
 
@@ -97,17 +97,21 @@ class Regression:
 
     def __init__(self, train: Split, criterion: nn.Module, classes: int) -> None:
         """Set up the problem. train: features [N, F] and labels, [N] or [N, K]. criterion: logits, labels -> mean loss of a batch."""
-        from sklearn.preprocessing import StandardScaler
+        from tlkit.data.feature_scaler import FeatureScaler
 
         self._features, labels = train
         # Inference made them: a clone can have a gradient beside it.
         self._labels = labels.double() if labels.is_floating_point() else labels.clone()
         # A copy: the criterion itself goes on in 32 bits.
         self._criterion, self._classes = deepcopy(criterion).double(), classes
-        scaler = StandardScaler()
+        scaler = FeatureScaler()
         for features in torch.split(self._features, CHUNK):
             scaler.partial_fit(features.numpy())
         self._mean, self._scale = torch.from_numpy(scaler.mean_), torch.from_numpy(scaler.scale_)
+
+    def loss(self, logits: Tensor, labels: Tensor) -> float:
+        """Return the mean criterion of a whole split's logits [N, K], without the penalty."""
+        return float(self._criterion(logits.double(), labels.double() if labels.is_floating_point() else labels))
 
     def zeros(self) -> NDArray[np.float64]:
         return np.zeros(self._classes * (len(self._mean) + 1))
