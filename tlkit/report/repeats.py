@@ -97,7 +97,8 @@ def _of_mean(split: str, found: Mapping[str, Any], runs: Sequence[RepeatRun]) ->
     if "interval" in found:
         return images_like(found["interval"])
     numbers = [run.metrics[split]["pictures"] for run in runs]
-    return sum(numbers) if split == "val" else min(numbers)  # each fold validates on images of its own, all are tested on the same
+    # Each fold validates on images of its own, all are tested on the same.
+    return float(sum(numbers) if split == "val" else min(numbers))
 
 
 def _read(folder: Path) -> RepeatRun:
