@@ -1,3 +1,5 @@
+from copy import deepcopy
+
 import pytest
 import torch
 from scipy.stats import spearmanr
@@ -6,6 +8,7 @@ from torch import nn
 from tests.explain.squares import Squares, TwoLayers, trained
 from tlkit.errors import BackboneError
 from tlkit.explain.grad_cam import grad_cam
+from tlkit.explain.sanity_check import randomised_maps
 from tlkit.models.backbones import create_backbone
 from tlkit.models.classifier import Classifier
 from tlkit.recipe.fields.model import Head
@@ -61,6 +64,18 @@ def test_maps_change_with_randomised_weights(test_squares: Squares) -> None:
     pairs = zip(expected, grad_cam(random, images, labels), strict=True)
     correlations = torch.tensor([float(spearmanr(a.flatten(), b.flatten()).statistic) for a, b in pairs])
     assert correlations.nanmean() < 0.5
+
+
+def test_random_networks_have_maps_where_training_has_made_all_logits_negative(test_squares: Squares) -> None:
+    images, labels, _ = test_squares
+    classifier = deepcopy(trained("convolutional"))
+    assert [step.empty for step in randomised_maps(classifier, images, labels)] == [0] * 2
+    head = classifier.head[-1]  # type: ignore[index]
+    answers = classifier(images).softmax(1)
+    head.weight.data -= 3  # type: ignore[operator]
+    torch.testing.assert_close(classifier(images).softmax(1), answers)  # the same classifier, since softmax takes differences
+    assert classifier(images).max() < 0
+    assert [step.empty for step in randomised_maps(classifier, images, labels)] == [0] * 2
 
 
 FAMILIES: dict[str, tuple[str | None, int]] = {

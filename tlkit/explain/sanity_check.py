@@ -37,7 +37,8 @@ def randomised_maps(
 
     Source: Adebayo et al. 2018, cascading randomisation, https://arxiv.org/abs/1810.03292. A layer is randomised by permuting its own
     weights, and batch-norm takes its statistics from these images, so that activations stay in their range and only what was learned is
-    gone.
+    gone. Of the classes' weights their mean is then taken away, which softmax doesn't see: where training has made it negative, all logits
+    of positive features are negative too, and no place would speak for any class (25 of 36 maps of tf_efficientnet_lite0).
     """
     expected = grad_cam(classifier, images, target)
     random = deepcopy(classifier)
@@ -47,6 +48,8 @@ def randomised_maps(
         for parameter in parameters:
             shuffled = parameter.detach().flatten()[torch.randperm(parameter.numel(), generator=generator).to(parameter.device)]
             parameter.data = shuffled.reshape(parameter.shape)
+        if name == "head":
+            _centre(random.head)
         _take_statistics(random.eval(), images)
         with torch.no_grad():
             called = random(images).argmax(1)
@@ -77,6 +80,13 @@ def sanity_note(found: list[Randomised]) -> str:
         f" correlation with these maps stays below {CHANGED}; with all random it is {found[-1].correlation:.2f}."
         f"{f' Of those {drawn} maps {empty} are empty, and count as 0.' if empty else ''}"
     )
+
+
+def _centre(head: nn.Module) -> None:
+    """Take away the classes' mean weights, of a head that ends in a linear layer."""
+    for last in list(head.children())[-1:]:
+        if isinstance(last, nn.Linear):
+            last.weight.data -= last.weight.data.mean(0)
 
 
 def _take_statistics(network: nn.Module, images: Tensor) -> None:

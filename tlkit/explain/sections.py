@@ -23,7 +23,7 @@ from tlkit.explain.maximisation import Objective, maximise
 from tlkit.explain.neighbours import nearest_images
 from tlkit.explain.sanity_check import randomised_maps, sanity_note
 from tlkit.explain.sheet import Cell, draw_sheet, evenly, shown
-from tlkit.explain.stage_maps import check_stage
+from tlkit.explain.stage_maps import check_stage, last_map_size
 from tlkit.explain.subject import Shown, Subject
 from tlkit.explain.token_map import has_token_map
 from tlkit.explain.weight_drift import draw_drift, weight_drift
@@ -36,6 +36,8 @@ MOST_TRAINING, MOST_VALIDATION, MOST_DRIFT = 2000, 1000, 256
 """Images whose features are computed: the command ends within minutes on large data too."""
 CALLED, CLASSES, UNITS, MAXIMISED_STAGES = 3, 4, 4, (0.35, 0.55, 0.75, 0.95)
 BATCH = 32
+FEWEST_PLACES = 12
+"""Of a heat map, below which the page says how coarse it is."""
 
 Advance = Callable[[int], None]
 Progress = Callable[[str, int, str], AbstractContextManager[Advance]]
@@ -123,6 +125,13 @@ def add_heat_maps(work: Work, section: Section) -> None:
     draw_sheet(work.out / "heat_maps.png", rows, "where the answer comes from", scale="speaks for the class")
     listed = "; ".join(f"{n}: {image.name}, {_said(subject, image.labels, called[n - 1])}" for n, image in enumerate(images, 1))
     section.images.append(work.picture("heat_maps.png", "Images beside their heat maps, one row each", listed))
+    with torch.inference_mode():
+        height, width = last_map_size(subject.classifier, inputs[:1])
+    if height * width < FEWEST_PLACES and not has_token_map(subject.classifier.backbone):
+        px = subject.card.preprocessing["image_size"]
+        section.notes.append(
+            f"At {px} px the last stage has {height} x {width} places: its maps say little about where. Larger images have more."
+        )
     _add_sanity_check(work, section, inputs, torch.tensor([targets[0][0] for targets in called]))
 
 

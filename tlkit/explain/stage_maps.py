@@ -58,6 +58,14 @@ def as_map(output: Tensor, backbone: nn.Module) -> Tensor | None:
     return tokens.transpose(1, 2).reshape(len(tokens), -1, height, width) if height * width > 1 else None
 
 
+def last_map_size(classifier: Classifier, images: Tensor) -> tuple[int, int]:
+    """Return height and width of the last stage's map, in places; 1, 1 where no stage has one. images: [B, C, H, W], normalised."""
+    with stage_outputs(classifier) as outputs:
+        classifier.features(images)
+    maps = [found for output in outputs.values() if (found := as_map(output, classifier.backbone)) is not None]
+    return (maps[-1].shape[2], maps[-1].shape[3]) if maps else (1, 1)
+
+
 def _grid(backbone: nn.Module, tokens: int) -> tuple[int, int]:
     grid = getattr(getattr(backbone, "patch_embed", None), "grid_size", None)
     prefix = int(getattr(backbone, "num_prefix_tokens", 0) or 0)
