@@ -202,3 +202,22 @@ def test_the_page_says_what_promises_came_to_or_why_there_are_none(curves_file: 
     html = page(curves_file, {"val": test, "test": {**test, "abstain": {"reason": "50 images are too few."}}})
     assert "It answers every image: 50 images are too few." in html
     assert "are called unlike" not in html
+
+
+def test_a_temperature_that_was_not_fitted_is_not_said_to_be(curves_file: Path) -> None:
+    bins = [{"confidence": 0.4, "accuracy": 0.5, "count": 10}, {"confidence": 0.9, "accuracy": 0.8, "count": 10}]
+    found = {
+        "temperature": 1.0,
+        "ece_before": 0.1,
+        "ece_after": 0.1,
+        "ece_before_interval": [0, 0.2],
+        "bins_before": bins,
+        "bins_after": bins,
+    }
+    labels = torch.arange(2).repeat(10)
+    val = {"primary_metric": "accuracy", **measure(torch.eye(2)[labels], labels, ["a", "b"])}
+    html = page(curves_file, {"val": {**val, "calibration": {**found, "reason": "40 images can't tell a temperature."}}})
+    said = "0.000 to 0.200)</span>. No temperature was fitted: 40 images can&#39;t tell a temperature.</p>"
+    assert f'The expected calibration error is 0.100 <span class="soft">(95 % interval {said}' in html
+    html = page(curves_file, {"val": {**val, "calibration": {**found, "temperature": 1.5, "ece_after": 0.05}}})
+    assert "as trained, and 0.050 with the temperature 1.50 that was fitted on validation.</p>" in html

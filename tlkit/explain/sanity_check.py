@@ -83,10 +83,11 @@ def sanity_note(found: list[Randomised]) -> str:
 
 
 def _centre(head: nn.Module) -> None:
-    """Take away the classes' mean weights, of a head that ends in a linear layer."""
+    """Take away the classes' mean weights and the biases, which no place has a part in, of a head that ends in a linear layer."""
     for last in list(head.children())[-1:]:
         if isinstance(last, nn.Linear):
             last.weight.data -= last.weight.data.mean(0)
+            last.bias.data.zero_()
 
 
 def _take_statistics(network: nn.Module, images: Tensor) -> None:

@@ -163,17 +163,22 @@ def _mark_phases(axis: "Axes", rows: Rows, phase_names: Sequence[str]) -> None:
 
 
 def reliability(calibration: Mapping[str, Any]) -> Markup:
-    """Return confidence against accuracy, before and after; on the diagonal, 80 % sure is right in 80 of 100."""
+    """Return confidence against accuracy, before and after a temperature; on the diagonal, 80 % sure is right in 80 of 100."""
 
     def draw(axis: "Axes") -> None:
         axis.plot([0, 1], [0, 1], ":", lw=1, color=INK)
-        for key, style, colour in (("before", "o--", TRAINING), ("after", "o-", VALIDATION)):
+        for key, style, colour in sides:
             bins = calibration.get(f"bins_{key}") or []
             axis.plot([row["confidence"] for row in bins], [row["accuracy"] for row in bins], style, ms=4, lw=1.4, color=colour, label=key)
         axis.set(xlabel="confidence", ylabel="share right", xlim=(0, 1.02), ylim=(0, 1.02))
-        axis.legend(frameon=False, fontsize=9, loc="upper left")
+        if len(sides) > 1:
+            axis.legend(frameon=False, fontsize=9, loc="upper left")
 
-    described = f"share of right answers by confidence; error before {calibration['ece_before']:.3f}, after {calibration['ece_after']:.3f}"
+    sides = (("before", "o--", TRAINING), ("after", "o-", VALIDATION))
+    error = f"error before {calibration['ece_before']:.3f}, after {calibration['ece_after']:.3f}"
+    if calibration.get("reason"):  # no temperature was fitted: both are the same
+        sides, error = sides[1:], f"error {calibration['ece_before']:.3f}"
+    described = f"share of right answers by confidence; {error}"
     return svg(draw, title="reliability", description=described)
 
 
