@@ -15,9 +15,9 @@ from safetensors.torch import load, load_file
 from tests import warm
 from tests.local_hub import ARCHIVE, WEIGHTS, LocalHub, point_torchvision_here, resnet18_weights, serve, small_cifar10
 
-SMALLER = ["data.image_size=64", "data.batch_size=32", "phases[0].epochs=1", "phases[1].epochs=1"]
+SMALLER = ["data.image_size=32", "data.batch_size=32", "phases[0].epochs=1", "phases[1].epochs=1"]
 COMMAND = ["finetune", "recipes/cifar_resnet.yaml"]
-CIFAR10 = small_cifar10()
+CIFAR10 = small_cifar10(images_a_batch=20)
 
 
 def tlkit(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -50,7 +50,7 @@ def test_the_leading_command_runs_to_its_end_and_a_second_time_without_the_serve
     expected = {"recipe.yaml", "split.csv", "metrics.csv", "metrics.json", "curves.png", "checkpoints", "model", "report.html", "log.txt"}
     assert expected <= {entry.name for entry in run.iterdir()}
     metrics = json.loads((run / "metrics.json").read_text())
-    assert metrics["pictures"] == {"train": 180, "val": 20, "test": 40}
+    assert metrics["pictures"] == {"train": 90, "val": 10, "test": 20}
     assert len(metrics["test"]["per_class"]) == 10
     facts = json.loads((run / "model/tlkit.json").read_text())
     assert facts["weights"]["origin"] == "hub timm/resnet18.a1_in1k"

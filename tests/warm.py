@@ -1,7 +1,7 @@
 """`tlkit` in a process of its own that is forked from one that has imported what a run needs: a cold start takes 10 s of a processor.
 
-It can be killed and signalled, and has its own environment, outputs and exit code. What reads the variables of Hugging Face when it is
-imported is imported again where they differ. All of them share one hash seed; where that or an import is the point, run `sys.executable`
+It can be killed and signalled, and has its own environment, outputs and exit code. huggingface_hub, which reads its variables when it is
+imported, is imported again where they differ. All of them share one hash seed; where that or an import is the point, run `sys.executable`
 instead.
 """
 
@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib import reload
 from importlib.util import find_spec
 from io import TextIOWrapper
 from multiprocessing import get_context
@@ -32,7 +33,6 @@ PRELOADED = [
 ]
 FORKED.set_forkserver_preload(PRELOADED)
 READ_ON_IMPORT = ("HF_", "HOME", "XDG_CACHE_HOME")
-READERS = ("huggingface_hub", "timm", "tlkit")
 
 
 def _nothing() -> None:
@@ -128,10 +128,11 @@ def _tlkit(words: tuple[str, ...], cwd: str, env: dict[str, str], out: str, erro
     assert [name for name in PRELOADED if name not in sys.modules] == []
     before = {name: value for name, value in os.environ.items() if name.startswith(READ_ON_IMPORT)}
     if before != {name: value for name, value in env.items() if name.startswith(READ_ON_IMPORT)}:
-        for module in [module for module in sys.modules if module.partition(".")[0] in READERS]:
+        for module in [module for module in sys.modules if module.partition(".")[0] == "huggingface_hub"]:
             del sys.modules[module]
     os.environ.clear()
     os.environ.update(env)
+    reload(sys.modules["timm.models._hub"])  # of what is preloaded, the one that took functions from it
     os.chdir(cwd)
     sys.argv = ["tlkit", *words]
     sys.modules["__main__"].__spec__ = find_spec("tlkit.__main__")  # what Lightning starts processes for other devices by

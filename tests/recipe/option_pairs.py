@@ -23,7 +23,7 @@ LEFT_OUT = {
     "data.source": "tests/data/sources has a file for each kind",
     "data.root": "a path",
     "model.backbone": "tests/models/test_contract.py builds every family",
-    "model.weights": "tests/models/test_weights.py",
+    "model.weights": "tests/models/weights",
     "search": "other values of other keys; tests/search",
     "phases[1].compile": "a minute for each; tests/training/test_phase_settings.py",
     "phases[1].epochs": "one is enough for a step",

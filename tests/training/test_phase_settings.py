@@ -126,7 +126,8 @@ def test_compiled_phases_give_the_same_losses_and_the_same_names(
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU, and there is no g++ here")
-def test_the_default_compiler_gives_the_same_losses(place: Path) -> None:
+def test_the_default_compiler_gives_the_same_losses(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch._inductor.config.compile_threads", 1)  # no processes, each of which would import torch
     phases = "phases=[{train: all, epochs: 2, lr: 1e-2, compile: true}]"
     few = "model.backbone=lenet5"  # layers, for each of which g++ works for seconds
     fast = run_recipe(load_recipe("recipe.yaml", [phases, few]), out=place / "compiled")

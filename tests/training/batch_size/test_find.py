@@ -50,7 +50,7 @@ def limit_memory(left: int) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits a process's address space reliably")
 def test_a_batch_that_memory_bounds_trains_a_whole_epoch(tmp_path: Path) -> None:
     words = [
-        *("finetune", "quickstart", "data.batch_size={find: 0.8}", "data.image_size=128", "data.limit=400", "augment=[]"),
+        *("finetune", "quickstart", "data.batch_size={find: 0.8}", "data.image_size=128", "data.limit=260", "augment=[]"),
         *("model={backbone: tf_efficientnet_lite0, weights: random}", "phases=[{train: all, epochs: 1, lr: 1e-3}]"),
         *("ema={decay: 0.99}", "mix={mixup: 0.2}", "--out", str(tmp_path / "run")),
     ]
