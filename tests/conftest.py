@@ -1,5 +1,6 @@
 """What holds for every test: no updates looked for, no model hub, and a fixed plotting backend."""
 
+import gc
 import importlib.metadata
 import logging
 import os
@@ -22,6 +23,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # No package is installed meanwhile. Every Trainer asks again, and each time all packages' files are read: 2 % of a small run.
 importlib.metadata.entry_points = cache(importlib.metadata.entry_points)
 never_wait_for_the_disk()
+# What is imported stays: looking through its million objects again and again for garbage took a twentieth of the suite.
+gc.disable()
 WORKER_BYTES = 3_000_000_000
 """Memory of a worker with the processes that it starts."""
 # Activations that tests keep are their own, and gone when they end.
@@ -34,6 +37,11 @@ def pytest_configure() -> None:
 
     draw_nothing()
     encode_quickly()
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(optionalhook=True)

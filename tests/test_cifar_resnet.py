@@ -43,6 +43,7 @@ def environment(hub: LocalHub, folder: Path) -> dict[str, str]:
     return {"HF_ENDPOINT": hub.address, "PYTHONPATH": os.pathsep.join(paths)}
 
 
+@pytest.mark.slow
 def test_the_leading_command_runs_to_its_end_and_a_second_time_without_the_server(tmp_path: Path, hub: LocalHub, weights: bytes) -> None:
     first = tlkit(*COMMAND, *SMALLER, cwd=tmp_path, **environment(hub, tmp_path))
     assert first.returncode == 0, first.stderr

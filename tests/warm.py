@@ -5,6 +5,7 @@ imported, is imported again where they differ. All of them share one hash seed; 
 instead.
 """
 
+import gc
 import os
 import signal
 import subprocess
@@ -115,6 +116,7 @@ def run_together(
 
 def _tlkit(words: tuple[str, ...], cwd: str, env: dict[str, str], out: str, errors: Connection, first: Callable[[], None]) -> None:
     """Make the forked process what `python -m tlkit` begins as, and run it."""
+    gc.freeze()
     signal.alarm(HANGS_S)
     never_wait_for_the_disk()
     draw_nothing()

@@ -115,6 +115,7 @@ def test_a_stage_that_the_floor_cannot_cut_is_named() -> None:
         cut(timm.create_model("resnet18", num_classes=0), Work("from", stage="layer9"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", ["tlkit", "textbook"])
 def test_a_side_runs_as_a_process_and_is_measured(side: str, images: Path, tmp_path: Path) -> None:
     done = run_side(side, Work("live", images=str(images), backbone=TINY, image_size=32, batch_size=16, epochs=2), tmp_path)
@@ -168,6 +169,7 @@ def test_shares_of_compute_fall_from_one_towards_the_head() -> None:
     assert sorted(shares.values(), reverse=True) == list(shares.values())
 
 
+@pytest.mark.slow
 def test_the_command_prints_json_and_writes_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = f"bench head --backbone {TINY} --size 40+20 --repeats 1 --sides floor --format json --out {tmp_path / 'bench.json'}"
     assert cli.main(words.split()) == 0

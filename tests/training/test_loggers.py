@@ -52,6 +52,7 @@ def val_losses(run: Path, phase: int) -> list[float]:
     return [float(row["val/loss"]) for row in rows(run / "metrics.csv") if row["phase"] == str(phase)]
 
 
+@pytest.mark.slow
 def test_nothing_is_written_outside_the_run(workplace: Path) -> None:
     assert sorted(path.name for path in workplace.iterdir()) == ["photos", "recipe.yaml", "run"]
     assert not (workplace / "run/tensorboard").exists()
@@ -114,6 +115,7 @@ def server(tmp_path: Path) -> Iterator[str]:
             process.wait()
 
 
+@pytest.mark.slow
 def test_mlflows_own_server_has_them_too_and_the_run_folder_no_database(
     server: str, workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -107,6 +107,7 @@ def test_a_gradient_scaler_and_clipping_go_without_fused_steps() -> None:
 COMPILED = "phases=[{train: {last: 1}, epochs: 2, lr: 1e-2, compile: true}, {train: all, epochs: 2, lr: 1e-2, compile: true}]"
 
 
+@pytest.mark.slow
 def test_compiled_phases_give_the_same_losses_and_the_same_names(
     place: Path, monkeypatch: pytest.MonkeyPatch, saved: list[dict[str, Any]]
 ) -> None:

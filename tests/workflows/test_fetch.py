@@ -76,8 +76,9 @@ def content(folder: Path) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 def test_what_was_fetched_runs_without_any_network_call_to_the_same_bits(tmp_path: Path) -> None:
-    cifar10 = small_cifar10()
+    cifar10 = small_cifar10(images_a_batch=20)
 
     def tlkit(*words: str, home: str, offline: bool, address: str) -> subprocess.CompletedProcess[str]:
         start = point_torchvision_here(tmp_path / "start", address, cifar10)
