@@ -81,10 +81,15 @@ def test_a_finished_run_is_left_alone_and_never_overwritten(place: Path) -> None
         tlkit.finetune("run/recipe.yaml", out="run")
 
 
-def test_an_unfinished_run_goes_on_unless_its_recipe_is_another(place: Path) -> None:
+@pytest.mark.usefixtures("place")
+def test_an_unfinished_run_does_not_go_on_with_another_recipe() -> None:
     changed = tlkit.load_recipe("unfinished/recipe.yaml", ["phases[0].lr=1e-3"])
     with pytest.raises(RunError, match=r"phases\[0\]\.lr"):
         tlkit.finetune(changed, out="unfinished", resume=True)
+
+
+@pytest.mark.skipif("AVX" not in torch.backends.cpu.get_cpu_capability(), reason="torch draws other random weights without AVX2")
+def test_an_unfinished_run_goes_on(place: Path) -> None:
     run = tlkit.finetune("unfinished/recipe.yaml", out="unfinished", resume=True)
     rows = (place / "unfinished/metrics.csv").read_text().splitlines()
     assert len(rows) == 11

@@ -18,7 +18,7 @@ CHECKOUT = Path(__file__).parents[1]
 def run(*command: str | Path, cwd: Path) -> str:
     """Standard output. Fails the test with both outputs if the exit code isn't 0."""
     # Without what would let the checkout shine through.
-    environment = {name: value for name, value in os.environ.items() if name not in {"PYTHONPATH", "VIRTUAL_ENV", "OMP_NUM_THREADS"}}
+    environment = {name: value for name, value in os.environ.items() if name not in {"PYTHONPATH", "VIRTUAL_ENV"}}
     done = subprocess.run(list(map(str, command)), cwd=cwd, env=environment, capture_output=True, text=True, encoding="utf-8")
     assert done.returncode == 0, f"{command} exited with {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout
@@ -72,6 +72,7 @@ def test_wheel_carries_the_recipes_and_the_images(wheel: Path) -> None:
     assert not [name for name in names if name.startswith(("tests/", "docs/", "data/", "recipes/"))]
 
 
+@pytest.mark.slow
 def test_quickstart_runs_from_an_empty_folder(installed: Path, tmp_path: Path) -> None:
     run(installed, "check", "quickstart", cwd=tmp_path)
     # A part of the images, smaller, and only the head, solved: an accuracy of 0.74 on 133 images.
