@@ -224,6 +224,21 @@ def test_nothing_moves_where_nothing_can(monkeypatch: pytest.MonkeyPatch) -> Non
     os.close(terminal)
 
 
+@pytest.mark.slow
+def test_of_two_processes_the_main_one_draws_and_says_that_it_was_interrupted(workplace: Path) -> None:
+    words = ("finetune", "recipe.yaml", "--out", "two", "trainer.devices=2", "trainer.strategy=ddp")
+    interrupted = partial(signal_itself_when_written, "metrics.csv", signal.SIGINT)
+    done = run_on_terminal(*words, columns=100, cwd=workplace, env=environment(), first=interrupted)
+    assert done.returncode == 130, done.stdout
+    screen = Screen(100)
+    screen.write(done.stdout)
+    lines = [line.rstrip() for line in screen.lines]
+    assert screen.shows_cursor
+    assert [line for line in lines if "━" in line] == []
+    assert [line.split()[0] for line in lines if ROW.match(line)] == ["1/2"]
+    assert lines[-3:] == ["warning: interrupted; resume with the same command, --out two and --resume", "Interrupted.", ""]
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.04, "0.0 s"), (9.94, "9.9 s"), (9.96, "0:10"), (59.6, "1:00"), (3599.7, "1:00:00"), (4000, "1:06:40")]
 )

@@ -11,7 +11,7 @@ from itertools import count
 
 from tlkit.errors import RunError, TlkitError
 from tlkit.system import is_command_line
-from tlkit.training.distributed.ranks import are_connected, is_local_main_process
+from tlkit.training.distributed.ranks import are_connected, is_local_main_process, is_main_process
 from tlkit.training.distributed.signals import Stop
 from tlkit.training.private_api import add_to_store
 
@@ -47,7 +47,8 @@ def ending_together(stop: Stop) -> Iterator[None]:
                 time.sleep(GRACE_S)  # the process that has started this one knows more; where that has gone, end_with_the_first says so
                 raise SystemExit(LOST) from error
             reported = RunError(_account(_dead(wait_s=GRACE_S)))
-        tells = _is_first_to_report(run)
+        # After a signal all say the same: the main process says it, since another one would write into what that draws on the terminal.
+        tells = is_main_process() if isinstance(error, KeyboardInterrupt) and are_connected() else _is_first_to_report(run)
         if not tells or isinstance(error, KeyboardInterrupt):
             _all_end(within_s=GRACE_S)  # the one that tells may not be done with it; or all were asked to stop
         for process in _STARTED:
