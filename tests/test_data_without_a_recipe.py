@@ -122,3 +122,36 @@ def test_offline_a_set_that_is_missing_is_reported_without_asking(
         assert main(["data", command, *words]) == 2
         output = capsys.readouterr()
         assert "--offline makes no network calls" in output.out + output.err
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (
+            "photo",
+            "photo does not exist.\n  Expected a folder of images, a .csv, .tsv, .parquet or .npz file, 'shards/*.tar', or a recipe; ",
+        ),
+        ("photo", "Did you mean 'photos'?"),
+        ("deep/photo", "Did you mean 'deep/photos'?"),
+        ("quickstat", "Did you mean 'quickstart'?"),
+        ("recipe.yml", "recipe.yml does not exist.\n  Did you mean 'recipe.yaml'?"),
+        ("photos.zip", "photos.zip is no data that is known by its ending.\n  Expected a folder of images, a .csv"),
+    ],
+)
+def test_a_word_that_is_neither_data_nor_a_recipe_is_answered_with_what_data_may_be(
+    data: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder(tmp_path / "photos")
+    folder(tmp_path / "deep/photos")
+    (tmp_path / "recipe.yaml").touch()
+    (tmp_path / "photos.zip").write_bytes(b"PK\x03\x04\xff")
+    monkeypatch.chdir(tmp_path)
+    assert main(["data", "check", data]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_table_separated_by_tabs_is_known_by_its_ending(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = csv(tmp_path / "photos").rename(tmp_path / "photos/labels.tsv")
+    table.write_text(table.read_text().replace(",", "\t"))
+    assert main(["data", "check", str(table)]) == 0
+    assert "12 pictures in 2 classes were decoded" in capsys.readouterr().out

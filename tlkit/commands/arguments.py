@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tlkit.commands.completion import complete_override, complete_recipe
-from tlkit.errors import TlkitError
+from tlkit.errors import RecipeError, TlkitError, did_you_mean
 from tlkit.files import expanded
+from tlkit.system import shipped
 from tlkit.terminal import print_text
 
 if TYPE_CHECKING:
     from tlkit.recipe.schema import Recipe
 
-FILES = {".csv": "csv", ".parquet": "parquet", ".npz": "npz", ".tar": "webdataset"}
+FILES = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".npz": "npz", ".tar": "webdataset"}
 """Ending -> the key of `data.source` that takes such a file."""
+RECIPES = (".yaml", ".yml")
+DATA = "a folder of images, a .csv, .tsv, .parquet or .npz file, 'shards/*.tar'"
 
 
 def recipe_arguments(parser: ArgumentParser) -> None:
@@ -64,8 +67,7 @@ def _found_offline(arguments: Namespace, name: str, overrides: list[str]) -> "Re
 
 
 def images_arguments(parser: ArgumentParser) -> None:
-    help = "a folder of images, a .csv, .parquet or .npz file, 'shards/*.tar', or a recipe"
-    parser.add_argument("images", metavar="DIR|RECIPE", help=help)
+    parser.add_argument("images", metavar="DIR|RECIPE", help=f"{DATA}, or a recipe")
     override_arguments(parser, "override a key of the recipe: data.channels=1, augment=medium, seed=1")
     offline_arguments(parser)
 
@@ -77,6 +79,7 @@ def images_recipe(arguments: Namespace, *, fitted: str = "") -> tuple["Recipe", 
     """
     source = source_of(arguments.images)
     if source is None:
+        _check_recipe_name(arguments.images)
         return _found_offline(arguments, arguments.images, arguments.overrides), False
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(arguments.images).resolve().stem).strip("-._") or "images"
     data = f"data={{source: {json.dumps(source)}{fitted and f', {fitted}'}}}"
@@ -96,6 +99,34 @@ def source_of(images: str) -> dict[str, str] | None:
     if ending == ".npy":
         raise TlkitError(f"{images}: an .npy file has no labels.\n  Name a recipe with data.source={{npy: {images}, labels: LABELS.npy}}.")
     return {FILES[ending]: images} if ending in FILES else None
+
+
+def _check_recipe_name(images: str) -> None:
+    """Raise TlkitError for what is neither data nor a recipe, where a recipe's own error would not speak of data."""
+    from tlkit.recipe.load import find_recipe
+
+    if expanded(images).suffix.lower() in RECIPES:
+        return
+    if expanded(images).is_file():
+        raise unknown_data(images, or_recipe=True)
+    try:
+        find_recipe(images)
+    except RecipeError as error:
+        raise unknown_data(images, or_recipe=True) from error
+
+
+def unknown_data(data: str, *, or_recipe: bool = False) -> TlkitError:
+    """Return the error for a word that names neither data nor, with `or_recipe`, a recipe, with what is beside it under a similar name."""
+    place = expanded(data)
+    expected = f"Expected {DATA}{', or a recipe' if or_recipe else ', or a source as in a recipe: {csv: FILE}'}"
+    if place.is_file():
+        return TlkitError(f"{data} is no data that is known by its ending.\n  {expected}.")
+    endings = (*FILES, *RECIPES) if or_recipe else tuple(FILES)
+    entries = sorted(place.parent.iterdir()) if place.parent.is_dir() else []
+    beside = [str(place.with_name(entry.name)) for entry in entries if entry.is_dir() or entry.suffix.lower() in endings]
+    bundled = [recipe.stem for recipe in shipped("recipes").glob("*.yaml")] if or_recipe else []
+    near = did_you_mean(str(place), [*beside, *bundled])
+    return TlkitError(f"{data} does not exist.\n  {expected}; looked in {place.absolute().parent}. {near}".rstrip())
 
 
 def _kind_of_folder(place: Path) -> str:

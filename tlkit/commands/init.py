@@ -5,10 +5,9 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tlkit.commands.arguments import source_of
+from tlkit.commands.arguments import source_of, unknown_data
 from tlkit.commands.log import show_log
 from tlkit.commands.recipes import refuse_existing, write_new
-from tlkit.errors import TlkitError
 from tlkit.files import expanded
 from tlkit.terminal import print_text, tlkit_command
 
@@ -20,7 +19,7 @@ MINUTES = 30.0
 
 
 def init_arguments(parser: ArgumentParser) -> None:
-    help = "images: a folder, .csv, .parquet, .npz, 'shards/*.tar', or any data.source, such as '{torchvision: CIFAR10}'"
+    help = "images: a folder, .csv, .tsv, .parquet, .npz, 'shards/*.tar', or any data.source, such as '{torchvision: CIFAR10}'"
     parser.add_argument("data", metavar="DATA", help=help)
     parser.add_argument(
         "--out", type=expanded, default=Path("recipe.yaml"), metavar="FILE", help="the recipe to write (default: recipe.yaml)"
@@ -73,13 +72,9 @@ def _source(data: str) -> dict[str, Any]:
 
         value = read_yaml(data, lambda line: "DATA", root="data.source").value
         return value if isinstance(value, dict) else {}
-    if not (place := expanded(data)).exists() and not any(sign in data for sign in "*?{"):
-        expected = "a folder of images, a .csv, .parquet or .npz, or 'shards/*.tar'"
-        raise TlkitError(f"{data} does not exist.\n  Expected {expected}; looked in {place.absolute().parent}.")
     source = source_of(data)
-    if source is None:
-        expected = "a folder, .csv, .parquet, .npz or .tar; or a source as in a recipe: '{csv: FILE}'"
-        raise TlkitError(f"{data} is no data that is known by its name.\n  Expected {expected}.")
+    if source is None or not (expanded(data).exists() or any(sign in data for sign in "*?{")):
+        raise unknown_data(data)
     return dict(source)
 
 
