@@ -36,6 +36,19 @@ def raising(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(cli.COMMANDS, "models", ("list", models.models_arguments, command))
 
 
+def test_file_names_are_utf8_in_every_locale_and_output_is_not(tmp_path: Path) -> None:
+    """In the locale C without its UTF-8 mode, `日本` in the recipe and the folder 日本 were two names."""
+    for name in ("日本", "花"):
+        (tmp_path / "写真" / name).mkdir(parents=True)
+    command = [sys.executable, "-m", "tlkit", "data", "check", "写真"]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    environment.pop("PYTHONIOENCODING", None)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "\\u65e5\\u672c" in done.stdout.decode("ascii")
+    assert "\\u82b1" in done.stdout.decode("ascii")
+
+
 def test_help_lists_every_command_and_two_examples(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--help"]) == 0
     printed = capsys.readouterr().out

@@ -112,9 +112,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run() -> None:
     """Run the console script."""
+    start_again_in_utf8()
     if completion.ASKED in os.environ:
         completion.answer_shell(COMMANDS)
     sys.exit(main())
+
+
+def start_again_in_utf8() -> None:
+    """Replace this process by one in Python's UTF-8 mode, if it would decode file names, which are a folder's classes, in another encoding.
+
+    Python has that mode in the locale C, unless PYTHONUTF8 is 0, and not in others such as en_US.ISO-8859-1. The terminal's encoding stays.
+    """
+    if sys.getfilesystemencoding() == "utf-8" or os.environ.get("PYTHONUTF8") == "1":
+        return
+    os.environ["PYTHONUTF8"] = "1"
+    os.environ.setdefault("PYTHONIOENCODING", sys.stdout.encoding)
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606  # this very command
 
 
 def _dispatch(words: list[str]) -> int:
