@@ -145,7 +145,7 @@ def time_solved(trial: Trial, *, slowness: float) -> SolvedTiming:
 
 def _features_s(trial: Trial, classifier: Classifier, data: ImageDataModule) -> float:
     began = time.perf_counter()
-    features_of(classifier, data, "train", trial.recipe.cache.model_copy(update={"use": False}), progress_console(quiet=True))
+    features_of(classifier, data, ["train"], trial.recipe.cache.model_copy(update={"use": False}), progress_console(quiet=True))
     return time.perf_counter() - began
 
 

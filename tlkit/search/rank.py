@@ -195,7 +195,7 @@ def _measured(recipe: Recipe, wanted: tuple[Candidate, Measuring], out: Path, co
     before = images_per_s(setup.classifier, recipe.data)
     parameters = sum(tensor.numel() for tensor in setup.classifier.backbone.parameters())
     size = sum(tensor.numel() * tensor.element_size() for tensor in setup.classifier.backbone.state_dict().values())
-    splits = [features_of(setup.classifier, setup.data, split, recipe.cache, console) for split in ("train", "val")]
+    splits = features_of(setup.classifier, setup.data, ("train", "val"), recipe.cache, console)
     features, labels = (torch.cat(parts).cpu() for parts in zip(*splits, strict=True))
     figures = score_features(features, labels, setup.samples)
     # The best of two times far apart: other work on the machine makes a network only slower.

@@ -158,7 +158,7 @@ def _features(recipe: Recipe, samples: Samples, hashes: dict[str, str], console:
         classifier, preprocessing = build(recipe.data, recipe.model, whole, find_weights(recipe.model))
     data = ImageDataModule(whole, preprocessing, batch_size=BATCH_SIZE, workers=recipe.data.workers)
     data.hashes = hashes
-    features, _ = features_of(classifier.to(device), data, "train", recipe.cache, console)
+    ((features, _),) = features_of(classifier.to(device), data, ["train"], recipe.cache, console)
     return features.numpy()
 
 

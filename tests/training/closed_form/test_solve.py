@@ -199,6 +199,9 @@ def test_a_solved_phase_alone_is_shipped_and_measured(there: None) -> None:
     assert float(row["val/accuracy"]) == pytest.approx(metrics["val"]["accuracy"])
     assert float(row["val/loss"]) == pytest.approx(metrics["val"]["loss"], rel=1e-4)
     assert metrics["test"]["accuracy"] > 0.6
+    # One entry has the images of both splits.
+    log = (run / "log.txt").read_text()
+    assert log.count("frozen part run once") + log.count("found in") == 1
     assert evaluate_run(run, "test") == metrics["test"]
     log = (run / "log.txt").read_text()
     assert "phase 1/1 head  validation loss (accuracy) by weight decay  10: " in log

@@ -135,6 +135,7 @@ class ActivationCache:
         shapes = self._shapes()
         dtype = self._affordable(shapes, len(samples) * max(1, views))
         entry = cache_folder() / "activations" / self._key(samples, dtype, views)
+        is_reported = not make or entry in self._used
         self._used.add(entry)
         with locked(entry):
             stored = open_stored(entry, shapes, DTYPES[dtype], rows, views)
@@ -146,7 +147,7 @@ class ActivationCache:
             if stored is None:
                 self._make(entry, samples, shapes, dtype, views)
                 stored = open_stored(entry, shapes, DTYPES[dtype], rows, views)
-            elif make:
+            elif not is_reported:
                 LOG.info("activations of %s found in %s", counted(len(samples), "image"), entry)
         if stored is None:
             raise CacheUnavailable(f"{entry} can't be read back")

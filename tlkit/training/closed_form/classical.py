@@ -41,8 +41,7 @@ def fit_classical_head(setup: Setup, head: Head, trained: Trained, *, phase: int
     began = time.perf_counter()
     classifier, data, cache = setup.classifier, setup.data, setup.cache
     classifier.to(trained.device)
-    features, labels = features_of(classifier, data, "train", cache, context.console)
-    val_features, val_labels = features_of(classifier, data, "val", cache, context.console)
+    (features, labels), (val_features, val_labels) = features_of(classifier, data, ("train", "val"), cache, context.console)
     fitted = fit_head(head, (features, labels), (val_features, val_labels), data.samples)
     with torch.inference_mode():
         logits, val_logits = fitted(features), fitted(val_features)

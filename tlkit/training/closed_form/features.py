@@ -1,6 +1,7 @@
 """The features of a whole split, as the head sees them."""
 
 import logging
+from collections.abc import Sequence
 
 from rich.console import Console
 from torch import Tensor
@@ -16,29 +17,38 @@ from tlkit.training.cache.activations import ActivationCache
 LOG = logging.getLogger("tlkit")
 
 
-def features_of(classifier: Classifier, data: ImageDataModule, split: str, cache: Cache, console: Console) -> tuple[Tensor, Tensor]:
-    """Return features [N, F] and labels, [N] or for multilabel [N, K], of the split's images in order, without augmentation.
+def features_of(
+    classifier: Classifier, data: ImageDataModule, splits: Sequence[str], cache: Cache, console: Console
+) -> list[tuple[Tensor, Tensor]]:
+    """Return features [N, F] and labels, [N] or for multilabel [N, K], of each split's images in order, without augmentation.
 
     Freezes the whole backbone. What is cached already is taken, and what is not is cached, as the cache allows.
     Raises TrainingError if a feature is NaN or infinite, with the first image of which it is.
     """
-    features, labels = _features_of(classifier, data, split, cache, console)
-    bad = (~features.isfinite()).any(1).nonzero().flatten().tolist()
-    if bad:
-        raise TrainingError(
-            f"The backbone's features are NaN or infinite for {len(bad)} of {len(features)} {split} images. The first:"
-            f" {data.samples.of(split)[bad[0]].id}\n  Its activations overflow there: use data.normalize=weights, or other weights."
-        )
-    return features, labels
+    found = _features_of(classifier, data, splits, cache, console)
+    for split, (features, _) in zip(splits, found, strict=True):
+        bad = (~features.isfinite()).any(1).nonzero().flatten().tolist()
+        if bad:
+            raise TrainingError(
+                f"The backbone's features are NaN or infinite for {len(bad)} of {len(features)} {split} images. The first:"
+                f" {data.samples.of(split)[bad[0]].id}\n  Its activations overflow there: use data.normalize=weights, or other weights."
+            )
+    return found
 
 
-def _features_of(classifier: Classifier, data: ImageDataModule, split: str, cache: Cache, console: Console) -> tuple[Tensor, Tensor]:
+def _features_of(
+    classifier: Classifier, data: ImageDataModule, splits: Sequence[str], cache: Cache, console: Console
+) -> list[tuple[Tensor, Tensor]]:
     classifier.train_only(frozenset())
     device = next(classifier.parameters()).device
     try:
         if cache.use:
-            return ActivationCache(classifier, data, cache, device=device, precision="32-true", console=console).features(split)
+            cached = ActivationCache(classifier, data, cache, device=device, precision="32-true", console=console)
+            return [cached.features(split) for split in splits]
     except CacheUnavailable as why:
         LOG.info("the features are not cached: %s", why)
-    with progress(console, f"features of the {split} images", len(data.samples.of(split))) as advance:
-        return infer(classifier, data.whole(split), data.preprocessing, outputs=classifier.features, on_batch=advance)
+    found = []
+    for split in splits:
+        with progress(console, f"features of the {split} images", len(data.samples.of(split))) as advance:
+            found.append(infer(classifier, data.whole(split), data.preprocessing, outputs=classifier.features, on_batch=advance))
+    return found

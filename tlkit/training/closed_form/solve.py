@@ -52,7 +52,7 @@ def solve_head(
     """
     began = time.perf_counter()
     samples = data.samples
-    train, val = (features_of(classifier, data, split, cache, console) for split in ("train", "val"))
+    train, val = features_of(classifier, data, ("train", "val"), cache, console)
     decay = spec.phase.weight_decay if isinstance(spec.phase, SolvedPhase) else None
     weight_decays = WEIGHT_DECAYS if decay is None else (decay,)
     solved = solve(Regression(train, criterion, len(samples.classes)), val, samples, weight_decays, title=spec.title)
