@@ -234,6 +234,10 @@ def test_metrics_are_shown_with_a_row_a_class() -> None:
     assert "top2 accuracy          1.0000" in table
     assert "ankle boot       4     0.5000     1.0000     0.6667" in table
     assert "test-time" not in table
+    grouped = metrics_table({**metrics, "groups": 1, "per_class": {"日本": {"pictures": 4, **row}}})
+    assert "0.950, 4 images in 1 group)" in grouped
+    assert "\nclass  images" in grouped
+    assert "\n日本        4" in grouped  # each of the two is as wide as two of "class"
     beside = metrics_table({**metrics, "tta": {**metrics, "kind": "flip", "views": 2, "accuracy": 1.0, "gained": 1, "lost": 0}})
     assert "(flip: 2 views of each image, their probabilities averaged)" in beside
     assert "accuracy                  0.7500     1.0000" in beside

@@ -83,6 +83,17 @@ def counted(number: int, word: str, plural: str = "") -> str:
     return f"{number:,} {word if number == 1 else plural or f'{word}s'}"
 
 
+def padded(text: str, columns: int) -> str:
+    """Return the text with blanks after it up to so many columns of a terminal, of which a Japanese letter takes two."""
+    return text + " " * (columns - width_of(text))
+
+
+def width_of(text: str) -> int:
+    from rich.cells import cell_len
+
+    return cell_len(text)
+
+
 def columns_of(stream: TextIO) -> int | None:
     """Return how wide the terminal is that the stream goes to; None for a file or a pipe, whose lines have no end."""
     try:

@@ -108,7 +108,7 @@ def test_a_bad_image_is_named_without_a_workers_traceback(samples: list[Sample],
     with pytest.raises(DataError) as raised:
         list(make_loader(ImageDataset(bad, PREPROCESSING), batch_size=2, workers=workers))
     message = str(raised.value)
-    assert message.startswith(f"image train/x/bad.png: {tmp_path / 'bad.png'}: this is not an image")
+    assert message.startswith(f"{tmp_path / 'bad.png'}: this is not an image")
     assert "Traceback" not in message
     assert "worker process" not in message
 

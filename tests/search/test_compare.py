@@ -28,7 +28,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("a", "b"):
         shutil.copytree("run", name)
     rows = answers_on(Path("b"), "test")
-    write_predictions(Path("b"), [{**row, "answer": row["label"]} for row in rows])
+    write_predictions(Path("b"), [{**row, "answer": row["label"]} for row in rows], "test")
     return tmp_path / "runs"
 
 

@@ -1,6 +1,7 @@
 """`tlkit soup` on runs whose heads are changed by hand, and on two seeds that were trained."""
 
 import json
+import shlex
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -60,6 +61,8 @@ def test_the_average_of_two_heads_is_the_one_between_them(runs: Path, capsys: py
     assert [(step["run"], step["added"]) for step in metrics["soup"]][2] == ("far", False)
     assert metrics["test"]["accuracy"] == before["test"]["accuracy"]
     assert metrics["val"]["loss"] == pytest.approx(before["val"]["loss"], abs=1e-6)
+    *_, command, folder, image = shlex.split(shown.out.splitlines()[-1])
+    assert (command, folder, Path(image).is_file()) == ("predict", "made/soup", True)
     assert "far  " in shown.err
     assert "left out" in shown.err
     assert "the mean of 2 of 3 runs" in shown.out

@@ -8,7 +8,7 @@ from tlkit.commands.arguments import override_arguments
 from tlkit.commands.log import show_log
 from tlkit.files import expanded
 from tlkit.system import keep_freed_memory
-from tlkit.terminal import counted, print_text, takes_unicode
+from tlkit.terminal import counted, padded, print_text, takes_unicode, width_of
 
 if TYPE_CHECKING:
     from tlkit.evaluation.calibrate import Calibrated
@@ -66,7 +66,7 @@ def report(arguments: Namespace) -> int:
 
 def metrics_table(metrics: dict[str, Any]) -> str:
     """Return the metrics of one split, the primary metric first, then a row per class, with their intervals."""
-    from tlkit.evaluation.primary_metric import intervals_of
+    from tlkit.evaluation.primary_metric import images_of, intervals_of
 
     multilabel = "exact_match" in metrics
     figures = _figures(metrics)
@@ -74,7 +74,7 @@ def metrics_table(metrics: dict[str, Any]) -> str:
     left_out = f"  ({len(skipped)} left out, since they can't be read)" if skipped else ""
     lines = [f"{'images':<23}{metrics['pictures']}{left_out}"]
     bounds = intervals_of(metrics)
-    images = counted(metrics["pictures"], "image") + (f" in {metrics['groups']:,} groups" if "groups" in metrics else "")
+    images = images_of(metrics)
     for name, value in figures.items():
         interval = f"  (95 % interval {bounds[name][0]:.3f} to {bounds[name][1]:.3f}, {images})" if bounds.get(name) else ""
         lines.append(f"{name.replace('_', ' '):<23}{value:.4f}{interval}")
@@ -82,12 +82,12 @@ def metrics_table(metrics: dict[str, Any]) -> str:
     rows = {**metrics["per_class"], "mean": {**metrics["macro"], "average_precision": metrics.get("mean_average_precision")}}
     mean = {**bounds.get("macro", {}), "average_precision": bounds.get("mean_average_precision")}
     spans = {**bounds.get("per_class", {}), "mean": mean} if "per_class" in bounds else {}
-    width, across = max(map(len, rows)), 17 if spans else 9
+    width, across = max(map(width_of, ("class", *rows))), 17 if spans else 9
     widths = {column: max(across if column != "threshold" else 9, len(column)) for column in columns}
     lines += ["", f"{'class':<{width}}  images" + "".join(f"  {column.replace('_', ' '):>{widths[column]}}" for column in columns)]
     for name, row in rows.items():
         cells = (f"  {_cell(row.get(column), spans.get(name, {}).get(column)):>{widths[column]}}" for column in columns)
-        lines.append(f"{name:<{width}}  {row.get('pictures', ''):>6}{''.join(cells)}".rstrip())
+        lines.append(f"{padded(name, width)}  {row.get('pictures', ''):>6}{''.join(cells)}".rstrip())
     lines += [""] * bool(skipped) + [f"left out: {id_}: {reason}" for id_, reason in skipped.items()]
     return "\n".join([*lines, *_beside_tta(metrics)])
 

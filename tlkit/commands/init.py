@@ -83,8 +83,9 @@ def _seen(facts: "Facts") -> str:
     parts = ", ".join(f"{number:,} {splits[split]}" for split, number in facts.splits.items())
     colour = {1: "grey", 3: "colour"}.get(facts.channels, f"{facts.channels} channels")
     few, many = min(facts.counts.values()), max(facts.counts.values())
+    each = f"{few:,} to {many:,}" if few < many else f"{few:,}"
     lines = [
-        f"{facts.images:,} images ({parts}) in {len(facts.counts)} classes of {few:,} to {many:,}",
+        f"{facts.images:,} images ({parts}) in {len(facts.counts)} classes of {each}",
         f"shorter side {facts.short_side:,} px, {colour}",
     ]
     if facts.duplicates:

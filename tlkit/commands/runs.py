@@ -9,7 +9,7 @@ from textwrap import shorten
 from typing import TYPE_CHECKING
 
 from tlkit.files import expanded
-from tlkit.terminal import print_text, takes_unicode
+from tlkit.terminal import padded, print_text, takes_unicode, width_of
 
 if TYPE_CHECKING:
     from tlkit.workflows.runs import RunRow
@@ -47,12 +47,10 @@ def runs(arguments: Namespace) -> int:
 
 def _print_table(rows: "list[RunRow]") -> None:
     """Print as many columns as fit, and below them what is wrong with runs that have no figures."""
-    from rich.cells import cell_len
-
     from tlkit.terminal import output_console
 
     lines = [COLUMNS, *map(_cells, rows)]
-    widths = [max(map(cell_len, column)) for column in zip(*lines, strict=True)]
+    widths = [max(map(width_of, column)) for column in zip(*lines, strict=True)]
     console = output_console()
     shown = max(number for number in range(1, len(widths) + 1) if number == 1 or sum(widths[:number]) + 2 * (number - 1) <= console.width)
     header, *others = ("  ".join(map(_padded, COLUMNS[:shown], line, widths)).rstrip() for line in lines)
@@ -67,10 +65,7 @@ def _print_table(rows: "list[RunRow]") -> None:
 
 
 def _padded(column: str, text: str, width: int) -> str:
-    from rich.cells import cell_len
-
-    blanks = " " * (width - cell_len(text))
-    return blanks + text if column in RIGHT else text + blanks
+    return f"{text:>{width}}" if column in RIGHT else padded(text, width)
 
 
 def _cells(row: "RunRow") -> tuple[str, ...]:

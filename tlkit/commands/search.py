@@ -12,7 +12,7 @@ from tlkit.commands.log import show_log
 from tlkit.commands.signals import handle_signals
 from tlkit.errors import Fault, MissingExtraError, RecipeError, TlkitError
 from tlkit.files import expanded
-from tlkit.terminal import counted, print_panel, print_text, takes_unicode, tlkit_command
+from tlkit.terminal import counted, padded, print_panel, print_text, takes_unicode, tlkit_command, width_of
 
 if TYPE_CHECKING:
     from tlkit.search.compare import Compared
@@ -163,16 +163,17 @@ def _compared_lines(compared: "Compared") -> Iterator[str]:
     for key, values in compared.differences.items():
         yield f"  {key}: {' | '.join('-' if value is None else str(value) for value in values)}"
     names = [str(run) for run in compared.runs]
-    width = max(map(len, names))
+    width = max(map(width_of, names))
     metric = "all labels right" if compared.metric == "exact_match" else metric_label(compared.metric)  # type: ignore[arg-type]
     n = compared.comparisons[0].n
     yield f"\n{compared.split + ' ' + metric:<{width}}  ({counted(n, 'image')})"
     for name, value in zip(names, compared.values, strict=True):
-        yield f"{name:<{width}}  {value:.3f}"
+        yield f"{padded(name, width)}  {value:.3f}"
     yield f"\nagainst {names[0]}"
     for one in compared.comparisons:
         interval = f"{100 * one.low:+.1f} to {100 * one.high:+.1f} points"
-        yield f"{one.run!s:<{width}}  {100 * one.difference:+.1f} points, 95 % interval {interval}; {one.gained} gained, {one.lost} lost"
+        points, changed = f"{100 * one.difference:+.1f} points", f"{one.gained} gained, {one.lost} lost"
+        yield f"{padded(str(one.run), width)}  {points}, 95 % interval {interval}; {changed}"
         yield f"{'':<{width}}  {one.verdict}"
     several = ", corrected for several runs (Holm)" if len(names) > 2 else ""
     yield f"\np by {compared.test}{several}; interval by a paired bootstrap over the {compared.split} images."
@@ -192,13 +193,14 @@ def soup_arguments(parser: ArgumentParser) -> None:
 def soup(arguments: Namespace) -> int:
     from tlkit.search.soup import make_soup
     from tlkit.system import keep_freed_memory
+    from tlkit.training.results import predict_command
 
     keep_freed_memory()
     overrides = [word for word in arguments.runs if "=" in word and not expanded(word).exists()]
     runs = [expanded(word) for word in arguments.runs if word not in overrides]
     with show_log():
         made = make_soup(runs, arguments.out, device=arguments.device, overrides=overrides)
-    print_panel(str(arguments.out), _soup_rows(made), [tlkit_command("predict", str(arguments.out), "IMAGE.jpg")])
+    print_panel(str(arguments.out), _soup_rows(made), [predict_command(arguments.out, made.samples)])
     return 0
 
 

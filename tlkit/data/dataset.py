@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -75,7 +76,7 @@ class ImageDataset(Dataset[tuple[NDArray[np.uint8], Target]]):
     def __getitem__(self, key: Key | int) -> tuple[NDArray[np.uint8], Target]:
         """Return an image and its label; an index alone is one of epoch 0.
 
-        Raises DataError with the sample's id where its image can't be read.
+        Raises DataError, with the image's place, where it can't be read.
         """
         epoch, index = (0, key) if isinstance(key, int) else key
         began = time.perf_counter()
@@ -92,7 +93,7 @@ class ImageDataset(Dataset[tuple[NDArray[np.uint8], Target]]):
     def loaded(self, index: int) -> NDArray[np.uint8]:
         """Return what augmentation begins with: as `fitted`, or with `data.margin` the larger image, [H, W, C].
 
-        Raises DataError with the sample's id where its image can't be read.
+        Raises DataError, with the image's place, where it can't be read.
         """
         if self.kept is not None and (kept := self.kept.get(index)) is not None:
             return kept
@@ -104,7 +105,7 @@ class ImageDataset(Dataset[tuple[NDArray[np.uint8], Target]]):
         return image
 
     def fitted(self, index: int) -> NDArray[np.uint8]:
-        """Return the image as validation sees it, [S, S, C]. Raises DataError with the sample's id where it can't be read."""
+        """Return the image as validation sees it, [S, S, C]. Raises DataError, with the image's place, where it can't be read."""
         return self._read(index, self.preprocessing.read)
 
     def _read(self, index: int, read: Read) -> NDArray[np.uint8]:
@@ -112,7 +113,9 @@ class ImageDataset(Dataset[tuple[NDArray[np.uint8], Target]]):
         try:
             return read(sample.image)
         except DataError as error:
-            raise DataError(f"image {sample.id}: {error}\n  {ON_BAD_HINT}") from error
+            # The error names a file by its path, and what is in a shard or an array by its place there.
+            name = "" if isinstance(sample.image, Path) else f"image {sample.id}: "
+            raise DataError(f"{name}{error}\n  {ON_BAD_HINT}") from error
 
     def __getstate__(self) -> dict[str, Any]:
         # Worker processes that are started, not forked, can't share the file: they decode for themselves.

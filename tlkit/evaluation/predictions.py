@@ -40,11 +40,11 @@ def prediction_rows(
     ]
 
 
-def write_predictions(run: Path, rows: Sequence[Mapping[str, str]], split: str = "test") -> None:
+def write_predictions(run: Path, rows: Sequence[Mapping[str, str]], split: str) -> None:
     write_csv(run / PREDICTIONS[split], COLUMNS, rows)
 
 
-def read_predictions(run: Path, split: str = "test") -> list[dict[str, str]]:
+def read_predictions(run: Path, split: str) -> list[dict[str, str]]:
     """Return the rows of a run's predictions.csv. Raises RunError if it is no such file; FileNotFoundError where there is none."""
     file = run / PREDICTIONS[split]
     try:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from tlkit.data.samples import LARGEST_FOLD, Samples
+from tlkit.terminal import counted
 
 PrimaryMetric = Literal["accuracy", "balanced_accuracy", "mean_average_precision"]
 """The figure that chooses the best epoch and stands first in every result."""
@@ -36,6 +37,12 @@ def intervals_of(measured: Mapping[str, Any]) -> dict[str, Any]:
     few = {name: measured[f"{name}_interval"] for name in ("accuracy", "exact_match") if f"{name}_interval" in measured}
     macro_f1 = {"macro_f1": measured["intervals"]["macro"]["f1"]} if "intervals" in measured else {}
     return {**few, **macro_f1, **measured.get("intervals", {})}
+
+
+def images_of(measured: Mapping[str, Any]) -> str:
+    """Return `1,000 images`, or `1,000 images in 10 groups`: what the intervals of a split's metrics are about."""
+    groups = f" in {counted(measured['groups'], 'group')}" if "groups" in measured else ""
+    return f"{counted(measured['pictures'], 'image')}{groups}"
 
 
 def recorded_primary_metric(metrics: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tlkit.data.splits.run_source import inner_runs
-from tlkit.evaluation.primary_metric import named_primary_metric, recorded_primary_metric
+from tlkit.evaluation.primary_metric import intervals_of, named_primary_metric, recorded_primary_metric
 from tlkit.files import sha256_of, write_atomically
 from tlkit.recipe.load import recipe_yaml
 from tlkit.recipe.schema import Recipe
@@ -76,6 +76,7 @@ def write_repeats_report(run: Path, recipe: Recipe, *, file: Path | None = None)
         split=split,
         n=min(numbers),
         of_mean=partial(_of_mean, runs=runs),
+        intervals_of=intervals_of,
         images=(min(numbers), max(numbers)),
         weakest=by_f1[0] if by_f1 else None,
         links={folder.name: Path(relpath(folder / "report.html", (file or run / "report.html").parent)).as_posix() for folder in folders},

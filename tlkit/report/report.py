@@ -15,7 +15,7 @@ from PIL import Image
 
 from tlkit.data.samples import LARGEST_FOLD
 from tlkit.evaluation.intervals import difference_interval
-from tlkit.evaluation.primary_metric import recorded_primary_metric
+from tlkit.evaluation.primary_metric import intervals_of, recorded_primary_metric
 from tlkit.files import sha256_of, write_atomically
 from tlkit.recipe.load import recipe_yaml
 from tlkit.recipe.schema import Recipe
@@ -94,7 +94,7 @@ def write_page(file: Path, page: RunPage) -> None:
         page=page,
         name=page.name,
         measured=measured,
-        intervals=measured.get("intervals", {}),
+        intervals=intervals_of(measured),
         multilabel="exact_match" in measured,
         measured_on="test" if metrics.get("test") else "validation",
         validation=metrics["val"],

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from tlkit.data.progress import progress, progress_console
+from tlkit.data.samples import Sample
 from tlkit.data.splits.holdout import read_manifest
 from tlkit.data.splits.manifest import check_run_folder
 from tlkit.data.splits.run_source import ORIGIN, inner_runs
@@ -63,10 +64,11 @@ class Step:
 
 @dataclass(frozen=True)
 class Soup:
-    """The average. steps: in the order of validation. metrics: the content of metrics.json."""
+    """The average. steps: in the order of validation. metrics: the content of metrics.json. samples: that it was measured on."""
 
     steps: list[Step]
     metrics: dict[str, Any]
+    samples: Sequence[Sample]
 
     @property
     def members(self) -> list[Path]:
@@ -103,7 +105,7 @@ def make_soup(runs: Sequence[Path], out: Path, *, device: str = "auto", override
         write_json(writing / "metrics.json", metrics)
         recipe, origin = opened.recipe, opened.card.weights["origin"]
         write_run_report(writing, recipe, metrics, facts=run_facts(recipe, opened.samples, metrics, origin), seen=seen)
-    return Soup(steps, metrics)
+    return Soup(steps, metrics, opened.samples.of("test") or opened.samples.of("val"))
 
 
 def greedy(alone: Mapping[Path, Figures], validate: Callable[[State], Figures]) -> tuple[list[Step], State]:

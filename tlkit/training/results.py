@@ -16,7 +16,14 @@ from tlkit.evaluation.evaluate import OpenSplit, measure_logits
 from tlkit.evaluation.fit_trust import FittedTrust, TrustOptions, fit_trust, measure_trust
 from tlkit.evaluation.metrics import best_thresholds
 from tlkit.evaluation.predictions import prediction_rows, write_predictions
-from tlkit.evaluation.primary_metric import intervals_of, metric_label, named_primary_metric, primary_metric_of, recorded_primary_metric
+from tlkit.evaluation.primary_metric import (
+    images_of,
+    intervals_of,
+    metric_label,
+    named_primary_metric,
+    primary_metric_of,
+    recorded_primary_metric,
+)
 from tlkit.evaluation.unknown import training_sample
 from tlkit.explain.gradient_flow import GRADIENTS, draw_gradients, read_gradients
 from tlkit.files import write_json
@@ -267,7 +274,7 @@ def predict_command(run: Path, samples: Sequence[Sample]) -> str:
 
 def panel_figures(split: str, measured: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield the primary metric first, and the figures to read it with."""
-    images = counted(measured["pictures"], "image") + (f" in {measured['groups']} groups" if "groups" in measured else "")
+    images = images_of(measured)
     bounds, metric = intervals_of(measured), measured["primary_metric"]
 
     def span(name: str) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tlkit.errors import RunError
+from tlkit.evaluation.primary_metric import intervals_of
 from tlkit.recipe.differences import flat_values
 from tlkit.terminal import counted
 
@@ -148,7 +149,7 @@ def _measured(metrics: Mapping[str, Any]) -> dict[str, Any]:
         found["repeats"] = f"soup of {sum(step['added'] for step in soup)}"
     if test := metrics.get("test"):
         over = metrics[f"over_{kind}s"]["test"][metric] if kind else {}
-        interval = over.get("interval") or test.get("intervals", {}).get(metric) or test.get(f"{metric}_interval")
+        interval = over.get("interval") or intervals_of(test).get(metric)
         low, high = interval or (None, None)
         found |= {"test": test[metric], "low": low, "high": high, "n": test.get("pictures")}
     return found

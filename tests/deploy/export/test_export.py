@@ -249,7 +249,7 @@ def check_other_encodings_and_missing_facts(script: Path, image: Path) -> None:
     assert rb"\u65e5" in subprocess.run(command, capture_output=True, check=True, env=ascii_only).stdout
     done = subprocess.run([*command, "nowhere.png"], capture_output=True, text=True, check=False)
     assert (done.returncode, len(done.stdout.splitlines()), len(done.stderr.splitlines())) == (1, 1, 1)
-    assert done.stderr.startswith("predict.py: ")
+    assert done.stderr.startswith("FileNotFoundError: ")
     assert "nowhere.png" in done.stderr
     assert subprocess.run(command[:2], capture_output=True, text=True, check=False).stderr == "usage: python predict.py IMAGE...\n"
     (script.parent / "artifact.json").unlink()

@@ -13,7 +13,7 @@ _SCRIPT = """\
 # python predict.py IMAGE...   with: pip install onnxruntime numpy pillow
 import json, os, sys, numpy as np, onnxruntime
 from PIL import Image, ImageOps
-sys.stdout.reconfigure(errors="backslashreplace"); sys.excepthook = lambda kind, error, trace: sys.stderr.write(f"predict.py: {{error}}\\n")
+sys.stdout.reconfigure(errors="backslashreplace"); sys.excepthook = lambda kind, error, _: sys.exit(f"{{kind.__name__}}: {{error}}")
 if not os.path.exists(sys.path[0] + "/artifact.json"): sys.exit("predict.py has no artifact.json beside it: copy the whole folder.")
 facts = json.load(open(sys.path[0] + "/artifact.json", encoding="utf-8"))
 session = onnxruntime.InferenceSession(sys.path[0] + "/" + facts["network"])
