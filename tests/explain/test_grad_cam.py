@@ -32,6 +32,9 @@ def test_maps_are_what_the_paper_defines(two_layers: Classifier) -> None:
     # Class 0: relu(2/4 * first - 1/4 * second) = [[0.5, 1], [1.5, 0]]; class 1: relu(-1/4 * first + 3/4 * second) = [[0, 0], [0, 3]].
     maps = grad_cam(two_layers, torch.stack([IMAGE, IMAGE]), torch.tensor([0, 1]))
     torch.testing.assert_close(maps, torch.tensor([[[1 / 3, 2 / 3], [1, 0]], [[0, 0], [0, 1]]]))
+    # Less the mean of both logits, (a + 2b) / 2: class 0 is 3/2 a - 2b, class 1 the opposite.
+    maps = grad_cam(two_layers, torch.stack([IMAGE, IMAGE]), torch.tensor([0, 1]), relative=True)
+    torch.testing.assert_close(maps, torch.tensor([[[1 / 3, 2 / 3], [1, 0]], [[0, 0], [0, 1]]]))
 
 
 def test_a_map_is_zero_where_nothing_speaks_for_the_class(two_layers: Classifier) -> None:
@@ -51,9 +54,10 @@ def test_maps_lie_on_the_square_that_decides(test_squares: Squares) -> None:
     images, labels, inside = test_squares
     classifier = trained("convolutional")
     assert (classifier(images).argmax(1) == labels).all()
-    maps = grad_cam(classifier, images, labels)
-    above = (maps - maps.mean((1, 2), keepdim=True)).relu()
-    assert ((above * inside).sum((1, 2)) / above.sum((1, 2))).min() >= 0.9
+    for relative in (False, True):
+        maps = grad_cam(classifier, images, labels, relative=relative)
+        above = (maps - maps.mean((1, 2), keepdim=True)).relu()
+        assert ((above * inside).sum((1, 2)) / above.sum((1, 2))).min() >= 0.9
 
 
 def test_maps_change_with_randomised_weights(test_squares: Squares) -> None:
@@ -66,16 +70,19 @@ def test_maps_change_with_randomised_weights(test_squares: Squares) -> None:
     assert correlations.nanmean() < 0.5
 
 
-def test_random_networks_have_maps_where_training_has_made_all_logits_negative(test_squares: Squares) -> None:
+def test_maps_relative_to_all_classes_are_there_where_training_has_made_all_logits_negative(test_squares: Squares) -> None:
     images, labels, _ = test_squares
     classifier = deepcopy(trained("convolutional"))
-    assert [step.empty for step in randomised_maps(classifier, images, labels)] == [0] * 3
+    expected = grad_cam(classifier, images, labels, relative=True)
+    assert [step.empty for step in randomised_maps(classifier, images, labels, relative=True)] == [0] * 3
     head = classifier.head[-1]  # type: ignore[index]
     answers = classifier(images).softmax(1)
     head.weight.data -= 3  # type: ignore[operator]
     torch.testing.assert_close(classifier(images).softmax(1), answers)  # the same classifier, since softmax takes differences
     assert classifier(images).max() < 0
-    assert [step.empty for step in randomised_maps(classifier, images, labels)] == [0] * 3
+    assert [step.empty for step in randomised_maps(classifier, images, labels, relative=True)] == [0] * 3
+    assert not grad_cam(classifier, images, labels).any()
+    torch.testing.assert_close(grad_cam(classifier, images, labels, relative=True), expected, rtol=1e-3, atol=1e-3)
 
 
 FAMILIES: dict[str, tuple[str | None, int]] = {

@@ -11,7 +11,7 @@ from tlkit.models.classifier import Classifier
 from tlkit.models.heads import NearestNeighbours
 
 
-def grad_cam(classifier: Classifier, images: Tensor, target: Tensor, *, stage: str | None = None) -> Tensor:
+def grad_cam(classifier: Classifier, images: Tensor, target: Tensor, *, stage: str | None = None, relative: bool = False) -> Tensor:
     """Compute a class-discriminative heat map for each image. The classifier is put into eval mode.
 
     Of a vision transformer it is a token map (see `token_map`), unless a stage is named.
@@ -21,6 +21,8 @@ def grad_cam(classifier: Classifier, images: Tensor, target: Tensor, *, stage: s
         images: [B, C, H, W], normalised, on the classifier's device.
         target: [B], the class index to explain.
         stage: A name from `classifier.stages`. None takes the last with a map that the class depends on.
+        relative: Explain the class's logit less the mean of all classes' logits, which softmax doesn't see. With many classes Adam makes
+            all logits negative, and of the plain logit nothing is left: all zeros for each of 12 answers of a network with 300 classes.
 
     Returns:
         [B, H, W] in 0..1; all zeros where no activation speaks for the class.
@@ -37,7 +39,8 @@ def grad_cam(classifier: Classifier, images: Tensor, target: Tensor, *, stage: s
 
     def score() -> Tensor:
         logits: Tensor = classifier.head(classifier.features(images.detach().clone().requires_grad_()))  # [B, K]
-        return logits.gather(1, target.to(logits.device)[:, None]).sum()
+        chosen = logits.gather(1, target.to(logits.device)[:, None])[:, 0]
+        return (chosen - logits.mean(1) if relative else chosen).sum()
 
     # Gradients flow whatever is frozen, also where the caller has switched them off.
     with torch.inference_mode(False), torch.enable_grad():

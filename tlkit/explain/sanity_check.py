@@ -29,18 +29,18 @@ class Randomised:
 
 
 def randomised_maps(
-    classifier: Classifier, images: Tensor, target: Tensor, *, on_step: Callable[[int], None] = lambda steps: None
+    classifier: Classifier, images: Tensor, target: Tensor, *, relative: bool, on_step: Callable[[int], None] = lambda steps: None
 ) -> list[Randomised]:
     """Return maps with ever more random weights: of the head, then of stage after stage towards the image.
 
-    Each is of the class that the random network calls: for the trained one's answer it often has no map at all.
+    Each is of the class that the random network calls, against all others: for the trained one's answer it often has no map at all.
+    relative: of the trained network's maps, see `grad_cam`.
 
     Source: Adebayo et al. 2018, cascading randomisation, https://arxiv.org/abs/1810.03292. A layer is randomised by permuting its own
     weights, and batch-norm takes its statistics from these images, so that activations stay in their range and only what was learned is
-    gone. Of the classes' weights their mean is then taken away, which softmax doesn't see: where training has made it negative, all logits
-    of positive features are negative too, and no place would speak for any class (25 of 36 maps of tf_efficientnet_lite0).
+    gone.
     """
-    expected = grad_cam(classifier, images, target)
+    expected = grad_cam(classifier, images, target, relative=relative)
     random = deepcopy(classifier)
     found = []
     generator = torch.Generator().manual_seed(0)
@@ -48,12 +48,10 @@ def randomised_maps(
         for parameter in parameters:
             shuffled = parameter.detach().flatten()[torch.randperm(parameter.numel(), generator=generator).to(parameter.device)]
             parameter.data = shuffled.reshape(parameter.shape)
-        if name == "head":
-            _centre(random.head)
         _take_statistics(random.eval(), images)
         with torch.no_grad():
             called = random(images).argmax(1)
-        maps = grad_cam(random, images, called)
+        maps = grad_cam(random, images, called, relative=True)
         correlation = mean(_rank_correlation(*pair) for pair in zip(expected, maps, strict=True))
         found.append(Randomised(name, maps, correlation, empty=sum(bool(one.std() == 0) for one in maps)))
         on_step(1)
@@ -80,14 +78,6 @@ def sanity_note(found: list[Randomised]) -> str:
         f" correlation with these maps stays below {CHANGED}; with all random it is {found[-1].correlation:.2f}."
         f"{f' Of those {drawn} maps {empty} are empty, and count as 0.' if empty else ''}"
     )
-
-
-def _centre(head: nn.Module) -> None:
-    """Take away the classes' mean weights and the biases, which no place has a part in, of a head that ends in a linear layer."""
-    for last in list(head.children())[-1:]:
-        if isinstance(last, nn.Linear):
-            last.weight.data -= last.weight.data.mean(0)
-            last.bias.data.zero_()
 
 
 def _take_statistics(network: nn.Module, images: Tensor) -> None:

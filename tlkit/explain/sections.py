@@ -117,7 +117,8 @@ def add_heat_maps(work: Work, section: Section) -> None:
     for n, image in enumerate(images):
         wrong = [label for label in image.labels if label not in [target for target, _ in called[n]]]
         targets = [*called[n], *((label, _probability(subject, logits[n], label)) for label in wrong)][:columns]
-        maps = grad_cam(subject.classifier, inputs[n].expand(len(targets), -1, -1, -1), torch.tensor([target for target, _ in targets]))
+        numbers = torch.tensor([target for target, _ in targets])
+        maps = grad_cam(subject.classifier, inputs[n].expand(len(targets), -1, -1, -1), numbers, relative=subject.has_softmax)
         cells = [Cell(shown(image.pixels), _label_text(subject, image.labels))]
         for (target, probability), heat in zip(targets, maps.cpu().numpy(), strict=True):
             cells.append(Cell(shown(image.pixels), f"{subject.card.classes[target]} {probability:.2f}", heat))
@@ -138,12 +139,12 @@ def add_heat_maps(work: Work, section: Section) -> None:
 def _add_sanity_check(work: Work, section: Section, inputs: Tensor, target: Tensor) -> None:
     subject, most = work.subject, 4
     with work.progress("randomising weights", 1 + len(subject.classifier.stages), "stages") as advance:
-        found = randomised_maps(subject.classifier, inputs[:most], target[:most], on_step=advance)
+        found = randomised_maps(subject.classifier, inputs[:most], target[:most], relative=subject.has_softmax, on_step=advance)
     chosen = evenly([step.down_to for step in found], 7)
     steps = [step for step in found if step.down_to in chosen]
     rows = []
     for n, image in enumerate(subject.images[:most]):
-        trained = grad_cam(subject.classifier, inputs[n : n + 1], target[n : n + 1])[0]
+        trained = grad_cam(subject.classifier, inputs[n : n + 1], target[n : n + 1], relative=subject.has_softmax)[0]
         pixels = shown(image.pixels)
         cells = [Cell(pixels, "trained", trained.cpu().numpy())]
         rows.append(

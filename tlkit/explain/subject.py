@@ -57,6 +57,10 @@ class Subject:
     images: tuple[Shown, ...] = ()
 
     @property
+    def has_softmax(self) -> bool:
+        return self.card.task == "multiclass"
+
+    @property
     def preprocessing(self) -> Preprocessing:
         return Preprocessing.from_json(self.card.preprocessing, self.card.mean_picture)
 

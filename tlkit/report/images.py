@@ -177,7 +177,7 @@ def _heat_maps(
         images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous().to(device)
         target = torch.tensor([classes[answers[place]["answer"]] for place in some], device=device)
         try:
-            maps = grad_cam(opened.classifier, normalize.to(device)(images), target).cpu().numpy()
+            maps = grad_cam(opened.classifier, normalize.to(device)(images), target, relative=True).cpu().numpy()
         except BackboneError as error:
             return {}, " ".join(str(error).split())
         found |= {place: data_url(_warmed(image, heat)) for place, image, heat in zip(some, pixels, maps, strict=True)}
