@@ -22,7 +22,7 @@ from tlkit.training.distributed.launch import broadcast_from_main, local_main_pr
 from tlkit.training.distributed.ranks import is_main_process
 from tlkit.training.distributed.signals import Stop
 from tlkit.training.outputs.log import SHOWN_OTHERWISE, log_to_file
-from tlkit.training.outputs.run_folder import FIRST, is_finished, make_folders, make_run_folder
+from tlkit.training.outputs.run_folder import RECIPE_FILE, is_finished, make_folders, make_run_folder
 from tlkit.training.results import predict_command
 from tlkit.training.run import train_and_measure
 from tlkit.training.setup import Setup, prepare
@@ -77,7 +77,7 @@ def finetune_repeats(recipe: Recipe, repeats: Sequence[Repeat], out: Path | None
     run = broadcast_from_main(lambda: make_run_folder(recipe.name, out, resume=resume))
     stop.resume_hint = f"resume with the same command, --out {run} and --resume"
     if is_main_process():
-        write_atomically(run / FIRST, recipe_yaml(recipe))
+        write_atomically(run / RECIPE_FILE, recipe_yaml(recipe))
     folders = make_folders(run, [repeat.folder for repeat in repeats], resume=resume)
     for repeat, folder in zip(repeats, folders, strict=True):
         started = time.perf_counter()
@@ -156,7 +156,7 @@ def print_repeats(run: Path, repeats: Sequence[Repeat], summary: Metrics, sample
     rows.append(("report", escape(str(run / "report.html"))))
     if kind == "fold":
         rows.append(("to ship", "train once more without data.folds: the mean over folds estimates the accuracy of that model"))
-        command = tlkit_command("finetune", str(run / FIRST), "data.folds=null")
+        command = tlkit_command("finetune", str(run / RECIPE_FILE), "data.folds=null")
     else:
         command = predict_command(run / repeats[0].folder, samples.of("test") or samples.of("val"))
     print_panel(str(run), rows, [command])

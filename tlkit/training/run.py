@@ -30,7 +30,7 @@ from tlkit.training.distributed.ranks import is_main_process
 from tlkit.training.distributed.signals import Stop
 from tlkit.training.outputs.environment import write_environment
 from tlkit.training.outputs.log import log_to_file, silent
-from tlkit.training.outputs.run_folder import FIRST
+from tlkit.training.outputs.run_folder import RECIPE_FILE
 from tlkit.training.outputs.trained import read_trained, remove_trained, write_trained
 from tlkit.training.results import choose_thresholds, measure_shipped, metric_notes, split_summary, write_results
 from tlkit.training.setup import Setup
@@ -64,7 +64,7 @@ def _train_and_measure(recipe: Recipe, setup: Setup, context: RunContext, *, res
     from tlkit.training.batch_size.out_of_memory import memory_explained
     from tlkit.training.phases import Training, train_phases
 
-    goes_on = resume and (context.folder / FIRST).is_file()
+    goes_on = resume and (context.folder / RECIPE_FILE).is_file()
     rows = _hash_and_compare(setup)
     audit = write_run_header(recipe, setup, context, rows, goes_on=goes_on) if is_main_process() else {}
     if goes_on and (saved := broadcast_from_main(lambda: read_trained(context.folder, setup.devices.here))):
@@ -161,7 +161,7 @@ def write_run_header(recipe: Recipe, setup: Setup, context: RunContext, rows: li
         remove_unfinished(folder)  # never whole, and as large as the network
         check_same_images(folder / "split.csv", rows, left_out={skipped.sample.id for skipped in samples.skipped})
     else:
-        write_atomically(folder / FIRST, recipe_yaml(recipe))
+        write_atomically(folder / RECIPE_FILE, recipe_yaml(recipe))
     context.stop.resume_hint = context.stop.resume_hint or f"resume with the same command, --out {folder} and --resume"
     write_origin(folder, recipe.origins())
     write_environment(folder, recipe.place_of(""), setup.devices.here)

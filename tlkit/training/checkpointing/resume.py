@@ -15,7 +15,7 @@ from tlkit.recipe.fields.data import FindBatchSize
 from tlkit.recipe.load import load_recipe
 from tlkit.recipe.schema import Recipe
 from tlkit.terminal import counted
-from tlkit.training.outputs.run_folder import FIRST
+from tlkit.training.outputs.run_folder import RECIPE_FILE
 
 if TYPE_CHECKING:
     from tlkit.training.checkpointing.files import Checkpoint
@@ -47,9 +47,9 @@ def recipe_as_begun(run: Path, recipe: Recipe) -> Recipe:
     Raises RunError, with every key that differs, if the run began with another recipe.
     """
     try:
-        before = load_recipe(run / FIRST)
+        before = load_recipe(run / RECIPE_FILE)
     except RecipeError as error:
-        raise RunError(f"{run / FIRST} can't be read by this tlkit, so the run can't be resumed:\n{error}") from error
+        raise RunError(f"{run / RECIPE_FILE} can't be read by this tlkit, so the run can't be resumed:\n{error}") from error
     if isinstance(recipe.data.batch_size, FindBatchSize):
         found = recipe.data.model_copy(update={"batch_size": before.data.batch_size})
         recipe = recipe.model_copy(update={"data": found}).at_places_of(recipe)

@@ -10,17 +10,19 @@ from tlkit.files import is_disk_full
 from tlkit.training.distributed.ranks import is_main_process
 from tlkit.training.distributed.signals import Stop
 
-FIRST, LOG, LAST = "recipe.yaml", "log.txt", "report.html"
+RECIPE_FILE, LOG_FILE, REPORT_FILE = "recipe.yaml", "log.txt", "report.html"
 """The files that a run writes at its begin, all the time, and last."""
 
 
 def is_finished(run: Path) -> bool:
-    return (run / LAST).is_file()
+    return (run / REPORT_FILE).is_file()
 
 
 def is_run(folder: Path) -> bool:
     """Return whether a run began there. A soup has a recipe too, and so has the folder that `tlkit init` wrote one into."""
-    return (folder / FIRST).is_file() and ((folder / LOG).is_file() or bool(inner_runs(folder)) or len(list(folder.iterdir())) == 1)
+    return (folder / RECIPE_FILE).is_file() and (
+        (folder / LOG_FILE).is_file() or bool(inner_runs(folder)) or len(list(folder.iterdir())) == 1
+    )
 
 
 def is_unfinished(run: Path) -> bool:
@@ -39,10 +41,14 @@ def check_out(out: Path | None, *, resume: bool = False) -> None:
         raise RunError(f"--out {out} is a file. Expected a folder that is empty or doesn't exist yet.")
     if not any(out.iterdir()) or (resume and is_run(out)):
         return
-    if resume and (out / FIRST).is_file():
-        raise RunError(f"--out {out} has a {FIRST} but no {LOG}, so it is a soup or another folder than a run's.\n  Choose another folder.")
+    if resume and (out / RECIPE_FILE).is_file():
+        raise RunError(
+            f"--out {out} has a {RECIPE_FILE} but no {LOG_FILE}, so it is a soup or another folder than a run's.\n  Choose another folder."
+        )
     if resume:
-        raise RunError(f"--out {out} is not empty and has no {FIRST}, so it is not a run that could be resumed.\n  Choose another folder.")
+        raise RunError(
+            f"--out {out} is not empty and has no {RECIPE_FILE}, so it is not a run that could be resumed.\n  Choose another folder."
+        )
     if is_unfinished(out):
         raise RunError(f"--out {out} holds a run that is not finished.\n  Resume it with --resume, or choose another folder.")
     raise RunError(f"--out {out} is not empty, and a run never overwrites one.\n  Choose another folder, or remove this one yourself.")
