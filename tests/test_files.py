@@ -51,6 +51,14 @@ def test_a_file_whose_writing_fails_stays_as_it_was_and_nothing_else_is_left(tmp
     assert list(tmp_path.iterdir()) == [file]
 
 
+def test_an_error_names_the_file_that_was_to_be_written_and_not_the_unfinished_one(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for writing in (atomic_file, atomic_folder):
+        with pytest.raises(NotADirectoryError) as raised, writing(tmp_path / "file" / "report.html"):
+            pass
+        assert raised.value.filename == str(tmp_path / "file" / "report.html")
+
+
 def test_a_table_keeps_the_bytes_of_names_that_are_not_utf8(tmp_path: Path) -> None:
     write_csv(tmp_path / "t.csv", ("id", "n"), [{"id": os.fsdecode(b"a\xff,b"), "n": 1}])
     assert (tmp_path / "t.csv").read_bytes() == b'id,n\n"a\xff,b",1\n'

@@ -37,8 +37,9 @@ def atomic_file(file: Path, *, durable: bool = True) -> Iterator[Path]:
     written many times a second.
     """
     writing = _unfinished(file)
-    try:
+    with naming(file):
         writing.touch()
+    try:
         mode = S_IMODE(writing.stat().st_mode)
         yield writing
         writing.chmod(mode)
@@ -52,6 +53,16 @@ def atomic_file(file: Path, *, durable: bool = True) -> Iterator[Path]:
 
 
 @contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an error of the system name this path, which people know, in place of a temporary or a lock file beside it."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise
+
+
+@contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
     """Yield a new folder beside `folder` to fill, and put it in the place of `folder`; where an error is raised, remove it.
 
@@ -59,7 +70,8 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     """
     writing = _unfinished(folder)
     try:
-        writing.mkdir()
+        with naming(folder):
+            writing.mkdir()
         yield writing
         for path in [*writing.rglob("*"), writing]:
             _flush(path)

@@ -13,9 +13,11 @@ from tests import warm
 from tests.shades import draw_shades
 from tlkit.cli import main
 from tlkit.recipe.load import load_recipe
+from tlkit.system import cache_folder
 from tlkit.training.finetune import run_recipe
 from tlkit.workflows import compare_runs as finished
 from tlkit.workflows.compare_runs import _figures
+from tlkit.workflows.reproduce import _activations_of_its_own
 
 RECIPE = """
 name: shades
@@ -162,3 +164,10 @@ def test_what_calibrate_has_added_is_not_expected_of_the_recipe() -> None:
     calibrated = {**measured, "abstain": {"threshold": 0.5}, "conformal": {"coverage": 0.9}}
     assert all(finding.same for finding in _figures({"test": calibrated}, {"test": measured}))
     assert not all(finding.same for finding in _figures({"test": calibrated}, {"test": {**measured, "abstain": {"threshold": 0.6}}}))
+
+
+def test_a_cache_that_can_not_be_written_does_not_keep_a_run_from_being_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container whose user has no home folder."""
+    monkeypatch.setenv("TLKIT_CACHE", "/dev/null/cache")
+    with _activations_of_its_own():
+        assert cache_folder().is_dir()

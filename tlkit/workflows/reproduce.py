@@ -1,7 +1,8 @@
 """`tlkit reproduce RUN`: its recipe once more, on the same images and weights, and what came out beside what came out then."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -78,8 +79,10 @@ def _activations_of_its_own() -> Iterator[None]:
         return
     # Within what `tlkit cache clear` removes, should this process be killed.
     parent = cache_folder() / "activations"
-    parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix="reproduce-", dir=parent) as folder, caching_in(Path(folder)):
+    with suppress(OSError):
+        parent.mkdir(parents=True, exist_ok=True)
+    # Where the cache can't be written, as in a read-only home, the system's folder for temporary files is as good.
+    with TemporaryDirectory(prefix="reproduce-", dir=parent if os.access(parent, os.W_OK) else None) as folder, caching_in(Path(folder)):
         yield
 
 

@@ -100,13 +100,14 @@ def test_a_missing_runtime_is_named_with_its_extra(tmp_path: Path, capsys: pytes
     assert "pip install 'tlkit[export]'" in capsys.readouterr().err
 
 
-def test_openvino_is_imported_without_the_part_that_reports(tmp_path: Path) -> None:
+@pytest.mark.parametrize("package", ["openvino", "onnxruntime"])
+def test_a_runtime_is_imported_without_the_part_that_reports(package: str, tmp_path: Path) -> None:
     code = (
         "import socket, sys\n"
         "def refuse(*arguments, **options): print('network'); raise OSError('no network')\n"
         "socket.socket.connect = socket.getaddrinfo = refuse\n"
-        "from tlkit.deploy.export.runtime import import_openvino\n"
-        "import_openvino()\n"
+        f"from tlkit.deploy.export.runtime import import_{package}\n"
+        f"import_{package}()\n"
         "print(sorted(name for name in sys.modules if name.startswith('openvino_telemetry')))"
     )
     home = {"HOME": str(tmp_path), "PATH": "/usr/bin", "PYTHONPATH": str(Path(__file__).parents[3])}

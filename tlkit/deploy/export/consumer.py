@@ -11,7 +11,7 @@ _MODES = {1: "L", 3: "RGB"}
 
 _SCRIPT = """\
 # python predict.py IMAGE...   with: pip install onnxruntime numpy pillow
-import json, os, sys, numpy as np, onnxruntime
+import json, os, sys, numpy as np; os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1"); import onnxruntime
 from PIL import Image, ImageOps
 sys.stdout.reconfigure(errors="backslashreplace"); sys.excepthook = lambda kind, error, _: sys.exit(f"{{kind.__name__}}: {{error}}")
 if not os.path.exists(sys.path[0] + "/artifact.json"): sys.exit("predict.py has no artifact.json beside it: copy the whole folder.")

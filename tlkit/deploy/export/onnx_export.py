@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from tlkit.deploy.export.runtime import import_onnxruntime
 from tlkit.deploy.export.torch_program import NORMALIZED
 from tlkit.errors import ArtifactError, MissingExtraError
 
@@ -29,7 +30,8 @@ def check_opset(opset: int) -> None:
 def check_onnx_is_installed() -> None:
     try:
         import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
+
+        import_onnxruntime()
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise MissingExtraError(str(error.name), "export", "Exporting to ONNX") from error

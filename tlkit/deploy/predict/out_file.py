@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tlkit.deploy.predict.layouts import Layout
 from tlkit.errors import DataError
-from tlkit.files import write_json
+from tlkit.files import naming, write_json
 
 
 @dataclass(frozen=True)
@@ -66,15 +66,17 @@ def only_writer(file: Path) -> Iterator[None]:
     """Raise DataError if another call is writing the file."""
     from filelock import FileLock, Timeout
 
-    lock = file.with_name(f".{file.name}.lock")
+    lock = FileLock(file.with_name(f".{file.name}.lock"), timeout=0)
     try:
-        with FileLock(lock, timeout=0):
-            try:
-                yield
-            finally:
-                lock.unlink(missing_ok=True)
+        with naming(file):
+            lock.acquire()
     except Timeout as error:
         raise DataError(f"--out {file}: another tlkit is writing it.\n  Wait for it to end, or write to another file.") from error
+    try:
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
 
 
 def check_out(file: Path) -> None:
