@@ -174,7 +174,7 @@ def reliability(calibration: Mapping[str, Any]) -> Markup:
         if len(sides) > 1:
             axis.legend(frameon=False, fontsize=9, loc="upper left")
 
-    sides = (("before", "o--", TRAINING), ("after", "o-", VALIDATION))
+    sides = [("before", "o--", TRAINING), ("after", "o-", VALIDATION)]
     error = f"error before {calibration['ece_before']:.3f}, after {calibration['ece_after']:.3f}"
     if calibration.get("reason"):  # no temperature was fitted: both are the same
         sides, error = sides[1:], f"error {calibration['ece_before']:.3f}"
