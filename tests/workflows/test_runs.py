@@ -15,6 +15,7 @@ from rich.text import Text
 
 from tlkit.cli import main
 from tlkit.files import write_json
+from tlkit.workflows.runs import list_runs
 
 BEFORE = Path(__file__).parents[1] / "fixtures" / "before_layout"
 
@@ -120,3 +121,12 @@ def test_a_folder_without_runs_and_none_at_all(tmp_path: Path, monkeypatch: pyte
 def test_the_list_needs_no_torch(folder: Path) -> None:
     code = "import sys; from tlkit.cli import main; main(['runs']); sys.exit('torch' in sys.modules or 'pydantic' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0
+
+
+def test_a_recipe_beside_the_folder_of_runs_does_not_hide_them(tmp_path: Path) -> None:
+    """`tlkit init` writes recipe.yaml where one works, and `tlkit runs .` is asked there."""
+    for folder in (tmp_path, tmp_path / "runs/photos/001"):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "recipe.yaml").write_text("name: photos\n")
+    (tmp_path / "notes.txt").touch()
+    assert [row.name for row in list_runs(tmp_path)] == ["runs/photos/001"]

@@ -17,6 +17,8 @@ from tlkit.terminal import counted
 Sort = Literal["name", "when", "backbone", "val", "test", "seconds"]
 STATES = ("finished", "unfinished", "damaged")
 INNER = re.compile(r"(fold|seed)_\d+")
+OF_RUNS = {"log.txt", "split.csv", "metrics.json"}
+"""Files of which a run or a soup has one, and no other folder with a recipe.yaml."""
 SECTION_KEY = re.compile(r"(\w+\.)?\w+")
 """A key of the recipe or of one of its sections. One that only one of two recipes has belongs to another version of tlkit."""
 
@@ -76,9 +78,13 @@ def _sort_key(row: RunRow, sort: Sort) -> tuple[bool, Any, list[Any]]:
 
 
 def _run_folders(folder: Path) -> Iterator[Path]:
-    """Yield the folders with a recipe.yaml. What is in one, such as folds and seeds, belongs to it."""
+    """Yield the folders with a recipe.yaml. What is in one, such as folds and seeds, belongs to it.
+
+    The folder that is listed may have one of `tlkit init` beside its runs.
+    """
     for place, folders, files in os.walk(folder):
-        if "recipe.yaml" in files and (files != ["recipe.yaml"] or folders or Path(place) != folder):
+        is_below, is_run = Path(place) != folder, bool(OF_RUNS & {*files}) or any(map(INNER.fullmatch, folders))
+        if "recipe.yaml" in files and (is_below or is_run):
             folders.clear()
             yield Path(place)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
