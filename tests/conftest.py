@@ -44,6 +44,10 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # what nanobind has made says at the end that it leaks otherwise
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """One more than processors: a worker waits a quarter of its time, for processes that it started, sockets and files."""

@@ -102,6 +102,7 @@ def test_words_that_fit_neither_form_say_what_was_expected(words: list[str], cap
 def test_names_of_stages_stay_whole_on_a_narrow_terminal(
     columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes any stream for a terminal then; what is no terminal has all columns
     monkeypatch.setenv("COLUMNS", str(columns))
     assert cli.main(["models", "show", "vit_tiny_patch16_224"]) == 0
     lines = capsys.readouterr().out.splitlines()
