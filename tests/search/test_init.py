@@ -131,7 +131,12 @@ SAYS = {
     "table": ["source: {csv: "],
     "multilabel": ["task: multilabel"],
     "many_classes": ["120 images in 40 classes"],
-    "digits": ["220 images in 2 classes; 110 of each", "last stage trains at a tenth of the rate", "without the flip", "lr: 0.0001}"],
+    "digits": [
+        "220 images in 2 classes; 110 of each",
+        "last two stages train at a tenth of the rate",
+        "without the flip",
+        "lr: 0.0001, layer_decay: 0.75, batchnorm: frozen}",
+    ],
     "groups_in_names": ["12 groups of 3.0 images: patient_00", "Nothing is assumed"],
 }
 
@@ -283,7 +288,7 @@ def test_what_fits_in_no_time_is_the_cheapest_and_says_so() -> None:
 
 def test_the_last_stage_trains_at_a_tenth_of_the_rate() -> None:
     choice = choose(wanted(430, 1_000))
-    assert choice.way.second == "{last: 1}"
+    assert choice.way.second == "{last: 2}"
     assert choice.lr == pytest.approx(choice.backbone.lr / 10)
     # 500 steps of 32 images are 37 passes over 430, and fifteen are the most.
     assert (STEPS[0].steps, choice.batch_size, choice.epochs) == (500, 32, 15)

@@ -183,8 +183,9 @@ def _body(facts: Facts, choice: Choice, answers: Answers, source: Mapping[str, A
         "  - {train: head, solver: lbfgs}", "no epochs and no rate to guess; and a good head spoils no backbone (Kumar et al. 2022)"
     )
     if choice.epochs:
-        decay = f", layer_decay: {choice.backbone.layer_decay}" if choice.backbone.layer_decay and choice.way.second == "all" else ""
-        phase = f"  - {{train: {choice.way.second}, epochs: {choice.epochs}, lr: {choice.lr:g}{decay}}}"
+        decay = f", layer_decay: {choice.layer_decay}" if choice.layer_decay else ""
+        batchnorm = f", batchnorm: {choice.way.batchnorm}" if choice.way.batchnorm != "adapt" else ""
+        phase = f"  - {{train: {choice.way.second}, epochs: {choice.epochs}, lr: {choice.lr:g}{decay}{batchnorm}}}"
         yield from _line(phase, f"{choice.steps.steps:,} steps at most ({choice.steps.basis}), and what the minutes allow")
         yield ""
         yield "optimizer: {name: adamw, weight_decay: 0.05}"
