@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tlkit.cli import main
 from tlkit.deploy.export.artifact import MANIFEST, pack, read_artifact, write_manifest
 from tlkit.errors import ArtifactError
 
@@ -51,6 +52,15 @@ def test_a_folder_and_its_zip_say_the_same(artifact: Path, tmp_path: Path) -> No
         assert read.classes == ("cat", "dog")
         assert read.raw
         assert read.network.read_bytes() == b"a network" * 100
+
+
+@pytest.mark.parametrize("command", ["predict", "verify", "serve"])
+def test_the_folder_above_an_artifact_names_the_artifact_that_was_meant(
+    artifact: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = [str(artifact)] if command == "predict" else []
+    assert main([command, str(artifact.parent), *images]) == 2
+    assert f"Did you mean {artifact}?" in capsys.readouterr().err
 
 
 def test_a_changed_byte_is_found(artifact: Path) -> None:

@@ -90,6 +90,12 @@ def is_artifact(path: Path) -> bool:
     return (path / MANIFEST).is_file() or (path.suffix.lower() == ".zip" and path.is_file())
 
 
+def artifact_in(folder: Path) -> str:
+    """Return the question whether an artifact in the folder was meant: `tlkit export --out FOLDER` makes one for each format there."""
+    found = sorted(file.parent for file in folder.glob(f"*/{MANIFEST}")) if folder.is_dir() else []
+    return f" Did you mean {found[0]}?" if found else ""
+
+
 def write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
     """Write artifact.json, with the sha256 of every other file in the folder."""
     files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != MANIFEST)
@@ -198,7 +204,7 @@ def _read_facts(folder: Path) -> dict[str, Any]:
     """Read an artifact.json of a kind that this tlkit can use."""
     file = folder / MANIFEST
     if not file.is_file():
-        raise ArtifactError(f"{folder} holds no {MANIFEST}.\n  Expected the folder or .zip that `tlkit export` made.")
+        raise ArtifactError(f"{folder} holds no {MANIFEST}.\n  Expected the folder or .zip that `tlkit export` made.{artifact_in(folder)}")
     try:
         facts = json.loads(file.read_text(encoding="utf-8"))
         if facts["artifact"] > VERSION:

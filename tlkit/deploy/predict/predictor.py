@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tlkit.data.preprocess import Preprocessing
-from tlkit.deploy.export.artifact import is_artifact, read_artifact, refuse_pickle
+from tlkit.deploy.export.artifact import artifact_in, is_artifact, read_artifact, refuse_pickle
 from tlkit.deploy.export.runtime import load_runtime
 from tlkit.errors import ArtifactError
 from tlkit.models.inference.trust import Trust
@@ -59,6 +59,8 @@ def open_predictor(model: Path, threads: int | None = None, *, device: str = "au
         raise ArtifactError(f"{model} is a file that tlkit can't use by itself.\n  Expected {nearest}.")
     if is_artifact(model) and not (model / "tlkit.json").is_file():
         return _of_artifact(model, threads)
+    if not any((model / name).exists() for name in ("model", "tlkit.json")) and (meant := artifact_in(model)):
+        raise ArtifactError(f"{model} holds no model and no artifact.json.\n {meant}")
     return _of_run(model, device)  # which the safetensors format is, too
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tlkit.deploy.export.artifact import is_artifact, refuse_pickle
+from tlkit.deploy.export.artifact import artifact_in, is_artifact, refuse_pickle
 from tlkit.deploy.predict.predictor import open_predictor
 from tlkit.deploy.serve.limits import Limits
 from tlkit.errors import ArtifactError, MissingExtraError, TlkitError
@@ -82,7 +82,7 @@ def _check_artifact(artifact: Path) -> None:
     if not is_artifact(artifact):
         raise ArtifactError(
             f"{artifact} is no artifact: a folder with artifact.json, or a .zip of one.\n"
-            "  Make one from a run with: tlkit export RUN --format onnx"
+            f"  Make one from a run with: tlkit export RUN --format onnx.{artifact_in(artifact)}"
         )
 
 
