@@ -6,6 +6,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tlkit.cli import main
 from tlkit.deploy.export.artifact import MANIFEST, pack, read_artifact, write_manifest
@@ -56,9 +57,10 @@ def test_a_folder_and_its_zip_say_the_same(artifact: Path, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("command", ["predict", "verify", "serve"])
 def test_the_folder_above_an_artifact_names_the_artifact_that_was_meant(
-    artifact: Path, command: str, capsys: pytest.CaptureFixture[str]
+    artifact: Path, command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    images = [str(artifact)] if command == "predict" else []
+    Image.new("RGB", (8, 8)).save(tmp_path / "cat.png")
+    images = [str(tmp_path / "cat.png")] if command == "predict" else []
     assert main([command, str(artifact.parent), *images]) == 2
     assert f"Did you mean {artifact}?" in capsys.readouterr().err
 
