@@ -230,7 +230,7 @@ def test_evaluate_reports_what_can_no_longer_be_read_and_never_replaces_it(place
     assert f"no longer in the data source. The first: {gone}" in capsys.readouterr().err
     make_image(1).save(folder / gone)
     assert main(["evaluate", "error"]) == 2
-    assert f"image {damaged}: photos/{damaged}: the file is empty" in capsys.readouterr().err
+    assert f"photos/{damaged}: the file is empty" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("settings", [(), ("data.on_bad=skip",), ("data.workers=1",)])
