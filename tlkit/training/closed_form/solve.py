@@ -122,8 +122,8 @@ class Regression:
         from threadpoolctl import threadpool_limits
 
         options = {"gtol": tolerance, "ftol": 0.0, "maxiter": 10_000, "maxfun": 20_000, "maxcor": REMEMBERED}
-        # Between two evaluations scipy's BLAS would wait for work on all processors, and torch not have them: with two, 333 images took five
-        # times as long (scipy 1.17, OpenBLAS).
+        # Between two evaluations scipy's BLAS would wait for work on all processors, and torch not have them: with two, 333 images took
+        # five times as long (scipy 1.17, OpenBLAS).
         with threadpool_limits(1, user_api="blas"):
             found = minimize(self.loss_and_gradient, start, args=(weight_decay,), jac=True, method="L-BFGS-B", options=options)
         if np.abs(found.jac).max() > 10 * tolerance:
