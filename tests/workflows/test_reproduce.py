@@ -16,7 +16,7 @@ from tlkit.recipe.load import load_recipe
 from tlkit.system import cache_folder
 from tlkit.training.finetune import run_recipe
 from tlkit.workflows import compare_runs as finished
-from tlkit.workflows.compare_runs import _figures
+from tlkit.workflows.compare_runs import _metrics
 from tlkit.workflows.reproduce import _activations_of_its_own
 
 RECIPE = """
@@ -162,8 +162,8 @@ def test_the_environment_says_what_could_differ_and_nothing_private(workplace: P
 def test_what_calibrate_has_added_is_not_expected_of_the_recipe() -> None:
     measured = {"primary_metric": "accuracy", "accuracy": 0.5, "loss": 1.0, "pictures": 6}
     calibrated = {**measured, "abstain": {"threshold": 0.5}, "conformal": {"coverage": 0.9}}
-    assert all(finding.same for finding in _figures({"test": calibrated}, {"test": measured}))
-    assert not all(finding.same for finding in _figures({"test": calibrated}, {"test": {**measured, "abstain": {"threshold": 0.6}}}))
+    assert all(finding.same for finding in _metrics({"test": calibrated}, {"test": measured}))
+    assert not all(finding.same for finding in _metrics({"test": calibrated}, {"test": {**measured, "abstain": {"threshold": 0.6}}}))
 
 
 def test_a_cache_that_can_not_be_written_does_not_keep_a_run_from_being_run_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,7 +89,7 @@ def metrics_table(metrics: dict[str, Any]) -> str:
         cells = (f"  {_cell(row.get(column), spans.get(name, {}).get(column)):>{widths[column]}}" for column in columns)
         lines.append(f"{padded(name, width)}  {row.get('pictures', ''):>6}{''.join(cells)}".rstrip())
     lines += [""] * bool(skipped) + [f"left out: {id_}: {reason}" for id_, reason in skipped.items()]
-    return "\n".join([*lines, *_beside_tta(metrics)])
+    return "\n".join([*lines, *_tta_lines(metrics)])
 
 
 def _cell(value: float | None, bounds: Sequence[float] | None) -> str:
@@ -111,7 +111,7 @@ def _figures(metrics: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def _beside_tta(metrics: dict[str, Any]) -> Iterator[str]:
+def _tta_lines(metrics: dict[str, Any]) -> Iterator[str]:
     """Yield the metrics without and with test-time augmentation, if both were measured."""
     if not (tta := metrics.get("tta")):
         return

@@ -1,11 +1,12 @@
 """95 % intervals of every figure that a split's answers give.
 
 All are Wilson's: at a few dozen images, or near 100 %, percentiles of a bootstrap cover less than they promise, and can end outside of
-0 and 1. A share of images has its own number of images. F1 is one too: of the images that are of a class or called so, the share J that is
-both, and F1 = 2 J / (1 + J). Means over classes, average precision, and everything where images come in groups have the number of
-independent images that would vary as much as the bootstrap over images, or over groups, shows (Korn and Graubard 1998, "Confidence
-intervals for proportions with small expected number of positive counts estimated from survey data"). Of 500 made-up data sets they hold
-the true figure in 93 to 97 %, see the tests; in some 3 % fewer where a class has only about ten groups.
+0 and 1. A share of images has its own number of images. F1 is one too: of the images that are of a class or are predicted to be, the share
+J (Jaccard's index) that is both, and F1 = 2 J / (1 + J). Means over classes, average precision, and everything where images come in groups
+take an effective number: that of independent images which would vary as much as the bootstrap over images, or over groups, shows (drawn by
+`Units`; Korn and Graubard 1998, "Confidence intervals for proportions with small expected number of positive counts estimated from survey
+data"). Of 500 made-up data sets they hold the true figure in 93 to 97 %, see the tests; in some 3 % fewer where a class has only about ten
+groups.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -69,7 +70,8 @@ def difference_interval(first: tuple[float, int], second: tuple[float, int]) -> 
 class Units:
     """What is drawn with replacement: images, groups of them, or equal images as one cell of the confusion table.
 
-    counts: [U, 3 K + extra], sparse: hits, called and true of each class, and what else is counted. times: [U], how often each is there.
+    counts: [U, 3 K + extra], sparse: images of each class that are hits, predicted and true, and what else is counted.
+    times: [U], how often each unit is there.
     """
 
     counts: Any
@@ -94,13 +96,13 @@ class Units:
             yield draws.multinomial(drawn, self.times / drawn, size=min(at_once, resamples - start)).astype(float)
 
 
-def multiclass_intervals(called: Any, labels: Any, classes: Sequence[str], groups: Sequence[str] = ()) -> dict[str, Any]:
+def multiclass_intervals(predicted: Any, labels: Any, classes: Sequence[str], groups: Sequence[str] = ()) -> dict[str, Any]:
     """Return [low, high] of accuracy, balanced_accuracy, macro and per_class, named as in metrics.json.
 
-    called, labels: [N], indices of classes. groups: of each image, where images come in groups; else empty.
+    predicted, labels: [N], indices of classes. groups: of each image, where images come in groups; else empty.
     """
-    called, labels, k = np.asarray(called), np.asarray(labels), len(classes)
-    units = _groups_of(_one_label_each(called, labels, k), groups) if groups else _cells(called, labels, k)
+    predicted, labels, k = np.asarray(predicted), np.asarray(labels), len(classes)
+    units = _groups_of(_one_label_each(predicted, labels, k), groups) if groups else _cells(predicted, labels, k)
     figures = units.totals
     point = _multiclass(figures[None], figures)[0]
     spread = units.resampled(lambda sums: _multiclass(sums, figures)).std(0)
@@ -116,7 +118,7 @@ def multiclass_intervals(called: Any, labels: Any, classes: Sequence[str], group
         "accuracy": accuracy.tolist(),
         "balanced_accuracy": means[0].tolist(),
         "macro": dict(zip(("precision", "recall", "f1"), (bounds.tolist() for bounds in means[1:]), strict=True)),
-        "per_class": _per_class(figures[: 3 * k].reshape(3, k), classes, spread[5:], _met(units, k) if groups else None),
+        "per_class": _per_class(figures[: 3 * k].reshape(3, k), classes, spread[5:], _groups_with_class(units, k) if groups else None),
     }
 
 
@@ -125,16 +127,16 @@ def multilabel_intervals(
 ) -> dict[str, Any]:
     """Return [low, high] of accuracy, exact_match, mean_average_precision, macro and per_class, named as in metrics.json.
 
-    probabilities, truth: [N, K]. groups: as above.
+    probabilities, truth: [N, K]. groups: as for `multiclass_intervals`.
     """
     probabilities, truth = np.asarray(probabilities, float), np.asarray(truth).astype(bool)
-    (n, k), called = truth.shape, np.asarray(probabilities) > np.asarray(thresholds)
-    units = _groups_of(_any_labels(called, truth), groups)
+    (n, k), predicted = truth.shape, np.asarray(probabilities) > np.asarray(thresholds)
+    units = _groups_of(_any_labels(predicted, truth), groups)
     figures = units.totals
     point = _multilabel(figures[None], figures)[0]
     spread = units.resampled(lambda sums: _multilabel(sums, figures)).std(0)
     bounds = wilson(point[:5], _effective(point[:5], spread[:5], n))
-    per_class = _per_class(figures[: 3 * k].reshape(3, k), classes, spread[5:], _met(units, k) if groups else None)
+    per_class = _per_class(figures[: 3 * k].reshape(3, k), classes, spread[5:], _groups_with_class(units, k) if groups else None)
     precision = average_precision_intervals(probabilities, truth, groups)
     for row, found in zip(per_class.values(), precision[1:], strict=True):
         row["average_precision"] = found
@@ -154,27 +156,27 @@ def _effective(value: Any, spread: Any, number: Any) -> Floats:
     return independent
 
 
-def _cells(called: NDArray[Any], labels: NDArray[Any], k: int) -> Units:
+def _cells(predicted: NDArray[Any], labels: NDArray[Any], k: int) -> Units:
     """Return the cells of the confusion table as units: images of one cell are equal to every figure."""
-    pairs, counts = np.unique(labels * k + called, return_counts=True)
+    pairs, counts = np.unique(labels * k + predicted, return_counts=True)
     return Units(_one_label_each(pairs % k, pairs // k, k), counts.astype(float))
 
 
-def _one_label_each(called: NDArray[Any], labels: NDArray[Any], k: int) -> Any:
-    """Return [N, 3 K]: a row for each image."""
+def _one_label_each(predicted: NDArray[Any], labels: NDArray[Any], k: int) -> Any:
+    """Return [N, 3 K]: a row for each image, with 1 in the columns of its class and of the predicted one: hits, predicted, true."""
     from scipy.sparse import csr_array
 
-    rows, right = np.arange(len(labels)), called == labels
-    places = (np.concatenate([rows[right], rows, rows]), np.concatenate([labels[right], k + called, 2 * k + labels]))
+    rows, right = np.arange(len(labels)), predicted == labels
+    places = (np.concatenate([rows[right], rows, rows]), np.concatenate([labels[right], k + predicted, 2 * k + labels]))
     return csr_array((np.ones(len(places[0])), places), shape=(len(labels), 3 * k))
 
 
-def _any_labels(called: NDArray[Any], truth: NDArray[Any]) -> Any:
-    """Return [N, 3 K + 2]: then 1 for every image, and 1 if all its answers are right."""
+def _any_labels(predicted: NDArray[Any], truth: NDArray[Any]) -> Any:
+    """Return [N, 3 K + 2]: as `_one_label_each`, then 1 for every image, and 1 if all its answers are right."""
     from scipy.sparse import csr_array
 
-    exact = (called == truth).all(1, keepdims=True)
-    return csr_array(np.hstack([called & truth, called, truth, np.ones_like(exact), exact]).astype(float))
+    exact = (predicted == truth).all(1, keepdims=True)
+    return csr_array(np.hstack([predicted & truth, predicted, truth, np.ones_like(exact), exact]).astype(float))
 
 
 def _groups_of(counts: Any, groups: Sequence[str]) -> Units:
@@ -199,9 +201,9 @@ def _multiclass(sums: Floats, totals: Floats) -> Floats:
 
 def _multilabel(sums: Floats, totals: Floats) -> Floats:
     """Return [r, 5 + 3 K]: accuracy, exact match, macro precision, recall and F1; then precision, recall and F1 of each class."""
-    hits, called, true = np.split(sums[:, :-2], 3, axis=1)
+    hits, predicted, true = np.split(sums[:, :-2], 3, axis=1)
     images, exact = sums[:, -2], sums[:, -1]
-    wrong = (called + true - 2 * hits).sum(1)
+    wrong = (predicted + true - 2 * hits).sum(1)
     each = _precision_recall_f1(sums[:, :-2], totals[:-2])
     accuracy = 1 - wrong / (images * hits.shape[1])
     return np.column_stack([accuracy, exact / images, *(figure.mean(1) for figure in each), *each])
@@ -215,24 +217,27 @@ def _precision_recall_f1(sums: Floats, totals: Floats) -> list[Floats]:
         return found if measured is None else np.where(of > 0, found, measured)
 
     def each(sums: Floats, measured: list[Floats | None]) -> list[Floats]:
-        hits, called, true = np.split(sums, 3, axis=-1)
-        pairs = ((hits, called), (hits, true), (2 * hits, called + true))
+        hits, predicted, true = np.split(sums, 3, axis=-1)
+        pairs = ((hits, predicted), (hits, true), (2 * hits, predicted + true))
         return [shares(*pair, known) for pair, known in zip(pairs, measured, strict=True)]
 
     return each(sums, list(each(totals, [None] * 3)))
 
 
-def _met(units: Units, k: int) -> Floats:
-    """Return [3, K]: in how many groups each class is called so, is so, and either."""
+def _groups_with_class(units: Units, k: int) -> Floats:
+    """Return [3, K]: in how many groups each class is predicted, is true, and either."""
     has = np.stack([(units.counts[:, part * k : (part + 1) * k] > 0).sum(0) for part in (1, 2)]).astype(float)
     return np.stack([has[0], has[1], has.max(0)])
 
 
 def _per_class(totals: Floats, classes: Sequence[str], spread: Floats, groups: Floats | None) -> dict[str, dict[str, Any]]:
-    """Return the intervals of each class. totals: [3, K], hits, called, true. groups: [3, K], see `_met`; None for single images."""
-    hits, called, true = totals
-    either = called + true - hits
-    numbers = np.stack([called, true, either])
+    """Return the intervals of each class. totals: [3, K], hits, predicted, true.
+
+    groups: [3, K], by `_groups_with_class`; None where images come singly.
+    """
+    hits, predicted, true = totals
+    either = predicted + true - hits
+    numbers = np.stack([predicted, true, either])
     shares = hits / np.maximum(numbers, 1)
     if groups is not None:
         spread = spread.reshape(3, -1)
@@ -270,9 +275,9 @@ def _average_precision(scores: Floats, truth: NDArray[Any]) -> tuple[float, Floa
     order = np.argsort(-scores, kind="stable")
     ranked, true = -scores[order], truth[order].astype(float)
     first, last = (np.searchsorted(ranked, ranked, side=side) for side in ("left", "right"))  # of equal probabilities
-    hits, called = np.cumsum(true)[last - 1], last.astype(float)
-    value = float((true * hits / called).sum() / true.sum())
-    below = [np.cumsum(terms[::-1])[::-1][first] for terms in (true / called, true * hits / called**2)]
+    hits, predicted = np.cumsum(true)[last - 1], last.astype(float)
+    value = float((true * hits / predicted).sum() / true.sum())
+    below = [np.cumsum(terms[::-1])[::-1][first] for terms in (true / predicted, true * hits / predicted**2)]
     influence = np.empty(len(scores))
-    influence[order] = (true * (hits / called + below[0] - value) - below[1]) / true.sum()
+    influence[order] = (true * (hits / predicted + below[0] - value) - below[1]) / true.sum()
     return value, influence

@@ -18,13 +18,13 @@ def measure(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[str,
     """Return the metrics of a split as plain JSON values. logits [N, K], labels [N].
 
     `accuracy_interval` is the 95 % interval that N images allow. `topK_accuracy` is there where K classes leave something to miss: k = 5,
-    or one less than the classes. `macro` is the mean over classes. Precision of a class that was never called is 0.
-    `confusion[i][j]` counts images of class i that were called j; of more than DENSE_CLASSES classes `confusion_cells` has a row
+    or one less than the classes. `macro` is the mean over classes. Precision of a class that was never predicted is 0.
+    `confusion[i][j]` counts images of class i that were predicted as j; of more than DENSE_CLASSES classes `confusion_cells` has a row
     [i, j, count] for each count above 0. Time and memory grow with N * K, as the logits do, and nothing with K squared.
     """
-    k, total, called = len(classes), len(labels), logits.argmax(1)
-    hits, called_counts, true_counts = class_counts(called, labels, k)
-    per_class = _precision_recall_f1(hits, called_counts, true_counts)
+    k, total, predicted = len(classes), len(labels), logits.argmax(1)
+    hits, predicted_counts, true_counts = class_counts(predicted, labels, k)
+    per_class = _precision_recall_f1(hits, predicted_counts, true_counts)
     correct, top = int(hits.sum()), min(5, k - 1)
     return {
         "pictures": total,
@@ -36,17 +36,19 @@ def measure(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[str,
         "loss": float(cross_entropy(logits, labels)),
         "macro": {name: float(values.mean()) for name, values in per_class.items()},
         "per_class": _rows(classes, pictures=true_counts, **per_class),
-        **_confusion(called, labels, k),
+        **_confusion(predicted, labels, k),
     }
 
 
-def class_counts(called: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return for each class how many images were called it rightly, were called it, and are it: three times [K].
+def class_counts(predicted: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return for each class how many images were predicted rightly, were predicted, and are true: three times [K].
 
     torchmetrics 1.9 would compare all images with all K * K pairs of classes wherever torch has to be deterministic.
     """
-    hits, called_counts, true_counts = (torch.bincount(each, minlength=classes) for each in (labels[called == labels], called, labels))
-    return hits, called_counts, true_counts
+    hits, predicted_counts, true_counts = (
+        torch.bincount(each, minlength=classes) for each in (labels[predicted == labels], predicted, labels)
+    )
+    return hits, predicted_counts, true_counts
 
 
 def balanced_accuracy(hits: Tensor, true_counts: Tensor) -> Tensor:
@@ -58,8 +60,8 @@ def balanced_accuracy(hits: Tensor, true_counts: Tensor) -> Tensor:
     return (hits[known].double() / true_counts[known]).mean()
 
 
-def _confusion(called: Tensor, labels: Tensor, classes: int) -> dict[str, Any]:
-    pairs = labels * classes + called
+def _confusion(predicted: Tensor, labels: Tensor, classes: int) -> dict[str, Any]:
+    pairs = labels * classes + predicted
     if classes <= DENSE_CLASSES:
         return {"confusion": torch.bincount(pairs, minlength=classes * classes).view(classes, classes).tolist()}
     cells, counts = torch.unique(pairs, return_counts=True)
@@ -73,21 +75,21 @@ def _rows(classes: Sequence[str], **columns: Tensor | Sequence[Any]) -> dict[str
 
 
 def measure_multilabel(logits: Tensor, labels: Tensor, classes: Sequence[str], thresholds: Sequence[float]) -> dict[str, Any]:
-    """Return plain JSON values. logits [N, K], labels [N, K] of 0 and 1, thresholds [K]: probabilities above which a class is called.
+    """Return plain JSON values. logits [N, K], labels [N, K] of 0 and 1, thresholds [K]: probabilities above which a class is predicted.
 
     `accuracy` is the share of right answers among all N * K, `exact_match` the share of images with every answer right.
     Average precision needs no threshold; it is None for a class without images, and the mean leaves such classes out. Precision of a
-    class that was never called, and recall of one without images, are 0.
+    class that was never predicted, and recall of one without images, are 0.
     """
     from torchmetrics.functional.classification import binary_average_precision
 
     truth = labels.bool()
     probabilities = logits.double().sigmoid()
-    called = probabilities > torch.tensor(thresholds, dtype=torch.float64)
-    right = called == truth
-    hits, called_count, true_count = (counted.sum(0) for counted in (called & truth, called, truth))  # [K]
-    per_class = _precision_recall_f1(hits, called_count, true_count)
-    micro = _precision_recall_f1(hits.sum(), called_count.sum(), true_count.sum())
+    predicted = probabilities > torch.tensor(thresholds, dtype=torch.float64)
+    right = predicted == truth
+    hits, predicted_count, true_count = (counted.sum(0) for counted in (predicted & truth, predicted, truth))  # [K]
+    per_class = _precision_recall_f1(hits, predicted_count, true_count)
+    micro = _precision_recall_f1(hits.sum(), predicted_count.sum(), true_count.sum())
     average_precision = [
         float(binary_average_precision(probabilities[:, i], truth[:, i].int())) if number else None for i, number in enumerate(true_count)
     ]
@@ -106,12 +108,12 @@ def measure_multilabel(logits: Tensor, labels: Tensor, classes: Sequence[str], t
     }
 
 
-def _precision_recall_f1(hits: Tensor, called: Tensor, true: Tensor) -> dict[str, Tensor]:
+def _precision_recall_f1(hits: Tensor, predicted: Tensor, true: Tensor) -> dict[str, Tensor]:
     """Return shares of counts of images; 0 where there is nothing to share."""
     return {
-        "precision": hits.double() / called.clamp(min=1),
+        "precision": hits.double() / predicted.clamp(min=1),
         "recall": hits.double() / true.clamp(min=1),
-        "f1": 2 * hits.double() / (called + true).clamp(min=1),
+        "f1": 2 * hits.double() / (predicted + true).clamp(min=1),
     }
 
 
@@ -131,7 +133,7 @@ def _best_threshold(scores: np.ndarray[Any, Any], truth: np.ndarray[Any, Any]) -
         return 0.5
     order = np.argsort(-scores, kind="stable")
     ranked = np.append(scores[order], 0.0)
-    f1 = 2 * np.cumsum(truth[order]) / (np.arange(1, len(truth) + 1) + truth.sum())  # when the first 1, 2, ... images are called
-    f1[ranked[:-1] == ranked[1:]] = -1  # images of one score are called together or not at all
+    f1 = 2 * np.cumsum(truth[order]) / (np.arange(1, len(truth) + 1) + truth.sum())  # when the first 1, 2, ... images are predicted
+    f1[ranked[:-1] == ranked[1:]] = -1  # images of one score are predicted together or not at all
     last = int(f1.argmax())
     return float((ranked[last] + ranked[last + 1]) / 2)

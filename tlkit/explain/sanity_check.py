@@ -50,8 +50,8 @@ def randomised_maps(
             parameter.data = shuffled.reshape(parameter.shape)
         _take_statistics(random.eval(), images)
         with torch.no_grad():
-            called = random(images).argmax(1)
-        maps = grad_cam(random, images, called, relative=True)
+            predicted = random(images).argmax(1)
+        maps = grad_cam(random, images, predicted, relative=True)
         correlation = mean(_rank_correlation(*pair) for pair in zip(expected, maps, strict=True))
         found.append(Randomised(name, maps, correlation, empty=sum(bool(one.std() == 0) for one in maps)))
         on_step(1)

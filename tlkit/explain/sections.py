@@ -166,8 +166,8 @@ def add_maximisation(work: Work, section: Section) -> None:
         images = maximise(subject.classifier, objectives, steps=work.request.steps, on_step=advance)
     pixels = [_contrasted(image.permute(1, 2, 0) if image.shape[0] == 3 else image[0]) for image in images]
     cells = [Cell(one, objective.title) for one, objective in zip(pixels, objectives, strict=True)]
-    width = max(4, min(6, len(cells)))
-    rows = [("", cells[i : i + width]) for i in range(0, len(cells), width)]
+    columns = max(4, min(6, len(cells)))
+    rows = [("", cells[i : i + columns]) for i in range(0, len(cells), columns)]
     draw_sheet(work.out / "maximisation.png", rows, "what excites a channel or class most")
     alt = f"Images made to excite {', '.join(objective.title for objective in objectives)}"
     section.images.append(work.picture("maximisation.png", alt, f"{work.request.steps} steps each; contrast stretched."))
@@ -292,6 +292,7 @@ SECTIONS: dict[str, tuple[str, str, Callable[[Work, Section], None]]] = {
 
 
 def _contrasted(image: Tensor) -> NDArray[np.float32]:
+    """Stretch an image, [H, W, 3] or [H, W], so that its 1st and 99th percentiles become 0 and 1."""
     low, high = np.percentile(image.numpy(), (1, 99))
     stretched: NDArray[np.float32] = np.clip((image.numpy() - low) / max(high - low, 1e-6), 0, 1)
     return stretched

@@ -28,7 +28,7 @@ Row = Mapping[str, str]
 
 @dataclass(frozen=True)
 class Drawn:
-    """pictures, heat: places of the answers -> data URL. no_heat: why there are no heat maps.
+    """pictures, heat: place of an image (its row in the answers, from 0) -> data URL. no_heat: why there are no heat maps.
 
     unreadable: how many of the chosen images are gone or can't be read any more.
     """

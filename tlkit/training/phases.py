@@ -178,7 +178,11 @@ def keep_start(training: Training, spec: PhaseSpec) -> None:
 
 
 def phase_callbacks(training: Training, spec: PhaseSpec, progress: ShowProgress) -> list[Callback]:
-    """Return the callbacks. The average comes after BestWeights, which thus sees it while it is swapped in."""
+    """Return the callbacks of a phase, in the order in which Lightning calls them.
+
+    `Gathered` is first: with fsdp it fills the classifier, whose weights BestWeights saves. The moving average comes after BestWeights, and
+    so swaps the averaged weights out, when validation ends, only after they were saved.
+    """
     setup, learning, context = training.setup, training.setup.learning, training.context
     callbacks: list[Callback] = [Gathered(setup.classifier)] if spec.trainer.strategy == "fsdp" else []
     callbacks += [

@@ -1,4 +1,4 @@
-"""What two runs left, compared: splits, epochs, figures, weights. No torch, so that a folder which is no run is reported at once."""
+"""What two runs left, compared: splits, epochs, metrics, weights. No torch, so that a folder which is no run is reported at once."""
 
 import csv
 import json
@@ -16,7 +16,7 @@ from tlkit.terminal import counted
 
 SHARE_TOLERANCE, IMAGES_TOLERANCE, CHANCE_TOLERANCE = 0.02, 2, 0.7
 LOSS_TOLERANCE, LOSS_SLACK = 0.05, 0.01
-NAMED_OR_SHOWN = ("accuracy", "loss", "primary_metric", "lead")
+COMPARED_BY_NAME = ("accuracy", "loss", "primary_metric", "lead")
 """Keys of a split's metrics that are compared in lines of their own, or name one that is."""
 BY_CALIBRATE = ("abstain", "conformal")
 """Keys that `tlkit calibrate` adds to a run that has ended: running its recipe again doesn't give them."""
@@ -64,7 +64,7 @@ def run_folders(run: Path) -> list[Path]:
 
 def compare(was: Path, now: Path) -> list[Finding]:
     """Compare two finished runs, in the order in which differences arise."""
-    return [_splits(was, now), _epochs(was, now), *_figures(read_metrics(was), read_metrics(now)), *_weights(was, now)]
+    return [_splits(was, now), _epochs(was, now), *_metrics(read_metrics(was), read_metrics(now)), *_weights(was, now)]
 
 
 def read_metrics(run: Path) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def _images(manifest: bytes) -> str:
 
 
 def _epochs(was: Path, now: Path) -> Finding:
-    """Compare the rows of metrics.csv; name the first figure that differs."""
+    """Compare the rows of metrics.csv; name the first value that differs."""
     before, after = read_epochs(was), read_epochs(now)
     for first, second in zip(before, after, strict=False):
         for key in first:
@@ -122,8 +122,8 @@ def _epochs(was: Path, now: Path) -> Finding:
     return Finding("metrics.csv", counted(len(before), "row"), counted(len(after), "row"), same=before == after, within=True)
 
 
-def _figures(was: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Finding]:
-    """Return the primary metric, accuracy and loss of each split; and whether all others, confusion and classes too, are the same."""
+def _metrics(was: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Finding]:
+    """Compare the primary metric, accuracy and loss of each split within tolerances, and all its other metrics for equality."""
     for split in ("val", "test"):
         before, after = was.get(split), now.get(split)
         if before is None and after is None:
@@ -132,19 +132,19 @@ def _figures(was: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Finding
             words = ("measured", "not there") if before else ("not there", "measured")
             yield Finding(split, words[0], words[1], same=False, within=False)
             continue
-        for figure in dict.fromkeys((recorded_primary_metric(before), "accuracy", "loss")):
-            first, second = before[figure], after.get(figure)
-            within = second is not None and abs(first - second) <= _tolerance(figure, first, before["pictures"])
+        for metric in dict.fromkeys((recorded_primary_metric(before), "accuracy", "loss")):
+            first, second = before[metric], after.get(metric)
+            within = second is not None and abs(first - second) <= _tolerance(metric, first, before["pictures"])
             now_label = "not there" if second is None else f"{second:.6g}"
-            yield Finding(f"{split} {figure.replace('_', ' ')}", f"{first:.6g}", now_label, same=first == second, within=within)
+            yield Finding(f"{split} {metric.replace('_', ' ')}", f"{first:.6g}", now_label, same=first == second, within=within)
         before = {key: value for key, value in before.items() if key in after or key not in BY_CALIBRATE}
-        others = sorted(key for key in {**before, **after} if before.get(key) != after.get(key) and key not in NAMED_OR_SHOWN)
+        others = sorted(key for key in {**before, **after} if before.get(key) != after.get(key) and key not in COMPARED_BY_NAME)
         if others:
             yield Finding(f"{split}: others", "", f"{', '.join(others)} differ", same=False, within=True)
 
 
-def _tolerance(figure: str, value: float, images: int) -> float:
-    if figure == "loss":
+def _tolerance(metric: str, value: float, images: int) -> float:
+    if metric == "loss":
         return LOSS_TOLERANCE * abs(value) + LOSS_SLACK
     return max(SHARE_TOLERANCE, IMAGES_TOLERANCE / images, CHANCE_TOLERANCE / math.sqrt(images))
 

@@ -124,10 +124,10 @@ def _sizes(samples: Sequence[Sample]) -> Numbers:
 
 def _p_values(known: Seen, new: Seen, classes: int) -> dict[str, float]:
     first, second = (normalize(seen.answers.features).double().numpy() for seen in (known, new))
-    called, newly_called = (seen.answers.logits.argmax(1).numpy() for seen in (known, new))
+    predicted_known, predicted_new = (seen.answers.logits.argmax(1).numpy() for seen in (known, new))
     return {
         "features": feature_test(first, second),
-        "class shares": share_test(called, newly_called, classes),
+        "class shares": share_test(predicted_known, predicted_new, classes),
         "sizes": value_test(known.size, new.size),
         "brightness": value_test(known.brightness, new.brightness),
     }

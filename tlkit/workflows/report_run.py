@@ -125,6 +125,6 @@ def _completed(measured: Mapping[str, Any], answers: Sequence[Row], samples: Sam
     LOG.info("%s has no intervals: they are computed from the answers", "metrics.json")
     number = {name: label for label, name in enumerate(samples.classes)}
     unit = {sample.id: sample.unit for sample in samples.samples if sample.group is not None}
-    called, labels = ([number[row[key]] for row in answers] for key in ("answer", "label"))
+    predicted, labels = ([number[row[key]] for row in answers] for key in ("answer", "label"))
     groups = [unit.get(row["id"], row["id"]) for row in answers] if unit else []
-    return {**named, "intervals": multiclass_intervals(called, labels, samples.classes, groups)}
+    return {**named, "intervals": multiclass_intervals(predicted, labels, samples.classes, groups)}

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import zipfile
+from argparse import ArgumentParser
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,10 @@ import torch
 from PIL import Image
 
 from tlkit.cli import main
+from tlkit.commands.deploy import export_arguments
 from tlkit.data.preprocess import Preprocessing
+from tlkit.deploy.export.export import ExportOptions
+from tlkit.deploy.export.onnx_export import OPSETS
 from tlkit.deploy.export.runtime import load_runtime
 from tlkit.models.backbones import create_backbone
 from tlkit.models.classifier import Classifier
@@ -324,3 +328,12 @@ def test_an_export_without_its_images_leaves_no_folder_and_says_how(run: Path, t
         assert (tmp_path / "new/out/safetensors/artifact.json").is_file()
     finally:
         moved.rename(run.parent / "pictures")
+
+
+def test_the_command_has_the_defaults_of_the_options() -> None:
+    parser, options = ArgumentParser(), ExportOptions()
+    export_arguments(parser)
+    arguments = parser.parse_args(["runs/colours/001"])
+    names = ("raw", "features", "opset", "out", "zipped", "proof_images", "tolerance", "quantize", "max_drop", "push_to_hub")
+    assert {name: getattr(arguments, name) for name in names} == {name: getattr(options, name) for name in names}
+    assert f"ONNX opset, {OPSETS[0]} to {OPSETS[-1]}; default: {options.opset}" in " ".join(parser.format_help().split())

@@ -43,14 +43,14 @@ def stats_command(recipe: Recipe, *, drawn: bool, mean_px: int | None, out: Path
         if drawn:
             samples = split_by_recipe(samples, data, recipe.seed)
     if out is not None:
-        _make(out)
+        _create_folder(out)
     read = partial(decode, channels=data.channels, max_pixels=data.max_pixels, background=data.background, range_16bit=data.range_16bit)
     with progress(progress_console(), "looking at", len(samples.samples)) as advance:
         found = survey(samples, read=read, mean_size=(mean_px, mean_px) if mean_px else None, on_image=advance)
     facts = statistics(samples, found)
     facts["range_16bit"] = range_warning([sample.image for sample in samples.samples], data)
     if out is not None:
-        _write(out, found, facts)
+        _write_files(out, found, facts)
     if as_json:
         print(json.dumps(facts, indent=2, ensure_ascii=not takes_unicode()))
     else:
@@ -105,7 +105,7 @@ def _aspects(sizes: Mapping[Size, int]) -> Counter[float]:
     return counted
 
 
-def _make(out: Path) -> None:
+def _create_folder(out: Path) -> None:
     """Create the output folder before the pass over the images, which may take long."""
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -113,7 +113,7 @@ def _make(out: Path) -> None:
         raise TlkitError(f"--out {out} is a file, or is in one.\n  Name a folder; it is created if it doesn't exist.") from error
 
 
-def _write(out: Path, found: Survey, facts: dict[str, Any]) -> None:
+def _write_files(out: Path, found: Survey, facts: dict[str, Any]) -> None:
     image = np.rint(found.mean_picture() * 255).astype(np.uint8)
     if image.shape[2] in (1, 3):
         facts["mean_picture"] = str(out / "mean_picture.png")

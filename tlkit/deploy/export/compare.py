@@ -27,8 +27,8 @@ def compare(expected: Probabilities, found: Probabilities, thresholds: Sequence[
 def answers(probabilities: Probabilities, thresholds: Sequence[float]) -> NDArray[Any]:
     """Return the likeliest class of each image, [N]; for multilabel whether it has each class, [N, K]."""
     if thresholds:
-        called: NDArray[Any] = probabilities > np.array(thresholds)
-        return called
+        predicted: NDArray[Any] = probabilities > np.array(thresholds)
+        return predicted
     best: NDArray[Any] = probabilities.argmax(1)
     return best
 

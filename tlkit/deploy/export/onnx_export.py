@@ -17,7 +17,8 @@ from tlkit.errors import ArtifactError, MissingExtraError
 OPSETS = range(18, 24)
 """torch's exporter is written in opset 18 and goes up to 23; older ones it would have to rewrite."""
 DEFAULT_OPSET = 20
-"""Has GELU as one operation. Of the pieces that opset 18 makes of it OpenCV 5.0's reader falls over, with a segmentation fault."""
+"""Has GELU as one operation. Of the pieces that opset 18 makes of it OpenCV 5.0's reader falls over, with a segmentation fault.
+`commands/deploy.py` repeats it, since the command line doesn't import torch for its help."""
 # A protobuf message ends at 2 GB; above, weights are in a separate file, and some room is left for the graph.
 MAX_ONE_FILE = 1_900_000_000
 

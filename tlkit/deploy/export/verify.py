@@ -38,7 +38,7 @@ def verify_command(path: Path, images: Path | None) -> int:
     recorded = read_recorded(artifact)
     runtime = load_runtime(artifact)
     tolerance = _tolerance(artifact)
-    _check("generated images", recorded.generated, answers_to_generated(runtime), artifact, tolerance)
+    _check_answers("generated images", recorded.generated, answers_to_generated(runtime), artifact, tolerance)
     folders = [folder for folder in (artifact.folder / SAMPLES, images) if folder and (folder == images or folder.is_dir())]
     for folder in folders:
         files = [(file, row) for file in image_files(folder) if (row := recorded.images.get(sha256_of(file)))]
@@ -49,7 +49,7 @@ def verify_command(path: Path, images: Path | None) -> int:
             )
         what = f"{len(files)} of the {len(recorded.images)} recorded images, found in {folder}"
         found = np.concatenate([runtime.probabilities([file for file, _ in batch]) for batch in _batches(files)])
-        _check(what, np.array([row for _, row in files]), found, artifact, tolerance)
+        _check_answers(what, np.array([row for _, row in files]), found, artifact, tolerance)
     return 0
 
 
@@ -86,7 +86,8 @@ def answers_to_generated(runtime: Runtime) -> NDArray[np.float32]:
     return runtime.run(np.stack([spec.fit(image) for image in generated_images(spec.image_size, spec.channels)]))["probabilities"]
 
 
-def _check(what: str, expected: NDArray[np.float64], found: NDArray[np.float32], artifact: Artifact, tolerance: float) -> None:
+def _check_answers(what: str, expected: NDArray[np.float64], found: NDArray[np.float32], artifact: Artifact, tolerance: float) -> None:
+    """Print how far the probabilities [N, K] differ; raise ArtifactError if by more than the tolerance. what: the images, in words."""
     measured = compare(expected, found, artifact.thresholds)
     if not measured["max_difference"] <= tolerance:  # so that nan fails too
         raise ArtifactError(

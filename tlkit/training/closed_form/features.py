@@ -39,6 +39,7 @@ def features_of(
 def _features_of(
     classifier: Classifier, data: ImageDataModule, splits: Sequence[str], cache: Cache, console: Console
 ) -> list[tuple[Tensor, Tensor]]:
+    """Take them from the activation cache, or compute them where there can't be one. For the arguments see `features_of`."""
     classifier.train_only(frozenset())
     device = next(classifier.parameters()).device
     try:
