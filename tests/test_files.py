@@ -179,3 +179,4 @@ def test_home_and_variables_are_expanded_in_paths_as_users_write_them(monkeypatc
     assert expanded("$PHOTOS/cats") == expanded("${PHOTOS}/cats") == Path("/disk/photos/cats")
     assert expanded("$NOWHERE/cats") == Path("$NOWHERE/cats")
     assert expanded(Path("plain")) == Path("plain")
+    assert expanded("~no such user/cats") == Path("~no such user/cats")

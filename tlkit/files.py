@@ -24,8 +24,8 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:
-    """Return a path as a user wrote it, in a recipe or a command, with `~` and `$VAR` expanded; unknown variables stay as they are."""
-    return Path(os.path.expandvars(path)).expanduser()
+    """Return a path as a user wrote it, in a recipe or a command, with `~` and `$VAR` expanded; unknown ones stay as they are."""
+    return Path(os.path.expanduser(os.path.expandvars(path)))  # Path.expanduser raises for a folder `~old`
 
 
 @contextmanager

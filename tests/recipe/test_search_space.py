@@ -27,6 +27,8 @@ FAULTS = [
         "search.data.batch_size.choise is not a key of search.data.batch_size.\n"
         "  Expected one of: log, uniform, int, choice. Did you mean 'choice'?",
     ),
+    ("data.batch_size: {values: []}", "search.data.batch_size.values is not a key of search.data.batch_size."),
+    ("ema: {low: false, high: true}", "search.ema.low is not a key of search.ema."),
     (
         "data.batch_size: 16",
         "search.data.batch_size = 16 is a whole number.\n  Expected a mapping with the keys log, uniform, int, choice.",
@@ -42,6 +44,7 @@ SPELLINGS = [
     ("{values: [16, 32]}", "{choice: [16, 32]}"),
     ("{type: categorical, choices: [adamw, momentum]}", "{choice: [adamw, momentum]}"),
     ("[16, 32]", "{choice: [16, 32]}"),
+    ("{quniform: [0.0, 0.5, 0.1]}", "{uniform: [0.0, 0.5]}"),  # Ray Tune, with a step
 ]
 """A range as other tools spell it, and as tlkit does."""
 

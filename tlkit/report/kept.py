@@ -1,6 +1,7 @@
 """report.json: what report.html shows and no other file of the run keeps, so that the page is written again without the network."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -10,6 +11,8 @@ from tlkit.files import sha256_of, write_atomically
 from tlkit.report.images import Drawn, PageImages
 
 FILE = "report.json"
+DATA_URL = re.compile(r"data:image/webp;base64,[A-Za-z0-9+/]*={0,2}")
+"""As `data_url` writes it. Another one in the page's style sheet could load something from elsewhere."""
 
 
 def keep(run: Path, split: str, facts: Mapping[str, str], images: PageImages) -> None:
@@ -23,11 +26,14 @@ def read_kept(run: Path, split: str) -> tuple[dict[str, str], Drawn] | None:
     """Return the facts and the images; None where the run has none, or none of the answers and weights that it has now."""
     try:
         kept = json.loads((run / FILE).read_text(encoding="utf-8"))
-        if kept["sha256"] != _files(run, split):
+        if not (files := _files(run, split)) or kept["sha256"] != files:
             return None
         places = {name: {int(place): url for place, url in kept["images"][name].items()} for name in ("pictures", "heat")}
+        if not all(DATA_URL.fullmatch(url) for urls in places.values() for url in urls.values()):
+            return None
         return dict(kept["facts"]), Drawn(**{**kept["images"], **places})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # damaged, or of another version: it is only a shortcut
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        # Damaged, or of another version: it is only a shortcut.
         return None
 
 

@@ -71,10 +71,10 @@ def _meant(value: Any) -> Iterator[str]:
     if not isinstance(value, Mapping):
         return
     for word, ends in value.items():
-        if word in OTHER_NAMES and isinstance(ends, list):
-            yield format_value({OTHER_NAMES[word]: ends})
+        if (kind := OTHER_NAMES.get(word)) and isinstance(ends, list) and ends:
+            yield format_value({kind: ends if kind == "choice" else ends[:2]})  # Ray Tune's quniform has a step after them
     low, high = (next((value[word] for word in words if word in value), None) for words in ENDS)
-    if not (isinstance(low, int | float) and isinstance(high, int | float)):
+    if not {type(low), type(high)} <= {int, float}:
         return
     if value.get("log") is True or any("log" in text.lower() for text in value.values() if isinstance(text, str)):
         yield format_value({"log": [low, high]})
