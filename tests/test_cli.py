@@ -49,6 +49,14 @@ def test_file_names_are_utf8_in_every_locale_and_output_is_not(tmp_path: Path) -
     assert "\\u82b1" in done.stdout.decode("ascii")
 
 
+@pytest.mark.parametrize("utf8", ["0", "1"])
+def test_output_may_be_closed(utf8: str) -> None:
+    command = ["sh", "-c", '"$@" >&-', "sh", sys.executable, "-m", "tlkit", "check", "quickstart"]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "LC_ALL": "C", "PYTHONUTF8": utf8, "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(command, env=environment, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_help_lists_every_command_and_two_examples(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--help"]) == 0
     printed = capsys.readouterr().out

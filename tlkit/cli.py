@@ -6,6 +6,7 @@ import sys
 import traceback
 from argparse import Action, ArgumentParser, HelpFormatter, Namespace
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from shutil import get_terminal_size
 from textwrap import fill
 from typing import Any
@@ -112,6 +113,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run() -> None:
     """Run the console script."""
+    for stream in ("stdout", "stderr"):
+        if getattr(sys, stream) is None:  # closed: tlkit check RECIPE >&-
+            setattr(sys, stream, Path(os.devnull).open("w"))  # noqa: SIM115  # until the process ends
     start_again_in_utf8()
     if completion.ASKED in os.environ:
         completion.answer_shell(COMMANDS)
