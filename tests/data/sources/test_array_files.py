@@ -236,7 +236,8 @@ def test_columns_of_0_and_1_are_label_sets(tmp_path: Path) -> None:
     source = NpzSource(npz=str(tmp_path / "set.npz"), classes=("cat", "dog", "eel"))
     samples = read(source, "multilabel")
     assert [s.labels for s in samples.samples[:4]] == [(0, 1, 2), (), (2,), (0,)]
-    assert "the shape of the labels is 12 x 3. Expected one label for each image; for several set task to multilabel." in fault(source)
+    expected = "Expected one label for each image: if one-hot, labels.argmax(1); for several labels set task to multilabel."
+    assert f"the shape of the labels is 12 x 3. {expected}" in fault(source)
     np.savez(tmp_path / "set.npz", images=PIXELS, labels=marks * 2)
     assert "not all 0 or 1" in fault(source, "multilabel")
 
@@ -256,8 +257,11 @@ def test_columns_of_0_and_1_are_label_sets(tmp_path: Path) -> None:
         ({"images": np.empty((12, 5, 5), object), "labels": LABELS}, "images: holds Python objects, which are not read"),
         ({"images": PIXELS, "labels": np.array(["a\x07", "b"] * 6)}, "the label 'a\\x07' has unprintable characters"),
         ({"images": PIXELS, "labels": LABELS[:5]}, "labels: has 5 labels for 12 images"),
-        ({"images": PIXELS, "labels": LABELS / 2}, "the labels are float64. Expected whole numbers or words."),
+        ({"images": PIXELS, "labels": LABELS / 2}, "whole numbers or words: labels.astype(int), if all of them are whole."),
+        ({"images": PIXELS, "labels": np.array([b"cat", b"dog"] * 6)}, "|S3. Expected whole numbers or words: np.char.decode("),
+        ({"images": PIXELS, "labels": LABELS.astype(complex)}, "the labels are complex128. Expected whole numbers or words."),
         ({"images": PIXELS, "labels": np.array([object()] * 12)}, "the array labels: holds Python objects, which are not read"),
+        ({"images": PIXELS, "labels": LABELS.astype(object)}, "Save only numbers or strings: .astype(int) or .astype(str)."),
         ({"images": np.array([{}] * 12), "labels": LABELS}, "images: its shape, 12, is not that of images"),
         ({"images": PIXELS, "labels": LABELS * 0}, "has one class only, '0'"),
         (

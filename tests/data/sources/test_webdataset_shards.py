@@ -209,7 +209,8 @@ def test_all_faults_of_all_shards_are_reported_and_nothing_is_written(tmp_path: 
             "bad.jpg": image(1), "bad.json": b'{"lable": 1}', "odd.jpg": image(1), "odd.json": b'{"label": 1.5}',
             "text.jpg": image(1), "text.cls": b"\xff", "large.jpg": image(1), "large.txt": b"x" * 1_000_001,
             "again.jpg": image(1), "again.cls": b"1", "good.jpg": image(1), "good.cls": b"0",
-            "again.png": image(1), "again.txt": b"1",
+            "again.png": image(1), "again.txt": b"1", "none.jpg": image(1), "none.cls": b"",
+            "raw.jpg": image(1), "raw.cls": (1).to_bytes(8, "little"),
         },
     )  # fmt: skip
     tar(out / "1.tar", {"README": b"x"})
@@ -227,6 +228,8 @@ def test_all_faults_of_all_shards_are_reported_and_nothing_is_written(tmp_path: 
         "0.tar: bad: no label can be read from its .json (it has none of the keys label, labels, cls, class).",
         "0.tar: odd: no label can be read from its .json (1.5 is no label).",
         "0.tar: text: no label can be read from its .cls",
+        "0.tar: none: its .cls is empty.",
+        "0.tar: raw: no label can be read from its .cls (it holds the bytes of a number, not its digits: write str(label)).",
         "0.tar: large: its .txt has 1,000,001 bytes, which is no label.",
         "0.tar: the key again comes more than once.",
         "1.tar: has no images.",

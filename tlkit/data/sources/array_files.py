@@ -133,7 +133,8 @@ def _existing(name: str, key: str) -> Path:
 
 def _unreadable(what: str, error: Exception) -> DataError:
     if "allow_pickle" in str(error) or "Python objects" in str(error):
-        return DataError(f"{what}: holds Python objects, which are not read, since they can run code.\n  Save only numbers or strings.")
+        why = "holds Python objects, which are not read, since they can run code"
+        return DataError(f"{what}: {why}.\n  Save only numbers or strings: .astype(int) or .astype(str).")
     return DataError(f"{what}: can't be read, or is damaged ({error}).\n  Save it again with numpy.savez or numpy.save.")
 
 

@@ -91,10 +91,14 @@ def check_labels(name: str, labels: NDArray[Any], images: int, task: Task) -> ND
         labels = labels[:, 0]
     if len(labels.shape) != (2 if task == "multilabel" else 1):
         words = " x ".join(map(str, labels.shape)) or "one number"
-        fix = "N x K of 0 and 1" if task == "multilabel" else "one label for each image; for several set task to multilabel"
+        one_hot = ": if one-hot, labels.argmax(1)" if labels.ndim == 2 else ""
+        fix = f"one label for each image{one_hot}; for several labels set task to multilabel"
+        if task == "multilabel":
+            fix = "N x K of 0 and 1"
         raise DataError(f"{name}: the shape of the labels is {words}.\n  Expected {fix}.")
     if labels.dtype.kind not in "iubU":
-        raise DataError(f"{name}: the labels are {labels.dtype}.\n  Expected whole numbers or words.")
+        fix = {"S": "np.char.decode(labels, 'utf-8')", "f": "labels.astype(int), if all of them are whole"}.get(labels.dtype.kind, "")
+        raise DataError(f"{name}: the labels are {labels.dtype}.\n  Expected whole numbers or words{fix and f': {fix}'}.")
     if task == "multilabel" and not np.isin(labels, (0, 1)).all():
         raise DataError(f"{name}: the labels are not all 0 or 1.\n  Expected 1 for each class that an image shows, and 0 for others.")
     if len(labels) != images:

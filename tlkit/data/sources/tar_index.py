@@ -227,6 +227,9 @@ class _Scan:
         except (ValueError, KeyError, TypeError) as error:
             self.faults.append(f"{place}: no label can be read from its .{ending} ({error}).")
             return None
+        if self.task == "multiclass" and not labels:
+            self.faults.append(f"{place}: its .{ending} is empty.")
+            return None
         if self.task == "multiclass" and len(labels) != 1:
             self.faults.append(f"{place}: has {len(labels)} labels; for any number of them set task to multilabel.")
             return None
@@ -247,6 +250,8 @@ def as_label(text: str) -> Label:
 def _parsed(ending: str, text: str) -> tuple[Label, ...]:
     """Parse a label. Raises ValueError, KeyError or TypeError if there is none."""
     if ending != "json":
+        if "\0" in text:
+            raise ValueError("it holds the bytes of a number, not its digits: write str(label)")
         labels = [as_label(word) for word in text.split(LABEL_SEPARATOR)]
         return tuple(label for label in labels if label != "")
     content = json.loads(text)
