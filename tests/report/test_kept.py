@@ -17,12 +17,19 @@ def run(tmp_path: Path) -> Path:
     (tmp_path / "model").mkdir()
     (tmp_path / "model/model.safetensors").write_bytes(b"weights")
     (tmp_path / "predictions.csv").write_text("id,label,answer,probability\na.png,cat,dog,0.9\n")
-    keep(tmp_path, "test", {"classes": "2: cat, dog"}, PageImages(pictures={0: URL}, heat={0: URL}, unreadable=1))
+    keep(tmp_path, "test", {"classes": "2: cat, dog"}, PageImages(pictures={0: URL}, heat={0: URL}))
     return tmp_path
 
 
 def test_what_is_kept_is_read_back(run: Path) -> None:
-    assert read_kept(run, "test") == ({"classes": "2: cat, dog"}, Drawn({0: URL}, {0: URL}, "", 1))
+    assert read_kept(run, "test") == ({"classes": "2: cat, dog"}, Drawn({0: URL}, {0: URL}))
+
+
+@pytest.mark.parametrize("images", [PageImages(missing="data are gone."), PageImages(unreadable=1)])
+def test_a_page_without_some_of_its_images_is_not_kept(run: Path, images: PageImages) -> None:
+    before = (run / FILE).read_bytes()
+    keep(run, "test", {}, images)
+    assert (run / FILE).read_bytes() == before
 
 
 @pytest.mark.parametrize("file", ["predictions.csv", "model/model.safetensors"])

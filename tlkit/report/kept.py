@@ -16,9 +16,9 @@ DATA_URL = re.compile(r"data:image/webp;base64,[A-Za-z0-9+/]*={0,2}")
 
 
 def keep(run: Path, split: str, facts: Mapping[str, str], images: PageImages) -> None:
-    """Write it. split: of the images that are shown."""
-    drawn = Drawn(images.pictures, images.heat, images.no_heat, images.unreadable)
-    if not images.missing and (files := _files(run, split)):
+    """Write it, unless an image is missing, which may be there the next time. split: of the images that are shown."""
+    drawn = Drawn(images.pictures, images.heat, images.no_heat)
+    if not (images.missing or images.unreadable) and (files := _files(run, split)):
         write_atomically(run / FILE, json.dumps({"sha256": files, "facts": facts, "images": asdict(drawn)}))
 
 
