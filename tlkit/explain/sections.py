@@ -34,7 +34,7 @@ from tlkit.models.inference.unknown import as_vectors
 
 MOST_TRAINING, MOST_VALIDATION, MOST_DRIFT = 2000, 1000, 256
 """Images whose features are computed: the command ends within minutes on large data too."""
-CALLED, CLASSES, UNITS, MAXIMISED_STAGES = 3, 4, 4, (0.35, 0.55, 0.75, 0.95)
+MOST_PREDICTED, CLASSES, UNITS, MAXIMISED_STAGES = 3, 4, 4, (0.35, 0.55, 0.75, 0.95)
 BATCH = 32
 FEWEST_PLACES = 12
 """Of a heat map, below which the page says how coarse it is."""
@@ -111,12 +111,12 @@ def add_heat_maps(work: Work, section: Section) -> None:
     inputs = subject.normalised(images)
     with torch.inference_mode():
         logits = subject.classifier.eval()(inputs).float().cpu()
-    called = [_called(subject, row) for row in logits]
-    columns = max(len(targets) for targets in called) + 1
+    predicted = [_predicted(subject, row) for row in logits]
+    columns = max(len(targets) for targets in predicted) + 1
     rows = []
     for n, image in enumerate(images):
-        wrong = [label for label in image.labels if label not in [target for target, _ in called[n]]]
-        targets = [*called[n], *((label, _probability(subject, logits[n], label)) for label in wrong)][:columns]
+        wrong = [label for label in image.labels if label not in [target for target, _ in predicted[n]]]
+        targets = [*predicted[n], *((label, _probability(subject, logits[n], label)) for label in wrong)][:columns]
         numbers = torch.tensor([target for target, _ in targets])
         maps = grad_cam(subject.classifier, inputs[n].expand(len(targets), -1, -1, -1), numbers, relative=subject.has_softmax)
         cells = [Cell(shown(image.pixels), _label_text(subject, image.labels))]
@@ -124,7 +124,7 @@ def add_heat_maps(work: Work, section: Section) -> None:
             cells.append(Cell(shown(image.pixels), f"{subject.card.classes[target]} {probability:.2f}", heat))
         rows.append((str(n + 1), cells))
     draw_sheet(work.out / "heat_maps.png", rows, "where the answer comes from", scale="speaks for the class")
-    listed = "; ".join(f"{n}: {image.name}, {_said(subject, image.labels, called[n - 1])}" for n, image in enumerate(images, 1))
+    listed = "; ".join(f"{n}: {image.name}, {_answer_text(subject, image.labels, predicted[n - 1])}" for n, image in enumerate(images, 1))
     section.images.append(work.picture("heat_maps.png", "Images beside their heat maps, one row each", listed))
     with torch.inference_mode():
         height, width = last_map_size(subject.classifier, inputs[:1])
@@ -133,7 +133,7 @@ def add_heat_maps(work: Work, section: Section) -> None:
         section.notes.append(
             f"At {px} px the last stage has {height} x {width} places: its maps say little about where. Larger images have more."
         )
-    _add_sanity_check(work, section, inputs, torch.tensor([targets[0][0] for targets in called]))
+    _add_sanity_check(work, section, inputs, torch.tensor([targets[0][0] for targets in predicted]))
 
 
 def _add_sanity_check(work: Work, section: Section, inputs: Tensor, target: Tensor) -> None:
@@ -323,14 +323,14 @@ def _counted(batches: Sequence[Tensor], advance: Advance) -> Iterator[Tensor]:
         advance(1)
 
 
-def _called(subject: Subject, logits: Tensor) -> list[tuple[int, float]]:
-    """Return the classes that an image is said to have, with probabilities, the surest first; the likeliest one where it has none."""
+def _predicted(subject: Subject, logits: Tensor) -> list[tuple[int, float]]:
+    """Return the predicted classes with their probabilities, the surest first; the likeliest one where none is above its threshold."""
     if subject.card.task == "multiclass":
         answer = int(logits.argmax())
         return [(answer, _probability(subject, logits, answer))]
     each = logits.sigmoid()
     above = [i for i, bound in enumerate(subject.card.thresholds) if each[i] > bound] or [int(each.argmax())]
-    return [(i, float(each[i])) for i in sorted(above, key=lambda i: -float(each[i]))[:CALLED]]
+    return [(i, float(each[i])) for i in sorted(above, key=lambda i: -float(each[i]))[:MOST_PREDICTED]]
 
 
 def _probability(subject: Subject, logits: Tensor, label: int) -> float:
@@ -342,8 +342,8 @@ def _label_text(subject: Subject, labels: Sequence[int]) -> str:
     return f"is {', '.join(subject.card.classes[label] for label in labels)}" if labels else ""
 
 
-def _said(subject: Subject, labels: Sequence[int], called: Sequence[tuple[int, float]]) -> str:
-    answers = ", ".join(f"{subject.card.classes[target]} ({probability:.2f})" for target, probability in called)
+def _answer_text(subject: Subject, labels: Sequence[int], predicted: Sequence[tuple[int, float]]) -> str:
+    answers = ", ".join(f"{subject.card.classes[target]} ({probability:.2f})" for target, probability in predicted)
     return f"called {answers}{', ' if labels else ''}{_label_text(subject, labels)}"
 
 
