@@ -204,7 +204,7 @@ def test_drift_needs_images(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="there is no image in this folder"):
         drift(trained, tmp_path / "empty")
     draw(tmp_path / "few", 90, 3, seed=0)
-    with pytest.raises(DataError, match="few has 3 readable images, and a comparison needs 10 at least"):
+    with pytest.raises(DataError, match=r"few has 3 readable images, and a comparison needs 10 at least\.\n  Add images to the folder\."):
         drift(trained, tmp_path / "few")
 
 

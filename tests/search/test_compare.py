@@ -100,7 +100,7 @@ def test_runs_on_other_test_images_are_refused(
     [
         (["a"], "takes two runs or more"),
         (["a", "photos"], "photos is not a run folder"),
-        (["a", "unfinished"], "metrics.json can't be read"),
+        (["a", "unfinished"], "unfinished has no metrics.json: the run was interrupted"),
     ],
 )
 def test_what_is_no_finished_run_is_named(runs: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str) -> None:

@@ -72,7 +72,9 @@ def test_what_was_measured_is_not_measured_again(
     monkeypatch.chdir(workplace)
     before = rows(workplace)
     assert main(["rank", "recipe.yaml", "--backbones", WANTED, "--out", "ranked", "--offline"]) == 0
-    assert capsys.readouterr().err.count("was measured before") == 2
+    errors = capsys.readouterr().err
+    assert errors.count("was measured before") == 2
+    assert "In --backbones, weights are written as NAME@random or NAME@FILE." in errors
     assert rows(workplace) == before  # images per second too
     kept = json.loads((workplace / "ranked/candidates/lenet5@random.json").read_text())
     assert kept["row"]["n"] == 30

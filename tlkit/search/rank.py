@@ -19,7 +19,7 @@ from torch.nn.functional import one_hot
 from tlkit.data.progress import progress_console
 from tlkit.data.samples import Samples
 from tlkit.data.splits.holdout import hash_images
-from tlkit.errors import RunError, TlkitError
+from tlkit.errors import RunError, TlkitError, WeightsError
 from tlkit.evaluation.intervals import wilson_interval
 from tlkit.files import atomic_file, write_atomically, write_csv, write_json
 from tlkit.models.catalog import list_models, published
@@ -157,7 +157,8 @@ def rank(recipe_file: str, overrides: Sequence[str], candidates: Sequence[Candid
         try:
             rows.append(_measured(variant(recipe_file, overrides, candidate, how.images), (candidate, how), out, console))
         except TlkitError as error:
-            LOG.warning("%s is left out: %s", candidate.name, error)
+            hint = "\n  In --backbones, weights are written as NAME@random or NAME@FILE." if isinstance(error, WeightsError) else ""
+            LOG.warning("%s is left out: %s%s", candidate.name, error, hint)
             rows.append(Ranked(candidate.name, note=str(error).splitlines()[0]))
     rows = with_pareto(sorted(rows, key=lambda row: (row.accuracy or -1, row.logme or 0), reverse=True))
     write_csv(out / "rank.csv", [field.name for field in fields(Ranked)], (_cells(row) for row in rows))

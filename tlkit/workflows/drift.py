@@ -60,7 +60,8 @@ def drift(run: Path, folder: Path, *, overrides: Sequence[str] = ()) -> dict[str
     new, unreadable = _see_folder(opened, folder)
     for what, seen in ((f"{run}'s validation split", known), (str(folder), new)):
         if len(seen.names) < FEWEST:
-            raise DataError(f"{what} has {counted(len(seen.names), 'readable image')}, and a comparison needs {FEWEST} at least.")
+            fix = "Train with more validation images: data.validation." if seen is known else "Add images to the folder."
+            raise DataError(f"{what} has {counted(len(seen.names), 'readable image')}, and a comparison needs {FEWEST} at least.\n  {fix}")
     p_values = _p_values(known, new, len(opened.card.classes))
     adjusted = holm(p_values)
     differing = [name for name, p in adjusted.items() if p < FALSE_ALARMS]

@@ -42,6 +42,7 @@ from tlkit.deploy.export.verify import PROOF, SAMPLES, answers_to_generated, ima
 from tlkit.errors import ArtifactError, expected_one_of
 from tlkit.files import atomic_folder, sha256_of
 from tlkit.models.model_folder import ModelCard, find_model_folder, load_with_card, read_card
+from tlkit.terminal import print_text
 
 LOG = logging.getLogger("tlkit")
 
@@ -299,9 +300,9 @@ def _version(package: str) -> str:
 
 def export_command(run: Path, options: ExportOptions) -> int:
     for folder in export_run(run, options):
-        print(summary(folder))
+        print_text(summary(folder))
         if options.push_to_hub and folder.name == "safetensors":
-            print(f"  uploaded: {push_to_hub(folder, options.push_to_hub)}")
+            print_text(f"  uploaded: {push_to_hub(folder, options.push_to_hub)}")
     return 0
 
 

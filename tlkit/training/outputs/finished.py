@@ -33,9 +33,11 @@ class Run:
         file = self.folder / "metrics.json"
         try:
             metrics: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            fix = "Resume it with the same command and --resume; in Python with finetune(.., resume=True)."
+            raise RunError(f"{self.folder} has no metrics.json: the run was interrupted, or is still going on.\n  {fix}") from error
         except (OSError, ValueError) as error:
-            fix = "A run writes it at its end: resume it with finetune(.., resume=True)."
-            raise RunError(f"{file} can't be read: {error}\n  {fix}") from error
+            raise RunError(f"{file} can't be read: {error}\n  Copy the run folder again.") from error
         return metrics
 
     def model(self, *, device: str = "cpu") -> Classifier:
