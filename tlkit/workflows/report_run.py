@@ -48,6 +48,7 @@ def report_run(run: Path, *, file: Path | None = None, overrides: Sequence[str] 
     recipe, split = recipe_of_run(run, overrides), "test" if "test" in metrics else "val"
     if "best" in metrics:  # a soup has no epochs
         metrics["best"] = completed_best(metrics["best"])
+    metrics[split] = {**named_primary_metric(recorded_primary_metric(metrics[split])), **metrics[split]}
     kept = None if overrides else read_kept(run, split)
     if kept is not None and "intervals" in metrics[split]:
         LOG.info("answers, thumbnails and heat maps are those that the run has kept")
@@ -119,12 +120,11 @@ def _answers(opened: "OpenSplit", split: str) -> list[dict[str, str]]:
 
 def _completed(measured: Mapping[str, Any], answers: Sequence[Row], samples: Samples) -> dict[str, Any]:
     """Return the metrics of a split with what an earlier version of tlkit didn't measure, where the answers give it."""
-    named = {**named_primary_metric(recorded_primary_metric(measured)), **measured}
     if "intervals" in measured or not answers or samples.task == "multilabel":
-        return named
+        return dict(measured)
     LOG.info("%s has no intervals: they are computed from the answers", "metrics.json")
     number = {name: label for label, name in enumerate(samples.classes)}
     unit = {sample.id: sample.unit for sample in samples.samples if sample.group is not None}
     predicted, labels = ([number[row[key]] for row in answers] for key in ("answer", "label"))
     groups = [unit.get(row["id"], row["id"]) for row in answers] if unit else []
-    return {**named, "intervals": multiclass_intervals(predicted, labels, samples.classes, groups)}
+    return {**measured, "intervals": multiclass_intervals(predicted, labels, samples.classes, groups)}
