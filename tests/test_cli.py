@@ -208,6 +208,11 @@ def test_a_folder_that_may_not_be_written_exits_2_with_its_path(
     assert "runs/a can't be read or written: Permission denied." in capsys.readouterr().err
 
 
+def test_a_name_that_is_longer_than_a_file_can_have_exits_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["data", "check", "a" * 300]) == 2
+    assert "a can't be read or written: File name too long.\n  Use a shorter name." in capsys.readouterr().err
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_exits_2_without_a_traceback() -> None:
     with open("/dev/full", "w") as full:

@@ -227,8 +227,9 @@ def _exit_status(error: BaseException) -> tuple[int, str]:
     if isinstance(error, OSError) and is_disk_full(error):
         _discard_output()
         return 2, f"The disk is full: {error.filename or 'no space left to write to'}.\n  Free some space, or write elsewhere with --out."
-    if isinstance(error, OSError) and error.filename and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return 2, f"{error.filename} can't be read or written: {error.strerror}.\n  Change its permissions, or use another place."
+    if isinstance(error, OSError) and error.filename and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG):
+        fix = "Use a shorter name." if error.errno == errno.ENAMETOOLONG else "Change its permissions, or use another place."
+        return 2, f"{error.filename} can't be read or written: {error.strerror}.\n  {fix}"
     lines = str(error).strip().splitlines()
     what = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
     return 1, f"Internal error (a bug in tlkit): {what}  Run again with --debug for the traceback."
