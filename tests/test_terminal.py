@@ -148,6 +148,12 @@ def test_csv_has_the_characters_that_there_are_and_escapes_the_others(here: Path
     assert text.splitlines()[1].startswith(r"\u5199\u771f/café/0.png,")
 
 
+def test_columns_are_below_each_other_where_names_are_escaped(here: Path) -> None:
+    lines = printed("evaluate", "run").decode("ascii").splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("class"))
+    assert len({len(line) for line in lines[start : start + 1 + len(CLASSES)]}) == 1
+
+
 def test_utf8_output_has_the_characters_themselves(here: Path) -> None:
     assert "日本" in printed("evaluate", "run", "--format", "json", encoding="utf-8").decode()
 

@@ -32,7 +32,6 @@ def escape_unencodable_output() -> None:
     Python's own backslashreplace writes `\xe9` and `\U0001f600`, which JSON doesn't know; see `escape`.
     An error handler that the user chose (PYTHONIOENCODING=ascii:replace) stays.
     """
-    codecs.register_error(ESCAPE, escape)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape", "backslashreplace"):
             stream.reconfigure(errors=ESCAPE)
@@ -44,6 +43,9 @@ def escape(error: UnicodeError) -> tuple[str, int]:
         raise error
     units = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass").hex()
     return "".join(f"\\u{units[i : i + 4]}" for i in range(0, len(units), 4)), error.end
+
+
+codecs.register_error(ESCAPE, escape)
 
 
 def takes_unicode() -> bool:
@@ -89,9 +91,11 @@ def padded(text: str, columns: int) -> str:
 
 
 def width_of(text: str) -> int:
+    """Return how many columns of a terminal the text takes, with what stdout can't write as the escape that is written instead."""
     from rich.cells import cell_len
 
-    return cell_len(text)
+    encoding = sys.stdout.encoding or "ascii"
+    return cell_len(text if can_print(text) else text.encode(encoding, ESCAPE).decode(encoding))
 
 
 def columns_of(stream: TextIO) -> int | None:
