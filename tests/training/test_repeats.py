@@ -191,6 +191,13 @@ def test_a_resume_with_fewer_seeds_is_of_those_alone(seeds: Path, workplace: Pat
     assert "seed_6" not in html
 
 
+def test_a_resume_with_more_seeds_trains_those_that_lack(seeds: Path, workplace: Path, tmp_path: Path) -> None:
+    shutil.copytree(seeds, tmp_path / "more")
+    more = run_recipe(recipe(workplace, "data.folds=null", "seed=4", "phases[0].epochs=1"), out=tmp_path / "more", resume=True, seeds=4)
+    assert "the mean of 4 seeds" in (more / "report.html").read_text()
+    assert (more / "seed_4/metrics.json").read_bytes() == (seeds / "seed_4/metrics.json").read_bytes()
+
+
 def test_what_needs_one_run_names_a_seed(seeds: Path) -> None:
     with pytest.raises(RunError, match=r"a run of several seeds: each seed has its own run folder.\n  Name one of them, such as .*seed_4"):
         evaluate_run(seeds, "val")

@@ -18,7 +18,7 @@ from tlkit.training.distributed.signals import current_stop
 from tlkit.training.left_as_found import left_as_found
 from tlkit.training.outputs.finished import Run
 from tlkit.training.outputs.run_folder import RECIPE_FILE, check_out, disk_full_explained, is_finished, make_run_folder
-from tlkit.training.repeats import finetune_repeats, repeats_of
+from tlkit.training.repeats import finetune_repeats, lacks_seeds, repeats_of
 from tlkit.training.run import train_and_measure
 from tlkit.training.scale_lr import with_scaled_lr
 from tlkit.training.setup import prepare
@@ -69,7 +69,7 @@ def run_recipe(recipe: Recipe, *, out: Path | None = None, resume: bool = False,
         recipe = with_scaled_lr(recipe)
         resumed = None
         if resume and out is not None and broadcast_from_main((out / RECIPE_FILE).is_file):
-            if broadcast_from_main(lambda: is_finished(out)):
+            if broadcast_from_main(lambda: is_finished(out) and not lacks_seeds(out, recipe, seeds)):
                 if is_main_process():
                     LOG.info("%s: this run is finished, and nothing is left to do.", out)
                 return out

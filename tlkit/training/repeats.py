@@ -63,6 +63,12 @@ def repeats_of(recipe: Recipe, seeds: int | None) -> list[Repeat]:
     return [Repeat("fold", n, recipe) for n in range(1, (recipe.data.folds or 0) + 1)]
 
 
+def lacks_seeds(run: Path, recipe: Recipe, seeds: int | None) -> bool:
+    """Return whether a run of seeds has fewer of them than are wanted now."""
+    there = [(run / repeat.folder).is_dir() for repeat in repeats_of(recipe, seeds) if repeat.kind == "seed"]
+    return any(there) and not all(there)
+
+
 def finetune_repeats(recipe: Recipe, repeats: Sequence[Repeat], out: Path | None, *, resume: bool, stop: Stop) -> Path:
     """Run each in a folder of its own, `fold_1` or `seed_0` and so on, of the run folder that is returned; then summarize them.
 

@@ -68,7 +68,7 @@ def read_metrics(run: Path) -> dict[str, Any]:
     try:
         found = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        fix = f"Finish it first: the last lines of {run / 'log.txt'} say how to resume."
+        fix = f"Finish it first: resume it with the same command, --out {run} and --resume."
         raise RunError(f"{run} has no metrics.json: the run was interrupted, or is still going on.\n  {fix}") from error
     except ValueError as error:
         raise RunError(f"{run / 'metrics.json'} can't be read: {error}\n  Copy the run folder again.") from error
