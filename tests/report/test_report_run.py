@@ -147,7 +147,8 @@ def test_without_its_images_the_page_says_so(place: Path) -> None:
 def test_interrupted_runs_are_refused_with_a_fix(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (place / "run/metrics.json").unlink()
     assert main(["report", "run"]) == 2
-    assert "run has no metrics.json: the run was interrupted, or is still going on.\n  Finish it first: resume it with the same command, --out run" in capsys.readouterr().err
+    fix = "Finish it first: resume it with the same command, --out run and --resume."
+    assert f"run has no metrics.json: the run was interrupted, or is still going on.\n  {fix}" in capsys.readouterr().err
     (place / "folds/fold_1").mkdir(parents=True)
     assert main(["report", "folds"]) == 2
     assert "folds has no metrics.json: the run was interrupted, or is still going on." in capsys.readouterr().err
