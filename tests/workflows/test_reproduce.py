@@ -16,7 +16,7 @@ from tlkit.recipe.load import load_recipe
 from tlkit.system import cache_folder
 from tlkit.training.finetune import run_recipe
 from tlkit.workflows import compare_runs as finished
-from tlkit.workflows.compare_runs import _metrics
+from tlkit.workflows.compare_runs import _epochs, _metrics
 from tlkit.workflows.reproduce import _activations_of_its_own
 
 RECIPE = """
@@ -164,6 +164,17 @@ def test_what_calibrate_has_added_is_not_expected_of_the_recipe() -> None:
     calibrated = {**measured, "abstain": {"threshold": 0.5}, "conformal": {"coverage": 0.9}}
     assert all(finding.same for finding in _metrics({"test": calibrated}, {"test": measured}))
     assert not all(finding.same for finding in _metrics({"test": calibrated}, {"test": {**measured, "abstain": {"threshold": 0.6}}}))
+
+
+def test_a_column_of_metrics_csv_that_an_earlier_version_did_not_write_is_no_difference(tmp_path: Path) -> None:
+    for name, text in (("was", "phase,epoch,val/loss\n1,1,0.5\n"), ("now", "phase,epoch,val/loss,val/balanced_accuracy\n1,1,0.5,0.9\n")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.csv").write_text(text)
+    assert _epochs(tmp_path / "was", tmp_path / "now").same
+    assert not _epochs(tmp_path / "now", tmp_path / "was").same
+    with (tmp_path / "now/metrics.csv").open("a") as file:
+        file.write("1,2,0.4,0.9\n")
+    assert not _epochs(tmp_path / "was", tmp_path / "now").same
 
 
 def test_a_cache_that_can_not_be_written_does_not_keep_a_run_from_being_run_again(monkeypatch: pytest.MonkeyPatch) -> None:

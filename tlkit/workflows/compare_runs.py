@@ -112,14 +112,14 @@ def _images(manifest: bytes) -> str:
 
 
 def _epochs(was: Path, now: Path) -> Finding:
-    """Compare the rows of metrics.csv; name the first value that differs."""
+    """Compare the rows of metrics.csv; name the first value that differs. A column that only later versions have is left out."""
     before, after = read_epochs(was), read_epochs(now)
     for first, second in zip(before, after, strict=False):
         for key in first:
             if first[key] != second.get(key):
                 place = f"metrics.csv, phase {first['phase']}, epoch {first['epoch']}, {key}"
                 return Finding(place, first[key], second.get(key, "nothing"), same=False, within=True)
-    return Finding("metrics.csv", counted(len(before), "row"), counted(len(after), "row"), same=before == after, within=True)
+    return Finding("metrics.csv", counted(len(before), "row"), counted(len(after), "row"), same=len(before) == len(after), within=True)
 
 
 def _metrics(was: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Finding]:
