@@ -124,6 +124,7 @@ def test_a_known_key_in_the_wrong_part_is_reported_where_it_belongs(tmp_path: Pa
             "= 'photos' can't be used.",
             "Expected {folder: FOLDER}, {csv: FILE}, {parquet: FILE}, {torchvision: NAME}, {idx: DIR}, .* or {bundled: fashion_mnist_mini}",
         ),
+        ("data.source={folder:photos}", "can't be used.", "YAML needs a blank after the colon: {folder: photos}."),
         ("data.source={}", "= {} can't be used.", "Expected {folder: FOLDER}"),
         ("data.source=", "is empty.", "Expected {folder: FOLDER}"),
         ("data.source={folder: 3}", "= 3 is a whole number.", "Expected text"),

@@ -1,7 +1,7 @@
 """pydantic's validation errors -> faults in plain words, one for each thing that is wrong."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import islice
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
@@ -165,6 +165,12 @@ def _wrong_value(key: str, value: Any, field: FieldInfo | None, model: type[Base
     return Fault(key, _problem(value, field), f"{_expected(field)} {_nearest(value, field)}".rstrip())
 
 
+def _spaced(word: str, forms: Collection[str]) -> str:
+    """Return the fix for {folder:photos}, which YAML reads as one key without a value."""
+    key, colon, value = word.partition(":")
+    return f"YAML needs a blank after the colon: {{{key}: {value}}}." if colon and key in forms else ""
+
+
 def _wrong_union(key: str, value: Any, field: FieldInfo | None, context: Context) -> list[Fault]:
     """Return one fault for the whole union; or, if the keys belong to only one alternative, what is wrong with that one."""
     members = alternatives(field.annotation) if field else []
@@ -178,7 +184,7 @@ def _wrong_union(key: str, value: Any, field: FieldInfo | None, context: Context
             fix = f"Keep one of them; an override replaces both: '{key}={_form(forms[given[-1]])}'."
             return [Fault(join(key, given[-1]), f"can't stand beside {join(key, given[0])}.", fix)]
         problem = f"= {format_value(value)} can't be used." if models else f"{_type_problem(value)}."
-        hint = next(filter(None, (did_you_mean(word, forms) for word in value)), "")
+        hint = next(filter(None, (_spaced(str(word), forms) or did_you_mean(word, forms) for word in value)), "")
         return [Fault(key, problem, f"{_expected(field)} {hint}".rstrip())]
     choices = [choice for member in members for choice in _choices(member)]
     hint = did_you_mean(value, choices) if isinstance(value, str) else ""
