@@ -35,8 +35,7 @@ def table_of_ways(out: Path, ways: Sequence[str], seeds: int, overrides: Sequenc
     lines = ["| way | test accuracy, mean | 95 % interval | range |", "|---|---|---|---|"]
     for way in ways:
         folder = out / way.replace(" ", "_").replace(",", "")
-        if not (folder / "metrics.json").is_file():
-            run_recipe(load_recipe("quickstart", [*overrides, *WAYS[way]]), out=folder, resume=True, seeds=seeds)
+        run_recipe(load_recipe("quickstart", [*overrides, *WAYS[way]]), out=folder, resume=True, seeds=seeds)
         found = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["over_seeds"]["test"]["accuracy"]
         (low, high), (least, most) = found["interval"], found["range"]
         lines.append(f"| {way} | {found['mean']:.3f} | {low:.3f} to {high:.3f} | {least:.3f} to {most:.3f} |")
@@ -50,6 +49,8 @@ def main() -> None:
     parser.add_argument("--way", action="append", choices=WAYS, help="one of the ways; again for others (default: all, without lora)")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes the quickstart recipe for all ways: data.image_size=96")
     arguments = parser.parse_intermixed_args()
+    if arguments.seeds < 2:
+        parser.error("--seeds: expected at least two, for an interval")
     ways = arguments.way or [way for way in WAYS if way not in NOT_FOR_EACH_BACKBONE]
     print(table_of_ways(arguments.out, ways, arguments.seeds, arguments.overrides))
 

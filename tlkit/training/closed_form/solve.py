@@ -119,12 +119,12 @@ class Regression:
     def minimum(self, start: NDArray[np.float64], weight_decay: float, tolerance: float) -> NDArray[np.float64]:
         """Find the point at which no entry of the gradient is larger than the tolerance."""
         from scipy.optimize import minimize
-        from threadpoolctl import threadpool_limits
+        from threadpoolctl import ThreadpoolController
 
         options = {"gtol": tolerance, "ftol": 0.0, "maxiter": 10_000, "maxfun": 20_000, "maxcor": REMEMBERED}
         # Between two evaluations scipy's BLAS would wait for work on all processors, and torch not have them: with two, 333 images took
-        # five times as long (scipy 1.17, OpenBLAS).
-        with threadpool_limits(1, user_api="blas"):
+        # five times as long (scipy 1.17). Only the BLAS of scipy's own wheel: another may be torch's too.
+        with ThreadpoolController().select(prefix="libscipy_openblas").limit(limits=1):
             found = minimize(self.loss_and_gradient, start, args=(weight_decay,), jac=True, method="L-BFGS-B", options=options)
         if np.abs(found.jac).max() > 10 * tolerance:
             LOG.warning("weight decay %g: stopped before it had converged: %s", weight_decay, found.message)
