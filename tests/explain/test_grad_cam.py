@@ -32,8 +32,15 @@ def test_maps_are_what_the_paper_defines(two_layers: Classifier) -> None:
     # Class 0: relu(2/4 * first - 1/4 * second) = [[0.5, 1], [1.5, 0]]; class 1: relu(-1/4 * first + 3/4 * second) = [[0, 0], [0, 3]].
     maps = grad_cam(two_layers, torch.stack([IMAGE, IMAGE]), torch.tensor([0, 1]))
     torch.testing.assert_close(maps, torch.tensor([[[1 / 3, 2 / 3], [1, 0]], [[0, 0], [0, 1]]]))
-    # Less the mean of both logits, (a + 2b) / 2: class 0 is 3/2 a - 2b, class 1 the opposite.
-    maps = grad_cam(two_layers, torch.stack([IMAGE, IMAGE]), torch.tensor([0, 1]), relative=True)
+
+
+def test_relative_maps_leave_out_what_speaks_for_all_classes_alike(two_layers: Classifier) -> None:
+    # Logits 2a + b and a + 3b. Class 0 alone: relu(2/4 * first + 1/4 * second) = [[0.5, 1], [1.5, 1]].
+    two_layers.head[1].weight.data = torch.tensor([[2.0, 1.0], [1.0, 3.0]])  # type: ignore[index]
+    images, target = torch.stack([IMAGE, IMAGE]), torch.tensor([0, 1])
+    torch.testing.assert_close(grad_cam(two_layers, images, target)[0], torch.tensor([[1 / 3, 2 / 3], [1, 2 / 3]]))
+    # Less their mean, (3a + 4b) / 2: class 0 is a/2 - b, and class 1 the opposite.
+    maps = grad_cam(two_layers, images, target, relative=True)
     torch.testing.assert_close(maps, torch.tensor([[[1 / 3, 2 / 3], [1, 0]], [[0, 0], [0, 1]]]))
 
 
