@@ -36,13 +36,13 @@ from tlkit.training.phases import build_module, cached_inputs
 from tlkit.training.specs import Learning, PhaseSpec
 from tlkit.training.trainer import build_trial_trainer, fit_unsaved
 
-TRIAL_S = 1.0
+TRIAL_S = 0.25
 """How long one pass over the images of a trial takes, about."""
 COLD = 3
 """Factor by how much longer the very first step takes than those after it, about."""
 WARM_UP = 4
 """Images that a cache is filled with first."""
-EPOCHS = 3
+EPOCHS = 2
 """The first one warms up and decodes, the last one is what most of a run is like."""
 MOST_BATCHES = 3
 EVALUATIONS = 480
