@@ -4,6 +4,7 @@ import csv
 import os
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -158,9 +159,12 @@ def test_the_recipe_of_a_made_set_passes_check_and_says_why(make: Callable[[Path
     text = Path("recipe.yaml").read_text()
     assert [words for words in SAYS[make.__name__] if words not in " ".join(text.replace("#", " ").split())] == []
     assert max(map(len, text.splitlines())) <= 140
-    # A value that was chosen has its reason beside it.
+    # A value that was chosen has its reason beside it, or above it if it is long.
+    lines = text.splitlines()
     assert all(
-        "# " in line for line in text.splitlines() if line.lstrip().startswith(("image_size", "resize", "backbone", "- {train", "test"))
+        "# " in above + line
+        for above, line in pairwise(lines)
+        if line.lstrip().startswith(("image_size", "resize", "backbone", "- {train", "test"))
     )
     assert ("validation:" in text, "test:" in text) == ((False, False) if make is already_split else (True, True))
 

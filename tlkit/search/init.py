@@ -245,8 +245,13 @@ def _model(choice: Choice) -> Iterator[str]:
 
 
 def _line(text: str, reason: str) -> Iterator[str]:
-    """Yield a line with its reason; what doesn't fit goes below it, in the same column."""
+    """Yield a line with its reason: beside it, continued below in the same column, or above a long line."""
     at = max(COLUMN, len(text) + 2)
+    if at > WIDTH // 2:
+        indent = " " * (len(text) - len(text.lstrip(" ")))
+        yield from (indent + line for line in _comment(reason))
+        yield text
+        return
     first, *rest = wrap(reason, max(40, WIDTH - at - 2), break_on_hyphens=False)
     yield f"{text:<{at}}# {first}"
     yield from (f"{'':<{at}}# {more}" for more in rest)
