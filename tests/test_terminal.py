@@ -154,6 +154,27 @@ def test_columns_are_below_each_other_where_names_are_escaped(here: Path) -> Non
     assert len({len(line) for line in lines[start : start + 1 + len(CLASSES)]}) == 1
 
 
+def test_tables_are_straight_where_names_are_escaped(here: Path) -> None:
+    """Rich measures a cell before the stream escapes what is in it."""
+    header, *rows = printed("predict", "run", "写真/*/0.png").decode("ascii").splitlines()
+    column = header.index("probability")
+    assert len(rows) == len(CLASSES)
+    assert all(re.fullmatch(r"  [01]\.\d{3} ", row[column - 2 : column + 6]) for row in rows)
+    classes = printed("data", "stats", "写真").decode("ascii").split("\n\n")[0].splitlines()
+    assert len({len(line.rstrip()) for line in classes}) == 1
+    header, *rows = printed("data", "check", "写真").decode("ascii").split("\n\n")[1].splitlines()
+    column = header.index("what is wrong")
+    assert rows
+    assert all(row[column - 2 : column] == "  " and row[column] != " " for row in rows)
+
+
+def test_a_panel_is_straight_where_names_are_escaped() -> None:
+    with printing_in("ascii") as (out, _):
+        terminal.escape_unencodable_output()
+        print_panel("runs/写真", [("report", "runs/写真/report.html"), ("accuracy", "[bold]0.8[/bold]")])
+    assert len({len(line) for line in out.buffer.getvalue().splitlines()}) == 1  # type: ignore[attr-defined]  # BytesIO
+
+
 def test_utf8_output_has_the_characters_themselves(here: Path) -> None:
     assert "日本" in printed("evaluate", "run", "--format", "json", encoding="utf-8").decode()
 

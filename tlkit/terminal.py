@@ -90,12 +90,17 @@ def padded(text: str, columns: int) -> str:
     return text + " " * (columns - width_of(text))
 
 
+def printable(text: str) -> str:
+    """Return the text as stdout writes it: rich measures the cells of a table and a panel before what is in them is escaped."""
+    encoding = sys.stdout.encoding or "ascii"
+    return text if can_print(text) else text.encode(encoding, ESCAPE).decode(encoding)
+
+
 def width_of(text: str) -> int:
     """Return how many columns of a terminal the text takes, with what stdout can't write as the escape that is written instead."""
     from rich.cells import cell_len
 
-    encoding = sys.stdout.encoding or "ascii"
-    return cell_len(text if can_print(text) else text.encode(encoding, ESCAPE).decode(encoding))
+    return cell_len(printable(text))
 
 
 def columns_of(stream: TextIO) -> int | None:
@@ -150,9 +155,9 @@ def print_panel(title: str, rows: Iterable[tuple[str, str]], commands: Iterable[
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for label, text in rows:
-        table.add_row(f"[dim]{label}[/dim]", text)
+        table.add_row(f"[dim]{label}[/dim]", printable(text))
     console = output_console()
-    console.print(Panel(table, title=without_markup(title), title_align="left", expand=False))
+    console.print(Panel(table, title=without_markup(printable(title)), title_align="left", expand=False))
     for number, command in enumerate(commands):
         if number == 0:
             console.print("next:")

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import shutil
 import signal
@@ -105,6 +106,9 @@ def test_metrics_csv_has_a_row_an_epoch_with_the_columns_of_the_contract(run: Pa
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["phase", "epoch", "train/loss", "train/accuracy", "val/loss", "val/accuracy", "lr", "seconds"]
     assert [(row["phase"], row["epoch"]) for row in rows] == [("1", "1"), ("2", "1"), ("3", "1"), ("3", "2")]
+    # The rate of the epoch's last step, 0-based 4 of 5, or 4 and 9 of 10, on half a cosine: not the 0 that it would come to after it.
+    rates = [5e-3 * (1 + math.cos(math.pi * done)) for done in (0.8, 0.8, 0.4, 0.9)]
+    assert [float(row["lr"]) for row in rows] == pytest.approx(rates)
 
 
 def test_metrics_json_has_test_validation_and_seconds(run: Path) -> None:

@@ -20,7 +20,7 @@ from tlkit.recipe.load import load_recipe
 from tlkit.recipe.schema import Recipe
 from tlkit.recipe.summary import recipe_summary
 from tlkit.training.finetune import run_recipe
-from tlkit.training.repeats import print_repeats, repeats_of
+from tlkit.training.repeats import print_repeats, repeats_of, summarize
 
 RECIPE = """
 name: shades
@@ -91,9 +91,9 @@ def test_folds_find_the_activations_of_the_first(run: Path) -> None:
 
 
 def test_the_folder_of_a_cross_validation_names_its_folds_where_a_model_is_wanted(run: Path, workplace: Path) -> None:
-    with pytest.raises(RunError, match=r"such as .*fold_1"):
+    with pytest.raises(RunError, match=r"Name one of them: .*fold_1, .*fold_2, .*fold_3. All of them together: tlkit report "):
         predict(run, [workplace / "pictures/dark/00.png"])
-    with pytest.raises(RunError, match=r"such as .*fold_1"):
+    with pytest.raises(RunError, match=r"Name one of them: .*fold_1, .*fold_2, .*fold_3. All of them together: tlkit report "):
         evaluate_run(run, "test")
 
 
@@ -199,7 +199,9 @@ def test_a_resume_with_more_seeds_trains_those_that_lack(seeds: Path, workplace:
 
 
 def test_what_needs_one_run_names_a_seed(seeds: Path) -> None:
-    with pytest.raises(RunError, match=r"a run of several seeds: each seed has its own run folder.\n  Name one of them, such as .*seed_4"):
+    with pytest.raises(
+        RunError, match=r"several seeds: each seed has its own run folder.\n  Name one of them: .*seed_4, .*seed_5, .*seed_6. All"
+    ):
         evaluate_run(seeds, "val")
     with pytest.raises(RunError, match=r"several seeds: each seed has a model of its own"):
         load_with_card(seeds)
@@ -227,6 +229,32 @@ def test_finished_seeds_are_left_alone_when_it_resumes(seeds: Path, workplace: P
     again = run_recipe(recipe(workplace, "data.folds=null", "seed=4", "phases[0].epochs=1"), out=seeds, resume=True, seeds=3)
     assert (again / "report.html").is_file()
     assert (seeds / "seed_4/metrics.json").stat().st_mtime_ns == before
+
+
+def test_the_seconds_of_seeds_are_those_of_all_also_after_a_resume(seeds: Path, workplace: Path) -> None:
+    each = [json.loads((seeds / f"seed_{seed}/metrics.json").read_text())["seconds"]["total"] for seed in (4, 5, 6)]
+    (seeds / "report.html").unlink()
+    run_recipe(recipe(workplace, "data.folds=null", "seed=4", "phases[0].epochs=1"), out=seeds, resume=True, seeds=3)
+    assert json.loads((seeds / "metrics.json").read_text())["seconds"]["total"] == pytest.approx(sum(each), abs=0.01)
+
+
+def test_seeds_that_gave_the_same_have_no_interval(seeds: Path, workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    each = json.loads((seeds / "seed_4/metrics.json").read_text())
+    summary = summarize([each, each, each], "seed")
+    found = summary["over_seeds"]["test"]["accuracy"]
+    assert "interval" not in found
+    assert found["range"] == [each["test"]["accuracy"]] * 2
+    repeats = repeats_of(recipe(workplace, "data.folds=null", "seed=4"), 3)
+    print_repeats(seeds, repeats, summary, repeats[0].prepare().samples)
+    assert f"{each['test']['accuracy']:.3f}  (all 3 seeds gave the same)" in capsys.readouterr().out
+
+
+def test_a_folder_above_seeds_names_theirs_and_not_the_last_seed(seeds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "runs/shades").mkdir(parents=True)
+    (tmp_path / "runs/shades/001").symlink_to(seeds)
+    for wrong in ("runs/shades", "runs/shades/1"):
+        assert main(["report", str(tmp_path / wrong)]) == 2
+        assert capsys.readouterr().err.endswith(f"Did you mean {tmp_path}/runs/shades/001?\n")
 
 
 def test_folds_and_seeds_are_one_or_the_other(workplace: Path) -> None:

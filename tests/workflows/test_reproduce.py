@@ -166,6 +166,16 @@ def test_what_calibrate_has_added_is_not_expected_of_the_recipe() -> None:
     assert not all(finding.same for finding in _metrics({"test": calibrated}, {"test": {**measured, "abstain": {"threshold": 0.6}}}))
 
 
+def test_why_a_figure_is_absent_is_no_figure_that_differs() -> None:
+    """Runs of earlier versions don't say why a multilabel model has no calibration."""
+    measured = {"primary_metric": "accuracy", "accuracy": 0.9, "loss": 0.4, "pictures": 100, "per_class": {"reason": {"f1": 0.5}}}
+    explained = {**measured, "calibration": {"reason": "A temperature is fitted for one label per image."}}
+    assert all(finding.same for finding in _metrics({"test": measured}, {"test": explained}))
+    fitted = {**measured, "calibration": {"reason": "too few", "temperature": 1.0}}
+    assert not all(finding.same for finding in _metrics({"test": measured}, {"test": fitted}))
+    assert not all(finding.same for finding in _metrics({"test": measured}, {"test": {**measured, "per_class": {"reason": {"f1": 0.4}}}}))
+
+
 def test_a_column_of_metrics_csv_that_an_earlier_version_did_not_write_is_no_difference(tmp_path: Path) -> None:
     for name, text in (("was", "phase,epoch,val/loss\n1,1,0.5\n"), ("now", "phase,epoch,val/loss,val/balanced_accuracy\n1,1,0.5,0.9\n")):
         (tmp_path / name).mkdir()

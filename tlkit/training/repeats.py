@@ -86,30 +86,30 @@ def finetune_repeats(recipe: Recipe, repeats: Sequence[Repeat], out: Path | None
         write_atomically(run / RECIPE_FILE, recipe_yaml(recipe))
     folders = make_folders(run, [repeat.folder for repeat in repeats], resume=resume)
     for repeat, folder in zip(repeats, folders, strict=True):
-        started = time.perf_counter()
         if resume and is_finished(folder):
             continue
         if repeat is not repeats[0]:
+            began = time.perf_counter()
             setup = repeat.prepare()
-        train_and_measure(repeat.recipe, setup, folder, began=started, resume=resume, stop=stop)
+        train_and_measure(repeat.recipe, setup, folder, began=began, resume=resume, stop=stop)
     if is_main_process():
-        summary = _write_summary(run, recipe, repeats, seconds=time.perf_counter() - began)
+        summary = _write_summary(run, recipe, repeats)
         if is_command_line():
             print_repeats(run, repeats, summary, samples)
     return run
 
 
-def _write_summary(run: Path, recipe: Recipe, repeats: Sequence[Repeat], *, seconds: float) -> Metrics:
+def _write_summary(run: Path, recipe: Recipe, repeats: Sequence[Repeat]) -> Metrics:
     """Write the metrics and the report of several runs, and return the metrics."""
     kind = repeats[0].kind
     each = [json.loads((run / repeat.folder / "metrics.json").read_text(encoding="utf-8")) for repeat in repeats]
     summary = summarize(each, kind)
     summary["seconds"] = {f"{kind} {repeat.number}": metrics["seconds"]["total"] for repeat, metrics in zip(repeats, each, strict=True)}
-    summary["seconds"]["total"] = round(seconds, 3)
+    summary["seconds"]["total"] = round(sum(summary["seconds"].values()), 3)
     write_json(run / "metrics.json", summary)
     write_repeats_report(run, recipe)
     with log_to_file(run / "log.txt"):
-        LOG.info("%d %ss done in %.0f s", len(repeats), kind, seconds)
+        LOG.info("%d %ss done in %.0f s", len(repeats), kind, summary["seconds"]["total"])
         for split, figures in summary[f"over_{kind}s"].items():
             for figure, found in figures.items():
                 words = (split, figure.replace("_", " "), found["mean"], found["min"], found["max"])
@@ -121,8 +121,8 @@ def summarize(each: Sequence[Metrics], kind: Literal["fold", "seed"]) -> dict[st
     """Summarize the metrics of several runs. test and val: means, under the names that a single run's metrics have.
 
     over_folds or over_seeds: split -> figure -> mean, min, max and each run's own, of accuracy and of the primary metric. Over seeds also
-    `interval`, the 95 % interval of the mean over seeds. Folds have none: they share training images, so that no estimate of their
-    variance is unbiased (Bengio and Grandvalet 2004, https://www.jmlr.org/papers/v5/grandvalet04a.html).
+    `interval`, the 95 % interval of the mean over seeds, unless all gave the same, which says nothing of how far others would be apart.
+    Folds have none: they share training images, so that no estimate of their variance is unbiased (Bengio and Grandvalet 2004, https://www.jmlr.org/papers/v5/grandvalet04a.html).
     """
     # Where classes are just about uneven enough, runs may differ in their primary metric: the stricter one is then that of all.
     primary_metric = next((name for name in map(recorded_primary_metric, each) if name != "accuracy"), "accuracy")
@@ -143,8 +143,19 @@ def summarize(each: Sequence[Metrics], kind: Literal["fold", "seed"]) -> dict[st
 
 
 def _spread(values: list[float], kind: Literal["fold", "seed"]) -> dict[str, Any]:
-    interval = {"range": [min(values), max(values)], "interval": mean_interval(values)} if kind == "seed" else {}
-    return {"mean": sum(values) / len(values), "min": min(values), "max": max(values), **interval, f"{kind}s": values}
+    low, high = min(values), max(values)
+    over_seeds: dict[str, Any] = {"range": [low, high]} if kind == "seed" else {}
+    if kind == "seed" and low < high:
+        over_seeds["interval"] = mean_interval(values)
+    return {"mean": sum(values) / len(values), "min": low, "max": high, **over_seeds, f"{kind}s": values}
+
+
+def _spread_label(found: Mapping[str, Any], kind: Literal["fold", "seed"]) -> str:
+    number = len(found[f"{kind}s"])
+    if found["min"] == found["max"]:
+        return f"all {number} {kind}s gave the same"
+    interval = f"; mean's interval {found['interval'][0]:.3f} to {found['interval'][1]:.3f}" if "interval" in found else ""
+    return f"mean of {number} {kind}s; {found['min']:.3f} to {found['max']:.3f}{interval}"
 
 
 def print_repeats(run: Path, repeats: Sequence[Repeat], summary: Metrics, samples: Samples) -> None:
@@ -155,9 +166,7 @@ def print_repeats(run: Path, repeats: Sequence[Repeat], summary: Metrics, sample
     rows = []
     for split, figures in summary[f"over_{kind}s"].items():
         for figure, found in figures.items():
-            interval = f"; mean's interval {found['interval'][0]:.3f} to {found['interval'][1]:.3f}" if "interval" in found else ""
-            spread = f"(mean of {len(repeats)} {kind}s; {found['min']:.3f} to {found['max']:.3f}{interval})"
-            rows.append((f"{split} {figure.replace('_', ' ')}", f"[bold]{found['mean']:.3f}[/bold]  {spread}"))
+            rows.append((f"{split} {figure.replace('_', ' ')}", f"[bold]{found['mean']:.3f}[/bold]  ({_spread_label(found, kind)})"))
     rows.append(("runs", escape(f"{run / repeats[0].folder} to {repeats[-1].folder}")))
     rows.append(("report", escape(str(run / "report.html"))))
     if kind == "fold":

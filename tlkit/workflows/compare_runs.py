@@ -78,14 +78,17 @@ def read_metrics(run: Path) -> dict[str, Any]:
 
 
 def read_epochs(run: Path) -> list[dict[str, str]]:
-    """Return the rows of metrics.csv, without what their times were. Older runs count phases and epochs from 0."""
+    """Return the rows of metrics.csv, without their times, and without the rate, which is the recipe's.
+
+    Older runs count phases and epochs from 0, and have the rate of the step after the epoch.
+    """
     try:
         with (run / "metrics.csv").open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
         before = int(any(row["epoch"] == "0" for row in rows))
         numbers = [{key: str(int(row[key]) + before) for key in ("phase", "epoch")} for row in rows]
         pairs = zip(rows, numbers, strict=True)
-        return [{key: value for key, value in (row | number).items() if key != "seconds"} for row, number in pairs]
+        return [{key: value for key, value in (row | number).items() if key not in ("seconds", "lr")} for row, number in pairs]
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise RunError(f"{run / 'metrics.csv'} can't be read: {error}\n  Copy the whole run folder again.") from error
 
@@ -137,10 +140,20 @@ def _metrics(was: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Finding
             within = second is not None and abs(first - second) <= _tolerance(metric, first, before["pictures"])
             now_label = "not there" if second is None else f"{second:.6g}"
             yield Finding(f"{split} {metric.replace('_', ' ')}", f"{first:.6g}", now_label, same=first == second, within=within)
-        before = {key: value for key, value in before.items() if key in after or key not in BY_CALIBRATE}
+        before = {key: value for key, value in _without_reasons(before).items() if key in after or key not in BY_CALIBRATE}
+        after = _without_reasons(after)
         others = sorted(key for key in {**before, **after} if before.get(key) != after.get(key) and key not in COMPARED_BY_NAME)
         if others:
             yield Finding(f"{split}: others", "", f"{', '.join(others)} differ", same=False, within=True)
+
+
+def _without_reasons(measured: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a split's metrics without the texts that say why a figure isn't there: earlier versions have none."""
+    kept = dict(measured)
+    for key, value in measured.items():
+        if isinstance(value, dict) and isinstance(value.get("reason"), str):  # a class may be called so too
+            kept[key] = {name: figure for name, figure in value.items() if name != "reason"}
+    return {key: value for key, value in kept.items() if value != {}}
 
 
 def _tolerance(metric: str, value: float, images: int) -> float:

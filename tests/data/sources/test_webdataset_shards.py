@@ -220,8 +220,8 @@ def test_all_faults_of_all_shards_are_reported_and_nothing_is_written(tmp_path: 
     before = sorted(tmp_path.rglob("*"))
     message = fault(tmp_path / "data", str(out / "{0..4}.tar"))
     for part in (
-        "0.tar: the member ../../escaped.jpg leads out of the shard; nothing was written.",
-        f"0.tar: the member {tmp_path}/absolute.jpg leads out",
+        "0.tar: ../../escaped.jpg: leads out of the shard; nothing was written (and 2 more such: ",
+        f"0.tar: {tmp_path}/absolute.jpg",
         "0.tar: nolabel: has no label.",
         "0.tar: nopicture: has no image, but .cls.",
         "0.tar: two: has more than one image.",
@@ -239,6 +239,16 @@ def test_all_faults_of_all_shards_are_reported_and_nothing_is_written(tmp_path: 
     ):
         assert part in message
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_faults_of_one_kind_are_one_line_with_their_number_and_examples(tmp_path: Path) -> None:
+    for shard in (0, 1):
+        pairs = ((f"{key}.jpg", f"{key}.json", json.dumps({"label": key + 0.5}).encode()) for key in range(60))
+        tar(tmp_path / f"{shard}.tar", {name: content for jpg, label, text in pairs for name, content in ((jpg, image(1)), (label, text))})
+    lines = fault(tmp_path / "data", str(tmp_path / "{0..1}.tar")).splitlines()
+    assert len(lines) == 2
+    first = f"{tmp_path}/0.tar: 0: no label can be read from its .json (0.5 is no label) (and 119 more such: "
+    assert lines[0] == f"{first}{tmp_path}/0.tar: 1, {tmp_path}/0.tar: 2, {tmp_path}/0.tar: 3, ..)."
 
 
 @pytest.mark.parametrize("cut", [512 * 3 + 100, 512 * 5, 512 * 7 + 1])

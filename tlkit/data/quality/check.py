@@ -23,7 +23,7 @@ from tlkit.errors import DataError, RunError, TlkitError
 from tlkit.files import write_csv
 from tlkit.recipe.fields.data import Data
 from tlkit.recipe.schema import Recipe, Task
-from tlkit.terminal import counted, output_console, print_text
+from tlkit.terminal import counted, output_console, print_text, printable
 
 LONG = 3.0
 """Sides: a crop of an image that is this many times as long as it is wide loses two thirds of it."""
@@ -167,7 +167,7 @@ def _print_table(checked: Checked, name: str, out: Path | None) -> None:
         for heading in ("", "where", "what is wrong", "what to do"):
             table.add_column(heading, overflow="fold")
         for finding in checked.findings[:MOST_ROWS]:
-            cells = (Text(escaped(text)) for text in (finding.where, finding.problem, finding.fix))
+            cells = (Text(printable(escaped(text))) for text in (finding.where, finding.problem, finding.fix))
             table.add_row(Text(finding.level, style=STYLES[finding.level]), *cells)
         print()
         output_console().print(table)

@@ -23,7 +23,7 @@ from tlkit.data.splits.folds import split_by_recipe
 from tlkit.errors import TlkitError
 from tlkit.files import atomic_file, write_json
 from tlkit.recipe.schema import Recipe
-from tlkit.terminal import counted, output_console, print_line, takes_unicode
+from tlkit.terminal import counted, output_console, print_line, printable, takes_unicode
 
 LONG = 2.0
 """Times: of an image that is longer than wide by more, `resize: crop` shows less than half."""
@@ -145,7 +145,7 @@ def print_statistics(facts: Mapping[str, Any], console: Console) -> None:
             values = ", ".join(f"{word} {' '.join(f'{value:.4f}' for value in own[word])}" for word in ("mean", "std"))
             rows.append((f"  {split}", f"[dim]{values}[/dim]"))
     if "mean_picture" in facts:
-        rows.append(("mean image", escape(facts["mean_picture"])))
+        rows.append(("mean image", escape(printable(facts["mean_picture"]))))
     for label, text in rows:
         table.add_row(f"[dim]{label}[/dim]", text)
     console.print(table)
@@ -160,7 +160,7 @@ def _class_table(facts: Mapping[str, Any]) -> Table:
         table.add_column(split, justify="right")
     classes = list(facts["classes"].items())
     for name, counts in classes[:MANY_CLASSES]:
-        table.add_row(escape(name), *(f"{counts[split]:,}" for split in splits))
+        table.add_row(escape(printable(name)), *(f"{counts[split]:,}" for split in splits))
     if len(classes) > MANY_CLASSES:
         table.add_row(f"and {len(classes) - MANY_CLASSES} more", *("" for _ in splits), style="dim")
     table.add_row("all", *(f"{number:,}" for number in facts["splits"].values()), style="bold")

@@ -29,11 +29,11 @@ log = logging.getLogger("tlkit")
 
 
 class ShardFault(Exception):
-    """lines: everything that is wrong with one shard, each with its place. entries: what there is all the same."""
+    """faults: everything that is wrong with one shard, as (place, problem). entries: what there is all the same."""
 
-    def __init__(self, lines: Sequence[str], entries: Sequence["Entry"] = ()) -> None:
-        self.lines, self.entries = tuple(lines), tuple(entries)
-        super().__init__("\n".join(lines))
+    def __init__(self, faults: Sequence[tuple[str, str]], entries: Sequence["Entry"] = ()) -> None:
+        self.faults, self.entries = tuple(faults), tuple(entries)
+        super().__init__("\n".join(map(": ".join, faults)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ def shard_index(shard: Path, folder: Path, task: Task) -> ShardIndex:
             return index
         index = _Scan(shard, task).index()
     except (OSError, tarfile.TarError) as error:
-        raise ShardFault([f"{shard}: can't be read ({error})."]) from error
+        raise ShardFault([(str(shard), f"can't be read ({error}).")]) from error
     _keep(kept, facts, index)
     return index
 
@@ -116,7 +116,7 @@ class _Member:
 class _Scan:
     def __init__(self, shard: Path, task: Task) -> None:
         self.shard, self.task = shard, task
-        self.faults: list[str] = []
+        self.faults: list[tuple[str, str]] = []
         self.links = 0
         self.unused: list[str] = []
 
@@ -130,9 +130,9 @@ class _Scan:
         twice = [key for key, times in Counter(entry.key for entry in entries).items() if times > 1]
         if twice:
             more = f", and so do {len(twice) - 1} more" if len(twice) > 1 else ""
-            self.faults.append(f"{self.shard}: the key {twice[0]} comes more than once{more}.")
+            self.faults.append((str(self.shard), f"the key {twice[0]} comes more than once{more}."))
         if not entries and not self.faults:
-            self.faults.append(f"{self.shard}: has no images.")
+            self.faults.append((str(self.shard), "has no images."))
         if self.faults:
             raise ShardFault(self.faults, entries)
         return ShardIndex(entries, (min(self.unused, default=""), len(self.unused)), self.links)
@@ -174,14 +174,14 @@ class _Scan:
             why = f"is no tar, or cut off at its beginning ({error})"
             if packed:
                 why = f"is packed with {packed}, and can't be read at any offset: unpack it first"
-            self.faults.append(f"{self.shard}: {why}.")
+            self.faults.append((str(self.shard), f"{why}."))
             return
         with tar:
             try:
                 while (member := tar.next()) is not None:
                     tar.members.clear()  # type: ignore[attr-defined]  # or it would remember every member of a large shard
                     if member.name.startswith("/") or ".." in member.name.split("/"):
-                        self.faults.append(f"{self.shard}: the member {member.name} leads out of the shard; nothing was written.")
+                        self.faults.append((f"{self.shard}: {member.name}", "leads out of the shard; nothing was written."))
                     elif member.issym() or member.islnk():
                         self.links += 1
                     elif member.isreg() and not member.issparse():
@@ -199,7 +199,7 @@ class _Scan:
         end = f"is cut off or damaged at byte {offset:,}; the file has"
         if offset > size:
             end = f"is cut off: it goes on to byte {offset:,}, and has"
-        self.faults.append(f"{self.shard}: {end} {size:,}.")
+        self.faults.append((str(self.shard), f"{end} {size:,}."))
 
     def _entry(self, member: _Member, file: IO[bytes]) -> Entry | None:
         if not member.images and not member.labels:
@@ -207,7 +207,7 @@ class _Scan:
         place = f"{self.shard}: {member.key}"
         if len(member.images) != 1:
             has = "more than one image" if member.images else f"no image, but {', '.join(f'.{ending}' for ending in member.endings)}"
-            self.faults.append(f"{place}: has {has}.")
+            self.faults.append((place, f"has {has}."))
             return None
         labels = self._labels(member, place, file)
         return None if labels is None else Entry(member.key, *member.images[0], labels)
@@ -215,23 +215,23 @@ class _Scan:
     def _labels(self, member: _Member, place: str, file: IO[bytes]) -> tuple[Label, ...] | None:
         ending = next((ending for ending in LABELS if ending in member.labels), None)
         if ending is None:
-            self.faults.append(f"{place}: has no label.")
+            self.faults.append((place, "has no label."))
             return None
         offset, size = member.labels[ending]
         if size > MOST_LABEL_BYTES:
-            self.faults.append(f"{place}: its .{ending} has {size:,} bytes, which is no label.")
+            self.faults.append((place, f"its .{ending} has {size:,} bytes, which is no label."))
             return None
         file.seek(offset)
         try:
             labels = _parsed(ending, file.read(size).decode("utf-8"))
         except (ValueError, KeyError, TypeError) as error:
-            self.faults.append(f"{place}: no label can be read from its .{ending} ({error}).")
+            self.faults.append((place, f"no label can be read from its .{ending} ({error})."))
             return None
         if self.task == "multiclass" and not labels:
-            self.faults.append(f"{place}: its .{ending} is empty.")
+            self.faults.append((place, f"its .{ending} is empty."))
             return None
         if self.task == "multiclass" and len(labels) != 1:
-            self.faults.append(f"{place}: has {len(labels)} labels; for any number of them set task to multilabel.")
+            self.faults.append((place, f"has {len(labels)} labels; for any number of them set task to multilabel."))
             return None
         return labels
 

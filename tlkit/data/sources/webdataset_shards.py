@@ -29,8 +29,8 @@ from tlkit.recipe.fields.source import WebDatasetSource
 from tlkit.recipe.schema import Task
 
 MOST_SHARDS = 100_000
-MOST_FAULTS = 50
-"""Number of faults that are listed; for more, their number is given."""
+MOST_FAULTS, MOST_PLACES = 50, 3
+"""Number of kinds of faults that are listed, and of further places of each; for more, their number is given."""
 _LOGGED_EVERY_S = 10.0
 
 log = logging.getLogger("tlkit")
@@ -66,14 +66,28 @@ def read_webdataset(source: WebDatasetSource, options: ReadOptions) -> Samples:
     """
     entries, faults, warnings = _entries(_shards(source), options.root, options.task)
     if faults:
-        more = f"\n... and {len(faults) - MOST_FAULTS:,} more." if len(faults) > MOST_FAULTS else ""
+        lines = list(_by_kind(faults))
+        more = f"\n... and {len(lines) - MOST_FAULTS:,} more." if len(lines) > MOST_FAULTS else ""
         fix = "  Write these shards again: for each image KEY.jpg with KEY.cls, KEY.json (its key label) or KEY.txt beside it."
-        raise DataError("\n".join(faults[:MOST_FAULTS]) + f"{more}\n{fix}")
+        raise DataError("\n".join(lines[:MOST_FAULTS]) + f"{more}\n{fix}")
     if options.task == "multilabel":
         entries = _separated(entries, source)
     labels = {split: [entry.labels for found in shards.values() for entry in found] for split, shards in entries.items()}
     classes, numbers = number_classes(f"data.source.webdataset: {source.webdataset}", labels, source.classes, options.task)
     return Samples(classes, tuple(_samples(entries, numbers)), options.task, warnings=warnings)
+
+
+def _by_kind(faults: Sequence[tuple[str, str]]) -> Iterator[str]:
+    """Yield a line for each kind of fault: the first, and how many more there are, with some of their places.
+
+    faults: (place, problem). Problems are of one kind if only their numbers differ.
+    """
+    kinds: dict[str, list[tuple[str, str]]] = {}
+    for place, problem in faults:
+        kinds.setdefault(re.sub(r"[\d,]+", "", problem), []).append((place, problem))
+    for (place, problem), *others in kinds.values():
+        places = ", ".join(other for other, _ in others[:MOST_PLACES]) + (", .." if len(others) > MOST_PLACES else "")
+        yield f"{place}: {problem}" if not others else f"{place}: {problem.removesuffix('.')} (and {len(others):,} more such: {places})."
 
 
 def _separated(entries: Entries, source: WebDatasetSource) -> Entries:
@@ -142,13 +156,13 @@ def _images(entries: Entries) -> Iterator[tuple[str, TarImage, tuple[Label, ...]
                 yield f"{name}:{entry.key}", TarImage(shard, entry.offset, entry.size), entry.labels, split
 
 
-def _entries(shards: Mapping[str, Sequence[Path]], root: Path, task: Task) -> tuple[Entries, list[str], tuple[str, ...]]:
+def _entries(shards: Mapping[str, Sequence[Path]], root: Path, task: Task) -> tuple[Entries, list[tuple[str, str]], tuple[str, ...]]:
     """Return the entries, everything that is wrong with the shards, and what to warn of. Logs how far it is where that takes long.
 
     root: what the index is kept below.
     """
     folder = expanded(root) / "webdataset_index"
-    faults: list[str] = []
+    faults: list[tuple[str, str]] = []
     indices: list[tuple[Path, ShardIndex]] = []
     found: dict[str, dict[Path, Sequence[Entry]]] = {split: {} for split in shards}
     total, done, logged = sum(map(len, shards.values())), 0, time.monotonic()
@@ -159,7 +173,7 @@ def _entries(shards: Mapping[str, Sequence[Path]], root: Path, task: Task) -> tu
                 indices.append((shard, index))
                 found[split][shard] = index.entries
             except ShardFault as fault:
-                faults += fault.lines
+                faults += fault.faults
                 found[split][shard] = fault.entries
             done += 1
             if time.monotonic() - logged > _LOGGED_EVERY_S:

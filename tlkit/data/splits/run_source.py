@@ -20,6 +20,9 @@ PATHS = ("folder", "csv", "parquet", "root", "idx", "npz", "npy", "labels", "hug
 MAY_CHANGE = ("data.source", "data.root", "data.on_bad", "data.batch_size", "data.workers")
 """What can be changed for a run that has ended: where its images are, and how they are read."""
 
+MOST_NAMED = 10
+"""Folds or seeds that a message names."""
+
 
 def write_origin(run: Path, values: Mapping[str, str]) -> None:
     """Record where the run is started, and where its recipe has each value from that isn't a default."""
@@ -36,7 +39,8 @@ def check_single(run: Path, what: str = "its own run folder") -> None:
     """Raise RunError for the folder of a cross-validation or of several seeds."""
     if inner := inner_runs(run):
         kind, each = ("a cross-validation", "fold") if inner[0].name.startswith("fold") else ("a run of several seeds", "seed")
-        raise RunError(f"{run} is {kind}: each {each} has {what}.\n  Name one of them, such as {inner[0]}.")
+        names = ", ".join(map(str, inner[:MOST_NAMED])) + (f" ... ({len(inner)} in all)" if len(inner) > MOST_NAMED else "")
+        raise RunError(f"{run} is {kind}: each {each} has {what}.\n  Name one of them: {names}. All of them together: tlkit report {run}")
 
 
 def not_a_run(folder: Path, problem: str) -> RunError:
@@ -54,11 +58,17 @@ def _nearest_run(folder: Path) -> Path | None:
     """Return the folder above that is a run, the last run below, or for a folder that isn't there the one beside it of this number."""
     if (folder.parent / "split.csv").is_file():
         return folder.parent
-    found = [path.parent for depth in ("*", "*/*") for path in folder.glob(f"{depth}/split.csv")]
+    found = [_whole(path.parent) for depth in ("*", "*/*") for path in folder.glob(f"{depth}/split.csv")]
     if not folder.exists() and folder.name.isdecimal():
-        found = [path.parent for path in folder.parent.glob("*/split.csv") if path.parent.name.isdecimal()]
+        beside = (path for path in folder.parent.glob("*") if path.name.isdecimal())
+        found = [path for path in beside if (path / "split.csv").is_file() or inner_runs(path)]
         found = [path for path in found if int(path.name) == int(folder.name)] or found
     return max(found, default=None, key=lambda path: path.stat().st_mtime)
+
+
+def _whole(run: Path) -> Path:
+    """Return the folder of all folds or seeds, if the run is one of them."""
+    return run.parent if run in inner_runs(run.parent) else run
 
 
 def started_in(run: Path) -> Path | None:

@@ -11,7 +11,7 @@ from typing import Any
 from tlkit.data.samples import LABEL_SEPARATOR
 from tlkit.deploy.predict.prediction import Prediction
 from tlkit.models.inference.trust import Trust
-from tlkit.terminal import output_console
+from tlkit.terminal import output_console, printable, width_of
 
 # Rows of one table: the columns of the next thousand images are as wide as those need.
 TABLE_ROWS = 1000
@@ -151,7 +151,6 @@ def print_tables(predictions: Iterable[Prediction], question: OutputOptions) -> 
 
 
 def _print_table(predictions: Sequence[Prediction], question: OutputOptions) -> None:
-    from rich.cells import cell_len
     from rich.table import Table
     from rich.text import Text
 
@@ -160,16 +159,16 @@ def _print_table(predictions: Sequence[Prediction], question: OutputOptions) -> 
         columns.append("note")
     table = Table(box=None, header_style="bold")
     console = output_console()
-    longest = max(cell_len(_printable(prediction.path)) for prediction in predictions)
+    longest = max(width_of(prediction.path) for prediction in predictions)
     for column in columns:
         width = min(max(longest, len(column)), console.width // 2) if column == "image" else None
         table.add_column(column, overflow="fold", width=width, no_wrap=column == "probability")
     for prediction in predictions:
         if prediction.error:
-            table.add_row(Text(_printable(prediction.path)), Text("can't be read", style="red"))
+            table.add_row(Text(printable(prediction.path)), Text("can't be read", style="red"))
         else:
-            cells = (*_table_cells(prediction, question), prediction.note(question.trust, question.least))
-            table.add_row(Text(_printable(prediction.path)), *map(Text, cells[: len(columns) - 1]))
+            cells = (prediction.path, *_table_cells(prediction, question), prediction.note(question.trust, question.least))
+            table.add_row(*(Text(printable(cell)) for cell in cells[: len(columns)]))
     console.print(table)
 
 
@@ -192,8 +191,3 @@ def _table_cells(prediction: Prediction, question: OutputOptions) -> Iterator[st
 
 def _label(ranked: Sequence[tuple[str, float]]) -> str:
     return ", ".join(f"{name} {probability:.3f}" for name, probability in ranked)
-
-
-def _printable(path: str) -> str:
-    """Escape the bytes of a name that are not UTF-8, which can't be printed."""
-    return path.encode(errors="replace").decode()

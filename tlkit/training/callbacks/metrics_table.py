@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from tlkit.evaluation.primary_metric import PrimaryMetric
 from tlkit.files import write_csv
@@ -22,7 +23,7 @@ RATES_EVERY = 50
 class MetricsTable(Callback):
     """Write metrics.csv: one row per epoch, phases and epochs counted from 1.
 
-    `lr` is the head's, the highest, at the end of the epoch; a solved phase has one row and none. After the columns of METRICS_COLUMNS
+    `lr` is the head's, the highest, at the epoch's last step; a solved phase has one row and none. After the columns of METRICS_COLUMNS
     comes the primary metric on validation, `val/balanced_accuracy` for one, where that isn't the accuracy.
     """
 
@@ -64,8 +65,8 @@ class MetricsTable(Callback):
         metrics = {name: float(trainer.callback_metrics[name]) for name in (*METRICS_COLUMNS, SCORE) if "/" in name}
         seconds = round(self.epoch_seconds, 3)
         log_rates(trainer)
-        lr = trainer.optimizers[0].param_groups[0]["lr"]
-        self.add({"epoch": trainer.current_epoch + 1, **metrics, "lr": lr, "seconds": seconds}, writes=trainer.is_global_zero)
+        row = {"epoch": trainer.current_epoch + 1, **metrics, "lr": last_rate(trainer), "seconds": seconds}
+        self.add(row, writes=trainer.is_global_zero)
 
     def add(self, row: Mapping[str, Any], *, writes: bool) -> None:
         """Add a row of metrics.csv. row: all columns but the phase, and SCORE."""
@@ -78,6 +79,14 @@ def named_score(row: Mapping[str, Any], primary_metric: PrimaryMetric) -> dict[s
     """Return the row with `val/balanced_accuracy`, or what the primary metric is, in place of SCORE."""
     named = {name: value for name, value in row.items() if name != SCORE}
     return {f"val/{primary_metric}": row[SCORE], **named} if SCORE in row else named
+
+
+def last_rate(trainer: Trainer) -> float:
+    """Return the head's rate at the last step. The optimizer has that of the next one: after the last step of a cosine, 0."""
+    scheduler = trainer.lr_scheduler_configs[0].scheduler
+    if isinstance(scheduler, LambdaLR):
+        return float(scheduler.base_lrs[0] * scheduler.lr_lambdas[0](scheduler.last_epoch - 1))
+    return float(trainer.optimizers[0].param_groups[0]["lr"])
 
 
 def log_rates(trainer: Trainer) -> None:

@@ -18,7 +18,7 @@ from tlkit.data.progress import LINE_EVERY_S
 from tlkit.evaluation.primary_metric import PrimaryMetric, metric_label
 from tlkit.terminal import counted
 from tlkit.training.callbacks.best_weights import BestWeights
-from tlkit.training.callbacks.metrics_table import SCORE
+from tlkit.training.callbacks.metrics_table import SCORE, last_rate
 from tlkit.training.outputs.log import SHOWN_OTHERWISE
 from tlkit.training.private_api import resumed_mid_epoch
 from tlkit.training.specs import PhaseSpec
@@ -94,8 +94,7 @@ class ShowProgress(Callback):
             extra=SHOWN_OTHERWISE if self._table is not None else None,
         )
         if self._table is not None:
-            lr = trainer.optimizers[0].param_groups[0]["lr"]
-            self._table.add_row(epoch, metrics, lr=f"{lr:.2g}", speed=f"{speed:,.0f}", seconds=clock(seconds))
+            self._table.add_row(epoch, metrics, lr=f"{last_rate(trainer):.2g}", speed=f"{speed:,.0f}", seconds=clock(seconds))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.close()
