@@ -1,15 +1,16 @@
 import io
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image, JpegImagePlugin
 
-from tlkit.data.decode import MAX_PIXELS, decode, header, range_of_16bit
+from tlkit.data.decode import MAX_PIXELS, decode, decoded_size, header, range_of_16bit
 from tlkit.data.quality.value_range import range_warning
 from tlkit.errors import DataError
 from tlkit.recipe.fields.data import Data
@@ -282,12 +283,20 @@ def test_what_is_in_place_of_an_image_is_named(tmp_path: Path, content: bytes, r
         decode(tmp_path / "a.jpg")
 
 
+def outcome(call: Callable[[Path], tuple[int, ...]], file: Path) -> tuple[int, ...] | str:
+    try:
+        return call(file)
+    except DataError as error:
+        return str(error)
+
+
 def test_damaged_files_are_refused_and_never_crash(tmp_path: Path) -> None:
-    """A few hundred of those that were tried once; `TokenError` of numpy was found so."""
+    """A few hundred of those that were tried once; `TokenError` of numpy was found so. Checking an image finds the same as decoding it."""
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 24, 3), dtype=np.uint8))
     contents = {"a.npy": b"\x93NUMPY\x01\0v\0{'descr': '|u1', 'fortran_order': False, 'shape': (20, 24, 3".ljust(128) + bytes(1440)}
     for name, options in (
         ("a.jpg", {}),
+        ("b.jpg", {"progressive": True}),
         ("a.png", {}),
         ("a.webp", {}),
         ("a.gif", {}),
@@ -304,11 +313,23 @@ def test_damaged_files_are_refused_and_never_crash(tmp_path: Path) -> None:
                 damaged[place] = draws.integers(256)
             (tmp_path / name).write_bytes(damaged)
             header(tmp_path / name)
-            try:
-                decode(tmp_path / name)
-            except DataError:
-                refused += 1
-    assert refused > 300
+            found = outcome(lambda file: decode(file).shape[1::-1], tmp_path / name)
+            assert outcome(decoded_size, tmp_path / name) == found
+            refused += isinstance(found, str)
+    assert refused > 350
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_a_jpeg_is_checked_at_an_eighth_of_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, orientation: int) -> None:
+    """A photograph of 12 megapixels is so checked in a fifth of the time."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    file = saved(tmp_path, "a.jpg", Image.effect_noise((163, 95), 60), exif=exif)
+    sizes = []
+    load = JpegImagePlugin.JpegImageFile.load
+    monkeypatch.setattr(JpegImagePlugin.JpegImageFile, "load", lambda image: (sizes.append(image.size), load(image))[1])
+    assert decoded_size(file) == ((95, 163) if orientation > 4 else (163, 95))
+    assert set(sizes) == {(21, 12)}
 
 
 def test_links_pipes_and_files_without_permission_are_refused_and_never_waited_for(tmp_path: Path) -> None:

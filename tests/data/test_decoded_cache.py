@@ -64,14 +64,14 @@ def test_a_second_epoch_and_a_second_phase_decode_nothing(
     samples: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
     calls = tmp_path / "calls"  # a file, which worker processes write to as well
-    decode = preprocess.decode
+    decode = preprocess.decode_pixels
 
     def counted(*arguments: object, **named: object) -> object:
         with calls.open("ab") as file:
             file.write(b".")
         return decode(*arguments, **named)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(preprocess, "decode", counted)
+    monkeypatch.setattr(preprocess, "decode_pixels", counted)
     data = data_of(samples, workers)
     data.cache_decoded(tmp_path, budget_gb=1)
     epochs(data, number=1)
@@ -80,6 +80,20 @@ def test_a_second_epoch_and_a_second_phase_decode_nothing(
     data.cache_decoded(tmp_path, budget_gb=1)
     epochs(data)
     assert calls.stat().st_size == once
+    assert len(list(data.whole("val"))) == len(list(data.val_dataloader()))
+    assert calls.stat().st_size == once
+
+
+@pytest.mark.parametrize("margin", [1.0, 1.5])
+def test_without_augmentation_training_images_are_what_the_network_sees_however_large_they_are_kept(
+    samples: Samples, tmp_path: Path, margin: float
+) -> None:
+    augmentation = build_augmentation(AUGMENT, 24, margin=margin)
+    data = ImageDataModule(samples, PREPROCESSING, augmentation, batch_size=4, workers=0, seed=7)
+    expected = b"".join(images.numpy().tobytes() for images, _ in data.whole("train"))
+    data.cache_decoded(tmp_path, budget_gb=1)
+    epochs(data, number=1)
+    assert b"".join(images.numpy().tobytes() for images, _ in data.whole("train")) == expected
 
 
 def test_the_file_has_no_name_that_could_be_left_behind(samples: Samples, tmp_path: Path) -> None:

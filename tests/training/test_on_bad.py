@@ -89,8 +89,8 @@ def test_bad_images_of_any_split_end_a_run_before_it_trains_and_are_not_decoded_
                     file.write_bytes(file.read_bytes()[:60])
     monkeypatch.setattr("tlkit.data.file_facts.NEW_NS", 0)
     decoded: list[Path] = []
-    decode = module.decode
-    monkeypatch.setattr(module, "decode", lambda image, *rest, **named: (decoded.append(image), decode(image, *rest, **named))[1])
+    size = module.decoded_size
+    monkeypatch.setattr(module, "decoded_size", lambda image, *rest, **named: (decoded.append(image), size(image, *rest, **named))[1])
     assert run("--out", "run") == 2
     error = capsys.readouterr().err
     assert "120 of 144 images can't be read (40 train, 40 val, 40 test), so nothing is trained:" in error
@@ -192,8 +192,8 @@ def test_a_second_run_decodes_nothing_again_to_know_what_is_bad(place: Path, mon
     monkeypatch.setattr("tlkit.data.file_facts.NEW_NS", 0)
     (folder_of_two(place) / "cat" / "5.png").write_bytes(b"")
     decoded: list[Path] = []
-    decode = verdicts.decode
-    monkeypatch.setattr(verdicts, "decode", lambda image, *rest, **named: (decoded.append(image), decode(image, *rest, **named))[1])
+    size = verdicts.decoded_size
+    monkeypatch.setattr(verdicts, "decoded_size", lambda image, *rest, **named: (decoded.append(image), size(image, *rest, **named))[1])
     assert run("data.on_bad=skip", "--out", "first") == 0
     assert len(decoded) == 24
     assert run("data.on_bad=skip", "seed=1", "--out", "second") == 0

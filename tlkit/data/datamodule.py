@@ -115,6 +115,10 @@ class ImageDataModule(lightning.LightningDataModule):
         return self.samples.classes
 
     @property
+    def _margin(self) -> float:
+        return self.augmentation.margin if self.augmentation is not None else 1.0
+
+    @property
     def uses_decoded_cache(self) -> bool:
         return bool(self._kept)
 
@@ -129,8 +133,7 @@ class ImageDataModule(lightning.LightningDataModule):
         sizes = {split: self.decoded_bytes(split) for split in ("train", "val")}
         needed = processes * sum(int(size.sum()) for size in sizes.values())
         if needed > budget_gb * 1e9:
-            margin = self.augmentation.margin if self.augmentation is not None else 1.0
-            with_margin = f" with data.margin = {margin:g}" if margin > 1 else ""
+            with_margin = f" with data.margin = {self._margin:g}" if self._margin > 1 else ""
             raise CacheUnavailable(f"{format_bytes(needed)} would be needed{with_margin} and cache.budget_gb is {budget_gb:g}")
         self._kept = {split: DecodedCache(size, self.preprocessing.channels, folder) for split, size in sizes.items()}
 
@@ -142,7 +145,7 @@ class ImageDataModule(lightning.LightningDataModule):
         spec, samples = self.preprocessing, self.samples.of(split)
         if most is not None:
             samples = tuple(samples[int(place)] for place in np.linspace(0, len(samples) - 1, min(most, len(samples))))
-        margin = self.augmentation.margin if split == "train" and self.augmentation is not None else 1.0
+        margin = self._margin if split == "train" else 1.0
         if margin == 1 or spec.resize != "crop":
             return np.full(len(samples), round(spec.image_size * margin) ** 2 * spec.channels, np.int64)
         return np.array([spec.larger_bytes(*image_size(sample.image), margin) for sample in samples], np.int64)
@@ -178,7 +181,8 @@ class ImageDataModule(lightning.LightningDataModule):
 
     def whole(self, split: str) -> ImageLoader:
         """Return every image of a split once, in order and without augmentation, whatever the rank."""
-        images = ImageDataset(self.samples.of(split), self.preprocessing, multi_hot=self.samples.multi_hot)
+        kept = self._kept.get(split) if split != "train" or self._margin == 1 else None
+        images = ImageDataset(self.samples.of(split), self.preprocessing, multi_hot=self.samples.multi_hot, kept=kept)
         return make_loader(images, batch_size=self.batch_size, workers=self.workers)
 
     def _loader(self, split: str, *, train: bool = False) -> ImageLoader:

@@ -28,6 +28,8 @@ WHITE = (255, 255, 255)
 # Pixels that are laid over a background at once: a large image as a whole would take 40 bytes a pixel on the way.
 _AT_ONCE = 1 << 18
 WHOLE_RANGE = (0, 65535)
+Pixels = Image.Image | NDArray[np.uint8]
+"""A decoded image: as Pillow has it, RGB or L, or [H, W, C]."""
 NeededSize = Callable[[int, int], tuple[int, int]]
 """Width and height of an image -> the width and height that are needed of it, the same for a turned image."""
 # What Pillow 13 raises for damaged files, over all its formats, and numpy for an .npy (TokenError); found with some 40,000 damaged files.
@@ -77,6 +79,20 @@ def decode(
     Raises DataError with the file and the reason: missing, a folder, empty, no image, cut off, more than max_pixels, unknown range,
     other channels.
     """
+    settings: Any = {"max_pixels": max_pixels, "background": background, "range_16bit": range_16bit, "needed": needed}
+    return as_array(decode_pixels(image, channels, **settings))
+
+
+def decode_pixels(
+    image: ImageSource,
+    channels: int = 3,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    background: tuple[int, int, int] = WHITE,
+    range_16bit: tuple[int, int] = WHOLE_RANGE,
+    needed: NeededSize | None = None,
+) -> Pixels:
+    """Do what `decode` does, and leave an image where Pillow has it: copying a photograph takes as long as decoding it."""
     try:
         if not isinstance(image, Path):
             given = image()
@@ -95,6 +111,45 @@ def decode(
         raise DataError(f"{image}: {error}") from error
     except (*_DAMAGED, Image.DecompressionBombError) as error:
         raise DataError(f"{image}: {_reason(image, error, max_pixels)}") from error
+
+
+def as_array(pixels: Pixels) -> NDArray[np.uint8]:
+    """Return [H, W, C], which may be written to."""
+    if not isinstance(pixels, Image.Image):
+        return pixels
+    array = np.array(pixels)
+    return array[:, :, None] if array.ndim == 2 else array
+
+
+def size_of(pixels: Pixels) -> tuple[int, int]:
+    """Return width and height."""
+    return pixels.size if isinstance(pixels, Image.Image) else (pixels.shape[1], pixels.shape[0])
+
+
+def decoded_size(
+    image: ImageSource,
+    channels: int = 3,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    background: tuple[int, int, int] = WHITE,
+    range_16bit: tuple[int, int] = WHOLE_RANGE,
+) -> tuple[int, int]:
+    """Return width and height of an upright image that can be decoded. Raises DataError as `decode` does.
+
+    A JPEG is decoded at an eighth of its size: that reads all of its data too, and fails where decoding in full does.
+    """
+    full: list[tuple[int, int]] = []
+
+    def least(width: int, height: int) -> tuple[int, int]:
+        full.append((width, height))
+        return 1, 1
+
+    settings: Any = {"max_pixels": max_pixels, "background": background, "range_16bit": range_16bit, "needed": least}
+    found = size_of(decode_pixels(image, channels, **settings))
+    if not full:
+        return found
+    is_turned = (found[0] < found[1]) != (full[0][0] < full[0][1])
+    return (full[0][1], full[0][0]) if is_turned else full[0]
 
 
 def header(file: Path) -> tuple[int, int]:
@@ -164,7 +219,7 @@ def _drafted(image: Image.Image, needed: NeededSize | None, max_pixels: int) -> 
 
 def _from_pillow(
     image: Image.Image, channels: int, max_pixels: int, background: tuple[int, int, int], range_16bit: tuple[int, int]
-) -> NDArray[np.uint8]:
+) -> Pixels:
     """Decode an opened image, of which nothing but the header may have been read."""
     if image.width * image.height > max_pixels:
         raise DataError(_too_large(f"{image.width} x {image.height} pixels", max_pixels))
@@ -187,7 +242,8 @@ def _from_pillow(
         return _bands(image, channels)
     if "transparency" in image.info or image.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
         image = Image.fromarray(_over(background, np.asarray(image.convert("RGBA"))))
-    return np.array(image.convert("L"))[:, :, None] if channels == 1 else np.array(image.convert("RGB"))
+    mode = "L" if channels == 1 else "RGB"
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _bands(image: Image.Image, channels: int) -> NDArray[np.uint8]:
@@ -239,6 +295,8 @@ def _is_16_bit_grey(image: Image.Image) -> bool:
 
 def _upright(image: Image.Image) -> Image.Image:
     """Turn the image as its EXIF orientation says; unchanged where the EXIF block itself is damaged, as image viewers do."""
+    if _orientation(image) == 1:
+        return image  # of which exif_transpose would make a copy
     try:
         return ImageOps.exif_transpose(image)
     except _DAMAGED:

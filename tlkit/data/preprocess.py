@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tlkit.data.decode import MAX_PIXELS, WHITE, WHOLE_RANGE, NeededSize, decode
+from tlkit.data.decode import MAX_PIXELS, WHITE, WHOLE_RANGE, NeededSize, Pixels, as_array, decode_pixels, size_of
 from tlkit.data.samples import ImageSource
 from tlkit.data.statistics import PerChannel, channel_statistics, pixel_statistics
 
@@ -82,13 +82,15 @@ class Preprocessing:
 
     def read(self, image: ImageSource) -> NDArray[np.uint8]:
         """Decode and fit an image to [S, S, C] uint8. Raises DataError if it can't be decoded."""
-        return self.fit(self.decode(image))
+        return self.fit(self._decoded(image))
 
     def decode(self, image: ImageSource, needed: NeededSize | None = None) -> NDArray[np.uint8]:
         """Decode an image to [H, W, C] uint8. needed: see `tlkit.data.decode.decode`. Raises DataError with the file and the reason."""
-        return decode(
-            image, self.channels, max_pixels=self.max_pixels, background=self.background, range_16bit=self.range_16bit, needed=needed
-        )
+        return as_array(self._decoded(image, needed))
+
+    def _decoded(self, image: ImageSource, needed: NeededSize | None = None) -> Pixels:
+        settings: Any = {"max_pixels": self.max_pixels, "background": self.background, "range_16bit": self.range_16bit}
+        return decode_pixels(image, self.channels, **settings, needed=needed)
 
     def read_larger(self, image: ImageSource, margin: float, *, reduced: bool = False) -> NDArray[np.uint8]:
         """Return what augmentation begins with, [H, W, C] uint8, decoded and resized by `fit_larger`. Raises DataError as `read` does.
@@ -96,21 +98,20 @@ class Preprocessing:
         reduced: decode a JPEG at its own reduced scale where that is large enough.
         """
         needed = partial(self._decoded_size, margin=margin) if reduced else None
-        return self.fit_larger(self.decode(image, needed), margin)
+        return self.fit_larger(self._decoded(image, needed), margin)
 
-    def fit_larger(self, image: NDArray[np.uint8], margin: float) -> NDArray[np.uint8]:
+    def fit_larger(self, image: Pixels, margin: float) -> NDArray[np.uint8]:
         """Return the image at `margin` times the size that the network sees: [H, W, C] uint8.
 
         By `resize: crop` whole and in its own aspect ratio, up to LONGEST; by pad and stretch as `fit` would make it, but larger.
         """
         if self.resize != "crop":
             return self._enlarged(margin).fit(image)
-        short, long = sorted(image.shape[:2])
+        short, long = sorted(size_of(image))
         if long > LONGEST * short:
-            image = _middle(image, LONGEST * short)
-        size = self.larger_size(image.shape[1], image.shape[0], margin)
-        resample = Image.Resampling[self.interpolation.upper()]
-        return image if (image.shape[1], image.shape[0]) == size else resized(image, size, resample)
+            image = _middle(as_array(image), LONGEST * short)
+        size = self.larger_size(*size_of(image), margin)
+        return as_array(image) if size_of(image) == size else resized(image, size, Image.Resampling[self.interpolation.upper()])
 
     def larger_size(self, width: int, height: int, margin: float) -> tuple[int, int]:
         """Return the width and height that `fit_larger` gives an image of this size."""
@@ -133,21 +134,20 @@ class Preprocessing:
     def _enlarged(self, margin: float) -> "Preprocessing":
         return replace(self, image_size=round(self.image_size * margin), crop_pct=1.0, mean_picture=None, mean_picture_sha256="")
 
-    def fit(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Fit an image, [H, W, C] uint8, to the [S, S, C] uint8 that the network sees before normalisation.
+    def fit(self, image: Pixels) -> NDArray[np.uint8]:
+        """Fit an image, of Pillow or [H, W, C] uint8, to the [S, S, C] uint8 that the network sees before normalisation.
 
         Pixel for pixel what timm's evaluation transform gives with crop_mode center (crop), border (pad) and squash (stretch).
         Of an image so long that it would fill gigabytes on the way to its crop, only the part around the centre is resized.
         """
-        size = (image.shape[1], image.shape[0])
+        size = size_of(image)
         width, height = self._resized(*size)
         if width * height > MAX_RESIZED_PIXELS:
-            image = _middle(image, max(size) * self.image_size * 2 // max(width, height) + 1)
-            size = (image.shape[1], image.shape[0])
-            width, height = self._resized(*size)
-        if (width, height) != size:
+            image = _middle(as_array(image), max(size) * self.image_size * 2 // max(width, height) + 1)
+            width, height = self._resized(*size_of(image))
+        if (width, height) != size_of(image):
             image = resized(image, (width, height), Image.Resampling[self.interpolation.upper()])
-        return self._square(image)
+        return self._square(as_array(image))
 
     def normalize(self, images: "Tensor") -> "Tensor":
         """Return (images / 255 - mean) / std as float32, on the images' device. images: [B, C, S, S] uint8.
@@ -295,8 +295,10 @@ def _middle(image: NDArray[np.uint8], longest: int) -> NDArray[np.uint8]:
     return image[top : height - top, left : width - left]
 
 
-def resized(image: NDArray[np.uint8], size: tuple[int, int], resample: Image.Resampling) -> NDArray[np.uint8]:
-    """Resize [H, W, C] to [height, width, C]; size: width and height."""
+def resized(image: Pixels, size: tuple[int, int], resample: Image.Resampling) -> NDArray[np.uint8]:
+    """Resize an image to [height, width, C]; size: width and height."""
+    if isinstance(image, Image.Image):
+        return as_array(image.resize(size, resample))
     if image.shape[2] == 3:
         return np.asarray(Image.fromarray(image).resize(size, resample))
     # Channel by channel: Pillow takes a fourth one for opacity and weighs the others with it.

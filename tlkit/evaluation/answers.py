@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from tlkit.data.dataset import ImageDataset, make_loader
+from tlkit.data.dataset import ImageDataset, ImageLoader, make_loader
 from tlkit.data.preprocess import Preprocessing
 from tlkit.data.samples import Samples
 from tlkit.models.classifier import Classifier
@@ -43,6 +43,18 @@ def split_answers(
     features: False saves the memory of those of a large split.
     """
     loader = make_loader(ImageDataset(samples.of(split), preprocessing, multi_hot=samples.multi_hot), batch_size=batch_size)
+    return loader_answers(classifier, loader, preprocessing, features=features, on_batch=on_batch)
+
+
+def loader_answers(
+    classifier: Classifier,
+    loader: ImageLoader,
+    preprocessing: Preprocessing,
+    *,
+    features: bool = True,
+    on_batch: Callable[[int], None] = lambda images: None,
+) -> Answers:
+    """Do what `split_answers` does for the images of a loader."""
     outputs = partial(logits_and_features, classifier) if features else classifier
     both, labels = infer(classifier, loader, preprocessing, outputs=outputs, on_batch=on_batch)
     k = len(classifier.classes)

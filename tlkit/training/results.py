@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tlkit.data.preprocess import Preprocessing
 from tlkit.data.samples import Sample, Samples
 from tlkit.errors import CacheUnavailable
-from tlkit.evaluation.answers import Answers, split_answers
+from tlkit.evaluation.answers import Answers, loader_answers, split_answers
 from tlkit.evaluation.evaluate import OpenSplit, measure_logits
 from tlkit.evaluation.fit_trust import FittedTrust, TrustOptions, fit_trust, measure_trust
 from tlkit.evaluation.metrics import best_thresholds
@@ -107,19 +107,19 @@ def measure_shipped(
     samples, batch_size, spec = setup.samples, setup.data.batch_size, setup.phase(trained.best_phase)
     metrics: dict[str, Any] = {}
 
-    def answers(images: Samples, split: str) -> Answers:
-        return split_answers(classifier, images, split, preprocessing, batch_size=batch_size)
+    def cached(images: Sequence[Sample]) -> Answers | None:
+        return answers_from_cache(classifier, setup, spec, images=images, device=trained.device, console=console)
 
-    def cached_answers(images: Samples, split: str) -> Answers:
-        cached = answers_from_cache(classifier, setup, spec, images=images.of(split), device=trained.device, console=console)
-        return cached or answers(images, split)
+    def training() -> Answers:
+        sample = training_sample(samples, seed=setup.data.seed)
+        return cached(sample.samples) or split_answers(classifier, sample, "train", preprocessing, batch_size=batch_size)
 
-    val = cached_answers(samples, "val")
-    fitted = fit_trust(card, val, options, training=lambda: cached_answers(training_sample(samples, seed=setup.data.seed), "train"))
+    val = cached(samples.of("val")) or loader_answers(classifier, setup.data.whole("val"), preprocessing)
+    fitted = fit_trust(card, val, options, training=training)
     log_trust(fitted)
     update_trust(folder, fitted.trust)
     if samples.of("test"):
-        test = answers(samples, "test")
+        test = split_answers(classifier, samples, "test", preprocessing, batch_size=batch_size)
         metrics["test"] = measure_logits(test.logits, test.labels, samples=samples, split="test", thresholds=card.thresholds)
         metrics["test"] |= measure_trust(fitted, test)
     metrics["unknown"] = unknown_facts(fitted)

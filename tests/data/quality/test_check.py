@@ -314,9 +314,9 @@ def test_a_shard_with_a_path_that_leads_out_has_its_other_images_decoded(tmp_pat
 def test_an_image_of_a_shard_is_decoded_again_only_when_the_shard_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = shard(tmp_path / "a.tar", dict(sorted(good_members().items())))
     decoded: list[str] = []
-    decode = results_module.decode
+    size = results_module.decoded_size
     monkeypatch.setattr(
-        results_module, "decode", lambda image, *rest, **named: (decoded.append(str(image)), decode(image, *rest, **named))[1]
+        results_module, "decoded_size", lambda image, *rest, **named: (decoded.append(str(image)), size(image, *rest, **named))[1]
     )
     first = of_shard(file)
     assert (len(decoded), len(set(decoded))) == (12, 12)
@@ -346,8 +346,10 @@ def test_a_file_is_decoded_again_only_when_it_has_changed(tmp_path: Path, monkey
     folder = small_folder(tmp_path / "photos")
     (folder / "cat" / "0.png").write_bytes(b"")
     decoded: list[Path] = []
-    decode = results_module.decode
-    monkeypatch.setattr(results_module, "decode", lambda image, *rest, **named: (decoded.append(image), decode(image, *rest, **named))[1])
+    size = results_module.decoded_size
+    monkeypatch.setattr(
+        results_module, "decoded_size", lambda image, *rest, **named: (decoded.append(image), size(image, *rest, **named))[1]
+    )
     first = checked(folder)
     assert len(decoded) == 24
     assert checked(folder) == first

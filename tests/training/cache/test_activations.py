@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from tests import warm
-from tlkit.data.decode import decode
+from tlkit.data.decode import decode_pixels
 from tlkit.files import UNFINISHED
 from tlkit.recipe.load import load_recipe
 from tlkit.system import cache_folder
@@ -236,15 +236,15 @@ def test_a_cache_that_cannot_be_written_costs_the_cache_and_not_the_run(place: P
 
 def test_a_live_phase_decodes_each_image_once_or_says_why_not(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded = []
-    counted = lambda image, *rest, **named: (decoded.append(image), decode(image, *rest, **named))[1]  # noqa: E731
-    monkeypatch.setattr("tlkit.data.preprocess.decode", counted)
+    counted = lambda image, *rest, **named: (decoded.append(image), decode_pixels(image, *rest, **named))[1]  # noqa: E731
+    monkeypatch.setattr("tlkit.data.preprocess.decode_pixels", counted)
     recipe = ("phases=[{train: all, epochs: 3, lr: 1e-3}]", "augment=[{HorizontalFlip: {p: 0.5}}]")
     kept, _, _ = train(place, "kept", *recipe)
     once = len(decoded)
-    # 48 training and 16 validation images once; then the shipped model is measured on 16 validation and 16 test images.
+    # 48 training and 16 validation images once; then the shipped model is measured on 16 test images.
     # The sheet of augmented images has eight rows; and the audit, which keeps what it finds, looks at each image.
     # The report's thumbnails and its heat maps each take some of the 16 test images again.
-    on_the_page = once - (48 + 16 + 16 + 16 + 8 + (48 + 16 + 16))
+    on_the_page = once - (48 + 16 + 16 + 8 + (48 + 16 + 16))
     assert 0 < on_the_page <= 16 + 16
     plain, _, log = train(place, "without", *recipe, "cache.budget_gb=0.00001")
     assert len(decoded) - once == 3 * (48 + 16) + 16 + 16 + 8 + on_the_page

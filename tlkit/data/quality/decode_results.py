@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 
-from tlkit.data.decode import decode, decoder_versions, header
+from tlkit.data.decode import decoded_size, decoder_versions, header
 from tlkit.data.file_facts import FileFacts, file_key
 from tlkit.data.samples import ImageSource
 from tlkit.errors import DataError
@@ -84,9 +84,9 @@ def _decode_result(image: ImageSource, data: Data) -> DecodeResult:
     try:
         if pixels > LARGE:
             with _ONE_AT_A_TIME:
-                height, width = _shape(image, data)
+                width, height = _size(image, data)
         else:
-            height, width = _shape(image, data)
+            width, height = _size(image, data)
         return DecodeResult(width=width, height=height, frames=frames)
     except DataError as error:
         text = str(error).removeprefix(f"{image}: ")
@@ -98,6 +98,5 @@ def _decode_result(image: ImageSource, data: Data) -> DecodeResult:
         return DecodeResult("there is not enough memory to read it", "Set data.max_pixels lower, or scale it down.", lasts=False)
 
 
-def _shape(image: ImageSource, data: Data) -> tuple[int, int]:
-    pixels = decode(image, data.channels, max_pixels=data.max_pixels, background=data.background, range_16bit=data.range_16bit)
-    return pixels.shape[0], pixels.shape[1]
+def _size(image: ImageSource, data: Data) -> tuple[int, int]:
+    return decoded_size(image, data.channels, max_pixels=data.max_pixels, background=data.background, range_16bit=data.range_16bit)

@@ -45,6 +45,8 @@ AUTOCAST: Mapping[str, Callable[[str], AbstractContextManager[Any]]] = {
     "bf16-mixed": lambda device: torch.autocast(device, torch.bfloat16),
     "16-mixed": lambda device: torch.autocast(device, torch.float16),
 }
+COMPARED = 8
+"""Images whose cached activations are compared with the network's before they are used."""
 LARGEST_SHARE = 8
 """Activations of more than this many times the bytes of the uint8 image are not cached: near its first layers a network runs faster
 than its activations are read (resnet18 at 128 px: 21 times after the first convolution, 5 times at layer1)."""
@@ -206,8 +208,8 @@ class ActivationCache:
         return key_of(facts)
 
     def _agrees(self, stored: Stored, samples: Sequence[Sample]) -> bool:
-        """Compare the first batch with what the network gives now."""
-        first = samples[: self._data.batch_size]
+        """Compare the first images with what the network gives now."""
+        first = samples[:COMPARED]
         rows = [row * max(1, stored.views) for row in range(len(first))]
         (images, _) = next(iter(self._loader(first, view=0, augmented=stored.views > 0)))
         tolerance = 1e-3 if stored.dtype == torch.float32 else 2e-2
