@@ -162,7 +162,7 @@ def test_the_recipe_of_a_made_set_passes_check_and_says_why(make: Callable[[Path
     # A value that was chosen has its reason beside it, or above it if it is long.
     lines = text.splitlines()
     assert all(
-        "# " in above + line
+        "# " in line or above.lstrip().startswith("#")
         for above, line in pairwise(lines)
         if line.lstrip().startswith(("image_size", "resize", "backbone", "- {train", "test"))
     )
