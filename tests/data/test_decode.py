@@ -332,6 +332,11 @@ def test_a_jpeg_is_checked_at_an_eighth_of_its_size(tmp_path: Path, monkeypatch:
     assert set(sizes) == {(21, 12)}
 
 
+def test_a_jpeg_that_is_nearly_square_is_not_taken_for_turned(tmp_path: Path) -> None:
+    """An eighth of 41 and 42 pixels is 6 of both."""
+    assert decoded_size(saved(tmp_path, "a.jpg", Image.effect_noise((41, 42), 60))) == (41, 42)
+
+
 def test_links_pipes_and_files_without_permission_are_refused_and_never_waited_for(tmp_path: Path) -> None:
     (tmp_path / "gone.png").symlink_to("nowhere.png")
     (tmp_path / "self.png").symlink_to("self.png")

@@ -148,7 +148,7 @@ def decoded_size(
     found = size_of(decode_pixels(image, channels, **settings))
     if not full:
         return found
-    is_turned = (found[0] < found[1]) != (full[0][0] < full[0][1])
+    is_turned = found[0] != found[1] and (found[0] < found[1]) != (full[0][0] < full[0][1])
     return (full[0][1], full[0][0]) if is_turned else full[0]
 
 
