@@ -57,5 +57,6 @@ def test_the_models_that_there_are() -> None:
     assert all(name.startswith("resnet1") for name in names)
     assert "lenet5" in tlkit.list_models()
     assert "lenet5" not in tlkit.list_models(pretrained=True)
+    assert {"resnet18", "googlenet"} <= set(tlkit.list_models(pretrained=True)) < set(tlkit.list_models())
     assert "resnet18.a1_in1k" in tlkit.list_models("resnet18.*")
     assert tlkit.list_models("no such model") == []

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
@@ -15,6 +16,7 @@ from sklearn.preprocessing import StandardScaler
 from tests.shades import draw_shades
 from tlkit.cli import main
 from tlkit.data.samples import Sample, Samples
+from tlkit.models.catalog import published
 from tlkit.recipe.load import load_recipe
 from tlkit.search.rank import FOLDS, Ranked, candidates_of, score_features, with_pareto
 
@@ -130,6 +132,29 @@ def test_a_backbone_that_is_named_twice_is_measured_once() -> None:
     words = ["lenet5@random", "alexnet@random", "lenet5@random", "lene*@random", "lenet5@pretrained"]
     found = candidates_of(load_recipe("quickstart"), words, None, offline=True)
     assert [candidate.name for candidate in found] == ["lenet5@random", "alexnet@random", "lenet5@pretrained"]
+
+
+def test_a_budget_chooses_backbones_that_no_smaller_one_beats_from_small_to_large() -> None:
+    names = [candidate.name for candidate in candidates_of(load_recipe("quickstart"), [], 5, offline=False)]
+    sizes = [int(published("parameters")[name]) for name in names]
+    accuracies = [float(published("top1")[f"{name}.{timm.get_pretrained_cfg(name).tag}"]) for name in names]
+    assert sizes == sorted(set(sizes))
+    assert accuracies == sorted(set(accuracies))
+    assert sizes[0] < 5e6 < 15e6 < sizes[-1] <= 60e6
+    many = [candidate.name for candidate in candidates_of(load_recipe("quickstart"), [], 40, offline=False)]
+    assert len(set(many)) == 40
+
+
+def test_a_budget_without_a_network_chooses_among_the_weights_that_are_here(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(workplace / "hub"))
+    (found,) = candidates_of(load_recipe("quickstart"), [], 20, offline=True)
+    assert (found.name, found.weights) == ("tf_efficientnet_lite0", {"package": "efficientnet-lite0"})
+    monkeypatch.setattr("tlkit.models.weights.sources.find_spec", lambda name: None)
+    monkeypatch.chdir(workplace)
+    assert main(["rank", "recipe.yaml", "--budget", "20", "--out", "x", "--offline"]) == 2
+    assert "--budget: no backbone with a published accuracy has its weights on this machine." in capsys.readouterr().err
 
 
 def test_the_solved_head_answers_as_scikit_learns_cross_validation() -> None:

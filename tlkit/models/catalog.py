@@ -42,7 +42,7 @@ def list_models(pattern: str | None = None, *, pretrained: bool = False) -> list
         timm's names and tlkit's own (googlenet, lenet5, ..), sorted as timm sorts them; empty where no name matches.
     """
     matches = re.compile(translate(pattern if pattern and "*" in pattern else f"*{pattern or ''}*")).match
-    everything = timm.list_pretrained() if pattern and "." in pattern else timm.list_models(pretrained=pretrained)
+    everything = timm.list_pretrained() if pattern and "." in pattern else timm.list_models(pretrained=pretrained, include_tags=False)
     return [str(name) for name in everything if matches(name)]
 
 

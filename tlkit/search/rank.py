@@ -22,6 +22,7 @@ from tlkit.data.splits.holdout import hash_images
 from tlkit.errors import RunError, TlkitError, WeightsError
 from tlkit.evaluation.intervals import wilson_interval
 from tlkit.files import atomic_file, write_atomically, write_csv, write_json
+from tlkit.models.backbones import pretrained_cfg
 from tlkit.models.catalog import list_models, published
 from tlkit.models.classifier import Classifier
 from tlkit.models.weights.sources import weights_here
@@ -115,13 +116,19 @@ def _weights(recipe: Recipe, backbone: str, word: str) -> Any:
 
 
 def _by_budget(budget: int, *, offline: bool) -> list[str]:
-    """Return names by fronts: those that no smaller backbone beats in published ImageNet accuracy, then those of the rest, and so on."""
-    accuracy: dict[str, float] = {}
-    for tagged, top1 in published("top1").items():
-        name = tagged.partition(".")[0]
-        accuracy[name] = max(accuracy.get(name, 0.0), float(top1))
+    """Return names by fronts: those that no smaller backbone beats in published ImageNet accuracy, then those of the rest, and so on.
+
+    Of a front that is too long, small and large ones alike. Raises TlkitError if there are none, which needs `offline`.
+    """
+    top1 = published("top1")
     sizes = {name: int(count) for name, count in published("parameters").items() if int(count) <= MOST_PARAMETERS}
-    left = [name for name in list_models(pretrained=True) if name in sizes and name in accuracy and (not offline or weights_here(name))]
+    names = [name for name in list_models(pretrained=True) if name in sizes and (not offline or weights_here(name))]
+    accuracy = {name: float(top1[tagged]) for name in names if (tagged := f"{name}.{pretrained_cfg(name)['tag']}") in top1}
+    left = list(accuracy)
+    if not left:
+        raise TlkitError(
+            "--budget: no backbone with a published accuracy has its weights on this machine.\n  Leave out --offline, or name --backbones."
+        )
     chosen: list[str] = []
     while left and len(chosen) < budget:
         best, front = 0.0, []
@@ -129,9 +136,10 @@ def _by_budget(budget: int, *, offline: bool) -> list[str]:
             if accuracy[name] > best:
                 best = accuracy[name]
                 front.append(name)
-        chosen += front
+        room = min(budget - len(chosen), len(front))
+        chosen += [front[(2 * i + 1) * len(front) // (2 * room)] for i in range(room)]  # the middle of each of so many equal parts
         left = [name for name in left if name not in front]
-    return chosen[:budget]
+    return chosen
 
 
 def check_rank_folder(out: Path) -> None:

@@ -177,7 +177,7 @@ def open_study(space: Space, base: Recipe, setup: Setup, out: Path, how: Search)
         except (SQLAlchemyError, ImportError, ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
             place = f"--storage {how.storage}" if how.storage else str(out / STUDY)
-            fix = "Expected a URL that Optuna takes, such as postgresql+pg8000://USER@HOST/DATABASE with pip install 'tlkit[postgresql]'."
+            fix = "Expected a URL that Optuna takes, such as postgresql+pg8000://HOST/DATABASE with pip install 'tlkit[postgresql]'."
             raise TlkitError(f"{place}: the study can't be opened: {reason}\n  {fix}") from error
         _check_same_study(study, space, base, setup)
         worker = study.user_attrs.get("workers", 0)
