@@ -209,7 +209,7 @@ class ActivationCache:
 
     def _agrees(self, stored: Stored, samples: Sequence[Sample]) -> bool:
         """Compare the first images with what the network gives now."""
-        first = samples[:COMPARED]
+        first = samples[: min(COMPARED, self._data.batch_size)]
         rows = [row * max(1, stored.views) for row in range(len(first))]
         (images, _) = next(iter(self._loader(first, view=0, augmented=stored.views > 0)))
         tolerance = 1e-3 if stored.dtype == torch.float32 else 2e-2
