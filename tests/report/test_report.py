@@ -73,7 +73,7 @@ def notes(
 
 def test_overfitting_is_reported_only_of_a_gap_that_the_images_can_prove() -> None:
     # Wilson's intervals by hand, n = 10: 0.7 in 0.397 to 0.892, 0.5 in 0.237 to 0.763; roots of the sums of squares: 0.402 and 0.326.
-    assert notes(0.7, 0.5, 10) == "a gap of 20.0 points, which 10 validation images can't tell from none (95 % interval -20.2 to 52.6)."
+    assert notes(0.7, 0.5, 10) == "a gap of 20 points, which 10 validation images can't tell from none (95 % interval -20 to 53)."
     # n = 1,000: 0.6709 to 0.7276 and 0.4691 to 0.5309; 0.0425 and 0.0415.
     assert notes(0.7, 0.5, 1000) == (
         "a gap of 20.0 points (95 % interval 15.8 to 24.1), which indicates overfitting."
@@ -81,7 +81,7 @@ def test_overfitting_is_reported_only_of_a_gap_that_the_images_can_prove() -> No
     )
     assert "More images, more augmentation, more dropout or" in notes(0.7, 0.5, 1000, conditions=["augmented", "with dropout"])
     assert notes(0.4, 0.5, 1000).startswith("no gap that would indicate overfitting (-10.0 points; 95 % interval -14.")
-    assert notes(0.51, 0.5, 1_000_000).startswith("a gap of 1.0 points (95 % interval")
+    assert notes(0.51, 0.5, 1_000_000).startswith("a gap of 1.00 points (95 % interval")
     assert "overfitting" not in notes(0.51, 0.5, 1_000_000)
     assert "A larger weight_decay, or more images," in notes(0.7, 0.5, 1000, fitted_by="L-BFGS")
 
@@ -192,6 +192,30 @@ def test_what_fine_tuning_bought_is_told_only_of_runs_with_a_frozen_probe(curves
     assert gain_note(replace(made, phases=[{"name": "all"}, {"name": "all"}])) == ""
 
 
+def test_what_fine_tuning_bought_is_said_in_the_primary_metric(curves_file: Path) -> None:
+    best = {"phase": 2, "epoch": 1, "train_accuracy": 0.9, "fitted_by": "", "train_conditions": []}
+    metric, figures = "balanced_accuracy", {"pictures": 2000, "accuracy": 0.95, "per_class": {}}
+    # As wide as of 100 images: 1.96 * sqrt(0.8 * 0.2 / 100) is 0.0784. Wilson's of 80 and 60 in 100: 0.7112 to 0.8666, 0.5020 to 0.6906.
+    val = {"primary_metric": metric, metric: 0.8, "intervals": {metric: [0.7216, 0.8784], "macro": {"f1": [0.5, 0.6]}}, **figures}
+    rows = [{**ROW, f"val/{metric}": 0.6}, {**ROW, "phase": 2, f"val/{metric}": 0.8}]
+    metrics = {"val": val, "best": best, "audit": AUDIT, "pictures": {"train": 1800}}
+    made = RunPage("made up", metrics, {}, "", phases=[{"name": "head"}, {"name": "all"}], rows=rows)
+    change = "(+20 points, 95 % interval +7 to +32)"
+    assert (
+        gain_note(made)
+        == f"Fine-tuning took balanced accuracy from 60 % with a frozen backbone to 80 % on 2,000 validation images {change}"
+    )
+    assert gain_note(replace(made, rows=[ROW, {**ROW, "phase": 2}])) == ""  # of an earlier version, which had no column for it
+    average = {**val, "primary_metric": "mean_average_precision", "mean_average_precision": 0.8, "exact_match": 0.5}
+    average["intervals"] = {"mean_average_precision": [0.7216, 0.8784], "macro": {"f1": [0.5, 0.6]}}
+    rows = [{**row, "val/mean_average_precision": row[f"val/{metric}"]} for row in rows]
+    several = replace(made, metrics={**metrics, "val": average}, rows=rows)
+    assert gain_note(several).startswith(
+        "Fine-tuning took mean average precision from 0.60 with a frozen backbone to 0.80 on 2,000 validation"
+    )
+    assert gain_note(several).endswith("(+0.20, 95 % interval +0.07 to +0.32)")
+
+
 def test_the_page_says_what_promises_came_to_or_why_there_are_none(curves_file: Path) -> None:
     labels = torch.arange(100) % 2
     test = {"primary_metric": "accuracy", **measure(torch.nn.functional.one_hot(labels, 2).float(), labels, ["cat", "dog"])}
@@ -217,7 +241,7 @@ def test_a_temperature_that_was_not_fitted_is_not_said_to_be(curves_file: Path) 
     labels = torch.arange(2).repeat(10)
     val = {"primary_metric": "accuracy", **measure(torch.eye(2)[labels], labels, ["a", "b"])}
     html = page(curves_file, {"val": {**val, "calibration": {**found, "reason": "40 images can't tell a temperature."}}})
-    said = "0.000 to 0.200)</span>. No temperature was fitted: 40 images can&#39;t tell a temperature.</p>"
-    assert f'The expected calibration error is 0.100 <span class="soft">(95 % interval {said}' in html
+    said = "0.00 to 0.20)</span>. No temperature was fitted: 40 images can&#39;t tell a temperature.</p>"
+    assert f'The expected calibration error is 0.10 <span class="soft">(95 % interval {said}' in html
     html = page(curves_file, {"val": {**val, "calibration": {**found, "temperature": 1.5, "ece_after": 0.05}}})
-    assert "as trained, and 0.050 with the temperature 1.50 that was fitted on validation.</p>" in html
+    assert "as trained, and 0.05 with the temperature 1.50 that was fitted on validation.</p>" in html

@@ -10,12 +10,15 @@ from markupsafe import Markup, escape
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 TRAINING, VALIDATION = "#b87400", "#2b7bd1"  # both have 3:1 or more on white and on the dark page
 INK = "#010203"
 """Stands for the page's own colour of text."""
 WIDTH, HEIGHT = 3.7, 2.6
 """In inches of 72 px in SVG: narrow enough for a telephone without shrinking."""
+LEGEND_HEIGHT, LEGEND_LETTERS = 0.22, 44
+"""Of a row of the legend, which is below the plot, where no curve can run under it."""
 
 LINES = tuple(zip(("#2b7bd1", "#b87400", "#1f9d73", "#d0508f", "#8f6ee0", "#7d8791"), "os^Dv*", strict=True))
 """Colour and mark of single runs in one chart, each with 3:1 or more on either page; of more runs, none has its own."""
@@ -42,11 +45,26 @@ def svg(draw: Callable[["Axes"], None], *, title: str, description: str) -> Mark
         axis.spines[["top", "right"]].set_visible(False)
         axis.set_title(title, loc="left", y=1.0, pad=18)  # y: as in curves.py
         draw(axis)
-        figure.subplots_adjust(left=0.17, right=0.97, bottom=0.18, top=0.8)
+        below = _add_legend(figure, axis)
+        height = HEIGHT + below
+        figure.set_figheight(height)
+        figure.subplots_adjust(left=0.17, right=0.97, bottom=(0.18 * HEIGHT + below) / height, top=1 - 0.2 * HEIGHT / height)
         written = StringIO()
         figure.savefig(written, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
         plt.close(figure)
     return _inline(written.getvalue(), title, description)
+
+
+def _add_legend(figure: "Figure", axis: "Axes") -> float:
+    """Write the legend of what has a label at the lower edge, and return its height in inches."""
+    drawn, labels = axis.get_legend_handles_labels()
+    if not labels:
+        return 0.0
+    in_one_row = sum(map(len, labels)) + 4 * len(labels) <= LEGEND_LETTERS
+    columns = len(labels) if in_one_row else max(1, LEGEND_LETTERS // (max(map(len, labels)) + 4))
+    place: Any = {"loc": "lower center", "bbox_to_anchor": (0.57, 0), "ncols": columns}
+    figure.legend(drawn, labels, frameon=False, fontsize=9, borderaxespad=0.1, columnspacing=1.2, handletextpad=0.5, **place)
+    return LEGEND_HEIGHT * -(-len(labels) // columns)
 
 
 def _inline(text: str, title: str, description: str) -> Markup:
@@ -91,12 +109,12 @@ def _metric(rows: Rows, phase_names: Sequence[str], metric: str, *, best: int | 
         if best is not None and training and metric == "accuracy" and abs(training[best] - validation[best]) > 0.005:
             low, high = sorted((training[best], validation[best]))
             axis.annotate("", (best + 1, low), (best + 1, high), arrowprops={"arrowstyle": "<->", "color": INK, "lw": 0.8, "shrinkA": 3})
-            # In the legend, which keeps out of the way of the curves.
-            axis.plot([], [], " ", label=f"gap {100 * (training[best] - validation[best]):.0f} points")
+            axis.set_title(
+                f"gap {100 * (training[best] - validation[best]):z.0f} points", loc="right", fontsize=9, fontweight="normal", y=1.0, pad=18
+            )
         if metric == "loss":
             axis.set_ylim(bottom=0)
         _mark_phases(axis, rows, phase_names)
-        axis.legend(frameon=False, fontsize=9, loc="best")
 
     training_part = [f"training {training[-1]:.3f}, "] if training else []
     last = f"in the last of {len(rows)} epochs {''.join(training_part)}validation {validation[-1]:.3f}"
@@ -122,8 +140,6 @@ def _overlaid(runs: Sequence[tuple[str, Rows]], metric: str) -> Markup:
         if metric == "loss":
             axis.set_ylim(bottom=0)
         _mark_phases(axis, longest, ())
-        if few:
-            axis.legend(frameon=False, fontsize=9, loc="best")
 
     last = [rows[-1].get(column, nan) for _, rows in runs]
     described = f"by epoch, a line for each of {len(runs)} runs; in the last epoch from {min(last):.3f} to {max(last):.3f}"
@@ -169,10 +185,11 @@ def reliability(calibration: Mapping[str, Any]) -> Markup:
         axis.plot([0, 1], [0, 1], ":", lw=1, color=INK)
         for key, style, colour in sides:
             bins = calibration.get(f"bins_{key}") or []
-            axis.plot([row["confidence"] for row in bins], [row["accuracy"] for row in bins], style, ms=4, lw=1.4, color=colour, label=key)
+            label = key if len(sides) > 1 else None
+            axis.plot(
+                [row["confidence"] for row in bins], [row["accuracy"] for row in bins], style, ms=4, lw=1.4, color=colour, label=label
+            )
         axis.set(xlabel="confidence", ylabel="share right", xlim=(0, 1.02), ylim=(0, 1.02))
-        if len(sides) > 1:
-            axis.legend(frameon=False, fontsize=9, loc="upper left")
 
     sides = [("before", "o--", TRAINING), ("after", "o-", VALIDATION)]
     error = f"error before {calibration['ece_before']:.3f}, after {calibration['ece_after']:.3f}"

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 TRAINING, VALIDATION = "#9a6a00", "#0b5cad"  # colour-blind readers see the difference, and the line style
+LEGEND_LETTERS, LEGEND_ROW = 150, 0.2
+"""Letters in a row of the legend of several runs, and its height in inches."""
 MARKERS = ("o-", "s--", "^:", "D-.")
 
 
@@ -34,7 +36,10 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], phase_names: Sequence[str], f
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
         _mark_phases(axis, rows, phase_names)
-    axes[-2].legend(frameon=False, loc="best")
+    # Above the last plot, whose title is short: within one a curve could run under it.
+    axes[-1].legend(
+        *axes[-2].get_legend_handles_labels(), frameon=False, loc="lower right", bbox_to_anchor=(1, 1.065), ncols=2, borderaxespad=0
+    )
     axes[-1].set_ylim(bottom=0)
     # By hand: matplotlib's constrained layout would take as long as drawing does.
     figure.subplots_adjust(left=0.055, right=0.985, bottom=0.12, top=0.86, wspace=0.14)
@@ -65,9 +70,13 @@ def draw_runs(runs: Sequence[Path], file: Path) -> None:
         axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0].legend(frameon=False, fontsize=8.5, loc="best")
+    columns_of_names = max(1, min(len(runs), LEGEND_LETTERS // (max(len(str(run)) for run in runs) + 6)))
+    height = 4.2 + LEGEND_ROW * -(-len(runs) // columns_of_names)
+    figure.set_figheight(height)
+    named = axes[0].get_legend_handles_labels()
+    figure.legend(*named, frameon=False, fontsize=8.5, loc="lower center", ncols=columns_of_names, borderaxespad=0.2)  # no curve is there
     # By hand: matplotlib's constrained layout would take as long as drawing does.
-    figure.subplots_adjust(left=0.055, right=0.985, bottom=0.12, top=0.86, wspace=0.14)
+    figure.subplots_adjust(left=0.055, right=0.985, bottom=(height - 4.2 + 0.5) / height, top=1 - 0.4 / height, wspace=0.14)
     with atomic_file(file) as writing:
         figure.savefig(writing, format="png", dpi=100)
     plt.close(figure)

@@ -6,7 +6,7 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import nan
+from math import isnan, nan
 from os.path import relpath
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 
 from tlkit.data.samples import LARGEST_FOLD
-from tlkit.evaluation.intervals import difference_interval
+from tlkit.evaluation.intervals import Z, difference_interval
 from tlkit.evaluation.primary_metric import intervals_of, recorded_primary_metric
 from tlkit.files import sha256_of, write_atomically
 from tlkit.recipe.load import recipe_yaml
@@ -22,7 +22,7 @@ from tlkit.recipe.schema import Recipe
 from tlkit.report.charts import curves, reliability, risk_coverage
 from tlkit.report.images import PageImages, SplitImages, data_url, page_images
 from tlkit.report.kept import keep
-from tlkit.report.templates import percent, template
+from tlkit.report.templates import decimals, percent, share_of, template
 from tlkit.terminal import counted
 
 LOG = logging.getLogger("tlkit")
@@ -173,12 +173,17 @@ def _soup(metrics: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     now, before, images = val[primary_metric], steps[0]["alone"], val["pictures"]
     members, change = sum(step["added"] for step in steps), ""
     if members > 1 and primary_metric == "accuracy":
-        change = f" ({_points(now - before, difference_interval((now, images), (before, images)))})"
+        change = f" ({_points(now - before, difference_interval((now, images), (before, images)), images)})"
     return {"steps": steps, "members": members, "change": change}
 
 
-def _points(change: float, interval: Sequence[float]) -> str:
-    return f"{100 * change:+.0f} points, 95 % interval {100 * interval[0]:+.0f} to {100 * interval[1]:+.0f}"
+def _points(change: float, interval: Sequence[float], images: float) -> str:
+    return _change(100 * change, [100 * bound for bound in interval], decimals(images), " points")
+
+
+def _change(change: float, interval: Sequence[float], digits: int, unit: str = "") -> str:
+    low, high = interval
+    return f"{change:+z.{digits}f}{unit}, 95 % interval {low:+z.{digits}f} to {high:+z.{digits}f}"
 
 
 def _sheet(file: Path) -> str:
@@ -204,14 +209,26 @@ def gain_note(page: RunPage) -> str:
     """Return what the later phases added to the frozen probe, on validation; empty where the run has not both."""
     probes = [number for number, phase in enumerate(page.phases, 1) if phase["name"] == "head"]
     metrics, val = page.metrics, page.metrics["val"]
-    before = [row["val/accuracy"] for row in page.rows if row["phase"] in probes and row["phase"] < metrics["best"]["phase"]]
-    if not before or metrics["best"]["phase"] in probes or metrics["best"]["fitted_by"] or "exact_match" in val:
+    metric = str(val.get("primary_metric") or val.get("lead") or "accuracy")
+    before = [row.get(f"val/{metric}", nan) for row in page.rows if row["phase"] in probes and row["phase"] < metrics["best"]["phase"]]
+    # An earlier version's metrics.csv has accuracy alone.
+    if not before or isnan(before[0]) or metrics["best"]["phase"] in probes or metrics["best"]["fitted_by"]:
         return ""
-    images, probe, now = val["pictures"], max(before), val["accuracy"]
-    low, high = difference_interval((now, images), (probe, images))
-    change = f"from {percent(probe, images)} % with a frozen backbone to {percent(now, images)} % on {counted(images, 'validation image')}"
+    images, probe, now = val["pictures"], max(before), val[metric]
+    like = _images_behind(now, intervals_of(val)[metric]) if metric != "accuracy" else images
+    low, high = difference_interval((now, like), (probe, like))
+    is_share = metric != "mean_average_precision"
+    old, new = (f"{percent(value, like)} %" if is_share else share_of(value, like) for value in (probe, now))
+    change = _points(now - probe, (low, high), like) if is_share else _change(now - probe, (low, high), decimals(like) + 2)
     unproved = "" if low > 0 or high < 0 else ", which so few images can't tell from none"
-    return f"Fine-tuning took accuracy {change} ({_points(now - probe, (low, high))}{unproved})"
+    of = f"{metric.replace('_', ' ')} from {old} with a frozen backbone to {new} on {counted(images, 'validation image')}"
+    return f"Fine-tuning took {of} ({change}{unproved})"
+
+
+def _images_behind(share: float, interval: Sequence[float]) -> int:
+    """Return of how many images a share of them would have an interval as wide: a mean over classes of different sizes has more spread."""
+    half = max((interval[1] - interval[0]) / 2, 1e-6)
+    return max(1, round(share * (1 - share) * (Z / half) ** 2))
 
 
 def _weakest(measured: Mapping[str, Any]) -> str:
@@ -242,15 +259,16 @@ def gap_note(metrics: Mapping[str, Any]) -> str:
         return ""
     gap = best["train_accuracy"] - val["accuracy"]
     low, high = difference_interval((best["train_accuracy"], metrics["pictures"]["train"]), (val["accuracy"], val["pictures"]))
-    interval = f"95 % interval {100 * low:.1f} to {100 * high:.1f}"
+    points, *bounds = (percent(value, val["pictures"]) for value in (gap, low, high))
+    interval = f"95 % interval {bounds[0]} to {bounds[1]}"
     if low <= 0 and (gap <= 0 or high <= LARGE_GAP):
-        return f"no gap that would indicate overfitting ({100 * gap:.1f} points; {interval})."
+        return f"no gap that would indicate overfitting ({points} points; {interval})."
     if low <= 0:
-        return f"a gap of {100 * gap:.1f} points, which {counted(val['pictures'], 'validation image')} can't tell from none ({interval})."
+        return f"a gap of {points} points, which {counted(val['pictures'], 'validation image')} can't tell from none ({interval})."
     if gap <= LARGE_GAP:
-        return f"a gap of {100 * gap:.1f} points ({interval})."
+        return f"a gap of {points} points ({interval})."
     less = _advice(best["fitted_by"], conditions)
-    return f"a gap of {100 * gap:.1f} points ({interval}), which indicates overfitting. {less} may narrow it."
+    return f"a gap of {points} points ({interval}), which indicates overfitting. {less} may narrow it."
 
 
 def _advice(fitted_by: str, conditions: Sequence[str]) -> str:

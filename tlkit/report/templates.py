@@ -20,6 +20,7 @@ def template(name: str) -> "Template":
 
     environment = Environment(loader=PackageLoader("tlkit", "report"), autoescape=select_autoescape(), undefined=StrictUndefined)
     environment.filters["percent"] = percent
+    environment.filters["share"] = share_of
     return environment.get_template(name)
 
 
@@ -28,8 +29,17 @@ def percent(share: float, images: float) -> str:
 
     The last digit is about a tenth of half the interval's width, at most MOST_DECIMALS; half an interval is WIDEST over the root of n.
     """
-    decimals = round(-log10(100 * WIDEST / sqrt(max(images, 1)) / 10))
-    return f"{100 * share:.{min(max(decimals, 0), MOST_DECIMALS)}f}"
+    return f"{100 * share:z.{decimals(images)}f}"
+
+
+def share_of(share: float, images: float) -> str:
+    """Format a share of so many images as `percent` does, between 0 and 1: `0.886`."""
+    return f"{share:z.{decimals(images) + 2}f}"
+
+
+def decimals(images: float) -> int:
+    """Return how many digits after the point a percentage of so many images carries."""
+    return min(max(round(-log10(100 * WIDEST / sqrt(max(images, 1)) / 10)), 0), MOST_DECIMALS)
 
 
 def images_like(interval: Sequence[float]) -> float:
