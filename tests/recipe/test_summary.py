@@ -51,5 +51,13 @@ def test_the_summary_has_a_line_for_a_solved_phase() -> None:
     assert f"{line} 0.1" in recipe_summary(load_recipe("quickstart", [solved]))
 
 
+def test_the_summary_names_what_a_phase_does_otherwise_than_by_default() -> None:
+    phase = "phases[1]={train: {last: 2}, epochs: 3, lr: 1e-4, layer_decay: 0.75, batchnorm: frozen}"
+    assert "phases[1]  train last 2, 3 epochs, lr 0.0001, layer_decay 0.75, batchnorm frozen\n" in recipe_summary(
+        load_recipe("quickstart", [phase])
+    )
+    assert "lr 0.001, backbone_lr 0.1\n" in recipe_summary(load_recipe("quickstart", ["phases[1].backbone_lr=0.1"]))
+
+
 def test_the_summary_names_head_and_pooling() -> None:
     assert "head svm, fitted by scikit-learn, pool max" in recipe_summary(load_recipe("quickstart", ["model.head={kind: svm, pool: max}"]))

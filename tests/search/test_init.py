@@ -220,6 +220,13 @@ def test_an_existing_file_is_not_overwritten(capsys: pytest.CaptureFixture[str])
     assert Path("recipe.yaml").read_text() == "mine"
 
 
+def test_a_folder_that_is_not_there_is_named_before_the_images_are_looked_at(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["init", tiny(Path("made")), "--yes", "--offline", "--out", "nosuch/recipe.yaml"]) == 2
+    printed = capsys.readouterr()
+    assert printed.err == "nosuch/recipe.yaml can't be written: nosuch is not a folder.\n  Make it first: mkdir -p nosuch\n"
+    assert printed.out == ""
+
+
 def test_without_weights_on_this_machine_the_message_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -91,6 +91,27 @@ def test_a_study_of_something_else_is_refused(workplace: Path, capsys: pytest.Ca
     assert message in capsys.readouterr().err
 
 
+def test_a_worker_with_other_images_is_refused_and_the_study_stays_as_it_was(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (workplace / "study/study.db").read_bytes()
+    first, other = sorted((workplace / "photos").rglob("*.png"))[:2]
+    pixels = first.read_bytes()
+    first.write_bytes(other.read_bytes())
+    try:
+        for out, storage in (("study", []), ("elsewhere", ["--storage", f"sqlite:///{workplace / 'study/study.db'}"])):
+            assert main(["tune", "recipe.yaml", "--out", out, *storage]) == 2
+            assert "The study 'shades' was begun with other images or splits." in capsys.readouterr().err
+    finally:
+        first.write_bytes(pixels)
+    assert (workplace / "study/study.db").read_bytes() == before
+
+
+def test_a_storage_that_can_not_be_opened_is_named(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tune", "recipe.yaml", "--out", "elsewhere", "--storage", "nonsense"]) == 2
+    error = capsys.readouterr().err
+    assert "--storage nonsense: the study can't be opened: " in error
+    assert "such as postgresql+pg8000://HOST/DATABASE with pip install" in error
+
+
 @pytest.mark.parametrize(
     ("search", "message"),
     [

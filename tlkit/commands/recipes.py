@@ -70,19 +70,18 @@ def schema(arguments: Namespace) -> int:
 
 
 def refuse_existing(file: Path) -> None:
-    """Raise TlkitError if the file is there."""
+    """Raise TlkitError if the file is there, or its folder isn't."""
     if file.exists():
         raise TlkitError(f"{file} is there already, and is not overwritten.\n  Choose another name, or remove it.")
+    if not file.parent.is_dir():
+        raise TlkitError(f"{file} can't be written: {file.parent} is not a folder.\n  Make it first: mkdir -p {file.parent}")
 
 
 def write_new(file: Path, text: str) -> None:
-    """Write a file that isn't there yet. Raises TlkitError if it is, or can't be written."""
+    """Write a file that isn't there yet. Raises TlkitError if it is, or its folder isn't."""
     refuse_existing(file)
-    try:
-        with file.open("x", encoding="utf-8", errors="surrogateescape", newline="\n") as opened:
-            opened.write(text)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise TlkitError(f"{file} can't be written: {file.parent} is not a folder.\n  Make it first: mkdir -p {file.parent}") from error
+    with file.open("x", encoding="utf-8", errors="surrogateescape", newline="\n") as opened:
+        opened.write(text)
 
 
 def _name_argument(parser: ArgumentParser) -> None:

@@ -34,10 +34,10 @@ def recipe_summary(recipe: Recipe) -> str:
             decay = "chosen on validation" if phase.weight_decay is None else phase.weight_decay
             rows.append((f"phases[{index}]", f"train head, solved by L-BFGS on the features, weight_decay {decay}"))
             continue
-        decay = f", layer_decay {phase.layer_decay}" if phase.layer_decay is not None else ""
-        how = (f", {phase.precision}" if phase.precision else "") + (", compiled" if phase.compile else "")
-        epochs = f"{phase.epochs} epoch{'' if phase.epochs == 1 else 's'}"
-        rows.append((f"phases[{index}]", f"train {_words(phase.train)}, {epochs}, lr {phase.lr}{decay}{how}"))
+        settings = {key: getattr(phase, key) for key in ("backbone_lr", "layer_decay", "batchnorm", "precision")}
+        more = [f"{key} {value}" for key, value in settings.items() if value not in (None, "adapt")]
+        words = [f"train {_words(phase.train)}", counted(phase.epochs, "epoch"), f"lr {phase.lr}", *more]
+        rows.append((f"phases[{index}]", ", ".join([*words, "compiled"] if phase.compile else words)))
     if recipe.wise_ft:
         rows.append(("wise_ft", "ships the blend of before and after fine-tuning that validates best"))
     optimizer, schedule, trainer = recipe.optimizer, recipe.schedule, recipe.trainer

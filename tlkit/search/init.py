@@ -194,7 +194,8 @@ def _body(facts: Facts, choice: Choice, answers: Answers, source: Mapping[str, A
 
 def _data(facts: Facts, choice: Choice, source: Mapping[str, Any]) -> Iterator[str]:
     yield "data:"
-    yield from _line(f"  source: {in_yaml(source)}", "relative to where tlkit is run")
+    text = f"  source: {in_yaml(source)}"
+    yield from [text] if {"bundled", "torchvision"} & set(source) else _line(text, "relative to where tlkit is run")
     share = 0.2 if facts.training < SMALL_SET else 0.1
     if "val" not in facts.splits:
         chooses = "the best epoch" if choice.epochs else "how strongly the head's weights are held small"
