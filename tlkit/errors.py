@@ -1,9 +1,11 @@
 """Errors that a user can fix: one message with the place, what came, what was expected and the nearest fix."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from pathlib import Path
 
 
 class TlkitError(Exception):
@@ -95,6 +97,21 @@ class MissingExtraError(TlkitError):
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(f"{purpose} needs the package {package}, which is not installed.\n  Install it with: pip install 'tlkit[{extra}]'")
+
+
+@contextmanager
+def as_written(file: Path | str, *others: type[Exception]) -> Iterator[None]:
+    """Raise RunError in place of what a file's content raises if it isn't as tlkit has written it: cut off, or changed by hand.
+
+    others: what else it may raise, such as OSError.
+    """
+    expected = (ValueError, LookupError, TypeError, AttributeError, RecursionError, *others)
+    try:
+        yield
+    except expected as error:
+        is_sentence = isinstance(error, ValueError | OSError)
+        what = str(error) if is_sentence else f"it has no {error}" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
+        raise RunError(f"{file} can't be read: {what}\n  Copy the whole folder again, as tlkit has written it.") from error
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:

@@ -181,7 +181,7 @@ def test_runs_without_end_validation_or_probabilities_cannot_be_calibrated(run: 
     with pytest.raises(DataError, match="has no validation images"):
         calibrate_run(run, error=0.3, coverage=None)
     (run / "metrics.json").unlink()
-    with pytest.raises(RunError, match="is not finished"):
+    with pytest.raises(RunError, match="the run was interrupted"):
         calibrate_run(run, error=0.3, coverage=None)
 
 

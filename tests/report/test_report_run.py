@@ -2,8 +2,10 @@
 
 import base64
 import json
+import operator
 import re
 import shutil
+from functools import reduce
 from io import BytesIO
 from pathlib import Path
 
@@ -147,11 +149,55 @@ def test_without_its_images_the_page_says_so(place: Path) -> None:
 def test_interrupted_runs_are_refused_with_a_fix(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (place / "run/metrics.json").unlink()
     assert main(["report", "run"]) == 2
-    fix = "Finish it first: resume it with the same command, --out run and --resume."
+    fix = "Resume it with the same command, --out run and --resume; in Python with finetune(.., resume=True)."
     assert f"run has no metrics.json: the run was interrupted, or is still going on.\n  {fix}" in capsys.readouterr().err
     (place / "folds/fold_1").mkdir(parents=True)
     assert main(["report", "folds"]) == 2
     assert "folds has no metrics.json: the run was interrupted, or is still going on." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value"),
+    [
+        ("metrics.json", "test", []),
+        ("metrics.json", "test.lead", "acuracy"),
+        ("metrics.json", "test.accuracy", "high"),
+        ("metrics.json", "test.per_class.bag.f1", None),
+        ("metrics.json", "test.confusion", None),
+        ("metrics.json", "best", "first"),
+        ("model/tlkit.json", "preprocessing.mean", "grey"),
+        ("model/tlkit.json", "sha256", []),
+    ],
+)
+def test_a_file_that_was_damaged_by_hand_is_named(
+    place: Path, capsys: pytest.CaptureFixture[str], file: str, key: str, value: object
+) -> None:
+    facts = json.loads((place / "run" / file).read_text())
+    *above, last = key.split(".")
+    reduce(operator.getitem, above, facts)[last] = value
+    (place / "run" / file).write_text(json.dumps(facts))
+    assert main(["report", "run", "--out", "page.html"]) == 2
+    assert f"run/{file}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("file", ["metrics.json", "split.csv", "model/tlkit.json"])
+def test_a_file_that_is_cut_off_is_named(place: Path, capsys: pytest.CaptureFixture[str], file: str) -> None:
+    whole = (place / "run" / file).read_bytes()
+    (place / "run" / file).write_bytes(whole[: whole.rindex(b",", 0, 2 * len(whole) // 3)])
+    assert main(["report", "run", "--out", "page.html"]) == 2
+    assert f"run/{file}" in capsys.readouterr().err
+
+
+def test_answers_that_were_damaged_are_named_with_their_line(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = answers_on(Path("run"), "test")
+    write_predictions(place / "run", [*rows[:3], {**rows[3], "probability": "high"}, *rows[4:]], "test")
+    assert main(["report", "run", "--out", "page.html"]) == 2
+    assert "run/predictions.csv can't be read: could not convert string to float: 'high'" in capsys.readouterr().err
+    write_predictions(place / "run", rows, "test")
+    text = (place / "run/predictions.csv").read_text()
+    (place / "run/predictions.csv").write_text(text[: text.rindex(",")])
+    assert main(["report", "run", "--out", "page.html"]) == 2
+    assert f"run/predictions.csv can't be read: line {len(rows) + 1} is no id,label,answer,probability." in capsys.readouterr().err
 
 
 SCRIPT = """

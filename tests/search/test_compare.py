@@ -108,6 +108,13 @@ def test_what_is_no_finished_run_is_named(runs: Path, capsys: pytest.CaptureFixt
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("text", ["[]", "{}", '{"val": []}', '{"val": {}, "lead": "acuracy"}', '{"val"'])
+def test_damaged_metrics_are_named(runs: Path, capsys: pytest.CaptureFixture[str], text: str) -> None:
+    Path("b/metrics.json").write_text(text)
+    assert main(["compare", "a", "b"]) == 2
+    assert capsys.readouterr().err.startswith("b/metrics.json can't be read: ")
+
+
 def test_runs_without_test_images_are_compared_on_validation_and_this_is_said(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("a", "b"):
         change(Path(name) / "split.csv", "split", lambda row: "train" if row["split"] == "test" else row["split"])

@@ -123,13 +123,16 @@ def test_what_cannot_be_averaged_is_named(
     assert not Path("soup/model").exists()
 
 
+GREY = {"image_size": 20, "resize": "pad", "crop_pct": 1.0, "interpolation": "bilinear", "mean": [0.5], "std": [0.5]}
+
+
 @pytest.mark.parametrize(
     ("facts", "message"),
     [
         ({"backbone": "resnet18"}, "their backbone: lenet5 and resnet18"),
         ({"head": Head(kind="knn").model_dump()}, "up has the head knn, which can't be averaged"),
         ({"weights": {"origin": "elsewhere", "sha256": "0" * 64}}, "their initial weights"),
-        ({"preprocessing": {}}, "their preprocessing."),
+        ({"preprocessing": GREY}, "their preprocessing."),
     ],
 )
 def test_networks_of_another_kind_are_refused(

@@ -111,5 +111,5 @@ def test_a_command_draws_where_a_library_call_does_not(monkeypatch: pytest.Monke
 
 
 def test_a_run_that_has_not_ended_has_no_metrics(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"has no metrics.json: the run was interrupted, .*\n  Resume it with the same command and --resume"):
+    with pytest.raises(RunError, match=r"has no metrics.json: the run was interrupted, .*\n  Resume it with the same command"):
         _ = tlkit.Run(tmp_path).metrics

@@ -142,7 +142,7 @@ def test_what_is_no_finished_run_is_reported_at_once(workplace: Path, capsys: py
     for run, words in (
         ("nowhere", "nowhere is no finished run: there is no such folder."),
         ("pictures", "pictures is no finished run: it has no recipe.yaml, metrics.json, report.html."),
-        ("run", "metrics.json can't be read: 'val'"),
+        ("run", "metrics.json can't be read: it has no 'val'"),
     ):
         assert main(["reproduce", run]) == 2
         assert words in capsys.readouterr().err

@@ -66,6 +66,24 @@ def test_every_run_is_a_row_and_seeds_are_one(folder: Path, capsys: pytest.Captu
     assert "metrics.json" in rows["damaged"]["note"]
 
 
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("metrics.json", {"val": {"accuracy": "high"}}),
+        ("metrics.json", {"seconds": {"total": []}}),
+        ("metrics.json", {"lead": "acuracy"}),
+        ("model/tlkit.json", {"recipe": []}),
+    ],
+)
+def test_a_run_that_was_damaged_by_hand_is_a_row_too(
+    folder: Path, capsys: pytest.CaptureFixture[str], file: str, change: dict[str, object]
+) -> None:
+    write_json(folder / "old/001" / file, {**json.loads((folder / "old/001" / file).read_text()), **change})
+    assert {row["name"]: row["state"] for row in listed(capsys)}["old/001"] == "damaged"
+    assert main(["runs"]) == 0
+    assert "damaged: old/001: metrics.json or model/tlkit.json can't be read" in capsys.readouterr().out
+
+
 def test_runs_of_one_recipe_say_what_was_changed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     changes = {row["name"]: row["changes"] for row in listed(capsys)}
     assert changes["old/002"] == "phases[0].lr=0.01"

@@ -192,8 +192,8 @@ class Preprocessing:
 
         mean_picture: of a model that has one. Without it images can be fitted, but not normalised: that raises ValueError.
         """
-        lists = ["mean", "std", *(key for key in ("background", "range_16bit") if key in values)]
-        named = {**values, **{key: tuple(values[key]) for key in lists}}
+        whole = {key: tuple(map(int, values[key])) for key in ("background", "range_16bit") if key in values}
+        named = {**values, **whole, **{key: tuple(map(float, values[key])) for key in ("mean", "std")}}
         digest = named.pop("mean_picture", {}).get("values_sha256", "")
         return cls(**named, mean_picture_sha256=digest, mean_picture=mean_picture if digest else None)
 

@@ -1,6 +1,5 @@
 """`tlkit calibrate RUN`: promises of a finished run's answers, chosen on its validation images and put into its model folder."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from tlkit.evaluation.calibration import fit_calibration, why_uncalibrated
 from tlkit.evaluation.evaluate import OpenSplit, open_split
 from tlkit.evaluation.fit_trust import add_promises
 from tlkit.evaluation.promises import measure_promises
+from tlkit.evaluation.run_metrics import read_metrics
 from tlkit.files import write_json
 from tlkit.models.inference.trust import Trust
 from tlkit.models.model_folder import find_model_folder, read_card, update_metrics, update_trust
@@ -59,8 +59,7 @@ def _check(run: Path, error: float | None, coverage: float | None) -> set[str]:
             raise RunError(f"{option} {value:g} is not a share between 0 and 1.\n  Expected one such as {option} 0.05.")
     check_run_folder(run)
     card = read_card(find_model_folder(run))
-    if not (run / "metrics.json").is_file():
-        raise RunError(f"{run} is not finished: it has no metrics.json.\n  Resume it with tlkit finetune --out {run} --resume.")
+    read_metrics(run)
     if why := why_uncalibrated(card.task, card.head):
         raise RunError(f"{run} can't be calibrated. {why}")
     splits = {row["split"] for row in read_manifest(run / "split.csv")}
@@ -77,7 +76,7 @@ def _answers(opened: OpenSplit, split: str) -> Answers:
 def _write(run: Path, trust: Trust, measured: dict[str, Any]) -> None:
     folder = find_model_folder(run)
     update_trust(folder, trust)
-    metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    metrics = read_metrics(run)
     if measured:
         metrics["test"] |= measured
         write_json(run / "metrics.json", metrics)

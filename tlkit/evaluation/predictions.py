@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tlkit.data.samples import LABEL_SEPARATOR, Sample
-from tlkit.errors import RunError
+from tlkit.errors import RunError, as_written
 from tlkit.files import write_csv
 
 if TYPE_CHECKING:
@@ -47,11 +47,17 @@ def write_predictions(run: Path, rows: Sequence[Mapping[str, str]], split: str) 
 def read_predictions(run: Path, split: str) -> list[dict[str, str]]:
     """Return the rows of a run's predictions.csv. Raises RunError if it is no such file; FileNotFoundError where there is none."""
     file = run / PREDICTIONS[split]
-    try:
-        with file.open(encoding="utf-8", errors="surrogateescape", newline="") as lines:
-            reader = csv.DictReader(lines)
-            if tuple(reader.fieldnames or ()) != COLUMNS:
-                raise RunError(f"{file}: the columns are {reader.fieldnames}.\n  Expected {','.join(COLUMNS)}, as `tlkit finetune` writes.")
-            return list(reader)
-    except csv.Error as error:
-        raise RunError(f"{file} can't be read ({error}).\n  Copy the run folder again.") from error
+    with as_written(file, csv.Error), file.open(encoding="utf-8", errors="surrogateescape", newline="") as lines:
+        reader = csv.DictReader(lines)
+        if tuple(reader.fieldnames or ()) != COLUMNS:
+            raise RunError(f"{file}: the columns are {reader.fieldnames}.\n  Expected {','.join(COLUMNS)}, as `tlkit finetune` writes.")
+        rows = []
+        for row in reader:
+            if None in row or None in row.values() or not all(map(_is_share, filter(None, row["probability"].split(LABEL_SEPARATOR)))):
+                raise ValueError(f"line {reader.line_num} is no {','.join(COLUMNS)}.")
+            rows.append(row)
+        return rows
+
+
+def _is_share(text: str) -> bool:
+    return 0 <= float(text) <= 1

@@ -1,7 +1,7 @@
 """The figure that chooses the best epoch, as results name it."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from tlkit.data.samples import LARGEST_FOLD, Samples
 from tlkit.terminal import counted
@@ -46,5 +46,8 @@ def images_of(measured: Mapping[str, Any]) -> str:
 
 
 def recorded_primary_metric(metrics: Mapping[str, Any]) -> str:
-    """Return the primary metric that results name, those of earlier versions too. Raises KeyError if none is named."""
-    return str(metrics["primary_metric"] if "primary_metric" in metrics else metrics["lead"])
+    """Return the primary metric that results name, those of earlier versions too. Raises KeyError or ValueError if there is none."""
+    name = str(metrics["primary_metric"] if "primary_metric" in metrics else metrics["lead"])
+    if name not in get_args(PrimaryMetric):
+        raise ValueError(f"the primary metric '{name}' is none of {', '.join(get_args(PrimaryMetric))}.")
+    return name

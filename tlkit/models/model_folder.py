@@ -22,7 +22,7 @@ from torch import Tensor, nn
 import tlkit
 from tlkit.data.preprocess import Preprocessing
 from tlkit.data.splits.run_source import check_single, not_a_run
-from tlkit.errors import BackboneError, RunError
+from tlkit.errors import BackboneError, RunError, as_written
 from tlkit.files import atomic_folder, sha256_of, write_json
 from tlkit.models.backbones import build_options, classifier_names, create_backbone
 from tlkit.models.classifier import Classifier, Origin
@@ -287,7 +287,7 @@ def _facts(card: ModelCard, folder: Path) -> dict[str, Any]:
 
 def read_card(folder: Path) -> ModelCard:
     """Read tlkit.json of a model folder. Raises RunError if a file isn't the one that it describes, by its sha256."""
-    try:
+    with as_written(folder / "tlkit.json", OSError):
         facts = json.loads((folder / "tlkit.json").read_text(encoding="utf-8"))
         if facts["format"] > FORMAT:
             raise RunError(f"{folder / 'tlkit.json'} has format {facts['format']}; this tlkit reads up to {FORMAT}. Update tlkit.")
@@ -296,13 +296,13 @@ def read_card(folder: Path) -> ModelCard:
                 raise RunError(
                     f"{folder / name} is not the file that tlkit.json describes (sha256 differs).\n  Copy the whole folder again."
                 )
-        return ModelCard(
-            facts["backbone"], Head(**facts["head"]), tuple(facts["classes"]), facts["preprocessing"], facts["recipe"],
-            facts["weights"], facts["metrics"], facts.get("task", "multiclass"), tuple(facts.get("thresholds", ())),
+        card = ModelCard(
+            str(facts["backbone"]), Head(**facts["head"]), tuple(facts["classes"]), facts["preprocessing"], dict(facts["recipe"]),
+            facts["weights"], facts["metrics"], facts.get("task", "multiclass"), tuple(map(float, facts.get("thresholds", ()))),
             _mean_picture(folder, facts), facts.get("features", "all"), _trust(folder, facts),
         )  # fmt: skip
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{folder / 'tlkit.json'} can't be read: {error}\n  Copy the whole model folder again.") from error
+        Preprocessing.from_json(card.preprocessing, card.mean_picture)  # raises what a value of another type raises
+        return card
 
 
 def _mean_picture(folder: Path, facts: Mapping[str, Any]) -> NDArray[np.float32] | None:

@@ -1,6 +1,5 @@
 """report.html of several folds or seeds: mean and range of what they measured, and a link to the page of each."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,6 +9,7 @@ from typing import Any
 
 from tlkit.data.splits.run_source import inner_runs
 from tlkit.evaluation.primary_metric import intervals_of, named_primary_metric, recorded_primary_metric
+from tlkit.evaluation.run_metrics import read_metrics
 from tlkit.files import sha256_of, write_atomically
 from tlkit.recipe.load import recipe_yaml
 from tlkit.recipe.schema import Recipe
@@ -48,7 +48,7 @@ class RepeatsPage:
 
 def write_repeats_report(run: Path, recipe: Recipe, *, file: Path | None = None) -> None:
     """Write the page on all folds or seeds, from what is in the run folder. file: if it is another than the run's report.html."""
-    summary = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    summary = read_metrics(run)
     summary |= named_primary_metric(recorded_primary_metric(summary))
     folders = measured_runs(run, summary)
     kind, runs = folders[0].name.partition("_")[0], [_read(folder) for folder in folders]
@@ -103,7 +103,7 @@ def _of_mean(split: str, found: Mapping[str, Any], runs: Sequence[RepeatRun]) ->
 
 
 def _read(folder: Path) -> RepeatRun:
-    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    metrics = read_metrics(folder)
     best = completed_best(metrics["best"])
     return RepeatRun(folder.name, metrics, epoch_rows(folder), "" if best["fitted_by"] else f"{best['epoch']} of phase {best['phase']}")
 

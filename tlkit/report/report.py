@@ -14,6 +14,7 @@ from typing import Any
 from PIL import Image
 
 from tlkit.data.samples import LARGEST_FOLD
+from tlkit.errors import as_written
 from tlkit.evaluation.intervals import Z, difference_interval
 from tlkit.evaluation.primary_metric import intervals_of, recorded_primary_metric
 from tlkit.files import sha256_of, write_atomically
@@ -119,13 +120,14 @@ def write_page(file: Path, page: RunPage) -> None:
 
 def epoch_rows(run: Path) -> list[dict[str, Any]]:
     """Return the rows of metrics.csv as numbers, phases and epochs counted from 1."""
-    try:
-        with (run / "metrics.csv").open(encoding="utf-8", newline="") as lines:
-            rows = [{key: float(value) if value else nan for key, value in row.items()} for row in csv.DictReader(lines)]
-    except FileNotFoundError:
+    file = run / "metrics.csv"
+    if not file.exists():
         return []
-    before = int(any(row["epoch"] == 0 for row in rows))  # earlier versions counted from 0
-    return [{**row, "phase": int(row["phase"]) + before, "epoch": int(row["epoch"]) + before} for row in rows]
+    with as_written(file, csv.Error):
+        with file.open(encoding="utf-8", newline="") as lines:
+            rows = [{key: float(value) if value else nan for key, value in row.items()} for row in csv.DictReader(lines)]
+        before = int(any(row["epoch"] == 0 for row in rows))  # earlier versions counted from 0
+        return [{**row, "phase": int(row["phase"]) + before, "epoch": int(row["epoch"]) + before} for row in rows]
 
 
 def completed_best(best: Mapping[str, Any]) -> dict[str, Any]:

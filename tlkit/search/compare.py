@@ -12,14 +12,14 @@ import numpy as np
 
 from tlkit.data.splits.holdout import read_manifest
 from tlkit.data.splits.manifest import check_run_folder
-from tlkit.errors import RunError
+from tlkit.errors import RunError, as_written
 from tlkit.evaluation.evaluate import answers_on
 from tlkit.evaluation.primary_metric import metric_label, recorded_primary_metric
+from tlkit.evaluation.run_metrics import read_metrics
 from tlkit.recipe.differences import recipe_differences
 from tlkit.recipe.load import load_recipe
 from tlkit.search.paired import holm, mcnemar_mid_p, paired_interval, randomization_p
 from tlkit.terminal import counted
-from tlkit.training.outputs.finished import Run
 
 Split = Literal["test", "val"]
 Rows = Mapping[str, Mapping[str, str]]
@@ -140,7 +140,10 @@ def compare_runs(runs: Sequence[Path]) -> Compared:
 
 
 def _common_metric(runs: Sequence[Path]) -> str:
-    found = {str(run): recorded_primary_metric(Run(run).metrics) for run in runs}
+    found = {}
+    for run in runs:
+        with as_written(run / "metrics.json"):
+            found[str(run)] = recorded_primary_metric(read_metrics(run))
     metrics = dict.fromkeys(found.values())
     if len(metrics) > 1:
         each = ", ".join(f"{run} by {metric_label(metric)}" for run, metric in found.items())  # type: ignore[arg-type]

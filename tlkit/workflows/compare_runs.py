@@ -1,7 +1,6 @@
 """What two runs left, compared: splits, epochs, metrics, weights. No torch, so that a folder which is no run is reported at once."""
 
 import csv
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from tlkit.data.splits.run_source import check_single, inner_runs, not_a_run
-from tlkit.errors import RunError
+from tlkit.errors import RunError, as_written
 from tlkit.evaluation.primary_metric import recorded_primary_metric
+from tlkit.evaluation.run_metrics import read_metrics
 from tlkit.files import sha256_of
 from tlkit.terminal import counted
 
@@ -67,38 +67,24 @@ def compare(was: Path, now: Path) -> list[Finding]:
     return [_splits(was, now), _epochs(was, now), *_metrics(read_metrics(was), read_metrics(now)), *_weights(was, now)]
 
 
-def read_metrics(run: Path) -> dict[str, Any]:
-    try:
-        metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
-        if not isinstance(metrics["val"], dict):
-            raise ValueError("val is no mapping")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{run / 'metrics.json'} can't be read: {error}\n  Copy the whole run folder again.") from error
-    return dict(metrics)
-
-
 def read_epochs(run: Path) -> list[dict[str, str]]:
     """Return the rows of metrics.csv, without their times, and without the rate, which is the recipe's.
 
     Older runs count phases and epochs from 0, and have the rate of the step after the epoch.
     """
-    try:
+    with as_written(run / "metrics.csv", OSError, csv.Error):
         with (run / "metrics.csv").open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
         before = int(any(row["epoch"] == "0" for row in rows))
         numbers = [{key: str(int(row[key]) + before) for key in ("phase", "epoch")} for row in rows]
         pairs = zip(rows, numbers, strict=True)
         return [{key: value for key, value in (row | number).items() if key not in ("seconds", "lr")} for row, number in pairs]
-    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-        raise RunError(f"{run / 'metrics.csv'} can't be read: {error}\n  Copy the whole run folder again.") from error
 
 
 def weights_sha256(run: Path) -> dict[str, str]:
     """Return the sha256 of every weights file in the model folder."""
-    try:
+    with as_written(run / "model", OSError):
         found = {file.name: sha256_of(file) for file in sorted((run / "model").glob("*.safetensors"))}
-    except OSError as error:
-        raise RunError(f"{run / 'model'} can't be read: {error}\n  Copy the whole run folder again.") from error
     if not found:
         raise RunError(f"{run / 'model'} holds no weights.\n  Expected a run folder whose run has ended.")
     return found

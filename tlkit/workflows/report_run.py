@@ -1,6 +1,5 @@
 """`tlkit report RUN`: the page of a run that has ended, written again; what its folder lacks is computed again."""
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -10,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 from tlkit.data.samples import Samples
 from tlkit.data.splits.manifest import check_run_folder, samples_without_images
 from tlkit.data.splits.run_source import inner_runs, recipe_of_run
-from tlkit.errors import DataError, RunError
+from tlkit.errors import DataError, RunError, as_written
 from tlkit.evaluation.intervals import multiclass_intervals
 from tlkit.evaluation.predictions import PREDICTIONS, prediction_rows, read_predictions
 from tlkit.evaluation.primary_metric import named_primary_metric, recorded_primary_metric
+from tlkit.evaluation.run_metrics import read_metrics
 from tlkit.recipe.load import load_recipe
 from tlkit.recipe.schema import Recipe
 from tlkit.report.images import Row, SplitImages
@@ -34,7 +34,14 @@ def report_run(run: Path, *, file: Path | None = None, overrides: Sequence[str] 
     overrides: `KEY=VALUE` of the data, where they have moved. Raises RunError for what is no finished run. Without the images the page
     has all but them, and says why.
     """
-    file = file or run / "report.html"
+    from jinja2 import TemplateError
+
+    with as_written(f"{run / 'metrics.json'}, or another file that the page is made of,", TemplateError):
+        return _written(run, file or run / "report.html", overrides)
+
+
+def _written(run: Path, file: Path, overrides: Sequence[str]) -> Path:
+    """Write the page, and return its file."""
     if inner := inner_runs(run):
         if overrides:
             fix = f"Leave {overrides[0]} out. With it, the page of one of them is written: tlkit report {inner[0]} {overrides[0]}"
@@ -62,17 +69,6 @@ def report_run(run: Path, *, file: Path | None = None, overrides: Sequence[str] 
         facts = _facts(recipe, samples, metrics, origin)
     write_run_report(run, recipe, metrics, facts=facts, seen=seen, file=file)
     return file
-
-
-def read_metrics(run: Path) -> dict[str, Any]:
-    try:
-        found = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        fix = f"Finish it first: resume it with the same command, --out {run} and --resume."
-        raise RunError(f"{run} has no metrics.json: the run was interrupted, or is still going on.\n  {fix}") from error
-    except ValueError as error:
-        raise RunError(f"{run / 'metrics.json'} can't be read: {error}\n  Copy the run folder again.") from error
-    return dict(found)
 
 
 def _facts(recipe: Recipe, samples: Samples, metrics: Mapping[str, Any], weights_origin: str) -> dict[str, str]:

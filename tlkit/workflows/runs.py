@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tlkit.errors import RunError
-from tlkit.evaluation.primary_metric import intervals_of
+from tlkit.evaluation.primary_metric import intervals_of, recorded_primary_metric
 from tlkit.recipe.differences import flat_values
 from tlkit.terminal import counted
 
@@ -104,7 +104,7 @@ def _read(run: Path, folder: Path) -> tuple[RunRow, Mapping[str, Any]]:
             return RunRow(name, "unfinished", when, **about, note=_how_far(run, inner)), recipe
         return RunRow(name, "finished", when, **about, **_measured(json.loads(file.read_text(encoding="utf-8")))), recipe
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        what = f"{type(error).__name__}: {error}" if isinstance(error, KeyError | TypeError | AttributeError) else str(error)
+        what = f"{type(error).__name__}: {error}" if isinstance(error, KeyError | AttributeError) else str(error)
         return RunRow(name, "damaged", when, note=f"metrics.json or model/tlkit.json can't be read ({what})"), {}
 
 
@@ -125,6 +125,8 @@ def _recipe(run: Path) -> Mapping[str, Any]:
     recipe: Mapping[str, Any]
     if card.is_file():
         recipe = json.loads(card.read_text(encoding="utf-8"))["recipe"]
+        if not isinstance(recipe, dict):
+            raise TypeError("its recipe is no mapping")
         return recipe
     from tlkit.recipe.yaml12 import read_yaml
 
@@ -146,7 +148,7 @@ def _trains(train: Any) -> str:
 
 
 def _measured(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    metric = str(metrics.get("primary_metric") or metrics["lead"])
+    metric = recorded_primary_metric(metrics)
     kind = next((kind for kind in ("fold", "seed") if f"over_{kind}s" in metrics), "")
     found: dict[str, Any] = {"metric": metric, "val": metrics["val"][metric], "seconds": metrics["seconds"]["total"]}
     if kind:
@@ -158,6 +160,9 @@ def _measured(metrics: Mapping[str, Any]) -> dict[str, Any]:
         interval = over.get("interval") or intervals_of(test).get(metric)
         low, high = interval or (None, None)
         found |= {"test": test[metric], "low": low, "high": high, "n": test.get("pictures")}
+    figures = (found.get(name) for name in ("val", "seconds", "test", "low", "high", "n"))
+    if odd := [figure for figure in figures if not isinstance(figure, int | float | None)]:
+        raise TypeError(f"{odd[0]!r} is no number")
     return found
 
 

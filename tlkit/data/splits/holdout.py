@@ -173,7 +173,10 @@ def read_manifest(path: Path) -> list[dict[str, str]]:
                 raise DataError(
                     f"{path}: the columns are {reader.fieldnames}.\n  Expected {','.join(COLUMNS)}, as `tlkit finetune` writes."
                 )
-            return list(reader)
+            rows = list(reader)
+            if damaged := next((number for number, row in enumerate(rows, 1) if None in row or None in row.values()), None):
+                raise csv.Error(f"row {damaged} has not {len(COLUMNS)} values")
+            return rows
     except (OSError, csv.Error) as error:
         raise DataError(f"{path}: the split manifest can't be read ({error}).\n  Expected the split.csv of a run.") from error
 

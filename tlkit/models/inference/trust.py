@@ -90,4 +90,7 @@ _PARTS: dict[str, type] = {"calibration": Calibration, "abstain": Abstain, "conf
 
 def _read(kind: type, values: Mapping[str, Any]) -> Any:
     """Leave keys of later versions out."""
-    return kind(**{one.name: values[one.name] for one in fields(kind) if one.name in values})
+    known = {one.name: values[one.name] for one in fields(kind) if one.name in values}
+    if odd := [one.name for one in fields(kind) if one.type in (int, float) and not isinstance(known.get(one.name, 0), int | float)]:
+        raise TypeError(f"{odd[0]} is {known[odd[0]]!r}, which is no number.")
+    return kind(**known)

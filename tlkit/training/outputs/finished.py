@@ -1,11 +1,10 @@
 """A finished run, for programs."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tlkit.errors import RunError
+from tlkit.evaluation.run_metrics import read_metrics
 from tlkit.models.classifier import Classifier
 from tlkit.models.model_folder import load_model
 
@@ -30,15 +29,7 @@ class Run:
         Raises:
             RunError: The file doesn't exist, because the run has not ended.
         """
-        file = self.folder / "metrics.json"
-        try:
-            metrics: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            fix = "Resume it with the same command and --resume; in Python with finetune(.., resume=True)."
-            raise RunError(f"{self.folder} has no metrics.json: the run was interrupted, or is still going on.\n  {fix}") from error
-        except (OSError, ValueError) as error:
-            raise RunError(f"{file} can't be read: {error}\n  Copy the run folder again.") from error
-        return metrics
+        return read_metrics(self.folder)
 
     def model(self, *, device: str = "cpu") -> Classifier:
         """Load the trained classifier.

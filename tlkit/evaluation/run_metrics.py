@@ -1,0 +1,21 @@
+"""metrics.json: what a run that has ended measured. No torch, so that what is no run is reported at once."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tlkit.errors import RunError, as_written
+
+
+def read_metrics(run: Path) -> dict[str, Any]:
+    """Return metrics.json of a run, of folds, of seeds or of a soup. Raises RunError if there is none, or if it is damaged."""
+    file = run / "metrics.json"
+    with as_written(file, OSError):
+        try:
+            metrics: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            fix = f"Resume it with the same command, --out {run} and --resume; in Python with finetune(.., resume=True)."
+            raise RunError(f"{run} has no metrics.json: the run was interrupted, or is still going on.\n  {fix}") from error
+        if not isinstance(metrics["val"], dict):
+            raise ValueError("val is no mapping")
+    return metrics
