@@ -69,6 +69,19 @@ def test_the_page_has_every_section_and_asks_for_nothing_outside(here: Path) -> 
     assert {file.name for file in Path("page").iterdir()} == {"index.html", "filters.png"}
 
 
+FEW_PLACES = "At 32 px the last stage has 2 x 2 places: its maps say little about where. Larger images have more."
+
+
+def test_maps_of_a_few_places_are_called_what_they_are(here: Path) -> None:
+    """test_resnet halves an image five times. Of 32 px it leaves one place, so that the maps are of the stage before; of 128 px 4 x 4."""
+    tlkit.finetune(tlkit.load_recipe("recipe.yaml", ["data.image_size=128"]), out="large")
+    for run, has_few in (("run", True), ("large", False)):
+        assert main(["explain", run, "--out", f"places_{run}", "--only", "cam"]) == 0
+        page = Path(f"places_{run}/index.html").read_text(encoding="utf-8")
+        assert (FEW_PLACES in page) == has_few
+        assert ("its maps say little" in page) == has_few
+
+
 def test_two_runs_gradients_are_side_by_side(here: Path) -> None:
     assert main(["explain", "run", "first", "--only", "gradients", "--out", "pair"]) == 0
     assert main(["explain", "run", "--only", "gradients", "--out", "single"]) == 0

@@ -57,10 +57,13 @@ def _written(run: Path, file: Path, overrides: Sequence[str]) -> Path:
         metrics["best"] = completed_best(metrics["best"])
     metrics[split] = {**named_primary_metric(recorded_primary_metric(metrics[split])), **metrics[split]}
     kept = None if overrides else read_kept(run, split)
-    if kept is not None and "intervals" in metrics[split]:
+    if kept is not None:
         LOG.info("answers, thumbnails and heat maps are those that the run has kept")
         facts, drawn = kept
         seen = SplitImages(read_predictions(run, split), None, drawn=drawn)
+        if "intervals" not in metrics[split]:
+            samples = samples_without_images(run, tuple(metrics[split]["per_class"]), recipe.task)
+            metrics[split] = _completed(metrics[split], seen.answers, samples)
     else:
         seen, samples, origin = _looked_at(run, recipe, split, overrides)
         fold = metrics.get("fold")

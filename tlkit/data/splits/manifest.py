@@ -89,7 +89,7 @@ def samples_without_images(run: Path, classes: tuple[str, ...], task: Task) -> S
     number = {name: label for label, name in enumerate(classes)}
     rows = read_manifest(run / "split.csv")
     labels = (tuple(number[name] for name in _names(row["class"], task)) for row in rows)
-    samples = (Sample(row["id"], Path(row["id"]), of, row["split"]) for row, of in zip(rows, labels, strict=True))
+    samples = (Sample(row["id"], Path(row["id"]), of, row["split"], row.get("group") or None) for row, of in zip(rows, labels, strict=True))
     return Samples(classes, tuple(samples), task)
 
 
