@@ -1,5 +1,6 @@
 """`tlkit recipes` lists, prints and copies what ships, and overwrites nothing."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -45,8 +46,9 @@ def test_a_recipe_that_does_not_ship_is_named_with_the_nearest(capsys: pytest.Ca
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_a_header_states_the_command_a_result_and_a_time(path: Path) -> None:
+def test_a_header_states_the_command_a_result_with_its_interval_or_that_there_is_none_the_date_and_a_time(path: Path) -> None:
     header = path.read_text(encoding="utf-8").partition("\n\nname:")[0]
     assert f"#   tlkit finetune recipes/{path.name}" in header
-    assert "not measured" in header or "accuracy" in header
+    assert "not measured" in header or "95 % interval" in header
+    assert re.search(r"\b2026-\d\d-\d\d\b", header)
     assert "Time: " in header

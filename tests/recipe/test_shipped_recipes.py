@@ -1,6 +1,5 @@
 """The recipes that come with tlkit: each is sound, and is found by its name from any folder."""
 
-import re
 from pathlib import Path
 
 import pytest
@@ -23,11 +22,7 @@ def test_the_degradation_pair_differs_in_name_and_backbone_alone() -> None:
 def test_a_shipped_recipe_loads_is_named_as_its_file_and_survives_the_round_trip(path: Path, tmp_path: Path) -> None:
     recipe = load_recipe(path)
     assert recipe.name == path.stem
-    header = path.read_text().partition("\nname:")[0]
-    assert f"tlkit finetune recipes/{path.name}" in header
-    assert re.search(r"not measured|95 % interval", header)
-    assert re.search(r"\b2026-\d\d-\d\d\b", header)
-    assert "Time:" in header
+    assert f"tlkit finetune recipes/{path.name}" in path.read_text()
     again = load_recipe(write(tmp_path, recipe_yaml(recipe)))
     assert again.model_dump() == recipe.model_dump()
 
