@@ -222,6 +222,14 @@ def test_a_full_disk_exits_2_without_a_traceback() -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_matplotlib_says_nothing_where_its_cache_cannot_be_written() -> None:
+    script = "from tlkit.cli import main; main(['--version']); import matplotlib; print(matplotlib.get_cachedir())"
+    home = {"PATH": os.environ["PATH"], "HOME": os.devnull}
+    done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, env=home, capture_output=True, text=True, check=True)
+    assert "matplotlib-" in done.stdout  # a temporary folder
+    assert done.stderr == ""
+
+
 def test_a_reader_that_has_seen_enough_is_no_fault() -> None:
     reader, writer = os.pipe()
     os.close(reader)

@@ -15,7 +15,7 @@ from tlkit import __version__
 from tlkit.commands import completion, data, deploy, evaluate, explain, init, models, recipes, runs, search, training
 from tlkit.errors import Interrupted, TlkitError, did_you_mean, expected_one_of, without_passwords
 from tlkit.files import is_disk_full
-from tlkit.system import as_command_line, ignore_pillow_warnings
+from tlkit.system import as_command_line, hide_matplotlib_notes, ignore_pillow_warnings
 from tlkit.terminal import escape_unencodable_output, print_text, wrap
 
 EXAMPLES = """examples:
@@ -90,6 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # albumentations asks the network for a newer version when it is imported, unless it is switched off.
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     ignore_pillow_warnings()
+    hide_matplotlib_notes()
     escape_unencodable_output()
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words

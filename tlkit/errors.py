@@ -105,7 +105,7 @@ def as_written(file: Path | str, *others: type[Exception]) -> Iterator[None]:
 
     others: what else it may raise, such as OSError.
     """
-    expected = (ValueError, LookupError, TypeError, AttributeError, RecursionError, *others)
+    expected: tuple[type[Exception], ...] = (ValueError, LookupError, TypeError, AttributeError, RecursionError, *others)
     try:
         yield
     except expected as error:

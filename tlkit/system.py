@@ -1,6 +1,7 @@
 """This machine, this process and this installation: the cache folder, processors, the allocator, the files that come with tlkit."""
 
 import ctypes
+import logging
 import os
 import sys
 import warnings
@@ -75,6 +76,14 @@ def ignore_pillow_warnings() -> None:
     """
     warnings.filterwarnings("ignore", message=r"Image size \(\d+ pixels\) exceeds limit", category=RuntimeWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+
+
+def hide_matplotlib_notes() -> None:
+    """Hide that matplotlib makes its cache of fonts, or makes it in a temporary folder because the user's can't be written.
+
+    It writes them by a logger that shows them even where nobody has set logging up.
+    """
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
 
 _PACKAGE = Path(__file__).parent

@@ -151,6 +151,15 @@ def test_interrupted_runs_are_refused_with_a_fix(place: Path, capsys: pytest.Cap
     assert "folds has no metrics.json: the run was interrupted, or is still going on." in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("words", "shown"), [((), "measuring on test"), (("--tta", "flip"), "measuring on test, 2 views of each")])
+def test_evaluate_shows_how_far_it_is(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], shown: str
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes any stream for a terminal then
+    assert main(["evaluate", "run", *words]) == 0
+    assert shown in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("file", "key", "value"),
     [

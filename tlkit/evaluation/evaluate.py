@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tlkit.data.dataset import ImageDataset, make_loader
 from tlkit.data.preprocess import Preprocessing
+from tlkit.data.progress import progress, progress_console
 from tlkit.data.quality.on_bad import without_bad_of
 from tlkit.data.samples import Samples, groups_of
 from tlkit.data.splits.manifest import changed_images, check_run_folder, samples_of_run
@@ -112,16 +113,19 @@ def evaluate_run(run: Path, split: str, tta: Tta | None = None, *, device: str =
     preprocessing, batch_size = opened.preprocessing, recipe.data.known_batch_size
     skipped = {"skipped": {skipped.sample.id: skipped.reason for skipped in samples.skipped}} if recipe.data.on_bad == "skip" else {}
     beside = {**skipped, **({"changed": opened.changed} if opened.changed else {})}
+    what, number = f"measuring on {split}", len(samples.of(split))
     if tta is None:
         is_test = split == "test"  # calibration and promises were fitted on the others
-        answers = split_answers(classifier, samples, split, preprocessing, batch_size=batch_size, features=is_test)
+        with progress(progress_console(), what, number) as advance:
+            answers = split_answers(classifier, samples, split, preprocessing, batch_size=batch_size, features=is_test, on_batch=advance)
         found = measure_logits(answers.logits, answers.labels, samples=samples, split=split, thresholds=card.thresholds)
         why = why_uncalibrated(card.task, card.head)
         trust = FittedTrust(card.trust, {"calibration": why} if why else {})
         return {**found, **(measure_trust(trust, answers) if is_test else {}), **beside}
     views = views_of(tta, recipe, preprocessing, samples.of(split))
     loader = make_loader(ImageDataset(samples.of(split), preprocessing, multi_hot=samples.multi_hot), batch_size=batch_size)
-    logits, labels = infer(classifier, with_views(loader, views), preprocessing)
+    with progress(progress_console(), f"{what}, {len(views)} views of each", number * len(views), unit="views") as advance:
+        logits, labels = infer(classifier, with_views(loader, views), preprocessing, on_batch=advance)
     plain, mean = averaged(logits, batch_size, len(views), multilabel=samples.task == "multilabel")
     labels = torch.cat([block[: len(block) // len(views)] for block in torch.split(labels, batch_size * len(views))])
     measured_as: Any = {"samples": samples, "split": split, "thresholds": card.thresholds}

@@ -38,9 +38,8 @@ def preview_command(recipe: Recipe, out: Path, *, rows: int, columns: int) -> in
     images = ImageDataset(samples.of("train"), preprocessing, augmentation=augmentation, seed=recipe.seed)
     found = draw_preview(images, samples.classes, recipe, out, rows=rows, columns=columns)
     print_text(f"{out}: {len(found)} of {len(images)} training images, {_columns_label(recipe, columns)}")
-    for name in dict.fromkeys(row.name for row in found):
-        if readable(name) != name:
-            print_text(f"  □ in {readable(name)!r} stands for what the sheet's font lacks: {name}")
+    if lacking := [name for name in dict.fromkeys(row.name for row in found) if readable(name) != name]:
+        print_text(f"  □ stands for what the sheet's font lacks: {', '.join(f'{readable(name)} is {name}' for name in lacking)}")
     return 0
 
 
