@@ -69,6 +69,7 @@ def test_the_page_has_its_plots_and_no_outside_resource(workplace: Path) -> None
         assert f"<h2>{heading}</h2>" in page
     assert "<script src=" not in page
     assert "<link" not in page
+    assert page.count('class="scroll') == page.count('tabindex="0" role="region"') >= 3  # what scrolls sideways does so by the keyboard
 
 
 def test_a_study_goes_on_where_it_ended(workplace: Path) -> None:

@@ -37,9 +37,9 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], phase_names: Sequence[str], f
         axis.spines[["top", "right"]].set_visible(False)
         _mark_phases(axis, rows, phase_names)
     # Above the last plot, whose title is short: within one a curve could run under it.
-    axes[-1].legend(
-        *axes[-2].get_legend_handles_labels(), frameon=False, loc="lower right", bbox_to_anchor=(1, 1.065), ncols=2, borderaxespad=0
-    )
+    where: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1, 1.07), "ncols": 2, "borderaxespad": 0}
+    shape: dict[str, Any] = {"frameon": False, "fontsize": 9, "handlelength": 1.5, "columnspacing": 1.2}
+    axes[-1].legend(*axes[-2].get_legend_handles_labels(), **where, **shape)
     axes[-1].set_ylim(bottom=0)
     # By hand: matplotlib's constrained layout would take as long as drawing does.
     figure.subplots_adjust(left=0.055, right=0.985, bottom=0.12, top=0.86, wspace=0.14)

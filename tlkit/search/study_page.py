@@ -48,15 +48,20 @@ def narrowed_ranges(trials: "list[optuna.trial.FrozenTrial]", ranges: Mapping[st
 def _plots(study: "optuna.Study", trials: "list[optuna.trial.FrozenTrial]") -> Iterator[dict[str, Any]]:
     from optuna import visualization
 
-    layout = {"template": "plotly_white", "title": None, "margin": {"l": 60, "r": 20, "t": 20, "b": 50}, "height": 380}
+    legend = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"}  # beside a plot it would take half of a telephone
+    paper = {"paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)"}
+    margin = {"l": 60, "r": 20, "t": 40, "b": 50}
+    layout = {"template": "plotly_white", "title": None, "margin": margin, "height": 380, "legend": legend, **paper}
     drawn: dict[str, Callable[..., Any]] = {
         "History": visualization.plot_optimization_history,
         "Each value alone": visualization.plot_slice,
     }
     if len(trials) > 2 and len({trial.value for trial in trials}) > 1 and len(trials[0].params) > 1:
         drawn["Importance of each key (fANOVA)"] = visualization.plot_param_importances
+    config = {"displayModeBar": False, "responsive": True}
     for heading, draw in drawn.items():
         figure = draw(study, target_name="validation score").update_layout(**layout)
         if heading == "History":
             figure.update_xaxes(title="trial, counted from 0 as Optuna does")
-        yield {"heading": heading, "html": figure.to_html(full_html=False, include_plotlyjs=False, config={"displayModeBar": False})}
+        html = figure.to_html(full_html=False, include_plotlyjs=False, config=config)
+        yield {"heading": heading, "html": html, "wide": draw is visualization.plot_slice}
