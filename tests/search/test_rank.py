@@ -18,7 +18,7 @@ from tlkit.cli import main
 from tlkit.data.samples import Sample, Samples
 from tlkit.models.catalog import published
 from tlkit.recipe.load import load_recipe
-from tlkit.search.rank import FOLDS, Ranked, candidates_of, score_features, with_pareto
+from tlkit.search.rank import FOLDS, Candidate, Ranked, candidates_of, score_features, variant, with_pareto
 
 pytestmark = pytest.mark.usefixtures("draws")
 
@@ -126,6 +126,12 @@ def test_nothing_is_written_where_something_else_is(
     assert main(["rank", "recipe.yaml", "--backbones", "test_resnet@random", "--out", out, "--offline"]) == 2
     assert words in capsys.readouterr().err
     assert sorted(workplace.rglob("*")) == before
+
+
+def test_a_batch_size_that_is_to_be_found_is_any_for_features() -> None:
+    candidate = Candidate("lenet5@random", "lenet5", "random")
+    assert variant("quickstart", ["data.batch_size={find: 0.8}"], candidate, 100).data.batch_size == 64
+    assert variant("quickstart", ["data.batch_size=16"], candidate, 100).data.batch_size == 16
 
 
 def test_a_backbone_that_is_named_twice_is_measured_once() -> None:

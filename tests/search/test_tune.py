@@ -1,6 +1,8 @@
 """`tlkit tune`: a real study in SQLite over real, tiny trainings."""
 
 import csv
+import json
+import re
 from pathlib import Path
 
 import optuna
@@ -133,6 +135,50 @@ def test_a_search_that_cannot_be_is_named(workplace: Path, capsys: pytest.Captur
     assert message in error
     assert "Traceback" not in error
     assert not (workplace / "other").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["data.folds=3"], "data.folds = 3 can't be used by tlkit tune: a trial is validated on one split.\n  Search on one split"),
+        (["trainer.devices=2"], "trainer.devices = 2 can't be used by tlkit tune: a trial trains on one device.\n  Set trainer.devices=1"),
+        (["trainer.num_nodes=2"], "trainer.num_nodes = 2 can't be used by tlkit tune"),
+    ],
+)
+def test_what_a_trial_can_not_do_is_refused(workplace: Path, capsys: pytest.CaptureFixture[str], changes: list[str], message: str) -> None:
+    assert main(["tune", "recipe.yaml", "--out", "other", *changes]) == 2
+    assert f"override {changes[0]}: {message}" in capsys.readouterr().err
+    assert not (workplace / "other").exists()
+
+
+def test_a_trial_whose_values_can_not_be_trained_with_is_given_up_and_the_search_goes_on(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = "{data.image_size: {choice: [32, 48]}, model.backbone: {choice: [lenet5, test_resnet]}}"
+    for out, search in (("rates", "{'phases[0].lr': {choice: [1e-2, 1e30]}}"), ("sizes", sizes)):
+        assert main(["tune", "recipe.yaml", f"search={search}", "--out", out, "--sampler", "grid", "--trials", "4"]) == 0
+        assert re.search(
+            r"trial \d  given up: (The loss became nan|override data\.image_size=48: data\.image_size = 48 )", capsys.readouterr().err
+        )
+        with (workplace / out / "trials.csv").open(newline="") as file:
+            assert {row["state"] for row in csv.DictReader(file)} == {"complete", "pruned"}
+
+
+def test_a_search_whose_trials_were_all_given_up_says_why(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tune", "recipe.yaml", "search={'phases[0].lr': {uniform: [1e30, 1e31]}}", "--out", "nan", "--trials", "2"]) == 2
+    error = capsys.readouterr().err
+    assert "None of 2 trials could be finished, the last one because: The loss became nan in batch" in error
+    assert error.endswith("  Narrow the ranges of search:, and choose another --out.\n")
+
+
+@pytest.mark.parametrize(("kind", "search"), [("knn", "neighbours: {int: [1, 3]}"), ("svm", "c: {choice: [0.001, 0.1]}")])
+def test_a_head_that_scikit_learn_fits_is_scored_as_the_run_validates(workplace: Path, kind: str, search: str) -> None:
+    changes = [f"model.head={{kind: {kind}}}", "phases=[]", f"search={{model.head.{search}}}"]
+    assert main(["tune", "recipe.yaml", *changes, "--out", kind, "--trials", "2"]) == 0
+    assert main(["finetune", f"{kind}/best.yaml", "--out", f"{kind}_run"]) == 0
+    with (workplace / kind / "trials.csv").open(newline="") as file:
+        scores = [float(row["score"]) for row in csv.DictReader(file)]
+    assert max(scores) == pytest.approx(json.loads((workplace / f"{kind}_run/metrics.json").read_text())["val"]["accuracy"], abs=1e-6)
 
 
 def test_a_folder_of_something_else_is_left_alone(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,7 +27,7 @@ from tlkit.models.catalog import list_models, published
 from tlkit.models.classifier import Classifier
 from tlkit.models.weights.sources import weights_here
 from tlkit.recipe.edit import edited_recipe
-from tlkit.recipe.fields.data import Data
+from tlkit.recipe.fields.data import Data, FindBatchSize
 from tlkit.recipe.load import load_recipe, recipe_yaml
 from tlkit.recipe.schema import Recipe
 from tlkit.search.logme import logme
@@ -179,6 +179,7 @@ def variant(recipe_file: str, overrides: Sequence[str], candidate: Candidate, im
     """Return the recipe with the candidate's backbone frozen under a solved head, and its images as they are."""
     recipe = load_recipe(recipe_file, overrides)
     limit = [] if recipe.data.limit else [f"data.limit={images}"]
+    limit += ["data.batch_size=64"] if isinstance(recipe.data.batch_size, FindBatchSize) else []  # features are the same by any
     head = ["phases=[{train: head, solver: lbfgs}]", "model.head={kind: linear}", "augment=[]", "data.folds=null", "imbalance=none"]
     model = [f"model.backbone={candidate.backbone}", f"model.weights={json.dumps(candidate.weights)}"]
     return load_recipe(recipe_file, [*overrides, *limit, *head, *model])

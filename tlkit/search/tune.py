@@ -3,7 +3,7 @@
 import json
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from math import ceil
@@ -16,16 +16,22 @@ from filelock import FileLock
 
 from tlkit.data.progress import progress_console
 from tlkit.data.splits.holdout import hash_images
-from tlkit.errors import Fault, RecipeError, RunError, TlkitError
+from tlkit.errors import Fault, RecipeError, RunError, TlkitError, TrainingError
+from tlkit.evaluation.primary_metric import primary_metric_of
 from tlkit.files import write_atomically, write_csv
 from tlkit.recipe.edit import edited_recipe
+from tlkit.recipe.explain import format_value
+from tlkit.recipe.fields.model import CLASSICAL_HEADS
 from tlkit.recipe.fields.search import Range
 from tlkit.recipe.load import load_recipe, recipe_yaml
 from tlkit.recipe.schema import Recipe
 from tlkit.recipe.search_space import search_faults, with_values
 from tlkit.system import cache_folder
 from tlkit.terminal import counted
+from tlkit.training.batch_size.find import with_batch_size
+from tlkit.training.batch_size.out_of_memory import is_out_of_memory
 from tlkit.training.callbacks.metrics_table import ReportScore
+from tlkit.training.closed_form.classical import fit_classical_head
 from tlkit.training.context import RunContext
 from tlkit.training.distributed.signals import current_stop
 from tlkit.training.outputs.log import warnings_only
@@ -41,6 +47,8 @@ Sampler = Literal["tpe", "random", "grid"]
 Pruner = Literal["median", "halving", "none"]
 
 STUDY = "study.db"
+PROBLEM = "problem"
+"""Attribute of a trial whose values could not be trained with: why."""
 HEARTBEAT_S, GRACE_S = 10, 60
 """A worker that was killed is known by its silence; its trial is run again by the next worker."""
 
@@ -80,7 +88,7 @@ class Space:
             fix = "Add what to vary: search: {'phases[0].lr': {log: [1e-4, 1e-2]}}."
             raise RecipeError([Fault("search", "is missing.", fix, str(file))])
         with recipe.located():
-            if faults := search_faults(recipe, file, overrides):
+            if faults := [*_untunable(recipe), *search_faults(recipe, file, overrides)]:
                 raise RecipeError(faults)
         return cls(file, overrides, recipe.search)
 
@@ -112,6 +120,18 @@ class Space:
         return spaced
 
 
+def _untunable(recipe: Recipe) -> Iterator[Fault]:
+    """Yield what a trial, on one device and validated on one split, can't do."""
+    if recipe.data.folds:
+        fix = "Search on one split, with data.folds=null, and remove it from best.yaml afterwards."
+        yield Fault("data.folds", f"= {recipe.data.folds} can't be used by tlkit tune: a trial is validated on one split.", fix)
+    several = {"trainer.devices": recipe.trainer.devices not in ("auto", 1, "1"), "trainer.num_nodes": recipe.trainer.num_nodes > 1}
+    for key in (key for key, is_set in several.items() if is_set):
+        value = getattr(recipe.trainer, key.removeprefix("trainer."))
+        fix = f"Set {key}=1, and start a worker for each device: with one --storage URL they share a study."
+        yield Fault(key, f"= {format_value(value)} can't be used by tlkit tune: a trial trains on one device.", fix)
+
+
 def _suggested(trial: "optuna.Trial", key: str, values: Range) -> Any:
     if values.choice is not None:
         # As JSON: Optuna takes text and numbers, and a choice may be a list of transforms.
@@ -135,7 +155,7 @@ def tune(space: Space, out: Path, how: Search) -> Tuned:
     out.mkdir(parents=True, exist_ok=True)
     current_stop().resume_hint = "go on with the same command"
     base = space.recipe({})
-    setup = without_test(prepare(base))
+    setup = without_test(prepare(with_batch_size(base)))
     study = open_study(space, base, setup, out, how)
     finished = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
     enough = optuna.study.MaxTrialsCallback(how.trials, states=finished)
@@ -143,6 +163,12 @@ def tune(space: Space, out: Path, how: Search) -> Tuned:
     LOG.info("%s of %d finished; each is a line, and the same command goes on after a break", counted(done, "trial"), how.trials)
     if done < how.trials:
         study.optimize(lambda trial: run_trial(trial, space), callbacks=[enough, _log_trial], catch=())
+    if not study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,)):
+        problems = [trial.user_attrs[PROBLEM] for trial in study.get_trials(deepcopy=False) if PROBLEM in trial.user_attrs]
+        raise RunError(
+            f"None of {counted(how.trials, 'trial')} could be finished, the last one because: {problems[-1]}\n"
+            "  Narrow the ranges of search:, and choose another --out."
+        )
     write_results(study, space, out)
     best = study.best_trial
     return Tuned(_values(best, space), float(best.value or 0.0), len(study.get_trials(states=finished)))
@@ -224,7 +250,10 @@ def _pruner(name: Pruner) -> "optuna.pruners.BasePruner":
 
 
 def run_trial(trial: "optuna.Trial", space: Space) -> float:
-    """Return the primary metric on validation of the best epoch. What is cached of frozen layers is shared by all trials."""
+    """Return the primary metric on validation of the best epoch. What is cached of frozen layers is shared by all trials.
+
+    Raises optuna.TrialPruned if the trial is ended early, or its values can't be trained with.
+    """
     import optuna
 
     def report(epoch: int, score: float) -> None:
@@ -232,14 +261,29 @@ def run_trial(trial: "optuna.Trial", space: Space) -> float:
         if trial.should_prune():
             raise optuna.TrialPruned
 
-    recipe = space.recipe({**space.suggest(trial), "trainer.logger": []})
+    try:
+        return _trained_score(space.recipe({**space.suggest(trial), "trainer.logger": [], "trainer.devices": 1}), report)
+    except Exception as error:
+        # The recipe itself was prepared before: a NaN, a size that the backbone can't take, or too little memory come of the values.
+        if not (isinstance(error, RecipeError | TrainingError) or is_out_of_memory(error)):
+            raise
+        trial.set_user_attr(PROBLEM, str(error).partition("\n")[0])
+        raise optuna.TrialPruned from error
+
+
+def _trained_score(recipe: Recipe, report: Callable[[int, float], None]) -> float:
+    """Train in a folder of its own, and return the best validation score. report: is called with the score of every epoch."""
+    recipe = with_batch_size(recipe)
     setup = without_test(prepare(recipe))
     setup.data.hashes = hash_images(setup.samples)
     with TemporaryDirectory(prefix="tlkit-trial-") as folder, warnings_only():
         context = RunContext(Path(folder), progress_console(), current_stop(), perf_counter(), callbacks=(ReportScore(report),))
         training = Training.begin(setup, recipe.trainer.checkpoint_every, context)
-        train_phases(training)
-        return float(training.best.score)
+        trained = train_phases(training)
+        if recipe.model.head.kind not in CLASSICAL_HEADS:
+            return training.best.score
+        trained = fit_classical_head(setup, recipe.model.head, trained, phase=len(recipe.phases) + 1, context=context)
+        return float(trained.rows[-1][f"val/{primary_metric_of(setup.samples)}"])
 
 
 def without_test(setup: Setup) -> Setup:
@@ -254,6 +298,9 @@ def _log_trial(study: "optuna.Study", trial: "optuna.trial.FrozenTrial") -> None
 
     values = "  ".join(f"{key}={label(value)}" for key, value in trial.params.items())
     seconds = trial.duration.total_seconds() if trial.duration else 0.0
+    if PROBLEM in trial.user_attrs:
+        LOG.info("trial %d  given up: %s  %s  %.1f s", trial.number + 1, trial.user_attrs[PROBLEM], values, seconds)
+        return
     if trial.state == optuna.trial.TrialState.PRUNED:
         epochs = counted(len(trial.intermediate_values), "epoch")
         LOG.info("trial %d  pruned after %s  %s  %.1f s", trial.number + 1, epochs, values, seconds)
