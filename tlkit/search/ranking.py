@@ -1,6 +1,6 @@
 """Does `tlkit rank` name the backbone that is best after training? Ranks backbones, trains each of them, and compares the two orders.
 
-    python -m tlkit.bench.ranking quickstart resnet10t@random tf_efficientnet_lite0 --out runs/ranking --set data.image_size=64
+    python -m tlkit.search.ranking quickstart resnet10t@random tf_efficientnet_lite0 --out runs/ranking --set data.image_size=64
 
 Prints each backbone's accuracy by its frozen features and of the trained model on the test split, best first, and Spearman's rank
 correlation of the two. What `--out` has already is not run again.
@@ -36,7 +36,7 @@ def _trained(recipe_file: str, candidate: Candidate, out: Path, overrides: Seque
 
 
 def main() -> None:
-    parser = ArgumentParser("python -m tlkit.bench.ranking", description=__doc__.partition("\n")[0])
+    parser = ArgumentParser("python -m tlkit.search.ranking", description=__doc__.partition("\n")[0])
     parser.add_argument("recipe", help="a recipe file, or the name of a bundled recipe")
     parser.add_argument("backbones", nargs="+", help="NAME, NAME@random or NAME@FILE.safetensors, as for `tlkit rank`")
     parser.add_argument("--out", type=Path, required=True, help="folder for the ranking and the runs")
