@@ -69,6 +69,14 @@ def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
     assert str(only_fault(tmp_path)) == f"{tmp_path} is a folder, not a recipe.\n  It holds trial.yaml."
 
 
+@pytest.mark.parametrize("name", ["images.csv", "labels.TSV", "set.npz"])
+def test_data_is_no_recipe_and_the_message_writes_one(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"path\tlabel\n\xff")
+    message = str(only_fault(tmp_path / name))
+    assert message.startswith(f"{tmp_path / name} holds images or labels, and is not a recipe.\n  Write a recipe for them:\n    ")
+    assert message.endswith(f"tlkit init {tmp_path / name}")
+
+
 def test_a_missing_folder_in_place_of_a_recipe_names_the_nearest_folder_and_init(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     fault = str(only_fault(tmp_path / "photo"))

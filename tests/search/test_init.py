@@ -279,6 +279,17 @@ def test_without_a_terminal_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) ->
         assert main(["init", tiny(Path("made")), "--offline"]) == 0
 
 
+def test_unreadable_images_and_those_that_are_there_twice_are_both_noted() -> None:
+    tiny(Path("made"))
+    Path("made/cat/torn.jpg").write_bytes(b"\xff\xd8")
+    Path("made/dog/again.png").write_bytes(Path("made/dog/0.png").read_bytes())
+    assert main(["init", "made", "--yes", "--offline"]) == 0
+    text = Path("recipe.yaml").read_text()
+    assert "on_bad: skip" in text
+    assert "1 image of those that were tried can't be read, cat/torn.jpg for one" in text
+    assert "1 image is there twice, byte by byte" in text
+
+
 def test_a_table_with_other_usual_names_of_columns_is_read_by_them() -> None:
     rows = [(f"{number}.png", ("cat", "dog")[number % 2]) for number in range(8)]
     data = written(Path("made"), ("filename", "class"), rows)

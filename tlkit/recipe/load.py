@@ -24,6 +24,7 @@ from tlkit.terminal import tlkit_command
 MAX_BYTES = 200_000
 MAX_OVERRIDES = 200
 """Ten times what fits on a screen; each takes a millisecond."""
+DATA_SUFFIXES = (".csv", ".tsv", ".parquet", ".npz", ".tar")
 
 PLAIN = re.compile(r"[./~]*[A-Za-z][A-Za-z0-9._/-]*")
 """Text that YAML takes for text without quotes."""
@@ -62,6 +63,9 @@ def find_recipe(path: str | PathLike[str]) -> Path:
     Raises RecipeError, with the nearest recipe, if there is neither.
     """
     path = expanded(path)
+    if path.is_file() and path.suffix.lower() in DATA_SUFFIXES:
+        fix = f"Write a recipe for them:\n    {tlkit_command('init', str(path))}"
+        raise RecipeError([Fault(str(path), "holds images or labels, and is not a recipe.", fix)])
     if path.is_file():
         return path
     ours = sorted(shipped("recipes").glob("*.yaml"))
@@ -97,8 +101,7 @@ def _recipe_for(folder: Path) -> str:
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", folder.resolve().name).strip("-._")[:100] or "photos"
     words = [text if PLAIN.fullmatch(text) else json.dumps(text, ensure_ascii=False) for text in (name, str(folder))]
     command = tlkit_command("finetune", "quickstart", f"name={words[0]}", f"data={{source: {{folder: {words[1]}}}}}")
-    init = tlkit_command("init", str(folder))
-    first = f"If it holds a folder of images for each class, write a recipe for them:\n    {init}"
+    first = f"If it holds a folder of images for each class, write a recipe for them:\n    {tlkit_command('init', str(folder))}"
     return f"{first}\n  Or train on them by the recipe `quickstart`:\n    {command}"
 
 

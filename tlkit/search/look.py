@@ -1,7 +1,7 @@
 """What `tlkit init` sees of a source before it writes a recipe for it. Headers of many images are read, and few images are decoded."""
 
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -42,7 +42,7 @@ class Facts:
 
     short_side: the median, in pixels. long: share of images with one side more than twice the other.
     channels: 1 where all images that were decoded are grey, 3 for colours, else as many as they have.
-    duplicates: images whose bytes another one has too; None where there are too many to compare.
+    duplicates: images whose bytes another one has too; None where there are too many to compare, or one can't be opened.
     """
 
     source: Mapping[str, Any]
@@ -96,7 +96,7 @@ def look_at(source: Mapping[str, Any], *, root: str = "data") -> Facts:
         long=sum(max(size) > LONG * min(size) for size in sizes) / len(sizes),
         is_square=all(width == height for width, height in sizes),
         channels=channels,
-        duplicates=_duplicates(samples) if len(samples.samples) <= MOST_HASHED and not unreadable else None,
+        duplicates=_duplicates(samples) if len(samples.samples) <= MOST_HASHED else None,
         unreadable=tuple(unreadable),
         groups=None if any(sample.group for sample in pool) else find_groups(samples),
         warnings=samples.warnings,
@@ -205,8 +205,10 @@ def _decoded(samples: Sequence[Sample]) -> tuple[int, list[str]]:
     return (1 if grey and len(unreadable) < len(samples) else channels), unreadable
 
 
-def _duplicates(samples: Samples) -> int:
-    by_hash: dict[str, int] = defaultdict(int)
-    for found in hash_images(samples).values():
-        by_hash[found] += 1
-    return sum(number - 1 for number in by_hash.values())
+def _duplicates(samples: Samples) -> int | None:
+    """Return how many images are there already; None if a file can't be opened."""
+    try:
+        hashes = hash_images(samples).values()
+    except DataError:
+        return None
+    return len(hashes) - len(set(hashes))
