@@ -106,7 +106,9 @@ def test_uneven_classes_are_reported_of_the_images_that_were_measured(curves_fil
     for images, said in (([60, 10], True), ([12, 10], False)):
         labels = torch.arange(2).repeat_interleave(torch.tensor(images))
         val = {"primary_metric": "balanced_accuracy", **measure(torch.eye(2)[labels], labels, ["a", "b"])}
-        assert ("classes differ more than five-fold here" in page(curves_file, {"val": val})) == said
+        html = page(curves_file, {"val": val})
+        assert ("classes differ more than five-fold here" in html) == said
+        assert re.search(r"accuracy on training images was 0\.\d+, and on validation images 1\.00:", html)  # what the gap is between
 
 
 def test_curves_of_seeds_are_a_line_each() -> None:

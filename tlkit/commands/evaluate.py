@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from tlkit.commands.arguments import override_arguments
 from tlkit.commands.log import show_log
 from tlkit.files import expanded
+from tlkit.report.templates import percent
 from tlkit.system import keep_freed_memory
 from tlkit.terminal import counted, padded, print_text, takes_unicode, width_of
 
@@ -168,10 +169,10 @@ def _set_lines(found: "Calibrated") -> Iterator[str]:
     if (sets := found.trust.conformal) is None:
         return
     yield f"sets: every class whose probability is at least {1 - sets.quantile:.4f}"
-    yield f"  promised: the set holds the image's own class for {sets.coverage:.1%} of images, by {sets.pictures} of validation"
+    yield f"  promised: the set holds the image's own class for {100 * sets.coverage:g}% of images, by {sets.pictures} of validation"
     if test := found.measured.get("conformal"):
-        of = counted(test["pictures"], "image")
-        yield f"  test: it does for {test['coverage']:.1%} of {of}; a set has {test['mean_size']:.2f} classes on average"
+        of, share = counted(test["pictures"], "image"), percent(test["coverage"], test["pictures"])
+        yield f"  test: it does for {share}% of {of}; a set has {test['mean_size']:.2f} classes on average"
 
 
 def drift_arguments(parser: ArgumentParser) -> None:

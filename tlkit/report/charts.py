@@ -105,7 +105,7 @@ def _metric(rows: Rows, phase_names: Sequence[str], metric: str, *, best: int | 
             axis.plot(epochs, training, "o--", ms=3.5, lw=1.4, color=TRAINING, label="training")
         axis.plot(epochs, validation, "o-", ms=3.5, lw=1.6, color=VALIDATION, label="validation")
         if best is not None:
-            axis.plot([best + 1], [validation[best]], "o", ms=9, mfc="none", mew=1.4, color=VALIDATION)
+            axis.plot([best + 1], [validation[best]], "o", ms=9, mfc="none", mew=1.4, color=VALIDATION, clip_on=False)
         if best is not None and training and metric == "accuracy" and abs(training[best] - validation[best]) > 0.005:
             low, high = sorted((training[best], validation[best]))
             axis.annotate("", (best + 1, low), (best + 1, high), arrowprops={"arrowstyle": "<->", "color": INK, "lw": 0.8, "shrinkA": 3})
@@ -155,7 +155,7 @@ def _rates(rows: Rows, phase_names: Sequence[str]) -> Markup:
             axis.set_yscale("log", nonpositive="mask")
         else:
             axis.set_ylim(0, 1.1 * max(positive))
-            axis.ticklabel_format(style="sci", axis="y", scilimits=(-2, 3))
+            axis.yaxis.set_major_formatter("{x:.2g}")  # matplotlib would write a common factor where the phase's name is
         axis.plot(range(1, len(rows) + 1), rates, "s-", ms=3.5, lw=1.4, color=VALIDATION)
         _mark_phases(axis, rows, phase_names)
 
