@@ -79,6 +79,13 @@ def test_recipes_are_compared_key_by_key(runs: Path, capsys: pytest.CaptureFixtu
     assert "Holm" in out
 
 
+def test_what_tune_would_vary_is_no_difference_between_runs(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = Path("b/recipe.yaml")
+    recipe.write_text(recipe.read_text() + "search: {'phases[0].lr': {log: [1e-5, 1e-1]}}\n")
+    assert main(["compare", "a", "b"]) == 0
+    assert "the recipes are the same" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("column", "value", "message"),
     [

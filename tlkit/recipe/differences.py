@@ -8,8 +8,11 @@ if TYPE_CHECKING:
 
 
 def recipe_differences(recipes: "list[Recipe]") -> dict[str, list[Any]]:
-    """Return each key whose value is not the same in all recipes, and its value in each; None where a recipe doesn't have it."""
-    flat = [dict(flat_values("", recipe.model_dump(mode="json", by_alias=True))) for recipe in recipes]
+    """Return each key whose value is not the same in all recipes, and its value in each; None where a recipe doesn't have it.
+
+    `search:`, which no run uses, is left out.
+    """
+    flat = [dict(flat_values("", recipe.model_dump(mode="json", by_alias=True, exclude={"search"}))) for recipe in recipes]
     keys = dict.fromkeys(key for values in flat for key in values)
     found = {key: [values.get(key) for values in flat] for key in keys}
     return {key: values for key, values in found.items() if any(value != values[0] for value in values)}
