@@ -213,6 +213,18 @@ def test_a_name_that_is_longer_than_a_file_can_have_exits_2(capsys: pytest.Captu
     assert "a can't be read or written: File name too long.\n  Use a shorter name." in capsys.readouterr().err
 
 
+def test_a_file_where_a_folder_is_needed_exits_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "taken").touch()
+    for make, error in ((Path.mkdir, "File exists"), (lambda file: (file / "a").mkdir(), "Not a directory")):
+        with pytest.raises(OSError, match=error) as raised:
+            make(tmp_path / "taken")
+        raising(raised.value, monkeypatch)
+        assert cli.main(["models"]) == 2
+        assert f"can't be read or written: {error}.\n  Choose another name" in capsys.readouterr().err
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_exits_2_without_a_traceback() -> None:
     with open("/dev/full", "w") as full:

@@ -75,6 +75,13 @@ OTHER_NAMES = {
     "recipes cat": "recipes show",
 }
 """Name of a command in other tools -> its name here."""
+_IN_THE_WAY = "Choose another name, or move what is there."
+PATH_FIXES = {
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "Change its permissions, or use another place."),
+    **dict.fromkeys((errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ELOOP), _IN_THE_WAY),
+    errno.ENAMETOOLONG: "Use a shorter name.",
+}
+"""Error of the system about a path -> what the user can do: where no command has found it before."""
 WIDEST_HELP = 110
 NARROW = 60
 """Columns below which the help of an option stands under its name."""
@@ -228,8 +235,8 @@ def _exit_status(error: BaseException) -> tuple[int, str]:
     if isinstance(error, OSError) and is_disk_full(error):
         _discard_output()
         return 2, f"The disk is full: {error.filename or 'no space left to write to'}.\n  Free some space, or write elsewhere with --out."
-    if isinstance(error, OSError) and error.filename and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG):
-        fix = "Use a shorter name." if error.errno == errno.ENAMETOOLONG else "Change its permissions, or use another place."
+    if isinstance(error, OSError) and error.filename and error.errno in PATH_FIXES:
+        fix = PATH_FIXES[error.errno]
         return 2, f"{error.filename} can't be read or written: {error.strerror}.\n  {fix}"
     lines = str(error).strip().splitlines()
     what = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, JpegImagePlugin
 
-from tlkit.data.decode import MAX_PIXELS, decode, decoded_size, header, range_of_16bit
+from tlkit.data.decode import MAX_PIXELS, decode, decoded_size, header, image_size, range_of_16bit
 from tlkit.data.quality.value_range import range_warning
 from tlkit.errors import DataError
 from tlkit.recipe.fields.data import Data
@@ -344,6 +344,8 @@ def test_links_pipes_and_files_without_permission_are_refused_and_never_waited_f
     for name, reason in (("gone", "a link to nowhere.png, where there is no file"), ("self", "symbolic links"), ("pipe", "a pipe")):
         with pytest.raises(DataError, match=reason):
             decode(tmp_path / f"{name}.png")
+        assert range_of_16bit(tmp_path / f"{name}.png") is None
+        assert image_size(tmp_path / f"{name}.png") == (0, 0)
 
 
 def test_a_file_that_may_not_be_read_says_so() -> None:

@@ -203,6 +203,8 @@ def test_drift_needs_images(trained: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="there is no image in this folder"):
         drift(trained, tmp_path / "empty")
+    with pytest.raises(DataError, match=r"nowhere does not exist.\n  Expected a folder of images."):
+        drift(trained, tmp_path / "nowhere")
     draw(tmp_path / "few", 90, 3, seed=0)
     with pytest.raises(DataError, match=r"few has 3 readable images, and a comparison needs 10 at least\.\n  Add images to the folder\."):
         drift(trained, tmp_path / "few")

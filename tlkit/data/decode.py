@@ -99,9 +99,7 @@ def decode_pixels(
             if not isinstance(given, Image.Image):
                 return _from_numbers(given, channels, max_pixels, range_16bit)
             return _from_pillow(_drafted(given, needed, max_pixels), channels, max_pixels, background, range_16bit)
-        mode = image.stat().st_mode
-        if not S_ISREG(mode):  # Opening a pipe would wait for ever.
-            raise DataError(_A_FOLDER if S_ISDIR(mode) else "this is a device, a pipe or a socket, not a file.\n  Remove it.")
+        _check_is_file(image)
         if image.suffix.lower() == ".npy":
             return _from_npy(image, channels, max_pixels, range_16bit)
         # By a file, not its name: with a name Pillow 13 maps some files, and gives turned grey TIFFs with their rows mixed up.
@@ -111,6 +109,13 @@ def decode_pixels(
         raise DataError(f"{image}: {error}") from error
     except (*_DAMAGED, Image.DecompressionBombError) as error:
         raise DataError(f"{image}: {_reason(image, error, max_pixels)}") from error
+
+
+def _check_is_file(image: Path) -> None:
+    """Raise DataError for a folder, and for a pipe, which would make whoever opens it wait for ever."""
+    mode = image.stat().st_mode
+    if not S_ISREG(mode):
+        raise DataError(_A_FOLDER if S_ISDIR(mode) else "this is a device, a pipe or a socket, not a file.\n  Remove it.")
 
 
 def as_array(pixels: Pixels) -> NDArray[np.uint8]:
@@ -171,6 +176,7 @@ def image_size(image: ImageSource) -> tuple[int, int]:
     """Return width and height as the header has them, before the EXIF orientation; (0, 0) where it can't be read."""
     try:
         if isinstance(image, Path):
+            _check_is_file(image)
             if image.suffix.lower() == ".npy":
                 height, width = np.lib.format.open_memmap(image, mode="r").shape[:2]
                 return width, height
@@ -186,6 +192,7 @@ def range_of_16bit(image: ImageSource, max_pixels: int = MAX_PIXELS) -> tuple[in
     """Return the least and the largest value of a 16-bit image; None for any other, and for one that can't be read."""
     try:
         if isinstance(image, Path):
+            _check_is_file(image)
             if image.suffix.lower() == ".npy":
                 return _range(np.lib.format.open_memmap(image, mode="r"))
             with image.open("rb") as file, Image.open(file, formats=image_formats()) as opened:

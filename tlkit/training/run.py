@@ -194,7 +194,8 @@ def report_left_out(samples: Samples, data: Data, run: Path) -> None:
         write_skipped(samples, run / "skipped.csv")
         total = len(samples.samples) + len(samples.skipped)
         if samples.skipped:
-            LOG.warning("%d of %d images can't be read and are left out: %s", len(samples.skipped), total, run / "skipped.csv")
+            are = "is" if len(samples.skipped) == 1 else "are"
+            LOG.warning("%d of %d images can't be read and %s left out: %s", len(samples.skipped), total, are, run / "skipped.csv")
         else:
             LOG.info("all images can be read: none is left out")
     if warning := range_warning([sample.image for sample in samples.of("train")], data):

@@ -54,6 +54,8 @@ def drift(run: Path, folder: Path, *, overrides: Sequence[str] = ()) -> dict[str
 
     Raises DataError if one of the two has fewer than FEWEST images, RunError if this is no finished run.
     """
+    if not folder.is_dir():
+        raise DataError(f"{folder} {'is no folder' if folder.exists() else 'does not exist'}.\n  Expected a folder of images.")
     check_paths([str(folder)])
     opened = open_split(run, "val", overrides=overrides)
     known = _see_known(opened)

@@ -160,7 +160,7 @@ def _class_findings(layout: Layout, scan: FolderScan) -> Iterator[Finding]:
     yield from odd_class_findings([name for name in classes if is_printable(name)], lambda name: f"{place}{name}/")
     quoted = [name for name in classes if is_printable(name) and not all(sign.isalnum() or sign in "-_." for sign in name)]
     if quoted:
-        more = f", as are {len(quoted) - 1} more with spaces or signs" if len(quoted) > 1 else ""
+        more = f" (and {len(quoted) - 1} more with spaces or signs)" if len(quoted) > 1 else ""
         yield Finding(
             "note", f"{place}{quoted[0]}/", f"the name of the class is taken as it is{more}", "On the command line it needs quotes."
         )
@@ -182,7 +182,7 @@ def _left_aside(scan: FolderScan) -> Iterator[Finding]:
     kinds |= {f"no image ({ending})": set(names) for ending, names in scan.others.items()}
     for kind, names in sorted(kinds.items()):
         if names:
-            yield Finding("note", min(names), f"{kind}: not read{f', nor are {len(names) - 1} more like it' if len(names) > 1 else ''}")
+            yield Finding("note", min(names), f"{kind}: not read{f' (and {len(names) - 1} more like it)' if len(names) > 1 else ''}")
 
 
 def _inode(folder: Path) -> tuple[int, int]:

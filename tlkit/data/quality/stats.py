@@ -183,8 +183,8 @@ def hints(facts: Mapping[str, Any]) -> list[str]:
         )
     found += [facts["range_16bit"]] if facts.get("range_16bit") else []
     if facts["unreadable"]["count"]:
-        name, why = next(iter(facts["unreadable"]["first"].items()))
+        why = next(iter(facts["unreadable"]["first"].values()))  # begins with its path
         count = facts["unreadable"]["count"]
         number = counted(count, "image can't be read, and is", "images can't be read, and are")
-        found.append(f"{number} counted by class alone. The first is {name}: {why}")
+        found.append(f"{number} counted by class alone. The first: {why}")
     return found
