@@ -87,7 +87,11 @@ def test_a_study_goes_on_where_it_ended(workplace: Path) -> None:
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [("optimizer.weight_decay=0.1", "was begun with another recipe"), ("search={seed: {int: [0, 3]}}", "was begun with other ranges")],
+    [
+        ("optimizer.weight_decay=0.1", "was begun with another recipe: optimizer.weight_decay = 0.05.\n"),
+        ("early_stopping={patience: 2}", "was begun with another recipe: no early_stopping.patience, no early_stopping.min_delta.\n"),
+        ("search={seed: {int: [0, 3]}}", "was begun with other ranges: augment.choice = [[], [HorizontalFlip]]"),
+    ],
 )
 def test_a_study_of_something_else_is_refused(workplace: Path, capsys: pytest.CaptureFixture[str], change: str, message: str) -> None:
     assert main([*TUNE, change]) == 2

@@ -19,6 +19,7 @@ from tlkit.data.splits.holdout import hash_images
 from tlkit.errors import Fault, RecipeError, RunError, TlkitError, TrainingError
 from tlkit.evaluation.primary_metric import primary_metric_of
 from tlkit.files import write_atomically, write_csv
+from tlkit.recipe.differences import flat_values
 from tlkit.recipe.edit import edited_recipe
 from tlkit.recipe.explain import format_value
 from tlkit.recipe.fields.model import CLASSICAL_HEADS
@@ -26,6 +27,7 @@ from tlkit.recipe.fields.search import Range
 from tlkit.recipe.load import load_recipe, recipe_yaml
 from tlkit.recipe.schema import Recipe
 from tlkit.recipe.search_space import search_faults, with_values
+from tlkit.recipe.yaml12 import read_yaml
 from tlkit.system import cache_folder
 from tlkit.terminal import counted
 from tlkit.training.batch_size.find import with_batch_size
@@ -227,10 +229,20 @@ def _check_same_study(study: "optuna.Study", space: Space, base: Recipe, setup: 
         if theirs is None:
             study.set_user_attr(what, value)
         elif theirs != value:
-            what = {"recipe": "another recipe", "search": "other ranges", "images": "other images or splits"}[what]
             raise RunError(
-                f"The study '{study.study_name}' was begun with {what}.\n  Choose another --out, another name, or go back to what it had."
+                f"The study '{study.study_name}' was begun with {_begun_with(what, theirs, value)}.\n"
+                "  Choose another --out, another name, or go back to what it had."
             )
+
+
+def _begun_with(what: str, theirs: str, mine: str) -> str:
+    """Return in words what a study was begun with. theirs, mine: a recipe or ranges as YAML, or a hash of the images."""
+    if what == "images":
+        return "other images or splits"
+    before, now = (dict(flat_values("", read_yaml(text, str).value)) for text in (theirs, mine))
+    changed = [key for key in dict.fromkeys([*before, *now]) if before.get(key) != now.get(key)]
+    values = ", ".join(f"{key} = {format_value(before[key])}" if key in before else f"no {key}" for key in changed[:3])
+    return f"{'another recipe' if what == 'recipe' else 'other ranges'}: {values}{' and others' if len(changed) > 3 else ''}"
 
 
 def _sampler(how: Search, space: Space, seed: int) -> "optuna.samplers.BaseSampler":
