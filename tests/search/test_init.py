@@ -261,15 +261,27 @@ def test_groups_are_used_where_the_user_says_so(monkeypatch: pytest.MonkeyPatch)
     assert {sample.group for sample in samples} == {f"patient_{number:02}" for number in range(12)}
 
 
-def test_five_questions_are_the_most_and_a_number_that_is_none_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_five_questions_are_the_most_and_what_is_no_answer_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     for patient in range(24):
         for number in range(3):
             image(Path("made") / ("rare" if patient < 3 else "common") / f"patient_{patient:02}_img{number}.png", 16, 16)
-    asked = answered(monkeypatch, "y", "n", "n", "soon", "7", "n")
+    asked = answered(monkeypatch, "y", "perhaps", "n", "No", "soon", "7", "n")
     assert main(["init", "made"]) == 0
-    assert len(dict.fromkeys(asked)) == 5
+    assert [asked.count(question) for question in dict.fromkeys(asked)] == [1, 2, 1, 2, 1]
     recipe = load_recipe("recipe.yaml")
     assert (recipe.imbalance, recipe.data.source.model_dump()["csv"]) == ("none", "recipe.csv")
+
+
+def test_ctrl_d_takes_what_is_proposed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ended(question: str) -> str:
+        raise EOFError
+
+    data = groups_in_names(Path("made"))
+    answered(monkeypatch)
+    monkeypatch.setattr("builtins.input", ended)
+    monkeypatch.setattr("tlkit.search.init.hub_is_reachable", lambda: False)
+    assert main(["init", data]) == 0
+    assert load_recipe("recipe.yaml").data.source.model_dump()["folder"] == "made"
 
 
 def test_without_a_terminal_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,17 +119,29 @@ def _ask(facts: "Facts", arguments: Namespace) -> tuple["Answers", float, bool]:
 
 
 def _yes(question: str, default: bool) -> bool:
-    answer = input(f"{question} [{'Y/n' if default else 'y/N'}] ").strip().lower()
-    return default if not answer else answer.startswith("y")
+    while True:
+        answer = _answer(f"{question} [{'Y/n' if default else 'y/N'}] ").lower()
+        if answer in ("", "y", "yes", "n", "no"):
+            return answer[0] == "y" if answer else default
+        print_text(f"'{answer}' is not y or n")
 
 
 def _number(question: str, default: float) -> float:
     while True:
-        answer = input(f"{question} [{default:.0f}] ").strip()
+        answer = _answer(f"{question} [{default:.0f}] ")
         try:
             return _minutes(answer) if answer else default
         except ArgumentTypeError as error:
             print_text(str(error))
+
+
+def _answer(question: str) -> str:
+    """Return what the user writes; for Ctrl-D nothing, which takes what is proposed."""
+    try:
+        return input(question).strip()
+    except EOFError:
+        print_text("")
+        return ""
 
 
 def _minutes(text: str) -> float:
