@@ -59,6 +59,18 @@ def test_an_error_names_the_file_that_was_to_be_written_and_not_the_unfinished_o
         assert raised.value.filename == str(tmp_path / "file" / "report.html")
 
 
+@pytest.mark.parametrize("name", ["x" * 251 + ".jpg", "🦊" * 62 + ".jpg"])
+def test_a_name_as_long_as_a_file_can_have_is_written(tmp_path: Path, name: str) -> None:
+    write_atomically(tmp_path / name, b"x")
+    with atomic_folder(tmp_path / name[1:]):
+        pass
+    assert {path.name for path in tmp_path.iterdir()} == {name, name[1:]}
+    for writing in (atomic_file, atomic_folder):
+        with pytest.raises(OSError, match="too long") as raised, writing(tmp_path / f"{name}{name}"):
+            pass
+        assert raised.value.filename == str(tmp_path / f"{name}{name}")
+
+
 def test_a_table_keeps_the_bytes_of_names_that_are_not_utf8(tmp_path: Path) -> None:
     write_csv(tmp_path / "t.csv", ("id", "n"), [{"id": os.fsdecode(b"a\xff,b"), "n": 1}])
     assert (tmp_path / "t.csv").read_bytes() == b'id,n\n"a\xff,b",1\n'

@@ -19,6 +19,9 @@ from typing import Any
 UNFINISHED = ".writing"
 """Ending of a file or folder that a process is writing, or was writing when it was killed. Its name begins with a dot."""
 
+NAME_LETTERS = 50
+"""Letters of its own name in that: with up to four bytes each, it has no more than the 255 bytes that a name can have."""
+
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 """Source: Linux's fcntl.h and fs.h; described in renameat2(2)."""
 
@@ -45,7 +48,8 @@ def atomic_file(file: Path, *, durable: bool = True) -> Iterator[Path]:
         writing.chmod(mode)
         if durable:
             _flush(writing)
-        os.replace(writing, file)
+        with naming(file):
+            os.replace(writing, file)
         if durable:
             _flush(file.parent)
     finally:  # POSIX leaves it there too where both are names of the same content
@@ -75,7 +79,8 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         yield writing
         for path in [*writing.rglob("*"), writing]:
             _flush(path)
-        _take_the_place(writing, folder)
+        with naming(folder):
+            _take_the_place(writing, folder)
         _flush(folder.parent)
     finally:
         shutil.rmtree(writing, ignore_errors=True)
@@ -103,7 +108,7 @@ def write_csv(file: Path, columns: Sequence[str], rows: Iterable[Mapping[str, ob
 
 def remove_unfinished(folder: Path, name: str = "*") -> None:
     """Remove what killed processes have left in and below a folder. name: of the files that they were writing, `*` for all."""
-    for path in list(folder.rglob(f".{name}.*{UNFINISHED}")):
+    for path in list(folder.rglob(f".{name[:NAME_LETTERS]}.*{UNFINISHED}")):
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 
 
@@ -135,7 +140,7 @@ def _unfinished(path: Path) -> Path:
     """Return a name that is unique to this writer: processes of several machines may write the same file at once, with equal process
     ids.
     """
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}{UNFINISHED}")
+    return path.with_name(f".{path.name[:NAME_LETTERS]}.{secrets.token_hex(4)}{UNFINISHED}")
 
 
 def _take_the_place(new: Path, folder: Path) -> None:

@@ -92,7 +92,9 @@ def test_the_speed_is_measured_again_on_request_alone(
     file.write_text(json.dumps({**kept, "row": slow}))
     command = ["rank", "recipe.yaml", "--backbones", "lenet5@random", "--out", "ranked", "--offline"]
     assert main(command) == 0
-    assert "images/s measured 2020-01-01 00:00 on this machine; again with --time-again" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "\n* no other one is as accurate and faster, or as fast and more accurate\n" in printed
+    assert "images/s measured 2020-01-01 00:00 on this machine; again with --time-again" in printed
     assert main([*command, "--time-again"]) == 0
     (row,) = rows(workplace)
     assert float(row["images_per_s"]) > 1

@@ -61,20 +61,18 @@ def rank(arguments: Namespace) -> int:
 
 
 def _print_ranked(rows: "list[Ranked]") -> None:
-    """Print a table, the best first; * marks the Pareto front of accuracy and images per second."""
+    """Print a table of those that were measured, the best first; * marks the Pareto front of accuracy and images per second."""
     from rich.table import Table
 
     from tlkit.terminal import output_console, print_fitting
 
     columns = ("", "backbone", "accuracy", "95 % interval", "images/s", "kNN", "LogME", "M params", "MB")
-    tables = []
+    measured, tables = [row for row in rows if row.accuracy is not None], []
     for shown in (len(columns), 5):
         table = Table(box=None, header_style="bold", pad_edge=False)
         for column in columns[:shown]:
             table.add_column(column, justify="left" if column in ("", "backbone") else "right", no_wrap=True)
-        for row in rows:
-            if row.accuracy is None:
-                continue
+        for row in measured:
             cells = (
                 "*" if row.pareto else "",
                 row.backbone,
@@ -88,7 +86,9 @@ def _print_ranked(rows: "list[Ranked]") -> None:
             )
             table.add_row(*cells[:shown])
         tables.append(table)
-    print_fitting(output_console(), tables)
+    if measured:
+        print_fitting(output_console(), tables)
+        print_text("* no other one is as accurate and faster, or as fast and more accurate")
     if times := sorted({row.timed for row in rows if row.timed}):
         print_text(f"images/s measured {' to '.join(dict.fromkeys((times[0], times[-1])))} on this machine; again with --time-again")
     if missing := [row.backbone for row in rows if row.accuracy is None]:
