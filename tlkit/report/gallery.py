@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 
 from tlkit.data.quality.audit import Audit
-from tlkit.data.quality.near_duplicates import Decode
+from tlkit.data.quality.near_duplicates import Decode, at_reduced_scale
 from tlkit.data.samples import ImageSource
 from tlkit.errors import DataError
 from tlkit.files import write_atomically
@@ -65,7 +65,7 @@ def write_gallery(file: Path, name: str, audit: Audit, decoded: Decode) -> None:
 def thumbnail(image: ImageSource, decoded: Decode) -> str:
     """Return a data URL; empty for an image that can't be read. Tiny images are enlarged so that their pixels show."""
     try:
-        pixels = decoded(image)
+        pixels = decoded(at_reduced_scale(image))
     except DataError:
         return ""
     # Of other channels than one or three, the first is shown.

@@ -62,7 +62,7 @@ def dct_of(samples: Sequence[Sample], decoded: Decode = decode, on_image: Callab
 def _thumbnail(sample: Sample, decoded: Decode) -> NDArray[np.float32] | None:
     """Return the brightness, [32, 32] in 0..255; None for an image that can't be read, which other checks report."""
     try:
-        image = decoded(_shrunk(sample.image))
+        image = decoded(at_reduced_scale(sample.image))
     except DataError:
         return None
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) if image.shape[2] == 3 else image.mean(2)  # of other channels than three the mean
@@ -70,7 +70,7 @@ def _thumbnail(sample: Sample, decoded: Decode) -> NDArray[np.float32] | None:
     return np.asarray(cv2.resize(grey.astype(np.float32), (SIDE_PX, SIDE_PX), interpolation=way), np.float32)
 
 
-def _shrunk(image: ImageSource) -> ImageSource:
+def at_reduced_scale(image: ImageSource) -> ImageSource:
     """Open a JPEG to be decoded at a half, a quarter or an eighth of its size: many times faster, and enough for a thumbnail."""
     if not isinstance(image, Path) or image.suffix.lower() not in (".jpg", ".jpeg"):
         return image
