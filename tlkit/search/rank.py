@@ -323,10 +323,8 @@ def draw_rank(rows: Sequence[Ranked], file: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
-    from matplotlib.patheffects import withStroke
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    halo = [withStroke(linewidth=2.5, foreground="white")]  # so that a name is legible over a line or a point
     front = []
     figure, axis = plt.subplots(figsize=(8, 5), layout="constrained")
     for row in rows:
@@ -335,9 +333,10 @@ def draw_rank(rows: Sequence[Ranked], file: Path) -> None:
         color, place = "#0b5cad" if row.pareto else "#8a8a8a", (row.images_per_s, row.accuracy)
         axis.plot([row.images_per_s] * 2, [row.low, row.high], color=color, lw=1.5)
         axis.plot(*place, "o", ms=6, color=color)
-        axis.annotate(row.backbone, place, (6, 4), textcoords="offset points", fontsize=8.5, path_effects=halo)
+        axis.annotate(row.backbone, place, (6, 4), textcoords="offset points", fontsize=8.5)
         front += [place] if row.pareto else []
-    axis.plot(*zip(*sorted(front), strict=True), "-", color="#0b5cad", lw=1, alpha=0.6)
+    if front:
+        axis.plot(*zip(*sorted(front), strict=True), "-", color="#0b5cad", lw=1, alpha=0.6)
     axis.set_xscale("log")
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.xaxis.set_major_formatter("{x:g}")
