@@ -57,6 +57,24 @@ def test_output_may_be_closed(utf8: str) -> None:
     assert (done.returncode, done.stderr) == (0, b"")
 
 
+def in_shell(script: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run Python with the words, as `"$@"` of a shell script. The checkout is on its path."""
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    return subprocess.run(["sh", "-c", script, "sh", sys.executable, *words], env=environment, capture_output=True, text=True)
+
+
+def test_input_may_be_closed() -> None:
+    code = "import sys; from tlkit import cli; cli.main = lambda: len(sys.stdin.read()); cli.run()"
+    done = in_shell('"$@" <&-', "-c", code)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_folder_that_is_gone_is_named(tmp_path: Path) -> None:
+    done = in_shell(f'mkdir {tmp_path}/gone; cd {tmp_path}/gone; rmdir {tmp_path}/gone; "$@"', "-m", "tlkit", "check", "quickstart")
+    assert done.returncode == 2
+    assert done.stderr == "The folder that the command is run in is not there any more.\n  Change to another one: cd ~\n"
+
+
 def test_help_lists_every_command_and_two_examples(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--help"]) == 0
     printed = capsys.readouterr().out

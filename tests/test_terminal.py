@@ -18,7 +18,7 @@ from rich.text import Text
 from tlkit import __version__, terminal
 from tlkit.cli import COMMANDS, main
 from tlkit.recipe.load import load_recipe
-from tlkit.terminal import escape, print_line, print_panel, tlkit_command, wrap
+from tlkit.terminal import escape, print_line, print_panel, printable, tlkit_command, wrap
 
 CLASSES = ("日本", "café", "smile😀")
 RECIPE = """
@@ -166,6 +166,10 @@ def test_tables_are_straight_where_names_are_escaped(here: Path) -> None:
     column = header.index("what is wrong")
     assert rows
     assert all(row[column - 2 : column] == "  " and row[column] != " " for row in rows)
+
+
+def test_a_files_name_cannot_colour_the_terminal() -> None:
+    assert printable("a\x1b[31m\x9b2J\r.jpg\n") == "a\\x1b[31m\\x9b2J\\r.jpg\n"
 
 
 def test_a_panel_is_straight_where_names_are_escaped() -> None:

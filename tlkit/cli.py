@@ -121,9 +121,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run() -> None:
     """Run the console script."""
-    for stream in ("stdout", "stderr"):
+    for stream, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, stream) is None:  # closed: tlkit check RECIPE >&-
-            setattr(sys, stream, Path(os.devnull).open("w"))  # noqa: SIM115  # until the process ends
+            setattr(sys, stream, Path(os.devnull).open(mode))  # noqa: SIM115  # until the process ends
     start_again_in_utf8()
     if completion.ASKED in os.environ:
         completion.answer_shell(COMMANDS)
@@ -154,6 +154,10 @@ def _dispatch(words: list[str]) -> int:
         print(f"tlkit {__version__}")
         return 0
     name, rest = _command(words, group)
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise TlkitError("The folder that the command is run in is not there any more.\n  Change to another one: cd ~") from error
     purpose, add_arguments, command = COMMANDS[name]
     description = f"{purpose[0].upper()}{purpose[1:]}."
     parser = ArgumentParser(f"tlkit {name}", description=description, allow_abbrev=False, formatter_class=_Help)

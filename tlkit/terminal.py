@@ -20,6 +20,8 @@ ESCAPE = "tlkit.escape"
 """The name of the error handler below."""
 LABEL = re.compile(r" *\S+(?: \S+)* {2,}")
 """What a line begins with whose text stands in a column of its own."""
+CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
+"""All but the line feed."""
 COMMAND_INDENT = 4
 """A line of a message that begins with so many blanks is a command, and stays whole; one with a label is a row of a list."""
 WIDTH_IN_FILES = 1000
@@ -91,8 +93,12 @@ def padded(text: str, columns: int) -> str:
 
 
 def printable(text: str) -> str:
-    """Return the text as stdout writes it: rich measures the cells of a table and a panel before what is in them is escaped."""
+    """Return the text as stdout writes it: rich measures the cells of a table and a panel before what is in them is escaped.
+
+    Control characters are escaped too: a file's name could otherwise colour or clear the terminal.
+    """
     encoding = sys.stdout.encoding or "ascii"
+    text = CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
     return text if can_print(text) else text.encode(encoding, ESCAPE).decode(encoding)
 
 

@@ -23,7 +23,7 @@ from tlkit.deploy.predict.prediction import NOT_FINITE, Prediction
 from tlkit.deploy.predict.predictor import Predictor, open_predictor
 from tlkit.deploy.predict.stream import batches, predictions
 from tlkit.errors import DataError
-from tlkit.terminal import counted, takes_unicode
+from tlkit.terminal import counted, printable, takes_unicode
 
 Format = Literal["table", "json", "csv", "jsonl"]
 # Files that can't be read are named up to this many; each has a row that says why.
@@ -77,7 +77,7 @@ def predict_command(model: Path, options: PredictOptions) -> int:
     """Write predictions to stdout or a file; unreadable files are listed on stderr and make the exit code 2."""
     how = _format_of(options)
     for folder in check_paths(options.paths):
-        print(f"{_printable(folder)}: there is no image in this folder; the others are predicted.", file=sys.stderr)
+        print(f"{printable(folder)}: there is no image in this folder; the others are predicted.", file=sys.stderr)
     predictor = open_predictor(model)
     if options.features and options.out:
         tally = _write_features(predictor, options, options.out)
@@ -112,7 +112,7 @@ class Tally:
         if not self.images + self.earlier:
             raise DataError("No image was named on standard input.\n  Expected a file name on each line; with -0, a NUL after each.")
         for error in self._first:
-            print(_printable(error), file=sys.stderr)
+            print(printable(error), file=sys.stderr)
         if self.unreadable > len(self._first) > 0:
             print(f"... and {self.unreadable - len(self._first)} more.", file=sys.stderr)
         number = self.images + self.earlier
@@ -123,7 +123,7 @@ class Tally:
             others = "; the others were predicted" if self.unreadable < number else ""
             print(f"{self.unreadable} of {number} files could not be read or predicted{others}.", file=sys.stderr)
         if text := str(self.unused):
-            print(_printable(text), file=sys.stderr)
+            print(printable(text), file=sys.stderr)
         return 2 if self.unreadable else 0
 
 
@@ -229,7 +229,3 @@ def _write_features(predictor: Predictor, options: PredictOptions, file: Path) -
                 tally.add(len(batch.names), [*batch.errors.values(), *(f"{name}: {NOT_FINITE}" for name in names[~finite])])
                 advance(len(batch.names))
     return tally
-
-
-def _printable(text: str) -> str:
-    return text.encode(errors="replace").decode()
