@@ -432,12 +432,12 @@ def test_a_run_of_two_processes_takes_as_long_as_the_second_needs_to_begin_besid
 def test_the_time_of_results_is_that_of_every_image_that_is_answered_and_drawn(
     counts: tuple[int, int, int], unknown: UnknownScoreName, is_cached: bool, answered: int, thumbnails: int, heat_maps: int
 ) -> None:
-    """By hand: images of training, validation and test; 2 s to decode one, 1 s to classify it, and all are compared."""
+    """By hand: images of training, validation and test; 2 s to decode one, 1 s to classify it, and 0.25 s to check each."""
     splits = [split for split, count in zip(("train", "val", "test"), counts, strict=True) for _ in range(count)]
     samples = Samples(("a",), tuple(Sample(str(i), Path("x.png"), (0,), split) for i, split in enumerate(splits)))
     timing = Timing(once=3.0 if is_cached else 0.0, first=2.0, later=0.5, step=3.0, validate=1.0, is_cached=is_cached)
-    found = planning.seconds_of_results([timing], samples, unknown=unknown, slowness=2.0)
-    assert found == pytest.approx(2 * (RESULTS_S + thumbnails * IMAGE_S) + 2 * len(splits) + 3 * (answered + heat_maps * HEAT_MAP))
+    found = planning.seconds_of_results([timing], samples, check=0.25, unknown=unknown, slowness=2.0)
+    assert found == pytest.approx(2 * (RESULTS_S + thumbnails * IMAGE_S) + 0.25 * len(splits) + 3 * (answered + heat_maps * HEAT_MAP))
 
 
 def test_a_phase_whose_frozen_part_is_cached_is_timed_so(there: Path) -> None:

@@ -23,7 +23,18 @@ from tlkit.models.image_sizes import border_warning
 from tlkit.models.weights.sources import Weights
 from tlkit.planning.probe import Memory, MemoryProbe
 from tlkit.planning.stages import StageRow, stage_rows
-from tlkit.planning.timing import HEAT_MAP, IMAGE_S, IMPORT_S, IMPORTS_S, RESULTS_S, SolvedTiming, Timing, time_phase, time_solved
+from tlkit.planning.timing import (
+    HEAT_MAP,
+    IMAGE_S,
+    IMPORT_S,
+    IMPORTS_S,
+    RESULTS_S,
+    SolvedTiming,
+    Timing,
+    time_check,
+    time_phase,
+    time_solved,
+)
 from tlkit.planning.trial import Trial, try_phase
 from tlkit.recipe.fields.phases import Phase, SolvedPhase
 from tlkit.recipe.fields.trust import UnknownScoreName
@@ -162,6 +173,8 @@ def _make_plan(recipe: Recipe, folder: Path, import_s: float) -> Plan:
     processes = import_s + started if devices > 1 and phases else 0.0
     once = processes + (slowness * IMPORTS_S if phases or solved else 0.0)
     timings: list[Timing | SolvedTiming] = [*(phase.timing for phase in phases if phase.timing), *solved.values()]
+    check = time_check(trial) if timings else 0.0
+    results = seconds_of_results(timings, shown, check=check, unknown=recipe.unknown, slowness=slowness)
     return Plan(
         recipe=recipe,
         samples=samples,
@@ -177,7 +190,7 @@ def _make_plan(recipe: Recipe, folder: Path, import_s: float) -> Plan:
         device_memory=_device_memory(here.type),
         steps=steps_an_epoch(recipe, len(samples.of("train")), devices) if samples else None,
         phases=tuple(with_seconds(phases, recipe, shown, trained, sharing=1 if here.type == "cpu" else devices)),
-        seconds_around=started + once + seconds_of_results(timings, shown, unknown=recipe.unknown, slowness=slowness),
+        seconds_around=started + once + results,
         seconds_once=once,
         solved=seconds_of_solved(solved, phases, shown, trained),
         solved_again=sum(timing.seconds(shown, is_new=False) for timing in solved.values()),
@@ -216,17 +229,22 @@ def seconds_of_solved(
     return {number: timing.seconds(samples, is_new=number == first) for number, timing in solved.items()}
 
 
-def seconds_of_results(timings: Sequence[Timing | SolvedTiming], samples: Samples, *, unknown: UnknownScoreName, slowness: float) -> float:
-    """Return the seconds to compare the splits before the phases, and to measure and report after them. slowness: see `make_plan`."""
+def seconds_of_results(
+    timings: Sequence[Timing | SolvedTiming], samples: Samples, *, check: float, unknown: UnknownScoreName, slowness: float
+) -> float:
+    """Return the seconds to check the images before the phases, and to measure and report after them.
+
+    check: seconds an image, see `time_check`. slowness: see `make_plan`.
+    """
     if not timings:
         return 0.0
     test, val = len(samples.of("test")), len(samples.of("val"))
     answered = test
     if not timings[-1].is_cached:
         answered += val + (len(training_sample(samples, seed=0).samples) if unknown == "knn" and val >= FEWEST_IMAGES else 0)
-    decode, measure = max(timing.first for timing in timings), max(timing.measure for timing in timings)
+    measure = max(timing.measure for timing in timings)
     shown, mapped = (min(most, test or val) for most in (MOST_IMAGES, LISTED + LOOKED_AT))
-    return slowness * (RESULTS_S + IMAGE_S * shown) + decode * len(samples.samples) + measure * (answered + HEAT_MAP * mapped)
+    return slowness * (RESULTS_S + IMAGE_S * shown) + check * len(samples.samples) + measure * (answered + HEAT_MAP * mapped)
 
 
 def batches_an_epoch(recipe: Recipe, images: int, devices: int) -> int:

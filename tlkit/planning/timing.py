@@ -16,9 +16,10 @@ from torch.nn.functional import one_hot
 
 from tlkit.data.datamodule import ImageDataModule
 from tlkit.data.dataset import worker_count
+from tlkit.data.decode import decoded_size
 from tlkit.data.progress import progress_console
 from tlkit.data.samples import Sample, Samples
-from tlkit.errors import CacheUnavailable
+from tlkit.errors import CacheUnavailable, DataError
 from tlkit.models.classifier import Classifier
 from tlkit.models.heads import last_linear
 from tlkit.models.split import Suffix
@@ -45,6 +46,7 @@ WARM_UP = 4
 EPOCHS = 2
 """The first one warms up and decodes, the last one is what most of a run is like."""
 MOST_BATCHES = 3
+CHECKED = 8
 EVALUATIONS = 480
 """Evaluations of the loss that L-BFGS needs: with 1,500 images of ten classes 457 along the path of weight decays, and 526 for a weak one
 alone; with 270 images, where each costs little, 133 and 65."""
@@ -114,6 +116,16 @@ class SolvedTiming:
     def seconds(self, samples: Samples, *, is_new: bool) -> float:
         """Return the seconds of the whole phase. is_new: whether no earlier phase has computed the features."""
         return self.solve + (self.once * (len(samples.of("train")) + len(samples.of("val"))) if is_new else 0.0)
+
+
+def time_check(trial: Trial) -> float:
+    """Return the seconds to check that an image can be read, and as long once more to compare it with other splits."""
+    few, data = _spread(trial.samples.samples, CHECKED), trial.recipe.data
+    began = time.perf_counter()
+    for sample in few:
+        with suppress(DataError):
+            decoded_size(sample.image, data.channels, max_pixels=data.max_pixels, background=data.background, range_16bit=data.range_16bit)
+    return 2 * (time.perf_counter() - began) / len(few)
 
 
 def time_phase(trial: Trial, spec: PhaseSpec, seconds_per_image: float) -> Timing:
