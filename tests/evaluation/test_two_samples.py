@@ -39,3 +39,10 @@ def test_the_share_test_agrees_with_scipys_chi_square_where_counts_are_large() -
     first, second = draws.integers(0, 3, 400), draws.choice(3, 400, p=[0.38, 0.31, 0.31])
     table = np.stack([np.bincount(first, minlength=3), np.bincount(second, minlength=3)])
     assert share_test(first, second, 4) == pytest.approx(chi2_contingency(table).pvalue, abs=0.05)
+
+
+@pytest.mark.parametrize(("known", "new"), [(16, 78), (50, 333), (97, 203)])
+def test_what_is_the_same_of_every_image_never_differs(known: int, new: int) -> None:
+    """By floating-point sums, 1 / N added N times is not 1, and the order of the permutations decided the p-value."""
+    assert share_test(np.zeros(known, np.int64), np.zeros(new, np.int64), 3) == 1
+    assert feature_test(np.full((known, 2), 0.6), np.full((new, 2), 0.6)) == 1

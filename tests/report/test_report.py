@@ -197,8 +197,8 @@ def test_what_fine_tuning_bought_is_told_only_of_runs_with_a_frozen_probe(curves
 def test_what_fine_tuning_bought_is_said_in_the_primary_metric(curves_file: Path) -> None:
     best = {"phase": 2, "epoch": 1, "train_accuracy": 0.9, "fitted_by": "", "train_conditions": []}
     metric, figures = "balanced_accuracy", {"pictures": 2000, "accuracy": 0.95, "per_class": {}}
-    # As wide as of 100 images: 1.96 * sqrt(0.8 * 0.2 / 100) is 0.0784. Wilson's of 80 and 60 in 100: 0.7112 to 0.8666, 0.5020 to 0.6906.
-    val = {"primary_metric": metric, metric: 0.8, "intervals": {metric: [0.7216, 0.8784], "macro": {"f1": [0.5, 0.6]}}, **figures}
+    # Wilson's intervals of 80 and 60 in 100 are 0.7112 to 0.8666 and 0.5020 to 0.6906.
+    val = {"primary_metric": metric, metric: 0.8, "intervals": {metric: [0.7112, 0.8666], "macro": {"f1": [0.5, 0.6]}}, **figures}
     rows = [{**ROW, f"val/{metric}": 0.6}, {**ROW, "phase": 2, f"val/{metric}": 0.8}]
     metrics = {"val": val, "best": best, "audit": AUDIT, "pictures": {"train": 1800}}
     made = RunPage("made up", metrics, {}, "", phases=[{"name": "head"}, {"name": "all"}], rows=rows)
@@ -208,8 +208,11 @@ def test_what_fine_tuning_bought_is_said_in_the_primary_metric(curves_file: Path
         == f"Fine-tuning took balanced accuracy from 60 % with a frozen backbone to 80 % on 2,000 validation images {change}"
     )
     assert gain_note(replace(made, rows=[ROW, {**ROW, "phase": 2}])) == ""  # of an earlier version, which had no column for it
+    # All right on what counts as 100 images: Wilson's is 100 / (100 + 1.96 ** 2) = 0.9630 to 1.
+    perfect = {**val, metric: 1.0, "intervals": {metric: [0.9630, 1.0], "macro": {"f1": [0.9, 1]}}}
+    assert gain_note(replace(made, metrics={**metrics, "val": perfect})).endswith("(+40 points, 95 % interval +30 to +50)")
     average = {**val, "primary_metric": "mean_average_precision", "mean_average_precision": 0.8, "exact_match": 0.5}
-    average["intervals"] = {"mean_average_precision": [0.7216, 0.8784], "macro": {"f1": [0.5, 0.6]}}
+    average["intervals"] = {"mean_average_precision": [0.7112, 0.8666], "macro": {"f1": [0.5, 0.6]}}
     rows = [{**row, "val/mean_average_precision": row[f"val/{metric}"]} for row in rows]
     several = replace(made, metrics={**metrics, "val": average}, rows=rows)
     assert gain_note(several).startswith(

@@ -173,6 +173,7 @@ def test_a_search_whose_trials_were_all_given_up_says_why(workplace: Path, capsy
     error = capsys.readouterr().err
     assert "None of 2 trials could be finished, the last one because: The loss became nan in batch" in error
     assert error.endswith("  Narrow the ranges of search:, and choose another --out.\n")
+    assert "not_finite.csv" not in error  # which was in the folder of the trial, and is gone with it
 
 
 @pytest.mark.parametrize(("kind", "search"), [("knn", "neighbours: {int: [1, 3]}"), ("svm", "c: {choice: [0.001, 0.1]}")])

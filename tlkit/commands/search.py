@@ -171,9 +171,11 @@ def _compared_lines(compared: "Compared") -> Iterator[str]:
         yield f"{padded(name, width)}  {value:.3f}"
     yield f"\nagainst {names[0]}"
     for one in compared.comparisons:
-        interval = f"{100 * one.low:+.1f} to {100 * one.high:+.1f} points"
+        interval = "no interval: each resample has the same difference"
+        if one.interval:
+            interval = f"95 % interval {100 * one.low:+.1f} to {100 * one.high:+.1f} points"
         points, changed = f"{100 * one.difference:+.1f} points", f"{one.gained} gained, {one.lost} lost"
-        yield f"{padded(str(one.run), width)}  {points}, 95 % interval {interval}; {changed}"
+        yield f"{padded(str(one.run), width)}  {points}, {interval}; {changed}"
         yield f"{'':<{width}}  {one.verdict}"
     several = ", corrected for several runs (Holm)" if len(names) > 2 else ""
     yield f"\np by {compared.test}{several}; interval by a paired bootstrap over the {compared.split} images."

@@ -228,9 +228,12 @@ def gain_note(page: RunPage) -> str:
 
 
 def _images_behind(share: float, interval: Sequence[float]) -> int:
-    """Return of how many images a share of them would have an interval as wide: a mean over classes of different sizes has more spread."""
-    half = max((interval[1] - interval[0]) / 2, 1e-6)
-    return max(1, round(share * (1 - share) * (Z / half) ** 2))
+    """Return of how many images a share has this interval by Wilson's formula: a mean over classes of different sizes has more spread.
+
+    The bounds are the roots of (1 + Z^2/n) x^2 - (2 share + Z^2/n) x + share^2, whose product is share^2 / (1 + Z^2/n).
+    """
+    share, low, high = (share, *interval) if share >= 0.5 else (1 - share, 1 - interval[1], 1 - interval[0])
+    return max(1, round(Z**2 / max(share**2 / (low * high) - 1, 1e-6)))
 
 
 def _weakest(measured: Mapping[str, Any]) -> str:

@@ -54,6 +54,11 @@ class Comparison:
     p: float
 
     @property
+    def interval(self) -> list[float] | None:
+        """None where each resample has the same difference, as where the runs agree: a bootstrap then doesn't say how sure it is."""
+        return [self.low, self.high] if self.high - self.low > 1e-12 else None
+
+    @property
     def verdict(self) -> str:
         p = f"p={self.p:.2g}" if self.p >= 0.001 else "p<0.001"
         if self.p >= SIGNIFICANT:
@@ -83,7 +88,7 @@ class Compared:
                 "run": str(one.run),
                 "n": one.n,
                 "difference": one.difference,
-                "interval": [one.low, one.high],
+                "interval": one.interval,
                 "p": one.p,
                 "gained": one.gained,
                 "lost": one.lost,

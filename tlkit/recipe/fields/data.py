@@ -87,9 +87,11 @@ class Data(Strict):
 
     @model_validator(mode="after")
     def _folds_validate(self) -> Self:
-        if self.folds is not None and self.validation != Data.model_fields["validation"].default:
+        default = Data.model_fields["validation"].default
+        if self.folds is not None and self.validation != default:
             problem = f"= {self.validation} does nothing: with folds = {self.folds}, each fold validates in turn."
-            raise rule_broken("validation", "folds", problem, "Remove one of the two.")
+            fix = f"Remove one of the two; data.validation={default}, the default, counts as removed."
+            raise rule_broken("validation", "folds", problem, fix)
         return self
 
     @model_validator(mode="after")

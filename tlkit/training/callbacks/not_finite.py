@@ -96,8 +96,8 @@ class NotFinite(Callback):
         self._write(trainer, batch, float(self._first_loss), self._images(trainer, batch))
         stepped = trainer.current_epoch > 0 or batch >= trainer.accumulate_grad_batches
         raise TrainingError(
-            f"The loss became {float(self._first_loss)} in batch {batch + 1} of epoch {trainer.current_epoch + 1}, phase {self._phase}. "
-            f"Its images are in {self._file}.\n"
+            f"The loss became {float(self._first_loss)} in batch {batch + 1} of epoch {trainer.current_epoch + 1}, phase {self._phase}.\n"
+            f"  Its images are in {self._file}.\n"
             f"  {_likely_cause(trainer, pl_module, stepped=stepped)}\n"
             "  trainer.on_nan=skip continues without such batches."
         )
