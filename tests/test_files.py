@@ -1,5 +1,6 @@
 """What is written appears whole or not at all, follows the umask, and its size is reported in the unit that people would use."""
 
+import json
 import multiprocessing
 import os
 import subprocess
@@ -74,6 +75,13 @@ def test_a_name_as_long_as_a_file_can_have_is_written(tmp_path: Path, name: str)
 def test_a_table_keeps_the_bytes_of_names_that_are_not_utf8(tmp_path: Path) -> None:
     write_csv(tmp_path / "t.csv", ("id", "n"), [{"id": os.fsdecode(b"a\xff,b"), "n": 1}])
     assert (tmp_path / "t.csv").read_bytes() == b'id,n\n"a\xff,b",1\n'
+
+
+def test_json_with_the_name_of_a_file_that_is_not_utf_8_can_be_read(tmp_path: Path) -> None:
+    names = {"id": os.fsdecode(b"a\xff.png"), "other": "\u00e9\\"}
+    write_json(tmp_path / "t.json", names)
+    assert json.loads((tmp_path / "t.json").read_text(encoding="utf-8")) == names
+    assert "\u00e9" in (tmp_path / "t.json").read_text(encoding="utf-8")
 
 
 def test_files_and_folders_follow_the_umask_whatever_writes_them(tmp_path: Path) -> None:

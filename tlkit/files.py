@@ -93,8 +93,12 @@ def write_atomically(file: Path, content: bytes | memoryview | str, *, durable: 
 
 
 def write_json(file: Path, values: Mapping[str, Any], *, durable: bool = True) -> None:
-    """Write JSON that people can read, whole or not at all. Raises ValueError for NaN and infinity, which JSON doesn't have."""
-    write_atomically(file, json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n", durable=durable)
+    """Write JSON that people can read, whole or not at all; bytes of file names that are not UTF-8 as escapes, such as \\udcff.
+
+    Raises ValueError for NaN and infinity, which JSON doesn't have.
+    """
+    text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_atomically(file, text.encode("utf-8", "backslashreplace"), durable=durable)
 
 
 def write_csv(file: Path, columns: Sequence[str], rows: Iterable[Mapping[str, object]], *, durable: bool = True) -> None:
