@@ -67,7 +67,7 @@ def test_a_difference_within_noise_is_called_that(runs: Path, capsys: pytest.Cap
     assert "not distinguishable at n=12 (p=1)" in out
     assert "a  +0.0 points, no interval: each resample has the same difference; 0 gained, 0 lost" in out
     assert main(["compare", "a", "a", "--format", "json"]) == 0
-    assert json.loads(capsys.readouterr().out)["interval"] is None
+    assert json.loads(capsys.readouterr().out)["interval"] == [0, 0]
 
 
 def test_recipes_are_compared_key_by_key(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

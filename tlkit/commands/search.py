@@ -172,7 +172,7 @@ def _compared_lines(compared: "Compared") -> Iterator[str]:
     yield f"\nagainst {names[0]}"
     for one in compared.comparisons:
         interval = "no interval: each resample has the same difference"
-        if one.interval:
+        if one.has_width:
             interval = f"95 % interval {100 * one.low:+.1f} to {100 * one.high:+.1f} points"
         points, changed = f"{100 * one.difference:+.1f} points", f"{one.gained} gained, {one.lost} lost"
         yield f"{padded(str(one.run), width)}  {points}, {interval}; {changed}"

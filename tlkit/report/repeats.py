@@ -95,7 +95,7 @@ def measured_runs(run: Path, summary: Mapping[str, Any]) -> list[Path]:
 
 def _of_mean(split: str, found: Mapping[str, Any], runs: Sequence[RepeatRun]) -> float:
     """Return how many images a mean over runs carries the digits of. found: mean, min, max and, of seeds, the interval of the mean."""
-    if "interval" in found:
+    if "interval" in found and found["min"] < found["max"]:
         return images_like(found["interval"])
     numbers = [run.metrics[split]["pictures"] for run in runs]
     # Each fold validates on images of its own, all are tested on the same.

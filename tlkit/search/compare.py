@@ -54,9 +54,9 @@ class Comparison:
     p: float
 
     @property
-    def interval(self) -> list[float] | None:
-        """None where each resample has the same difference, as where the runs agree: a bootstrap then doesn't say how sure it is."""
-        return [self.low, self.high] if self.high - self.low > 1e-12 else None
+    def has_width(self) -> bool:
+        """Whether resamples differ. Where the runs agree they don't, and the bootstrap doesn't say how sure the difference is."""
+        return self.high - self.low > 1e-12
 
     @property
     def verdict(self) -> str:
@@ -88,7 +88,7 @@ class Compared:
                 "run": str(one.run),
                 "n": one.n,
                 "difference": one.difference,
-                "interval": one.interval,
+                "interval": [one.low, one.high],
                 "p": one.p,
                 "gained": one.gained,
                 "lost": one.lost,

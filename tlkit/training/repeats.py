@@ -121,8 +121,8 @@ def summarize(each: Sequence[Metrics], kind: Literal["fold", "seed"]) -> dict[st
     """Summarize the metrics of several runs. test and val: means, under the names that a single run's metrics have.
 
     over_folds or over_seeds: split -> figure -> mean, min, max and each run's own, of accuracy and of the primary metric. Over seeds also
-    `interval`, the 95 % interval of the mean over seeds, unless all gave the same, which says nothing of how far others would be apart.
-    Folds have none: they share training images, so that no estimate of their variance is unbiased (Bengio and Grandvalet 2004, https://www.jmlr.org/papers/v5/grandvalet04a.html).
+    `interval`, the 95 % interval of the mean over seeds. Folds have none: they share training images, so that no estimate of their
+    variance is unbiased (Bengio and Grandvalet 2004, https://www.jmlr.org/papers/v5/grandvalet04a.html).
     """
     # Where classes are just about uneven enough, runs may differ in their primary metric: the stricter one is then that of all.
     primary_metric = next((name for name in map(recorded_primary_metric, each) if name != "accuracy"), "accuracy")
@@ -143,11 +143,8 @@ def summarize(each: Sequence[Metrics], kind: Literal["fold", "seed"]) -> dict[st
 
 
 def _spread(values: list[float], kind: Literal["fold", "seed"]) -> dict[str, Any]:
-    low, high = min(values), max(values)
-    over_seeds: dict[str, Any] = {"range": [low, high]} if kind == "seed" else {}
-    if kind == "seed" and low < high:
-        over_seeds["interval"] = mean_interval(values)
-    return {"mean": sum(values) / len(values), "min": low, "max": high, **over_seeds, f"{kind}s": values}
+    interval = {"range": [min(values), max(values)], "interval": mean_interval(values)} if kind == "seed" else {}
+    return {"mean": sum(values) / len(values), "min": min(values), "max": max(values), **interval, f"{kind}s": values}
 
 
 def _spread_label(found: Mapping[str, Any], kind: Literal["fold", "seed"]) -> str:
