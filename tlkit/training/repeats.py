@@ -1,6 +1,5 @@
 """Several runs of one recipe, one for each fold or seed, and the mean and range of what they measured."""
 
-import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from tlkit.data.samples import Samples
 from tlkit.errors import Fault, RecipeError
 from tlkit.evaluation.intervals import mean_interval
 from tlkit.evaluation.primary_metric import named_primary_metric, recorded_primary_metric
+from tlkit.evaluation.run_metrics import read_metrics
 from tlkit.files import write_atomically, write_json
 from tlkit.recipe.load import recipe_yaml
 from tlkit.recipe.schema import Recipe
@@ -85,31 +85,33 @@ def finetune_repeats(recipe: Recipe, repeats: Sequence[Repeat], out: Path | None
     if is_main_process():
         write_atomically(run / RECIPE_FILE, recipe_yaml(recipe))
     folders = make_folders(run, [repeat.folder for repeat in repeats], resume=resume)
+    started, before = began, 0.0
     for repeat, folder in zip(repeats, folders, strict=True):
         if resume and is_finished(folder):
+            before += read_metrics(folder)["seconds"]["total"]
             continue
         if repeat is not repeats[0]:
-            began = time.perf_counter()
+            started = time.perf_counter()
             setup = repeat.prepare()
-        train_and_measure(repeat.recipe, setup, folder, began=began, resume=resume, stop=stop)
+        train_and_measure(repeat.recipe, setup, folder, began=started, resume=resume, stop=stop)
     if is_main_process():
-        summary = _write_summary(run, recipe, repeats)
+        summary = _write_summary(run, recipe, repeats, seconds=before + time.perf_counter() - began)
         if is_command_line():
             print_repeats(run, repeats, summary, samples)
     return run
 
 
-def _write_summary(run: Path, recipe: Recipe, repeats: Sequence[Repeat]) -> Metrics:
-    """Write the metrics and the report of several runs, and return the metrics."""
+def _write_summary(run: Path, recipe: Recipe, repeats: Sequence[Repeat], *, seconds: float) -> Metrics:
+    """Write the metrics and the report of several runs, and return the metrics. seconds: of all, with those of a run that was resumed."""
     kind = repeats[0].kind
-    each = [json.loads((run / repeat.folder / "metrics.json").read_text(encoding="utf-8")) for repeat in repeats]
+    each = [read_metrics(run / repeat.folder) for repeat in repeats]
     summary = summarize(each, kind)
     summary["seconds"] = {f"{kind} {repeat.number}": metrics["seconds"]["total"] for repeat, metrics in zip(repeats, each, strict=True)}
-    summary["seconds"]["total"] = round(sum(summary["seconds"].values()), 3)
+    summary["seconds"]["total"] = round(seconds, 3)
     write_json(run / "metrics.json", summary)
     write_repeats_report(run, recipe)
     with log_to_file(run / "log.txt"):
-        LOG.info("%d %ss done in %.0f s", len(repeats), kind, summary["seconds"]["total"])
+        LOG.info("%d %ss done in %.0f s", len(repeats), kind, seconds)
         for split, figures in summary[f"over_{kind}s"].items():
             for figure, found in figures.items():
                 words = (split, figure.replace("_", " "), found["mean"], found["min"], found["max"])
