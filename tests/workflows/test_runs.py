@@ -21,14 +21,14 @@ BEFORE = Path(__file__).parents[1] / "fixtures" / "before_layout"
 
 
 def copy_of_run(to: Path, *, test: float, when: int, lr: float = 0.003) -> None:
-    """Make a finished run. when: seconds since 1970."""
+    """Make a finished run. when: it began, in seconds since 1970."""
     shutil.copytree(BEFORE / "run", to)
     metrics, card = (json.loads((to / name).read_text()) for name in ("metrics.json", "model/tlkit.json"))
     metrics["test"]["accuracy"] = test
     card["recipe"]["phases"][0]["lr"] = lr
     write_json(to / "metrics.json", metrics)
     write_json(to / "model/tlkit.json", card)
-    os.utime(to / "metrics.json", (when, when))
+    os.utime(to / "recipe.yaml", (when, when))
 
 
 @pytest.fixture
@@ -101,6 +101,12 @@ def test_the_best_and_the_quickest_come_first(folder: Path, capsys: pytest.Captu
     assert [row["name"] for row in listed(capsys, "--sort", sort)] == names
     rows = listed(capsys, "runs/old", "--sort", "when")
     assert [row["name"] for row in rows] == ["010", "002", "001"]
+
+
+def test_a_run_that_is_calibrated_again_stays_the_oldest(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = listed(capsys, "runs/old", "--sort", "when")
+    os.utime("runs/old/001/metrics.json", (9_000_000, 9_000_000))
+    assert listed(capsys, "runs/old", "--sort", "when") == before
 
 
 def test_the_table_has_what_fits(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,7 +25,7 @@ SECTION_KEY = re.compile(r"(\w+\.)?\w+")
 
 @dataclass(frozen=True)
 class RunRow:
-    """A run folder. name: from the folder that was looked through. when: its last write, local time to the minute.
+    """A run folder. name: from the folder that was looked through. when: it began, local time to the minute.
 
     val, test: the primary metric; a mean where `repeats` says `5 seeds` or `3 folds`. low, high: the 95 % interval of test, over
     seeds that of the mean. n: test images. changes: of the recipe, against the oldest run of its name. note: what is wrong with the run.
@@ -96,7 +96,8 @@ def _read(run: Path, folder: Path) -> tuple[RunRow, Mapping[str, Any]]:
     inner = sorted((path for path in run.iterdir() if INNER.fullmatch(path.name)), key=lambda path: int(path.name.partition("_")[2]))
     file = run / "metrics.json"
     finished = file.is_file()
-    when = datetime.fromtimestamp((file if finished else run / "recipe.yaml").stat().st_mtime).isoformat(" ", "minutes")
+    # Not that of metrics.json: `tlkit calibrate` writes it again.
+    when = datetime.fromtimestamp((run / "recipe.yaml").stat().st_mtime).isoformat(" ", "minutes")
     try:
         recipe = _recipe(next(iter(inner), run))
         about: dict[str, Any] = {"backbone": str(recipe["model"]["backbone"]), "phases": _phases(recipe["phases"])} if recipe else {}
