@@ -37,8 +37,8 @@ def table_of_ways(out: Path, ways: Sequence[str], seeds: int, overrides: Sequenc
         folder = out / way.replace(" ", "_").replace(",", "")
         run_recipe(load_recipe("quickstart", [*overrides, *WAYS[way]]), out=folder, resume=True, seeds=seeds)
         found = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["over_seeds"]["test"]["accuracy"]
-        interval, spread = (f"{found[key][0]:.3f} to {found[key][1]:.3f}" if key in found else "" for key in ("interval", "range"))
-        lines.append(f"| {way} | {found['mean']:.3f} | {interval} | {spread} |")
+        (low, high), (least, most) = found["interval"], found["range"]
+        lines.append(f"| {way} | {found['mean']:.3f} | {low:.3f} to {high:.3f} | {least:.3f} to {most:.3f} |")
     return "\n".join(lines)
 
 
