@@ -11,6 +11,7 @@ from tlkit.data.sources.tables.faults import Faults
 from tlkit.errors import did_you_mean
 from tlkit.recipe.fields.source import CsvSource, ParquetSource
 
+TableSource = CsvSource | ParquetSource
 PEEKED_ROWS = 200
 """Number of rows that decide whether columns contain 0 and 1."""
 USUAL = {
@@ -46,9 +47,7 @@ class Columns:
     group: int | None = None
 
 
-def find_columns(
-    keys: CsvSource | ParquetSource, header: Sequence[str], rows: Sequence[Sequence[str]], of: Faults, warnings: list[str]
-) -> Columns:
+def find_columns(keys: TableSource, header: Sequence[str], rows: Sequence[Sequence[str]], of: Faults, warnings: list[str]) -> Columns:
     """Find the columns. rows: the first of the table. of: says where it is. Raises DataError if a column is missing or ambiguous.
 
     warnings: gets a hint where an optional column seems to have another name.
@@ -131,7 +130,7 @@ def joining_sign(labels: Collection[str], signs: str = JOINING) -> str:
     return next((sign for sign, parts in joined if all(part.strip() in known for part in parts)), "")
 
 
-def _class_columns(keys: CsvSource | ParquetSource, header: Sequence[str], rows: Sequence[Sequence[str]]) -> tuple[str, ...]:
+def _class_columns(keys: TableSource, header: Sequence[str], rows: Sequence[Sequence[str]]) -> tuple[str, ...]:
     """Return two or more columns of only 0 and 1, if the table has no label column and none that is named like one."""
     if keys.label in header or keys.label != "label" or _usual(keys, "label", header):
         return ()
@@ -148,7 +147,7 @@ def _has(header: Sequence[str]) -> str:
     return f"it has {', '.join(filter(None, header))}" if any(header) else "the file is empty"
 
 
-def _missing_fix(keys: CsvSource | ParquetSource, column: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def _missing_fix(keys: TableSource, column: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Say what was expected, and which of the existing columns may be meant."""
     key = "path" if column == keys.path else "label"
     usual = _usual(keys, key, header)
@@ -160,7 +159,7 @@ def _missing_fix(keys: CsvSource | ParquetSource, column: str, header: Sequence[
     return f"{expected} {hint}".rstrip()
 
 
-def _usual(keys: CsvSource | ParquetSource, key: str, header: Sequence[str]) -> str:
+def _usual(keys: TableSource, key: str, header: Sequence[str]) -> str:
     """Return the first column that is usually called so, in any spelling: `Image Name`, `imageName`, `image_name`."""
     plain = {_plain(name): name for name in header if name not in (keys.path, keys.label)}
     return next((plain[_plain(word)] for word in (key, *USUAL[key]) if _plain(word) in plain), "")

@@ -6,11 +6,8 @@ import re
 from collections.abc import Iterator
 from io import StringIO
 
-from tlkit.data.samples import Samples
-from tlkit.data.sources.kind import LocalFiles, ReadOptions, SourceCheck, SourceKind
-from tlkit.data.sources.tables.table import Cells, Table, open_table, table_files, table_images, table_samples
+from tlkit.data.sources.tables.table import Cells, Table, table_kind
 from tlkit.errors import DataError
-from tlkit.recipe.fields.source import CsvSource
 
 DELIMITERS = ",;\t"
 _EXCEL = re.compile(r'"?sep=(.)"?\s*$', re.IGNORECASE)
@@ -23,28 +20,8 @@ _OTHER_FILES = {
 """What files that aren't text begin with -> what they are, and what to do about it."""
 
 
-def read_csv(source: CsvSource, options: ReadOptions) -> Samples:
-    """Return every image of a table. Cells are separated as the header's are: by comma, semicolon or tab.
-
-    Raises DataError, with every line, for what can't be used.
-    """
-    table = open_table(source)
-    header, cells = _read(table)
-    return table_samples(table, header, cells, options)
-
-
-def check_csv(source: CsvSource, options: ReadOptions) -> SourceCheck:
-    table = open_table(source)
-    header, cells = _read(table)
-    return SourceCheck(table_images(table, header, cells))
-
-
-def csv_files(source: CsvSource, samples: Samples) -> LocalFiles:
-    return table_files(open_table(source), samples)
-
-
 def _read(table: Table) -> tuple[list[str], Iterator[Cells]]:
-    """Return the header, and the rows below it that aren't empty."""
+    """Return the header, and the rows below it that aren't empty. Cells are separated as the header's are: by comma, semicolon or tab."""
     lines = list(StringIO(_text(table), newline=""))
     start = next((i for i, line in enumerate(lines) if line.strip(" ,;\t\r\n")), len(lines))
     delimiter = ""
@@ -112,4 +89,4 @@ def _text(table: Table) -> str:
         raise DataError(f"{table.file}:{line}: is not UTF-8 text.\n  Save the table as UTF-8 (in a spreadsheet: CSV UTF-8).") from error
 
 
-KIND = SourceKind(read_csv, local_files=csv_files, check=check_csv)
+KIND = table_kind(_read)

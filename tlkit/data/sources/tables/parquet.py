@@ -3,35 +3,16 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from tlkit.data.samples import Samples
-from tlkit.data.sources.kind import LocalFiles, ReadOptions, SourceCheck, SourceKind
-from tlkit.data.sources.tables.table import Cells, Table, open_table, table_files, table_images, table_samples
+from tlkit.data.sources.tables.columns import TableSource
+from tlkit.data.sources.tables.table import Cells, Table, table_kind
 from tlkit.errors import DataError, MissingExtraError
-from tlkit.recipe.fields.source import ParquetSource
 
 _BETWEEN = "\x1f"
 """Between the labels of a list: a sign that no label has, so that each stays as it is."""
 
 
-def read_parquet(source: ParquetSource, options: ReadOptions) -> Samples:
-    """Return every image of a table. Raises DataError, with every row (counted from 1), for what can't be used."""
-    table = open_table(source)
-    header, cells = _read(table, source)
-    return table_samples(table, header, cells, options)
-
-
-def check_parquet(source: ParquetSource, options: ReadOptions) -> SourceCheck:
-    table = open_table(source)
-    header, cells = _read(table, source)
-    return SourceCheck(table_images(table, header, cells))
-
-
-def parquet_files(source: ParquetSource, samples: Samples) -> LocalFiles:
-    return table_files(open_table(source), samples)
-
-
-def _read(table: Table, source: ParquetSource) -> tuple[list[str], Iterator[Cells]]:
-    """Return the names of all columns, and the rows; cells of columns that aren't needed are empty and not read."""
+def _read(table: Table) -> tuple[list[str], Iterator[Cells]]:
+    """Return the names of all columns, and the rows, counted from 1; cells of columns that aren't needed are empty and not read."""
     try:
         import pyarrow.parquet
     except ImportError as error:
@@ -41,12 +22,12 @@ def _read(table: Table, source: ParquetSource) -> tuple[list[str], Iterator[Cell
     except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
         raise _unreadable(table, error) from error
     header = list(schema.names)
-    columns = [name for name in dict.fromkeys(header) if name in _wanted(table, source, schema)]
-    _check(table, source, schema)
+    columns = [name for name in dict.fromkeys(header) if name in _wanted(table.keys, schema)]
+    _check(table, schema)
     return header, _rows(table, header, columns)
 
 
-def _wanted(table: Table, source: ParquetSource, schema: Any) -> set[str]:
+def _wanted(source: TableSource, schema: Any) -> set[str]:
     """Return the columns that may be needed: the named ones, and without a label column all that may contain 0 and 1."""
     import pyarrow.types as types
 
@@ -80,10 +61,11 @@ def _unreadable(table: Table, error: Exception) -> DataError:
     return DataError(f"{table.file}: is no parquet file that can be read, or is damaged ({problem}).\n  Write it again.")
 
 
-def _check(table: Table, source: ParquetSource, schema: Any) -> None:
+def _check(table: Table, schema: Any) -> None:
     """Check that columns hold what can be text: strings, numbers, or for labels lists of them."""
     import pyarrow.types as types
 
+    source = table.keys
     if source.path not in schema.names and any(types.is_struct(kind) or types.is_binary(kind) for kind in schema.types):
         raise DataError(
             f"{table.file}: holds the images themselves, and no column {source.path}.\n"
@@ -111,4 +93,4 @@ def _text(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-KIND = SourceKind(read_parquet, local_files=parquet_files, check=check_parquet)
+KIND = table_kind(_read)

@@ -2,17 +2,18 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 
 from tlkit.data.samples import LABEL_SEPARATOR, SPLIT_WORDS, ImageSource, Sample, Samples, composed, is_printable
-from tlkit.data.sources.kind import LocalFiles, ReadOptions, below, image_files
+from tlkit.data.sources.kind import LocalFiles, ReadOptions, SourceCheck, SourceKind, below, image_files
 from tlkit.data.sources.tables.columns import (
     PEEKED_ROWS,
     SURE_SIGNS,
     Columns,
+    TableSource,
     cell_labels,
     find_columns,
     joined_example,
@@ -23,7 +24,7 @@ from tlkit.data.sources.tables.faults import Faults
 from tlkit.data.sources.tables.files import TableFiles
 from tlkit.errors import DataError, did_you_mean, expected_one_of
 from tlkit.files import expanded
-from tlkit.recipe.fields.source import CsvSource, ParquetSource
+from tlkit.recipe.fields.source import CsvSource
 from tlkit.recipe.schema import Task
 
 Cells = tuple[int, Sequence[str]]
@@ -47,7 +48,7 @@ class Table:
 
     file: Path
     root: Path
-    keys: CsvSource | ParquetSource
+    keys: TableSource
     faults: Faults
     warnings: list[str] = field(default_factory=list)
     joined_by: str = ""
@@ -57,7 +58,21 @@ class Table:
         return self.joined_by or self.keys.separator or LABEL_SEPARATOR
 
 
-def open_table(keys: CsvSource | ParquetSource) -> Table:
+def table_kind(read: Callable[[Table], tuple[list[str], Iterator[Cells]]]) -> SourceKind[TableSource]:
+    """Return what a kind of table does. read: returns the header and the rows."""
+
+    def samples(keys: TableSource, options: ReadOptions) -> Samples:
+        table = open_table(keys)
+        return table_samples(table, *read(table), options)
+
+    def check(keys: TableSource, options: ReadOptions) -> SourceCheck:
+        table = open_table(keys)
+        return SourceCheck(table_images(table, *read(table)))
+
+    return SourceKind(samples, local_files=lambda keys, samples: table_files(open_table(keys), samples), check=check)
+
+
+def open_table(keys: TableSource) -> Table:
     """Raise DataError if there is no such file, or no such root."""
     kind, name = ("csv", keys.csv) if isinstance(keys, CsvSource) else ("parquet", keys.parquet)
     key, path = f"data.source.{kind}", expanded(name)
