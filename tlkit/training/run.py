@@ -167,7 +167,7 @@ def write_run_header(recipe: Recipe, setup: Setup, context: RunContext, rows: li
     write_environment(folder, recipe.place_of(""), setup.devices.here)
     log_header(recipe, setup, folder)
     report_left_out(samples, recipe.data, folder)
-    write_manifest(samples, data.hashes, folder / "split.csv")
+    write_manifest(rows, folder / "split.csv")
     audit = check_leaks(setup, recipe.data.leak_check, context.console)
     if not goes_on and data.augmentation is not None and recipe.gradient_phases:
         draw_preview(data.train_dataloader().images, samples.classes, recipe, folder / "augmentations.png")

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from tlkit.data.samples import Sample, Samples
-from tlkit.data.splits.holdout import hash_images, read_manifest, split_samples, write_manifest
+from tlkit.data.splits.holdout import hash_images, manifest_rows, read_manifest, split_samples, write_manifest
 from tlkit.errors import DataError
 
 ABC = ("a", "b", "c")
@@ -97,7 +97,8 @@ def test_the_manifest_comes_back_as_it_was_written(tmp_path: Path) -> None:
     odd = tmp_path / 'odd, "name"\n.png'
     image(1).save(odd)
     samples = Samples(("a", "b"), (Sample("odd\n,", odd, (0,), "train", "g"), Sample("f", lambda: image(3), (1,), "val")))
-    rows = write_manifest(samples, hash_images(samples), tmp_path / "split.csv")
+    rows = manifest_rows(samples, hash_images(samples))
+    write_manifest(rows, tmp_path / "split.csv")
     assert read_manifest(tmp_path / "split.csv") == rows
     assert (tmp_path / "split.csv").read_text().splitlines()[0] == "id,class,split,group,sha256"
     # printf '\3\3\3\3' | sha256sum
@@ -116,5 +117,4 @@ def test_a_foreign_file_is_not_taken_for_a_manifest(tmp_path: Path) -> None:
 def test_an_image_that_vanished_is_named(tmp_path: Path) -> None:
     samples = Samples(("a", "b"), (Sample("x", tmp_path / "x.png", (0,), "train"),))
     with pytest.raises(DataError, match=r"x\.png: the image can't be read"):
-        write_manifest(samples, hash_images(samples), tmp_path / "split.csv")
-    assert list(tmp_path.iterdir()) == []
+        hash_images(samples)

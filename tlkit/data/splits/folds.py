@@ -1,6 +1,5 @@
 """How a recipe divides its images: `data.limit` first, then three splits or, with `data.folds`, three splits for each fold."""
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -8,7 +7,7 @@ import numpy as np
 
 from tlkit.data.samples import Sample, Samples
 from tlkit.data.splits.holdout import shortened, split_samples
-from tlkit.data.splits.stratify import split_by_labels
+from tlkit.data.splits.stratify import split_by_labels, units_of_labels
 from tlkit.data.splits.subset import limit_samples
 from tlkit.errors import DataError
 from tlkit.recipe.fields.data import Data
@@ -79,10 +78,7 @@ def _assign_folds(pool: Sequence[Sample], folds: int, seed: int, *, multilabel: 
 
 
 def _check_enough(pool: Sequence[Sample], classes: Sequence[str], folds: int) -> None:
-    units: dict[int, set[str]] = defaultdict(set)
-    for sample in pool:
-        for label in sample.labels:
-            units[label].add(sample.unit)
+    units = units_of_labels(pool)
     if short := [f"{name} ({len(units[label])})" for label, name in enumerate(classes) if len(units[label]) < folds]:
         what = "groups" if any(sample.group is not None for sample in pool) else "images"
         raise DataError(

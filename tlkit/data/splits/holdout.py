@@ -2,7 +2,7 @@
 
 import csv
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
@@ -14,7 +14,7 @@ import numpy as np
 from tlkit.data.file_facts import FileFacts, file_key
 from tlkit.data.samples import Sample, Samples
 from tlkit.data.sources.classes import odd_classes
-from tlkit.data.splits.stratify import counts_of_share, hold_out, split_by_labels
+from tlkit.data.splits.stratify import counts_of_share, hold_out, split_by_labels, units_of_labels
 from tlkit.errors import ON_BAD_HINT, DataError
 from tlkit.files import sha256_of, write_csv
 
@@ -74,9 +74,7 @@ def _check_all_can_be_learned(samples: Samples, pool: Sequence[Sample]) -> None:
 
 def _check_enough(pool: Sequence[Sample], classes: Sequence[str], wanted: Mapping[str, float]) -> None:
     """Check that each class is large enough. Counts groups if there are groups, since a group can't be in two splits."""
-    units: dict[int, set[str]] = defaultdict(set)
-    for sample in pool:
-        units[sample.label].add(sample.unit)
+    units = units_of_labels(pool)
     need = 1 + len(wanted)
     short = [f"{name} ({len(units[label])})" for label, name in enumerate(classes) if len(units[label]) < need]
     if short:
@@ -157,11 +155,9 @@ def manifest_rows(samples: Samples, hashes: Mapping[str, str]) -> list[dict[str,
     ]
 
 
-def write_manifest(samples: Samples, hashes: Mapping[str, str], path: Path) -> list[dict[str, str]]:
-    """Write split.csv atomically, a row per image with its hash, and return the rows."""
-    rows = manifest_rows(samples, hashes)
+def write_manifest(rows: Iterable[Mapping[str, str]], path: Path) -> None:
+    """Write split.csv whole or not at all. rows: by `manifest_rows`."""
     write_csv(path, COLUMNS, rows)
-    return rows
 
 
 def read_manifest(path: Path) -> list[dict[str, str]]:

@@ -1,7 +1,7 @@
 """Dealing out images so that every split gets its share of each class or, where images have any number of them, of each label."""
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import floor
 
 import numpy as np
@@ -21,9 +21,7 @@ def split_by_labels(samples: Sequence[Sample], shares: Mapping[str, float], draw
 
     Source: iterative stratification, Sechidis et al. 2011, algorithm 1, https://doi.org/10.1007/978-3-642-23808-6_10
     """
-    units: dict[str, list[Sample]] = defaultdict(list)
-    for sample in samples:
-        units[sample.unit].append(sample)
+    units = by_unit(samples)
     labels = {name: Counter(label for sample in members for label in sample.labels or _NO_LABEL) for name, members in units.items()}
     images = Counter[int]()
     for has in labels.values():
@@ -31,9 +29,7 @@ def split_by_labels(samples: Sequence[Sample], shares: Mapping[str, float], draw
     lacks = _wanted(images, Counter(label for has in labels.values() for label in has), shares)
     room = {split: len(samples) * share for split, share in {"train": 1 - sum(shares.values()), **shares}.items()}
 
-    names = sorted(units)
-    left = [names[position] for position in draws.permutation(len(names))]
-    left.sort(key=lambda name: -len(units[name]))  # Large groups first: small ones fill what they leave open. The sort is stable.
+    left = _large_first(units, draws)
     assigned: dict[str, str] = {}
     while left:
         rarest = min((label for label in images if images[label]), key=lambda label: (images[label], label))
@@ -46,6 +42,29 @@ def split_by_labels(samples: Sequence[Sample], shares: Mapping[str, float], draw
                 lacks[split][label] -= number
         left = [name for name in left if name not in assigned]
     return {sample.id: assigned[sample.unit] for sample in samples}
+
+
+def by_unit(samples: Iterable[Sample]) -> dict[str, list[Sample]]:
+    """Return the images of each group, a single image being its own."""
+    units: dict[str, list[Sample]] = defaultdict(list)
+    for sample in samples:
+        units[sample.unit].append(sample)
+    return units
+
+
+def units_of_labels(samples: Iterable[Sample]) -> defaultdict[int, set[str]]:
+    """Return the groups, or single images, that each label is in; empty for a label of none."""
+    units = defaultdict[int, set[str]](set)
+    for sample in samples:
+        for label in sample.labels:
+            units[label].add(sample.unit)
+    return units
+
+
+def _large_first(units: Mapping[str, Sequence[Sample]], draws: np.random.Generator) -> list[str]:
+    """Shuffle the groups, large ones first: small ones fill what they leave open."""
+    names = sorted(units)
+    return sorted((names[position] for position in draws.permutation(len(names))), key=lambda name: -len(units[name]))
 
 
 def _wanted(images: Mapping[int, int], units: Mapping[int, int], shares: Mapping[str, float]) -> dict[str, dict[int, float]]:
@@ -79,16 +98,11 @@ def counts_of_share(pool: Sequence[Sample], rest: Sequence[Sample], share: float
 
 def hold_out(rest: Sequence[Sample], counts: Mapping[int, int], left_after: int, draws: np.random.Generator) -> set[str]:
     """Return the ids to hold out. Without groups the counts are exact; with groups as close as whole groups allow."""
-    members: dict[str, list[Sample]] = defaultdict(list)
-    for sample in rest:
-        members[sample.unit].append(sample)
-    names = sorted(members)
-    shuffled = [names[position] for position in draws.permutation(len(names))]
-    shuffled.sort(key=lambda name: -len(members[name]))  # Large groups first: small ones fill what they leave open. The sort is stable.
+    members = by_unit(rest)
     open_ = Counter(counts)
     units_left = Counter(label for group in members.values() for label in {sample.label for sample in group})
     held: set[str] = set()
-    for name in shuffled:
+    for name in _large_first(members, draws):
         has = Counter(sample.label for sample in members[name])
         gain = sum(abs(open_[label]) - abs(open_[label] - number) for label, number in has.items())
         if gain > 0 and all(units_left[label] > left_after for label in has):

@@ -1,13 +1,13 @@
 """`data.limit`: a part of the images for a quick trial, with the classes, the splits and the groups of the whole."""
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from tlkit.data.samples import Sample, Samples
-from tlkit.data.splits.stratify import counts_of_share, split_by_labels
+from tlkit.data.splits.stratify import by_unit, counts_of_share, split_by_labels
 from tlkit.errors import DataError
 from tlkit.terminal import counted
 
@@ -64,9 +64,7 @@ def _drawn(part: Sequence[Sample], counts: Mapping[int, int], draws: np.random.G
     """Return the ids of whole groups, drawn in random order, so that large and small ones are kept: first those that fit, then those that
     bring the counts closer.
     """
-    members: dict[str, list[Sample]] = defaultdict(list)
-    for sample in part:
-        members[sample.unit].append(sample)
+    members = by_unit(part)
     names = sorted(members)
     has = {name: Counter(sample.label for sample in group) for name, group in members.items()}
     open_, kept = Counter(counts), dict.fromkeys(names, False)
@@ -81,9 +79,7 @@ def _drawn(part: Sequence[Sample], counts: Mapping[int, int], draws: np.random.G
 
 def _missing_groups(part: Sequence[Sample], kept: set[str], least: int) -> set[str]:
     """Return the ids of the smallest groups that, with those kept, give every class as many groups as it must have, or all that it has."""
-    members: dict[str, list[Sample]] = defaultdict(list)
-    for sample in part:
-        members[sample.unit].append(sample)
+    members = by_unit(part)
     have = Counter(label for group in members.values() for label in {sample.label for sample in group if sample.id in kept})
     added: set[str] = set()
     for _, name in sorted((len(group), name) for name, group in members.items() if group[0].id not in kept):
