@@ -1,6 +1,5 @@
 """Samples -> batches of uint8 images: the same ones for any number of worker processes."""
 
-import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -22,7 +21,7 @@ from tlkit.data.preprocess import Preprocessing, Read
 from tlkit.data.samples import Sample
 from tlkit.data.sources.webdataset_shards import TarImage
 from tlkit.errors import ON_BAD_HINT, DataError
-from tlkit.system import ignore_pillow_warnings
+from tlkit.system import ignore_pillow_warnings, processors
 
 Key = tuple[int, int]
 """(epoch, index): all that a sample's augmentation depends on, next to the seed."""
@@ -320,11 +319,6 @@ def worker_count(workers: int | Literal["auto"], images: int) -> int:
     if workers != "auto":
         return workers
     return 0 if processors() <= 2 or images < MIN_IMAGES_FOR_WORKERS else min(MAX_WORKERS, processors() - 1)
-
-
-def processors() -> int:
-    """Return the number of processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def collate(items: Sequence[tuple[NDArray[np.uint8], Target] | DataError]) -> Batch | DataError:

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,8 +24,6 @@ from tlkit.report.images import PageImages, SplitImages, data_url, page_images
 from tlkit.report.kept import keep
 from tlkit.report.templates import decimals, percent, share_of, template
 from tlkit.terminal import counted
-
-LOG = logging.getLogger("tlkit")
 
 MATRIX_CLASSES = 40
 """Up to so many classes the page has the whole confusion matrix, and one table of classes."""

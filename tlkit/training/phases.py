@@ -14,7 +14,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from rich.console import Console
 
 from tlkit.data.datamodule import ImageDataModule
-from tlkit.data.dataset import processors, worker_count
+from tlkit.data.dataset import worker_count
 from tlkit.errors import CacheUnavailable, DataError, Fault, RecipeError, TrainingError
 from tlkit.evaluation.primary_metric import metric_label, primary_metric_of
 from tlkit.models.classifier import Classifier
@@ -23,7 +23,7 @@ from tlkit.models.split import Suffix
 from tlkit.recipe.fields.learning import Mix
 from tlkit.recipe.fields.phases import Phase
 from tlkit.recipe.fields.trainer import Cache, CheckpointEvery
-from tlkit.system import cache_folder
+from tlkit.system import cache_folder, processors
 from tlkit.terminal import counted
 from tlkit.training.cache.activations import ActivationCache
 from tlkit.training.callbacks.best_weights import BestWeights, moving_average, save_state

@@ -1,7 +1,6 @@
 """`tlkit data audit`: the same image twice, leaks between splits, labels that the others contradict; a table, a CSV and a gallery."""
 
 import json
-import logging
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
@@ -50,7 +49,6 @@ from tlkit.training.outputs.run_folder import check_out, make_run_folder
 from tlkit.training.setup import build
 from tlkit.training.trainer import check_devices
 
-LOG = logging.getLogger("tlkit")
 WORST = 5
 BATCH_SIZE = 64
 KINDS = {

@@ -1,6 +1,5 @@
 """Images in one array, and labels that are numbers: what idx, npz and npy have in common."""
 
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +12,6 @@ from tlkit.data.samples import Sample, Samples
 from tlkit.data.sources.classes import number_classes
 from tlkit.errors import DataError
 from tlkit.recipe.schema import Task
-
-log = logging.getLogger("tlkit")
 
 
 class ImageArray:

@@ -1,6 +1,5 @@
 """The sources of a backbone's weights: timm's hub repository or url, a file, an installed package, an earlier run, or nowhere."""
 
-import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -18,8 +17,6 @@ from tlkit.models.model_folder import find_model_folder, read_card
 from tlkit.models.weights.state_files import SUFFIXES
 from tlkit.recipe.fetched import fetched_weights, is_offline
 from tlkit.recipe.fields.model import FileWeights, Model, PackageWeights, RunWeights
-
-LOG = logging.getLogger("tlkit")
 
 HUB_TIMEOUT_S = 4
 """How long the hub may take to answer before it counts as out of reach."""
