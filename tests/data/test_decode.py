@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, JpegImagePlugin
 
-from tlkit.data.decode import MAX_PIXELS, decode, decoded_size, header, image_size, range_of_16bit
+from tlkit.data.decode import MAX_PIXELS, Decoding, decode, decoded_size, header, image_size, range_of_16bit
 from tlkit.data.quality.value_range import range_warning
 from tlkit.errors import DataError
 from tlkit.recipe.fields.data import Data
@@ -126,8 +126,8 @@ def test_jpeg_webp_and_bmp_are_read(tmp_path: Path) -> None:
 def test_an_image_beyond_the_limit_is_refused(tmp_path: Path) -> None:
     path = saved(tmp_path, "a.png", Image.new("L", (11, 10)))
     with pytest.raises(DataError, match=r"too large \(11 x 10 pixels; data.max_pixels is 100\)"):
-        decode(path, max_pixels=100)
-    assert decode(path, max_pixels=110).shape == (10, 11, 3)
+        decode(path, Decoding(max_pixels=100))
+    assert decode(path, Decoding(max_pixels=110)).shape == (10, 11, 3)
 
 
 def test_a_decompression_bomb_is_refused_before_it_is_read(tmp_path: Path) -> None:
@@ -189,15 +189,17 @@ def test_every_kind_of_image_is_turned_once(tmp_path: Path, mode: str, kind: typ
     image = Image.fromarray(np.stack([values] * 3, axis=2) if mode == "RGB" else values)
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by a quarter clockwise: the first column is the last row, reversed
-    assert decode(saved(tmp_path, name, image, exif=exif), 1)[:, :, 0].tolist() == np.rot90(np.arange(12).reshape(2, 6), -1).tolist()
+    assert (
+        decode(saved(tmp_path, name, image, exif=exif), Decoding(1))[:, :, 0].tolist() == np.rot90(np.arange(12).reshape(2, 6), -1).tolist()
+    )
 
 
 def test_transparency_is_laid_over_the_background_that_is_asked_for(tmp_path: Path) -> None:
     # 100 * 51/255 + (10, 20, 250) * 204/255 = 20 + 8, 0 + 16, 51 + 200.
     path = saved(tmp_path, "a.png", pixels((100, 0, 255, 51), (0, 0, 0, 0), (1, 2, 3, 255)))
-    assert decode(path, background=(10, 20, 250)).tolist() == [[[28, 16, 251], [10, 20, 250], [1, 2, 3]]]
+    assert decode(path, Decoding(background=(10, 20, 250))).tolist() == [[[28, 16, 251], [10, 20, 250], [1, 2, 3]]]
     # Grey is made of the colours: 0.299 * 10 + 0.587 * 20 + 0.114 * 250 = 43.2.
-    assert decode(path, 1, background=(10, 20, 250))[0, 1].tolist() == [43]
+    assert decode(path, Decoding(1, background=(10, 20, 250)))[0, 1].tolist() == [43]
 
 
 def test_a_palette_with_graded_transparency_is_laid_over_the_background(tmp_path: Path) -> None:
@@ -218,12 +220,12 @@ def test_a_jpeg_with_inverted_inks_as_photoshop_writes_it_has_its_colours(tmp_pa
 def test_16_bit_values_are_scaled_from_the_range_that_is_stated(tmp_path: Path) -> None:
     # (v - 1000) / 3000 * 255, rounded: 0, 85, 127.5 -> 128, 255.
     path = saved(tmp_path, "a.png", Image.fromarray(np.array([[1000, 2000, 2500, 4000]], np.uint16)))
-    assert decode(path, 1, range_16bit=(1000, 4000)).ravel().tolist() == [0, 85, 128, 255]
+    assert decode(path, Decoding(1, range_16bit=(1000, 4000))).ravel().tolist() == [0, 85, 128, 255]
     with pytest.raises(DataError, match=r"go from 1000 to 4000, and data\.range_16bit is \[0, 3999\]") as raised:
-        decode(path, range_16bit=(0, 3999))
+        decode(path, Decoding(range_16bit=(0, 3999)))
     assert "such as [0, 4000]: nothing is clipped" in str(raised.value)
     with pytest.raises(DataError, match="go from 1000 to 4000"):
-        decode(array(tmp_path, np.array([[1000, 4000]], np.uint16)), 1, range_16bit=(1001, 65535))
+        decode(array(tmp_path, np.array([[1000, 4000]], np.uint16)), Decoding(1, range_16bit=(1001, 65535)))
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.tiff"])
@@ -231,12 +233,12 @@ def test_16_bit_colour_keeps_its_low_bytes(tmp_path: Path, name: str) -> None:
     """Pillow gives the high bytes alone: 0 for all of these."""
     values = np.array([[[0, 51, 102], [153, 204, 255]]], np.uint16)
     cv2.imwrite(str(tmp_path / name), values[:, :, ::-1])
-    assert decode(tmp_path / name, range_16bit=(0, 255)).tolist() == values.tolist()
+    assert decode(tmp_path / name, Decoding(range_16bit=(0, 255))).tolist() == values.tolist()
     # v / 257 rounded.
     cv2.imwrite(str(tmp_path / name), (values * 257)[:, :, ::-1])
     assert decode(tmp_path / name).tolist() == values.tolist()
     with pytest.raises(DataError, match="go from 0 to 65535"):
-        decode(tmp_path / name, range_16bit=(0, 4095))
+        decode(tmp_path / name, Decoding(range_16bit=(0, 4095)))
 
 
 def test_16_bit_colour_with_alpha_is_laid_over_white(tmp_path: Path) -> None:
@@ -370,23 +372,23 @@ def test_a_file_that_may_not_be_read_says_so() -> None:
 def test_one_channel_is_grey_by_the_weights_of_itu_601(tmp_path: Path) -> None:
     # 0.299 R + 0.587 G + 0.114 B, rounded: 76.245, 149.685, 29.07, 255, and 7 of three equal values.
     path = saved(tmp_path, "a.png", pixels(RED, GREEN, BLUE, WHITE, (7, 7, 7)))
-    assert decode(path, 1).tolist() == [[[76], [150], [29], [255], [7]]]
+    assert decode(path, Decoding(1)).tolist() == [[[76], [150], [29], [255], [7]]]
 
 
 def test_grey_stays_as_it_is_in_one_channel(tmp_path: Path) -> None:
-    assert decode(saved(tmp_path, "a.png", pixels(7, 200)), 1).tolist() == [[[7], [200]]]
-    assert decode(lambda: pixels(7, 200), 1).tolist() == [[[7], [200]]]
-    assert decode(saved(tmp_path, "b.png", Image.fromarray(np.array([[0, 32768]], np.uint16))), 1).tolist() == [[[0], [128]]]
+    assert decode(saved(tmp_path, "a.png", pixels(7, 200)), Decoding(1)).tolist() == [[[7], [200]]]
+    assert decode(lambda: pixels(7, 200), Decoding(1)).tolist() == [[[7], [200]]]
+    assert decode(saved(tmp_path, "b.png", Image.fromarray(np.array([[0, 32768]], np.uint16))), Decoding(1)).tolist() == [[[0], [128]]]
     # 100 * 51/255 + 255 * 204/255 = 224; a fully transparent black is white.
-    assert decode(saved(tmp_path, "c.png", Image.merge("LA", (pixels(100, 0), pixels(51, 0)))), 1).tolist() == [[[224], [255]]]
+    assert decode(saved(tmp_path, "c.png", Image.merge("LA", (pixels(100, 0), pixels(51, 0)))), Decoding(1)).tolist() == [[[224], [255]]]
 
 
 def test_four_channels_are_the_images_own(tmp_path: Path) -> None:
     values = ((100, 0, 255, 51), (0, 0, 0, 0))
-    decoded = decode(saved(tmp_path, "a.png", pixels(*values)), 4)
+    decoded = decode(saved(tmp_path, "a.png", pixels(*values)), Decoding(4))
     assert decoded.tolist() == [list(map(list, values))]
     assert decoded.flags.writeable
-    assert decode(saved(tmp_path, "b.tiff", Image.frombytes("CMYK", (1, 1), bytes([1, 2, 3, 4]))), 4).tolist() == [[[1, 2, 3, 4]]]
+    assert decode(saved(tmp_path, "b.tiff", Image.frombytes("CMYK", (1, 1), bytes([1, 2, 3, 4]))), Decoding(4)).tolist() == [[[1, 2, 3, 4]]]
 
 
 def array(folder: Path, values: np.ndarray, name: str = "a.npy") -> Path:
@@ -396,15 +398,15 @@ def array(folder: Path, values: np.ndarray, name: str = "a.npy") -> Path:
 
 def test_an_npy_file_is_taken_as_it_is_and_16_bit_is_scaled(tmp_path: Path) -> None:
     values = np.random.default_rng(0).integers(0, 256, (4, 5, 6), dtype=np.uint8)
-    decoded = decode(array(tmp_path, values), 6)
+    decoded = decode(array(tmp_path, values), Decoding(6))
     assert np.array_equal(decoded, values)
     assert decoded.flags.writeable
     assert decoded.flags.c_contiguous
     assert type(decoded) is np.ndarray
     # v / 257 rounded, as for 16-bit grey.
-    assert decode(array(tmp_path, np.array([[[0, 128, 129, 65535, 32768]]], np.uint16)), 5).tolist() == [[[0, 0, 1, 255, 128]]]
-    assert decode(array(tmp_path, np.array([[3, 4]], np.uint8)), 1).tolist() == [[[3], [4]]]
-    assert decode(array(tmp_path, np.asfortranarray(values[..., :3])), 3).flags.c_contiguous
+    assert decode(array(tmp_path, np.array([[[0, 128, 129, 65535, 32768]]], np.uint16)), Decoding(5)).tolist() == [[[0, 0, 1, 255, 128]]]
+    assert decode(array(tmp_path, np.array([[3, 4]], np.uint8)), Decoding(1)).tolist() == [[[3], [4]]]
+    assert decode(array(tmp_path, np.asfortranarray(values[..., :3])), Decoding(3)).flags.c_contiguous
 
 
 def test_another_number_of_channels_is_reported_with_the_fix(tmp_path: Path) -> None:
@@ -412,10 +414,10 @@ def test_another_number_of_channels_is_reported_with_the_fix(tmp_path: Path) -> 
     with pytest.raises(
         DataError, match=r"a\.png: the number of its channels is 3 \(R, G, B\), but data\.channels is 4\.\n  Set data\.channels=3"
     ):
-        decode(colour, 4)
+        decode(colour, Decoding(4))
     for shape, channels, found in (((4, 5, 6), 3, 6), ((6, 4, 5), 6, 5), ((4, 5), 3, 1), ((4, 5, 3), 1, 3)):
         with pytest.raises(DataError, match=rf"is {found} \(.* {' x '.join(map(str, shape))}\), but data\.channels is {channels}\.\n"):
-            decode(array(tmp_path, np.zeros(shape, np.uint8)), channels)
+            decode(array(tmp_path, np.zeros(shape, np.uint8)), Decoding(channels))
 
 
 @pytest.mark.parametrize(
@@ -461,7 +463,7 @@ def test_an_npy_file_that_promises_too_much_or_is_cut_off_is_refused(tmp_path: P
     with pytest.raises(DataError, match="no such file"):
         decode(tmp_path / "nowhere.npy")
     with pytest.raises(DataError, match=r"too large \(11 x 10 x 3"):
-        decode(array(tmp_path, np.zeros((11, 10, 3), np.uint8)), max_pixels=100)
+        decode(array(tmp_path, np.zeros((11, 10, 3), np.uint8)), Decoding(max_pixels=100))
 
 
 # --- ranges that are hardly used ---
@@ -469,7 +471,7 @@ def test_an_npy_file_that_promises_too_much_or_is_cut_off_is_refused(tmp_path: P
 
 def test_16_bit_pgm_is_read_with_its_largest_value_as_white(tmp_path: Path) -> None:
     (tmp_path / "a.pgm").write_bytes(b"P5 3 1 4095\n" + np.array([0, 2048, 4095], ">u2").tobytes())
-    assert decode(tmp_path / "a.pgm", 1).ravel().tolist() == [0, 128, 255]
+    assert decode(tmp_path / "a.pgm", Decoding(1)).ravel().tolist() == [0, 128, 255]
 
 
 @pytest.mark.parametrize("kind", ["float", "uint32"])

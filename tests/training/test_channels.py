@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from tlkit.data.decode import decode
+from tlkit.data.decode import Decoding, decode
 from tlkit.data.preprocess import Preprocessing
 from tlkit.deploy.predict.predict import predict
 from tlkit.errors import DataError, RecipeError
@@ -64,7 +64,7 @@ def assert_ships(run: Path, channels: int, files: list[Path]) -> None:
     assert timm.data.resolve_model_data_config(plain)["input_size"] == (channels, 32, 32)
     config = json.loads((run / "model/config.json").read_text())
     assert config["model_args"]["in_chans"] == channels
-    images = torch.from_numpy(np.stack([preprocessing.fit(decode(file, channels)) for file in files])).permute(0, 3, 1, 2)
+    images = torch.from_numpy(np.stack([preprocessing.fit(decode(file, Decoding(channels))) for file in files])).permute(0, 3, 1, 2)
     with torch.inference_mode():
         logits = plain(preprocessing.normalize(images))
     torch.testing.assert_close(torch.tensor([prediction.logits for prediction in predictions]), logits, atol=1e-5, rtol=0)

@@ -19,7 +19,7 @@ from PIL import Image
 from tests import warm
 from tests.local_hub import ARCHIVE, WEIGHTS, point_torchvision_here, resnet18_weights, serve, small_cifar10
 from tlkit.cli import main
-from tlkit.data.decode import decode
+from tlkit.data.decode import Decoding, decode
 from tlkit.data.sources.read import read_source
 from tlkit.errors import DataError, WeightsError
 from tlkit.models.backbones import create_backbone
@@ -212,7 +212,7 @@ def test_every_kind_of_source_is_copied_and_read_as_the_same_images(tmp_path: Pa
     taken = from_folder(load_recipe(file), tmp_path / "stick")
     samples = read_source(taken.data.source, tmp_path / "root").samples
     assert len(samples) == 12
-    found = {decode(sample.image, 1)[:, :, 0].tobytes() for sample in samples}
+    found = {decode(sample.image, Decoding(1))[:, :, 0].tobytes() for sample in samples}
     assert found == {image.tobytes() for image in images}
 
 

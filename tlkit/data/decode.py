@@ -5,11 +5,12 @@ import re
 import struct
 import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 from tokenize import TokenError
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import PIL
@@ -18,6 +19,9 @@ from PIL import ExifTags, Image, ImageOps, JpegImagePlugin, TiffImagePlugin, Uni
 
 from tlkit.data.samples import ImageSource
 from tlkit.errors import DataError
+
+if TYPE_CHECKING:
+    from tlkit.recipe.fields.data import Data
 
 # Formats that Pillow knows and can't decode by itself: it hands EPS to Ghostscript, and knows no more than the header of the others.
 _TRIED_FIRST = frozenset({"JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "AVIF"})
@@ -59,56 +63,59 @@ def decoder_versions() -> dict[str, str]:
     return {"pillow": PIL.__version__, "numpy": np.__version__, **codecs}
 
 
-def decode(
-    image: ImageSource,
-    channels: int = 3,
-    *,
-    max_pixels: int = MAX_PIXELS,
-    background: tuple[int, int, int] = WHITE,
-    range_16bit: tuple[int, int] = WHOLE_RANGE,
-    needed: NeededSize | None = None,
-) -> NDArray[np.uint8]:
-    """Return [H, W, channels] uint8 of a file, or of an image that a function gives. `Preprocessing.decode` has a model's settings.
+@dataclass(frozen=True)
+class Decoding:
+    """The settings of decoding: those of a recipe's data (`Decoding.of`), or of a model (`Preprocessing.decode`).
 
     channels: 3 makes every image RGB, and 1 makes it grey. With any other number an image must have as many: RGBA, CMYK, or an
     .npy file of [H, W, channels], uint8 or uint16, whose numbers are taken as they are.
-    EXIF orientation is applied, transparency is laid over the background (RGB; but for 4 channels), range_16bit of 16-bit values
-    becomes 0..255, and of an animation or of several pages the first is taken.
+    background: RGB; what transparent images are laid over, but for 4 channels.
+    range_16bit: the 16-bit values that become 0 and 255.
+    """
+
+    channels: int = 3
+    max_pixels: int = MAX_PIXELS
+    background: tuple[int, int, int] = WHITE
+    range_16bit: tuple[int, int] = WHOLE_RANGE
+
+    @classmethod
+    def of(cls, data: "Data") -> "Decoding":
+        return cls(data.channels, data.max_pixels, data.background, data.range_16bit)
+
+
+DEFAULT = Decoding()
+
+
+def decode(image: ImageSource, how: Decoding = DEFAULT, *, needed: NeededSize | None = None) -> NDArray[np.uint8]:
+    """Return [H, W, channels] uint8 of a file, or of an image that a function gives.
+
+    EXIF orientation is applied, and of an animation or of several pages the first is taken.
     needed: a JPEG at least twice as large is decoded at a half, a quarter or an eighth of its size, by its own coefficients: quicker, and
     its pixels differ a little. None decodes every image in full.
     Raises DataError with the file and the reason: missing, a folder, empty, no image, cut off, more than max_pixels, unknown range,
     other channels.
     """
-    settings: Any = {"max_pixels": max_pixels, "background": background, "range_16bit": range_16bit, "needed": needed}
-    return as_array(decode_pixels(image, channels, **settings))
+    return as_array(decode_pixels(image, how, needed=needed))
 
 
-def decode_pixels(
-    image: ImageSource,
-    channels: int = 3,
-    *,
-    max_pixels: int = MAX_PIXELS,
-    background: tuple[int, int, int] = WHITE,
-    range_16bit: tuple[int, int] = WHOLE_RANGE,
-    needed: NeededSize | None = None,
-) -> Pixels:
+def decode_pixels(image: ImageSource, how: Decoding = DEFAULT, *, needed: NeededSize | None = None) -> Pixels:
     """Do what `decode` does, and leave an image where Pillow has it: copying a photograph takes as long as decoding it."""
     try:
         if not isinstance(image, Path):
             given = image()
             if not isinstance(given, Image.Image):
-                return _from_numbers(given, channels, max_pixels, range_16bit)
-            return _from_pillow(_drafted(given, needed, max_pixels), channels, max_pixels, background, range_16bit)
+                return _from_numbers(given, how)
+            return _from_pillow(_drafted(given, needed, how.max_pixels), how)
         _check_is_file(image)
         if image.suffix.lower() == ".npy":
-            return _from_npy(image, channels, max_pixels, range_16bit)
+            return _from_npy(image, how)
         # By a file, not its name: with a name Pillow 13 maps some files, and gives turned grey TIFFs with their rows mixed up.
         with image.open("rb") as file, Image.open(file, formats=image_formats()) as opened:
-            return _from_pillow(_drafted(opened, needed, max_pixels), channels, max_pixels, background, range_16bit)
+            return _from_pillow(_drafted(opened, needed, how.max_pixels), how)
     except DataError as error:
         raise DataError(f"{image}: {error}") from error
     except (*_DAMAGED, Image.DecompressionBombError) as error:
-        raise DataError(f"{image}: {_reason(image, error, max_pixels)}") from error
+        raise DataError(f"{image}: {_reason(image, error, how.max_pixels)}") from error
 
 
 def _check_is_file(image: Path) -> None:
@@ -131,14 +138,7 @@ def size_of(pixels: Pixels) -> tuple[int, int]:
     return pixels.size if isinstance(pixels, Image.Image) else (pixels.shape[1], pixels.shape[0])
 
 
-def decoded_size(
-    image: ImageSource,
-    channels: int = 3,
-    *,
-    max_pixels: int = MAX_PIXELS,
-    background: tuple[int, int, int] = WHITE,
-    range_16bit: tuple[int, int] = WHOLE_RANGE,
-) -> tuple[int, int]:
+def decoded_size(image: ImageSource, how: Decoding = DEFAULT) -> tuple[int, int]:
     """Return width and height of an upright image that can be decoded. Raises DataError as `decode` does.
 
     A JPEG is decoded at an eighth of its size: that reads all of its data too, and fails where decoding in full does.
@@ -149,8 +149,7 @@ def decoded_size(
         full.append((width, height))
         return 1, 1
 
-    settings: Any = {"max_pixels": max_pixels, "background": background, "range_16bit": range_16bit, "needed": least}
-    found = size_of(decode_pixels(image, channels, **settings))
+    found = size_of(decode_pixels(image, how, needed=least))
     if not full:
         return found
     is_turned = found[0] != found[1] and (found[0] < found[1]) != (full[0][0] < full[0][1])
@@ -224,12 +223,10 @@ def _drafted(image: Image.Image, needed: NeededSize | None, max_pixels: int) -> 
     return image
 
 
-def _from_pillow(
-    image: Image.Image, channels: int, max_pixels: int, background: tuple[int, int, int], range_16bit: tuple[int, int]
-) -> Pixels:
+def _from_pillow(image: Image.Image, how: Decoding) -> Pixels:
     """Decode an opened image, of which nothing but the header may have been read."""
-    if image.width * image.height > max_pixels:
-        raise DataError(_too_large(f"{image.width} x {image.height} pixels", max_pixels))
+    if image.width * image.height > how.max_pixels:
+        raise DataError(_too_large(f"{image.width} x {image.height} pixels", how.max_pixels))
     content = encoded(image) if _is_16_bit_colour(image) else b""
     image.load()
     if image.mode in ("I", "F") and not _is_16_bit_grey(image):
@@ -238,18 +235,18 @@ def _from_pillow(
             "  Save the image as 8-bit or 16-bit PNG or TIFF."
         )
     if content:
-        image = _from_16_bit_colour(content, image, range_16bit)
+        image = _from_16_bit_colour(content, image, how.range_16bit)
     image = _upright(image)
     if image.mode.startswith("I"):
-        grey = _from_16_bit(np.asarray(image), range_16bit)[:, :, None]
-        if channels not in (1, 3):
-            raise DataError(_other_channels("1 (16-bit grey)", 1, channels))
-        return np.repeat(grey, channels, axis=2)
-    if channels not in (1, 3):
-        return _bands(image, channels)
+        grey = _from_16_bit(np.asarray(image), how.range_16bit)[:, :, None]
+        if how.channels not in (1, 3):
+            raise DataError(_other_channels("1 (16-bit grey)", 1, how.channels))
+        return np.repeat(grey, how.channels, axis=2)
+    if how.channels not in (1, 3):
+        return _bands(image, how.channels)
     if "transparency" in image.info or image.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
-        image = Image.fromarray(_over(background, np.asarray(image.convert("RGBA"))))
-    mode = "L" if channels == 1 else "RGB"
+        image = Image.fromarray(_over(how.background, np.asarray(image.convert("RGBA"))))
+    mode = "L" if how.channels == 1 else "RGB"
     return image if image.mode == mode else image.convert(mode)
 
 
@@ -263,14 +260,14 @@ def _bands(image: Image.Image, channels: int) -> NDArray[np.uint8]:
     return np.array(image)
 
 
-def _from_npy(file: Path, channels: int, max_pixels: int, range_16bit: tuple[int, int]) -> NDArray[np.uint8]:
+def _from_npy(file: Path, how: Decoding) -> NDArray[np.uint8]:
     """Read a file by numpy.save: [H, W, channels], or [H, W] for one channel."""
     # Mapped, so that a header that promises too much is refused before anything is read.
     pixels = np.lib.format.open_memmap(file, mode="r")  # which refuses Python objects, and so pickles
-    return _from_numbers(pixels, channels, max_pixels, range_16bit)
+    return _from_numbers(pixels, how)
 
 
-def _from_numbers(pixels: NDArray[Any], channels: int, max_pixels: int, range_16bit: tuple[int, int]) -> NDArray[np.uint8]:
+def _from_numbers(pixels: NDArray[Any], how: Decoding) -> NDArray[np.uint8]:
     """Return an array's pixels as uint8: [H, W, channels], or [H, W] for one channel."""
     if pixels.dtype not in (np.uint8, np.uint16):
         raise DataError(f"numbers of type {pixels.dtype} have no known range.\n  Save them as uint8 (0 to 255) or uint16 (0 to 65535).")
@@ -279,11 +276,11 @@ def _from_numbers(pixels: NDArray[Any], channels: int, max_pixels: int, range_16
         pixels = pixels[:, :, None]
     if pixels.ndim != 3 or 0 in pixels.shape:
         raise DataError(f"its shape, {shape}, is not that of an image.\n  Expected height x width x channels.")
-    if pixels.size > 3 * max_pixels:
-        raise DataError(_too_large(shape, max_pixels))
-    if pixels.shape[2] != channels:
-        raise DataError(_other_channels(f"{pixels.shape[2]} (height x width x channels is {shape})", pixels.shape[2], channels))
-    return _from_16_bit(pixels, range_16bit) if pixels.dtype == np.uint16 else np.array(pixels, order="C")
+    if pixels.size > 3 * how.max_pixels:
+        raise DataError(_too_large(shape, how.max_pixels))
+    if pixels.shape[2] != how.channels:
+        raise DataError(_other_channels(f"{pixels.shape[2]} (height x width x channels is {shape})", pixels.shape[2], how.channels))
+    return _from_16_bit(pixels, how.range_16bit) if pixels.dtype == np.uint16 else np.array(pixels, order="C")
 
 
 def _other_channels(found: str, number: int, expected: int) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tlkit.data.decode import MAX_PIXELS, WHITE, WHOLE_RANGE, NeededSize, Pixels, as_array, decode_pixels, size_of
+from tlkit.data.decode import MAX_PIXELS, WHITE, WHOLE_RANGE, Decoding, NeededSize, Pixels, as_array, decode_pixels, size_of
 from tlkit.data.samples import ImageSource
 from tlkit.data.statistics import PerChannel, channel_statistics, pixel_statistics
 
@@ -89,8 +89,7 @@ class Preprocessing:
         return as_array(self._decoded(image, needed))
 
     def _decoded(self, image: ImageSource, needed: NeededSize | None = None) -> Pixels:
-        settings: Any = {"max_pixels": self.max_pixels, "background": self.background, "range_16bit": self.range_16bit}
-        return decode_pixels(image, self.channels, **settings, needed=needed)
+        return decode_pixels(image, Decoding(self.channels, self.max_pixels, self.background, self.range_16bit), needed=needed)
 
     def read_larger(self, image: ImageSource, margin: float, *, reduced: bool = False) -> NDArray[np.uint8]:
         """Return what augmentation begins with, [H, W, C] uint8, decoded and resized by `fit_larger`. Raises DataError as `read` does.

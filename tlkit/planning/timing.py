@@ -16,7 +16,7 @@ from torch.nn.functional import one_hot
 
 from tlkit.data.datamodule import ImageDataModule
 from tlkit.data.dataset import worker_count
-from tlkit.data.decode import decoded_size
+from tlkit.data.decode import Decoding, decoded_size
 from tlkit.data.progress import progress_console
 from tlkit.data.samples import Sample, Samples
 from tlkit.errors import CacheUnavailable, DataError
@@ -120,11 +120,11 @@ class SolvedTiming:
 
 def time_check(trial: Trial) -> float:
     """Return the seconds to check that an image can be read, and as long once more to compare it with other splits."""
-    few, data = _spread(trial.samples.samples, CHECKED), trial.recipe.data
+    few, how = _spread(trial.samples.samples, CHECKED), Decoding.of(trial.recipe.data)
     began = time.perf_counter()
     for sample in few:
         with suppress(DataError):
-            decoded_size(sample.image, data.channels, max_pixels=data.max_pixels, background=data.background, range_16bit=data.range_16bit)
+            decoded_size(sample.image, how)
     return 2 * (time.perf_counter() - began) / len(few)
 
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tlkit.data.datamodule import ImageDataModule
-from tlkit.data.decode import decode
+from tlkit.data.decode import Decoding, decode
 from tlkit.data.progress import progress, progress_console
 from tlkit.data.quality.audit import (
     Audit,
@@ -76,10 +76,7 @@ def audit_command(recipe: Recipe, *, drawn: bool, out: Path | None, fix: bool, s
     console = progress_console()
     with log_to_file(run / "log.txt"):
         log_warnings(samples)
-        limits = recipe.data
-        decoded = partial(
-            decode, channels=limits.channels, max_pixels=limits.max_pixels, background=limits.background, range_16bit=limits.range_16bit
-        )
+        decoded = partial(decode, how=Decoding.of(recipe.data))
         images = samples.samples
         hashes = hash_images(samples)
         with progress(console, "hashing images", 2 * len(images)) as advance:

@@ -10,7 +10,7 @@ from PIL import Image
 from torchvision import datasets
 
 from tlkit.data.dataset import ImageDataset, make_loader
-from tlkit.data.decode import decode
+from tlkit.data.decode import Decoding, decode
 from tlkit.data.preprocess import Preprocessing
 from tlkit.data.samples import Samples
 from tlkit.data.sources.arrays import ArrayImage
@@ -50,7 +50,7 @@ def fault(source: Source, task: Task = "multiclass") -> str:
 
 
 def grey(samples: Samples) -> np.ndarray:
-    return np.stack([decode(sample.image, 1)[:, :, 0] for sample in samples.samples])
+    return np.stack([decode(sample.image, Decoding(1))[:, :, 0] for sample in samples.samples])
 
 
 # --- idx ---
@@ -72,7 +72,7 @@ def test_torchvision_reads_the_same_files_alike(tmp_path: Path) -> None:
     theirs = datasets.MNIST(str(tmp_path), train=False)
     ours = read(IdxSource(idx=str(tmp_path / "MNIST/raw"))).of("test")
     assert [s.label for s in ours] == [label for _, label in theirs]
-    assert all(np.array_equal(decode(s.image, 1)[:, :, 0], np.asarray(image)) for s, (image, _) in zip(ours, theirs, strict=True))
+    assert all(np.array_equal(decode(s.image, Decoding(1))[:, :, 0], np.asarray(image)) for s, (image, _) in zip(ours, theirs, strict=True))
 
 
 def test_classes_are_named_by_the_recipe(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_images_travel_to_other_processes_without_their_array(tmp_path: Path) ->
     again = pickle.loads(sent)
     assert again[0].image.array is again[8].image.array
     assert again[0].image.array is not again[9].image.array
-    assert np.array_equal(decode(again[10].image, 1)[:, :, 0], PIXELS[10])
+    assert np.array_equal(decode(again[10].image, Decoding(1))[:, :, 0], PIXELS[10])
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="slow to start there")
@@ -201,7 +201,7 @@ def test_colour_alpha_16_bit_and_many_channels_are_decoded_as_files_of_them_are(
         image = read(NpzSource(npz=str(tmp_path / "set.npz"))).samples[3].image
         if channels == 5:
             np.save(tmp_path / "one.npy", pixels[3])
-            assert np.array_equal(decode(image, 5), decode(tmp_path / "one.npy", 5))
+            assert np.array_equal(decode(image, Decoding(5)), decode(tmp_path / "one.npy", Decoding(5)))
         else:
             Image.fromarray(pixels[3].squeeze()).save(tmp_path / "one.png")
             assert np.array_equal(decode(image), decode(tmp_path / "one.png"))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 
-from tlkit.data.decode import decoded_size, decoder_versions, header
+from tlkit.data.decode import Decoding, decoded_size, decoder_versions, header
 from tlkit.data.file_facts import FileFacts, file_key
 from tlkit.data.samples import ImageSource
 from tlkit.errors import DataError
@@ -99,4 +99,4 @@ def _decode_result(image: ImageSource, data: Data) -> DecodeResult:
 
 
 def _size(image: ImageSource, data: Data) -> tuple[int, int]:
-    return decoded_size(image, data.channels, max_pixels=data.max_pixels, background=data.background, range_16bit=data.range_16bit)
+    return decoded_size(image, Decoding.of(data))

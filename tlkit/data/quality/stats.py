@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tlkit.data.decode import decode
+from tlkit.data.decode import Decoding, decode
 from tlkit.data.progress import progress, progress_console
 from tlkit.data.quality.on_bad import read_images
 from tlkit.data.quality.survey import Size, Survey, spread, survey
@@ -44,7 +44,7 @@ def stats_command(recipe: Recipe, *, drawn: bool, mean_px: int | None, out: Path
             samples = split_by_recipe(samples, data, recipe.seed)
     if out is not None:
         _create_folder(out)
-    read = partial(decode, channels=data.channels, max_pixels=data.max_pixels, background=data.background, range_16bit=data.range_16bit)
+    read = partial(decode, how=Decoding.of(data))
     with progress(progress_console(), "looking at", len(samples.samples)) as advance:
         found = survey(samples, read=read, mean_size=(mean_px, mean_px) if mean_px else None, on_image=advance)
     facts = statistics(samples, found)
