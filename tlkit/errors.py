@@ -111,7 +111,8 @@ def as_written(file: Path | str, *others: type[Exception]) -> Iterator[None]:
     except expected as error:
         is_sentence = isinstance(error, ValueError | OSError)
         what = str(error) if is_sentence else f"it has no {error}" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
-        raise RunError(f"{file} can't be read: {what}\n  Copy the whole folder again, as tlkit has written it.") from error
+        fix = "Copy the whole folder again, as tlkit wrote it. If nothing has changed it, this is a bug in tlkit: --debug shows where."
+        raise RunError(f"{file} can't be read: {what}\n  {fix}") from error
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:

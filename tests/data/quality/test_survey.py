@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tlkit.cli import main
-from tlkit.data.decode import decode
+from tlkit.data.decode import Decoding, decode
 from tlkit.data.quality.survey import survey
 from tlkit.data.sources.read import read_source
 from tlkit.recipe.fields.source import BundledSource, FolderSource
@@ -61,7 +61,7 @@ def test_mean_and_std_equal_numpys_over_the_whole_array(folder: Path) -> None:
 
 def test_the_mean_image_equals_numpys_where_all_images_have_one_size() -> None:
     samples = read_source(BundledSource(bundled="fashion_mnist_mini"), Path("data"))
-    found = survey(samples, read=partial(decode, channels=1))
+    found = survey(samples, read=partial(decode, how=Decoding(1)))
     whole = np.stack([np.asarray(Image.open(sample.image)) for sample in samples.samples]) / 255  # type: ignore[arg-type]
     np.testing.assert_allclose(found.mean_picture()[:, :, 0], whole.mean(0), atol=1e-6, rtol=0)
     assert found.mean_and_std()[0] == pytest.approx((whole.mean(),), abs=1e-6)
