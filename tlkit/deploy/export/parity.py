@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from tlkit.data.samples import Sample
 from tlkit.deploy.export.compare import accuracy, compare
-from tlkit.deploy.export.proof import BATCH_SIZE, Proof
+from tlkit.deploy.export.proof import Proof
 from tlkit.deploy.export.runtime import Runtime, onnx_session
 from tlkit.deploy.export.torch_program import NORMALIZED
 from tlkit.errors import ArtifactError
@@ -39,8 +39,7 @@ class Difference:
 
 def measure_parity(runtime: Runtime, proof: Proof) -> tuple[dict[str, Any], NDArray[np.float32]]:
     """Return `parity` of artifact.json, and the runtime's probabilities [N, K], from the bytes of the files on."""
-    batches = [proof.files[start : start + BATCH_SIZE] for start in range(0, len(proof.files), BATCH_SIZE)]
-    found = np.concatenate([runtime.probabilities(batch) for batch in batches])
+    found = runtime.probabilities(proof.files)
     thresholds = proof.card.thresholds
     measured: dict[str, Any] = {"pictures": len(proof.files), "of": proof.what, **compare(proof.probabilities, found, thresholds)}
     if proof.labels is not None:

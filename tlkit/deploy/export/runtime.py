@@ -14,6 +14,8 @@ from tlkit.data.preprocess import Preprocessing
 from tlkit.deploy.export.artifact import Artifact, read_artifact
 from tlkit.errors import ArtifactError, MissingExtraError
 
+BATCH_SIZE = 32
+
 Outputs = Mapping[str, NDArray[np.float32]]
 """Output by name: `probabilities` [B, K], and `features` [B, F] of an artifact that was exported with --features."""
 
@@ -39,8 +41,9 @@ class Runtime:
         return self.network(images if self.artifact.raw else self.preprocessing.normalize_arrays(images))
 
     def probabilities(self, files: Sequence[Path]) -> NDArray[np.float32]:
-        """Return the probabilities, [N, K], of all files in one batch. Raises DataError with the first file that isn't an image."""
-        return self.run(np.stack([self.image(file) for file in files]))["probabilities"]
+        """Return the probabilities of files, [N, K]. Raises DataError with the first file that isn't an image."""
+        batches = (files[start : start + BATCH_SIZE] for start in range(0, len(files), BATCH_SIZE))
+        return np.concatenate([self.run(np.stack([self.image(file) for file in batch]))["probabilities"] for batch in batches])
 
 
 def load_runtime(artifact: Artifact | Path, threads: int | None = None) -> Runtime:

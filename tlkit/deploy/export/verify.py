@@ -1,7 +1,6 @@
 """`tlkit verify ARTIFACT`: the comparison that let it ship, repeated where it is used. Without torch."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from tlkit.terminal import print_text
 
 PROOF = "proof.json"
 SAMPLES = "samples"
-BATCH_SIZE = 32
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ def verify_command(path: Path, images: Path | None) -> int:
                 "  Name the folder of the run's own images, unchanged, or leave --images out."
             )
         what = f"{len(files)} of the {len(recorded.images)} recorded images, found in {folder}"
-        found = np.concatenate([runtime.probabilities([file for file, _ in batch]) for batch in _batches(files)])
+        found = runtime.probabilities([file for file, _ in files])
         _check_answers(what, np.array([row for _, row in files]), found, artifact, tolerance)
     return 0
 
@@ -100,7 +98,3 @@ def _check_answers(what: str, expected: NDArray[np.float64], found: NDArray[np.f
         f"  {what}: the same answer for {measured['agreement']:.2%}, a probability differs by {measured['max_difference']:.1e} "
         f"at most (allowed: {tolerance:.1e})"
     )
-
-
-def _batches(files: Sequence[tuple[Path, list[float]]]) -> list[Sequence[tuple[Path, list[float]]]]:
-    return [files[start : start + BATCH_SIZE] for start in range(0, len(files), BATCH_SIZE)]
