@@ -11,8 +11,8 @@ from tlkit.system import shipped
 from tlkit.terminal import print_text, tlkit_command
 
 
-def list_arguments(parser: ArgumentParser) -> None:
-    pass
+def no_arguments(parser: ArgumentParser) -> None:
+    """Leave the command without arguments."""
 
 
 def list_recipes(arguments: Namespace) -> int:
@@ -23,17 +23,13 @@ def list_recipes(arguments: Namespace) -> int:
     return 0
 
 
-def show_arguments(parser: ArgumentParser) -> None:
-    _name_argument(parser)
-
-
 def show(arguments: Namespace) -> int:
     print(_recipe(arguments.name).read_text(encoding="utf-8"), end="")
     return 0
 
 
 def copy_arguments(parser: ArgumentParser) -> None:
-    _name_argument(parser)
+    name_argument(parser)
     parser.add_argument("file", type=expanded, metavar="FILE", help="the file to write, or a folder; nothing is overwritten")
 
 
@@ -58,10 +54,6 @@ def help_key(arguments: Namespace) -> int:
     return 0
 
 
-def schema_arguments(parser: ArgumentParser) -> None:
-    pass
-
-
 def schema(arguments: Namespace) -> int:
     from tlkit.recipe.json_schema import recipe_schema
 
@@ -84,7 +76,7 @@ def write_new(file: Path, text: str) -> None:
         opened.write(text)
 
 
-def _name_argument(parser: ArgumentParser) -> None:
+def name_argument(parser: ArgumentParser) -> None:
     name = parser.add_argument("name", metavar="NAME", help="a bundled recipe: tlkit recipes ls")
     name.completer = lambda **_: list(_recipes())  # type: ignore[attr-defined]
 

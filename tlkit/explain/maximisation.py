@@ -50,9 +50,7 @@ def maximise(
     Raises BackboneError for a stage or channel that isn't there, and for a class of a head without a gradient.
     """
     check_objectives(classifier, objectives)
-    preprocessing = classifier.preprocessing
-    if preprocessing is None:
-        raise BackboneError("This classifier was made without preprocessing.\n  Give it one: Classifier(.., preprocessing=..).")
+    preprocessing = classifier.given_preprocessing()
     classifier.eval()
     random = torch.Generator().manual_seed(seed)
     image = _FourierImage(len(objectives), preprocessing.channels, preprocessing.image_size, random)

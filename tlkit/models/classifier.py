@@ -103,13 +103,18 @@ class Classifier(nn.Module):
             DataError: A file is missing or can't be decoded, or none was named.
             BackboneError: The classifier was made without preprocessing.
         """
-        if self.preprocessing is None:
-            raise BackboneError("This classifier was made without preprocessing.\n  Give it one: Classifier(.., preprocessing=..).")
+        preprocessing = self.given_preprocessing()
         paths = [Path(files)] if isinstance(files, str | PathLike) else [Path(file) for file in files]
         if not paths:
             raise DataError("No image file was named.\n  Expected one or more.")
-        images = torch.stack([torch.from_numpy(self.preprocessing.read(path)) for path in paths])  # [B, S, S, C] uint8
-        return self.preprocessing.normalize(images.to(next(self.parameters()).device).permute(0, 3, 1, 2))
+        images = torch.stack([torch.from_numpy(preprocessing.read(path)) for path in paths])  # [B, S, S, C] uint8
+        return preprocessing.normalize(images.to(next(self.parameters()).device).permute(0, 3, 1, 2))
+
+    def given_preprocessing(self) -> Preprocessing:
+        """Return the preprocessing. Raises BackboneError where none was given."""
+        if self.preprocessing is None:
+            raise BackboneError("This classifier was made without preprocessing.\n  Give it one: Classifier(.., preprocessing=..).")
+        return self.preprocessing
 
     def train_only(self, parameters: frozenset[str], batchnorm: BatchNorm = "adapt", adapter: Adapter | None = None) -> None:
         """Go into train mode with the head and these parameters of the backbone training.

@@ -21,6 +21,7 @@ from tlkit.models.backbones import (
     stages,
 )
 from tlkit.models.catalog import published
+from tlkit.models.image_sizes import own_size
 from tlkit.models.weights.sources import weights_here
 from tlkit.terminal import output_console, print_fitting
 
@@ -69,7 +70,7 @@ def measure(name: str, image_size: int) -> BackboneCost:
                 features = backbone.forward_head(maps, pre_logits=True)  # type: ignore[operator]
         except (RuntimeError, ValueError, AssertionError, IndexError) as error:
             raise BackboneError(
-                f"{name} can't take images of {image_size} px.\n  timm says: {error}\n  Its weights were made for {_input_px(name)} px."
+                f"{name} can't take images of {image_size} px.\n  timm says: {error}\n  Its weights were made for {own_size(name)} px."
             ) from error
     sizes = {parameter: tensor.numel() for parameter, tensor in backbone.named_parameters()}
     return BackboneCost(
@@ -126,7 +127,7 @@ def print_backbone(name: str, image_size: int | None) -> int:
     """
     check_backbone_name(name, "NAME")
     cfg = pretrained_cfg(name)
-    size = image_size or _input_px(name)
+    size = image_size or own_size(name)
     cost = measure(name, size)
     classes = int(cfg.get("num_classes") or 1000)
     console = output_console()
@@ -134,10 +135,6 @@ def print_backbone(name: str, image_size: int | None) -> int:
     print_fitting(console, [_table(cost, classes, shares=shares) for shares in (True, False)])
     console.print("", _notes(name, size, cfg, cost, classes), sep="\n")
     return 0
-
-
-def _input_px(name: str) -> int:
-    return int(pretrained_cfg(name).get("input_size", (3, 224, 224))[-1])
 
 
 def _table(cost: BackboneCost, classes: int, *, shares: bool = True) -> Table:

@@ -10,7 +10,6 @@ from torchmetrics import Metric
 
 from tlkit.data.dataset import EpochSampler
 from tlkit.data.normalize import Normalize
-from tlkit.errors import BackboneError
 from tlkit.models.classifier import Classifier
 from tlkit.models.freeze import trained_parameters
 from tlkit.models.split import Activations, Suffix
@@ -103,8 +102,7 @@ class PhaseModule(LightningModule):
             RecipeError: A value can't be used, or the backbone has no such stage.
             BackboneError: The classifier was made without preprocessing.
         """
-        if classifier.preprocessing is None:
-            raise BackboneError("This classifier was made without preprocessing.\n  Give it one: Classifier(.., preprocessing=..).")
+        preprocessing = classifier.given_preprocessing()
         phase = validated(Phase, document_of({"train": train, "epochs": 1, "lr": lr}), "phase")  # the Trainer knows the epochs
         how = validated(Optimizer, document_of({"name": optimizer, "weight_decay": weight_decay}), "optimizer")
         check_optimizer_name(how.name)
@@ -115,7 +113,7 @@ class PhaseModule(LightningModule):
         classifier.train_only(trained, adapter=phase.adapter)
         objective = Objective(nn.CrossEntropyLoss(label_smoothing=smoothing))
         scoring = Scoring("multiclass", len(classifier.classes), "accuracy")
-        return cls(classifier, objective, scoring, Optimization(phase, how, rates), normalize=classifier.preprocessing.normalizer())
+        return cls(classifier, objective, scoring, Optimization(phase, how, rates), normalize=preprocessing.normalizer())
 
     def configure_model(self) -> None:
         # Lightning 2.6 calls it once the processes know each other; a mesh of them is there with `strategy: fsdp` alone.

@@ -15,7 +15,6 @@ from tlkit.recipe.differences import flat_values
 from tlkit.terminal import counted
 
 Sort = Literal["name", "when", "backbone", "val", "test", "seconds"]
-STATES = ("finished", "unfinished", "damaged")
 INNER = re.compile(r"(fold|seed)_\d+")
 OF_RUNS = {"log.txt", "split.csv", "metrics.json"}
 """Files of which a run or a soup has one, and no other folder with a recipe.yaml."""

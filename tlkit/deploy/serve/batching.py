@@ -46,11 +46,6 @@ class Batches:
     def alive(self) -> bool:
         return self._task is not None and not self._task.done()
 
-    @property
-    def length(self) -> int:
-        """Count the images that are ready and wait for the network."""
-        return self._queue.qsize()
-
     async def ask(self, image: Pixels) -> NDArray[np.float64]:
         """Return the probabilities, [K], of an image [S, S, C]."""
         future: asyncio.Future[NDArray[np.float64]] = asyncio.get_running_loop().create_future()
