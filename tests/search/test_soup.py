@@ -12,7 +12,7 @@ import torch
 
 from tests.shades import draw_shades
 from tlkit.cli import main
-from tlkit.evaluation.evaluate import evaluate_run
+from tlkit.evaluation.evaluate import evaluate
 from tlkit.files import write_json
 from tlkit.models.heads import last_linear
 from tlkit.models.model_folder import ModelCard, find_model_folder, load_model, load_with_card, write_model_folder
@@ -163,5 +163,5 @@ def test_two_seeds_become_one_model_that_is_measured_and_exported(tmp_path: Path
         torch.testing.assert_close(tensor.double(), sum(member[name].double() for member in members) / len(members))
     assert metrics["val"]["accuracy"] >= max(step["alone"] for step in metrics["soup"])
     assert "calibration" not in json.loads(Path("soup/model/tlkit.json").read_text())  # that of a member was fitted on its own answers
-    assert evaluate_run(Path("soup"), "test") == metrics["test"]
+    assert evaluate(Path("soup"), split="test") == metrics["test"]
     assert main(["export", "soup", "--format", "safetensors"]) == 0

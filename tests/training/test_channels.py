@@ -14,7 +14,7 @@ from tlkit.data.decode import Decoding, decode
 from tlkit.data.preprocess import Preprocessing
 from tlkit.deploy.predict.predict import predict
 from tlkit.errors import DataError, RecipeError
-from tlkit.evaluation.evaluate import evaluate_run
+from tlkit.evaluation.evaluate import evaluate
 from tlkit.models.model_folder import load_with_card
 from tlkit.recipe.load import load_recipe
 from tlkit.training.finetune import run_recipe
@@ -69,7 +69,7 @@ def assert_ships(run: Path, channels: int, files: list[Path]) -> None:
         logits = plain(preprocessing.normalize(images))
     torch.testing.assert_close(torch.tensor([prediction.logits for prediction in predictions]), logits, atol=1e-5, rtol=0)
     metrics = json.loads((run / "metrics.json").read_text())
-    assert evaluate_run(run, "test") == metrics["test"]
+    assert evaluate(run, split="test") == metrics["test"]
     assert (run / "report.html").is_file()
 
 

@@ -27,7 +27,7 @@ from tlkit.data.decode import decode
 from tlkit.data.preprocess import Preprocessing
 from tlkit.deploy.predict.predict import predict
 from tlkit.errors import DataError, DeviceError, RecipeError, RunError
-from tlkit.evaluation.evaluate import evaluate_run
+from tlkit.evaluation.evaluate import evaluate
 from tlkit.models.model_folder import load_with_card
 from tlkit.recipe.load import load_recipe
 from tlkit.report.kept import read_kept
@@ -168,16 +168,16 @@ def test_evaluate_gives_the_figures_of_the_run_again(run: Path, workplace: Path,
     monkeypatch.chdir(workplace)
     metrics = json.loads((run / "metrics.json").read_text())
     for split in ("test", "val"):
-        assert evaluate_run(run, split) == metrics[split]
+        assert evaluate(run, split=split) == metrics[split]
     for tta, views in (("flip", 2), ("crops", 12), (3, 4)):
-        measured = evaluate_run(run, "test", tta)
+        measured = evaluate(run, split="test", tta=tta)
         beside = measured.pop("tta")
         assert measured == {name: metrics["test"][name] for name in measured}  # what ships is never measured otherwise
         assert set(metrics["test"]) - set(measured) == {"calibration", "risk_coverage"}  # of plain answers alone
         assert (beside["kind"], beside["views"], beside["pictures"]) == (tta, views, 12)
         assert beside["accuracy"] == pytest.approx(measured["accuracy"] + (beside["gained"] - beside["lost"]) / 12)
         assert beside["loss"] != measured["loss"]
-        assert evaluate_run(run, "test", tta)["tta"] == beside
+        assert evaluate(run, split="test", tta=tta)["tta"] == beside
 
 
 def test_plain_timm_gives_the_logits_that_predict_gives(run: Path, workplace: Path) -> None:
@@ -332,7 +332,7 @@ def test_a_classical_head_is_fitted_shipped_and_measured_without_a_phase(
     assert (row["phase"], row["epoch"], row["lr"]) == ("1", "1", "")
     assert float(row["val/accuracy"]) == pytest.approx(metrics["val"]["accuracy"])
     assert metrics["test"]["accuracy"] > 0.9
-    assert evaluate_run(run, "test") == metrics["test"]
+    assert evaluate(run, split="test") == metrics["test"]
     if kind != "knn":
         plain = timm.create_model(f"local-dir:{(run / 'model').absolute()}", pretrained=True).eval()
         images = torch.randn(2, 3, 32, 32)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from tlkit.data.samples import Samples
-from tlkit.evaluation.evaluate import evaluate_run
+from tlkit.evaluation.evaluate import evaluate
 from tlkit.recipe.load import load_recipe
 from tlkit.training.finetune import run_recipe
 from tlkit.training.results import print_run
@@ -55,7 +55,7 @@ def test_balanced_accuracy_chooses_the_best_epoch_and_leads(
     assert [float(row["val/balanced_accuracy"]) for row in rows] == pytest.approx(scores, abs=1e-4)
     assert list(rows[0])[:8] == ["phase", "epoch", "train/loss", "train/accuracy", "val/loss", "val/accuracy", "lr", "seconds"]
     assert metrics["test"]["accuracy"] > 0
-    assert evaluate_run(run, "test") == metrics["test"]
+    assert evaluate(run, split="test") == metrics["test"]
 
     print_run(run, Samples(("bright", "dim"), ()), metrics)
     panel = capsys.readouterr().out

@@ -13,7 +13,7 @@ from PIL import Image
 from tlkit.cli import main
 from tlkit.data.splits.holdout import read_manifest
 from tlkit.deploy.predict.predict import predict
-from tlkit.evaluation.evaluate import evaluate_run
+from tlkit.evaluation.evaluate import evaluate
 from tlkit.models.model_folder import load_with_card
 from tlkit.recipe.fields.learning import Mix
 from tlkit.recipe.load import load_recipe
@@ -103,7 +103,7 @@ def test_thresholds_ship_and_evaluate_uses_them(run: Path, workplace: Path, monk
     assert len(card["thresholds"]) == 3
     assert [row["threshold"] for row in metrics["test"]["per_class"].values()] == card["thresholds"]
     for split in ("test", "val"):
-        assert evaluate_run(run, split) == metrics[split]
+        assert evaluate(run, split=split) == metrics[split]
 
 
 def test_predict_calls_the_classes_above_their_thresholds(run: Path, workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:

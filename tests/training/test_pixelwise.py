@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from tlkit.deploy.predict.predict import predict
 from tlkit.errors import RunError
-from tlkit.evaluation.evaluate import evaluate_run
+from tlkit.evaluation.evaluate import evaluate
 from tlkit.recipe.load import load_recipe
 from tlkit.training.finetune import run_recipe
 
@@ -68,7 +68,7 @@ def test_the_model_folder_names_the_mean_image_and_stays_small(run: Path) -> Non
 
 
 def test_evaluate_gives_the_figures_of_the_run_again(run: Path) -> None:
-    assert evaluate_run(run, "test") == json.loads((run / "metrics.json").read_text())["test"]
+    assert evaluate(run, split="test") == json.loads((run / "metrics.json").read_text())["test"]
 
 
 def test_plain_timm_gives_the_same_once_the_mean_image_is_subtracted(run: Path, workplace: Path) -> None:

@@ -12,7 +12,7 @@ from tests.shades import draw_shades
 from tlkit.cli import main
 from tlkit.deploy.predict.predict import predict
 from tlkit.errors import DataError, RecipeError, RunError
-from tlkit.evaluation.evaluate import evaluate_run
+from tlkit.evaluation.evaluate import evaluate
 from tlkit.models.model_folder import load_with_card
 from tlkit.planning.plan import make_plan
 from tlkit.planning.plan_table import print_plan
@@ -60,7 +60,7 @@ def test_each_fold_is_a_whole_run(run: Path, workplace: Path) -> None:
         metrics = json.loads((folder / "metrics.json").read_text())
         assert metrics["fold"] == {"number": fold, "of": 3}
         assert metrics["pictures"] == {"train": 20, "val": 10, "test": 10}
-        assert evaluate_run(folder, "val") == metrics["val"]
+        assert evaluate(folder, split="val") == metrics["val"]
         assert predict(folder, [image])[1][0].error is None
         assert f"fold {fold} of 3: 20 training" in (folder / "log.txt").read_text()
         assert f"fold {fold} of 3" in (folder / "report.html").read_text()
@@ -94,7 +94,7 @@ def test_the_folder_of_a_cross_validation_names_its_folds_where_a_model_is_wante
     with pytest.raises(RunError, match=r"Name one of them: .*fold_1, .*fold_2, .*fold_3. All of them together: tlkit report "):
         predict(run, [workplace / "pictures/dark/00.png"])
     with pytest.raises(RunError, match=r"Name one of them: .*fold_1, .*fold_2, .*fold_3. All of them together: tlkit report "):
-        evaluate_run(run, "test")
+        evaluate(run, split="test")
 
 
 def test_a_split_that_names_a_class_that_the_model_lacks_is_refused(run: Path, workplace: Path) -> None:
@@ -103,7 +103,7 @@ def test_a_split_that_names_a_class_that_the_model_lacks_is_refused(run: Path, w
     try:
         split.write_text(before.replace(",dark,", ",drak,", 1))
         with pytest.raises(DataError, match=r"class 'drak' is not one of the model's.*Did you mean 'dark'"):
-            evaluate_run(run / "fold_3", "test")
+            evaluate(run / "fold_3", split="test")
     finally:
         split.write_text(before)
 
@@ -202,7 +202,7 @@ def test_what_needs_one_run_names_a_seed(seeds: Path) -> None:
     with pytest.raises(
         RunError, match=r"several seeds: each seed has its own run folder.\n  Name one of them: .*seed_4, .*seed_5, .*seed_6. All"
     ):
-        evaluate_run(seeds, "val")
+        evaluate(seeds, split="val")
     with pytest.raises(RunError, match=r"several seeds: each seed has a model of its own"):
         load_with_card(seeds)
 

@@ -35,11 +35,11 @@ def _tta(text: str) -> Any:
 
 
 def evaluate(arguments: Namespace) -> int:
-    from tlkit.evaluation.evaluate import evaluate_run
+    from tlkit.evaluation.evaluate import evaluate
 
     keep_freed_memory()
     with show_log():
-        metrics = evaluate_run(arguments.run, arguments.split, arguments.tta, device=arguments.device, overrides=arguments.overrides)
+        metrics = evaluate(arguments.run, split=arguments.split, tta=arguments.tta, device=arguments.device, overrides=arguments.overrides)
     if arguments.format == "json":
         import json
 

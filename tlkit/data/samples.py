@@ -5,8 +5,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -20,6 +21,7 @@ SPLIT_WORDS = {
 }
 """What a folder or a cell calls a split, in lower case -> the split."""
 LABEL_SEPARATOR = "|"
+T = TypeVar("T")
 LARGEST_FOLD = 5
 """Classes that differ more in their training images are uneven: accuracy is then mostly about the large ones."""
 ImageSource = Path | Callable[[], Image.Image | NDArray[Any]]
@@ -108,6 +110,12 @@ class Samples:
     def label_text(self, sample: Sample) -> str:
         """Return the classes of an image as the column of a csv has them: `hat|bag`."""
         return LABEL_SEPARATOR.join(self.classes[label] for label in sample.labels)
+
+
+def evenly_spread(items: Sequence[T], most: int) -> tuple[T, ...]:
+    """Return at most so many of the items in their order, spread evenly from the first to the last."""
+    places = np.linspace(0, len(items) - 1, min(most, len(items))).round().astype(int)
+    return tuple(items[place] for place in places.tolist())
 
 
 def groups_of(samples: Sequence[Sample]) -> list[str]:

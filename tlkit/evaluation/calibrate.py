@@ -8,9 +8,8 @@ from typing import Any
 from tlkit.data.splits.holdout import read_manifest
 from tlkit.data.splits.manifest import check_run_folder
 from tlkit.errors import DataError, RunError
-from tlkit.evaluation.answers import Answers, split_answers
 from tlkit.evaluation.calibration import fit_calibration, why_uncalibrated
-from tlkit.evaluation.evaluate import OpenSplit, open_split
+from tlkit.evaluation.evaluate import open_split
 from tlkit.evaluation.fit_trust import add_promises
 from tlkit.evaluation.promises import measure_promises
 from tlkit.evaluation.run_metrics import read_metrics
@@ -34,7 +33,7 @@ def calibrate_run(run: Path, *, error: float | None, coverage: float | None, ove
     """
     splits = _check(run, error, coverage)
     opened = open_split(run, "val", overrides=overrides)
-    validation = _answers(opened, "val")
+    validation = opened.answers("val")
     trust = opened.card.trust
     if trust.calibration is None:  # a run of an earlier version
         trust = replace(trust, calibration=fit_calibration(validation, task=opened.card.task, head=opened.card.head))
@@ -44,7 +43,7 @@ def calibrate_run(run: Path, *, error: float | None, coverage: float | None, ove
         raise RunError("\n".join([*promised.reasons.values(), f"  {fix}"]))
     measured = {}
     if "test" in splits:
-        test = _answers(open_split(run, "test", overrides=overrides), "test")
+        test = open_split(run, "test", overrides=overrides).answers("test")
         measured = measure_promises(promised.trust, test.logits, test.labels.numpy())
     _write(run, promised.trust, measured)
     return Calibrated(promised.trust, measured)
@@ -66,11 +65,6 @@ def _check(run: Path, error: float | None, coverage: float | None) -> set[str]:
     if "val" not in splits:
         raise DataError(f"{run / 'split.csv'} has no validation images, and only those can keep a promise.")
     return splits
-
-
-def _answers(opened: OpenSplit, split: str) -> Answers:
-    batch_size = opened.recipe.data.known_batch_size
-    return split_answers(opened.classifier, opened.samples, split, opened.preprocessing, batch_size=batch_size, features=False)
 
 
 def _write(run: Path, trust: Trust, measured: dict[str, Any]) -> None:

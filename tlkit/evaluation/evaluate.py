@@ -1,7 +1,7 @@
 """`tlkit evaluate RUN`: the shipped model measured again on the images that its run kept for it."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -18,7 +18,7 @@ from tlkit.data.samples import Samples, groups_of
 from tlkit.data.splits.manifest import changed_images, check_run_folder, samples_of_run
 from tlkit.data.splits.run_source import recipe_of_run
 from tlkit.errors import DataError, RunError
-from tlkit.evaluation.answers import split_answers
+from tlkit.evaluation.answers import Answers, split_answers
 from tlkit.evaluation.calibration import why_uncalibrated
 from tlkit.evaluation.fit_trust import FittedTrust, measure_trust
 from tlkit.evaluation.intervals import multiclass_intervals, multilabel_intervals
@@ -33,24 +33,6 @@ from tlkit.models.model_folder import ModelCard, load_with_card
 from tlkit.recipe.schema import Recipe
 
 LOG = logging.getLogger("tlkit")
-
-
-def measure_split(
-    classifier: Classifier,
-    samples: Samples,
-    split: str,
-    preprocessing: Preprocessing,
-    *,
-    batch_size: int,
-    thresholds: Sequence[float] = (),
-    on_batch: Callable[[int], None] = lambda images: None,
-) -> dict[str, Any]:
-    """Measure one split, by the loop and the preprocessing that predict uses. The classifier stays on its device.
-
-    thresholds: of each class, for multilabel.
-    """
-    found = split_answers(classifier, samples, split, preprocessing, batch_size=batch_size, features=False, on_batch=on_batch)
-    return measure_logits(found.logits, found.labels, samples=samples, split=split, thresholds=thresholds)
 
 
 def measure_logits(logits: Tensor, labels: Tensor, *, samples: Samples, split: str, thresholds: Sequence[float]) -> dict[str, Any]:
@@ -91,24 +73,16 @@ def evaluate(
         overrides: `KEY=VALUE` of the recipe's data, where the images are elsewhere now: data.source.folder=/photos.
 
     Returns:
-        The metrics as metrics.json has them for a split, plain JSON values; under `tta` those with test-time augmentation.
+        The metrics as metrics.json has them for a split, plain JSON values; under `tta` those with test-time augmentation. Images with
+        another content than in the run are measured with a warning, and are in `changed`. With the recipe's `on_bad: skip`, images that
+        can't be read any more are left out, and are in `skipped`: id -> reason.
 
     Raises:
         RunError: It is no run folder, or its model is damaged.
         DataError: Images of the split are gone, can't be read, or there are none.
         DeviceError: This machine doesn't have the device.
     """
-    return evaluate_run(Path(run), split, tta, device=device, overrides=overrides)
-
-
-def evaluate_run(run: Path, split: str, tta: Tta | None = None, *, device: str = "auto", overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the metrics of the run's model on one of its splits, as split.csv has them; and under `tta` those with test-time augmentation.
-
-    With the recipe's `on_bad: skip`, images that can't be read any more are left out, and are in `skipped`: id -> reason. Images that have
-    another content than in the run are measured with a warning, and are in `changed`.
-    Raises RunError if this is no run folder, DataError if images of the split are gone or the split is empty.
-    """
-    opened = open_split(run, split, device=device, overrides=overrides)
+    opened = open_split(Path(run), split, device=device, overrides=overrides)
     classifier, card, recipe, samples = opened.classifier, opened.card, opened.recipe, opened.samples
     preprocessing, batch_size = opened.preprocessing, recipe.data.known_batch_size
     skipped = {"skipped": {skipped.sample.id: skipped.reason for skipped in samples.skipped}} if recipe.data.on_bad == "skip" else {}
@@ -148,11 +122,16 @@ class OpenSplit:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        return Preprocessing.from_json(self.card.preprocessing, self.card.mean_picture)
+        return self.card.spec
+
+    def answers(self, split: str) -> Answers:
+        """Return the model's answers on one of the splits, without features."""
+        batch_size = self.recipe.data.known_batch_size
+        return split_answers(self.classifier, self.samples, split, self.preprocessing, batch_size=batch_size, features=False)
 
 
 def open_split(run: Path, split: str, *, device: str = "auto", overrides: Sequence[str] = ()) -> OpenSplit:
-    """Load a run's model and find the images of a split. Raises what `evaluate_run` raises."""
+    """Load a run's model and find the images of a split. Raises what `evaluate` raises."""
     check_run_folder(run)
     place = find_device(device)
     classifier, card = load_with_card(run)
@@ -177,6 +156,4 @@ def answers_on(run: Path, split: str) -> list[dict[str, str]]:
     except FileNotFoundError:  # of an earlier version, or of validation where there is a test split
         pass
     opened = open_split(run, split)
-    batch_size = opened.recipe.data.known_batch_size
-    found = split_answers(opened.classifier, opened.samples, split, opened.preprocessing, batch_size=batch_size, features=False)
-    return prediction_rows(found.logits, opened.samples.of(split), opened.card.classes, opened.card.thresholds)
+    return prediction_rows(opened.answers(split).logits, opened.samples.of(split), opened.card.classes, opened.card.thresholds)

@@ -5,7 +5,6 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tlkit.data.preprocess import Preprocessing
 from tlkit.data.samples import Samples
 from tlkit.errors import BackboneError, DataError, RunError
 from tlkit.evaluation.answers import Answers, split_answers
@@ -84,7 +83,7 @@ def card_of(classifier: Classifier) -> ModelCard:
 def measured(folder: Path, data: "ImageDataModule") -> dict[str, Any]:
     """Return the metrics of a model folder on the validation and the test split, from their files on; it gets what validation fits."""
     classifier, card = load_with_card(folder)
-    samples, preprocessing = data.samples, Preprocessing.from_json(card.preprocessing, card.mean_picture)
+    samples, preprocessing = data.samples, card.spec
 
     def answers(images: Samples, split: str) -> Answers:
         return split_answers(classifier, images, split, preprocessing, batch_size=data.batch_size)

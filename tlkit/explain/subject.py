@@ -62,7 +62,7 @@ class Subject:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        return Preprocessing.from_json(self.card.preprocessing, self.card.mean_picture)
+        return self.card.spec
 
     def normalised(self, images: Sequence[Shown]) -> Tensor:
         """Return what the network sees of images: [B, C, S, S], on its device."""
@@ -117,7 +117,7 @@ def _before(place: Path, card: ModelCard) -> tuple[Classifier | None, str]:
         backbone = load_backbone(model, weights, size, channels=channels, log=lambda line: None)
     except TlkitError as error:
         return None, f"The weights that training began with are not at hand: {str(error).splitlines()[0]}"
-    return Classifier(backbone, card.head, card.classes, size, Preprocessing.from_json(card.preprocessing, card.mean_picture)).eval(), ""
+    return Classifier(backbone, card.head, card.classes, size, card.spec).eval(), ""
 
 
 def _model_of(place: Path, card: ModelCard) -> Model:

@@ -60,6 +60,11 @@ class ModelCard:
     trust: Trust = field(default_factory=Trust)
 
     @property
+    def spec(self) -> Preprocessing:
+        """Return what `preprocessing` and the mean image describe."""
+        return Preprocessing.from_json(self.preprocessing, self.mean_picture)
+
+    @property
     def is_timms(self) -> bool:
         """Whether the classifier is timm's own model of this name, so that plain timm gives the same logits."""
         return is_timms(self.head.kind, self.features)
@@ -148,9 +153,8 @@ def load_with_card(folder: Path) -> tuple[Classifier, ModelCard]:
         raise RunError(f"{folder / 'tlkit.json'} names the backbone '{card.backbone}', which timm {timm.__version__} doesn't have.")
     image_size = int(card.preprocessing["image_size"])
     backbone = create_backbone(card.backbone, image_size, channels=_channels(card), pool=card.head.pool, features=card.features)
-    preprocessing = Preprocessing.from_json(card.preprocessing, card.mean_picture)
     origin = Origin(card.backbone, card.head, card.weights, card.features, card.task)
-    classifier = Classifier(backbone, card.head, card.classes, image_size, preprocessing, origin)
+    classifier = Classifier(backbone, card.head, card.classes, image_size, card.spec, origin)
     state = _read_state(folder / "model.safetensors")
     try:
         if card.is_timms:
@@ -301,7 +305,7 @@ def read_card(folder: Path) -> ModelCard:
             facts["weights"], facts["metrics"], facts.get("task", "multiclass"), tuple(map(float, facts.get("thresholds", ()))),
             _mean_picture(folder, facts), facts.get("features", "all"), _trust(folder, facts),
         )  # fmt: skip
-        Preprocessing.from_json(card.preprocessing, card.mean_picture)  # raises what a value of another type raises
+        _ = card.spec  # raises what a value of another type raises
         return card
 
 

@@ -8,7 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tlkit.data.preprocess import Preprocessing
 from tlkit.data.samples import Sample, Samples
 from tlkit.errors import CacheUnavailable
 from tlkit.evaluation.answers import Answers, loader_answers, split_answers
@@ -103,8 +102,8 @@ def measure_shipped(
     model, skips = recipe.model, recipe.data.on_bad == "skip"
     classifier, card = load_with_card(folder)
     classifier.to(trained.device)
-    preprocessing = Preprocessing.from_json(card.preprocessing, card.mean_picture)
-    samples, batch_size, spec = setup.samples, setup.data.batch_size, setup.phase(trained.best_phase)
+    preprocessing, samples, batch_size = card.spec, setup.samples, setup.data.batch_size
+    spec = setup.phase(trained.best_phase)
     metrics: dict[str, Any] = {}
 
     def cached(images: Sequence[Sample]) -> Answers | None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch.nn.functional import normalize
 from tlkit.data.dataset import ImageDataset, make_loader
 from tlkit.data.decode import image_size
 from tlkit.data.preprocess import Preprocessing
-from tlkit.data.samples import Sample
+from tlkit.data.samples import Sample, evenly_spread
 from tlkit.deploy.predict.inputs import check_paths, file_names
 from tlkit.deploy.predict.stream import batches
 from tlkit.errors import DataError
@@ -36,7 +36,6 @@ FEWEST, MOST = 10, 1000
 """Images of a side. Of more, so many are drawn."""
 NAMED = 10
 Numbers = NDArray[np.float64]
-_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ def drift(run: Path, folder: Path, *, overrides: Sequence[str] = ()) -> dict[str
 
 
 def _see_known(opened: OpenSplit) -> Seen:
-    samples = _drawn(opened.samples.of("val"))
+    samples = evenly_spread(opened.samples.of("val"), MOST)
     images = ImageDataset(samples, opened.preprocessing, multi_hot=opened.samples.multi_hot)
     loader = make_loader(images, batch_size=opened.recipe.data.known_batch_size)
     answers, brightness = _look(opened.classifier, opened.preprocessing, (pixels for pixels, _ in loader))
@@ -88,7 +87,7 @@ def _see_known(opened: OpenSplit) -> Seen:
 
 
 def _see_folder(opened: OpenSplit, folder: Path) -> tuple[Seen, int]:
-    names = _drawn(tuple(file_names([str(folder)], BytesIO())))
+    names = evenly_spread(tuple(file_names([str(folder)], BytesIO())), MOST)
     readable: list[str] = []
 
     def pixels() -> Iterator[Tensor]:
@@ -100,12 +99,6 @@ def _see_folder(opened: OpenSplit, folder: Path) -> tuple[Seen, int]:
     answers, brightness = _look(opened.classifier, opened.preprocessing, pixels())
     samples = [Sample(name, Path(name), (), "test") for name in readable]
     return Seen(tuple(readable), answers, brightness, _sizes(samples)), len(names) - len(readable)
-
-
-def _drawn(items: Sequence[_Item]) -> tuple[_Item, ...]:
-    """Return MOST of them in their order, drawn evenly; all where there are no more."""
-    places = np.linspace(0, len(items) - 1, min(MOST, len(items))).round().astype(int)
-    return tuple(items[place] for place in places.tolist())
 
 
 @torch.inference_mode()

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from tlkit.cli import main
 from tlkit.errors import RunError
-from tlkit.evaluation.evaluate import evaluate_run
+from tlkit.evaluation.evaluate import evaluate
 from tlkit.models.classifier import Classifier
 from tlkit.recipe.load import load_recipe
 from tlkit.training.checkpointing.callback import Checkpoints
@@ -307,7 +307,7 @@ def test_a_run_whose_measuring_failed_keeps_its_model_and_is_measured_without_tr
     assert f"or: tlkit evaluate {run}" in (run / "log.txt").read_text()
     fitted_when_measured = {"calibration", "risk_coverage"}
     expected = {name: value for name, value in whole[PLAIN][1]["test"].items() if name not in fitted_when_measured}
-    assert evaluate_run(run, "test") == expected
+    assert evaluate(run, split="test") == expected
     with monkeypatch.context() as patch:
         patch.setattr("tlkit.training.phases.train_phases", fails)
         start(run, resume=True)

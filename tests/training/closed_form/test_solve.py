@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 from tests import warm
 from tlkit.data.samples import Sample, Samples
 from tlkit.errors import TlkitError
-from tlkit.evaluation.evaluate import evaluate_run
+from tlkit.evaluation.evaluate import evaluate
 from tlkit.planning.lr_range import check_has_rate
 from tlkit.planning.plan_table import show_plan
 from tlkit.recipe.fields.learning import Loss
@@ -202,7 +202,7 @@ def test_a_solved_phase_alone_is_shipped_and_measured(there: None) -> None:
     # One entry has the images of both splits.
     log = (run / "log.txt").read_text()
     assert log.count("frozen part run once") + log.count("found in") == 1
-    assert evaluate_run(run, "test") == metrics["test"]
+    assert evaluate(run, split="test") == metrics["test"]
     log = (run / "log.txt").read_text()
     assert "phase 1/1 head  validation loss (accuracy) by weight decay  10: " in log
     assert "phases[0] is solved on training images without augment or head dropout." in log

@@ -132,9 +132,7 @@ def export_run(run: Path, options: ExportOptions) -> list[Path]:
     classifier, card = load_with_card(run)
     if options.quantize:  # a score of unknown images is held against a threshold that float32 has set
         card = replace(card, trust=replace(card.trust, unknown=None, training_sample=None))
-    network = Network(
-        classifier, card, Preprocessing.from_json(card.preprocessing, card.mean_picture), options.raw, options.features, options.opset
-    )
+    network = Network(classifier, card, card.spec, options.raw, options.features, options.opset)
     out = options.out or run / "export"
     new = next((folder for folder in (*reversed(out.parents), out) if not folder.exists()), None)
     try:

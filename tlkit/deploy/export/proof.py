@@ -14,7 +14,7 @@ from torch import Tensor
 from tlkit.data.dataset import ImageDataset, make_loader
 from tlkit.data.decode import encoded
 from tlkit.data.preprocess import Preprocessing
-from tlkit.data.samples import Sample, Samples
+from tlkit.data.samples import Sample, Samples, evenly_spread
 from tlkit.data.splits.manifest import samples_of_run
 from tlkit.deploy.export.compare import generated_images
 from tlkit.errors import ArtifactError
@@ -45,7 +45,7 @@ class Proof:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        return Preprocessing.from_json(self.card.preprocessing, self.card.mean_picture)
+        return self.card.spec
 
 
 def proof_of_run(
@@ -59,8 +59,7 @@ def proof_of_run(
     samples = samples_of_run(run, card.classes, overrides)
     split = next((split for split in ("val", "test", "train") if samples.of(split)), "train")
     of_split = samples.of(split)
-    chosen = np.unique(np.linspace(0, len(of_split) - 1, min(number or len(of_split), len(of_split))).round().astype(int))
-    picked = tuple(of_split[i] for i in chosen)
+    picked = evenly_spread(of_split, number or len(of_split))
     name = {"val": "validation", "test": "test", "train": "training"}[split]
     written = sum(not isinstance(sample.image, Path) for sample in picked)
     what = counted(len(picked), f"{name} image") + (
@@ -74,8 +73,7 @@ def proof_of_files(files: Sequence[Path], classifier: Classifier, card: ModelCar
     """Take image files without labels. Raises ArtifactError if there are none."""
     if not files:
         raise ArtifactError("No images to prove the export with.\n  Name a folder that has some: --images DIR")
-    chosen = np.unique(np.linspace(0, len(files) - 1, min(number or len(files), len(files))).round().astype(int))
-    picked = tuple(Sample(str(files[i]), files[i], (), "val") for i in chosen)
+    picked = tuple(Sample(str(file), file, (), "val") for file in evenly_spread(files, number or len(files)))
     return _proof(classifier, card, picked, None, f"{counted(len(picked), 'image')} without labels", folder)
 
 
@@ -103,7 +101,7 @@ def rounded(probabilities: NDArray[Any]) -> list[list[float]]:
 def _proof(
     classifier: Classifier, card: ModelCard, samples: tuple[Sample, ...], labels: NDArray[np.float32] | None, what: str, folder: Path
 ) -> Proof:
-    spec = Preprocessing.from_json(card.preprocessing, card.mean_picture)
+    spec = card.spec
     # Labels play no part here, and some images have none.
     images = ImageDataset([replace(sample, labels=()) for sample in samples], spec, multi_hot=len(card.classes))
     logits, _ = infer(classifier, make_loader(images, batch_size=BATCH_SIZE), spec)

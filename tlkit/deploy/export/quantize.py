@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tlkit.data.samples import evenly_spread
 from tlkit.data.splits.manifest import samples_of_run
 from tlkit.deploy.export.formats import Facts, Network, write_onnx_format
 from tlkit.deploy.export.onnx_export import write_onnx
@@ -32,8 +33,7 @@ _LATENCY_RUNS = 50
 def calibration_images(run: Path, network: Network, overrides: Sequence[str] = ()) -> NDArray[np.uint8]:
     """Return images of the run's training split, [N, S, S, C], spread evenly over it."""
     training = samples_of_run(run, network.card.classes, overrides).of("train")
-    chosen = np.unique(np.linspace(0, len(training) - 1, min(CALIBRATION_IMAGES, len(training))).round().astype(int))
-    return np.stack([network.spec.read(training[i].image) for i in chosen])
+    return np.stack([network.spec.read(sample.image) for sample in evenly_spread(training, CALIBRATION_IMAGES)])
 
 
 def write_quantized(folder: Path, network: Network, kind: str, calibration: NDArray[np.uint8]) -> Facts:

@@ -99,7 +99,7 @@ def _of_run(run: Path, device_name: str) -> Predictor:
 
     device = find_device(device_name)
     classifier, card = load_with_card(run)
-    preprocessing = Preprocessing.from_json(card.preprocessing, card.mean_picture)
+    preprocessing = card.spec
     classifier.to(device)
     normalize = preprocessing.normalizer().to(device)
 
