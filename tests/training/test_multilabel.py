@@ -19,7 +19,7 @@ from tlkit.recipe.fields.learning import Mix
 from tlkit.recipe.load import load_recipe
 from tlkit.training.finetune import run_recipe
 from tlkit.training.objective.losses import build_mix
-from tlkit.training.objective.metrics import accuracy_of, count
+from tlkit.training.objective.metrics import Scoring
 
 COLOURS = {"blue": 2, "green": 1, "red": 0}
 
@@ -147,8 +147,9 @@ def test_mixup_blends_label_sets_by_the_share_of_their_images() -> None:
 
 
 def test_logits_between_zero_and_one_are_not_taken_for_probabilities() -> None:
-    metric = accuracy_of("multilabel", 2)
-    count(metric, "multilabel", torch.tensor([[0.2, 0.4]]), torch.tensor([[1.0, 0.0]]))  # both say yes
+    scoring = Scoring("multilabel", 2, "mean_average_precision")
+    metric = scoring.accuracy()
+    scoring.count(metric, torch.tensor([[0.2, 0.4]]), torch.tensor([[1.0, 0.0]]))  # both say yes
     assert float(metric.compute()) == 0.5
 
 

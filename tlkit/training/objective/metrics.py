@@ -70,30 +70,51 @@ class BalancedAccuracy(Metric):
         return balanced_accuracy(self.hits, self.images)
 
 
-def accuracy_of(task: Task, classes: int, *, alone: bool = False) -> Metric:
-    """Create the accuracy metric; for multilabel the share of right answers, over images and classes, at probability 0.5.
+@dataclass(frozen=True)
+class Scoring:
+    """Settings of metrics. classes: their number. primary_metric: chooses the best epoch.
 
-    alone: this process has seen all images, so that the metric is not synchronised with others.
+    alone: this process has seen all images, so that the metrics are not synchronised with others.
     """
-    kind = MultilabelAccuracy if task == "multilabel" else MulticlassAccuracy
-    metric: Metric = kind(classes, average="micro", sync_on_compute=not alone, **UNCHECKED)
-    return metric
 
+    task: Task
+    classes: int
+    primary_metric: PrimaryMetric
+    alone: bool = False
 
-def score_of(primary_metric: PrimaryMetric, classes: int, *, alone: bool = False) -> Metric:
-    """Return the primary metric as a metric of torchmetrics: from 0 to 1, higher is better. alone: as for accuracy_of."""
-    settings = {**UNCHECKED, "sync_on_compute": not alone}
-    if primary_metric == "mean_average_precision":
-        return MultilabelAveragePrecision(classes, average="macro", thresholds=None, **settings)
-    if primary_metric == "balanced_accuracy":
-        return BalancedAccuracy(classes, sync_on_compute=not alone)
-    return MulticlassAccuracy(classes, average="micro", **settings)
+    @classmethod
+    def of(cls, samples: Samples, *, alone: bool = False) -> Self:
+        return cls(samples.task, len(samples.classes), primary_metric_of(samples), alone)
+
+    def accuracy(self) -> Metric:
+        """Create the accuracy metric; for multilabel the share of right answers, over images and classes, at probability 0.5."""
+        kind = MultilabelAccuracy if self.task == "multilabel" else MulticlassAccuracy
+        metric: Metric = kind(self.classes, average="micro", sync_on_compute=not self.alone, **UNCHECKED)
+        return metric
+
+    def score(self) -> Metric:
+        """Return the primary metric as a metric of torchmetrics: from 0 to 1, higher is better."""
+        settings = {**UNCHECKED, "sync_on_compute": not self.alone}
+        if self.primary_metric == "mean_average_precision":
+            return MultilabelAveragePrecision(self.classes, average="macro", thresholds=None, **settings)
+        if self.primary_metric == "balanced_accuracy":
+            return BalancedAccuracy(self.classes, sync_on_compute=not self.alone)
+        return MulticlassAccuracy(self.classes, average="micro", **settings)
+
+    def count(self, metric: Metric, logits: Tensor, labels: Tensor) -> None:
+        """Add a batch: logits [B, K], labels [B] or [B, K]; mixed labels count as their larger part."""
+        if self.task == "multilabel":
+            # torchmetrics would take logits that all lie in 0..1 for probabilities.
+            metric.update(logits.sigmoid(), (labels > 0.5).to(torch.int64))
+        else:
+            metric.update(logits, labels if labels.ndim == 1 else labels.argmax(1))
 
 
 def score(samples: Samples, logits: Tensor, labels: Tensor) -> float:
     """Return the primary metric of a whole split's logits [N, K] and labels."""
-    metric = score_of(primary_metric_of(samples), len(samples.classes), alone=True)
-    count(metric, samples.task, logits, labels)
+    scoring = Scoring.of(samples, alone=True)
+    metric = scoring.score()
+    scoring.count(metric, logits, labels)
     return float(metric.compute())
 
 
@@ -102,38 +123,7 @@ def measured(
     split: str, samples: Samples, logits: Tensor, labels: Tensor, loss: Callable[[Tensor, Tensor], Tensor] = plain_loss
 ) -> dict[str, float]:
     """Return `SPLIT/loss` and `SPLIT/accuracy` of a whole split's logits and labels, as in metrics.csv."""
-    accuracy = accuracy_of(samples.task, len(samples.classes), alone=True)
-    count(accuracy, samples.task, logits, labels)
+    scoring = Scoring.of(samples, alone=True)
+    accuracy = scoring.accuracy()
+    scoring.count(accuracy, logits, labels)
     return {f"{split}/loss": float(loss(logits, labels)), f"{split}/accuracy": float(accuracy.compute())}
-
-
-def count(metric: Metric, task: Task, logits: Tensor, labels: Tensor) -> None:
-    """Update a metric; mixed labels count as their larger part."""
-    if task == "multilabel":
-        # torchmetrics would take logits that all lie in 0..1 for probabilities.
-        metric.update(logits.sigmoid(), (labels > 0.5).to(torch.int64))
-    else:
-        metric.update(logits, labels if labels.ndim == 1 else labels.argmax(1))
-
-
-@dataclass(frozen=True)
-class Scoring:
-    """Settings of a phase's metrics. classes: their number. primary_metric: chooses the best epoch."""
-
-    task: Task
-    classes: int
-    primary_metric: PrimaryMetric
-
-    @classmethod
-    def of(cls, samples: Samples) -> Self:
-        return cls(samples.task, len(samples.classes), primary_metric_of(samples))
-
-    def accuracy(self) -> Metric:
-        return accuracy_of(self.task, self.classes)
-
-    def score(self) -> Metric:
-        return score_of(self.primary_metric, self.classes)
-
-    def count(self, metric: Metric, logits: Tensor, labels: Tensor) -> None:
-        """Add a batch: logits [B, K], labels [B] or [B, K]."""
-        count(metric, self.task, logits, labels)
