@@ -1,6 +1,6 @@
 """The sanity check of heat maps: with weights randomised from the head down, a map of what the network has learned has to change."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from statistics import mean
@@ -44,7 +44,7 @@ def randomised_maps(
     random = deepcopy(classifier)
     found = []
     generator = torch.Generator().manual_seed(0)
-    for name, parameters in _from_the_head_down(random):
+    for name, parameters in random.from_head_to_stem():
         for parameter in parameters:
             shuffled = parameter.detach().flatten()[torch.randperm(parameter.numel(), generator=generator).to(parameter.device)]
             parameter.data = shuffled.reshape(parameter.shape)
@@ -96,13 +96,5 @@ def _take_statistics(network: nn.Module, images: Tensor) -> None:
         hook.remove()
 
 
-def _from_the_head_down(classifier: Classifier) -> Iterator[tuple[str, list[nn.Parameter]]]:
-    named = dict(classifier.backbone.named_parameters())
-    yield "head", list(classifier.head.parameters())
-    for stage in reversed(classifier.stages):
-        yield stage.name, [named[name] for name in stage.parameters]
-
-
 def _rank_correlation(one: Tensor, other: Tensor) -> float:
-    value = float(spearmanr(one.flatten().cpu(), other.flatten().cpu()).statistic) if one.std() > 0 and other.std() > 0 else 0.0
-    return value
+    return float(spearmanr(one.flatten().cpu(), other.flatten().cpu()).statistic) if one.std() > 0 and other.std() > 0 else 0.0

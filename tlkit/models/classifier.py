@@ -110,6 +110,13 @@ class Classifier(nn.Module):
         images = torch.stack([torch.from_numpy(preprocessing.read(path)) for path in paths])  # [B, S, S, C] uint8
         return preprocessing.normalize(images.to(next(self.parameters()).device).permute(0, 3, 1, 2))
 
+    def from_head_to_stem(self) -> Iterator[tuple[str, list[nn.Parameter]]]:
+        """Yield the name and the parameters of the head, then of each stage down to the first."""
+        yield "head", list(self.head.parameters())
+        named = dict(self.backbone.named_parameters())
+        for stage in reversed(self.stages):
+            yield stage.name, [named[name] for name in stage.parameters]
+
     def given_preprocessing(self) -> Preprocessing:
         """Return the preprocessing. Raises BackboneError where none was given."""
         if self.preprocessing is None:

@@ -66,14 +66,14 @@ class MemoryProbe(Callback):
         # In 16-mixed the first steps may have been left out, and with them the optimizer's state.
         optimizer.step()
         self.groups = optimizer.param_groups
-        self.optimizer = sum(bytes_of(value) for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor))
+        self.optimizer = sum(value.nbytes for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor))
 
     def memory(self, module: PhaseModule, images: int, *, copies: int) -> Memory:
         """Measure memory. images: of a batch on one device. Activations grow linearly with them, so two batch sizes are enough."""
         (few, at_few), *_, (more, at_more) = sorted({0: 0, **self.activations}.items())[-2:]
         bytes_per_image = (at_more - at_few) / (more - few)
-        weights = sum(map(bytes_of, (*module.parameters(), *module.buffers())))
-        gradients = sum(bytes_of(parameter) for group in self.groups for parameter in group["params"])
+        weights = sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+        gradients = sum(parameter.nbytes for group in self.groups for parameter in group["params"])
         activations = max(0, round(at_few + bytes_per_image * (images - few)))
         return Memory(weights, gradients, self.optimizer, copies * weights, activations)
 
@@ -112,7 +112,3 @@ def wait_for_device() -> None:
     """Wait for the GPU, which continues to compute after torch has returned."""
     if torch.accelerator.is_available():
         torch.accelerator.synchronize()
-
-
-def bytes_of(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()

@@ -19,6 +19,7 @@ from tlkit.models.classifier import Classifier
 from tlkit.recipe.fields.learning import Schedule
 from tlkit.recipe.fields.phases import Phase
 from tlkit.recipe.schema import Recipe
+from tlkit.training.cache.activations import digest
 from tlkit.training.checkpointing.rng import generator_states, set_generators
 from tlkit.training.module import PhaseModule
 from tlkit.training.objective.objective import build_objective
@@ -90,10 +91,6 @@ def unchanged(classifier: torch.nn.Module) -> Iterator[None]:
 
 def fingerprint(classifier: torch.nn.Module) -> dict[str, str]:
     """Hash the weights and buffers, what trains and in which mode, and each random generator's state."""
-    weights = sha256()
-    for name, tensor in classifier.state_dict().items():
-        weights.update(name.encode())
-        weights.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     trains = [(name, parameter.requires_grad, parameter.grad is None) for name, parameter in classifier.named_parameters()]
     modes = [(name, module.training) for name, module in classifier.named_modules()]
     states = generator_states()
@@ -104,4 +101,4 @@ def fingerprint(classifier: torch.nn.Module) -> dict[str, str]:
         "CUDA's generators": repr([state.numpy().tobytes() for state in states["cuda"]]),
     }
     texts = {"what trains": repr(trains), "train mode": repr(modes), **generators}
-    return {"weights": weights.hexdigest(), **{part: sha256(text.encode()).hexdigest() for part, text in texts.items()}}
+    return {"weights": digest(classifier.state_dict()), **{part: sha256(text.encode()).hexdigest() for part, text in texts.items()}}

@@ -1,13 +1,11 @@
 """Parameter groups, optimizers and learning-rate schedules of one phase."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import timm.optim
 import torch
-from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from tlkit.errors import Fault, RecipeError, did_you_mean
@@ -37,24 +35,18 @@ def parameter_groups(classifier: Classifier, phase: Phase, optimizer: Optimizer,
     decay_backbone: False if L2-SP replaces its weight decay.
     """
     groups = []
-    for steps_below_head, (name, parameters) in enumerate(_from_head_to_stem(classifier)):
+    for steps_below_head, (name, parameters) in enumerate(classifier.from_head_to_stem()):
         lr = phase.lr * (phase.layer_decay or 1.0) ** steps_below_head
         if steps_below_head > 0 and phase.backbone_lr is not None:
             lr = phase.lr * phase.backbone_lr
-        decayed = [parameter for parameter in parameters if parameter.ndim > 1]
-        others = [parameter for parameter in parameters if parameter.ndim <= 1]
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        decayed = [parameter for parameter in trained if parameter.ndim > 1]
+        others = [parameter for parameter in trained if parameter.ndim <= 1]
         decay = optimizer.weight_decay if decay_backbone or steps_below_head == 0 else 0.0
         for params, weight_decay in ((decayed, decay), (others, 0.0)):
             if params:
                 groups.append({"name": name, "params": params, "lr": lr, "weight_decay": weight_decay})
     return groups
-
-
-def _from_head_to_stem(classifier: Classifier) -> Iterator[tuple[str, list[nn.Parameter]]]:
-    yield "head", list(classifier.head.parameters())
-    by_name = dict(classifier.backbone.named_parameters())
-    for stage in reversed(classifier.stages):
-        yield stage.name, [by_name[name] for name in stage.parameters if by_name[name].requires_grad]
 
 
 def check_optimizer_name(name: str) -> None:

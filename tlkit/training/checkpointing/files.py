@@ -116,7 +116,7 @@ class _Hashed:
 def _bytes_of(state: Any) -> int:
     """Return the bytes of all tensors in a state."""
     if isinstance(state, torch.Tensor):
-        return state.numel() * state.element_size()
+        return state.nbytes
     inner = state.values() if isinstance(state, Mapping) else state if isinstance(state, list | tuple) else ()
     return sum(map(_bytes_of, inner))
 

@@ -8,7 +8,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from PIL import features
 
 import tlkit
 from tlkit.files import write_json
+from tlkit.recipe.differences import flat_values
 
 FILE = "environment.json"
 
@@ -75,20 +76,12 @@ def environment(recipe_place: str, device: torch.device) -> dict[str, Any]:
 
 def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Return `cpu.threads` -> previous and current value, of everything that could change a result."""
-    flat_was, flat_now = (dict(_flat({key: value for key, value in each.items() if key != "earlier"})) for each in (was, now))
+    flat_was, flat_now = (dict(flat_values("", {key: value for key, value in of.items() if key != "earlier"})) for of in (was, now))
     return {
         key: (flat_was.get(key), flat_now.get(key))
         for key in {**flat_was, **flat_now}
         if flat_was.get(key) != flat_now.get(key) and not key.startswith(NO_MATTER)
     }
-
-
-def _flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{above}{key}.")
-        else:
-            yield f"{above}{key}", value
 
 
 def _versions() -> dict[str, str | None]:
