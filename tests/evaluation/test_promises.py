@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from tlkit.evaluation.promises import NoPromise, choose_threshold, fewest_images, fit_sets, upper_bound
+from tlkit.evaluation.promises import NoPromise, choose_threshold, coverage_range, fewest_images, fit_sets, upper_bound
 from tlkit.models.inference.trust import Abstain, Conformal
 
 
@@ -74,3 +74,10 @@ def test_the_quantile_is_the_corrected_order_statistic_by_hand() -> None:
     few = fit_sets(np.stack([own, 1 - own], 1)[:18], np.zeros(18, int), 0.95)
     assert isinstance(few, NoPromise)
     assert "need 19 validation images, and there are 18" in few.reason
+
+
+def test_few_images_choose_sets_of_very_different_coverage() -> None:
+    # By hand: with the largest of 19 scores as the bound, the coverage is the largest of 19 uniform numbers, P(X < x) = x^19.
+    assert coverage_range(Conformal(0.95, 0.5, 19)) == pytest.approx((0.025 ** (1 / 19), 0.975 ** (1 / 19)))
+    low, high = coverage_range(Conformal(0.9, 0.5, 100_000))
+    assert (round(low, 2), round(high, 2)) == (0.9, 0.9)

@@ -99,6 +99,18 @@ def test_a_damaged_tlkit_json_is_named(tmp_path: Path, damage: str, message: str
         load_with_card(tmp_path)
 
 
+def test_a_head_that_was_changed_by_hand_is_named_by_its_key(tmp_path: Path) -> None:
+    saved(tmp_path / "model", "test_resnet", Head())
+    file = tmp_path / "model/tlkit.json"
+    facts = json.loads(file.read_text())
+    file.write_text(json.dumps({**facts, "head": {**facts["head"], "kind": "linera", "dropout": 3}}))
+    with pytest.raises(RunError) as raised:
+        load_with_card(tmp_path)
+    assert "tlkit.json can't be read: head.kind = 'linera' " in str(raised.value)
+    assert "head.dropout = 3 " in str(raised.value)
+    assert "pydantic" not in str(raised.value)
+
+
 def test_sha256_entries_can_not_point_outside_the_folder(tmp_path: Path) -> None:
     saved(tmp_path / "model", "test_resnet", Head())
     file = tmp_path / "model/tlkit.json"

@@ -233,6 +233,14 @@ def test_the_page_says_what_promises_came_to_or_why_there_are_none(curves_file: 
     assert "are called unlike" not in html
 
 
+def test_no_class_is_the_weakest_where_all_are_equal(curves_file: Path) -> None:
+    labels = torch.arange(100) % 2
+    right = {"primary_metric": "accuracy", **measure(torch.nn.functional.one_hot(labels, 2).float(), labels, ["cat", "dog"])}
+    wrong = {"primary_metric": "accuracy", **measure(torch.nn.functional.one_hot(labels[1:], 2).float(), labels[:-1], ["cat", "dog"])}
+    for test in (right, wrong):
+        assert "weakest" not in page(curves_file, {"val": test, "test": test})
+
+
 def test_a_temperature_that_was_not_fitted_is_not_said_to_be(curves_file: Path) -> None:
     bins = [{"confidence": 0.4, "accuracy": 0.5, "count": 10}, {"confidence": 0.9, "accuracy": 0.8, "count": 10}]
     found = {

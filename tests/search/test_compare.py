@@ -70,6 +70,22 @@ def test_a_difference_within_noise_is_called_that(runs: Path, capsys: pytest.Cap
     assert json.loads(capsys.readouterr().out)["interval"] == [0, 0]
 
 
+def test_few_images_make_an_interval_that_is_too_narrow_and_this_is_said(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "a", "b"]) == 0
+    remark = "With 12 images, expect the interval to be too narrow: a bootstrap needs about 100. p is not affected."
+    assert remark in capsys.readouterr().out
+    assert main(["compare", "a", "a"]) == 0  # which has no interval
+    assert "too narrow" not in capsys.readouterr().out
+
+
+def test_answers_that_are_no_class_are_named_with_the_line(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    change(Path("b/predictions.csv"), "answer", lambda row: "bagg" if row["id"].endswith("00000.png") else row["answer"])
+    for words in (["compare", "a", "b"], ["report", "b"]):
+        assert main(words) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("b/predictions.csv can't be read: line 2 has 'bagg', which is no class. Expected one of: ")
+
+
 def test_recipes_are_compared_key_by_key(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = Path("b/recipe.yaml")
     recipe.write_text(

@@ -168,6 +168,27 @@ def test_a_trial_whose_values_can_not_be_trained_with_is_given_up_and_the_search
             assert {row["state"] for row in csv.DictReader(file)} == {"complete", "pruned"}
 
 
+def test_a_device_that_only_some_values_ask_for_ends_their_trials(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    search = ["search={trainer.accelerator: {choice: [cpu, tpu]}}", "--sampler", "grid", "--trials", "2"]
+    assert main(["tune", "recipe.yaml", *search, "--out", "devices"]) == 0
+    assert "given up: trainer = {accelerator: tpu, " in capsys.readouterr().err
+    assert load_recipe("devices/best.yaml").trainer.accelerator == "cpu"
+    # One that every trial would ask for ends the search before it begins.
+    assert main(["tune", "recipe.yaml", "trainer.accelerator=tpu", "--out", "none"]) == 2
+    error = capsys.readouterr().err
+    assert "trainer = {accelerator: tpu, " in error
+    assert "trial" not in error
+
+
+def test_of_equal_scores_the_fewest_epochs_are_taken_and_this_is_said(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    search = ["search={'phases[0].epochs': {choice: [3, 1, 2]}}", "phases[0].lr=1e-12", "--sampler", "grid", "--pruner", "none"]
+    assert main(["tune", "recipe.yaml", *search, "--out", "equal", "--trials", "3"]) == 0
+    assert "(best of 3 trials; 3 have it, these values the fewest epochs)" in " ".join(capsys.readouterr().out.split())
+    (phase,) = load_recipe("equal/best.yaml").gradient_phases.values()
+    assert phase.epochs == 1
+    assert "3 have this score, and of these it is the first that trained the fewest epochs" in (workplace / "equal/study.html").read_text()
+
+
 def test_a_search_whose_trials_were_all_given_up_says_why(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tune", "recipe.yaml", "search={'phases[0].lr': {uniform: [1e30, 1e31]}}", "--out", "nan", "--trials", "2"]) == 2
     error = capsys.readouterr().err

@@ -172,6 +172,18 @@ def test_the_page_of_seeds_has_curves_and_the_mean_and_range_of_each_class(seeds
     assert again.read_text().replace("\xa0", " ") == html
 
 
+def test_seeds_that_are_all_right_have_no_weakest_class(seeds: Path, tmp_path: Path) -> None:
+    shutil.copytree(seeds, tmp_path / "seeds")
+    for file in (tmp_path / "seeds").glob("seed_*/metrics.json"):
+        metrics = json.loads(file.read_text())
+        for row in metrics["test"]["per_class"].values():
+            row["f1"] = 1.0
+        file.write_text(json.dumps(metrics))
+    assert "The weakest class is" in (seeds / "report.html").read_text()
+    assert main(["report", str(tmp_path / "seeds")]) == 0
+    assert "weakest" not in (tmp_path / "seeds/report.html").read_text()
+
+
 def test_the_page_of_seeds_takes_no_overrides_since_it_needs_no_images(seeds: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (seeds / "report.html").read_bytes()
     assert main(["report", str(seeds), "data.source.folder=elsewhere"]) == 2

@@ -166,10 +166,14 @@ def _abstain_lines(found: "Calibrated") -> Iterator[str]:
 
 
 def _set_lines(found: "Calibrated") -> Iterator[str]:
+    from tlkit.evaluation.promises import coverage_range
+
     if (sets := found.trust.conformal) is None:
         return
+    low, high = coverage_range(sets)
     yield f"sets: every class whose probability is at least {1 - sets.quantile:.4f}"
     yield f"  promised: the set holds the image's own class for {100 * sets.coverage:g}% of images, by {sets.pictures} of validation"
+    yield f"  that is the mean of choices by as many images: of 95 % of them, the sets hold it for {low:.0%} to {high:.0%}"
     if test := found.measured.get("conformal"):
         of, share = counted(test["pictures"], "image"), percent(test["coverage"], test["pictures"])
         yield f"  test: it does for {share}% of {of}; a set has {test['mean_size']:.2f} classes on average"

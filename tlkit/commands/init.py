@@ -84,6 +84,7 @@ def _seen(facts: "Facts") -> str:
     colour = {1: "grey", 3: "colour"}.get(facts.channels, f"{facts.channels} channels")
     few, many = min(facts.counts.values()), max(facts.counts.values())
     each = f"{few:,} to {many:,}" if few < many else f"{few:,}"
+    each += "" if facts.training == facts.images else " training images"
     lines = [
         f"{facts.images:,} images ({parts}) in {len(facts.counts)} classes of {each}",
         f"shorter side {facts.short_side:,} px, {colour}",

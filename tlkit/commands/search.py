@@ -125,8 +125,9 @@ def tune(arguments: Namespace) -> int:
     how = Search(arguments.trials, arguments.sampler, arguments.pruner, arguments.storage)
     with handle_signals(), show_log():
         tuned = tune(space, out, how)
+    equal = f"; {tuned.equal} have it, these values the fewest epochs" if tuned.equal > 1 else ""
     rows = [(key, escape(label(value))) for key, value in tuned.values.items()]
-    rows += [("validation", f"[bold]{tuned.score:.4f}[/bold]  (best of {counted(tuned.trials, 'trial')})")]
+    rows += [("validation", f"[bold]{tuned.score:.4f}[/bold]  (best of {counted(tuned.trials, 'trial')}{equal})")]
     rows += [("recipe", escape(str(out / "best.yaml"))), ("trials", escape(f"{out / 'study.html'}, {out / 'trials.csv'}"))]
     print_panel(str(out), rows, [tlkit_command("finetune", str(out / "best.yaml"))])
     return 0
@@ -179,6 +180,8 @@ def _compared_lines(compared: "Compared") -> Iterator[str]:
         yield f"{'':<{width}}  {one.verdict}"
     several = ", corrected for several runs (Holm)" if len(names) > 2 else ""
     yield f"\np by {compared.test}{several}; interval by a paired bootstrap over the {compared.split} images."
+    if compared.remark and any(one.has_width for one in compared.comparisons):
+        yield compared.remark
     if compared.split == "val":
         yield "No run has test images. Validation has chosen each run's best epoch, so all figures are a little too good."
     yield "This is about these trained models. Another seed gives another model: train several seeds before you choose a recipe."

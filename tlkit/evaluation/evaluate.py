@@ -17,7 +17,7 @@ from tlkit.data.quality.on_bad import without_bad_of
 from tlkit.data.samples import Samples, groups_of
 from tlkit.data.splits.manifest import changed_images, check_run_folder, samples_of_run
 from tlkit.data.splits.run_source import recipe_of_run
-from tlkit.errors import DataError, RunError
+from tlkit.errors import DataError, RunError, as_written
 from tlkit.evaluation.answers import Answers, split_answers
 from tlkit.evaluation.calibration import why_uncalibrated
 from tlkit.evaluation.fit_trust import FittedTrust, measure_trust
@@ -25,6 +25,7 @@ from tlkit.evaluation.intervals import multiclass_intervals, multilabel_interval
 from tlkit.evaluation.metrics import measure, measure_multilabel
 from tlkit.evaluation.predictions import prediction_rows, read_predictions
 from tlkit.evaluation.primary_metric import named_primary_metric, primary_metric_of
+from tlkit.evaluation.run_metrics import read_metrics
 from tlkit.evaluation.test_time_augmentation import Tta, averaged, views_of, with_views
 from tlkit.models.classifier import Classifier
 from tlkit.models.inference.batches import infer
@@ -151,8 +152,10 @@ def open_split(run: Path, split: str, *, device: str = "auto", overrides: Sequen
 
 def answers_on(run: Path, split: str) -> list[dict[str, str]]:
     """Return an answer for each image of a split, as the run has kept them; otherwise the model answers again."""
+    with as_written(run / "metrics.json"):
+        classes = read_metrics(run)[split]["per_class"]
     try:
-        return read_predictions(run, split)
+        return read_predictions(run, split, classes)
     except FileNotFoundError:  # of an earlier version, or of validation where there is a test split
         pass
     opened = open_split(run, split)

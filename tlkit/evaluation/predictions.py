@@ -1,12 +1,12 @@
 """predictions.csv: what a run's model answers for every test image; predictions_val.csv for validation, of a run without a test split."""
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tlkit.data.samples import LABEL_SEPARATOR, Sample
-from tlkit.errors import RunError, as_written
+from tlkit.errors import RunError, as_written, expected_one_of
 from tlkit.files import write_csv
 
 if TYPE_CHECKING:
@@ -44,8 +44,11 @@ def write_predictions(run: Path, rows: Sequence[Mapping[str, str]], split: str) 
     write_csv(run / PREDICTIONS[split], COLUMNS, rows)
 
 
-def read_predictions(run: Path, split: str) -> list[dict[str, str]]:
-    """Return the rows of a run's predictions.csv. Raises RunError if it is no such file; FileNotFoundError where there is none."""
+def read_predictions(run: Path, split: str, classes: Collection[str]) -> list[dict[str, str]]:
+    """Return the rows of a run's predictions.csv. classes: those of the run.
+
+    Raises RunError if it is no such file; FileNotFoundError where there is none.
+    """
     file = run / PREDICTIONS[split]
     with as_written(file, csv.Error), file.open(encoding="utf-8", errors="surrogateescape", newline="") as lines:
         reader = csv.DictReader(lines)
@@ -55,6 +58,9 @@ def read_predictions(run: Path, split: str) -> list[dict[str, str]]:
         for row in reader:
             if None in row or None in row.values() or not all(map(_is_share, filter(None, row["probability"].split(LABEL_SEPARATOR)))):
                 raise ValueError(f"line {reader.line_num} is no {','.join(COLUMNS)}.")
+            names = [name for key in ("label", "answer") for name in row[key].split(LABEL_SEPARATOR) if name]
+            if odd := [name for name in names if name not in classes]:
+                raise ValueError(f"line {reader.line_num} has '{odd[0]}', which is no class. {expected_one_of(odd[0], list(classes))}")
             rows.append(row)
         return rows
 

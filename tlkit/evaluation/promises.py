@@ -110,6 +110,18 @@ def fit_sets(probabilities: Numbers, labels: NDArray[np.int64], coverage: float)
     return Conformal(coverage, float(scores[place - 1]), n)
 
 
+def coverage_range(sets: Conformal) -> tuple[float, float]:
+    """Return between which shares the coverage is for 95 % of choices by as many validation images: the promise is their mean.
+
+    Source: Vovk 2012, as in Angelopoulos and Bates 2021, section 3.2, https://arxiv.org/abs/2107.07511
+    """
+    from scipy.stats import beta
+
+    place = ceil((sets.pictures + 1) * sets.coverage - 1e-9)
+    low, high = beta.ppf([0.025, 0.975], place, sets.pictures + 1 - place)
+    return float(low), float(high)
+
+
 def measure_promises(trust: Trust, logits: Tensor, labels: NDArray[np.int64]) -> dict[str, Any]:
     """Return what the promises came to on a split: `abstain` and `conformal` where the model has them."""
     found = calibrated(logits, trust.temperature)

@@ -147,8 +147,8 @@ def _labels(image: Path, samples: Samples | None) -> tuple[int, ...]:
 def _examples(place: Path, samples: Samples | None) -> list[Sample]:
     """Return test images: the surest wrong answers, the least sure right one and the surest; validation images where there is no test."""
     by_id = {sample.id: sample for sample in samples.of("test")} if samples is not None else {}
-    if by_id and (place / PREDICTIONS["test"]).is_file():
-        answered = (row for row in read_predictions(place, "test") if row["id"] in by_id and row["probability"])
+    if samples is not None and by_id and (place / PREDICTIONS["test"]).is_file():
+        answered = (row for row in read_predictions(place, "test", samples.classes) if row["id"] in by_id and row["probability"])
         rows = [row for row in answered if "|" not in row["probability"]]
         rows.sort(key=lambda row: float(row["probability"]))
         wrong = [row for row in rows if row["answer"] != row["label"]]

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 import tlkit
 from tlkit.data.preprocess import Preprocessing
 from tlkit.data.splits.run_source import check_single, not_a_run
-from tlkit.errors import BackboneError, RunError, as_written
+from tlkit.errors import BackboneError, RecipeError, RunError, as_written
 from tlkit.files import atomic_folder, sha256_of, write_json
 from tlkit.models.backbones import build_options, classifier_names, create_backbone
 from tlkit.models.classifier import Classifier, Origin
@@ -32,6 +32,7 @@ from tlkit.models.inference.trust import TRAINING_SAMPLE, Trust
 from tlkit.models.weights.state_files import not_finite, write_tensors
 from tlkit.recipe.fields.model import Features, Head
 from tlkit.recipe.schema import Task
+from tlkit.recipe.validate import document_of, validated
 
 FORMAT = 1
 """Version of tlkit.json. A reader refuses a newer one."""
@@ -301,12 +302,20 @@ def read_card(folder: Path) -> ModelCard:
                     f"{folder / name} is not the file that tlkit.json describes (sha256 differs).\n  Copy the whole folder again."
                 )
         card = ModelCard(
-            str(facts["backbone"]), Head(**facts["head"]), tuple(facts["classes"]), facts["preprocessing"], dict(facts["recipe"]),
+            str(facts["backbone"]), _head(facts["head"]), tuple(facts["classes"]), facts["preprocessing"], dict(facts["recipe"]),
             facts["weights"], facts["metrics"], facts.get("task", "multiclass"), tuple(map(float, facts.get("thresholds", ()))),
             _mean_picture(folder, facts), facts.get("features", "all"), _trust(folder, facts),
         )  # fmt: skip
         _ = card.spec  # raises what a value of another type raises
         return card
+
+
+def _head(values: Any) -> Head:
+    """Return the head. Raises ValueError with every fault."""
+    try:
+        return validated(Head, document_of(values), "head")
+    except RecipeError as error:
+        raise ValueError("\n".join(f"head.{fault}" for fault in error.faults)) from error
 
 
 def _mean_picture(folder: Path, facts: Mapping[str, Any]) -> NDArray[np.float32] | None:

@@ -78,7 +78,7 @@ def write_repeats_report(run: Path, recipe: Recipe, *, file: Path | None = None)
         of_mean=partial(_of_mean, runs=runs),
         intervals_of=intervals_of,
         images=(min(numbers), max(numbers)),
-        weakest=by_f1[0] if by_f1 else None,
+        weakest=by_f1[0] if by_f1 and by_f1[0]["f1"] != by_f1[-1]["f1"] else None,
         links={folder.name: Path(relpath(folder / "report.html", (file or run / "report.html").parent)).as_posix() for folder in folders},
         curves=repeat_curves([(f"{kind} {each.number}", each.rows) for each in runs], primary_metric=summary["primary_metric"]),
         classes=classes,

@@ -234,9 +234,9 @@ def _images_behind(share: float, interval: Sequence[float]) -> int:
 
 
 def _weakest(measured: Mapping[str, Any]) -> str:
-    """Return the class with the lowest F1 of those that have images."""
-    seen = [name for name, row in measured["per_class"].items() if row["pictures"]]
-    return min(seen, key=lambda name: float(measured["per_class"][name]["f1"]), default="")
+    """Return the class with the lowest F1 of those that have images; empty where all have the same."""
+    seen = {name: float(row["f1"]) for name, row in measured["per_class"].items() if row["pictures"]}
+    return min(seen, key=seen.__getitem__) if len(set(seen.values())) > 1 else ""
 
 
 def _calibration(measured: Mapping[str, Any]) -> dict[str, Any] | None:

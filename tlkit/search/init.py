@@ -120,15 +120,18 @@ def _header(facts: Facts, choice: Choice, available: Available, out: Path) -> It
     largest = max(facts.counts, key=facts.counts.__getitem__)
     smallest = min(facts.counts, key=facts.counts.__getitem__)
     spread = f"{largest} has most ({facts.counts[largest]:,}), {smallest} fewest ({facts.counts[smallest]:,})"
-    spread = spread if facts.counts[largest] > facts.counts[smallest] else f"{facts.counts[largest]:,} of each to train on"
-    yield from _comment(f"{counted(facts.images, 'image')} in {counted(len(facts.counts), 'class', 'classes')}; {spread}.")
+    spread = spread if facts.counts[largest] > facts.counts[smallest] else f"{facts.counts[largest]:,} of each"
+    where = "" if facts.training == facts.images else " in the training split"
+    yield from _comment(f"{counted(facts.images, 'image')} in {counted(len(facts.counts), 'class', 'classes')}; {spread}{where}.")
     yield "#"
     yield f"#   tlkit finetune {out}"
     yield "#"
     why = choice.way.why if choice.epochs or facts.smallest >= FEW_A_CLASS else "with so few images of a class only the head trains"
     if not choice.way.second and facts.training >= 200 and facts.smallest >= FEW_A_CLASS:
         why = "more than the head doesn't fit into the minutes"
-    yield from _comment(f"Written by `tlkit init`. {counted(facts.training, 'training image')}: {why}.")
+    held = " and ".join(name for name, split in (("validation", "val"), ("test", "test")) if split not in facts.splits)
+    before = f", before {held} {'are' if ' and ' in held else 'is'} held out" if held else ""
+    yield from _comment(f"Written by `tlkit init`. {counted(facts.training, 'training image')}{before}: {why}.")
     fits = "" if choice.fits else ", more than was asked for: nothing in the table is quicker"
     minutes = f"about {max(1, round(choice.minutes)):,} min by a rough estimate{fits}; `tlkit plan {out}` measures it"
     yield from _comment(f"Expected accuracy: not measured. Time: {minutes}. {DOCS} has the table that the values are from.")

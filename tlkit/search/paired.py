@@ -23,6 +23,12 @@ def mcnemar_mid_p(gained: int, lost: int) -> float:
     return float(min(p, 1.0)) if gained != lost else 1.0
 
 
+def effective_number(weights: NDArray[np.float64], groups: Sequence[object] | None = None) -> float:
+    """Return how many images, or groups, would make the weighted sum as sure if all counted alike (Kish 1965). Arguments as below."""
+    shares = weights if groups is None else np.bincount(np.unique(np.asarray(groups), return_inverse=True)[1], weights)
+    return 1 / float((shares**2).sum())
+
+
 def paired_interval(
     difference: NDArray[np.int_],
     weights: NDArray[np.float64],

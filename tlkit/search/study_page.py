@@ -14,8 +14,8 @@ BEST_SHARE = 0.2
 """Of the finished trials: the ranges that hold them are where the next search should look."""
 
 
-def write_study_page(study: "optuna.Study", ranges: Mapping[str, Range], file: Path) -> None:
-    """Write history, importance of each key, slices, narrowed ranges and all trials. Sections that don't apply say so."""
+def write_study_page(study: "optuna.Study", best: "tuple[optuna.trial.FrozenTrial, int]", ranges: Mapping[str, Range], file: Path) -> None:
+    """Write history, importance of each key, slices and narrowed ranges. best: the trial, and how many have its score."""
     from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
     from plotly.offline import get_plotlyjs
 
@@ -23,7 +23,8 @@ def write_study_page(study: "optuna.Study", ranges: Mapping[str, Range], file: P
     trials = [trial for trial in study.get_trials(deepcopy=False) if trial.value is not None and trial.state.name == "COMPLETE"]
     page = environment.get_template("study.html").render(
         name=study.study_name,
-        best=study.best_trial,
+        best=best[0],
+        equal=best[1],
         finished=len(trials),
         pruned=sum(trial.state.name == "PRUNED" for trial in study.get_trials(deepcopy=False)),
         plots=list(_plots(study, trials)),

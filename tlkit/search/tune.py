@@ -16,7 +16,7 @@ from filelock import FileLock
 
 from tlkit.data.progress import progress_console
 from tlkit.data.splits.holdout import hash_images
-from tlkit.errors import Fault, RecipeError, RunError, TlkitError, TrainingError
+from tlkit.errors import BackboneError, DeviceError, Fault, RecipeError, RunError, TlkitError, TrainingError, WeightsError
 from tlkit.evaluation.primary_metric import primary_metric_of
 from tlkit.files import write_atomically, write_csv
 from tlkit.recipe.differences import flat_values
@@ -51,6 +51,8 @@ Pruner = Literal["median", "halving", "none"]
 STUDY = "study.db"
 PROBLEM = "problem"
 """Attribute of a trial whose values could not be trained with: why."""
+BY_VALUES = (RecipeError, TrainingError, BackboneError, WeightsError, DeviceError)
+"""What a trial's values may cause: the recipe itself was prepared before the first trial, with its devices, weights and batch size."""
 HEARTBEAT_S, GRACE_S = 10, 60
 """A worker that was killed is known by its silence; its trial is run again by the next worker."""
 
@@ -67,11 +69,15 @@ class Search:
 
 @dataclass(frozen=True)
 class Tuned:
-    """What a search has found. values: key -> value of the best trial. score: its primary metric on validation."""
+    """What a search has found. values: key -> value of the best trial. score: its primary metric on validation.
+
+    trials: finished ones. equal: those with the best score.
+    """
 
     values: dict[str, Any]
     score: float
     trials: int
+    equal: int
 
 
 @dataclass(frozen=True)
@@ -172,8 +178,15 @@ def tune(space: Space, out: Path, how: Search) -> Tuned:
             "  Narrow the ranges of search:, and choose another --out."
         )
     write_results(study, space, out)
-    best = study.best_trial
-    return Tuned(_values(best, space), float(best.value or 0.0), len(study.get_trials(states=finished)))
+    best, equal = best_of(study)
+    return Tuned(_values(best, space), float(best.value or 0.0), len(study.get_trials(states=finished)), equal)
+
+
+def best_of(study: "optuna.Study") -> "tuple[optuna.trial.FrozenTrial, int]":
+    """Return the trial with the best score, and how many have it: of these, the first that trained the fewest epochs."""
+    trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
+    best = max(trials, key=lambda trial: (trial.value or 0.0, -len(trial.intermediate_values)))
+    return best, sum(trial.value == best.value for trial in trials)
 
 
 def check_study_folder(out: Path) -> None:
@@ -276,8 +289,7 @@ def run_trial(trial: "optuna.Trial", space: Space) -> float:
     try:
         return _trained_score(space.recipe({**space.suggest(trial), "trainer.logger": [], "trainer.devices": 1}), report)
     except Exception as error:
-        # The recipe itself was prepared before: a NaN, a size that the backbone can't take, or too little memory come of the values.
-        if not (isinstance(error, RecipeError | TrainingError) or is_out_of_memory(error)):
+        if not (isinstance(error, BY_VALUES) or is_out_of_memory(error)):
             raise
         trial.set_user_attr(PROBLEM, str(error).partition("\n")[0])
         raise optuna.TrialPruned from error
@@ -317,7 +329,7 @@ def _log_trial(study: "optuna.Study", trial: "optuna.trial.FrozenTrial") -> None
         epochs = counted(len(trial.intermediate_values), "epoch")
         LOG.info("trial %d  pruned after %s  %s  %.1f s", trial.number + 1, epochs, values, seconds)
         return
-    best = study.best_trial
+    best, _ = best_of(study)
     LOG.info(
         "trial %d  %.4f  (best %.4f, trial %d)  %s  %.1f s", trial.number + 1, trial.value, best.value, best.number + 1, values, seconds
     )
@@ -336,7 +348,7 @@ def write_results(study: "optuna.Study", space: Space, out: Path) -> None:
     """Write best.yaml, trials.csv and study.html."""
     from tlkit.search.study_page import write_study_page
 
-    best = _values(study.best_trial, space)
+    best = _values(best_of(study)[0], space)
     write_atomically(out / "best.yaml", edited_recipe(space.file, space.overrides, best, by="tlkit tune"))
     rows = [
         {
@@ -350,4 +362,4 @@ def write_results(study: "optuna.Study", space: Space, out: Path) -> None:
         for trial in study.get_trials(deepcopy=False)
     ]
     write_csv(out / "trials.csv", ["trial", "state", "score", "epochs", "seconds", *space.ranges], rows)
-    write_study_page(study, space.ranges, out / "study.html")
+    write_study_page(study, best_of(study), space.ranges, out / "study.html")

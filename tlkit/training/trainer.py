@@ -115,7 +115,7 @@ def lightning_trainer(trainer: Trainer, **settings: Any) -> LightningTrainer:
                 enable_model_summary=False,
                 **settings,
             )
-    except (MisconfigurationException, ValueError, RuntimeError, TypeError) as error:
+    except (MisconfigurationException, ImportError, ValueError, RuntimeError, TypeError) as error:
         asked = (
             f"accelerator: {trainer.accelerator}, devices: {trainer.devices}, strategy: {trainer.strategy}, precision: {trainer.precision}"
         )

@@ -56,16 +56,18 @@ def _written(run: Path, file: Path, overrides: Sequence[str]) -> Path:
     if "best" in metrics:  # a soup has no epochs
         metrics["best"] = completed_best(metrics["best"])
     metrics[split] = {**named_primary_metric(recorded_primary_metric(metrics[split])), **metrics[split]}
-    kept = None if overrides else read_kept(run, split)
-    if kept is not None:
+    answers = read_predictions(run, split, metrics[split]["per_class"]) if (run / PREDICTIONS[split]).is_file() else None
+    kept = None if overrides or answers is None else read_kept(run, split)
+    if kept is not None and answers is not None:
         LOG.info("answers, thumbnails and heat maps are those that the run has kept")
         facts, drawn = kept
-        seen = SplitImages(read_predictions(run, split), None, drawn=drawn)
+        seen = SplitImages(answers, None, drawn=drawn)
         if "intervals" not in metrics[split]:
             samples = samples_without_images(run, tuple(metrics[split]["per_class"]), recipe.task)
             metrics[split] = _completed(metrics[split], seen.answers, samples)
     else:
-        seen, samples, origin = _looked_at(run, recipe, split, overrides)
+        seen = _seen(run, split, answers, overrides)
+        samples, origin = _samples_and_origin(run, recipe, seen)
         fold = metrics.get("fold")
         samples = replace(samples, source_size=metrics.get("limited_from", 0), fold=(fold["number"], fold["of"]) if fold else None)
         metrics[split] = _completed(metrics[split], seen.answers, samples)
@@ -80,21 +82,19 @@ def _facts(recipe: Recipe, samples: Samples, metrics: Mapping[str, Any], weights
     return run_facts(recipe, samples, metrics, weights_origin)
 
 
-def _looked_at(run: Path, recipe: Recipe, split: str, overrides: Sequence[str]) -> tuple[SplitImages, Samples, str]:
-    """Return answers and images, all samples of the run, and where its weights came from."""
+def _samples_and_origin(run: Path, recipe: Recipe, seen: SplitImages) -> tuple[Samples, str]:
+    """Return all samples of the run, and where its weights came from."""
     from tlkit.models.model_folder import load_with_card
 
-    seen = _seen(run, split, overrides)
     card = seen.opened.card if seen.opened else load_with_card(run)[1]
     samples = seen.opened.samples if seen.opened else samples_without_images(run, card.classes, recipe.task)
-    return seen, samples, card.weights["origin"]
+    return samples, card.weights["origin"]
 
 
-def _seen(run: Path, split: str, overrides: Sequence[str]) -> SplitImages:
+def _seen(run: Path, split: str, kept: list[dict[str, str]] | None, overrides: Sequence[str]) -> SplitImages:
     """Return the run's answers, kept or computed again, and its images."""
     from tlkit.evaluation.evaluate import open_split
 
-    kept = read_predictions(run, split) if (run / PREDICTIONS[split]).is_file() else None
     try:
         opened = open_split(run, split, overrides=overrides)
     except DataError as error:
