@@ -16,9 +16,9 @@ from tlkit.models.image_sizes import border_warning, explained_image_size, unsee
 from tlkit.recipe.fields.model import Head
 
 
-def build(name: str, image_size: int) -> None:
+def build(name: str, image_size: int) -> Classifier:
     with explained_image_size(name, image_size):
-        Classifier(create_backbone(name, image_size), Head(), ("a", "b"), image_size)
+        return Classifier(create_backbone(name, image_size), Head(), ("a", "b"), image_size)
 
 
 def plain_timm_takes(name: str, image_size: int) -> bool:
@@ -66,7 +66,8 @@ def test_large_backbones_take_what_the_table_says_of_them(name: str, size: int, 
 
 @pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0", "swin_tiny_patch4_window7_224", "mobilenetv3_small_050"])
 def test_families_that_take_any_size_are_built_at_the_smallest_that_a_recipe_may_name(name: str) -> None:
-    build(name, 8)
+    classifier = build(name, 8).eval()
+    assert classifier(torch.zeros(1, 3, 8, 8)).shape == (1, 2)
 
 
 def test_what_fails_for_another_reason_is_raised_as_it_is() -> None:

@@ -1,20 +1,14 @@
 """The plan says what training does: counts from torchvision, rates and bytes by hand, steps from Lightning."""
 
 import os
-import re
 from dataclasses import replace
-from io import StringIO
 from pathlib import Path
 
-import numpy as np
 import pytest
 from lightning.pytorch import Callback, LightningModule, Trainer
-from PIL import Image
-from rich.console import Console
-from torch import nn
 from torchvision.models import resnet18
 
-from tests import warm
+from tests.planning.colours import RECIPE, SMALL, count, planned, shown
 from tlkit.data.datamodule import ImageDataModule
 from tlkit.data.preprocess import Preprocessing
 from tlkit.data.samples import Sample, Samples
@@ -24,8 +18,6 @@ from tlkit.models.backbones import create_backbone
 from tlkit.models.classifier import Classifier
 from tlkit.planning import plan as planning
 from tlkit.planning.plan import Plan, make_plan, steps_an_epoch
-from tlkit.planning.plan_table import _joined, duration, print_plan
-from tlkit.planning.remarks import remarks
 from tlkit.planning.stages import StageRow
 from tlkit.planning.timing import HEAT_MAP, IMAGE_S, IMPORT_S, IMPORTS_S, RESULTS_S, SolvedTiming, Timing
 from tlkit.planning.trial import try_phase, unchanged
@@ -35,61 +27,9 @@ from tlkit.recipe.load import load_recipe
 from tlkit.recipe.schema import Recipe
 from tlkit.training.specs import Learning, phase_specs
 
-RECIPE = """
-name: colours
-data: {source: {folder: pictures}, image_size: 32, resize: stretch, batch_size: 8, validation: 0.2, test: 0.2}
-model: {backbone: resnet18, weights: random}
-phases:
-  - {train: head, epochs: 1, lr: 0.1}
-  - {train: {from: layer3}, epochs: 2, lr: 0.1, backbone_lr: 0.1, batchnorm: frozen}
-  - {train: all, epochs: 3, lr: 0.1, layer_decay: 0.5}
-"""
-ONE_PHASE = "phases=[{train: all, epochs: 1, lr: 0.1}]"
-SMALL = [ONE_PHASE, "model.backbone=test_resnet"]
-
-
-@pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twenty grey-noise images of each of three classes, a folder with uneven classes, and the recipe."""
-    folder = tmp_path_factory.mktemp("plan")
-    draws = np.random.default_rng(0)
-    numbers = {"pictures": (20, 20, 20), "uneven": (60, 8, 20)}
-    for root, counts in numbers.items():
-        for name, count in zip(("blue", "green", "red"), counts, strict=True):
-            (folder / root / name).mkdir(parents=True)
-            for i in range(count):
-                Image.fromarray(draws.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(folder / root / name / f"{i:02d}.png")
-    (folder / "recipe.yaml").write_text(RECIPE)
-    return folder
-
-
-@pytest.fixture
-def there(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(workplace)
-    return workplace
-
-
-@pytest.fixture(scope="module")
-def plan(workplace: Path) -> Plan:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(workplace)
-        return make_plan(load_recipe("recipe.yaml"))
-
-
-def planned(*overrides: str) -> Plan:
-    return make_plan(load_recipe("recipe.yaml", [*SMALL, *overrides]))
-
-
-def texts(plan: Plan) -> str:
-    return "\n".join(f"{remark.kind}: {remark.text}" for remark in remarks(plan))
-
 
 def rows(plan: Plan, phase: int) -> dict[str, StageRow]:
     return {row.name: row for row in plan.phases[phase].rows}
-
-
-def count(*modules: nn.Module) -> int:
-    return sum(parameter.numel() for module in modules for parameter in module.parameters())
 
 
 def test_every_stage_has_the_parameters_of_torchvisions_resnet18(plan: Plan) -> None:
@@ -212,159 +152,6 @@ def test_batch_norm_on_one_image_is_refused_as_in_training(there: Path) -> None:
         planned("data.batch_size=1")
 
 
-def test_without_images_and_weights_the_plan_says_so_and_plans_on(there: Path) -> None:
-    plan = planned("data.source={folder: nowhere}", "model.weights={file: nowhere.safetensors}")
-    assert (plan.samples, plan.steps, plan.phases[0].seconds, plan.classes) == (None, None, None, 10)
-    said = texts(plan)
-    assert "warning: no images: steps and times are unknown, and 10 classes are assumed.\ndata.source.folder" in said
-    assert "warning: no weights: planned with random ones of the same shape.\nmodel.weights.file = 'nowhere.safetensors'" in said
-    assert plan.phases[0].trained == count(create_backbone("test_resnet", 32)) + 10 * (plan.phases[0].rows[-1].parameters // 10)
-
-
-def test_a_sound_plan_has_nothing_to_say_but_its_size(plan: Plan, there: Path) -> None:
-    said = texts(planned())
-    assert said.count("warning") == 1
-    assert "parameters on 36 images" in said
-
-
-@pytest.mark.parametrize(
-    ("overrides", "said"),
-    [
-        (["data.normalize=none", "model.weights=pretrained"], "warning: data.normalize = 'none' feeds the weights"),
-        (
-            ["data.normalize=dataset", "model.weights=pretrained", "phases=[{train: head, epochs: 1, lr: 0.1}]"],
-            "accuracy of 0.834 instead of 0.842: use `normalize: weights`. They were trained with mean 0.5",
-        ),
-        (["model.weights=pretrained"], "warning: data.image_size = 32 is far from the 160 px that the weights were trained at."),
-        (
-            ["data.source={folder: uneven}"],
-            "classes differ more than 5-fold: blue has 36 training images, green 4. Set `imbalance: loss_weights`",
-        ),
-        (["data.source={folder: uneven}"], "too few training images to learn a class from: green (4)"),
-        (["data.batch_size=64"], "warning: data.batch_size = 64 is more than the 36 training images: an epoch is one step of 36."),
-        (["optimizer.accumulate=9"], "optimizer.accumulate = 9, but an epoch has 5 batches"),
-        (
-            ["phases=[{train: head, epochs: 1, lr: 0.1}]"],
-            "warning: phases[0] trains a head on a backbone that has learned nothing.",
-        ),
-        (
-            ["phases=[{train: all, epochs: 1, lr: 0.1, layer_decay: 0.1}]"],
-            "warning: phases[0].layer_decay = 0.1 leaves stem to layer1 a rate of 1.0e-06 or little more.",
-        ),
-        (["phases=[{train: all, epochs: 1, lr: 0.1, backbone_lr: 1e-4}]"], "backbone_lr = 0.0001 leaves stem to "),
-        (
-            ["phases=[{train: head, epochs: 1, lr: 0.1}]", "augment=[HorizontalFlip]"],
-            "note: phases[0] trains only the head on augmented images",
-        ),
-    ],
-)
-def test_what_looks_like_a_slip_is_reported(there: Path, overrides: list[str], said: str) -> None:
-    assert said in texts(planned(*overrides))
-
-
-def test_a_phase_with_adapters_is_beside_all_in_parameters_and_memory(there: Path) -> None:
-    phases = "phases=[{train: {lora: {rank: 4}}, epochs: 1, lr: 0.1}]"
-    found = planned("model.backbone=test_vit", phases)
-    (phase,) = found.phases
-    assert phase.beside_all is not None
-    everything, memory = phase.beside_all
-    backbone = create_backbone("test_vit", 32)
-    assert everything == sum(parameter.numel() for parameter in backbone.parameters()) + 64 * 3 + 3
-    layers = [module for module in backbone.modules() if isinstance(module, nn.Linear)]
-    assert phase.trained == sum(4 * (layer.in_features + layer.out_features) for layer in layers) + 64 * 3 + 3
-    assert phase.memory.total < memory.total
-    assert f"note: phases[0] trains {phase.trained:,} parameters in " in texts(found)
-
-
-def test_the_size_without_dense_layers_is_beside_that_with_them(there: Path) -> None:
-    # As torchvision's vgg11 has them: 9,220,480 in its convolutions, 119,545,856 in its first two dense layers.
-    found = texts(planned("model.backbone=vgg11", "model.features=conv"))
-    assert "model.features = 'conv': vgg11 has 9,220,480 parameters below the head, and 128,766,336 with all." in found
-
-
-def test_what_does_not_fit_into_memory_is_reported(there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planning, "_device_memory", lambda device: 10_000)
-    assert re.search(r"warning: phases\[0\] needs about [\d.]+ MB on each device, which has 10 kB\.", texts(planned()))
-
-
-def test_decoded_images_have_a_size_and_a_margin_that_exceeds_the_budget_is_named_with_its_place_and_one_that_fits(there: Path) -> None:
-    given = ["augment=[HorizontalFlip]", "data.image_size=32", "data.margin=1.5"]
-    found = planned(*given, "cache.budget_gb=2e-4")
-    assert found.samples is not None
-    train, val = len(found.samples.of("train")), len(found.samples.of("val"))
-    assert found.decoded == (train * 48 * 48 * 3, val * 32 * 32 * 3)  # 32 px x 1.5; validation has no margin
-    assert "kB of images on disk of cache.budget_gb 0.0002, training images at data.margin 1.5" in shown(found)
-    fits = int(100 * ((200_000 - val * 32 * 32 * 3) / (train * 3)) ** 0.5 / 32) / 100
-    assert 1 < fits < 1.5
-    needed = f"{(train * 48 * 48 + val * 32 * 32) * 3 / 1000:.0f}"
-    assert re.search(
-        rf"warning: override data\.margin=1\.5: data\.margin = 1\.5 makes {needed} kB of decoded images, and cache\.budget_gb is 0\.0002: "
-        rf"they are decoded in every epoch\. Lower it to {fits:g}, or raise cache\.budget_gb\.",
-        texts(found),
-    )
-
-
-def test_a_head_of_scikit_learn_is_one_line(there: Path) -> None:
-    plan = planned("phases=[{train: head, epochs: 1, lr: 0.1}]", "model.head={kind: svm}")
-    assert plan.phases == ()
-    printed = shown(plan)
-    assert "head svm, fitted by scikit-learn on the features" in printed
-    assert "phases[0] is not run" in printed
-
-
-def shown(plan: Plan) -> str:
-    console = Console(width=100, record=True, file=StringIO())
-    print_plan(plan, console)
-    return console.export_text()
-
-
-def test_the_plan_fits_a_terminal_of_100_columns(plan: Plan) -> None:
-    printed = shown(plan)
-    lines = [line.split() for line in printed.splitlines()]
-    assert ["layer4", "all", "adapts", "0.05", "0.05", "8,393,728", "8,393,728"] in lines
-    assert ["total", "11,178,051", "11,178,051"] in lines
-    assert "phase 3/3: all, 3 epochs of 5 steps, about " in printed
-    assert "30: 5 in each of 6 epochs" in printed
-    assert max(map(len, printed.splitlines())) <= 100
-
-
-def test_a_step_is_reported_as_devices_times_images_times_batches(plan: Plan) -> None:
-    optimizer = plan.recipe.optimizer.model_copy(update={"accumulate": 4})
-    printed = shown(replace(plan, devices=2, recipe=plan.recipe.model_copy(update={"optimizer": optimizer})))
-    assert "32 images: 2 devices x 4 x 4 batches; batch_size and lr hold for any number of devices" in printed
-
-
-def test_neighbours_to_which_the_same_happens_share_a_row() -> None:
-    def row(name: str, trained: int, lr: float | None) -> StageRow:
-        return StageRow(name, 10, trained, "", lr, None if lr is None else 0.05)
-
-    joined = _joined((row("block0", 0, None), row("block1", 0, None), row("block2", 10, 0.1), row("block3", 10, 0.1), row("head", 10, 0.1)))
-    assert [(row.name, row.parameters, row.trained) for row in joined] == [
-        ("block0 .. block1", 20, 0),
-        ("block2 .. block3", 20, 20),
-        ("head", 10, 10),
-    ]
-
-
-@pytest.mark.parametrize(("seconds", "said"), [(0.2, "1 s"), (9.6, "10 s"), (99, "99 s"), (600, "10 min"), (7500, "2 h 5 min")])
-def test_durations_are_in_the_unit_that_people_use(seconds: float, said: str) -> None:
-    assert duration(seconds) == said
-
-
-def test_the_command_prints_a_plan_and_exits_0(there: Path) -> None:
-    done = warm.run("plan", "recipe.yaml", *SMALL, cwd=Path.cwd(), env=os.environ)
-    assert done.returncode == 0, done.stderr
-    assert "phase 1/1: all, 1 epoch of 5 steps, about " in done.stdout
-
-
-def test_a_plan_into_a_pipe_is_the_plan_and_nothing_of_its_trials(there: Path) -> None:
-    phases = "phases=[{train: head, epochs: 1, lr: 0.1}, {train: head, solver: lbfgs}, {train: all, epochs: 1, lr: 0.1}]"
-    done = warm.run("plan", "recipe.yaml", *SMALL, phases, cwd=Path.cwd(), env=os.environ)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.splitlines() == ["colours: loading torch, then looking for images and weights"]
-    assert not re.search("cached|epoch 1|%|█|━", done.stdout)
-
-
 def test_the_time_of_a_phase_is_that_of_its_cache_once_and_of_its_epochs() -> None:
     """By hand: 10 training and 4 validation images, three epochs of which the first loads at 2 s an image and the others at 0.5 s."""
     recipe = load_recipe("quickstart", ["phases=[{train: head, epochs: 3, lr: 0.1}]", "data.workers=0"])
@@ -461,21 +248,3 @@ def test_a_solved_phase_is_timed_and_computes_features_that_no_phase_before_it_h
     assert plan.solved_again == plan.solved[1]  # the phase before it has cached the features
     assert "solved by L-BFGS on the features, about" in shown(plan)
     assert ", 3 times: " in shown(plan)
-
-
-def test_16_bit_images_that_hardly_use_their_range_are_a_warning(plan: Plan, tmp_path: Path) -> None:
-    Image.fromarray(np.arange(4096, dtype=np.uint16).reshape(64, 64)).save(tmp_path / "a.png")
-    images = (Sample("a.png", tmp_path / "a.png", (0,), "train"),)
-    text = texts(replace(plan, samples=Samples(("a",), images)))
-    assert "data.range_16bit=[0, 4095] fits" in text
-
-
-@pytest.mark.usefixtures("there")
-def test_a_size_that_the_backbone_cannot_take_is_a_fault_with_its_line_and_a_border_that_it_does_not_see_a_warning() -> None:
-    Path("odd.yaml").write_text(RECIPE.replace("image_size: 32", "image_size: 33"))
-    for file, changed, place in (("odd.yaml", [], "odd.yaml:3"), ("recipe.yaml", ["data.image_size=33"], "override data.image_size=33")):
-        expected = f"{place}: data.image_size = 33 can't be used with test_vit.\n  Sizes near it that work: 32 or 48."
-        with pytest.raises(RecipeError, match=re.escape(expected)):
-            make_plan(load_recipe(file, ["model.backbone=test_vit", *changed]))
-    border = "warning: data.image_size = 33 leaves 1 px at the right and the bottom of every image unseen: test_convnext looks at patches"
-    assert f"{border} of 4 px. Use 32 or 36." in texts(planned("model.backbone=test_convnext", "data.image_size=33"))

@@ -1,11 +1,8 @@
 import csv
-import io
 import json
 import os
-import sqlite3
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -14,47 +11,16 @@ import pytest
 from PIL import Image
 
 from tests.data.faulty_folder import CLASSES, GOOD, encoded, make_faulty_folder, make_image
+from tests.data.quality.checking import checked, rows, small_folder
 from tlkit.cli import main
-from tlkit.data import file_facts
-from tlkit.data.quality import decode_results as results_module
-from tlkit.data.quality.check import Checked, check_images, escaped, faults_of
-from tlkit.data.quality.decode_results import decode_results
+from tlkit.data.quality.check import check_images, escaped, faults_of
 from tlkit.data.sources.kind import Finding
 from tlkit.errors import DataError
 from tlkit.recipe.fields.data import Data
-from tlkit.recipe.fields.source import CsvSource, FolderSource, NpzSource, WebDatasetSource
+from tlkit.recipe.fields.source import FolderSource
 from tlkit.search.look import look_at
-from tlkit.system import cache_folder
 
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TLKIT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(file_facts, "NEW_NS", 0)  # what a test has just written is settled
-
-
-def small_folder(root: Path, *, splits: tuple[str, ...] = ("",), classes: tuple[str, ...] = ("cat", "dog")) -> Path:
-    for split in splits:
-        for label, name in enumerate(classes):
-            (root / split / name).mkdir(parents=True)
-            for number in range(12):
-                make_image(100 * label + number).save(root / split / name / f"{number}.png")
-    return root
-
-
-def data(folder: Path, **settings: object) -> Data:
-    return Data(source=FolderSource(folder=str(folder)), **settings)
-
-
-def checked(folder: Path, **settings: object) -> Checked:
-    return check_images(data(folder, **settings), "multiclass", 0)
-
-
-def rows(found: Checked, level: str) -> dict[str, str]:
-    return {finding.where: finding.problem for finding in found.findings if finding.level == level}
-
-
-# --- everything at once ---
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def test_every_bad_file_is_named_and_no_good_one(tmp_path: Path) -> None:
@@ -174,9 +140,6 @@ def test_nothing_heavy_is_imported() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
-# --- folders ---
-
-
 def test_faults_of_classes_and_splits_are_rows_beside_those_of_images(tmp_path: Path) -> None:
     folder = small_folder(tmp_path / "photos", splits=("train", "val"), classes=("cat", "dog", "emu"))
     for file in (folder / "train" / "emu").iterdir():
@@ -239,9 +202,6 @@ def test_a_folder_that_may_not_be_entered_is_a_row() -> None:
                 os.seteuid(0)
 
 
-# --- images ---
-
-
 @pytest.mark.parametrize(
     ("resize", "words"),
     [("crop", "cuts 75 % of it away"), ("pad", "leaves 75 % of the square empty"), ("stretch", "makes it 4 times as wide or as high")],
@@ -275,183 +235,6 @@ def test_settings_of_the_recipe_decide(tmp_path: Path) -> None:
     faults = rows(checked(folder, channels=4), "fault")
     assert all("data.channels is 4" in problem for where, problem in faults.items() if where.endswith(".png"))
     assert len(faults) == 25 + 2  # images, and classes that have none left
-
-
-# --- shards, classes ---
-
-
-def shard(file: Path, members: dict[str, bytes]) -> Path:
-    with tarfile.open(file, "w") as tar:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return file
-
-
-def of_shard(file: Path, **settings: object) -> Checked:
-    source = WebDatasetSource(webdataset=str(file))
-    return check_images(Data(source=source, root=str(file.parent / "data"), **settings), "multiclass", 0)
-
-
-def good_members() -> dict[str, bytes]:
-    images = {f"{number}.png": encoded(make_image(number), "PNG") for number in range(12)}
-    return images | {f"{number}.cls": str(number % 2).encode() for number in range(12)}
-
-
-def test_a_shard_with_a_path_that_leads_out_has_its_other_images_decoded(tmp_path: Path) -> None:
-    members = dict(sorted((good_members() | {"broken.png": b"no image", "broken.cls": b"0"}).items()))
-    found = of_shard(shard(tmp_path / "a.tar", members | {"../../x.png": b"x", "/y.png": b"y"}))
-    assert (found.images, found.bad) == (13, 1)
-    problems = sorted((finding.where, finding.problem) for finding in found.findings)
-    assert problems == [
-        (str(tmp_path / "a.tar"), f"../../x.png: leads out of the shard; nothing was written (and 1 more such: {tmp_path}/a.tar: /y.png)"),
-        ("a.tar:broken", "this is not an image in a format that can be read (JPEG, PNG, WebP, AVIF, TIFF and others)"),
-    ]
-
-
-def test_an_image_of_a_shard_is_decoded_again_only_when_the_shard_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = shard(tmp_path / "a.tar", dict(sorted(good_members().items())))
-    decoded: list[str] = []
-    size = results_module.decoded_size
-    monkeypatch.setattr(
-        results_module, "decoded_size", lambda image, *rest, **named: (decoded.append(str(image)), size(image, *rest, **named))[1]
-    )
-    first = of_shard(file)
-    assert (len(decoded), len(set(decoded))) == (12, 12)
-    assert of_shard(file) == first
-    assert len(decoded) == 12
-    os.utime(file, ns=(1, 1))
-    of_shard(file)
-    assert len(decoded) == 24
-
-
-def test_classes_in_two_spellings_and_cells_without_a_value_are_reported_of_any_source(tmp_path: Path) -> None:
-    classes = ["Cat", "cat", "NaN", "1", "-1", "sea gull", "Sea-Gull"] * 4
-    np.savez(tmp_path / "a.npz", images=np.zeros((28, 8, 8), np.uint8), labels=np.array(classes))
-    found = check_images(Data(source=NpzSource(npz=str(tmp_path / "a.npz"))), "multiclass", 0)
-    assert rows(found, "warning") == {
-        "class '-1'": "'-1' is a class like others",
-        "class 'NaN'": "'NaN' is a class like others",
-        "class 'cat'": "'cat' and 'Cat' count as two classes",
-        "class 'sea gull'": "'sea gull' and 'Sea-Gull' count as two classes",
-    }
-
-
-# --- what is kept ---
-
-
-def test_a_file_is_decoded_again_only_when_it_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = small_folder(tmp_path / "photos")
-    (folder / "cat" / "0.png").write_bytes(b"")
-    decoded: list[Path] = []
-    size = results_module.decoded_size
-    monkeypatch.setattr(
-        results_module, "decoded_size", lambda image, *rest, **named: (decoded.append(image), size(image, *rest, **named))[1]
-    )
-    first = checked(folder)
-    assert len(decoded) == 24
-    assert checked(folder) == first
-    assert len(decoded) == 24
-    make_image(5).save(folder / "cat" / "0.png")
-    os.utime(folder / "dog" / "1.png", ns=(1, 1))
-    assert checked(folder).count("fault") == 0
-    assert sorted(decoded[24:]) == [folder / "cat" / "0.png", folder / "dog" / "1.png"]
-    checked(folder, channels=1)  # other settings find other faults
-    assert len(decoded) == 26 + 24
-
-
-def test_permissions_are_looked_at_each_time(tmp_path: Path) -> None:
-    """They change without the file's size or time."""
-    with TemporaryDirectory() as place:
-        path = Path(place) / "a.png"
-        make_image(1).save(path)
-        Path(place).chmod(0o755)
-        path.chmod(0)
-        root = os.geteuid() == 0
-        if root:
-            os.seteuid(65534)
-            os.environ["TLKIT_CACHE"] = f"{place}/nowhere"
-        try:
-            (result,) = decode_results([path], data(Path(place)), lambda number: None)
-            assert "may not be read" in result.problem
-            assert not result.lasts
-        finally:
-            if root:
-                os.seteuid(0)
-
-
-@pytest.mark.parametrize("state", ["damaged", "a folder", "locked", "nowhere"])
-def test_a_cache_that_cannot_be_used_is_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str) -> None:
-    folder = small_folder(tmp_path / "photos")
-    file = cache_folder() / file_facts.FILE
-    file.parent.mkdir(parents=True)
-    locking = None
-    if state == "damaged":
-        file.write_bytes(b"no table" * 1000)
-    elif state == "a folder":
-        file.mkdir()
-    elif state == "locked":
-        checked(folder)
-        monkeypatch.setattr(file_facts, "WAIT_S", 0.1)
-        locking = sqlite3.connect(file)
-        locking.execute("BEGIN EXCLUSIVE")
-    else:
-        (tmp_path / "file").touch()
-        monkeypatch.setenv("TLKIT_CACHE", str(tmp_path / "file"))
-    assert checked(folder).images == 24
-    if locking:
-        locking.close()
-
-
-# --- tables ---
-
-
-def test_a_table_with_faults_has_its_images_looked_at_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = small_folder(tmp_path / "photos")
-    (folder / "cat" / "0.png").write_bytes(b"")
-    lines = [f"photos/{name}/{number}.png,{name}" for name in ("cat", "dog") for number in range(12)]
-    lines += ["photos/gone.png,cat", "../../etc/passwd,dog", "photos/cat/1.png,dog", ",cat", "a,b,c"]
-    (tmp_path / "table.csv").write_text("path,label\n" + "\n".join(lines) + "\n")
-    assert main(["data", "check", str(tmp_path / "table.csv")]) == 2
-    out = capsys.readouterr().out
-    assert out.count(" fault ") == 6
-    for words in (
-        "photos/gone.png",
-        "../../etc/passwd leads out of",
-        "and 'cat' in line 3",
-        "the path is empty",
-        "has 3 cells",
-    ):
-        assert words in out, words
-    assert "photos/cat/0.png" in out
-    (tmp_path / "table.csv").write_text("file,label\na,b\n")
-    assert main(["data", "check", str(tmp_path / "table.csv")]) == 2
-    assert "the column path is missing" in capsys.readouterr().out
-
-
-def test_equal_faults_of_a_table_are_one_row_with_their_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    small_folder(tmp_path / "photos")
-    lines = [f"photos/{name}/{number}.png,{name}" for name in ("cat", "dog") for number in range(12)]
-    lines += [*(f"photos/cat/{number}.png," for number in range(4)), ",cat", ",dog"]
-    (tmp_path / "table.csv").write_text("path,label\n" + "\n".join(lines) + "\n")
-    assert main(["data", "check", str(tmp_path / "table.csv")]) == 2
-    out = capsys.readouterr().out
-    assert out.count(" fault ") == 2
-    # 24 sound lines after the head: the labels are missing in lines 26 to 29, the paths in 30 and 31.
-    assert "the label is empty (and 3 more such lines: 27, 28, 29)" in out
-    assert "the path is empty (and 1 more such line: 31)" in out
-
-
-def test_a_sound_table_is_checked(tmp_path: Path) -> None:
-    small_folder(tmp_path / "photos")
-    lines = [f"photos/{name}/{number}.png,{name}" for name in ("cat", "dog") for number in range(12)]
-    (tmp_path / "table.csv").write_text("path,label\n" + "\n".join(lines) + "\n")
-    found = check_images(Data(source=CsvSource(csv=str(tmp_path / "table.csv"))), "multiclass", 0)
-    assert (found.images, found.findings) == (24, ())
-
-
-# --- words ---
 
 
 def test_a_message_of_several_problems_becomes_a_row_each() -> None:
