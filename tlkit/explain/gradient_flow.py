@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from tlkit.errors import RunError
-from tlkit.files import atomic_file
+from tlkit.explain.sheet import figure_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,30 +49,24 @@ def draw_gradients(runs: Sequence[tuple[str, Sequence[Row]]], file: Path) -> Non
 
     runs: a title and the rows of each. Layers are in forward order: the first is on the left, the head on the right.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
     from matplotlib.ticker import MaxNLocator
 
-    figure, axes = plt.subplots(2, len(runs), figsize=(1.2 + 5.6 * len(runs), 7.4), sharey="row", sharex="col", squeeze=False)
-    for column, (title, rows) in enumerate(runs):
-        _draw_run(list(axes[:, column]), rows)
-        axes[0, column].set_title(title, fontweight="bold", pad=24)
-    axes[0, 0].set_ylabel("norm of the gradient")
-    axes[1, 0].set_ylabel("gradient / weights")
-    inch = 1 / figure.get_figwidth()
-    figure.subplots_adjust(left=1.0 * inch, right=1 - 0.9 * inch, bottom=0.14, top=0.88, hspace=0.12, wspace=0.06)
-    most = max(len(_epochs(rows)) for _, rows in runs)
-    scale = ScalarMappable(Normalize(1, max(2, most)), "viridis")
-    bar = figure.colorbar(scale, cax=figure.add_axes((1 - 0.7 * inch, 0.14, 0.12 * inch, 0.74)))
-    bar.set_label("epoch, over all phases")
-    bar.ax.yaxis.set_major_locator(MaxNLocator(integer=True))
-    with atomic_file(file) as writing:
-        figure.savefig(writing, format="png", dpi=100)
-    plt.close(figure)
+    with figure_file(file, 1.2 + 5.6 * len(runs), 7.4) as figure:
+        axes = figure.subplots(2, len(runs), sharey="row", sharex="col", squeeze=False)
+        for column, (title, rows) in enumerate(runs):
+            _draw_run(list(axes[:, column]), rows)
+            axes[0, column].set_title(title, fontweight="bold", pad=24)
+        axes[0, 0].set_ylabel("norm of the gradient")
+        axes[1, 0].set_ylabel("gradient / weights")
+        inch = 1 / figure.get_figwidth()
+        figure.subplots_adjust(left=1.0 * inch, right=1 - 0.9 * inch, bottom=0.14, top=0.88, hspace=0.12, wspace=0.06)
+        most = max(len(_epochs(rows)) for _, rows in runs)
+        scale = ScalarMappable(Normalize(1, max(2, most)), "viridis")
+        bar = figure.colorbar(scale, cax=figure.add_axes((1 - 0.7 * inch, 0.14, 0.12 * inch, 0.74)))
+        bar.set_label("epoch, over all phases")
+        bar.ax.yaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _epochs(rows: Sequence[Row]) -> list[list[Row]]:

@@ -27,8 +27,8 @@ class Cell:
 
 
 @contextmanager
-def figure_file(file: Path, width: float, height: float) -> Iterator[Any]:
-    """Yield a matplotlib figure of this size in inches, and write it to the file."""
+def figure_file(file: Path, width: float, height: float, *, dpi: int = 100) -> Iterator[Any]:
+    """Yield a matplotlib figure of this size in inches, and write it to the file as PNG."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -39,7 +39,7 @@ def figure_file(file: Path, width: float, height: float) -> Iterator[Any]:
         yield figure
         with atomic_file(file) as writing, warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)  # the page has the names in letters
-            figure.savefig(writing, format="png", dpi=100)
+            figure.savefig(writing, format="png", dpi=dpi)
     finally:
         plt.close(figure)
 

@@ -17,7 +17,8 @@ from rich.markup import escape
 
 from tlkit.data.progress import progress, progress_console
 from tlkit.errors import RunError, TlkitError
-from tlkit.files import atomic_file, write_csv
+from tlkit.explain.sheet import figure_file
+from tlkit.files import write_csv
 from tlkit.planning.trial import try_phase, unchanged
 from tlkit.recipe.fields.phases import Phase, SolvedPhase
 from tlkit.recipe.schema import Recipe
@@ -185,30 +186,24 @@ def _between(lrs: Sequence[float], losses: NDArray[np.float64], smoothed: NDArra
 
 
 def draw_lr_range(result: LrRange, spec: PhaseSpec, title: str, file: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(7.5, 4.2), layout="constrained")
-    axis.plot(result.lrs, result.losses, ".", ms=4, color=TRAINING, alpha=0.6, label="loss of a step")
-    axis.plot(result.lrs, result.smoothed, color=VALIDATION, label="smoothed")
-    # Where the loss runs away it would press all else to the ground.
-    low, high = min(result.losses), max(result.smoothed[: 2 * LAST])
-    axis.set_ylim(low - 0.1 * (high - low + 0.1), high + 0.25 * (high - low + 0.1))
-    if result.suggestion is not None:
-        axis.axvline(result.suggestion, color="#2e7d32", ls="--", label=f"suggestion {result.suggestion:.1e}")
-        axis.axvspan(*result.between, color="#2e7d32", alpha=0.12, lw=0)
-    now = rate_of(spec)
-    axis.axvline(now, color="#777777", ls=":", label=f"the recipe's {now:.1e}")
-    axis.set(xscale="log", xlabel="learning rate (of the head)", ylabel="training loss")
-    axis.set_title(title, fontweight="bold")
-    axis.grid(alpha=0.25)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, loc="best")
-    with atomic_file(file) as writing:
-        figure.savefig(writing, format="png", dpi=120)
-    plt.close(figure)
+    with figure_file(file, 7.5, 4.2, dpi=120) as figure:
+        figure.set_layout_engine("constrained")
+        axis = figure.subplots()
+        axis.plot(result.lrs, result.losses, ".", ms=4, color=TRAINING, alpha=0.6, label="loss of a step")
+        axis.plot(result.lrs, result.smoothed, color=VALIDATION, label="smoothed")
+        # Where the loss runs away it would press all else to the ground.
+        low, high = min(result.losses), max(result.smoothed[: 2 * LAST])
+        axis.set_ylim(low - 0.1 * (high - low + 0.1), high + 0.25 * (high - low + 0.1))
+        if result.suggestion is not None:
+            axis.axvline(result.suggestion, color="#2e7d32", ls="--", label=f"suggestion {result.suggestion:.1e}")
+            axis.axvspan(*result.between, color="#2e7d32", alpha=0.12, lw=0)
+        now = rate_of(spec)
+        axis.axvline(now, color="#777777", ls=":", label=f"the recipe's {now:.1e}")
+        axis.set(xscale="log", xlabel="learning rate (of the head)", ylabel="training loss")
+        axis.set_title(title, fontweight="bold")
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.legend(frameon=False, loc="best")
 
 
 def print_lr_range(result: LrRange, spec: PhaseSpec, run: Path, *, words: Sequence[str]) -> None:

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from io import StringIO
 from itertools import islice
-from typing import Any
+from typing import Any, Self
 
 from tlkit.data.samples import LABEL_SEPARATOR
 from tlkit.deploy.predict.prediction import Prediction
+from tlkit.deploy.predict.predictor import Predictor
 from tlkit.models.inference.trust import Trust
 from tlkit.terminal import output_console, printable, width_of
 
@@ -29,6 +30,13 @@ class OutputOptions:
     top_k: int
     least: float | None
     trust: Trust = field(default_factory=Trust)
+
+    @classmethod
+    def of(cls, predictor: Predictor, top_k: int, threshold: float | None) -> Self:
+        """Return what is written of a model's answers. threshold: takes the place of the one below which a model names no class."""
+        multilabel = bool(predictor.thresholds)
+        least = None if multilabel else threshold if threshold is not None else predictor.trust.least
+        return cls(predictor.classes, multilabel, min(top_k, len(predictor.classes)), least, predictor.trust)
 
     @property
     def has_notes(self) -> bool:

@@ -82,11 +82,9 @@ def predict_command(model: Path, options: PredictOptions) -> int:
     if options.features and options.out:
         tally = _write_features(predictor, options, options.out)
     else:
-        multilabel = bool(predictor.thresholds)
-        if multilabel and options.threshold is not None:
+        question = OutputOptions.of(predictor, options.top_k, options.threshold)
+        if question.multilabel and options.threshold is not None:
             predictor = replace(predictor, thresholds=(options.threshold,) * len(predictor.classes))
-        least = None if multilabel else options.threshold if options.threshold is not None else predictor.trust.least
-        question = OutputOptions(predictor.classes, multilabel, min(options.top_k, len(predictor.classes)), least, predictor.trust)
         out = options.out
         tally = _write_out(predictor, options, out, how, question) if out else _print_all(predictor, options, how, question)
     return tally.exit_code(options)

@@ -162,8 +162,7 @@ def _add_predict(app: "FastAPI", server: Server) -> None:
         threshold: float | None = Query(None, ge=0, le=1, description=_THRESHOLD[multilabel]),
     ) -> JSONResponse:
         """Return predictions in the order of the files; 200 only if every file has one."""
-        least = None if multilabel else threshold if threshold is not None else predictor.trust.least
-        question = OutputOptions(predictor.classes, multilabel, min(top_k, len(predictor.classes)), least, predictor.trust)
+        question = OutputOptions.of(predictor, top_k, threshold)
         thresholds = predictor.thresholds if threshold is None else (threshold,) * len(predictor.thresholds)
         status, answer = await server.predict(request, question, thresholds)
         return JSONResponse(answer, status)
