@@ -231,6 +231,18 @@ def test_a_name_that_is_longer_than_a_file_can_have_exits_2(capsys: pytest.Captu
     assert "a can't be read or written: File name too long.\n  Use a shorter name." in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        *("init x --out", "rank quickstart --backbones lenet5 --out x --write", "compare a b --curves", "report run --out"),
+        *("data check quickstart --out", "data preview quickstart --out", "predict run a.png --out", "recipes cp quickstart"),
+    ],
+)
+def test_a_file_whose_folder_is_not_there_is_named_before_any_work(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*words.split(), "no where/a.csv"]) == 2
+    assert capsys.readouterr().err == "no where/a.csv can't be written: no where is not a folder.\n  Make it first: mkdir -p 'no where'\n"
+
+
 def test_a_file_where_a_folder_is_needed_exits_2(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -122,6 +122,7 @@ SAYS = {
     "tiny": [
         "only the head trains",
         "test: 0.2",
+        "relative to where tlkit is run",
         "weights: {package: efficientnet-lite0}",
         "those on this machine: tf_efficientnet_lite0",
     ],
@@ -301,6 +302,18 @@ def test_unreadable_images_and_those_that_are_there_twice_are_both_noted() -> No
     assert "on_bad: skip" in text
     assert "1 image of those that were tried can't be read, cat/torn.jpg for one" in text
     assert "1 image is there twice, byte by byte" in text
+
+
+def test_the_header_has_a_command_that_works_and_no_path_is_called_relative_that_is_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny(tmp_path / "made")
+    (tmp_path / "made/dog/again.png").write_bytes((tmp_path / "made/dog/0.png").read_bytes())
+    assert main(["init", str(tmp_path / "made"), "--yes", "--offline", "--out", "my recipe.yaml"]) == 0
+    text = Path("my recipe.yaml").read_text()
+    assert "#   tlkit finetune 'my recipe.yaml'\n" in text
+    assert "relative to" not in text
+    assert "\n  1 image is there twice\n" in capsys.readouterr().out
 
 
 def test_a_table_with_other_usual_names_of_columns_is_read_by_them() -> None:

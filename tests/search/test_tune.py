@@ -122,7 +122,9 @@ def test_a_storage_that_can_not_be_opened_is_named(workplace: Path, capsys: pyte
 @pytest.mark.parametrize(
     ("search", "message"),
     [
-        ("null", "search is missing"),
+        ("null", "search is missing or empty.\n  Add what to vary, such as search: {'phases[0].lr': "),
+        ("{}", "search is missing or empty."),
+        ("{phases[0].lr: {log: [1e-3, 1e-1]}}", "Within braces, put a key such as phases[0].lr into quotes: {'phases[0].lr': ..}."),
         ("{'phases[0].lr': {log: [1e-1, 1e-3]}}", "is empty or reversed"),
         ("{'phases[0].lr': {log: [0, 1e-3]}}", "has no logarithm at its lower end"),
         ("{'phases[0].lr': {}}", "is empty"),

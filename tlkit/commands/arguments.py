@@ -5,6 +5,7 @@ import re
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from tlkit.commands.completion import complete_override, complete_recipe
@@ -32,6 +33,14 @@ def override_arguments(parser: ArgumentParser, help: str) -> None:
     """Add `KEY=VALUE ...` as `overrides`."""
     overrides = parser.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help=help)
     overrides.completer = complete_override  # type: ignore[attr-defined]
+
+
+def output_file(path: str) -> Path:
+    """Return the path of a file to write. Raises TlkitError where its folder isn't there: before the work, not after it."""
+    file = expanded(path)
+    if not file.parent.is_dir():
+        raise TlkitError(f"{file} can't be written: {file.parent} is not a folder.\n  Make it first: mkdir -p {quote(str(file.parent))}")
+    return file
 
 
 def offline_arguments(parser: ArgumentParser) -> None:

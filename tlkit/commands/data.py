@@ -4,7 +4,7 @@ import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from tlkit.commands.arguments import count, images_arguments, images_recipe, recipe_arguments
+from tlkit.commands.arguments import count, images_arguments, images_recipe, output_file, recipe_arguments
 from tlkit.commands.log import show_log
 from tlkit.files import expanded
 from tlkit.terminal import print_text
@@ -13,7 +13,7 @@ from tlkit.terminal import print_text
 def check_arguments(parser: ArgumentParser) -> None:
     images_arguments(parser)
     parser.add_argument("--format", choices=("table", "json"), default="table", help="default: table")
-    parser.add_argument("--out", type=expanded, metavar="FILE.csv", help="also write every row to this file")
+    parser.add_argument("--out", type=output_file, metavar="FILE.csv", help="also write every row to this file")
 
 
 def check(arguments: Namespace) -> int:
@@ -26,7 +26,7 @@ def check(arguments: Namespace) -> int:
 
 def preview_arguments(parser: ArgumentParser) -> None:
     images_arguments(parser)
-    parser.add_argument("--out", type=expanded, default=Path("preview.png"), metavar="FILE", help="default: preview.png")
+    parser.add_argument("--out", type=output_file, default=Path("preview.png"), metavar="FILE", help="default: preview.png")
     parser.add_argument("--rows", type=count, default=8, metavar="N", help="training images, from as many classes as possible (default: 8)")
     help = "the image as validation sees it, then one epoch of training per column (default: 6)"
     parser.add_argument("--columns", type=count, default=6, metavar="N", help=help)

@@ -2,7 +2,7 @@
 
 from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, Namespace
 
-from tlkit.commands.arguments import count, override_arguments
+from tlkit.commands.arguments import count, output_file, override_arguments
 from tlkit.commands.log import show_log
 from tlkit.files import expanded
 from tlkit.system import keep_freed_memory
@@ -20,7 +20,7 @@ def predict_arguments(parser: ArgumentParser) -> None:
     help = "abstain if no class is as likely as P, from 0 to 1; for a multilabel model, instead of its own thresholds"
     parser.add_argument("--threshold", type=_share, metavar="P", help=help)
     help = "write each row here as soon as it is predicted, so that --resume can continue: FILE.csv or FILE.jsonl"
-    parser.add_argument("--out", type=expanded, metavar="FILE", help=help)
+    parser.add_argument("--out", type=output_file, metavar="FILE", help=help)
     parser.add_argument("--resume", action="store_true", help="resume --out FILE: images that have a row in it are skipped")
     help = "write each image's features (the input of the head) instead of predictions, to --out FILE.npz or FILE.parquet"
     parser.add_argument("--features", action="store_true", help=help)

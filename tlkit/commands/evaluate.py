@@ -4,7 +4,7 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tlkit.commands.arguments import override_arguments
+from tlkit.commands.arguments import output_file, override_arguments
 from tlkit.commands.log import show_log
 from tlkit.files import expanded
 from tlkit.report.templates import percent
@@ -52,7 +52,7 @@ def evaluate(arguments: Namespace) -> int:
 def report_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("run", type=expanded, metavar="RUN", help="the folder of a run that has ended, such as runs/quickstart/001")
     override_arguments(parser, "where the run's images are, if they have moved: data.source.folder=/photos, data.root=/downloads")
-    parser.add_argument("--out", type=expanded, metavar="FILE", help="the page to write (default: report.html in the run folder)")
+    parser.add_argument("--out", type=output_file, metavar="FILE", help="the page to write (default: report.html in the run folder)")
 
 
 def report(arguments: Namespace) -> int:

@@ -5,11 +5,11 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tlkit.commands.arguments import source_of, unknown_data
+from tlkit.commands.arguments import output_file, source_of, unknown_data
 from tlkit.commands.log import show_log
 from tlkit.commands.recipes import refuse_existing, write_new
 from tlkit.files import expanded
-from tlkit.terminal import print_text, tlkit_command
+from tlkit.terminal import counted, print_text, tlkit_command
 
 if TYPE_CHECKING:
     from tlkit.search.init import Answers
@@ -22,7 +22,7 @@ def init_arguments(parser: ArgumentParser) -> None:
     help = "images: a folder, .csv, .tsv, .parquet, .npz, 'shards/*.tar', or any data.source, such as '{torchvision: CIFAR10}'"
     parser.add_argument("data", metavar="DATA", help=help)
     parser.add_argument(
-        "--out", type=expanded, default=Path("recipe.yaml"), metavar="FILE", help="the recipe to write (default: recipe.yaml)"
+        "--out", type=output_file, default=Path("recipe.yaml"), metavar="FILE", help="the recipe to write (default: recipe.yaml)"
     )
     parser.add_argument("--yes", action="store_true", help="ask nothing: take what would be proposed")
     parser.add_argument("--minutes", type=_minutes, metavar="N", help=f"how long training may take (default: {MINUTES:.0f})")
@@ -60,7 +60,8 @@ def init(arguments: Namespace) -> int:
     if written.table:
         write_new(out.with_suffix(".csv"), written.table)
     write_new(out, written.recipe)
-    phases = f"the head, then {choice.way.second.strip('{}')}, {choice.epochs} epochs" if choice.epochs else "the head"
+    second = "the whole network" if choice.way.second == "all" else f"its {choice.way.second.strip('{}').replace(': ', ' ')} stages"
+    phases = f"the head, then {second}, {choice.epochs} epochs" if choice.epochs else "the head"
     print_text(f"{out}: {choice.backbone.name} at {choice.image_size} px, {phases}. {available.note[0].upper()}{available.note[1:]}.")
     print_text(f"The reasons are beside the values. Next:\n    {tlkit_command('finetune', str(out))}")
     return 0
@@ -80,7 +81,7 @@ def _source(data: str) -> dict[str, Any]:
 
 def _seen(facts: "Facts") -> str:
     splits = {"train": "training", "val": "validation", "test": "test", "": "not split"}
-    parts = ", ".join(f"{number:,} {splits[split]}" for split, number in facts.splits.items())
+    parts = ", ".join(f"{facts.splits[split]:,} {name}" for split, name in splits.items() if split in facts.splits)
     colour = {1: "grey", 3: "colour"}.get(facts.channels, f"{facts.channels} channels")
     few, many = min(facts.counts.values()), max(facts.counts.values())
     each = f"{few:,} to {many:,}" if few < many else f"{few:,}"
@@ -90,7 +91,7 @@ def _seen(facts: "Facts") -> str:
         f"shorter side {facts.short_side:,} px, {colour}",
     ]
     if facts.duplicates:
-        lines.append(f"{facts.duplicates:,} images are there twice")
+        lines.append(f"{counted(facts.duplicates, 'image is', 'images are')} there twice")
     if facts.groups:
         lines.append(f"file names look like {facts.groups.count:,} groups, such as {facts.groups.example}")
     return "\n".join(f"  {line}" for line in lines)

@@ -4,9 +4,9 @@ import json
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
+from tlkit.commands.arguments import output_file
 from tlkit.commands.completion import complete_key
 from tlkit.errors import TlkitError, expected_one_of
-from tlkit.files import expanded
 from tlkit.system import shipped
 from tlkit.terminal import print_text, tlkit_command
 
@@ -30,7 +30,7 @@ def show(arguments: Namespace) -> int:
 
 def copy_arguments(parser: ArgumentParser) -> None:
     name_argument(parser)
-    parser.add_argument("file", type=expanded, metavar="FILE", help="the file to write, or a folder; nothing is overwritten")
+    parser.add_argument("file", type=output_file, metavar="FILE", help="the file to write, or a folder; nothing is overwritten")
 
 
 def copy(arguments: Namespace) -> int:
@@ -62,15 +62,13 @@ def schema(arguments: Namespace) -> int:
 
 
 def refuse_existing(file: Path) -> None:
-    """Raise TlkitError if the file is there, or its folder isn't."""
+    """Raise TlkitError if the file is there."""
     if file.exists():
         raise TlkitError(f"{file} is there already, and is not overwritten.\n  Choose another name, or remove it.")
-    if not file.parent.is_dir():
-        raise TlkitError(f"{file} can't be written: {file.parent} is not a folder.\n  Make it first: mkdir -p {file.parent}")
 
 
 def write_new(file: Path, text: str) -> None:
-    """Write a file that isn't there yet. Raises TlkitError if it is, or its folder isn't."""
+    """Write a file that isn't there yet. Raises TlkitError if it is."""
     refuse_existing(file)
     with file.open("x", encoding="utf-8", errors="surrogateescape", newline="\n") as opened:
         opened.write(text)

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from tlkit.commands.arguments import count, offline_arguments, recipe_arguments, recipe_to_run
+from tlkit.commands.arguments import count, offline_arguments, output_file, recipe_arguments, recipe_to_run
 from tlkit.commands.log import show_log
 from tlkit.commands.signals import handle_signals
-from tlkit.errors import Fault, MissingExtraError, RecipeError, TlkitError
+from tlkit.errors import MissingExtraError, TlkitError
 from tlkit.files import expanded
 from tlkit.terminal import counted, padded, print_panel, print_text, takes_unicode, tlkit_command, width_of
 
@@ -29,7 +29,7 @@ def rank_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--budget", type=count, metavar="N", help=help)
     parser.add_argument("--images", type=count, default=5000, metavar="N", help="use at most so many images of the recipe (default: 5000)")
     parser.add_argument("--out", type=expanded, required=True, metavar="DIR", help="where to write rank.csv and rank.png; resumes there")
-    parser.add_argument("--write", type=expanded, metavar="FILE.yaml", help="write the recipe with the best backbone")
+    parser.add_argument("--write", type=output_file, metavar="FILE.yaml", help="write the recipe with the best backbone")
     help = "measure images/s again, of backbones that DIR has results of: the first time the machine may have had other work"
     parser.add_argument("--time-again", action="store_true", help=help)
 
@@ -109,9 +109,9 @@ def tune_arguments(parser: ArgumentParser) -> None:
 
 
 def tune(arguments: Namespace) -> int:
-    if recipe_to_run(arguments).search is None:
-        fix = "Add what to vary, such as search: {'phases[0].lr': {log: [1e-4, 1e-1]}}; see docs/comparing.md."
-        raise RecipeError([Fault("search", "is missing.", fix, arguments.recipe)])
+    from tlkit.recipe.search_space import check_has_search
+
+    check_has_search(recipe_to_run(arguments), arguments.recipe)
     for package in ("optuna", "plotly"):
         if find_spec(package) is None:
             raise MissingExtraError(package, "search", "tlkit tune")
@@ -136,7 +136,7 @@ def tune(arguments: Namespace) -> int:
 def compare_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("runs", type=expanded, nargs="+", metavar="RUN", help="two or more run folders; each is compared with the first")
     parser.add_argument("--format", choices=("table", "json"), default="table", help="default: table")
-    parser.add_argument("--curves", type=expanded, metavar="FILE.png", help="draw the runs' validation curves over each other")
+    parser.add_argument("--curves", type=output_file, metavar="FILE.png", help="draw the runs' validation curves over each other")
 
 
 def compare(arguments: Namespace) -> int:
@@ -217,7 +217,7 @@ def _soup_rows(soup: "Soup") -> "Iterator[tuple[str, str]]":
 
     members, best, runs = soup.members, soup.steps[0], counted(len(soup.steps), "run")
     if len(members) == 1:
-        yield "weights", escape(f"those of {best.run}: the best single run is as good as any average of the {runs}")
+        yield "weights", escape(f"those of {best.run}: of {runs}, no average that was tried validates as well")
     else:
         yield "weights", escape(f"the mean of {len(members)} of {runs}: {', '.join(map(str, members))}")
     reached = next(step for step in reversed(soup.steps) if step.added).with_it

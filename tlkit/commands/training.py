@@ -4,7 +4,7 @@ import json
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from typing import Any
 
-from tlkit.commands.arguments import count, offline_arguments, override_arguments, recipe_arguments, recipe_to_run
+from tlkit.commands.arguments import count, offline_arguments, output_file, override_arguments, recipe_arguments, recipe_to_run
 from tlkit.commands.log import show_log
 from tlkit.commands.signals import handle_signals
 from tlkit.errors import RecipeError, TlkitError
@@ -144,7 +144,7 @@ def bench_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--backbone", default=DEFAULT_BACKBONE, metavar="NAME", help=f"default: {DEFAULT_BACKBONE}")
     parser.add_argument("--warm-cache", action="store_true", help="tlkit reuses activations that an earlier run with another seed cached")
     parser.add_argument("--format", choices=("table", "json"), default="table", help="default: table")
-    parser.add_argument("--out", type=expanded, metavar="FILE", help="write every run's figures to this file, as JSON")
+    parser.add_argument("--out", type=output_file, metavar="FILE", help="write every run's figures to this file, as JSON")
 
 
 def _bench_size(text: str) -> tuple[int, int]:

@@ -17,6 +17,13 @@ def with_values(file: str | PathLike[str], overrides: Sequence[str], values: Map
     return load_recipe(file, [*overrides, "search=null", *changes])
 
 
+def check_has_search(recipe: Recipe, file: str) -> None:
+    """Raise RecipeError without a `search:`."""
+    if not recipe.search:
+        fix = "Add what to vary, such as search: {'phases[0].lr': {log: [1e-4, 1e-1]}}; see docs/comparing.md."
+        raise RecipeError([Fault("search", "is missing or empty.", fix, file)])
+
+
 def search_faults(recipe: Recipe, file: str | PathLike[str], overrides: Sequence[str]) -> list[Fault]:
     """Return a fault for each key of `search:` that is no key of the recipe, or whose range has an end that the recipe can't take.
 

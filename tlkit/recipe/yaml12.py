@@ -169,6 +169,8 @@ def _line(event: Event) -> int:
 def _syntax_fault(error: YAMLError, text: str, place: str, root: str) -> Fault:
     what = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
     fix = "Check the indentation, and that brackets, quotes and colons come in pairs."
+    if re.search(r"[{,]\s*[\w.]+\[\d+\]", text):
+        fix = "Within braces, put a key such as phases[0].lr into quotes: {'phases[0].lr': ..}."
     if "\t" in text:
         fix = "YAML indents with spaces: replace the tabs."
     return Fault(root or WHOLE, f"is not valid YAML: {what.splitlines()[0]}.", fix, place)

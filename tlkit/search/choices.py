@@ -45,7 +45,7 @@ class Size:
 
 SIZES = (
     Size(64, (128, 96), "measured: 28 px images at 128 px (quickstart.yaml) and at 96 px (ways_to_transfer.md)"),
-    Size(160, (160, 128), "prior: about the size of the images themselves"),
+    Size(160, (160, 128), "prior: at least about the size of the images themselves"),
     Size(
         10**9, (224, 160, 128), "prior: the size that the weights were made at; smaller ones cost a half and a third (Touvron et al. 2019)"
     ),

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from textwrap import wrap
 from typing import Any
 
@@ -124,7 +125,8 @@ def _header(facts: Facts, choice: Choice, available: Available, out: Path) -> It
     where = "" if facts.training == facts.images else " in the training split"
     yield from _comment(f"{counted(facts.images, 'image')} in {counted(len(facts.counts), 'class', 'classes')}; {spread}{where}.")
     yield "#"
-    yield f"#   tlkit finetune {out}"
+    file = quote(str(out))
+    yield f"#   tlkit finetune {file}"
     yield "#"
     why = choice.way.why if choice.epochs or facts.smallest >= FEW_A_CLASS else "with so few images of a class only the head trains"
     if not choice.way.second and facts.training >= 200 and facts.smallest >= FEW_A_CLASS:
@@ -133,7 +135,7 @@ def _header(facts: Facts, choice: Choice, available: Available, out: Path) -> It
     before = f", before {held} {'are' if ' and ' in held else 'is'} held out" if held else ""
     yield from _comment(f"Written by `tlkit init`. {counted(facts.training, 'training image')}{before}: {why}.")
     fits = "" if choice.fits else ", more than was asked for: nothing in the table is quicker"
-    minutes = f"about {max(1, round(choice.minutes)):,} min by a rough estimate{fits}; `tlkit plan {out}` measures it"
+    minutes = f"about {max(1, round(choice.minutes)):,} min by a rough estimate{fits}; `tlkit plan {file}` measures it"
     yield from _comment(f"Expected accuracy: not measured. Time: {minutes}. {DOCS} has the table that the values are from.")
     notes = list(_notes(facts, available))
     if notes:
@@ -198,7 +200,8 @@ def _body(facts: Facts, choice: Choice, answers: Answers, source: Mapping[str, A
 def _data(facts: Facts, choice: Choice, source: Mapping[str, Any]) -> Iterator[str]:
     yield "data:"
     text = f"  source: {in_yaml(source)}"
-    yield from [text] if {"bundled", "torchvision"} & set(source) else _line(text, "relative to where tlkit is run")
+    stays = {"bundled", "torchvision"} & set(source) or Path(str(next(iter(source.values())))).is_absolute()
+    yield from [text] if stays else _line(text, "relative to where tlkit is run")
     share = 0.2 if facts.training < SMALL_SET else 0.1
     if "val" not in facts.splits:
         chooses = "the best epoch" if choice.epochs else "how strongly the head's weights are held small"

@@ -93,13 +93,13 @@ def make_soup(runs: Sequence[Path], out: Path, *, device: str = "auto", override
     check_can_average(runs)
     opened = open_split(runs[0], "val", device=device, overrides=overrides)
     images = len(opened.samples.of("val")) * (2 * len(runs) - 1)
-    with progress(progress_console(), "averages on the validation images", images) as advance:
-        validate = partial(_validate, opened, advance)
-        alone = {run: validate(_state(run)) for run in runs}
-        steps, average = greedy(alone, validate)
-    opened.classifier.load_state_dict(average)
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_folder(out) as writing:
+        with progress(progress_console(), "averages on the validation images", images) as advance:
+            validate = partial(_validate, opened, advance)
+            alone = {run: validate(_state(run)) for run in runs}
+            steps, average = greedy(alone, validate)
+        opened.classifier.load_state_dict(average)
         metrics, seen = _write(writing, opened.classifier, steps, device=device, overrides=overrides)
         metrics["seconds"] = {"total": round(perf_counter() - began, 3)}
         write_json(writing / "metrics.json", metrics)

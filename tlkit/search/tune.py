@@ -26,7 +26,7 @@ from tlkit.recipe.fields.model import CLASSICAL_HEADS
 from tlkit.recipe.fields.search import Range
 from tlkit.recipe.load import load_recipe, recipe_yaml
 from tlkit.recipe.schema import Recipe
-from tlkit.recipe.search_space import search_faults, with_values
+from tlkit.recipe.search_space import check_has_search, search_faults, with_values
 from tlkit.recipe.yaml12 import read_yaml
 from tlkit.system import cache_folder
 from tlkit.terminal import counted
@@ -92,9 +92,7 @@ class Space:
     def of(cls, file: str, overrides: Sequence[str]) -> "Space":
         """Raise RecipeError without a `search:`, and for each key or end of a range that the recipe can't take."""
         recipe = load_recipe(file, overrides)
-        if not recipe.search:
-            fix = "Add what to vary: search: {'phases[0].lr': {log: [1e-4, 1e-2]}}."
-            raise RecipeError([Fault("search", "is missing.", fix, str(file))])
+        check_has_search(recipe, file)
         with recipe.located():
             if faults := [*_untunable(recipe), *search_faults(recipe, file, overrides)]:
                 raise RecipeError(faults)
@@ -168,7 +166,7 @@ def tune(space: Space, out: Path, how: Search) -> Tuned:
     finished = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
     enough = optuna.study.MaxTrialsCallback(how.trials, states=finished)
     done = len(study.get_trials(states=finished))
-    LOG.info("%s of %d finished; each is a line, and the same command goes on after a break", counted(done, "trial"), how.trials)
+    LOG.info("%d of %s finished; each is a line, and the same command goes on after a break", done, counted(how.trials, "trial"))
     if done < how.trials:
         study.optimize(lambda trial: run_trial(trial, space), callbacks=[enough, _log_trial], catch=())
     if not study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,)):

@@ -153,7 +153,7 @@ def _spread_label(found: Mapping[str, Any], kind: Literal["fold", "seed"]) -> st
     number = len(found[f"{kind}s"])
     if found["min"] == found["max"]:
         return f"all {number} {kind}s gave the same"
-    interval = f"; mean's interval {found['interval'][0]:.3f} to {found['interval'][1]:.3f}" if "interval" in found else ""
+    interval = f"; 95 % interval of the mean {found['interval'][0]:.3f} to {found['interval'][1]:.3f}" if "interval" in found else ""
     return f"mean of {number} {kind}s; {found['min']:.3f} to {found['max']:.3f}{interval}"
 
 
