@@ -81,7 +81,7 @@ def test_the_average_of_two_heads_is_the_one_between_them(runs: Path, capsys: py
 
 def test_the_best_run_stays_alone_where_no_average_validates_better(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["soup", "far", "run", "--out", "soup"]) == 0
-    assert "those of run: of 2 runs, no average that was tried validates as well" in " ".join(capsys.readouterr().out.replace("│", "").split())
+    assert "those of run: of 2 runs, no average that was" in " ".join(capsys.readouterr().out.replace("│", "").split())
     assert torch.equal(head_of("soup"), head_of("run"))
 
 
