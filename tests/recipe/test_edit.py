@@ -25,13 +25,21 @@ def test_comments_order_and_what_is_left_to_its_default_stay(tmp_path: Path) -> 
     (tmp_path / "best.yaml").write_text(text)
     first, *lines = text.splitlines()
     changed = "data.limit, phases[0].lr, ema.decay, augment"
-    assert first == f"# Written by tlkit tune: {changed}. Everything else, comments too, is as it was in mine.yaml."
+    assert first == f"# Written by tlkit tune: {changed}. Everything else is as it was in mine.yaml."
     expected = RECIPE.replace("1e-2}  ", "0.0031}").splitlines()[:9]
     assert lines == [*expected[:7], "  limit: 30", *expected[7:], "ema:", "  decay: 0.9", "augment: [HorizontalFlip, Rotate: {limit: 15}]"]
     found = load_recipe(tmp_path / "best.yaml")
     overrides = ["data.limit=30", "search=null", "phases[0].lr=0.0031", "ema.decay=0.9", "augment=[HorizontalFlip, Rotate: {limit: 15}]"]
     assert found.model_dump() == load_recipe(tmp_path / "mine.yaml", overrides).model_dump()
     assert "search" not in text
+
+
+def test_the_comment_behind_a_value_that_was_changed_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(
+        "# mine\nname: a\naugment: light   # mirrors too\n\n# the network\nseed: 1  # drawn\ndata:\n  limit: 9  # few\n"
+    )
+    text = edited_recipe(tmp_path / "mine.yaml", [], {"augment": ["VerticalFlip"], "data.limit": 3}, by="a test")
+    assert text.partition("\n")[2] == "# mine\nname: a\naugment: [VerticalFlip]\n\n# the network\nseed: 1  # drawn\ndata:\n  limit: 3\n"
 
 
 def test_every_bundled_recipe_can_be_edited(tmp_path: Path) -> None:

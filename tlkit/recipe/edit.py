@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
 
 from tlkit.recipe.load import find_recipe, steps_of
 
@@ -17,7 +18,7 @@ def edited_recipe(path: str | PathLike[str], overrides: Sequence[str], values: M
     """Return the text of a recipe file with overrides and values set, and without its `search:`.
 
     overrides: as for `load_recipe`, which takes the recipe with them and the values. values: dotted key -> plain value.
-    by: the command, for the first line, which says what was changed: the file's comments don't know.
+    by: the command, for the first line, which says what was changed. A comment behind a value that was changed is left out.
     """
     yaml = YAML()  # ruamel's round trip
     yaml.width = 140
@@ -31,7 +32,7 @@ def edited_recipe(path: str | PathLike[str], overrides: Sequence[str], values: M
         _set(document, key, YAML().load(written))
     text = StringIO()
     yaml.dump(document, text)
-    return f"# Written by {by}: {', '.join(changes)}. Everything else, comments too, is as it was in {Path(path).name}.\n{text.getvalue()}"
+    return f"# Written by {by}: {', '.join(changes)}. Everything else is as it was in {Path(path).name}.\n{text.getvalue()}"
 
 
 def _set(document: Any, key: str, value: Any) -> None:
@@ -42,3 +43,6 @@ def _set(document: Any, key: str, value: Any) -> None:
             document[step] = [] if isinstance(below, int) else {}
         document = document[step]
     document[steps[-1]] = value
+    comments = document.ca.items.get(steps[-1]) if isinstance(document, CommentedMap) else None
+    if comments and (behind := comments[2]):  # with the lines that follow it, which stay
+        behind.value = "\n" + behind.value.partition("\n")[2]
