@@ -12,6 +12,7 @@ from tlkit.recipe.explain import fields_of
 from tlkit.recipe.fields.phases import Phase
 from tlkit.recipe.load import load_recipe, recipe_yaml
 from tlkit.recipe.reference import example_of, key_help, recipe_reference
+from tlkit.recipe.schema import Recipe
 from tlkit.recipe.yaml12 import read_yaml
 
 PAGE = Path(__file__).parents[2] / "docs/recipe_reference.md"
@@ -76,5 +77,6 @@ def test_help_of_what_is_no_key_exits_2_with_the_nearest(key: str, message: str,
 
 
 def test_an_example_reads_back_as_one_key_of_yaml() -> None:
-    for key, field in fields_of(Phase).items():
-        assert list(read_yaml(example_of(key, field), str).value) == [key]
+    for key, field in [*fields_of(Phase).items(), *fields_of(Recipe).items()]:
+        document = read_yaml(example_of(key, field), str)
+        assert (list(document.value), document.faults) == ([key], [])

@@ -217,7 +217,7 @@ def _example_of_part(model: type[BaseModel]) -> dict[str, Any]:
 def in_yaml(value: Any) -> str:
     """Return a value as it stands in a recipe, in one line."""
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {in_yaml(inner)}" for key, inner in value.items()) + "}"
+        return "{" + ", ".join(f"{in_yaml(key)}: {in_yaml(inner)}" for key, inner in value.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(in_yaml, value)) + "]"
     if isinstance(value, str):
