@@ -96,3 +96,8 @@ def shipped(name: str) -> Path:
     In a checkout it is beside the package; pyproject.toml puts it into the wheel as tlkit/shipped_files.
     """
     return (_IN_WHEEL if _IN_WHEEL.is_dir() else _PACKAGE.parent) / name
+
+
+def bundled_recipes() -> dict[str, Path]:
+    """Return name -> file."""
+    return {file.stem: file for file in sorted(shipped("recipes").glob("*.yaml"))}

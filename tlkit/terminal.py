@@ -2,6 +2,7 @@
 
 import codecs
 import io
+import json
 import os
 import re
 import shlex
@@ -10,7 +11,7 @@ import sys
 import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -53,6 +54,10 @@ codecs.register_error(ESCAPE, escape)
 def takes_unicode() -> bool:
     """Return whether stdout takes every character: JSON and YAML on another one are written in ASCII, so that any reader reads them."""
     return (sys.stdout.encoding or "").lower().startswith("utf")
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=not takes_unicode()))
 
 
 def can_print(text: str) -> bool:

@@ -4,6 +4,7 @@ import json
 import re
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from math import nan
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 from tlkit.commands.completion import complete_override, complete_recipe
 from tlkit.errors import RecipeError, TlkitError, did_you_mean
 from tlkit.files import expanded
-from tlkit.system import shipped
+from tlkit.system import bundled_recipes
 from tlkit.terminal import print_text
 
 if TYPE_CHECKING:
@@ -41,6 +42,20 @@ def output_file(path: str) -> Path:
     if not file.parent.is_dir():
         raise TlkitError(f"{file} can't be written: {file.parent} is not a folder.\n  Make it first: mkdir -p {quote(str(file.parent))}")
     return file
+
+
+def moved_arguments(parser: ArgumentParser) -> None:
+    """Add the overrides that say where a run's images are now."""
+    override_arguments(parser, "where the run's images are, if they have moved: data.source.folder=/photos, data.root=/downloads")
+
+
+def device_argument(parser: ArgumentParser) -> None:
+    help = "cpu, cuda, cuda:1, mps, or auto: an accelerator if there is one (default: auto)"
+    parser.add_argument("--device", default="auto", help=help)
+
+
+def format_argument(parser: ArgumentParser) -> None:
+    parser.add_argument("--format", choices=("table", "json"), default="table", help="default: table")
 
 
 def offline_arguments(parser: ArgumentParser) -> None:
@@ -133,8 +148,7 @@ def unknown_data(data: str, *, or_recipe: bool = False) -> TlkitError:
     endings = (*FILES, *RECIPES) if or_recipe else tuple(FILES)
     entries = sorted(place.parent.iterdir()) if place.parent.is_dir() else []
     beside = [str(place.with_name(entry.name)) for entry in entries if entry.is_dir() or entry.suffix.lower() in endings]
-    bundled = [recipe.stem for recipe in shipped("recipes").glob("*.yaml")] if or_recipe else []
-    near = did_you_mean(str(place), [*beside, *bundled])
+    near = did_you_mean(str(place), [*beside, *(bundled_recipes() if or_recipe else ())])
     return TlkitError(f"{data} does not exist.\n  {expected}; looked in {place.absolute().parent}. {near}".rstrip())
 
 
@@ -157,3 +171,11 @@ def count(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise ArgumentTypeError(f"'{text}' is not a whole number of at least 1")
     return int(text)
+
+
+def as_number(text: str) -> float:
+    """Return a number, or NaN for other text, which is in no range."""
+    try:
+        return float(text)
+    except ValueError:
+        return nan

@@ -52,10 +52,10 @@ def complete_recipe(prefix: str, **given: Any) -> list[str]:
     """Return the recipes that ship, and the YAML files and folders that are there."""
     from argcomplete.completers import FilesCompleter
 
-    from tlkit.system import shipped
+    from tlkit.system import bundled_recipes
 
     files: Iterable[str] = FilesCompleter(("yaml", "yml"))(prefix)
-    return [*sorted(path.stem for path in shipped("recipes").glob("*.yaml")), *files]
+    return [*bundled_recipes(), *files]
 
 
 def complete_override(prefix: str, **given: Any) -> list[str]:

@@ -4,7 +4,7 @@ import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from tlkit.commands.arguments import count, images_arguments, images_recipe, output_file, recipe_arguments
+from tlkit.commands.arguments import count, format_argument, images_arguments, images_recipe, output_file, recipe_arguments
 from tlkit.commands.log import show_log
 from tlkit.files import expanded
 from tlkit.terminal import print_text
@@ -12,7 +12,7 @@ from tlkit.terminal import print_text
 
 def check_arguments(parser: ArgumentParser) -> None:
     images_arguments(parser)
-    parser.add_argument("--format", choices=("table", "json"), default="table", help="default: table")
+    format_argument(parser)
     parser.add_argument("--out", type=output_file, metavar="FILE.csv", help="also write every row to this file")
 
 
@@ -45,7 +45,7 @@ def stats_arguments(parser: ArgumentParser) -> None:
     help = "side of the mean image in pixels (default: the recipe's image_size; without a recipe, the size of the first image)"
     parser.add_argument("--image-size", type=count, metavar="PX", help=help)
     parser.add_argument("--out", type=expanded, metavar="DIR", help="write mean_picture.png and statistics.json to this folder")
-    parser.add_argument("--format", choices=("table", "json"), default="table", help="default: table")
+    format_argument(parser)
 
 
 def stats(arguments: Namespace) -> int:

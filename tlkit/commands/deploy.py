@@ -1,8 +1,9 @@
 """Commands for a trained model: predict, export, verify, serve."""
 
 from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, Namespace
+from math import inf
 
-from tlkit.commands.arguments import count, output_file, override_arguments
+from tlkit.commands.arguments import as_number, count, output_file, override_arguments
 from tlkit.commands.log import show_log
 from tlkit.files import expanded
 from tlkit.system import keep_freed_memory
@@ -154,11 +155,8 @@ def _seconds(text: str) -> float:
 
 
 def _number(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf"):
+    value = as_number(text)
+    if not 0 <= value < inf:
         raise ArgumentTypeError(f"'{text}' is not a number of at least 0")
     return value
 
@@ -180,10 +178,7 @@ def _number_or_all(text: str) -> int | None:
 
 
 def _share(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
+    value = as_number(text)
     if not 0 <= value <= 1:
         raise ArgumentTypeError(f"'{text}' is not a number from 0 to 1")
     return value

@@ -4,12 +4,12 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tlkit.commands.arguments import output_file, override_arguments
+from tlkit.commands.arguments import device_argument, format_argument, moved_arguments, output_file
 from tlkit.commands.log import show_log
 from tlkit.files import expanded
 from tlkit.report.templates import percent
 from tlkit.system import keep_freed_memory
-from tlkit.terminal import counted, padded, print_text, takes_unicode, width_of
+from tlkit.terminal import counted, padded, print_json, print_text, width_of
 
 if TYPE_CHECKING:
     from tlkit.evaluation.calibrate import Calibrated
@@ -17,13 +17,12 @@ if TYPE_CHECKING:
 
 def evaluate_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("run", type=expanded, metavar="RUN", help="a run folder, such as runs/quickstart/001")
-    override_arguments(parser, "where the run's images are, if they have moved: data.source.folder=/photos, data.root=/downloads")
+    moved_arguments(parser)
     parser.add_argument("--split", choices=("test", "val"), default="test", help="the images to measure on (default: test)")
     help = "test-time augmentation: average over flip, crops (corners and centre), or N views augmented as in training"
     parser.add_argument("--tta", type=_tta, metavar="flip|crops|N", help=help)
-    help = "cpu, cuda, cuda:1, mps, or auto: an accelerator if there is one (default: auto)"
-    parser.add_argument("--device", default="auto", help=help)
-    parser.add_argument("--format", choices=("table", "json"), default="table", help="default: table")
+    device_argument(parser)
+    format_argument(parser)
 
 
 def _tta(text: str) -> Any:
@@ -41,9 +40,7 @@ def evaluate(arguments: Namespace) -> int:
     with show_log():
         metrics = evaluate(arguments.run, split=arguments.split, tta=arguments.tta, device=arguments.device, overrides=arguments.overrides)
     if arguments.format == "json":
-        import json
-
-        print(json.dumps(metrics, indent=2, ensure_ascii=not takes_unicode()))
+        print_json(metrics)
     else:
         print_text(metrics_table(metrics))
     return 0
@@ -51,7 +48,7 @@ def evaluate(arguments: Namespace) -> int:
 
 def report_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("run", type=expanded, metavar="RUN", help="the folder of a run that has ended, such as runs/quickstart/001")
-    override_arguments(parser, "where the run's images are, if they have moved: data.source.folder=/photos, data.root=/downloads")
+    moved_arguments(parser)
     parser.add_argument("--out", type=output_file, metavar="FILE", help="the page to write (default: report.html in the run folder)")
 
 
@@ -128,12 +125,12 @@ def _tta_lines(metrics: dict[str, Any]) -> Iterator[str]:
 
 def calibrate_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("run", type=expanded, metavar="RUN", help="a finished run, such as runs/quickstart/001")
-    override_arguments(parser, "where the run's images are, if they have moved: data.source.folder=/photos, data.root=/downloads")
+    moved_arguments(parser)
     help = "name no class where that keeps the error of all other answers below this share, with 95 %% confidence"
     parser.add_argument("--error", type=float, metavar="SHARE", help=help)
     help = "also give a set of classes that holds the image's own for this share of images"
     parser.add_argument("--coverage", type=float, metavar="SHARE", help=help)
-    parser.add_argument("--format", choices=("table", "json"), default="table", help="default: table")
+    format_argument(parser)
 
 
 def calibrate(arguments: Namespace) -> int:
@@ -143,9 +140,7 @@ def calibrate(arguments: Namespace) -> int:
     with show_log():
         found = calibrate_run(arguments.run, error=arguments.error, coverage=arguments.coverage, overrides=arguments.overrides)
     if arguments.format == "json":
-        import json
-
-        print(json.dumps({**found.trust.to_json(), "test": found.measured}, indent=2))
+        print_json({**found.trust.to_json(), "test": found.measured})
         return 0
     for line in (*_abstain_lines(found), *_set_lines(found)):
         print_text(line)
@@ -182,8 +177,8 @@ def _set_lines(found: "Calibrated") -> Iterator[str]:
 def drift_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("run", type=expanded, metavar="RUN", help="a finished run, such as runs/quickstart/001")
     parser.add_argument("folder", type=expanded, metavar="FOLDER", help="new images, in the folder and below it; they need no labels")
-    override_arguments(parser, "where the run's images are, if they have moved: data.source.folder=/photos, data.root=/downloads")
-    parser.add_argument("--format", choices=("table", "json"), default="table", help="default: table")
+    moved_arguments(parser)
+    format_argument(parser)
 
 
 def drift(arguments: Namespace) -> int:
@@ -193,9 +188,7 @@ def drift(arguments: Namespace) -> int:
     with show_log():
         found = measure_drift(arguments.run, arguments.folder, overrides=arguments.overrides)
     if arguments.format == "json":
-        import json
-
-        print(json.dumps(found, indent=2, ensure_ascii=not takes_unicode()))
+        print_json(found)
     else:
         print_text("\n".join(_drift_lines(found)))
     return 0

@@ -4,7 +4,7 @@ import re
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from tlkit.commands.arguments import count
+from tlkit.commands.arguments import count, device_argument
 from tlkit.commands.log import show_log
 from tlkit.errors import TlkitError
 from tlkit.files import expanded
@@ -28,8 +28,7 @@ def explain_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--class", action="append", default=[], metavar="NAME", dest="classes", help=help)
     help = "steps of activation maximisation: more make clearer images (default: 96)"
     parser.add_argument("--steps", type=count, default=96, metavar="N", help=help)
-    help = "cpu, cuda, cuda:1, mps, or auto: an accelerator if there is one (default: auto)"
-    parser.add_argument("--device", default="auto", help=help)
+    device_argument(parser)
 
 
 def explain(arguments: Namespace) -> int:

@@ -2,10 +2,11 @@
 
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tlkit.commands.arguments import output_file, source_of, unknown_data
+from tlkit.commands.arguments import as_number, output_file, source_of, unknown_data
 from tlkit.commands.log import show_log
 from tlkit.commands.recipes import refuse_existing, write_new
 from tlkit.files import expanded
@@ -147,10 +148,7 @@ def _answer(question: str) -> str:
 
 
 def _minutes(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
+    value = as_number(text)
+    if not 0 < value < inf:
         raise ArgumentTypeError(f"'{text}' is not a number of minutes above 0")
     return value

@@ -7,7 +7,7 @@ from pathlib import Path
 from tlkit.commands.arguments import output_file
 from tlkit.commands.completion import complete_key
 from tlkit.errors import TlkitError, expected_one_of
-from tlkit.system import shipped
+from tlkit.system import bundled_recipes
 from tlkit.terminal import print_text, tlkit_command
 
 
@@ -16,7 +16,7 @@ def no_arguments(parser: ArgumentParser) -> None:
 
 
 def list_recipes(arguments: Namespace) -> int:
-    recipes = _recipes()
+    recipes = bundled_recipes()
     width = max(map(len, recipes))
     for name, file in recipes.items():
         print_text(f"{name:<{width}}  {_title(file)}")
@@ -76,15 +76,11 @@ def write_new(file: Path, text: str) -> None:
 
 def name_argument(parser: ArgumentParser) -> None:
     name = parser.add_argument("name", metavar="NAME", help="a bundled recipe: tlkit recipes ls")
-    name.completer = lambda **_: list(_recipes())  # type: ignore[attr-defined]
-
-
-def _recipes() -> dict[str, Path]:
-    return {file.stem: file for file in sorted(shipped("recipes").glob("*.yaml"))}
+    name.completer = lambda **_: list(bundled_recipes())  # type: ignore[attr-defined]
 
 
 def _recipe(name: str) -> Path:
-    recipes, stem = _recipes(), Path(name).name.removesuffix(".yaml")
+    recipes, stem = bundled_recipes(), Path(name).name.removesuffix(".yaml")
     if stem not in recipes:
         raise TlkitError(f"tlkit ships no recipe '{name}'.\n  {expected_one_of(stem, list(recipes))}\n  List them with: tlkit recipes ls")
     return recipes[stem]

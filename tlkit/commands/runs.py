@@ -1,7 +1,6 @@
 """`tlkit runs`."""
 
 import csv
-import json
 import sys
 from argparse import ArgumentParser, Namespace
 from dataclasses import asdict, fields
@@ -9,7 +8,7 @@ from textwrap import shorten
 from typing import TYPE_CHECKING
 
 from tlkit.files import expanded
-from tlkit.terminal import padded, print_text, takes_unicode, width_of
+from tlkit.terminal import padded, print_json, print_text, width_of
 
 if TYPE_CHECKING:
     from tlkit.workflows.runs import RunRow
@@ -33,7 +32,7 @@ def runs(arguments: Namespace) -> int:
 
     rows = list_runs(expanded(arguments.folder), arguments.sort)
     if arguments.format == "json":
-        print(json.dumps([asdict(row) for row in rows], indent=2, ensure_ascii=not takes_unicode()))
+        print_json([asdict(row) for row in rows])
     elif arguments.format == "csv":
         writer = csv.DictWriter(sys.stdout, [field.name for field in fields(RunRow)], lineterminator="\n")
         writer.writeheader()

@@ -1,18 +1,25 @@
 """What chooses between recipes and runs: `tlkit rank` and `tlkit tune` before training, `tlkit compare` and `tlkit soup` after it."""
 
-import json
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from tlkit.commands.arguments import count, offline_arguments, output_file, recipe_arguments, recipe_to_run
+from tlkit.commands.arguments import (
+    count,
+    device_argument,
+    format_argument,
+    offline_arguments,
+    output_file,
+    recipe_arguments,
+    recipe_to_run,
+)
 from tlkit.commands.log import show_log
 from tlkit.commands.signals import handle_signals
 from tlkit.errors import MissingExtraError, TlkitError
 from tlkit.files import expanded
-from tlkit.terminal import counted, padded, print_panel, print_text, takes_unicode, tlkit_command, width_of
+from tlkit.terminal import counted, padded, print_json, print_panel, print_text, tlkit_command, width_of
 
 if TYPE_CHECKING:
     from tlkit.search.compare import Compared
@@ -135,7 +142,7 @@ def tune(arguments: Namespace) -> int:
 
 def compare_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("runs", type=expanded, nargs="+", metavar="RUN", help="two or more run folders; each is compared with the first")
-    parser.add_argument("--format", choices=("table", "json"), default="table", help="default: table")
+    format_argument(parser)
     parser.add_argument("--curves", type=output_file, metavar="FILE.png", help="draw the runs' validation curves over each other")
 
 
@@ -146,7 +153,7 @@ def compare(arguments: Namespace) -> int:
 
     compared = compare_runs(arguments.runs)
     if arguments.format == "json":
-        print(json.dumps(compared.as_json(), indent=2, ensure_ascii=not takes_unicode()))
+        print_json(compared.as_json())
     else:
         print_text("\n".join(_compared_lines(compared)))
     if arguments.curves is not None:
@@ -191,8 +198,7 @@ def soup_arguments(parser: ArgumentParser) -> None:
     help = "two or more run folders of one architecture, or that of several seeds; data.source.folder=/photos if the images have moved"
     parser.add_argument("runs", nargs="+", metavar="RUN", help=help)
     parser.add_argument("--out", type=expanded, required=True, metavar="DIR", help="the run folder to make: model, metrics and predictions")
-    help = "cpu, cuda, cuda:1, mps, or auto: an accelerator if there is one (default: auto)"
-    parser.add_argument("--device", default="auto", help=help)
+    device_argument(parser)
 
 
 def soup(arguments: Namespace) -> int:

@@ -4,7 +4,15 @@ import json
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from typing import Any
 
-from tlkit.commands.arguments import count, offline_arguments, output_file, override_arguments, recipe_arguments, recipe_to_run
+from tlkit.commands.arguments import (
+    count,
+    format_argument,
+    offline_arguments,
+    output_file,
+    override_arguments,
+    recipe_arguments,
+    recipe_to_run,
+)
 from tlkit.commands.log import show_log
 from tlkit.commands.signals import handle_signals
 from tlkit.errors import RecipeError, TlkitError
@@ -143,7 +151,7 @@ def bench_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--stage", metavar="NAME", help="with from: the first stage that trains (default: the last)")
     parser.add_argument("--backbone", default=DEFAULT_BACKBONE, metavar="NAME", help=f"default: {DEFAULT_BACKBONE}")
     parser.add_argument("--warm-cache", action="store_true", help="tlkit reuses activations that an earlier run with another seed cached")
-    parser.add_argument("--format", choices=("table", "json"), default="table", help="default: table")
+    format_argument(parser)
     parser.add_argument("--out", type=output_file, metavar="FILE", help="write every run's figures to this file, as JSON")
 
 

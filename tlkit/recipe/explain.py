@@ -61,7 +61,7 @@ def _explain(error: ValidationError, model: type[BaseModel], whole: Any, whole_k
                 yield _unknown_key(key, part, parent, [kind for kind in kinds.values() if kind is not parent], context.recipe)
                 break
             if detail["type"] == "missing" and not path:
-                yield _missing_key(key, field)
+                yield Fault(key, "is missing.", _expected(field))
                 break
             value, current = value[part], _only_model(field, current)
         else:
@@ -150,10 +150,6 @@ def _places_of_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
             for inner in _item_models(field).values() if many else [alternative]:
                 if is_model(inner) and name != "augment":
                     yield from _places_of_keys(inner, join(prefix, name) + ("[0]" if many else ""))
-
-
-def _missing_key(key: str, field: FieldInfo | None) -> Fault:
-    return Fault(key, "is missing.", _expected(field))
 
 
 def _wrong_value(key: str, value: Any, field: FieldInfo | None, model: type[BaseModel]) -> Fault:

@@ -174,12 +174,7 @@ def _of(fetched: Fetched, model: Model) -> FetchedWeights | None:
 
 
 def _asked(model: Model) -> Any:
-    return model.weights if isinstance(model.weights, str) else _as_json(model.weights.model_dump())
-
-
-def _as_json(value: Any) -> Any:
-    """Convert tuples to lists."""
-    return json.loads(json.dumps(value))
+    return model.weights if isinstance(model.weights, str) else model.weights.model_dump(mode="json")
 
 
 def _label(asked: Any) -> str:

@@ -18,7 +18,7 @@ from tlkit.recipe.explain import format_value
 from tlkit.recipe.schema import Recipe
 from tlkit.recipe.validate import validated
 from tlkit.recipe.yaml12 import WHOLE, Document, read_yaml
-from tlkit.system import shipped
+from tlkit.system import bundled_recipes
 from tlkit.terminal import tlkit_command
 
 MAX_BYTES = 200_000
@@ -68,22 +68,20 @@ def find_recipe(path: str | PathLike[str]) -> Path:
         raise RecipeError([Fault(str(path), "holds images or labels, and is not a recipe.", fix)])
     if path.is_file():
         return path
-    ours = sorted(shipped("recipes").glob("*.yaml"))
+    ours = bundled_recipes()
     if path.is_dir():
         raise RecipeError([Fault(str(path), "is a folder, not a recipe.", _recipe_for(path))])
     # A name alone, or in a folder called recipes: a path to anywhere else means that very file.
-    if path.parent in (Path("."), Path("recipes")):
-        for recipe in ours:
-            if recipe.name in (path.name, f"{path.name}.yaml"):
-                return recipe
+    if path.parent in (Path("."), Path("recipes")) and (bundled := ours.get(path.name.removesuffix(".yaml"))):
+        return bundled
     if path.suffix not in (".yaml", ".yml") and (folder := _nearest_folder(path)):
         raise RecipeError([Fault(str(path), "does not exist.", f"Did you mean the folder {folder}? {_recipe_for(folder)}")])
     beside = sorted(path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
-    candidates = {found.stem: str(found) for found in beside} | {recipe.stem: recipe.stem for recipe in ours}
+    candidates = {found.stem: str(found) for found in beside} | {name: name for name in ours}
     near = get_close_matches(path.stem, candidates, n=1)
     hint = f"Did you mean '{candidates[near[0]]}'? " if near else ""
     own = f"\n  For images of your own, write one: {tlkit_command('init', 'FOLDER')}"
-    raise RecipeError([Fault(str(path), "does not exist.", f"{hint}tlkit ships these: {', '.join(recipe.stem for recipe in ours)}.{own}")])
+    raise RecipeError([Fault(str(path), "does not exist.", f"{hint}tlkit ships these: {', '.join(ours)}.{own}")])
 
 
 def _nearest_folder(path: Path) -> Path | None:

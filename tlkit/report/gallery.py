@@ -1,17 +1,14 @@
 """gallery.html: what an audit found, as images on one page without outside resources."""
 
-import base64
-from io import BytesIO
 from pathlib import Path
 from typing import Any
-
-from PIL import Image
 
 from tlkit.data.quality.audit import Audit
 from tlkit.data.quality.near_duplicates import Decode, at_reduced_scale
 from tlkit.data.samples import ImageSource
 from tlkit.errors import DataError
 from tlkit.files import write_atomically
+from tlkit.report.images import data_url, shrunk
 from tlkit.report.templates import template
 
 THUMBNAIL_PX = 112
@@ -68,11 +65,4 @@ def thumbnail(image: ImageSource, decoded: Decode) -> str:
         pixels = decoded(at_reduced_scale(image))
     except DataError:
         return ""
-    # Of other channels than one or three, the first is shown.
-    shown = Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0])
-    factor = THUMBNAIL_PX / max(shown.size)
-    size = (max(1, round(shown.width * factor)), max(1, round(shown.height * factor)))
-    small = shown.resize(size, Image.Resampling.NEAREST if factor >= 2 else Image.Resampling.LANCZOS)
-    written = BytesIO()
-    small.save(written, "WEBP", quality=85)
-    return f"data:image/webp;base64,{base64.b64encode(written.getvalue()).decode()}"
+    return data_url(shrunk(pixels, THUMBNAIL_PX), quality=85)

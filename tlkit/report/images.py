@@ -53,10 +53,10 @@ class SplitImages:
 
 
 @dataclass(frozen=True)
-class PageImages:
+class PageImages(Drawn):
     """What the page shows. Places are rows of the answers. cells: (class, answer) -> places of all its images, shown ones first.
 
-    missing: why there are no images. Else as `Drawn`.
+    missing: why there are no images.
     """
 
     answers: Sequence[Row] = ()
@@ -64,11 +64,7 @@ class PageImages:
     unsure: Sequence[int] = ()
     looked_at: Sequence[int] = ()
     cells: Mapping[tuple[str, str], Sequence[int]] = field(default_factory=dict)
-    pictures: Mapping[int, str] = field(default_factory=dict)
-    heat: Mapping[int, str] = field(default_factory=dict)
     missing: str = ""
-    no_heat: str = ""
-    unreadable: int = 0
 
 
 def page_images(seen: SplitImages) -> PageImages:
@@ -85,13 +81,13 @@ def page_images(seen: SplitImages) -> PageImages:
     drawn = seen.drawn
     if drawn is None:
         if opened is None or not answers:
-            return PageImages(answers, **listed, cells=cells, missing=seen.missing or "the run has kept no answers.")
+            return PageImages(answers=answers, **listed, cells=cells, missing=seen.missing or "the run has kept no answers.")
         samples = {sample.id: sample for sample in opened.samples.samples}
         order = dict.fromkeys([*listed["worst"], *listed["unsure"], *listed["looked_at"], *_of_cells(cells)])
         pictures, unreadable = _thumbnails([(place, samples.get(answers[place]["id"])) for place in order], opened)
         drawn = Drawn(pictures, *_heat_maps([*listed["worst"], *listed["looked_at"]], answers, samples, opened), unreadable)
     first = {cell: sorted(places, key=lambda place: place not in drawn.pictures) for cell, places in cells.items()}
-    return PageImages(answers, **listed, cells=first, **vars(drawn))
+    return PageImages(answers=answers, **listed, cells=first, **vars(drawn))
 
 
 def _surest(row: Row) -> float:

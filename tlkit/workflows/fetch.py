@@ -1,7 +1,6 @@
 """`tlkit data fetch RECIPE --to DIR`: everything that a recipe needs, in one folder, for a machine without network."""
 
 import hashlib
-import json
 import shlex
 import shutil
 import time
@@ -156,7 +155,7 @@ def _data(recipe: Recipe, bring: _Folder, leave_local: bool) -> Iterator[str]:
     origin = kind.origin(source)
     if origin == "shipped":
         return
-    asked: dict[str, Any] = json.loads(json.dumps(source.model_dump()))
+    asked: dict[str, Any] = source.model_dump(mode="json")
     key, name = next(iter(asked.items()))
     if origin == "local" and leave_local:
         _take(bring, FetchedData(asked=asked, use={}, inside=""))

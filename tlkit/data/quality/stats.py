@@ -1,6 +1,5 @@
 """`tlkit data stats`: a survey of a folder or of a recipe's images, as people and scripts read it."""
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from functools import partial
@@ -23,7 +22,7 @@ from tlkit.data.splits.folds import split_by_recipe
 from tlkit.errors import TlkitError
 from tlkit.files import atomic_file, write_json
 from tlkit.recipe.schema import Recipe
-from tlkit.terminal import counted, output_console, print_line, printable, takes_unicode
+from tlkit.terminal import counted, output_console, print_json, print_line, printable
 
 LONG = 2.0
 """Times: of an image that is longer than wide by more, `resize: crop` shows less than half."""
@@ -52,7 +51,7 @@ def stats_command(recipe: Recipe, *, drawn: bool, mean_px: int | None, out: Path
     if out is not None:
         _write_files(out, found, facts)
     if as_json:
-        print(json.dumps(facts, indent=2, ensure_ascii=not takes_unicode()))
+        print_json(facts)
     else:
         print_statistics(facts, output_console())
     return 2 if found.failed else 0
