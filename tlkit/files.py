@@ -101,6 +101,15 @@ def write_json(file: Path, values: Mapping[str, Any], *, durable: bool = True) -
     write_atomically(file, text.encode("utf-8", "backslashreplace"), durable=durable)
 
 
+def read_facts(file: Path) -> dict[str, Any]:
+    """Return JSON that only readers depend on; empty where an earlier version wrote none, or where it is damaged."""
+    try:
+        facts = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
 def write_csv(file: Path, columns: Sequence[str], rows: Iterable[Mapping[str, object]], *, durable: bool = True) -> None:
     """Write a table whole or not at all, with the bytes of file names that are not UTF-8 as they are."""
     text = StringIO()

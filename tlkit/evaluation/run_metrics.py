@@ -1,5 +1,6 @@
-"""metrics.json: what a run that has ended measured. No torch, so that what is no run is reported at once."""
+"""metrics.json and metrics.csv: what a run measured. No torch, so that what is no run is reported at once."""
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -19,3 +20,13 @@ def read_metrics(run: Path) -> dict[str, Any]:
         if not isinstance(metrics["val"], dict):
             raise ValueError("val is no mapping")
     return metrics
+
+
+def read_epochs(run: Path) -> list[dict[str, str]]:
+    """Return the rows of metrics.csv, with phases and epochs counted from 1. Raises RunError if it can't be read."""
+    file = run / "metrics.csv"
+    with as_written(file, OSError, csv.Error):
+        with file.open(encoding="utf-8", newline="") as lines:
+            rows = list(csv.DictReader(lines))
+        before = int(any(row["epoch"] == "0" for row in rows))  # earlier versions counted from 0
+        return [{**row, **{key: str(int(row[key]) + before) for key in ("phase", "epoch")}} for row in rows]

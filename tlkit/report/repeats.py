@@ -10,11 +10,11 @@ from typing import Any
 from tlkit.data.splits.run_source import inner_runs
 from tlkit.evaluation.primary_metric import intervals_of, named_primary_metric, recorded_primary_metric
 from tlkit.evaluation.run_metrics import read_metrics
-from tlkit.files import sha256_of, write_atomically
+from tlkit.files import read_facts, sha256_of, write_atomically
 from tlkit.recipe.load import recipe_yaml
 from tlkit.recipe.schema import Recipe
 from tlkit.report.charts import repeat_curves
-from tlkit.report.report import HARDEST_CLASSES, MATRIX_CLASSES, MOST_ROWS, completed_best, epoch_rows, read_json
+from tlkit.report.report import HARDEST_CLASSES, MATRIX_CLASSES, MOST_ROWS, completed_best, epoch_rows
 from tlkit.report.templates import images_like, template
 
 
@@ -65,9 +65,9 @@ def write_repeats_report(run: Path, recipe: Recipe, *, file: Path | None = None)
         summary[f"over_{kind}s"],
         figures,
         recipe_yaml(recipe),
-        origins=read_json(folders[0] / "origin.json").get("values", {}),
+        origins=read_facts(folders[0] / "origin.json").get("values", {}),
         sha256={name: sha256_of(place) for name, place in weights.items() if place.is_file()},
-        versions=read_json(folders[0] / "environment.json").get("versions", {}),
+        versions=read_facts(folders[0] / "environment.json").get("versions", {}),
     )
     html = template("repeats.html").render(
         page=page,

@@ -1,7 +1,5 @@
 """report.html: one page on a run, without outside resources, that can be sent by mail."""
 
-import csv
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +14,8 @@ from tlkit.data.samples import LARGEST_FOLD
 from tlkit.errors import as_written
 from tlkit.evaluation.intervals import Z, difference_interval
 from tlkit.evaluation.primary_metric import intervals_of, recorded_primary_metric
-from tlkit.files import sha256_of, write_atomically
+from tlkit.evaluation.run_metrics import read_epochs
+from tlkit.files import read_facts, sha256_of, write_atomically
 from tlkit.recipe.load import recipe_yaml
 from tlkit.recipe.schema import Recipe
 from tlkit.report.charts import curves, reliability, risk_coverage
@@ -76,9 +75,9 @@ def write_run_report(
         rows=epoch_rows(run),
         images=images,
         sheet=_sheet(run / "augmentations.png"),
-        origins=read_json(run / "origin.json").get("values", {}),
+        origins=read_facts(run / "origin.json").get("values", {}),
         sha256={name: sha256_of(run / name) for name in ("model/model.safetensors", "split.csv") if (run / name).is_file()},
-        versions=read_json(run / "environment.json").get("versions", {}),
+        versions=read_facts(run / "environment.json").get("versions", {}),
         soup=_soup(metrics, (file or run / "report.html").parent) if "soup" in metrics else {},
     )
     write_page(file or run / "report.html", page)
@@ -117,14 +116,12 @@ def write_page(file: Path, page: RunPage) -> None:
 
 def epoch_rows(run: Path) -> list[dict[str, Any]]:
     """Return the rows of metrics.csv as numbers, phases and epochs counted from 1."""
-    file = run / "metrics.csv"
-    if not file.exists():
+    if not (run / "metrics.csv").exists():
         return []
-    with as_written(file, csv.Error):
-        with file.open(encoding="utf-8", newline="") as lines:
-            rows = [{key: float(value) if value else nan for key, value in row.items()} for row in csv.DictReader(lines)]
-        before = int(any(row["epoch"] == 0 for row in rows))  # earlier versions counted from 0
-        return [{**row, "phase": int(row["phase"]) + before, "epoch": int(row["epoch"]) + before} for row in rows]
+    rows = read_epochs(run)
+    with as_written(run / "metrics.csv"):
+        numbers = [{key: float(value) if value else nan for key, value in row.items()} for row in rows]
+        return [{**row, "phase": int(row["phase"]), "epoch": int(row["epoch"])} for row in numbers]
 
 
 def completed_best(best: Mapping[str, Any]) -> dict[str, Any]:
@@ -193,15 +190,6 @@ def _sheet(file: Path) -> str:
         small = sheet.convert("RGB")
         small.thumbnail((SHEET_PX, 10 * SHEET_PX))
         return data_url(small, quality=70)
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """Return what a file of the run says for readers; empty where an earlier version wrote none."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def gain_note(page: RunPage) -> str:

@@ -1,6 +1,5 @@
 """What two runs left, compared: splits, epochs, metrics, weights. No torch, so that a folder which is no run is reported at once."""
 
-import csv
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import Any
 from tlkit.data.splits.run_source import check_single, inner_runs, not_a_run
 from tlkit.errors import RunError, as_written
 from tlkit.evaluation.primary_metric import recorded_primary_metric
-from tlkit.evaluation.run_metrics import read_metrics
+from tlkit.evaluation.run_metrics import read_epochs, read_metrics
 from tlkit.files import sha256_of
 from tlkit.terminal import counted
 
@@ -67,18 +66,9 @@ def compare(was: Path, now: Path) -> list[Finding]:
     return [_splits(was, now), _epochs(was, now), *_metrics(read_metrics(was), read_metrics(now)), *_weights(was, now)]
 
 
-def read_epochs(run: Path) -> list[dict[str, str]]:
-    """Return the rows of metrics.csv, without their times, and without the rate, which is the recipe's.
-
-    Older runs count phases and epochs from 0, and have the rate of the step after the epoch.
-    """
-    with as_written(run / "metrics.csv", OSError, csv.Error):
-        with (run / "metrics.csv").open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-        before = int(any(row["epoch"] == "0" for row in rows))
-        numbers = [{key: str(int(row[key]) + before) for key in ("phase", "epoch")} for row in rows]
-        pairs = zip(rows, numbers, strict=True)
-        return [{key: value for key, value in (row | number).items() if key not in ("seconds", "lr")} for row, number in pairs]
+def epochs_to_compare(run: Path) -> list[dict[str, str]]:
+    """Return the rows of metrics.csv, without their times, and without the rate: it is the recipe's, and older runs have another step's."""
+    return [{key: value for key, value in row.items() if key not in ("seconds", "lr")} for row in read_epochs(run)]
 
 
 def weights_sha256(run: Path) -> dict[str, str]:
@@ -102,7 +92,7 @@ def _images(manifest: bytes) -> str:
 
 def _epochs(was: Path, now: Path) -> Finding:
     """Compare the rows of metrics.csv; name the first value that differs. A column that only later versions have is left out."""
-    before, after = read_epochs(was), read_epochs(now)
+    before, after = epochs_to_compare(was), epochs_to_compare(now)
     for first, second in zip(before, after, strict=False):
         for key in first:
             if first[key] != second.get(key):

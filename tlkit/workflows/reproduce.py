@@ -41,7 +41,7 @@ def reproduce_run(run: Path, recipe: Recipe, *, out: Path | None = None) -> int:
         again = run_recipe(recipe, out=out)
     if not is_main_process():
         return 0
-    return _decode_result(run, again, recipe)
+    return _print_result(run, again, recipe)
 
 
 def check_inputs(run: Path, recipe: Recipe, samples: Samples, weights: Weights) -> None:
@@ -86,7 +86,7 @@ def _activations_of_its_own() -> Iterator[None]:
         yield
 
 
-def _decode_result(run: Path, again: Path, recipe: Recipe) -> int:
+def _print_result(run: Path, again: Path, recipe: Recipe) -> int:
     console = output_console()
     pairs = list(zip(run_folders(run), run_folders(again), strict=True))
     environments = [read_environment(folder) for folder in pairs[0]]

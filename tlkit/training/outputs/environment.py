@@ -3,7 +3,6 @@
 It contains one environment variable, by name: others may hold secrets. No names of users or machines.
 """
 
-import json
 import os
 import platform
 import shutil
@@ -17,7 +16,7 @@ import torch
 from PIL import features
 
 import tlkit
-from tlkit.files import write_json
+from tlkit.files import read_facts, write_json
 from tlkit.recipe.differences import flat_values
 
 FILE = "environment.json"
@@ -42,12 +41,7 @@ def write_environment(run: Path, recipe_place: str, device: torch.device) -> Non
 
 
 def read_environment(run: Path) -> dict[str, Any]:
-    """Read environment.json; empty if an older tlkit wrote none, or if it is damaged: only readers depend on it."""
-    try:
-        facts = json.loads((run / FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return facts if isinstance(facts, dict) else {}
+    return read_facts(run / FILE)
 
 
 def environment(recipe_place: str, device: torch.device) -> dict[str, Any]:
