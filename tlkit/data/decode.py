@@ -1,22 +1,18 @@
 """The one decoder: an image file becomes [H, W, C] uint8, upright, or raises a DataError with the reason."""
 
-import os
-import re
-import struct
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
-from tokenize import TokenError
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import PIL
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, JpegImagePlugin, TiffImagePlugin, UnidentifiedImageError, features
+from PIL import ExifTags, Image, ImageOps, JpegImagePlugin, features
 
+from tlkit.data.decode_faults import DAMAGED, reason, too_large
 from tlkit.data.samples import ImageSource
 from tlkit.errors import DataError
 
@@ -36,10 +32,6 @@ Pixels = Image.Image | NDArray[np.uint8]
 """A decoded image: as Pillow has it, RGB or L, or [H, W, C]."""
 NeededSize = Callable[[int, int], tuple[int, int]]
 """Width and height of an image -> the width and height that are needed of it, the same for a turned image."""
-# What Pillow 13 raises for damaged files, over all its formats, and numpy for an .npy (TokenError); found with some 40,000 damaged files.
-_DAMAGED = (
-    OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, ArithmeticError, RuntimeError, struct.error, zlib.error, TokenError
-)  # fmt: skip
 
 
 @cache
@@ -114,15 +106,17 @@ def decode_pixels(image: ImageSource, how: Decoding = DEFAULT, *, needed: Needed
             return _from_pillow(_drafted(opened, needed, how.max_pixels), how)
     except DataError as error:
         raise DataError(f"{image}: {error}") from error
-    except (*_DAMAGED, Image.DecompressionBombError) as error:
-        raise DataError(f"{image}: {_reason(image, error, how.max_pixels)}") from error
+    except (*DAMAGED, Image.DecompressionBombError) as error:
+        raise DataError(f"{image}: {reason(image, error, how.max_pixels)}") from error
 
 
 def _check_is_file(image: Path) -> None:
     """Raise DataError for a folder, and for a pipe, which would make whoever opens it wait for ever."""
     mode = image.stat().st_mode
+    if S_ISDIR(mode):
+        raise DataError("this is a folder, not an image.\n  Name an image file.")
     if not S_ISREG(mode):
-        raise DataError(_A_FOLDER if S_ISDIR(mode) else "this is a device, a pipe or a socket, not a file.\n  Remove it.")
+        raise DataError("this is a device, a pipe or a socket, not a file.\n  Remove it.")
 
 
 def as_array(pixels: Pixels) -> NDArray[np.uint8]:
@@ -167,7 +161,7 @@ def header(file: Path) -> tuple[int, int]:
         with file.open("rb") as content, Image.open(content, formats=image_formats()) as opened:
             # An MPO is a photograph by a telephone, with its own thumbnail as the second image.
             return opened.width * opened.height, 1 if opened.format == "MPO" else int(getattr(opened, "n_frames", 1))
-    except (*_DAMAGED, Image.DecompressionBombError):
+    except (*DAMAGED, Image.DecompressionBombError):
         return 0, 1
 
 
@@ -183,7 +177,7 @@ def image_size(image: ImageSource) -> tuple[int, int]:
                 return opened.size
         given = image()
         return given.size if isinstance(given, Image.Image) else (given.shape[1], given.shape[0])
-    except (*_DAMAGED, Image.DecompressionBombError, DataError):
+    except (*DAMAGED, Image.DecompressionBombError, DataError):
         return 0, 0
 
 
@@ -198,7 +192,7 @@ def range_of_16bit(image: ImageSource, max_pixels: int = MAX_PIXELS) -> tuple[in
                 return _range(_values_16bit(opened, max_pixels))
         given = image()
         return _range(_values_16bit(given, max_pixels) if isinstance(given, Image.Image) else given)
-    except (*_DAMAGED, Image.DecompressionBombError, DataError):
+    except (*DAMAGED, Image.DecompressionBombError, DataError):
         return None
 
 
@@ -226,7 +220,7 @@ def _drafted(image: Image.Image, needed: NeededSize | None, max_pixels: int) -> 
 def _from_pillow(image: Image.Image, how: Decoding) -> Pixels:
     """Decode an opened image, of which nothing but the header may have been read."""
     if image.width * image.height > how.max_pixels:
-        raise DataError(_too_large(f"{image.width} x {image.height} pixels", how.max_pixels))
+        raise DataError(too_large(f"{image.width} x {image.height} pixels", how.max_pixels))
     content = encoded(image) if _is_16_bit_colour(image) else b""
     image.load()
     if image.mode in ("I", "F") and not _is_16_bit_grey(image):
@@ -277,7 +271,7 @@ def _from_numbers(pixels: NDArray[Any], how: Decoding) -> NDArray[np.uint8]:
     if pixels.ndim != 3 or 0 in pixels.shape:
         raise DataError(f"its shape, {shape}, is not that of an image.\n  Expected height x width x channels.")
     if pixels.size > 3 * how.max_pixels:
-        raise DataError(_too_large(shape, how.max_pixels))
+        raise DataError(too_large(shape, how.max_pixels))
     if pixels.shape[2] != how.channels:
         raise DataError(_other_channels(f"{pixels.shape[2]} (height x width x channels is {shape})", pixels.shape[2], how.channels))
     return _from_16_bit(pixels, how.range_16bit) if pixels.dtype == np.uint16 else np.array(pixels, order="C")
@@ -303,7 +297,7 @@ def _upright(image: Image.Image) -> Image.Image:
         return image  # of which exif_transpose would make a copy
     try:
         return ImageOps.exif_transpose(image)
-    except _DAMAGED:
+    except DAMAGED:
         return image
 
 
@@ -355,7 +349,7 @@ def _orientation(image: Image.Image) -> int:
     """Return the orientation as EXIF numbers it; 1, upright, for a TIFF, which is turned as it is read, and where EXIF is damaged."""
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except _DAMAGED:
+    except DAMAGED:
         return 1
 
 
@@ -382,77 +376,3 @@ def _over(background: tuple[int, int, int], rgba: NDArray[np.uint8]) -> NDArray[
         colour, alpha = np.split(pixels[start : start + _AT_ONCE].astype(np.uint16), [3], axis=1)
         laid[start : start + _AT_ONCE] = (colour * alpha + ground * (255 - alpha) + 127) // 255  # at most 255 * 255 + 127: no overflow
     return laid.reshape(*rgba.shape[:2], 3)
-
-
-_A_FOLDER = "this is a folder, not an image.\n  Name an image file."
-
-
-def _too_large(size: str, max_pixels: int) -> str:
-    return f"the image is too large ({size}; data.max_pixels is {max_pixels:,}).\n  Scale it down or remove it."
-
-
-def _reason(image: ImageSource, error: Exception, max_pixels: int) -> str:
-    """Explain why an image can't be read, and what to do."""
-    if isinstance(error, Image.DecompressionBombError):
-        return _too_large(str(error).split(" exceeds")[0].removeprefix("Image size ").strip("()"), max_pixels)
-    if isinstance(error, FileNotFoundError):
-        if isinstance(image, Path) and image.is_symlink():
-            return f"this is a link to {os.readlink(image)}, where there is no file.\n  Restore that file, or remove the link."
-        if "\\" in str(image):
-            return "there is no such file.\n  Write its path with forward slashes."
-        return "there is no such file.\n  Check the path, or whether the folder changed while tlkit was running."
-    if isinstance(error, PermissionError):
-        return "the file may not be read.\n  Change its permissions so that you can read it."
-    if isinstance(error, OSError) and error.errno is not None:
-        return f"the file can't be opened ({error.strerror}).\n  Check the path, the disk, or remove it."
-    if isinstance(image, Path) and image.stat().st_size == 0:
-        return "the file is empty (0 bytes).\n  Replace or remove it."
-    if isinstance(error, UnidentifiedImageError):
-        return _float_tiff(image) or _no_image(image)
-    return f"the image is damaged or cut off ({error}).\n  Replace or remove it."
-
-
-def _float_tiff(image: ImageSource) -> str:
-    """Say what a TIFF of 32-bit colour contains, which Pillow doesn't open; return an empty string for any other file."""
-    if not isinstance(image, Path):
-        return ""
-    try:
-        with image.open("rb") as file:
-            tags = TiffImagePlugin.ImageFileDirectory_v2(file.read(8))
-            file.seek(tags.next)
-            tags.load(file)
-        bits, kind = tags[TiffImagePlugin.BITSPERSAMPLE], tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))
-    except (*_DAMAGED, AssertionError):
-        return ""
-    if max(bits) <= 16:
-        return ""
-    numbers = "floating-point numbers" if kind[0] == 3 else "whole numbers"
-    return (
-        f"a TIFF of {len(bits)} channels of {max(bits)}-bit {numbers}, which have no known range, so they can't become 0..255.\n"
-        "  Save the image as 8-bit or 16-bit PNG or TIFF."
-    )
-
-
-def _no_image(image: ImageSource) -> str:
-    """Say what a file contains instead of an image, by its first bytes."""
-    start = b""
-    if isinstance(image, Path):
-        with image.open("rb") as opened:
-            start = opened.read(512)
-    for pattern, holds, fix in _OTHER_CONTENT:
-        if re.search(pattern, start, re.IGNORECASE):
-            return f"this is not an image that can be read but {holds}.\n  {fix}"
-    return "this is not an image in a format that can be read (JPEG, PNG, WebP, AVIF, TIFF and others).\n  Replace or remove it."
-
-
-# (pattern in the first bytes, what it is, what to do)
-_OTHER_CONTENT = (
-    (rb"\Aversion https://git-lfs", "a pointer to a file in Git LFS", "Fetch the file itself: git lfs pull"),
-    (rb"\A.{4}ftyp(heic|heix|mif1|msf1|hevc)", "an HEIC photograph", "Save it as JPEG or PNG."),
-    (rb"<svg[\s>]", "a drawing (SVG), which has no pixels", "Save it as PNG."),
-    (rb"\A\s*<(!doctype html|html|head)", "a web page", "Download the image again, or remove the file."),
-    (rb"\A%PDF", "a PDF", "Save its page as PNG or JPEG."),
-    (rb"\A(PK\x03\x04|Rar!|\x1f\x8b)", "an archive", "Unpack it, or remove it."),
-    (rb"\A\0+\Z", "a file of zeros", "Restore it from a backup, or remove it."),
-    (rb"\A[\t\n\r -~]+\Z", "text", "Replace or remove it."),
-)
