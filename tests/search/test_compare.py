@@ -11,8 +11,9 @@ import pytest
 from tlkit.cli import main
 from tlkit.data.sources.read import read_source
 from tlkit.data.splits.holdout import read_manifest
+from tlkit.errors import RunError
 from tlkit.evaluation.evaluate import answers_on, evaluate
-from tlkit.evaluation.predictions import write_predictions
+from tlkit.evaluation.predictions import read_predictions, write_predictions
 from tlkit.recipe.load import load_recipe
 
 pytestmark = pytest.mark.usefixtures("draws")
@@ -84,6 +85,14 @@ def test_answers_that_are_no_class_are_named_with_the_line(runs: Path, capsys: p
         assert main(words) == 2
         error = capsys.readouterr().err
         assert error.startswith("b/predictions.csv can't be read: line 2 has 'bagg', which is no class. Expected one of: ")
+
+
+def test_a_class_may_have_the_separator_of_several_labels_in_its_name(tmp_path: Path) -> None:
+    rows = [{"id": "1", "label": "cat|dog", "answer": "cow", "probability": "0.500000"}]
+    write_predictions(tmp_path, rows, "test")
+    assert read_predictions(tmp_path, "test", ["cat|dog", "cow"]) == rows
+    with pytest.raises(RunError, match="line 2 has 'cat', which is no class"):
+        read_predictions(tmp_path, "test", ["cow", "dog"])
 
 
 def test_recipes_are_compared_key_by_key(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

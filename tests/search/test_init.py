@@ -131,7 +131,7 @@ SAYS = {
     "huge": ["resize: pad", "100% are more than twice as long as wide", "the images are large (1,200 px)"],
     "already_split": ["resize: stretch", "18 images in 2 classes; 3 of each in the training split.", "6 training images: with so few"],
     "table": ["source: {csv: "],
-    "multilabel": ["task: multilabel"],
+    "multilabel": ["task: multilabel", "the table has images with several labels"],
     "many_classes": ["120 images in 40 classes"],
     "digits": [
         "220 images in 2 classes; 110 of each.",
@@ -157,6 +157,7 @@ def _offline_package_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
 def test_the_recipe_of_a_made_set_passes_check_and_says_why(make: Callable[[Path], str], capsys: pytest.CaptureFixture[str]) -> None:
     data = make(Path("made"))
     assert main(["init", data, "--yes", "--offline"]) == 0
+    assert ("6 groups by the table: none will be in two splits" in capsys.readouterr().out) == (make is table)
     assert main(["check", "recipe.yaml"]) == 0
     text = Path("recipe.yaml").read_text()
     assert [words for words in SAYS[make.__name__] if words not in " ".join(text.replace("#", " ").split())] == []

@@ -93,6 +93,8 @@ def _seen(facts: "Facts") -> str:
     ]
     if facts.duplicates:
         lines.append(f"{counted(facts.duplicates, 'image is', 'images are')} there twice")
+    if named := {sample.group for sample in facts.samples.samples} - {None}:
+        lines.append(f"{len(named):,} groups by the table: none will be in two splits")
     if facts.groups:
         lines.append(f"file names look like {facts.groups.count:,} groups, such as {facts.groups.example}")
     return "\n".join(f"  {line}" for line in lines)

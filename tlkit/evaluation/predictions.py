@@ -58,8 +58,8 @@ def read_predictions(run: Path, split: str, classes: Collection[str]) -> list[di
         for row in reader:
             if None in row or None in row.values() or not all(map(_is_share, filter(None, row["probability"].split(LABEL_SEPARATOR)))):
                 raise ValueError(f"line {reader.line_num} is no {','.join(COLUMNS)}.")
-            names = [name for key in ("label", "answer") for name in row[key].split(LABEL_SEPARATOR) if name]
-            if odd := [name for name in names if name not in classes]:
+            several = [row[key] for key in ("label", "answer") if row[key] not in classes]  # a class may have the separator in its name
+            if odd := [name for names in several for name in names.split(LABEL_SEPARATOR) if name and name not in classes]:
                 raise ValueError(f"line {reader.line_num} has '{odd[0]}', which is no class. {expected_one_of(odd[0], list(classes))}")
             rows.append(row)
         return rows

@@ -169,7 +169,7 @@ def _body(facts: Facts, choice: Choice, answers: Answers, source: Mapping[str, A
     yield f"name: {in_yaml(name)}"
     yield "seed: 0"
     if facts.task == "multilabel":
-        yield from _line("task: multilabel", "the table has several labels in a cell")
+        yield from _line("task: multilabel", "the table has images with several labels")
     uneven = facts.imbalance > LARGEST_FOLD
     if uneven:
         how = "loss_weights" if facts.task == "multilabel" else "logit_adjust"
@@ -204,7 +204,7 @@ def _data(facts: Facts, choice: Choice, source: Mapping[str, Any]) -> Iterator[s
     yield from [text] if stays else _line(text, "relative to where tlkit is run")
     share = 0.2 if facts.training < SMALL_SET else 0.1
     if "val" not in facts.splits:
-        chooses = "the best epoch" if choice.epochs else "how strongly the head's weights are held small"
+        chooses = "the best epoch" if choice.epochs else "the head's weight decay"
         yield from _line(f"  validation: {share}", f"chooses {chooses}; as large a share of each class")
     if "test" not in facts.splits:
         yield from _line("  test: 0.2", "the source has no test split: a fifth is set aside, and looked at once, at the end")
