@@ -116,9 +116,9 @@ def tune_arguments(parser: ArgumentParser) -> None:
 
 
 def tune(arguments: Namespace) -> int:
-    from tlkit.recipe.search_space import check_has_search
+    from tlkit.recipe.search_space import ranges_of
 
-    check_has_search(recipe_to_run(arguments), arguments.recipe)
+    ranges_of(recipe_to_run(arguments), arguments.recipe)  # before anything large is imported
     for package in ("optuna", "plotly"):
         if find_spec(package) is None:
             raise MissingExtraError(package, "search", "tlkit tune")

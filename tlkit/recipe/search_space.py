@@ -6,6 +6,7 @@ from os import PathLike
 from typing import Any
 
 from tlkit.errors import Fault, RecipeError
+from tlkit.recipe.fields.search import Range
 from tlkit.recipe.load import load_recipe
 from tlkit.recipe.names import name_faults
 from tlkit.recipe.schema import Recipe
@@ -17,11 +18,12 @@ def with_values(file: str | PathLike[str], overrides: Sequence[str], values: Map
     return load_recipe(file, [*overrides, "search=null", *changes])
 
 
-def check_has_search(recipe: Recipe, file: str) -> None:
-    """Raise RecipeError without a `search:`."""
+def ranges_of(recipe: Recipe, file: str) -> dict[str, Range]:
+    """Return the ranges of `search:`. Raises RecipeError without any."""
     if not recipe.search:
         fix = "Add what to vary, such as search: {'phases[0].lr': {log: [1e-4, 1e-1]}}; see docs/comparing.md."
         raise RecipeError([Fault("search", "is missing or empty.", fix, file)])
+    return recipe.search
 
 
 def search_faults(recipe: Recipe, file: str | PathLike[str], overrides: Sequence[str]) -> list[Fault]:

@@ -26,7 +26,7 @@ from tlkit.recipe.fields.model import CLASSICAL_HEADS
 from tlkit.recipe.fields.search import Range
 from tlkit.recipe.load import load_recipe, recipe_yaml
 from tlkit.recipe.schema import Recipe
-from tlkit.recipe.search_space import check_has_search, search_faults, with_values
+from tlkit.recipe.search_space import ranges_of, search_faults, with_values
 from tlkit.recipe.yaml12 import read_yaml
 from tlkit.system import cache_folder
 from tlkit.terminal import counted
@@ -92,11 +92,11 @@ class Space:
     def of(cls, file: str, overrides: Sequence[str]) -> "Space":
         """Raise RecipeError without a `search:`, and for each key or end of a range that the recipe can't take."""
         recipe = load_recipe(file, overrides)
-        check_has_search(recipe, file)
+        ranges = ranges_of(recipe, file)
         with recipe.located():
             if faults := [*_untunable(recipe), *search_faults(recipe, file, overrides)]:
                 raise RecipeError(faults)
-        return cls(file, overrides, recipe.search)
+        return cls(file, overrides, ranges)
 
     def recipe(self, values: Mapping[str, Any]) -> Recipe:
         """Return the plain recipe with these values. Raises RecipeError, which names the key as an override."""
