@@ -187,7 +187,7 @@ def test_the_command_prints_json_and_writes_it(tmp_path: Path, capsys: pytest.Ca
         ("bench head --size huge", "'huge' is not a size: expected small, medium, or two numbers from 20 on, such as 800+200"),
         ("bench head --size 8+8", "'8+8' is not a size"),
         ("bench head --stage block6", "Expected: tlkit bench from --stage block6"),
-        ("bench head --out nowhere/bench.json", "there is no folder nowhere"),
+        ("bench head --out nowhere/bench.json", "nowhere is not a folder"),
         ("bench curve --stage block6", "Leave out --stage"),
         ("bench curve --backbone resnet19", "Did you mean 'resnet18'?"),
         ("bench processes --warm-cache", "tlkit bench processes trains the head and all layers"),

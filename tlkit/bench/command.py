@@ -15,7 +15,7 @@ from rich.table import Table
 from tlkit.bench.sides import Run, machine, run_side
 from tlkit.bench.work import WORDS, Work, package_weights, write_images
 from tlkit.data.progress import progress_console
-from tlkit.errors import RunError, TlkitError
+from tlkit.errors import TlkitError
 from tlkit.terminal import output_console
 
 WARM_UP = (64, 32)
@@ -87,18 +87,11 @@ def bench_command(
     """Measure a work and print the result. work: its images and weights are filled in here. out: also write the figures here, as JSON."""
     if work.stage and work.kind != "from":
         raise TlkitError(f"--stage {work.stage} is for the work `from`.\n  Expected: tlkit bench from --stage {work.stage}")
-    check_out(out)
     work = replace(work, weights=package_weights(work.backbone))
     jobs = {side: (side, work) for side in sides}
     bench = Bench(work, *images, run_in_turn(jobs, images, repeats=repeats, warm_cache=warm_cache))
     show(bench.to_json(), lambda: print_bench(bench, output_console()), as_json=as_json, out=out)
     return 0
-
-
-def check_out(out: Path | None) -> None:
-    """Raise RunError before anything runs."""
-    if out is not None and not out.parent.is_dir():
-        raise RunError(f"--out {out}: there is no folder {out.parent}.\n  Make it first, or choose another place.")
 
 
 def show(figures: Mapping[str, Any], as_table: Callable[[], None], *, as_json: bool, out: Path | None) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tlkit.bench.command import Spread, check_out, format_spread, run_in_turn, show, spread_of
+from tlkit.bench.command import Spread, format_spread, run_in_turn, show, spread_of
 from tlkit.bench.sides import Run, circumstances
 from tlkit.bench.work import Work, package_weights
 from tlkit.terminal import output_console
@@ -62,7 +62,6 @@ class Curve:
 
 def curve_command(work: Work, images: tuple[int, int], *, repeats: int, as_json: bool, out: Path | None) -> int:
     """Train from each stage in turn, with tlkit only."""
-    check_out(out)
     shares = shares_of_compute(work.backbone, work.image_size)
     weights = package_weights(work.backbone)
     works: dict[str, Work] = {HEAD: Work("head", backbone=work.backbone, weights=weights, epochs=work.epochs)}

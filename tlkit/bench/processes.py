@@ -17,7 +17,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from tlkit.bench.command import Spread, check_out, format_spread, run_in_turn, show, spread_of
+from tlkit.bench.command import Spread, format_spread, run_in_turn, show, spread_of
 from tlkit.bench.scaling import BYTES_A_GRADIENT
 from tlkit.bench.sides import Run, circumstances
 from tlkit.bench.work import Kind, Work, package_weights
@@ -85,7 +85,6 @@ class Processes:
 
 def processes_command(work: Work, images: tuple[int, int], *, repeats: int, as_json: bool, out: Path | None) -> int:
     """Measure one process and two. work: its kind is not used."""
-    check_out(out)
     if images[0] % work.batch_size:
         raise TlkitError(f"--size {images[0]}+{images[1]}: tlkit bench processes counts whole steps of {work.batch_size} images.")
     trained = parameters_that_train(work.backbone, classes=10)

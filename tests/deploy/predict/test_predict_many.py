@@ -111,7 +111,6 @@ def test_a_quoted_glob_is_expanded_and_a_file_with_such_a_name_is_taken_as_it_is
         (["photos", "--resume"], "Add --out"),
         (["photos", "--out", "x.txt"], "says no format"),
         (["photos", "--out", "x.csv", "--format", "json"], "a row at a time"),
-        (["photos", "--out", "nowhere/x.csv"], "the folder nowhere does not exist"),
         (["photos", "--features"], "Add --out FILE.npz"),
         (["photos", "--features", "--out", "x.csv"], "Expected FILE.npz or FILE.parquet"),
         (["photos", "--threshold", "1.5"], "is not a number from 0 to 1"),

@@ -196,8 +196,6 @@ def _check_out(out: Path | None) -> None:
     """Raise RunError if a table can't be written, or another file would be lost."""
     if out is None:
         return
-    if not out.parent.is_dir():
-        raise RunError(f"--out {out}: there is no folder {out.parent}.\n  Make it, or choose another.")
     if out.is_dir():
         raise RunError(f"--out {out} is a folder.\n  Expected a file, such as {out / 'faults.csv'}.")
     if out.exists() and not out.read_bytes().startswith(",".join(COLUMNS).encode()):

@@ -80,9 +80,8 @@ def only_writer(file: Path) -> Iterator[None]:
 
 
 def check_out(file: Path) -> None:
-    if file.is_dir() or not file.parent.is_dir():
-        why = "this is a folder" if file.is_dir() else f"the folder {file.parent} does not exist"
-        raise DataError(f"--out {file}: {why}.\n  Expected a file to write.")
+    if file.is_dir():
+        raise DataError(f"--out {file}: this is a folder.\n  Expected a file to write.")
 
 
 def notes_file(file: Path) -> Path:
