@@ -2,6 +2,7 @@
 
 import csv
 import json
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -179,7 +180,20 @@ def test_the_solved_head_answers_as_scikit_learns_cross_validation() -> None:
     assert found["accuracy"] == pytest.approx(max(shares), abs=1.5 / 120)
 
 
+def test_fewer_groups_than_folds_make_fewer_folds() -> None:
+    labels = torch.arange(24) % 2
+    samples = Samples(("a", "b"), tuple(Sample(str(i), Path("x"), (i % 2,), "train", group=str(i // 8)) for i in range(24)))
+    assert score_features(torch.eye(2)[labels], labels, samples)["accuracy"] == 1
+
+
 def test_the_front_has_what_nobody_beats() -> None:
     given = [("slow", 0.9, 10.0), ("quick", 0.7, 100.0), ("worse", 0.6, 90.0), ("equal", 0.9, 10.0), ("gone", None, None)]
     marked = with_pareto([Ranked(name, accuracy=accuracy, images_per_s=speed) for name, accuracy, speed in given])
     assert [row.backbone for row in marked if row.pareto] == ["slow", "quick", "equal"]
+
+
+def test_ctrl_c_says_how_to_go_on(workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(workplace)
+    monkeypatch.setattr("tlkit.search.rank._measured", lambda *_: signal.raise_signal(signal.SIGINT))
+    assert main(["rank", "recipe.yaml", "--backbones", "lenet5@random", "--out", "stopped"]) == 130
+    assert capsys.readouterr().err.endswith("warning: interrupted; go on with the same command\nInterrupted.\n")

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import signal
 from pathlib import Path
 
 import optuna
@@ -229,3 +230,10 @@ def test_a_grid_has_at_least_so_many_combinations(workplace: Path) -> None:
     assert grid["augment"] == ["[]", '["HorizontalFlip"]']
     assert grid["phases[0].lr"] == pytest.approx([1e-6, 10**-3.5, 1e-1])
     assert grid["phases[0].epochs"] == [1, 2]
+
+
+def test_ctrl_c_says_how_to_go_on(workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(workplace)
+    monkeypatch.setattr("tlkit.search.tune.run_trial", lambda *_: signal.raise_signal(signal.SIGINT))
+    assert main([*TUNE[:2], "--out", "stopped"]) == 130
+    assert capsys.readouterr().err.endswith("warning: interrupted; go on with the same command\nInterrupted.\n")

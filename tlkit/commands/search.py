@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from tlkit.search.rank import Ranked
     from tlkit.search.soup import Soup
 
+RESUMES = "go on with the same command"
+
 
 def rank_arguments(parser: ArgumentParser) -> None:
     recipe_arguments(parser)
@@ -53,7 +55,8 @@ def rank(arguments: Namespace) -> int:
 
     keep_freed_memory()
     candidates = candidates_of(recipe, words, arguments.budget, offline=arguments.offline)
-    with handle_signals(), show_log():
+    with handle_signals() as stop, show_log(), stop.resume_hint_logged():
+        stop.resume_hint = RESUMES
         how = Measuring(arguments.images, arguments.time_again)
         rows = rank(arguments.recipe, arguments.overrides, candidates, arguments.out, how)
     _print_ranked(rows)
@@ -130,7 +133,8 @@ def tune(arguments: Namespace) -> int:
     keep_freed_memory()
     space, out = Space.of(arguments.recipe, arguments.overrides), arguments.out
     how = Search(arguments.trials, arguments.sampler, arguments.pruner, arguments.storage)
-    with handle_signals(), show_log():
+    with handle_signals() as stop, show_log(), stop.resume_hint_logged():
+        stop.resume_hint = RESUMES
         tuned = tune(space, out, how)
     equal = f"; {tuned.equal} have it, these values the fewest epochs" if tuned.equal > 1 else ""
     rows = [(key, escape(label(value))) for key, value in tuned.values.items()]

@@ -271,7 +271,7 @@ def _folds(labels: Tensor, samples: Samples) -> Iterator[tuple[NDArray[np.int64]
 
     used = _used(samples)
     rarest = min(np.bincount(labels.numpy())[np.unique(labels.numpy())]) if labels.ndim == 1 else FOLDS
-    folds = max(2, min(FOLDS, int(rarest), len(used)))
+    folds = max(2, min(FOLDS, int(rarest), len({sample.unit for sample in used})))
     shuffled: dict[str, Any] = {"n_splits": folds, "shuffle": True, "random_state": 0}
     if any(sample.group is not None for sample in used):
         groups = [sample.unit for sample in used]

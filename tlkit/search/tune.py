@@ -159,7 +159,6 @@ def tune(space: Space, out: Path, how: Search) -> Tuned:
     optuna.logging.disable_default_handler()
     check_study_folder(out)
     out.mkdir(parents=True, exist_ok=True)
-    current_stop().resume_hint = "go on with the same command"
     base = space.recipe({})
     setup = without_test(prepare(with_batch_size(base)))
     study = open_study(space, base, setup, out, how)
