@@ -22,6 +22,8 @@ FEWEST_IMAGES, FEWEST_MISTAKES = 50, 5
 BOUNDS = (0.2, 5.0)
 BINS = 10
 RESAMPLES = 500
+POINTS = 50
+"""Of the curve of error by coverage."""
 
 
 def fit_calibration(validation: Answers, *, task: Task, head: Head) -> Calibration:
@@ -62,7 +64,7 @@ def probabilities(logits: Tensor, temperature: float) -> Numbers:
     return found
 
 
-def measure_calibration(answers: Answers, calibration: Calibration, *, seed: int = 0) -> dict[str, Any]:
+def measure_calibration(answers: Answers, calibration: Calibration) -> dict[str, Any]:
     """Return `calibration` and `risk_coverage` of a split, for one label per image, as plain JSON values."""
     labels = answers.labels.numpy()
     right = answers.logits.argmax(1).numpy() == labels
@@ -72,7 +74,7 @@ def measure_calibration(answers: Answers, calibration: Calibration, *, seed: int
     for when, temperature in (("before", 1.0), ("after", calibration.temperature)):
         confidence = probabilities(answers.logits, temperature).max(1)
         measured[f"ece_{when}"] = calibration_error(confidence, right)
-        measured[f"ece_{when}_interval"] = calibration_error_interval(confidence, right, seed=seed)
+        measured[f"ece_{when}_interval"] = calibration_error_interval(confidence, right)
         measured[f"bins_{when}"] = reliability_bins(confidence, right)
     return {"calibration": measured, "risk_coverage": risk_coverage(confidence, right)}
 
@@ -123,10 +125,10 @@ def reliability_bins(confidence: Numbers, right: NDArray[np.bool_]) -> list[dict
     return [{"confidence": float(confidence[one].mean()), "accuracy": float(right[one].mean()), "count": len(one)} for one in bins]
 
 
-def risk_coverage(confidence: Numbers, right: NDArray[np.bool_], points: int = 50) -> list[dict[str, float]]:
+def risk_coverage(confidence: Numbers, right: NDArray[np.bool_]) -> list[dict[str, float]]:
     """Return the error among the surest images, for growing shares of all images: what abstaining from the others would give."""
     order = np.argsort(-confidence, kind="stable")
     mistakes = np.cumsum(~right[order])
     n = len(order)
-    ends = sorted({max(1, round(n * point / points)) for point in range(1, points + 1)})
+    ends = sorted({max(1, round(n * point / POINTS)) for point in range(1, POINTS + 1)})
     return [{"coverage": end / n, "error": float(mistakes[end - 1]) / end} for end in ends]

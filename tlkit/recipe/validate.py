@@ -43,10 +43,10 @@ def validated(model: type[R], document: Document, name: str) -> R:
     return model.model_validate(values)
 
 
-def transforms_of(augment: Any, channels: int = 3) -> tuple[Transform, ...]:
-    """Return the transforms of what `augment` may be in a recipe. Raises RecipeError with all faults."""
+def transforms_of(augment: Any) -> tuple[Transform, ...]:
+    """Return the transforms of what `augment` may be in a recipe for RGB images. Raises RecipeError with all faults."""
     document = document_of(augment)
-    items, faults = read_augment(document.value, channels)
+    items, faults = read_augment(document.value)
     if document.faults or faults:
         raise RecipeError([*document.faults, *faults])
     return tuple(Transform.model_validate(item) for item in items)

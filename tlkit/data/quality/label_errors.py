@@ -24,13 +24,11 @@ class Doubts:
     """rows: images whose label is doubted, the worst first. called: for each of them the likeliest class.
 
     confidences: probability of the label, 0..1.
-    joint: [K, K] images by label and by the class that they are confidently counted to (C of equation 1).
     """
 
     rows: NDArray[np.int64]
     called: NDArray[np.int64]
     confidences: NDArray[np.float64]
-    joint: NDArray[np.int64]
 
 
 def doubt_labels(probabilities: NDArray[np.floating], labels: NDArray[np.int64]) -> Doubts:
@@ -59,11 +57,11 @@ def doubt_labels(probabilities: NDArray[np.floating], labels: NDArray[np.int64])
         doubted |= (likeliest != given) & (own <= np.quantile(own[doubted], 0.9))
     rows = np.flatnonzero(doubted)
     rows = rows[np.argsort(own[rows], kind="stable")]
-    return Doubts(judged[rows], likeliest[rows], own[rows], joint)
+    return Doubts(judged[rows], likeliest[rows], own[rows])
 
 
 def confident_joint(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return [K, K]: by label, each image is counted for the likeliest of the classes whose threshold it reaches, if any.
+    """Return C of equation 1, [K, K]: by label, each image counts for the likeliest of the classes whose threshold it reaches, if any.
 
     A class's threshold is the mean probability that the images labelled so have for it.
     """

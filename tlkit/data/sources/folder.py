@@ -109,7 +109,7 @@ def _classes(layout: Layout) -> tuple[str, ...]:
         what = "has images but no class folders" if _loose_images(training) else "is empty: it has no class folders"
         raise DataError(f"{training}: {what}.\n  Expected one folder a class: {training}/CLASS/*.jpg.")
     if len(names) == 1:
-        hint = nested_root(training, [layout.folders[layout.training][names[0]]])
+        hint = nested_root([layout.folders[layout.training][names[0]]])
         raise DataError(
             f"{training}: has one class only, {names[0]!r}.\n"
             f"  {f'A classifier needs at least two class folders: {training}/CLASS/*.jpg. {hint}'.rstrip()}"

@@ -210,7 +210,7 @@ def has_images(folder: Path) -> bool:
         return False
 
 
-def nested_root(root: Path, folders: Sequence[Path]) -> str:
+def nested_root(folders: Sequence[Path]) -> str:
     """Return `Did you mean ROOT/DATA?` for the first folder with several folders, where each above it has one only."""
     while len(folders) == 1:
         place, folders = folders[0], subfolders(folders[0])
