@@ -109,6 +109,9 @@ def test_a_head_that_was_changed_by_hand_is_named_by_its_key(tmp_path: Path) -> 
     assert "tlkit.json can't be read: head.kind = 'linera' " in str(raised.value)
     assert "head.dropout = 3 " in str(raised.value)
     assert "pydantic" not in str(raised.value)
+    file.write_text(json.dumps({**facts, "head": None}))
+    with pytest.raises(RunError, match=r"tlkit.json can't be read: TypeError: 'NoneType'"):
+        load_with_card(tmp_path)
 
 
 def test_sha256_entries_can_not_point_outside_the_folder(tmp_path: Path) -> None:

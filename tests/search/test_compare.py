@@ -87,6 +87,12 @@ def test_answers_that_are_no_class_are_named_with_the_line(runs: Path, capsys: p
         assert error.startswith("b/predictions.csv can't be read: line 2 has 'bagg', which is no class. Expected one of: ")
 
 
+def test_answers_are_compared_with_the_classes_that_both_runs_have(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    change(Path("b/predictions.csv"), "label", lambda row: "bag")
+    assert main(["compare", "a", "b", "--format", "json"]) == 0
+    assert [run["accuracy"] for run in json.loads(capsys.readouterr().out)["runs"]] == [0.75, 1.0]
+
+
 def test_a_class_may_have_the_separator_of_several_labels_in_its_name(tmp_path: Path) -> None:
     rows = [{"id": "1", "label": "cat|dog", "answer": "cow", "probability": "0.500000"}]
     write_predictions(tmp_path, rows, "test")

@@ -313,7 +313,7 @@ def read_card(folder: Path) -> ModelCard:
 def _head(values: Any) -> Head:
     """Return the head. Raises ValueError with every fault."""
     try:
-        return validated(Head, document_of(values), "head")
+        return validated(Head, document_of(dict(values)), "head")
     except RecipeError as error:
         raise ValueError("\n".join(f"head.{fault}" for fault in error.faults)) from error
 

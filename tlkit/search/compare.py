@@ -138,7 +138,7 @@ def compare_runs(runs: Sequence[Path]) -> Compared:
     split, (first, *others) = _held_out(runs)
     for run, other in zip(runs[1:], others, strict=True):
         _check_same_images(split, runs[0], first, run, other)
-    answers = [_right(run, split, list(first)) for run in runs]
+    answers = [_right(run, split, first) for run in runs]
     labels = [row["class"] for row in first.values()]
     groups = [row["group"] or f"id {id_}" for id_, row in first.items()]
     has_groups = any(row["group"] for row in first.values())
@@ -206,13 +206,13 @@ def _check_same_images(split: Split, baseline: Path, first: Rows, run: Path, oth
             )
 
 
-def _right(run: Path, split: Split, ids: Sequence[str]) -> "np.ndarray[Any, np.dtype[np.bool_]]":
-    """Return for each image of the split whether the run's answer is its label."""
-    answers = {row["id"]: row["label"] == row["answer"] for row in answers_on(run, split)}
-    missing = [id_ for id_ in ids if id_ not in answers]
+def _right(run: Path, split: Split, rows: Rows) -> "np.ndarray[Any, np.dtype[np.bool_]]":
+    """Return for each image of the split whether the run's answer is its class."""
+    answers = {row["id"]: row["answer"] for row in answers_on(run, split)}
+    missing = [id_ for id_ in rows if id_ not in answers]
     if missing:
         raise RunError(f"{run}: {counted(len(missing), f'{split} image')} without an answer, the first {missing[0]}.\n  Train it again.")
-    return np.array([answers[id_] for id_ in ids])
+    return np.array([answers[id_] == row["class"] for id_, row in rows.items()])
 
 
 def _weights(labels: Sequence[str], metric: str) -> "np.ndarray[Any, np.dtype[np.float64]]":
