@@ -150,9 +150,7 @@ def format_bytes(number: float) -> str:
 
 
 def _unfinished(path: Path) -> Path:
-    """Return a name that is unique to this writer: processes of several machines may write the same file at once, with equal process
-    ids.
-    """
+    """Return a name of this writer alone: processes of several machines may write the same file at once, with equal process ids."""
     return path.with_name(f".{path.name[:NAME_LETTERS]}.{secrets.token_hex(4)}{UNFINISHED}")
 
 

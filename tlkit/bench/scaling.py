@@ -17,9 +17,7 @@ BYTES_A_GRADIENT = 4
 PIECE_BYTES = 25e6
 """DDP sends gradients in pieces of this size as they become known, so that sending overlaps with the backward pass."""
 BACKWARD = 2 / 3
-"""Share of a step's computing time. A backward pass takes twice the multiply-adds of a forward pass: one for the input, one for the
-weights.
-"""
+"""Share of a step's computing time: a backward pass has twice the multiply-adds of a forward pass, for the input and for the weights."""
 
 
 @dataclass(frozen=True)

@@ -322,9 +322,7 @@ def worker_count(workers: int | Literal["auto"], images: int) -> int:
 
 
 def collate(items: Sequence[tuple[NDArray[np.uint8], Target] | DataError]) -> Batch | DataError:
-    """Stack the images to [B, C, S, S], a view on [B, S, S, C] memory (torch's channels_last); or return the first error among the
-    items.
-    """
+    """Stack the images to [B, C, S, S], a view on [B, S, S, C] memory (torch's channels_last); or return the first error."""
     good = []
     for item in items:
         if isinstance(item, DataError):

@@ -60,9 +60,7 @@ def _not_empty(parameters: set[str], key: str, problem: str) -> frozenset[str]:
 
 
 def _is_norm(module: nn.Module) -> bool:
-    """Check for a normalisation layer: timm's subclass torch's, except a few such as RmsNorm and GroupNormAct, which have it in their
-    name.
-    """
+    """Check for a normalisation layer: timm's subclass torch's, but a few, such as RmsNorm, only have it in their name."""
     return isinstance(module, (*NORMS_WITH_STATISTICS, nn.LayerNorm, nn.GroupNorm)) or "norm" in type(module).__name__.lower()
 
 

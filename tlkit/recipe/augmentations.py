@@ -98,9 +98,7 @@ def _cropped(smallest: float) -> dict[str, Any]:
 
 
 def _moved(share: float, degrees: int) -> dict[str, Any]:
-    """Return a shift by up to this share of the side, with a zoom of twice as much; edges are reflected (OpenCV's border mode 4), not
-    black.
-    """
+    """Return a shift by up to this share of the side, with a zoom of twice as much; edges are reflected (border mode 4), not black."""
     moves = {"scale": [1 - 2 * share, 1 + 2 * share], "translate_percent": [-share, share]} if share else {}
     return {"Affine": {**moves, "rotate": [-degrees, degrees], "border_mode": 4, "p": 0.5}}
 

@@ -63,11 +63,9 @@ def is_offline() -> bool:
 
 
 def go_offline(folder: Path | None = None) -> None:
-    """Make no network call from here on, in this process and those that it starts. Call it before importing huggingface_hub, which reads
-    the
-    setting once.
+    """Make no network call from here on, in this process and those that it starts.
 
-    folder: written by `tlkit data fetch`, for weights.
+    Call it before importing huggingface_hub, which reads the setting once. folder: written by `tlkit data fetch`, for weights.
     """
     os.environ.update({OFFLINE: "1", "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"})
     if folder is not None:

@@ -200,9 +200,7 @@ class Recipe(Strict):
 
     @property
     def run_phases(self) -> dict[int, Phase | SolvedPhase]:
-        """Return index -> phase; with a classical head up to the last phase that trains more than the head, which scikit-learn then
-        fits.
-        """
+        """Return index -> phase; with a classical head, which scikit-learn fits, up to the last phase that trains more than the head."""
         last = max((i for i, phase in enumerate(self.phases) if phase.train != "head"), default=-1)
         classical = self.model.head.kind in CLASSICAL_HEADS
         return {i: phase for i, phase in enumerate(self.phases) if i <= last or not classical}

@@ -93,9 +93,7 @@ def can_fuse(device: str, precision: str, *, clips: bool = False) -> bool:
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, schedule: Schedule, steps: int) -> LambdaLR | ReduceLROnPlateau:
-    """Build the schedule, which multiplies every group's own lr. steps: optimizer steps in the phase. A plateau needs the validation
-    loss each epoch.
-    """
+    """Build the schedule, a factor on every group's own lr. steps: of the phase. A plateau needs the validation loss each epoch."""
     if schedule.name == "plateau":
         return ReduceLROnPlateau(optimizer, factor=schedule.factor, patience=schedule.patience)
     return LambdaLR(optimizer, lambda step: lr_factor(step, schedule, steps))
@@ -128,9 +126,7 @@ def lr_factor(step: int, schedule: Schedule, steps: int) -> float:
 
 
 def _one_cycle(step: int, steps: int) -> float:
-    """Return one_cycle's share: from 1/25 up to 1 over the first 30 % of the steps, down to 1/250,000 at the last one, both along half
-    a cosine.
-    """
+    """Return one_cycle's share: from 1/25 up to 1 over the first 30 % of steps, down to 1/250,000 at the last, both along half a cosine."""
     peak, last = 0.3 * steps - 1, steps - 1
     start, end, low, high = (0.0, peak, 1 / 25, 1.0) if step <= peak else (peak, last, 1.0, 1 / 250_000)
     done = min(1.0, (step - start) / max(1e-9, end - start))

@@ -125,9 +125,7 @@ def lightning_trainer(trainer: Trainer, **settings: Any) -> LightningTrainer:
 
 
 def _strategy(name: str) -> str | Strategy:
-    """Return the strategy: Lightning 2.6's own "fsdp" takes only CUDA and can't be tested elsewhere; torch's newer one works on gloo,
-    too.
-    """
+    """Return the strategy: Lightning 2.6's own "fsdp" takes only CUDA and can't be tested elsewhere; torch's newer one works on gloo."""
     return ModelParallelStrategy(save_distributed_checkpoint=False) if name == "fsdp" else name
 
 

@@ -113,9 +113,7 @@ def _print_result(run: Path, again: Path, recipe: Recipe) -> int:
 
 
 def _repeats(environment: Mapping[str, Any], recipe: Recipe) -> bool:
-    """Check whether the same machine must give the same bits. On a GPU some operations are not deterministic, and Lightning warns of
-    them.
-    """
+    """Check whether the same machine must give the same bits: on a GPU some operations don't, and Lightning warns of them."""
     return recipe.trainer.deterministic and environment["device"]["type"] == "cpu"
 
 

@@ -77,9 +77,7 @@ class _Grid:
 
 
 def _grid(vectors: NDArray[np.float32], width: float) -> _Grid:
-    """Choose as many coordinates, the most spread first, as separate enough cells; where all vectors are alike, cell walls only cost
-    time.
-    """
+    """Choose as many coordinates, the most spread first, as separate enough cells: where all vectors are alike, cells only cost time."""
     spread = vectors.std(axis=0)
     bits = np.cumsum(np.log2(1 + 4 * spread / width))
     enough = 1 + int(np.searchsorted(bits, log2(len(vectors)) + SPARE_BITS))
@@ -89,9 +87,7 @@ def _grid(vectors: NDArray[np.float32], width: float) -> _Grid:
 
 
 class _Cells:
-    """The cells of vectors in a grid. keys: [N] of their cells, by multiplicative hashing: cells may share a bucket, but no cell has
-    two.
-    """
+    """The cells of vectors in a grid. keys: [N] of their cells, by multiplicative hashing: cells may share a bucket, none has two."""
 
     def __init__(self, vectors: NDArray[np.float32], grid: _Grid) -> None:
         used = vectors[:, : len(grid.steps)]

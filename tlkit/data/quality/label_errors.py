@@ -36,8 +36,7 @@ def doubt_labels(probabilities: NDArray[np.floating], labels: NDArray[np.int64])
 
     probabilities: [N, K], of each image by a model that was not trained on it; rows of NaN aren't judged.
     The number of wrong labels of a class is that of the confident joint, scaled to the class's images. The least likely labels are doubted
-    first
-    (the paper's prune by class), except labels that are the likeliest class. Then those of any class that are as unlikely as nine
+    first (the paper's prune by class), except labels that are the likeliest class. Then those of any class that are as unlikely as nine
     tenths of these: if nearly all labels are right, a confident model's thresholds are so high that the joint counts too few.
     """
     judged = np.flatnonzero(~np.isnan(probabilities).any(axis=1))

@@ -26,9 +26,7 @@ from tlkit.system import cache_folder
 
 SIDE_PX, DCT_SIZE = 32, 8
 HAMMING_RADIUS = 10
-"""Largest Hamming distance, of 64 bits. Of all 2.4 billion pairs of Fashion-MNIST's 70,000 images, every one above SAME differs in 9
-bits or fewer.
-"""
+"""Largest Hamming distance of 64 bits: of Fashion-MNIST's 2.4 billion pairs of images, every one above SAME differs in 9 bits or fewer."""
 SAME = 0.985
 """Cosine from which on two images are called near duplicates. Of images resized to 18..56 px and saved as JPEG of quality 50..95,
 99 % are above it; of all pairs in Fashion-MNIST 159 do, nearly all of which are the same thing photographed once."""

@@ -81,9 +81,7 @@ def check_images(name: str, shape: Sequence[int], dtype: np.dtype[Any]) -> None:
 
 
 def check_labels(name: str, labels: NDArray[Any], images: int, task: Task) -> NDArray[Any]:
-    """Return the labels as [N], or [N, K] for multilabel. A column [N, 1] is taken as [N]. Raises DataError for any other shape or
-    number.
-    """
+    """Return the labels as [N], or [N, K] for multilabel; [N, 1] is taken as [N]. Raises DataError for any other shape or number."""
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if len(labels.shape) != (2 if task == "multilabel" else 1):

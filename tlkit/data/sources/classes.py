@@ -53,9 +53,8 @@ def number_classes(
 ) -> tuple[tuple[str, ...], dict[Label, int]]:
     """Return the classes, and for each label the index of its class. Numbers stay in their order; words are sorted by code point.
 
-    place: what messages begin with. labels: split -> the labels of each image. names: of the labels 0, 1, 2 ..; those that no
-    image has are left out.
-    Raises DataError for labels without a name, fewer than two classes, and classes that only a held-out split has.
+    place: what messages begin with. labels: split -> the labels of each image. names: of the labels 0, 1, 2 ..; those that no image has
+    are left out. Raises DataError for labels without a name, fewer than two classes, and classes that only a held-out split has.
     """
     there = {split: set().union(*found) if found else set() for split, found in labels.items()}
     known = set().union(*there.values())

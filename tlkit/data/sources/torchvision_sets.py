@@ -147,9 +147,7 @@ def _samples(parts: Mapping[str, Any]) -> Samples:
 
 
 def _labels(dataset: Any) -> list[int]:
-    """Return the labels without decoding an image, if the set stores them separately: torchvision's classes name the attribute
-    differently.
-    """
+    """Return the labels without decoding an image, where the set stores them apart: torchvision's classes name them differently."""
     for name in ("targets", "labels", "_labels", "y"):
         values = getattr(dataset, name, None)
         if values is not None and len(values) == len(dataset):

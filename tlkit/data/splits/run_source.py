@@ -12,9 +12,7 @@ from tlkit.recipe.load import load_recipe
 from tlkit.recipe.schema import Recipe
 
 ORIGIN = "origin.json"
-"""File in the run folder that says where the run was started. The one file that names a folder of this machine beside the recipe; it
-never ships.
-"""
+"""Says where the run was started. The one file of a run that names a folder of this machine, beside the recipe; it never ships."""
 PATHS = ("folder", "csv", "parquet", "root", "idx", "npz", "npy", "labels", "huggingface", "webdataset", "val", "test", "file", "run")
 """Keys of `data.source` and `model.weights` that are paths; `huggingface` may be a name too."""
 MAY_CHANGE = ("data.source", "data.root", "data.on_bad", "data.batch_size", "data.workers")

@@ -61,9 +61,7 @@ def _kept(part: Sequence[Sample], share: float, least: int, draws: np.random.Gen
 
 
 def _drawn(part: Sequence[Sample], counts: Mapping[int, int], draws: np.random.Generator) -> set[str]:
-    """Return the ids of whole groups, drawn in random order, so that large and small ones are kept: first those that fit, then those that
-    bring the counts closer.
-    """
+    """Return the ids of whole groups, large and small ones, in random order: first those that fit, then those that come closer."""
     members = by_unit(part)
     names = sorted(members)
     has = {name: Counter(sample.label for sample in group) for name, group in members.items()}

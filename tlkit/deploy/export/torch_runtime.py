@@ -13,9 +13,7 @@ from tlkit.models.model_folder import is_timms, load_with_card
 
 
 def trusted_runtime(artifact: Artifact) -> Runtime:
-    """Load an artifact of format torch or safetensors. A torch.export program can contain pickles, so it must not come from anybody
-    else.
-    """
+    """Load an artifact of format torch or safetensors. A torch.export program can contain pickles: it must not come from anybody else."""
     network = _program(artifact) if artifact.format == "torch" else _model_folder(artifact)
     return Runtime(artifact, artifact.preprocessing, network)
 

@@ -128,9 +128,7 @@ def _is_unicode(text: str) -> bool:
 
 
 def json_values(prediction: Prediction, question: OutputOptions) -> dict[str, Any]:
-    """Return plain values. logits are in the order of the model's classes and exact: Python writes the shortest text that reads back
-    equal.
-    """
+    """Return plain values. logits: in the order of the model's classes, exact: Python writes the shortest text that reads back equal."""
     if prediction.error:
         return {"path": prediction.path, "error": prediction.error}
     top = _as_json(prediction.ranked(question.classes, question.top_k))

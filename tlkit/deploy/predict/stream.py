@@ -101,7 +101,5 @@ def _read(name: str, preprocessing: Preprocessing) -> Fitted:
 
 
 def _decoders() -> int:
-    """Return the number of threads: one per processor, since the network leaves them idle between batches; limited, so that large images
-    don't fill memory.
-    """
+    """Return how many threads: one a processor, as the network leaves them idle; limited, so that large images don't fill memory."""
     return min(8, processors())

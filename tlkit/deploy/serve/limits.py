@@ -58,9 +58,7 @@ class Room:
 
     @contextmanager
     def for_upload(self) -> Iterator[Callable[[int], None]]:
-        """Return a function to call with the number of bytes that came. Raises Refusal if they are too many, alone or with those of
-        others.
-        """
+        """Return a function to call with the number of bytes that came. Raises Refusal for too many, alone or with those of others."""
         mine = 0
 
         def hold(number: int) -> None:

@@ -84,9 +84,7 @@ def _best_fit(
 
 
 def _in_timm_names(state: Mapping[str, Tensor], architecture: str) -> dict[str, Tensor]:
-    """Return the package's tensors under timm's names. Both list the same layers in forward order, so the position decides; shapes are
-    checked.
-    """
+    """Return the package's tensors under timm's names, by position: both list the same layers in forward order; shapes are checked."""
     with torch.device("meta"):
         expected = timm.create_model(architecture).state_dict()
     if len(expected) != len(state) or any(a.shape != b.shape for a, b in zip(expected.values(), state.values(), strict=False)):

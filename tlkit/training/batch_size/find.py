@@ -55,9 +55,7 @@ def with_batch_size(recipe: Recipe) -> Recipe:
 
 
 def largest_batch(recipe: str, *, most: int) -> int:
-    """Return the largest number of images, over all devices, up to `most`, with which a step of the largest phase fits; 0 if two per
-    device don't.
-    """
+    """Return the most images over all devices, up to `most`, with which a step of the largest phase fits; 0 if two a device don't."""
     with _Prober(recipe) as prober:
         return prober.devices * rounded(largest_that_fits(prober.fits, most // prober.devices))
 

@@ -58,9 +58,7 @@ class ActivationCache:
     def __init__(
         self, classifier: Classifier, data: ImageDataModule, cache: Cache, *, device: torch.device, precision: str, console: Console
     ) -> None:
-        """Set up the cache. classifier: frozen as for the phase. precision: Lightning's name. Raises CacheUnavailable if nothing can be
-        cached.
-        """
+        """Set up the cache. classifier: frozen as for the phase. precision: Lightning's name. Raises CacheUnavailable if it can't be."""
         if precision not in AUTOCAST:
             raise CacheUnavailable(f"trainer.precision is {precision}")
         size, channels = data.preprocessing.image_size, data.preprocessing.channels
@@ -244,9 +242,7 @@ class ActivationCache:
         )
 
     def _write(self, folder: Path, samples: Sequence[Sample], dtype: torch.dtype, views: int) -> None:
-        """Write plain files of rows, an image's views side by side. Not mapped memory: a full disk would kill the process that writes
-        to it.
-        """
+        """Write files of rows, an image's views side by side. Not mapped memory: a full disk would kill the process that writes to it."""
         what = "frozen part, once"
         arrays: list[Any] = []
         with progress(self._console, what, len(samples) * max(1, views)) as advance:

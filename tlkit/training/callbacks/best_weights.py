@@ -22,8 +22,7 @@ class BestWeights(Callback):
     An epoch whose validation loss is NaN or infinite doesn't count.
 
     Tensors that aren't in the file are as in the classifier: only what a phase may change is written, and is added to the file before
-    the phase.
-    Of vgg11's half a gigabyte a head is 20 kB, and its epochs on cached activations take 20 ms.
+    the phase. Of vgg11's half a gigabyte a head is 20 kB, and its epochs on cached activations take 20 ms.
     """
 
     def __init__(self, file: Path, classifier: Classifier) -> None:

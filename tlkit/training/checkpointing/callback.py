@@ -49,8 +49,7 @@ LOG = logging.getLogger("tlkit")
 
 BETWEEN_EPOCHS_S = 5.0
 """At most this many seconds of work are lost when a process is killed between two epochs. Epochs of a fraction of a second, as cached
-activations
-allow, don't write a checkpoint each: that took a quarter of such a phase."""
+activations allow, don't write a checkpoint each: that took a quarter of such a phase."""
 SHARE = 0.05
 """Largest share of the time for checkpoints between epochs: those of large networks take seconds."""
 

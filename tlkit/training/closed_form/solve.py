@@ -1,8 +1,7 @@
 """A head phase that is solved: the regularised logistic regression on the frozen network's features, to convergence.
 
 With torch's own L-BFGS three weight decays took three times the evaluations of scipy's and five times as long (1,800 images of 1,280
-features);
-a preconditioner made from the features' covariance didn't pay.
+features); a preconditioner made from the features' covariance didn't pay.
 """
 
 import logging
