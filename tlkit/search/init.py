@@ -1,7 +1,7 @@
 """`tlkit init`: what was seen of the data, and the table of choices, become a recipe with the reason for every value."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
@@ -67,7 +67,7 @@ def find_available(*, offline: bool) -> Available:
     """
     if not offline and hub_is_reachable():
         return Available(BACKBONES, "weights: the hub answers, and is asked for them when the run begins")
-    why = "--offline" if offline else "the hub can't be reached"
+    why = "the hub was not asked" if offline else "the hub can't be reached"
     here = tuple(backbone for backbone in BACKBONES if weights_here(backbone.name))
     if not here:  # another one then, at the cost of a resnet50 and by what is usual for one
         basis = "prior: it is here, and none of the table is"
@@ -89,7 +89,8 @@ def write_recipe(facts: Facts, choice: Choice, answers: Answers, *, name: str, a
     source = dict(facts.source)
     if uses_groups:
         source = {"csv": str(out.with_suffix(".csv")), "root": facts.source["folder"]}
-    text = "\n".join([*_header(facts, choice, available, out), *_body(facts, choice, answers, source, name)]) + "\n"
+    notes = [available.note, *_notes(facts, uses_groups=uses_groups)]
+    text = "\n".join([*_header(facts, choice, notes, out), *_body(facts, choice, answers, source, name)]) + "\n"
     recipe = validated(Recipe, read_yaml(text, lambda line: f"{out}:{line}"), str(out))
     if faults := [*name_faults(recipe), *(fault for fault in path_faults(recipe) if not (uses_groups and fault.key == "data.source.csv"))]:
         raise RecipeError(faults)
@@ -117,7 +118,7 @@ def recipe_name(place: str) -> str:
 # --- the text ---
 
 
-def _header(facts: Facts, choice: Choice, available: Available, out: Path) -> Iterator[str]:
+def _header(facts: Facts, choice: Choice, notes: Sequence[str], out: Path) -> Iterator[str]:
     largest = max(facts.counts, key=facts.counts.__getitem__)
     smallest = min(facts.counts, key=facts.counts.__getitem__)
     spread = f"{largest} has most ({facts.counts[largest]:,}), {smallest} fewest ({facts.counts[smallest]:,})"
@@ -137,24 +138,25 @@ def _header(facts: Facts, choice: Choice, available: Available, out: Path) -> It
     fits = "" if choice.fits else ", more than was asked for: nothing in the table is quicker"
     minutes = f"about {max(1, round(choice.minutes)):,} min by a rough estimate{fits}; `tlkit plan {file}` measures it"
     yield from _comment(f"Expected accuracy: not measured. Time: {minutes}. {DOCS} has the table that the values are from.")
-    notes = list(_notes(facts, available))
-    if notes:
-        yield "#"
-        for note in notes:
-            yield from _comment(f"- {note}", "  ")
+    yield "#"
+    for note in notes:
+        yield from _comment(f"- {note}", "  ")
     yield ""
 
 
-def _notes(facts: Facts, available: Available) -> Iterator[str]:
-    """Yield what the user should know, and was not asked."""
-    yield available.note
+def _notes(facts: Facts, *, uses_groups: bool) -> Iterator[str]:
+    """Yield what the user should know."""
     if facts.groups is not None:
         of = facts.images / facts.groups.count
-        yield (
-            f"names of files begin alike, as if they were {facts.groups.count:,} groups of {of:.1f} images: "
-            f"{facts.groups.example}, ... Nothing is assumed: if those are images of one patient, animal or place, they must not be in two "
-            "splits, or the test is too easy. `tlkit init` asks without --yes, and recipes/groups_and_folds.yaml shows how"
-        )
+        groups = f"{facts.groups.count:,} groups of {of:.1f} images: {facts.groups.example}, ..."
+        if uses_groups:
+            yield f"files whose names begin alike belong together, {groups} A group is never in two splits"
+        else:
+            yield (
+                f"names of files begin alike, as if they were {groups} Nothing is assumed: if those are images of one patient, animal or "
+                "place, they must not be in two splits, or the test is too easy. `tlkit init` asks without --yes, and "
+                "recipes/groups_and_folds.yaml shows how"
+            )
     if facts.duplicates:
         yield f"{counted(facts.duplicates, 'image is', 'images are')} there twice, byte by byte: `tlkit data audit` names them"
     if facts.unreadable:
