@@ -130,6 +130,11 @@ class OpenSplit:
         batch_size = self.recipe.data.known_batch_size
         return split_answers(self.classifier, self.samples, split, self.preprocessing, batch_size=batch_size, features=False)
 
+    def rows(self, split: str) -> list[dict[str, str]]:
+        """Return the model's answers with calibrated probabilities, as predictions.csv of a run has them."""
+        logits = self.answers(split).logits / self.card.trust.temperature
+        return prediction_rows(logits, self.samples.of(split), self.card.classes, self.card.thresholds)
+
 
 def open_split(run: Path, split: str, *, device: str = "auto", overrides: Sequence[str] = ()) -> OpenSplit:
     """Load a run's model and find the images of a split. Raises what `evaluate` raises."""
@@ -158,5 +163,4 @@ def answers_on(run: Path, split: str) -> list[dict[str, str]]:
         return read_predictions(run, split, classes)
     except FileNotFoundError:  # of an earlier version, or of validation where there is a test split
         pass
-    opened = open_split(run, split)
-    return prediction_rows(opened.answers(split).logits, opened.samples.of(split), opened.card.classes, opened.card.thresholds)
+    return open_split(run, split).rows(split)

@@ -4,14 +4,14 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tlkit.data.samples import Samples
 from tlkit.data.splits.manifest import check_run_folder, samples_without_images
 from tlkit.data.splits.run_source import inner_runs, recipe_of_run
 from tlkit.errors import DataError, RunError, as_written
 from tlkit.evaluation.intervals import multiclass_intervals
-from tlkit.evaluation.predictions import PREDICTIONS, prediction_rows, read_predictions
+from tlkit.evaluation.predictions import PREDICTIONS, read_predictions
 from tlkit.evaluation.primary_metric import named_primary_metric, recorded_primary_metric
 from tlkit.evaluation.run_metrics import read_metrics
 from tlkit.recipe.load import load_recipe
@@ -21,9 +21,6 @@ from tlkit.report.kept import read_kept
 from tlkit.report.repeats import measured_runs, write_repeats_report
 from tlkit.report.report import completed_best, write_run_report
 from tlkit.terminal import counted
-
-if TYPE_CHECKING:
-    from tlkit.evaluation.evaluate import OpenSplit
 
 LOG = logging.getLogger("tlkit")
 
@@ -104,17 +101,7 @@ def _seen(run: Path, split: str, kept: list[dict[str, str]] | None, overrides: S
     else:
         LOG.info("the answers are those of %s", run / PREDICTIONS[split])
     LOG.info("thumbnails and heat maps are made again")
-    return SplitImages(_answers(opened, split) if kept is None else kept, opened)
-
-
-def _answers(opened: "OpenSplit", split: str) -> list[dict[str, str]]:
-    """Return the answers with calibrated probabilities, as a run keeps them."""
-    from tlkit.evaluation.answers import split_answers
-
-    batch_size = opened.recipe.data.known_batch_size
-    found = split_answers(opened.classifier, opened.samples, split, opened.preprocessing, batch_size=batch_size, features=False)
-    logits = found.logits / opened.card.trust.temperature
-    return prediction_rows(logits, opened.samples.of(split), opened.card.classes, opened.card.thresholds)
+    return SplitImages(opened.rows(split) if kept is None else kept, opened)
 
 
 def _completed(measured: Mapping[str, Any], answers: Sequence[Row], samples: Samples) -> dict[str, Any]:
