@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -118,6 +119,15 @@ def test_what_tune_would_vary_is_no_difference_between_runs(runs: Path, capsys: 
     recipe.write_text(recipe.read_text() + "search: {'phases[0].lr': {log: [1e-5, 1e-1]}}\n")
     assert main(["compare", "a", "b"]) == 0
     assert "the recipes are the same" in capsys.readouterr().out
+
+
+def test_images_in_groups_are_drawn_by_group_and_this_is_said(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a", "b"):
+        change(Path(name) / "split.csv", "group", lambda row: row["id"][-5])
+    assert main(["compare", "a", "b"]) == 0
+    out = capsys.readouterr().out
+    assert "p by randomization test over groups; interval by a paired bootstrap over groups of test images." in out
+    assert re.search(r"With \d groups?, expect the interval to be too narrow", out)
 
 
 @pytest.mark.parametrize(

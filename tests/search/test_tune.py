@@ -186,7 +186,9 @@ def test_a_device_that_only_some_values_ask_for_ends_their_trials(workplace: Pat
 def test_of_equal_scores_the_fewest_epochs_are_taken_and_this_is_said(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     search = ["search={'phases[0].epochs': {choice: [3, 1, 2]}}", "phases[0].lr=1e-12", "--sampler", "grid", "--pruner", "none"]
     assert main(["tune", "recipe.yaml", *search, "--out", "equal", "--trials", "3"]) == 0
-    assert "(best of 3 trials; 3 have it, these values the fewest epochs)" in " ".join(capsys.readouterr().out.split())
+    printed = capsys.readouterr()
+    assert "3 trials finished, by accuracy on validation; " in printed.err
+    assert re.search(r"val accuracy +[\d.]+  \(best of 3 trials; 3 have it, these values the fewest epochs\)", printed.out)
     (phase,) = load_recipe("equal/best.yaml").gradient_phases.values()
     assert phase.epochs == 1
     assert "3 have this score, and of these it is the first that trained the fewest epochs" in (workplace / "equal/study.html").read_text()

@@ -127,6 +127,7 @@ def tune(arguments: Namespace) -> int:
             raise MissingExtraError(package, "search", "tlkit tune")
     from rich.markup import escape
 
+    from tlkit.evaluation.primary_metric import metric_label
     from tlkit.search.tune import Search, Space, label, tune
     from tlkit.system import keep_freed_memory
 
@@ -138,7 +139,7 @@ def tune(arguments: Namespace) -> int:
         tuned = tune(space, out, how)
     equal = f"; {tuned.equal} have it, these values the fewest epochs" if tuned.equal > 1 else ""
     rows = [(key, escape(label(value))) for key, value in tuned.values.items()]
-    rows += [("validation", f"[bold]{tuned.score:.4f}[/bold]  (best of {counted(tuned.trials, 'trial')}{equal})")]
+    rows += [(f"val {metric_label(tuned.metric)}", f"[bold]{tuned.score:.4f}[/bold]  (best of {counted(tuned.trials, 'trial')}{equal})")]
     rows += [("recipe", escape(str(out / "best.yaml"))), ("trials", escape(f"{out / 'study.html'}, {out / 'trials.csv'}"))]
     print_panel(str(out), rows, [tlkit_command("finetune", str(out / "best.yaml"))])
     return 0
@@ -190,7 +191,7 @@ def _compared_lines(compared: "Compared") -> Iterator[str]:
         yield f"{padded(str(one.run), width)}  {points}, {interval}; {changed}"
         yield f"{'':<{width}}  {one.verdict}"
     several = ", corrected for several runs (Holm)" if len(names) > 2 else ""
-    yield f"\np by {compared.test}{several}; interval by a paired bootstrap over the {compared.split} images."
+    yield f"\np by {compared.test}{several}; interval by a paired bootstrap over {compared.drawn}."
     if compared.remark and any(one.has_width for one in compared.comparisons):
         yield compared.remark
     if compared.split == "val":

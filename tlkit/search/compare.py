@@ -87,12 +87,19 @@ class Compared:
     effective: float
 
     @property
+    def drawn(self) -> str:
+        """Say what the bootstrap draws."""
+        if self.test == TESTS["groups"]:
+            return f"groups of {self.split} images"
+        return f"the {self.split} images{' of each class' if self.metric == 'balanced_accuracy' else ''}"
+
+    @property
     def remark(self) -> str:
         """Say that the interval is too narrow, where the images are too few for a bootstrap; empty elsewhere."""
         if self.effective >= BOOTSTRAP_NEEDS:
             return ""
         what = counted(round(self.effective), "group" if self.test == TESTS["groups"] else "image")
-        what = f"classes as uneven as if there were {what}" if self.metric == "balanced_accuracy" else what
+        what = f"classes so small or uneven that they are worth {what}" if self.metric == "balanced_accuracy" else what
         return f"With {what}, expect the interval to be too narrow: a bootstrap needs about {BOOTSTRAP_NEEDS}. p is not affected."
 
     def as_json(self) -> dict[str, Any]:

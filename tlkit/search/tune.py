@@ -17,7 +17,7 @@ from filelock import FileLock
 from tlkit.data.progress import progress_console
 from tlkit.data.splits.holdout import hash_images
 from tlkit.errors import BackboneError, DeviceError, Fault, RecipeError, RunError, TlkitError, TrainingError, WeightsError
-from tlkit.evaluation.primary_metric import primary_metric_of
+from tlkit.evaluation.primary_metric import PrimaryMetric, metric_label, primary_metric_of
 from tlkit.files import write_atomically, write_csv
 from tlkit.recipe.differences import flat_values
 from tlkit.recipe.edit import edited_recipe
@@ -71,10 +71,11 @@ class Search:
 class Tuned:
     """What a search has found. values: key -> value of the best trial. score: its primary metric on validation.
 
-    trials: finished ones. equal: those with the best score.
+    metric: its name. trials: finished ones. equal: those with the best score.
     """
 
     values: dict[str, Any]
+    metric: PrimaryMetric
     score: float
     trials: int
     equal: int
@@ -165,18 +166,19 @@ def tune(space: Space, out: Path, how: Search) -> Tuned:
     finished = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
     enough = optuna.study.MaxTrialsCallback(how.trials, states=finished)
     done = len(study.get_trials(states=finished))
-    LOG.info("%d of %s finished; each is a line, and the same command goes on after a break", done, counted(how.trials, "trial"))
+    metric, trials = primary_metric_of(setup.samples), counted(how.trials, "trial")
+    LOG.info("%d of %s finished, by %s on validation; the same command goes on after a break", done, trials, metric_label(metric))
     if done < how.trials:
         study.optimize(lambda trial: run_trial(trial, space), callbacks=[enough, _log_trial], catch=())
     if not study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,)):
         problems = [trial.user_attrs[PROBLEM] for trial in study.get_trials(deepcopy=False) if PROBLEM in trial.user_attrs]
         raise RunError(
-            f"None of {counted(how.trials, 'trial')} could be finished, the last one because: {problems[-1]}\n"
+            f"None of {trials} could be finished, the last one because: {problems[-1]}\n"
             "  Narrow the ranges of search:, and choose another --out."
         )
     write_results(study, space, out)
     best, equal = best_of(study)
-    return Tuned(_values(best, space), float(best.value or 0.0), len(study.get_trials(states=finished)), equal)
+    return Tuned(_values(best, space), metric, float(best.value or 0.0), len(study.get_trials(states=finished)), equal)
 
 
 def best_of(study: "optuna.Study") -> "tuple[optuna.trial.FrozenTrial, int]":
