@@ -11,9 +11,10 @@ import torch
 from matplotlib.figure import Figure
 
 from tlkit.evaluation.metrics import measure
+from tlkit.evaluation.run_metrics import epoch_rows
 from tlkit.report.charts import curves, repeat_curves
 from tlkit.report.curves import draw_curves, draw_runs
-from tlkit.report.report import RunPage, epoch_rows, gain_note, gap_note, write_page
+from tlkit.report.report import RunPage, gain_note, gap_note, write_page
 from tlkit.report.templates import images_like, percent
 from tlkit.training.callbacks.metrics_table import write_metrics_table
 

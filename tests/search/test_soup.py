@@ -85,6 +85,16 @@ def test_the_best_run_stays_alone_where_no_average_validates_better(runs: Path, 
     assert torch.equal(head_of("soup"), head_of("run"))
 
 
+def test_curves_of_a_soup_are_refused_by_its_name(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["soup", "up", "down", "--out", "soup"]) == 0
+    capsys.readouterr()
+    assert main(["compare", "run", "soup", "--curves", "curves.png"]) == 2
+    shown = capsys.readouterr()
+    assert shown.err == "soup has no epochs, as a soup of runs, and so no curves.\n  Leave --curves out, or draw the runs that went in.\n"
+    assert "run   0." in shown.out
+    assert not Path("curves.png").exists()
+
+
 def test_a_soup_is_neither_resumed_nor_trained_again(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["soup", "run", "up", "--out", "soup"]) == 0
     before = {path.name: path.stat().st_mtime_ns for path in Path("soup").iterdir()}

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -30,3 +31,13 @@ def read_epochs(run: Path) -> list[dict[str, str]]:
             rows = list(csv.DictReader(lines))
         before = int(any(row["epoch"] == "0" for row in rows))  # earlier versions counted from 0
         return [{**row, **{key: str(int(row[key]) + before) for key in ("phase", "epoch")}} for row in rows]
+
+
+def epoch_rows(run: Path) -> list[dict[str, Any]]:
+    """Return the rows of metrics.csv as numbers, phases and epochs counted from 1."""
+    if not (run / "metrics.csv").exists():
+        return []
+    rows = read_epochs(run)
+    with as_written(run / "metrics.csv"):
+        numbers = [{key: float(value) if value else nan for key, value in row.items()} for row in rows]
+        return [{**row, "phase": int(row["phase"]), "epoch": int(row["epoch"])} for row in numbers]

@@ -1,11 +1,12 @@
 """curves.png: the primary metric, accuracy and loss by epoch, training against validation, phases marked."""
 
-import csv
 from collections.abc import Mapping, Sequence
 from math import nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tlkit.errors import RunError
+from tlkit.evaluation.run_metrics import epoch_rows
 from tlkit.explain.sheet import figure_file
 
 if TYPE_CHECKING:
@@ -42,17 +43,23 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], phase_names: Sequence[str], f
 
 
 def draw_runs(runs: Sequence[Path], file: Path) -> None:
-    """Draw validation accuracy and loss of several runs by epoch, over each other; first the primary metric, where all have another."""
-    tables = [_table(run) for run in runs]
+    """Draw validation accuracy and loss of several runs by epoch, over each other; first the primary metric, where all have another.
+
+    Raises RunError for a run without epochs.
+    """
+    tables = [epoch_rows(run) for run in runs]
+    if without := next((run for run, rows in zip(runs, tables, strict=True) if not rows), None):
+        fix = "Leave --curves out, or draw the runs that went in."
+        raise RunError(f"{without} has no epochs, as a soup of runs, and so no curves.\n  {fix}")
     plain = ("val/accuracy", "val/loss")
-    shared = [name for name in (tables[0] or [{}])[0] if name.startswith("val/") and all(rows and name in rows[0] for rows in tables)]
+    shared = [name for name in tables[0][0] if name.startswith("val/") and all(name in rows[0] for rows in tables)]
     columns = [*(name for name in shared if name not in plain), *plain]
-    longest = max(1, *map(len, tables))
+    longest = max(map(len, tables))
     with figure_file(file, 5.5 * len(columns), 4.2) as figure:
         axes = figure.subplots(1, len(columns))
         for axis, column in zip(axes, columns, strict=True):
             for number, (run, rows) in enumerate(zip(runs, tables, strict=True)):
-                values = [float(row.get(column) or nan) for row in rows]
+                values = [row.get(column, nan) for row in rows]
                 axis.plot(range(1, len(rows) + 1), values, MARKERS[number % len(MARKERS)], ms=4, label=str(run))
             axis.set(xlabel="epoch", xlim=(0.5, longest + 0.5))
             axis.set_title(f"validation {column.removeprefix('val/').replace('_', ' ')}", fontweight="bold")
@@ -63,16 +70,10 @@ def draw_runs(runs: Sequence[Path], file: Path) -> None:
         height = 4.2 + LEGEND_ROW * -(-len(runs) // columns_of_names)
         figure.set_figheight(height)
         named = axes[0].get_legend_handles_labels()
-        figure.legend(
-            *named, frameon=False, fontsize=8.5, loc="lower center", ncols=columns_of_names, borderaxespad=0.2
-        )  # no curve is there
+        # Below the plots, where no curve is.
+        figure.legend(*named, frameon=False, fontsize=8.5, loc="lower center", ncols=columns_of_names, borderaxespad=0.2)
         # By hand: matplotlib's constrained layout would take as long as drawing does.
         figure.subplots_adjust(left=0.055, right=0.985, bottom=(height - 4.2 + 0.5) / height, top=1 - 0.4 / height, wspace=0.14)
-
-
-def _table(run: Path) -> list[dict[str, str]]:
-    with (run / "metrics.csv").open(encoding="utf-8", newline="") as lines:
-        return list(csv.DictReader(lines))
 
 
 def _mark_phases(axis: "Axes", rows: Sequence[Mapping[str, Any]], phase_names: Sequence[str]) -> None:

@@ -133,7 +133,7 @@ def _needed(width: int, height: int) -> tuple[int, int]:
 
 
 def shrunk(pixels: NDArray[np.uint8], size: int = THUMBNAIL_PX) -> Image.Image:
-    """Return a square of white or black around the image; of other channels than one or three, the first is shown."""
+    """Return the image with a longer side of this size; of other channels than one or three, the first is shown."""
     image = Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0]).convert("RGB")
     factor = size / max(image.size)
     shape = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))

@@ -9,12 +9,12 @@ from typing import Any
 
 from tlkit.data.splits.run_source import inner_runs
 from tlkit.evaluation.primary_metric import intervals_of, named_primary_metric, recorded_primary_metric
-from tlkit.evaluation.run_metrics import read_metrics
+from tlkit.evaluation.run_metrics import epoch_rows, read_metrics
 from tlkit.files import read_facts, sha256_of, write_atomically
 from tlkit.recipe.load import recipe_yaml
 from tlkit.recipe.schema import Recipe
 from tlkit.report.charts import repeat_curves
-from tlkit.report.report import HARDEST_CLASSES, MATRIX_CLASSES, MOST_ROWS, completed_best, epoch_rows
+from tlkit.report.report import HARDEST_CLASSES, MATRIX_CLASSES, MOST_ROWS, completed_best
 from tlkit.report.templates import images_like, template
 
 

@@ -11,10 +11,9 @@ from typing import Any
 from PIL import Image
 
 from tlkit.data.samples import LARGEST_FOLD
-from tlkit.errors import as_written
 from tlkit.evaluation.intervals import Z, difference_interval
 from tlkit.evaluation.primary_metric import intervals_of, recorded_primary_metric
-from tlkit.evaluation.run_metrics import read_epochs
+from tlkit.evaluation.run_metrics import epoch_rows
 from tlkit.files import read_facts, sha256_of, write_atomically
 from tlkit.recipe.load import recipe_yaml
 from tlkit.recipe.schema import Recipe
@@ -112,16 +111,6 @@ def write_page(file: Path, page: RunPage) -> None:
         **_of_classes(measured),
     )
     write_atomically(file, html)  # a run that has it is finished: half of one, on a full disk, must not be there
-
-
-def epoch_rows(run: Path) -> list[dict[str, Any]]:
-    """Return the rows of metrics.csv as numbers, phases and epochs counted from 1."""
-    if not (run / "metrics.csv").exists():
-        return []
-    rows = read_epochs(run)
-    with as_written(run / "metrics.csv"):
-        numbers = [{key: float(value) if value else nan for key, value in row.items()} for row in rows]
-        return [{**row, "phase": int(row["phase"]), "epoch": int(row["epoch"])} for row in numbers]
 
 
 def completed_best(best: Mapping[str, Any]) -> dict[str, Any]:
