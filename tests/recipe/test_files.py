@@ -36,6 +36,17 @@ def test_a_file_that_is_no_recipe_is_reported_in_one_fault(text: str | bytes, li
     assert str(path) in str(fault)
 
 
+@pytest.mark.parametrize(
+    ("text", "fix"),
+    [
+        ("search: {a.b: 1, phases[0].lr: {log: [1, 2]}}\n", "Within braces, put a key such as phases[0].lr into quotes"),
+        ("# of name, phases[0] and others\nphases: [{train: head\nseed: 0\n", "Check the indentation, and that brackets,"),
+    ],
+)
+def test_quotes_are_asked_for_where_a_key_within_braces_lacks_them_alone(text: str, fix: str, tmp_path: Path) -> None:
+    assert only_fault(write(tmp_path, text)).fix.startswith(fix)
+
+
 def test_a_key_given_twice_is_refused_with_both_lines_and_hides_no_other_fault(tmp_path: Path) -> None:
     path = write(tmp_path, SOUND + "seed: -1\nname: other\n")
     seed, name = faults_of(path)

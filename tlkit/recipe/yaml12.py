@@ -169,7 +169,7 @@ def _line(event: Event) -> int:
 def _syntax_fault(error: YAMLError, text: str, place: str, root: str) -> Fault:
     what = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
     fix = "Check the indentation, and that brackets, quotes and colons come in pairs."
-    if re.search(r"[{,]\s*[\w.]+\[\d+\]", text):
+    if "expected ',' or '}', but got '['" in what:
         fix = "Within braces, put a key such as phases[0].lr into quotes: {'phases[0].lr': ..}."
     if "\t" in text:
         fix = "YAML indents with spaces: replace the tabs."
