@@ -310,7 +310,7 @@ def test_unreadable_images_and_those_that_are_there_twice_are_both_noted() -> No
 
 
 def test_the_header_has_a_command_that_works_and_no_path_is_called_relative_that_is_not(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tiny(tmp_path / "made")
     (tmp_path / "made/dog/again.png").write_bytes((tmp_path / "made/dog/0.png").read_bytes())
@@ -319,6 +319,10 @@ def test_the_header_has_a_command_that_works_and_no_path_is_called_relative_that
     assert "#   tlkit finetune 'my recipe.yaml'\n" in text
     assert "relative to" not in text
     assert "\n  1 image is there twice\n" in capsys.readouterr().out
+    for variable in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(variable, str(tmp_path))
+    assert main(["init", "{folder: ~/made}", "--yes", "--offline", "--out", "home.yaml"]) == 0
+    assert "\n  source: {folder: ~/made}\n" in Path("home.yaml").read_text()
 
 
 def test_a_table_with_other_usual_names_of_columns_is_read_by_them() -> None:

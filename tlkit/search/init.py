@@ -11,6 +11,7 @@ from typing import Any
 from tlkit.data.samples import LARGEST_FOLD, Samples
 from tlkit.data.splits.holdout import split_samples
 from tlkit.errors import DataError, RecipeError, WeightsError
+from tlkit.files import expanded
 from tlkit.models.weights.sources import cached_backbones, hub_is_reachable, weights_here
 from tlkit.recipe.augmentations import preset
 from tlkit.recipe.names import name_faults, path_faults
@@ -202,7 +203,7 @@ def _body(facts: Facts, choice: Choice, answers: Answers, source: Mapping[str, A
 def _data(facts: Facts, choice: Choice, source: Mapping[str, Any]) -> Iterator[str]:
     yield "data:"
     text = f"  source: {in_yaml(source)}"
-    stays = {"bundled", "torchvision"} & set(source) or Path(str(next(iter(source.values())))).is_absolute()
+    stays = {"bundled", "torchvision"} & set(source) or expanded(str(next(iter(source.values())))).is_absolute()
     yield from [text] if stays else _line(text, "relative to where tlkit is run")
     share = 0.2 if facts.training < SMALL_SET else 0.1
     if "val" not in facts.splits:
