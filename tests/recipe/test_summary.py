@@ -56,7 +56,7 @@ def test_the_summary_names_what_a_phase_does_otherwise_than_by_default() -> None
     assert "phases[1]  train last 2, 3 epochs, lr 0.0001, layer_decay 0.75, batchnorm frozen\n" in recipe_summary(
         load_recipe("quickstart", [phase])
     )
-    assert "lr 0.001, backbone_lr 0.1\n" in recipe_summary(load_recipe("quickstart", ["phases[1].backbone_lr=0.1"]))
+    assert "lr 0.0002, backbone_lr 0.1, batchnorm frozen\n" in recipe_summary(load_recipe("quickstart", ["phases[1].backbone_lr=0.1"]))
 
 
 def test_the_summary_names_head_and_pooling() -> None:

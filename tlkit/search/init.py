@@ -19,7 +19,7 @@ from tlkit.recipe.reference import in_yaml
 from tlkit.recipe.schema import Recipe
 from tlkit.recipe.validate import validated
 from tlkit.recipe.yaml12 import read_yaml
-from tlkit.search.choices import BACKBONES, FEW_A_CLASS, Backbone, Choice
+from tlkit.search.choices import BACKBONES, FEW_A_CLASS, LAYER_DECAY, Backbone, Choice
 from tlkit.search.look import Facts, with_groups
 from tlkit.terminal import counted
 
@@ -191,9 +191,8 @@ def _body(facts: Facts, choice: Choice, answers: Answers, source: Mapping[str, A
         "  - {train: head, solver: lbfgs}", "no epochs and no rate to guess; and a good head spoils no backbone (Kumar et al. 2022)"
     )
     if choice.epochs:
-        decay = f", layer_decay: {choice.layer_decay}" if choice.layer_decay else ""
-        batchnorm = f", batchnorm: {choice.way.batchnorm}" if choice.way.batchnorm != "adapt" else ""
-        phase = f"  - {{train: {choice.way.second}, epochs: {choice.epochs}, lr: {choice.lr:g}{decay}{batchnorm}}}"
+        values = f"epochs: {choice.epochs}, lr: {choice.lr:g}, layer_decay: {LAYER_DECAY}, batchnorm: {choice.way.batchnorm}"
+        phase = f"  - {{train: {choice.way.second}, {values}}}"
         yield from _line(phase, f"{choice.steps.steps:,} steps at most ({choice.steps.basis}), and what the minutes allow")
         yield ""
         yield "optimizer: {name: adamw, weight_decay: 0.05}"

@@ -1,4 +1,4 @@
-"""Dealing out images so that every split gets its share of each class or, where images have any number of them, of each label."""
+"""Distribute images so that every split gets its share of each class or, where images have any number of them, of each label."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
