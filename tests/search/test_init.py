@@ -362,6 +362,21 @@ def test_the_last_stages_train_at_a_fifth_of_the_rate() -> None:
     assert (STEPS[0].steps, choice.batch_size, choice.epochs) == (500, 32, 15)
 
 
+def test_without_any_weights_of_the_table_those_in_the_hubs_cache_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tlkit.models.weights.sources.find_spec", lambda name: None)  # as where the package isn't installed
+    repository = tmp_path / "hub/models--timm--resnet10t.c3_in1k"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs/main").write_text("abc")
+    (repository / "snapshots/abc").mkdir(parents=True)
+    (repository / "snapshots/abc/model.safetensors").touch()
+    assert main(["init", digits(Path("made")), "--yes", "--offline"]) == 0
+    text = Path("recipe.yaml").read_text(encoding="utf-8")
+    assert "backbone: resnet10t.c3_in1k" in text
+    assert "# prior: it is here, and none of the table is" in text
+    assert "lr: 6e-05, layer_decay: 0.75, batchnorm: frozen}" in text  # a fifth of a ResNet's
+    assert load_recipe("recipe.yaml").model.weights == "pretrained"
+
+
 def test_docs_have_the_table_that_is_used() -> None:
     assert choices_table() in (DOCS / "choosing.md").read_text(encoding="utf-8")
 

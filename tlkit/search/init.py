@@ -72,7 +72,7 @@ def find_available(*, offline: bool) -> Available:
     here = tuple(backbone for backbone in BACKBONES if weights_here(backbone.name))
     if not here:  # another one then, at the cost of a resnet50 and by what is usual for one
         basis = "prior: it is here, and none of the table is"
-        here = tuple(Backbone(name, 4.1, 3e-4, 0.75, basis) for name in cached_backbones()[:1])
+        here = tuple(Backbone(name, 4.1, 3e-4, basis) for name in cached_backbones()[:1])
     if not here:
         raise WeightsError(
             f"There are no pretrained weights on this machine ({why}).\n"
