@@ -11,6 +11,7 @@ import pytest
 import webdataset
 from PIL import Image
 
+from tests.data.quality import checking
 from tlkit.data.dataset import EpochSampler, ImageDataset, TrainingOrder, make_loader, shard_numbers
 from tlkit.data.decode import decode
 from tlkit.data.preprocess import Preprocessing
@@ -42,12 +43,7 @@ def shards(folder: Path, number: int = 3, per_shard: int = 5, *, name: str = "tr
 
 
 def tar(file: Path, members: dict[str, bytes]) -> str:
-    with tarfile.open(file, "w") as made:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            made.addfile(info, io.BytesIO(content))
-    return str(file)
+    return str(checking.shard(file, members))
 
 
 def read(root: Path, pattern: str, task: Task = "multiclass", **more: object) -> Samples:
