@@ -34,7 +34,7 @@ BACKBONES = (
 )
 """The best first."""
 LAYER_DECAY = 0.75
-"""Measured: four of five searches on 400 images chose it, and with it five seeds of the quickstart were as good as without (experiments.md)."""
+"""Measured: four of five searches on 400 images chose it; five seeds of the quickstart were as good with it as without (experiments.md)."""
 
 
 @dataclass(frozen=True)
