@@ -29,7 +29,10 @@ ROWS = (
     ("cli",),
     ("__init__", "__main__"),
 )
-ONLY_IN = {"lightning": ("data/datamodule.py", "training/", "planning/", "bench/textbook.py", "bench/adapters.py"), "pydantic": ("recipe/",)}
+ONLY_IN = {
+    "lightning": ("data/datamodule.py", "training/", "planning/", "bench/textbook.py", "bench/adapters.py"),
+    "pydantic": ("recipe/",),
+}
 HEAVY = {"datasets", "pyarrow", "webdataset", "fastapi", "matplotlib", "onnx", "onnxruntime", "onnxscript", "optuna", "uvicorn"}
 MOST_ARGUMENTS = 7
 VAGUE = {"base", "common", "helpers", "misc", "utils"}
