@@ -243,6 +243,17 @@ def test_a_file_whose_folder_is_not_there_is_named_before_any_work(words: str, c
     assert capsys.readouterr().err == "no where/a.csv can't be written: no where is not a folder.\n  Make it first: mkdir -p 'no where'\n"
 
 
+@pytest.mark.parametrize("words", ["init x --out", "predict run a.png --out", "recipes cp quickstart"])
+def test_a_dash_is_no_name_of_a_file_to_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x").mkdir()
+    assert cli.main([*words.split(), "-"]) == 2
+    assert capsys.readouterr().err == "'-' does not mean stdout here.\n  Expected the name of a file; one that is called - is ./-\n"
+    assert not Path("-").exists()
+
+
 def test_a_file_where_a_folder_is_needed_exits_2(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -173,7 +173,8 @@ def test_what_cannot_be_promised_is_one_message_and_changes_nothing(
 
 def test_runs_without_end_validation_or_probabilities_cannot_be_calibrated(run: Path) -> None:
     facts = facts_of(run)
-    for changes, message in (({"head": {"kind": "knn"}}, "A knn head gives scores"), ({"task": "multilabel"}, "one label per image")):
+    several = {"task": "multilabel", "thresholds": [0.5] * len(facts["classes"])}
+    for changes, message in (({"head": {"kind": "knn"}}, "A knn head gives scores"), (several, "one label per image")):
         (run / "model" / "tlkit.json").write_text(json.dumps({**facts, **changes}))
         with pytest.raises(RunError, match=message):
             calibrate_run(run, error=0.3, coverage=None)

@@ -2,7 +2,9 @@
 
 import json
 import re
+from math import nan
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -12,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from tlkit.errors import BackboneError, RunError
 from tlkit.models.backbones import create_backbone
 from tlkit.models.classifier import Classifier
-from tlkit.models.model_folder import ModelCard, check_can_ship, find_model_folder, load_with_card, write_model_folder
+from tlkit.models.model_folder import ModelCard, check_can_ship, find_model_folder, load_model, load_with_card, write_model_folder
 from tlkit.recipe.fields.model import Head
 
 FAMILIES = [
@@ -112,6 +114,30 @@ def test_a_head_that_was_changed_by_hand_is_named_by_its_key(tmp_path: Path) -> 
     file.write_text(json.dumps({**facts, "head": None}))
     with pytest.raises(RunError, match=r"tlkit.json can't be read: TypeError: 'NoneType'"):
         load_with_card(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"task": "multilabel"}, "task = 'multilabel' goes with 3 thresholds, and thresholds has 0."),
+        ({"thresholds": [0.5]}, "task = 'multiclass' goes with 0 thresholds, and thresholds has 1."),
+        ({"task": "multi-label"}, "task = 'multi-label'. Expected one of: multiclass, multilabel. Did you mean 'multilabel'?"),
+        ({"classes": ["a", "b", "a"]}, "classes has 'a' twice. Expected each class once."),
+        ({"calibration": {"temperature": 0}}, "calibration.temperature = 0. Expected a number above 0."),
+        ({"calibration": {"temperature": -2.5}}, "calibration.temperature = -2.5. Expected a number above 0."),
+        ({"calibration": {"temperature": nan}}, "calibration.temperature = nan. Expected a number."),
+        ({"conformal": {"coverage": "0.9", "quantile": 0.5, "pictures": 9}}, "conformal.coverage = '0.9'. Expected a number."),
+    ],
+)
+def test_values_of_tlkit_json_that_were_changed_by_hand_are_named_by_their_key(
+    tmp_path: Path, changed: dict[str, Any], message: str
+) -> None:
+    saved(tmp_path / "model", "test_resnet", Head())
+    file = tmp_path / "model/tlkit.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changed}))
+    with pytest.raises(RunError) as raised:
+        load_model(tmp_path)
+    assert str(raised.value).startswith(f"{file} can't be read: {message}\n")
 
 
 def test_sha256_entries_can_not_point_outside_the_folder(tmp_path: Path) -> None:

@@ -193,6 +193,33 @@ def test_seeds_that_drew_other_validation_images_are_refused_with_the_way_to_fix
     assert "or from a table or folders with splits of their own" in fix
 
 
+def test_an_image_that_can_not_be_read_any_more_is_named_where_its_answer_was_not_kept(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = Path("a/recipe.yaml")
+    recipe.write_text(recipe.read_text().replace("on_bad: error", "on_bad: skip"))
+    Path("photos/test/bag/00119.png").write_text("no image")
+    assert main(["compare", "a", "b"]) == 2
+    problem, fix = capsys.readouterr().err.splitlines()
+    assert problem.startswith(
+        "a has no predictions.csv with its answers, and 1 test image can't be read any more, the first test/bag/00119.png: "
+    )
+    assert fix == "  Restore what can't be read, or train it again."
+
+
+def test_an_answer_that_is_gone_from_predictions_csv_is_named_with_what_brings_it_back(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = Path("b/predictions.csv")
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:-1]))
+    assert main(["compare", "a", "b"]) == 2
+    assert "b: 1 test image without an answer, the first test/dress/00421.png.\n  Copy b/predictions.csv again, or remove it" in (
+        capsys.readouterr().err
+    )
+    file.unlink()
+    assert main(["compare", "a", "b"]) == 0
+
+
 def test_only_one_run_with_test_images_is_named(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     change(Path("b/split.csv"), "split", lambda row: "train" if row["split"] == "test" else row["split"])
     assert main(["compare", "a", "b"]) == 2

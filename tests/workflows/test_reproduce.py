@@ -148,6 +148,19 @@ def test_what_is_no_finished_run_is_reported_at_once(workplace: Path, capsys: py
         assert words in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("split", "key"), [("val", "primary_metric"), ("test", "loss")])
+def test_a_figure_that_is_to_be_compared_and_is_not_there_is_named_before_any_training(
+    workplace: Path, capsys: pytest.CaptureFixture[str], split: str, key: str
+) -> None:
+    file = workplace / "run" / "metrics.json"
+    metrics = json.loads(file.read_text())
+    metrics[split] = {name: value for name, value in metrics[split].items() if name not in (key, "lead")}
+    file.write_text(json.dumps(metrics))
+    assert main(["reproduce", "run", "--out", "again"]) == 2
+    assert capsys.readouterr().err.startswith(f"run/metrics.json can't be read: it has no '{key}'\n")
+    assert not Path("again").exists()
+
+
 def test_the_environment_says_what_could_differ_and_nothing_private(workplace: Path) -> None:
     text = (workplace / "run" / "environment.json").read_text()
     facts = json.loads(text)

@@ -37,7 +37,9 @@ def override_arguments(parser: ArgumentParser, help: str) -> None:
 
 
 def output_file(path: str) -> Path:
-    """Return the path of a file to write. Raises TlkitError where its folder isn't there: before the work, not after it."""
+    """Return the path of a file to write. Raises TlkitError for `-`, and where its folder isn't there: before the work, not after it."""
+    if path == "-":
+        raise TlkitError("'-' does not mean stdout here.\n  Expected the name of a file; one that is called - is ./-")
     file = expanded(path)
     if not file.parent.is_dir():
         raise TlkitError(f"{file} can't be written: {file.parent} is not a folder.\n  Make it first: mkdir -p {quote(str(file.parent))}")

@@ -23,7 +23,7 @@ from tlkit.evaluation.calibration import why_uncalibrated
 from tlkit.evaluation.fit_trust import FittedTrust, measure_trust
 from tlkit.evaluation.intervals import multiclass_intervals, multilabel_intervals
 from tlkit.evaluation.metrics import measure, measure_multilabel
-from tlkit.evaluation.predictions import prediction_rows, read_predictions
+from tlkit.evaluation.predictions import PREDICTIONS, prediction_rows, read_predictions
 from tlkit.evaluation.primary_metric import named_primary_metric, primary_metric_of
 from tlkit.evaluation.run_metrics import read_metrics
 from tlkit.evaluation.test_time_augmentation import Tta, averaged, views_of, with_views
@@ -32,6 +32,7 @@ from tlkit.models.inference.batches import infer
 from tlkit.models.inference.devices import find_device
 from tlkit.models.model_folder import ModelCard, load_with_card
 from tlkit.recipe.schema import Recipe
+from tlkit.terminal import counted
 
 LOG = logging.getLogger("tlkit")
 
@@ -163,4 +164,8 @@ def answers_on(run: Path, split: str) -> list[dict[str, str]]:
         return read_predictions(run, split, classes)
     except FileNotFoundError:  # of an earlier version, or of validation where there is a test split
         pass
-    return open_split(run, split).rows(split)
+    opened = open_split(run, split)
+    if skipped := opened.samples.skipped:
+        what = f"{counted(len(skipped), f'{split} image')} can't be read any more, the first {skipped[0].sample.id}: {skipped[0].reason}"
+        raise RunError(f"{run} has no {PREDICTIONS[split]} with its answers, and {what}.\n  Restore what can't be read, or train it again.")
+    return opened.rows(split)

@@ -47,7 +47,7 @@ def images_of(measured: Mapping[str, Any]) -> str:
 
 def recorded_primary_metric(metrics: Mapping[str, Any]) -> str:
     """Return the primary metric that results name, those of earlier versions too. Raises KeyError or ValueError if there is none."""
-    name = str(metrics["primary_metric"] if "primary_metric" in metrics else metrics["lead"])
+    name = str(metrics["lead" if "lead" in metrics and "primary_metric" not in metrics else "primary_metric"])
     if name not in get_args(PrimaryMetric):
         raise ValueError(f"the primary metric '{name}' is none of {', '.join(get_args(PrimaryMetric))}.")
     return name

@@ -2,12 +2,13 @@
 
 import json
 import platform
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import timm
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 import tlkit
 from tlkit.data.preprocess import Preprocessing
 from tlkit.data.splits.run_source import check_single, not_a_run
-from tlkit.errors import BackboneError, RecipeError, RunError, as_written
+from tlkit.errors import BackboneError, RecipeError, RunError, as_written, expected_one_of
 from tlkit.files import atomic_folder, sha256_of, write_json
 from tlkit.models.backbones import build_options, classifier_names, create_backbone
 from tlkit.models.classifier import Classifier, Origin
@@ -307,7 +308,19 @@ def read_card(folder: Path) -> ModelCard:
             _mean_picture(folder, facts), facts.get("features", "all"), _trust(folder, facts),
         )  # fmt: skip
         _ = card.spec  # raises what a value of another type raises
+        _check_labels(card)
         return card
+
+
+def _check_labels(card: ModelCard) -> None:
+    """Raise ValueError unless the task is one, each class is there once, and thresholds are there as the task has them."""
+    if card.task not in get_args(Task):
+        raise ValueError(f"task = {card.task!r}. {expected_one_of(str(card.task), get_args(Task))}")
+    if twice := [name for name, number in Counter(card.classes).items() if number > 1]:
+        raise ValueError(f"classes has {twice[0]!r} twice. Expected each class once.")
+    expected = len(card.classes) if card.task == "multilabel" else 0
+    if len(card.thresholds) != expected:
+        raise ValueError(f"task = {card.task!r} goes with {expected} thresholds, and thresholds has {len(card.thresholds)}.")
 
 
 def _head(values: Any) -> Head:

@@ -14,6 +14,7 @@ from tlkit.data.splits.holdout import read_manifest
 from tlkit.data.splits.manifest import check_run_folder
 from tlkit.errors import RunError, as_written
 from tlkit.evaluation.evaluate import answers_on
+from tlkit.evaluation.predictions import PREDICTIONS
 from tlkit.evaluation.primary_metric import metric_label, recorded_primary_metric
 from tlkit.evaluation.run_metrics import read_metrics
 from tlkit.recipe.differences import recipe_differences
@@ -218,7 +219,8 @@ def _right(run: Path, split: Split, rows: Rows) -> "np.ndarray[Any, np.dtype[np.
     answers = {row["id"]: row["answer"] for row in answers_on(run, split)}
     missing = [id_ for id_ in rows if id_ not in answers]
     if missing:
-        raise RunError(f"{run}: {counted(len(missing), f'{split} image')} without an answer, the first {missing[0]}.\n  Train it again.")
+        fix = f"Copy {run / PREDICTIONS[split]} again, or remove it: the model then answers again."
+        raise RunError(f"{run}: {counted(len(missing), f'{split} image')} without an answer, the first {missing[0]}.\n  {fix}")
     return np.array([answers[id_] == row["class"] for id_, row in rows.items()])
 
 

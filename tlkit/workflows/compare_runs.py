@@ -53,7 +53,10 @@ def check_finished(run: Path) -> None:
     if "soup" in read_metrics(run):
         raise RunError(f"{run} is an average by tlkit soup, and was not trained.\n  Reproduce the runs that went in, then average those.")
     for folder in run_folders(run):
-        read_metrics(folder), read_epochs(folder), weights_sha256(folder)
+        metrics = read_metrics(folder)
+        with as_written(folder / "metrics.json"):
+            list(_metrics(metrics, metrics))  # which reads every figure that will be compared
+        read_epochs(folder), weights_sha256(folder)
 
 
 def run_folders(run: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from math import isfinite
 from typing import Any, Literal
 
 import numpy as np
@@ -81,16 +82,21 @@ class Trust:
 
     @classmethod
     def from_json(cls, facts: Mapping[str, Any], training_sample: NDArray[np.float16] | None = None) -> "Trust":
-        """Read them; models of earlier versions have none. Raises TypeError if a part isn't one."""
-        return cls(**{name: _read(kind, facts[name]) for name, kind in _PARTS.items() if name in facts}, training_sample=training_sample)
+        """Read them; models of earlier versions have none. Raises ValueError or TypeError if a part isn't one."""
+        return cls(**{name: _read(name, facts[name]) for name in _PARTS if name in facts}, training_sample=training_sample)
 
 
 _PARTS: dict[str, type] = {"calibration": Calibration, "abstain": Abstain, "conformal": Conformal, "unknown": Unknown}
 
 
-def _read(kind: type, values: Mapping[str, Any]) -> Any:
+def _read(part: str, values: Mapping[str, Any]) -> Any:
     """Leave keys of later versions out."""
+    kind = _PARTS[part]
     known = {one.name: values[one.name] for one in fields(kind) if one.name in values}
-    if odd := [one.name for one in fields(kind) if one.type in (int, float) and not isinstance(known.get(one.name, 0), int | float)]:
-        raise TypeError(f"{odd[0]} is {known[odd[0]]!r}, which is no number.")
+    for one in fields(kind):
+        value = known.get(one.name, 1)
+        if one.type in (int, float) and not (isinstance(value, int | float) and isfinite(value)):
+            raise ValueError(f"{part}.{one.name} = {value!r}. Expected a number.")
+        if one.name == "temperature" and value <= 0:
+            raise ValueError(f"{part}.{one.name} = {value!r}. Expected a number above 0.")
     return kind(**known)
