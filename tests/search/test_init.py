@@ -17,10 +17,9 @@ from tlkit.commands import init
 from tlkit.recipe.fetched import OFFLINE
 from tlkit.recipe.fields.source import CsvSource
 from tlkit.recipe.load import load_recipe
-from tlkit.search.choices import BACKBONES, STEPS, WAYS, Wanted, choices_table, choose
+from tlkit.search.choices import BACKBONES, STEPS, WAYS, Wanted, choose
 from tlkit.search.look import find_groups, look_at
 
-DOCS = Path(__file__).parents[2] / "docs"
 DRAWN = np.random.default_rng(0)
 
 
@@ -375,10 +374,6 @@ def test_without_any_weights_of_the_table_those_in_the_hubs_cache_are_taken(tmp_
     assert "# prior: it is here, and none of the table is" in text
     assert "lr: 6e-05, layer_decay: 0.75, batchnorm: frozen}" in text  # a fifth of a ResNet's
     assert load_recipe("recipe.yaml").model.weights == "pretrained"
-
-
-def test_docs_have_the_table_that_is_used() -> None:
-    assert choices_table() in (DOCS / "choosing.md").read_text(encoding="utf-8")
 
 
 def test_class_names_and_numbers_are_no_groups(tmp_path: Path) -> None:

@@ -3,20 +3,25 @@
 import csv
 import json
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import timm
 import torch
+from scipy.stats import binomtest
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from tests.shades import draw_shades
 from tlkit.cli import main
 from tlkit.data.samples import Sample, Samples
+from tlkit.evaluation.intervals import wilson_interval
 from tlkit.models.catalog import published
 from tlkit.recipe.load import load_recipe
 from tlkit.search.rank import FOLDS, Candidate, Ranked, candidates_of, score_features, variant, with_pareto
@@ -100,7 +105,7 @@ def test_the_speed_is_measured_again_on_request_alone(
     (row,) = rows(workplace)
     assert float(row["images_per_s"]) > 1
     assert row["timed"] > "2026"
-    assert float(row["accuracy"]) == pytest.approx(kept["row"]["accuracy"], abs=1e-4)
+    assert float(row["accuracy"]) == pytest.approx(kept["row"]["score"], abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -177,19 +182,86 @@ def test_the_solved_head_answers_as_scikit_learns_cross_validation() -> None:
         model = make_pipeline(StandardScaler(), LogisticRegression(C=1 / (96 * decay), max_iter=1000))
         folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
         shares.append(np.mean(cross_val_predict(model, features, labels, cv=folds) == labels))
-    assert found["accuracy"] == pytest.approx(max(shares), abs=1.5 / 120)
+    assert found["metric"] == "accuracy"
+    assert found["score"] == pytest.approx(max(shares), abs=1.5 / 120)
+    assert (found["low"], found["high"]) == pytest.approx(wilson_interval(round(120 * found["score"]), 120))
+
+
+def test_where_classes_are_uneven_the_score_is_balanced_accuracy_as_for_the_best_epoch() -> None:
+    random = np.random.default_rng(0)
+    labels = np.repeat([0, 1], [150, 20])
+    features = random.normal(size=(170, 4)) + 1.2 * np.eye(2, 4)[labels]
+    samples = Samples(("a", "b"), tuple(Sample(str(i), Path("x"), (int(label),), "train") for i, label in enumerate(labels)))
+    found = score_features(torch.from_numpy(features).float(), torch.from_numpy(labels), samples)
+    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
+    shares = []
+    for decay in (1.0, 0.1, 0.01, 0.001):
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=1 / (136 * decay), max_iter=1000))
+        shares.append(balanced_accuracy_score(labels, cross_val_predict(model, features, labels, cv=folds)))
+    assert found["metric"] == "balanced_accuracy"
+    assert found["score"] == pytest.approx(max(shares), abs=1.5 / 40)
+    near = cross_val_predict(KNeighborsClassifier(5, metric="cosine"), features, labels, cv=folds)
+    assert found["knn"] == pytest.approx(balanced_accuracy_score(labels, near))
+    assert found["low"] < found["score"] - 0.05  # 20 images of b: a share of 0.7 alone has a standard error of 0.1
+    assert found["high"] > found["score"] + 0.05
+
+
+def test_several_labels_are_scored_by_mean_average_precision() -> None:
+    random = np.random.default_rng(0)
+    labels = torch.from_numpy(random.integers(0, 2, (200, 3))).float()
+    features = torch.cat([labels[:, :2], torch.from_numpy(random.normal(size=(200, 1))).float()], 1)  # the third says nothing
+    classes = tuple(tuple(row.nonzero().flatten().tolist()) for row in labels)
+    samples = Samples(("a", "b", "c"), tuple(Sample(str(i), Path("x"), each, "train") for i, each in enumerate(classes)), "multilabel")
+    found = score_features(features, labels, samples)
+    assert found["metric"] == "mean_average_precision"
+    chance = float(labels[:, 2].mean())
+    assert found["score"] == pytest.approx((1 + 1 + chance) / 3, abs=0.05)
+    assert found["low"] < found["score"] < found["high"]
+
+
+def test_the_interval_counts_groups_and_not_their_images() -> None:
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 2, 60)
+    features = random.normal(size=(60, 2)) + 1.5 * np.eye(2)[labels]
+    each = [Sample(f"{i}", Path("x"), (int(label),), "train") for i, label in enumerate(labels)]
+    ten = [replace(sample, id=f"{sample.id}.{copy}", group=sample.id) for sample in each for copy in range(10)]
+    found = score_features(
+        torch.from_numpy(features).float().repeat_interleave(10, 0),
+        torch.from_numpy(labels).repeat_interleave(10),
+        Samples(("a", "b"), tuple(ten)),
+    )
+    assert found["groups"] == 60
+    right = round(60 * found["score"])
+    expected = binomtest(right, 60).proportion_ci(method="wilson")
+    assert (found["low"], found["high"]) == pytest.approx((expected.low, expected.high), abs=0.02)
 
 
 def test_fewer_groups_than_folds_make_fewer_folds() -> None:
     labels = torch.arange(24) % 2
     samples = Samples(("a", "b"), tuple(Sample(str(i), Path("x"), (i % 2,), "train", group=str(i // 8)) for i in range(24)))
-    assert score_features(torch.eye(2)[labels], labels, samples)["accuracy"] == 1
+    assert score_features(torch.eye(2)[labels], labels, samples)["score"] == 1
 
 
 def test_the_front_has_what_nobody_beats() -> None:
     given = [("slow", 0.9, 10.0), ("quick", 0.7, 100.0), ("worse", 0.6, 90.0), ("equal", 0.9, 10.0), ("gone", None, None)]
-    marked = with_pareto([Ranked(name, accuracy=accuracy, images_per_s=speed) for name, accuracy, speed in given])
+    marked = with_pareto([Ranked(name, score=accuracy, images_per_s=speed) for name, accuracy, speed in given])
     assert [row.backbone for row in marked if row.pareto] == ["slow", "quick", "equal"]
+
+
+def test_table_and_file_name_the_metric_and_what_its_interval_is_over(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(workplace)
+    figures = {"score": 0.51239, "low": 0.4, "high": 0.6, "images_per_s": 10.0, "knn": 0.5, "logme": 0.1, "megabytes": 1.0}
+    row = Ranked("lenet5@random", **figures, n=300, groups=20, metric="balanced_accuracy")
+    monkeypatch.setattr("tlkit.search.rank._measured", lambda *_: row)
+    assert main(["rank", "recipe.yaml", "--backbones", "lenet5@random", "--out", "named"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.split()[:3] == ["backbone", "balanced", "accuracy"]
+    assert "\n95 % interval over 300 images in 20 groups\n" in printed
+    header, cells = Path("named/rank.csv").read_text().splitlines()
+    assert header.startswith("backbone,balanced_accuracy,low,high,")
+    assert cells.startswith("lenet5@random,0.5124,0.4,0.6,")
 
 
 def test_ctrl_c_says_how_to_go_on(workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

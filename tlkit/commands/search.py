@@ -60,7 +60,7 @@ def rank(arguments: Namespace) -> int:
         how = Measuring(arguments.images, arguments.time_again)
         rows = rank(arguments.recipe, arguments.overrides, candidates, arguments.out, how)
     _print_ranked(rows)
-    if rows[0].accuracy is None:
+    if rows[0].score is None:
         raise TlkitError("None of the backbones could be measured.\n  The reasons stand above; see where weights are: tlkit models NAME")
     print_text(f"\n{arguments.out / 'rank.csv'} and rank.png: all of it, and a plot.", sys.stderr)
     if arguments.write is not None:
@@ -71,13 +71,14 @@ def rank(arguments: Namespace) -> int:
 
 
 def _print_ranked(rows: "list[Ranked]") -> None:
-    """Print a table of those that were measured, the best first; * marks the Pareto front of accuracy and images per second."""
+    """Print a table of those that were measured, the best first; * marks the Pareto front of score and images per second."""
     from rich.table import Table
 
+    from tlkit.evaluation.primary_metric import metric_label
     from tlkit.terminal import output_console, print_fitting
 
-    columns = ("", "backbone", "accuracy", "95 % interval", "images/s", "kNN", "LogME", "M params", "MB")
-    measured, tables = [row for row in rows if row.accuracy is not None], []
+    columns = ("", "backbone", metric_label(rows[0].metric), "95 % interval", "images/s", "kNN", "LogME", "M params", "MB")
+    measured, tables = [row for row in rows if row.score is not None], []
     for shown in (len(columns), 5):
         table = Table(box=None, header_style="bold", pad_edge=False)
         for column in columns[:shown]:
@@ -86,7 +87,7 @@ def _print_ranked(rows: "list[Ranked]") -> None:
             cells = (
                 "*" if row.pareto else "",
                 row.backbone,
-                f"{row.accuracy:.3f}",
+                f"{row.score:.3f}",
                 f"{row.low:.3f} to {row.high:.3f}",
                 f"{row.images_per_s:.0f}",
                 f"{row.knn:.3f}",
@@ -98,10 +99,12 @@ def _print_ranked(rows: "list[Ranked]") -> None:
         tables.append(table)
     if measured:
         print_fitting(output_console(), tables)
+        groups = f" in {counted(measured[0].groups, 'group')}" if measured[0].groups else ""
+        print_text(f"95 % interval over {counted(measured[0].n or 0, 'image')}{groups}")
         print_text("* no other one is as accurate and faster, or as fast and more accurate")
     if times := sorted({row.timed for row in rows if row.timed}):
         print_text(f"images/s measured {' to '.join(dict.fromkeys((times[0], times[-1])))} on this machine; again with --time-again")
-    if missing := [row.backbone for row in rows if row.accuracy is None]:
+    if missing := [row.backbone for row in rows if row.score is None]:
         print_text(f"not measured: {', '.join(missing)}; rank.csv has the reasons")
 
 

@@ -208,27 +208,3 @@ def _epoch_minutes(wanted: Wanted, backbone: Backbone, side: int) -> float:
     scale = (side / 224) ** 2
     compute = backbone.gmacs * scale / (CPU_GMACS_S * wanted.processors if wanted.device == "cpu" else GPU_GMACS_S)
     return wanted.training * max(compute, 1 / (DECODED_S * wanted.processors)) / 60
-
-
-def choices_table() -> str:
-    """Return the table of docs/choosing.md, in Markdown."""
-    lines = ["| training images | phase after the solved head | lr | layer decay | batch-norm | augment | basis |"]
-    lines += ["|---|---|---|---|---|---|---|"]
-    for way in WAYS:
-        rate = f"{way.share:g} of the backbone's" if way.second else ""
-        second = f"`{way.second}`" if way.second else "none"
-        decay, batchnorm = (LAYER_DECAY, way.batchnorm) if way.second else ("", "")
-        lines.append(f"| {_below(way.below)} | {second} | {rate} | {decay} | {batchnorm} | {way.augment or 'none'} | {way.basis} |")
-    lines += ["", "| training images | steps of the second phase, at most | basis |", "|---|---|---|"]
-    lines += [f"| {_below(row.below)} | {row.steps:,} | {row.basis} |" for row in STEPS]
-    lines += ["", "| median shorter side | image size, the first that fits | basis |", "|---|---|---|"]
-    lines += [
-        f"| {_below(row.below)}{' px' if row.below < 10**6 else ''} | {', '.join(map(str, row.sides))} | {row.basis} |" for row in SIZES
-    ]
-    lines += ["", "| backbone, the first that fits | GMACs at 224 px | lr | basis |", "|---|---|---|---|"]
-    lines += [f"| `{row.name}` | {row.gmacs:g} | {row.lr:g} | {row.basis} |" for row in BACKBONES]
-    return "\n".join(lines)
-
-
-def _below(number: int) -> str:
-    return f"below {number:,}" if number < 10**9 else "more"

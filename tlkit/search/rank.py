@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
@@ -20,7 +20,8 @@ from tlkit.data.progress import progress_console
 from tlkit.data.samples import Samples
 from tlkit.data.splits.holdout import hash_images
 from tlkit.errors import RunError, TlkitError, WeightsError
-from tlkit.evaluation.intervals import wilson_interval
+from tlkit.evaluation.evaluate import measure_logits
+from tlkit.evaluation.primary_metric import PrimaryMetric, metric_label, primary_metric_of
 from tlkit.files import atomic_file, write_atomically, write_csv, write_json
 from tlkit.models.backbones import pretrained_cfg
 from tlkit.models.catalog import list_models, published
@@ -33,6 +34,7 @@ from tlkit.recipe.schema import Recipe
 from tlkit.search.logme import logme
 from tlkit.training.closed_form.features import features_of
 from tlkit.training.closed_form.solve import Regression
+from tlkit.training.objective.metrics import score
 from tlkit.training.setup import prepare
 
 LOG = logging.getLogger("tlkit")
@@ -58,15 +60,16 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Ranked:
-    """A row of rank.csv. accuracy: of the solved head over all images, each answered by a head that wasn't fitted on it; low, high: 95 %.
+    """A row of rank.csv, which names the score by its metric, the recipe's primary one.
 
-    knn: the same of the nearest neighbours. logme: larger is better. images_per_s: forward on this machine, after a warm-up.
-    timed: when that was measured. megabytes: of the weights. pareto: no other backbone is both quicker and more accurate. note: why a
-    backbone could not be measured.
+    score: of the solved head, each image being answered by one that wasn't fitted on it. low, high: its 95 % interval, over the n images or
+    the groups in which they come. knn: the score of the nearest neighbours. logme: larger is better. images_per_s: forward on this machine,
+    after a warm-up. timed: when that was measured. megabytes: of the weights. pareto: no other backbone is both quicker and more accurate.
+    note: why a backbone could not be measured.
     """
 
     backbone: str
-    accuracy: float | None = None
+    score: float | None = None
     low: float | None = None
     high: float | None = None
     images_per_s: float | None = None
@@ -76,6 +79,8 @@ class Ranked:
     logme: float | None = None
     megabytes: float | None = None
     n: int | None = None
+    groups: int | None = None
+    metric: PrimaryMetric = "accuracy"
     pareto: bool = False
     note: str = ""
 
@@ -168,9 +173,10 @@ def rank(recipe_file: str, overrides: Sequence[str], candidates: Sequence[Candid
             hint = "\n  In --backbones, weights are written as NAME@random or NAME@FILE." if isinstance(error, WeightsError) else ""
             LOG.warning("%s is left out: %s%s", candidate.name, error, hint)
             rows.append(Ranked(candidate.name, note=str(error).splitlines()[0]))
-    rows = with_pareto(sorted(rows, key=lambda row: (row.accuracy or -1, row.logme or 0), reverse=True))
-    write_csv(out / "rank.csv", [field.name for field in fields(Ranked)], (_cells(row) for row in rows))
-    if any(row.accuracy is not None for row in rows):
+    rows = with_pareto(sorted(rows, key=lambda row: (row.score or -1, row.logme or 0), reverse=True))
+    table = [_cells(row, rows[0].metric) for row in rows]
+    write_csv(out / "rank.csv", list(table[0]), table)
+    if any(row.score is not None for row in rows):
         draw_rank(rows, out / "rank.png")
     return rows
 
@@ -190,7 +196,12 @@ def _measured(recipe: Recipe, wanted: tuple[Candidate, Measuring], out: Path, co
     candidate, how = wanted
     setup = prepare(recipe)
     setup.data.hashes = hash_images(setup.samples)
-    parts = (recipe_yaml(recipe), str(setup.weights.sha256), *(setup.data.hashes[sample.id] for sample in _used(setup.samples)))
+    parts = (
+        primary_metric_of(setup.samples),
+        recipe_yaml(recipe),
+        str(setup.weights.sha256),
+        *(setup.data.hashes[sample.id] for sample in _used(setup.samples)),
+    )
     key = sha256("\n".join(parts).encode("utf-8", "surrogateescape")).hexdigest()
     file = out / "candidates" / f"{candidate.name.replace('/', '_')}.json"
     setup.classifier.to(setup.devices.here)
@@ -224,45 +235,44 @@ def _used(samples: Samples) -> list[Any]:
 
 
 def score_features(features: Tensor, labels: Tensor, samples: Samples) -> dict[str, Any]:
-    """Return accuracy, its interval, knn and logme of features [N, F] and labels, [N] or for multilabel [N, K] of 0 and 1.
+    """Return score, its interval and metric, knn and logme of features [N, F] and labels, [N] or for multilabel [N, K] of 0 and 1.
 
-    Every image is answered by heads that were fitted on the other folds; images of a group are in one fold. For multilabel an answer is
-    right if all its labels are.
+    Every image is answered by heads that were fitted on the other folds; images of a group are in one fold.
     """
-    folds = list(_folds(labels, samples))
+    targets = labels if labels.ndim == 2 else one_hot(labels, len(samples.classes))
     criterion = nn.CrossEntropyLoss() if labels.ndim == 1 else nn.BCEWithLogitsLoss()
-    right: dict[float, list[Tensor]] = {decay: [] for decay in WEIGHT_DECAYS}
-    neighbours = []
-    for train, held in folds:
+    solved = {decay: torch.zeros(targets.shape) for decay in WEIGHT_DECAYS}
+    neighbours = torch.zeros(targets.shape)
+    for train, held in _folds(labels, samples):
         regression = Regression((features[train], labels[train]), criterion, len(samples.classes))
         point = regression.zeros()
-        for decay in WEIGHT_DECAYS:
+        for decay, logits in solved.items():
             point = regression.minimum(point, decay, PATH_TOLERANCE)
             with torch.no_grad():
-                right[decay].append(_are_right(regression.layer(point)(features[held]), labels[held]))
-        neighbours.append(_neighbours_right(features, labels, train, held))
-    correct = max(int(torch.cat(found).sum()) for found in right.values())
-    low, high = wilson_interval(correct, len(labels))
-    targets = labels.double() if labels.ndim == 2 else one_hot(labels, len(samples.classes)).double()
+                logits[held] = regression.layer(point)(features[held])
+        neighbours[held] = _of_neighbours(features[train], targets[train], features[held])
+    best = max(solved.values(), key=lambda logits: score(samples, logits, labels))
+    metric, used = primary_metric_of(samples), tuple(replace(sample, split="train") for sample in _used(samples))
+    thresholds = [0.5] * len(samples.classes)
+    measured = measure_logits(best, labels, samples=replace(samples, samples=used), split="train", thresholds=thresholds)
+    low, high = measured["intervals"][metric]
     return {
-        "accuracy": correct / len(labels),
+        "score": measured[metric],
         "low": low,
         "high": high,
-        "knn": float(np.concatenate(neighbours).mean()),
-        "logme": logme(features.double().numpy(), targets.numpy()),
+        "groups": measured.get("groups"),
+        "metric": metric,
+        "knn": score(samples, neighbours, labels),
+        "logme": logme(features.double().numpy(), targets.double().numpy()),
     }
 
 
-def _are_right(logits: Tensor, labels: Tensor) -> Tensor:
-    return logits.argmax(1) == labels if labels.ndim == 1 else ((logits > 0) == labels.bool()).all(1)
+def _of_neighbours(features: Tensor, targets: Tensor, held: Tensor) -> Tensor:
+    """Return for each held image the shares of the classes among its nearest neighbours, [H, K]. features: [N, F]. targets: [N, K]."""
+    from sklearn.neighbors import NearestNeighbors
 
-
-def _neighbours_right(features: Tensor, labels: Tensor, train: NDArray[np.int64], held: NDArray[np.int64]) -> NDArray[np.bool_]:
-    from sklearn.neighbors import KNeighborsClassifier
-
-    model = KNeighborsClassifier(min(NEIGHBOURS, len(train)), metric="cosine").fit(features[train].numpy(), labels[train].numpy())
-    same = model.predict(features[held].numpy()) == labels[held].numpy()
-    return np.asarray(np.atleast_2d(same.T).all(0))
+    nearest = NearestNeighbors(n_neighbors=min(NEIGHBOURS, len(features)), metric="cosine").fit(features.numpy())
+    return targets[nearest.kneighbors(held.numpy(), return_distance=False)].float().mean(1)
 
 
 def _folds(labels: Tensor, samples: Samples) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
@@ -300,25 +310,25 @@ def images_per_s(classifier: Classifier, data: Data) -> float:
 
 def with_pareto(rows: Sequence[Ranked]) -> list[Ranked]:
     """Mark the rows of which no other is at least as quick and as accurate, and better in one of the two."""
-    known = [row for row in rows if row.accuracy is not None]
+    known = [row for row in rows if row.score is not None]
 
     def beaten(row: Ranked) -> bool:
-        mine = (row.accuracy, row.images_per_s)
-        others = ((other.accuracy, other.images_per_s) for other in known)
+        mine = (row.score, row.images_per_s)
+        others = ((other.score, other.images_per_s) for other in known)
         return any(theirs != mine and all(a >= b for a, b in zip(theirs, mine, strict=True)) for theirs in others)  # type: ignore[operator]
 
-    return [replace(row, pareto=row.accuracy is not None and not beaten(row)) for row in rows]
+    return [replace(row, pareto=row.score is not None and not beaten(row)) for row in rows]
 
 
-def _cells(row: Ranked) -> dict[str, object]:
-    plain = asdict(row)
-    digits = {"accuracy": 4, "low": 4, "high": 4, "knn": 4, "logme": 4, "images_per_s": 1, "megabytes": 1}
-    cells = {name: round(value, digits[name]) if name in digits and value is not None else value for name, value in plain.items()}
-    return {**{name: "" if value is None else value for name, value in cells.items()}, "pareto": "yes" if row.pareto else ""}
+def _cells(row: Ranked, metric: str) -> dict[str, object]:
+    digits = {"score": 4, "low": 4, "high": 4, "knn": 4, "logme": 4, "images_per_s": 1, "megabytes": 1}
+    values = {name: value for name, value in asdict(row).items() if name != "metric"} | {"pareto": "yes" if row.pareto else ""}
+    cells = {name: round(value, digits[name]) if name in digits and value is not None else value for name, value in values.items()}
+    return {metric if name == "score" else name: "" if value is None else value for name, value in cells.items()}
 
 
 def draw_rank(rows: Sequence[Ranked], file: Path) -> None:
-    """Draw accuracy with its interval against images a second; the Pareto front is joined by a line."""
+    """Draw the score with its interval against images a second; the Pareto front is joined by a line."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -328,9 +338,9 @@ def draw_rank(rows: Sequence[Ranked], file: Path) -> None:
     front = []
     figure, axis = plt.subplots(figsize=(8, 5), layout="constrained")
     for row in rows:
-        if row.accuracy is None or row.images_per_s is None or row.low is None or row.high is None:
+        if row.score is None or row.images_per_s is None or row.low is None or row.high is None:
             continue
-        color, place = "#0b5cad" if row.pareto else "#8a8a8a", (row.images_per_s, row.accuracy)
+        color, place = "#0b5cad" if row.pareto else "#8a8a8a", (row.images_per_s, row.score)
         axis.plot([row.images_per_s] * 2, [row.low, row.high], color=color, lw=1.5)
         axis.plot(*place, "o", ms=6, color=color)
         axis.annotate(row.backbone, place, (6, 4), textcoords="offset points", fontsize=8.5)
@@ -341,7 +351,7 @@ def draw_rank(rows: Sequence[Ranked], file: Path) -> None:
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.xaxis.set_major_formatter("{x:g}")
     axis.xaxis.set_minor_formatter(NullFormatter())
-    axis.set(xlabel="images per second on this machine", ylabel="accuracy of a solved head on frozen features")
+    axis.set(xlabel="images per second on this machine", ylabel=f"{metric_label(rows[0].metric)} of a solved head on frozen features")
     axis.set_title("blue: no other backbone is both quicker and more accurate", fontsize=10)
     axis.grid(alpha=0.25, which="both")
     axis.margins(x=0.25)

@@ -2,7 +2,7 @@
 
     python -m tlkit.search.ranking quickstart resnet10t@random tf_efficientnet_lite0 --out runs/ranking --set data.image_size=64
 
-Prints each backbone's accuracy by its frozen features and of the trained model on the test split, best first, and Spearman's rank
+Prints each backbone's primary metric by its frozen features and of the trained model on the test split, best first, and Spearman's rank
 correlation of the two. What `--out` has already is not run again.
 """
 
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from scipy.stats import spearmanr
 
+from tlkit.evaluation.primary_metric import recorded_primary_metric
 from tlkit.recipe.load import load_recipe
 from tlkit.search.rank import Candidate, Measuring, Ranked, candidates_of, rank
 from tlkit.training.finetune import run_recipe
@@ -21,18 +22,18 @@ MOST_IMAGES = 5000
 
 
 def ranked_and_trained(recipe_file: str, backbones: Sequence[str], out: Path, overrides: Sequence[str]) -> list[tuple[Ranked, float]]:
-    """Return each backbone's row of `rank` and the test accuracy after the recipe's phases, in the order of `rank`."""
+    """Return each backbone's row of `rank` and the primary metric on test after the recipe's phases, in the order of `rank`."""
     recipe = load_recipe(recipe_file, overrides)
     candidates = {each.name: each for each in candidates_of(recipe, backbones, None, offline=True)}
     rows = rank(recipe_file, overrides, list(candidates.values()), out / "ranked", Measuring(MOST_IMAGES))
-    return [(row, _trained(recipe_file, candidates[row.backbone], out, overrides)) for row in rows if row.accuracy is not None]
+    return [(row, _trained(recipe_file, candidates[row.backbone], out, overrides)) for row in rows if row.score is not None]
 
 
 def _trained(recipe_file: str, candidate: Candidate, out: Path, overrides: Sequence[str]) -> float:
     model = [f"model.backbone={candidate.backbone}", f"model.weights={json.dumps(candidate.weights)}"]
     folder = run_recipe(load_recipe(recipe_file, [*overrides, *model]), out=out / candidate.name.replace("/", "_"), resume=True)
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    return float(metrics["test"]["accuracy"])
+    return float(metrics["test"][recorded_primary_metric(metrics)])
 
 
 def main() -> None:
@@ -45,8 +46,8 @@ def main() -> None:
     both = ranked_and_trained(arguments.recipe, arguments.backbones, arguments.out, arguments.set)
     print("| backbone | by its features | after training |\n|---|---|---|")
     for row, trained in both:
-        print(f"| {row.backbone} | {row.accuracy:.3f} | {trained:.3f} |")
-    found = spearmanr([row.accuracy for row, _ in both], [trained for _, trained in both])
+        print(f"| {row.backbone} | {row.score:.3f} | {trained:.3f} |")
+    found = spearmanr([row.score for row, _ in both], [trained for _, trained in both])
     print(f"\nSpearman's rank correlation over {len(both)} backbones: {found.statistic:.2f} (p={found.pvalue:.3f})")
 
 
