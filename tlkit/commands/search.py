@@ -2,7 +2,7 @@
 
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,7 @@ from tlkit.terminal import counted, padded, print_json, print_panel, print_text,
 
 if TYPE_CHECKING:
     from tlkit.search.compare import Compared
+    from tlkit.search.compare_seeds import ComparedRecipes
     from tlkit.search.rank import Ranked
     from tlkit.search.soup import Soup
 
@@ -149,7 +150,8 @@ def tune(arguments: Namespace) -> int:
 
 
 def compare_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("runs", type=expanded, nargs="+", metavar="RUN", help="two or more run folders; each is compared with the first")
+    help = "two or more run folders, or those of several seeds each; all are compared with the first"
+    parser.add_argument("runs", type=expanded, nargs="+", metavar="RUN", help=help)
     format_argument(parser)
     parser.add_argument("--curves", type=output_file, metavar="FILE.png", help="draw the runs' validation curves over each other")
 
@@ -158,16 +160,24 @@ def compare(arguments: Namespace) -> int:
     if len(arguments.runs) < 2:
         raise TlkitError("tlkit compare takes two runs or more.\n  Write: tlkit compare runs/NAME/001 runs/NAME/002")
     from tlkit.search.compare import compare_runs
+    from tlkit.search.compare_seeds import are_seeds, compare_recipes
 
-    compared = compare_runs(arguments.runs)
-    if arguments.format == "json":
-        print_json(compared.as_json())
+    if seeds := are_seeds(arguments.runs):
+        recipes = compare_recipes(arguments.runs)
+        found, lines = recipes.as_json(), _compared_recipes_lines(recipes)
     else:
-        print_text("\n".join(_compared_lines(compared)))
+        compared = compare_runs(arguments.runs)
+        found, lines = compared.as_json(), _compared_lines(compared)
+    if arguments.format == "json":
+        print_json(found)
+    else:
+        print_text("\n".join(lines))
     if arguments.curves is not None:
+        from tlkit.data.splits.run_source import inner_runs
         from tlkit.report.curves import draw_runs
 
-        draw_runs(arguments.runs, arguments.curves)
+        drawn = [folder for run in arguments.runs for folder in inner_runs(run)] if seeds else arguments.runs
+        draw_runs(drawn, arguments.curves)
     return 0
 
 
@@ -175,9 +185,7 @@ def _compared_lines(compared: "Compared") -> Iterator[str]:
     """Yield the recipes' differences, then each run's metric, then the result of the test."""
     from tlkit.evaluation.primary_metric import metric_label
 
-    yield "recipes differ in" if compared.differences else "the recipes are the same"
-    for key, values in compared.differences.items():
-        yield f"  {key}: {' | '.join('-' if value is None else str(value) for value in values)}"
+    yield from _difference_lines(compared.differences)
     names = [str(run) for run in compared.runs]
     width = max(map(width_of, names))
     metric = "all labels right" if compared.metric == "exact_match" else metric_label(compared.metric)  # type: ignore[arg-type]
@@ -199,7 +207,40 @@ def _compared_lines(compared: "Compared") -> Iterator[str]:
         yield compared.remark
     if compared.split == "val":
         yield "No run has test images. Validation has chosen each run's best epoch, so all figures are a little too good."
-    yield "This is about these trained models. Another seed gives another model: train several seeds before you choose a recipe."
+    yield "This is about these trained models. Another seed gives another model: compare runs of --seeds before you choose a recipe."
+
+
+def _compared_recipes_lines(compared: "ComparedRecipes") -> Iterator[str]:
+    """Yield the recipes' differences, then the mean of each run, then the result of the test."""
+    from tlkit.evaluation.primary_metric import metric_label
+
+    yield from _difference_lines(compared.differences)
+    names = [str(run) for run in compared.runs]
+    width = max(map(width_of, names))
+    images = sorted({min(compared.images), max(compared.images)})
+    number = f"{' to '.join(f'{count:,}' for count in images)} image{'s' if images[-1] > 1 else ''}"
+    seeds = counted(len(compared.seeds), "seed")
+    yield f"\n{compared.split + ' ' + metric_label(compared.metric):<{width}}  mean of {seeds}, lowest to highest ({number})"  # type: ignore[arg-type]
+    for name, values in zip(names, compared.values, strict=True):
+        yield f"{padded(name, width)}  {sum(values) / len(values):.3f}  {min(values):.3f} to {max(values):.3f}"
+    yield f"\nagainst {names[0]}"
+    for one in compared.comparisons:
+        interval = "no interval: each seed has the same difference"
+        if one.high > one.low:
+            interval = f"95 % interval {100 * one.low:+.1f} to {100 * one.high:+.1f} points"
+        yield f"{padded(str(one.run), width)}  {100 * one.difference:+.1f} points, {interval}; better on {one.better} of {seeds}"
+        yield f"{'':<{width}}  {one.verdict}"
+    several = ", corrected for several runs (Holm)" if len(names) > 2 else ""
+    yield f"\np{several} and interval by Student's t, over the difference of each seed."
+    if compared.split == "val":
+        yield "No run has test images. Validation has chosen each run's best epoch, so all figures are a little too good."
+    yield f"This is about the recipes on these {compared.split} images: how sure the figures are for others is in each seed's report."
+
+
+def _difference_lines(differences: Mapping[str, Sequence[object]]) -> Iterator[str]:
+    yield "recipes differ in" if differences else "the recipes are the same"
+    for key, values in differences.items():
+        yield f"  {key}: {' | '.join('-' if value is None else str(value) for value in values)}"
 
 
 def soup_arguments(parser: ArgumentParser) -> None:

@@ -39,6 +39,15 @@ TESTS = {
 }
 
 
+def verdict_of(difference: float, p: float, among: str) -> str:
+    """Return a result in words. among: what the figures are of, `at n=1,000`."""
+    p_label = f"p={p:.2g}" if p >= 0.001 else "p<0.001"
+    if p >= SIGNIFICANT:
+        return f"not distinguishable {among} ({p_label})"
+    points = f"{100 * abs(difference):.1f}"
+    return f"{'better' if difference > 0 else 'worse'} by {points} {'point' if points == '1.0' else 'points'} {among} ({p_label})"
+
+
 @dataclass(frozen=True)
 class Comparison:
     """A run against the first one. difference, low, high: of the metric, this run's less the first's; low to high is 95 %.
@@ -63,12 +72,7 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        p = f"p={self.p:.2g}" if self.p >= 0.001 else "p<0.001"
-        if self.p >= SIGNIFICANT:
-            return f"not distinguishable at n={self.n:,} ({p})"
-        better = "better" if self.difference > 0 else "worse"
-        points = f"{100 * abs(self.difference):.1f}"
-        return f"{better} by {points} {'point' if points == '1.0' else 'points'} at n={self.n:,} ({p})"
+        return verdict_of(self.difference, self.p, f"at n={self.n:,}")
 
 
 @dataclass(frozen=True)
@@ -142,10 +146,11 @@ def compare_runs(runs: Sequence[Path]) -> Compared:
     for run in runs:
         check_run_folder(run)
     recipes = [load_recipe(run / "recipe.yaml") for run in runs]
-    metric = _common_metric(runs)
-    split, (first, *others) = _held_out(runs)
+    metric = common_metric(runs)
+    metric = "exact_match" if metric == "mean_average_precision" else metric
+    split, (first, *others) = held_out(runs)
     for run, other in zip(runs[1:], others, strict=True):
-        _check_same_images(split, runs[0], first, run, other)
+        check_same_images(split, runs[0], first, run, other)
     answers = [_right(run, split, first) for run in runs]
     labels = [row["class"] for row in first.values()]
     groups = [row["group"] or f"id {id_}" for id_, row in first.items()]
@@ -168,7 +173,8 @@ def compare_runs(runs: Sequence[Path]) -> Compared:
     return Compared(list(runs), split, metric, test, values, comparisons, recipe_differences(recipes), effective)
 
 
-def _common_metric(runs: Sequence[Path]) -> str:
+def common_metric(runs: Sequence[Path]) -> str:
+    """Return the primary metric of the runs. Raises RunError if they have different ones."""
     found = {}
     for run in runs:
         with as_written(run / "metrics.json"):
@@ -177,11 +183,14 @@ def _common_metric(runs: Sequence[Path]) -> str:
     if len(metrics) > 1:
         each = ", ".join(f"{run} by {metric_label(metric)}" for run, metric in found.items())  # type: ignore[arg-type]
         raise RunError(f"These runs have different primary metrics: {each}.\n  Compare runs of one task, on data with the same counts.")
-    return "exact_match" if next(iter(metrics)) == "mean_average_precision" else next(iter(metrics))
+    return next(iter(metrics))
 
 
-def _held_out(runs: Sequence[Path]) -> tuple[Split, Sequence[Rows]]:
-    """Return what the runs are compared on, and the rows of each run's split.csv: the test split, or validation where no run has one."""
+def held_out(runs: Sequence[Path]) -> tuple[Split, Sequence[Rows]]:
+    """Return what the runs are compared on, and the rows of each run's split.csv: the test split, or validation where no run has one.
+
+    Raises RunError if only some have one.
+    """
     manifests = [read_manifest(run / "split.csv") for run in runs]
     tested = [{row["id"]: row for row in rows if row["split"] == "test"} for rows in manifests]
     if not any(tested):
@@ -194,7 +203,7 @@ def _held_out(runs: Sequence[Path]) -> tuple[Split, Sequence[Rows]]:
     return "test", tested
 
 
-def _check_same_images(split: Split, baseline: Path, first: Rows, run: Path, other: Rows) -> None:
+def check_same_images(split: Split, baseline: Path, first: Rows, run: Path, other: Rows) -> None:
     """Raise RunError unless both runs have the same images of the split: by id, bytes and label."""
     done = "tested" if split == "test" else "validated"
     common = [id_ for id_ in first if id_ in other]
