@@ -108,6 +108,18 @@ def test_layers_whose_weights_are_used_without_them_get_no_adapter() -> None:
     assert weights == {f"blocks.0.{layer}.weight" for layer in ("attn.proj", "mlp.fc1", "mlp.fc2")}
 
 
+def test_a_layer_that_two_places_share_has_one_adapter_and_both_names_when_merged() -> None:
+    """CoaT's parallel blocks share their mlp."""
+    model = classifier_of("test_vit")
+    model.backbone.again = model.backbone.blocks[0].mlp
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    weights = adapted(model, LORA)
+    assert not any(weight.startswith("again") for weight in weights)
+    assert model.plain_state().keys() == before.keys()
+    model.merge_adapters()
+    assert model.state_dict().keys() == before.keys()
+
+
 def test_a_missing_peft_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tlkit.models.adapters.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"phases\[0\]\.train = \{lora: \.\.\} needs the package peft(.|\n)*tlkit\[adapters\]"):

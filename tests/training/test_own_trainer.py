@@ -177,3 +177,17 @@ def test_what_cannot_be_used_is_named_by_the_argument(parts: tuple[Any, Any]) ->
         tlkit.create_classifier("test_resnet", data.classes, data.preprocessing, weights="pretraind")
     with pytest.raises(BackboneError, match="was made without preprocessing"):
         tlkit.PhaseModule.create(type(classifier)(classifier.backbone, Head(), 3, 32))
+
+
+def test_a_further_module_of_the_same_classifier_begins_with_the_adapters_before_it_merged(parts: tuple[Any, Any]) -> None:
+    data, _ = parts
+    classifier = tlkit.create_classifier("test_vit", data.classes, data.preprocessing, weights="random")
+    plain = {name: parameter.numel() for name, parameter in classifier.named_parameters()}
+    tlkit.PhaseModule.create(classifier, train={"lora": {"rank": 4}})
+    tlkit.PhaseModule.create(classifier, train={"dora": {"rank": 2}})
+    layers = [module.base_layer for module in classifier.backbone.modules() if hasattr(module, "base_layer")]
+    head = sum(parameter.numel() for parameter in classifier.head.parameters())
+    expected = sum(2 * (layer.in_features + layer.out_features) + layer.out_features for layer in layers) + head
+    assert sum(parameter.numel() for parameter in classifier.parameters() if parameter.requires_grad) == expected
+    tlkit.PhaseModule.create(classifier, train="all")
+    assert {name: parameter.numel() for name, parameter in classifier.named_parameters() if parameter.requires_grad} == plain

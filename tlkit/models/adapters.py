@@ -91,10 +91,12 @@ def is_adapted(module: nn.Module) -> bool:
 
 
 def _adapted_layers(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    yield from ((path, layer) for path, layer in module.named_modules() if is_adapted(layer))
+    """Yield each adapted layer under all of its names: CoaT's parallel blocks share their mlp."""
+    yield from ((path, layer) for path, layer in module.named_modules(remove_duplicate=False) if is_adapted(layer))
 
 
 def _merged(layer: Any) -> nn.Module:
-    layer.merge()
+    if not layer.merged:
+        layer.merge()
     merged: nn.Module = layer.get_base_layer()
     return merged

@@ -195,7 +195,7 @@ def _make_plan(recipe: Recipe, folder: Path, import_s: float) -> Plan:
         solved=seconds_of_solved(solved, phases, shown, trained),
         solved_again=sum(timing.seconds(shown, is_new=False) for timing in solved.values()),
         border=border,
-        decoded=_decoded_bytes(trial) if samples and recipe.cache.use and phases else None,
+        decoded=_decoded_bytes(trial, devices // recipe.trainer.num_nodes) if _decodes_again(recipe, specs, phases) else None,
     )
 
 
@@ -286,11 +286,18 @@ def _all(trial: Trial, spec: PhaseSpec, phase: Phase) -> tuple[int, Memory]:
     return sum(row.trained for row in rows), memory
 
 
-def _decoded_bytes(trial: Trial) -> tuple[int, int]:
-    """Return the bytes of all decoded training and of all validation images, from the size of some."""
+def _decodes_again(recipe: Recipe, specs: Sequence[PhaseSpec], phases: Sequence[PhasePlan]) -> bool:
+    """Return whether a phase trains on images themselves and another epoch comes after its first: then decoded images are cached."""
+    epochs_left = {spec.index: spec.epochs_left for spec in specs}
+    live = [phase.number for phase in phases if phase.timing is not None and not phase.timing.is_cached]
+    return recipe.cache.use and any(epochs_left[number] > 1 for number in live)
+
+
+def _decoded_bytes(trial: Trial, processes: int) -> tuple[int, int]:
+    """Return the bytes of all decoded training and of all validation images, from the size of some. processes: each has its own cache."""
     data = trial.data(trial.samples, trial.batch_size)
     train, val = (data.decoded_bytes(split, most=MEASURED).mean() * len(trial.samples.of(split)) for split in ("train", "val"))
-    return round(train), round(val)
+    return round(train) * processes, round(val) * processes
 
 
 def _reason(found: object) -> str:

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import floor, sqrt
+from math import floor
 from typing import Literal
 
 from tlkit.data.quality.value_range import range_warning
@@ -66,9 +66,11 @@ def _margin(plan: Plan) -> Iterator[str]:
     margin, budget = plan.recipe.data.margin, plan.recipe.cache.budget_gb * 1e9
     if plan.decoded is None or margin == 1 or not plan.recipe.augment or sum(plan.decoded) <= budget:
         return
-    train, val = plan.decoded
-    fits = floor(100 * margin * sqrt(max(0.0, budget - val) / train)) / 100
-    fix = f"Lower it to {fits:g}, or raise" if fits >= 1 else "Raise"
+    (train, val), size = plan.decoded, plan.recipe.data.image_size
+    largest = round(size * margin)
+    # `Preprocessing.larger_bytes` counts up to three pixels of a long side more than there are, which is more of a small image.
+    fitting = [side for side in range(size, largest) if train * side * (side + 3) <= (budget - val) * largest * (largest + 2)]
+    fix = f"Lower it to {floor(100 * fitting[-1] / size) / 100:g}, or raise" if fitting else "Raise"
     place = plan.recipe.place_of("data.margin")
     yield (
         f"{f'{place}: ' if place else ''}data.margin = {margin:g} makes {format_bytes(sum(plan.decoded))} of decoded images, and "

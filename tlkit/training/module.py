@@ -88,7 +88,8 @@ class PhaseModule(LightningModule):
         Args:
             classifier: With its preprocessing, as `create_classifier` and `load_model` give it. Each image has one label.
             train: What trains, as in a recipe: head, all, norm, bias, `{"from": STAGE}`, `{"last": N}`, `{"lora": {"rank": R}}` or `dora`.
-                After training with the last two, `classifier.merge_adapters()` makes it a plain network again.
+                After training with the last two, `classifier.merge_adapters()` makes it a plain network again; so does a further
+                `create`.
             lr: The highest learning rate.
             optimizer: sgd, momentum, nesterov, adagrad, rmsprop, adam, adamw, or one of timm's.
             weight_decay: Not applied to biases and normalisation layers.
@@ -109,6 +110,7 @@ class PhaseModule(LightningModule):
         rates = validated(Schedule, document_of({"name": schedule}), "schedule")
         smoothing = validated(Loss, document_of({"label_smoothing": label_smoothing}), "loss").label_smoothing
         name = type(classifier.backbone).__name__
+        classifier.merge_adapters()
         trained = trained_parameters(phase.train, classifier.backbone, classifier.stages, key="train", name=name, called=classifier.called)
         classifier.train_only(trained, adapter=phase.adapter)
         objective = Objective(nn.CrossEntropyLoss(label_smoothing=smoothing))
