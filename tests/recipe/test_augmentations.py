@@ -56,9 +56,9 @@ def test_a_transform_may_stand_alone_or_with_arguments() -> None:
         ("[CropAndPad]", "augment[0].CropAndPad lacks px or percent.\n  Write `CropAndPad: {px: ..}`."),
         (
             "[RandomScale]",
-            "RandomScale can't be used: it changes the size of images, and those of a batch must have one.\n  Use ",
+            "RandomScale can't be used: it makes images of random sizes, which may be below data.image_size.\n  Use ",
         ),
-        ("[RandomCropFromBorders]", "RandomCropFromBorders can't be used: it changes the size of images"),
+        ("[RandomCropFromBorders]", "RandomCropFromBorders can't be used: it makes images of random sizes"),
         ("[Normalize]", "augment[0].Normalize can't be used: tlkit normalises after augmentation"),
         ("[ToFloat: {max_value: 255}]", "augment[0].ToFloat can't be used: tlkit normalises after augmentation"),
         ("[ToTensorV2]", "augment[0].ToTensorV2 can't be used: tlkit makes tensors itself"),

@@ -113,6 +113,8 @@ def test_a_known_key_in_the_wrong_part_is_reported_where_it_belongs(tmp_path: Pa
         ),
         ("phases[0].train={lora: {rank: 0}}", "= 0 is out of range.", "Expected a whole number of at least 1"),
         ("phases[0].train={lroa: {rank: 8}}", "can't be used.", "Did you mean 'lora'?"),
+        ("phases[0].train=lora", "= 'lora' can't be used.", "Did you mean {lora: {rank: R}}?"),
+        ("phases[0].train=from", "= 'from' can't be used.", "Did you mean {from: STAGE}?"),
         # Unions: one fault each, whatever the number of alternatives.
         (
             "data.source={foldr: x}",

@@ -13,14 +13,14 @@ TABLE = "albumentations_2_0_8.json"
 
 _NORMALISES = "tlkit normalises after augmentation, with the same mean and std in training, evaluation and prediction"
 _NEEDS_MORE = "it needs masks, boxes or other images, and a classifier's sample is one image"
-_ONE_SIZE = "and those of a batch must have one"
+_ANY_SIZE = "it makes images of random sizes, which may be below data.image_size"
 REFUSED = {
     **dict.fromkeys(("Normalize", "ToFloat", "FromFloat"), (_NORMALISES, "Remove it, and set data.normalize.")),
     **dict.fromkeys(("ToTensorV2", "ToTensor3D"), ("tlkit makes tensors itself, after augmentation", "Remove it.")),
     "ToRGB": ("every image has as many channels as data.channels says already", "Remove it, or set data.channels."),
     "NoOp": ("it changes nothing", "Remove it."),
-    "RandomScale": (f"it changes the size of images, {_ONE_SIZE}", "Use Affine: {scale: [0.9, 1.1]}, which zooms and keeps the size."),
-    "RandomCropFromBorders": (f"it changes the size of images, {_ONE_SIZE}", "Use RandomResizedCrop: {scale: [0.8, 1.0]}."),
+    "RandomScale": (_ANY_SIZE, "Use Affine: {scale: [0.9, 1.1]}, which zooms and keeps the size."),
+    "RandomCropFromBorders": (_ANY_SIZE, "Use RandomResizedCrop: {scale: [0.8, 1.0]}."),
     "Lambda": ("it takes Python functions, which a recipe can't hold", "Use another transform."),
     **dict.fromkeys(
         (

@@ -171,8 +171,8 @@ def _wrong_union(key: str, value: Any, field: FieldInfo | None, context: Context
     """Return one fault for the whole union; or, if the keys belong to only one alternative, what is wrong with that one."""
     members = alternatives(field.annotation) if field else []
     models = [member for member in members if is_model(member)]
+    forms = {next(iter(fields_of(model))): model for model in models}  # each is known by its first key
     if isinstance(value, Mapping):
-        forms = {next(iter(fields_of(model))): model for model in models}  # each is known by its first key
         given = [word for word in value if word in forms]
         if len(given) == 1:
             return schema_faults(value, context.places, model=forms[given[0]], key=key, recipe=context.recipe)
@@ -184,6 +184,8 @@ def _wrong_union(key: str, value: Any, field: FieldInfo | None, context: Context
         return [Fault(key, problem, f"{_expected(field)} {hint}".rstrip())]
     choices = [choice for member in members for choice in _choices(member)]
     hint = did_you_mean(value, choices) if isinstance(value, str) else ""
+    if isinstance(value, str) and value in forms:
+        hint = f"Did you mean {_form(forms[value])}?"
     problem = f"= {format_value(value)} can't be used." if isinstance(value, str) else _problem(value, field)
     return [Fault(key, problem, f"{_expected(field)} {hint}".rstrip())]
 
