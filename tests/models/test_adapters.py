@@ -1,6 +1,7 @@
 """Adapters train in place of the weights that they are on, and leave a plain network when they are merged."""
 
 import pytest
+import timm
 import torch
 from timm.models.beit import Beit
 from torch import nn
@@ -14,6 +15,7 @@ from tlkit.models.freeze import trained_parameters
 from tlkit.models.split import cut
 from tlkit.recipe.fields.model import Head
 from tlkit.recipe.fields.phases import Adapter, Dora, Lora
+from tlkit.recipe.schema import WITHOUT_LINEAR_LAYERS
 
 SIZES = {"vit_tiny_patch16_224": 32, "swin_tiny_patch4_window7_224": 32, "test_convnext": 64, "mixer_s32_224": 64}
 LORA, DORA = Lora.model_validate({"lora": {"rank": 8, "alpha": 16}}), Dora.model_validate({"dora": {"rank": 4}})
@@ -92,6 +94,19 @@ def test_what_comes_before_the_first_adapted_layer_is_cut_off_and_both_halves_ar
 def test_a_network_without_linear_layers_is_refused() -> None:
     with pytest.raises(RecipeError, match=r"phases\[0\]\.train = \{lora: \.\.\}, but the backbone has no linear layers below the head"):
         adapted(classifier_of("test_resnet"), LORA)
+
+
+FAMILIES = "densenet121 efficientnet_b0 googlenet mobilenetv1_100 mobilenetv2_035 plain18 regnetx_002 regnety_002 resnet18 resnet51q resnext50_32x4d"
+
+
+@pytest.mark.parametrize("name", [*FAMILIES.split(), "seresnet18", "tf_efficientnet_lite0", "vgg11", "vgg11_bn", "wide_resnet50_2"])
+def test_check_refuses_without_building_what_has_no_linear_layers(name: str) -> None:
+    assert WITHOUT_LINEAR_LAYERS.fullmatch(name)
+    with torch.device("meta"):
+        backbone = timm.create_model(name, num_classes=0)
+    every = {path for path, _ in backbone.named_modules()}
+    with pytest.raises(RecipeError, match="has no linear layers below the head"):
+        trained_parameters(LORA, backbone, (), key="phases[0].train", name=name, called=every)
 
 
 def test_a_rank_above_the_narrowest_layer_is_refused_with_that_layer() -> None:

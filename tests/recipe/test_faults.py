@@ -12,6 +12,7 @@ from tlkit.errors import Fault, RecipeError
 from tlkit.recipe.explain import format_value
 from tlkit.recipe.fields.model import Model
 from tlkit.recipe.fields.trainer import Trainer
+from tlkit.recipe.fields.phases import Lora
 from tlkit.recipe.load import load_recipe, recipe_yaml
 
 
@@ -162,6 +163,14 @@ def test_a_value_that_cannot_be_used_is_one_fault_with_what_was_expected(overrid
     assert problem in fault.problem
     assert all(part in fault.fix for part in fix.split(".* ")), fault.fix
     assert fault.place == f"override {override}"
+
+
+def test_adapters_have_no_place_where_the_linear_layers_are_left_out(tmp_path: Path) -> None:
+    overrides = ("phases[0].train={lora: {rank: 8}}", "model.backbone=alexnet", "model.features=conv")
+    (fault,) = faults_of(write(tmp_path, SOUND), *overrides)
+    assert (fault.key, fault.place) == ("phases[0].train", f"override {overrides[0]}")
+    assert fault.problem == "= {lora: ..}, but alexnet with features = 'conv' has no linear layers below the head to adapt."
+    assert load_recipe(write(tmp_path, SOUND), overrides[:2]).phases[0].train == Lora.model_validate({"lora": {"rank": 8}})
 
 
 def test_a_part_that_is_missing_has_the_line_of_what_it_is_missing_from(tmp_path: Path) -> None:

@@ -25,7 +25,10 @@ from tlkit.recipe.fields.trust import AbstainOptions, UnknownScoreName
 from tlkit.recipe.validate import document_of, validated
 from tlkit.recipe.yaml12 import WHOLE, nearest_place
 
-WITHOUT_LINEAR_LAYERS = re.compile(r"(wide_)?resnet\d+\w?(_\d)?|vgg\d+(_bn)?|plain\d+|densenet\d+|googlenet")
+WITHOUT_LINEAR_LAYERS = re.compile(
+    r"(wide_|se)?resnet\d+\w?(_\d)?|resnext\d+_\w+|vgg\d+(_bn)?|plain\d+|densenet\d+|googlenet"
+    r"|(tf_)?efficientnet_(b\d|lite\d)|mobilenetv[12]_\d+|regnet[xy]_\d+"
+)
 """Backbones of convolutions alone that are well known: `tlkit check` doesn't build the others, `tlkit plan` does."""
 
 Task = Literal["multiclass", "multilabel"]
@@ -143,8 +146,10 @@ class Recipe(Strict):
         for i, phase in self.gradient_phases.items():
             if phase.adapter is None:
                 continue
-            if WITHOUT_LINEAR_LAYERS.fullmatch(self.model.backbone.partition(".")[0]):
-                problem = f"= {{{phase.adapter.kind}: ..}}, but {self.model.backbone} has no linear layers below the head to adapt."
+            is_conv = self.model.features == "conv"
+            if is_conv or WITHOUT_LINEAR_LAYERS.fullmatch(self.model.backbone.partition(".")[0]):
+                network = self.model.backbone + (" with features = 'conv'" if is_conv else "")
+                problem = f"= {{{phase.adapter.kind}: ..}}, but {network} has no linear layers below the head to adapt."
                 fix = "Set it to {from: STAGE}, or model.backbone to one that has some: vit_tiny_patch16_224, convnext_tiny."
                 raise rule_broken(f"phases[{i}].train", "model.backbone", problem, fix)
             if self.loss.l2_sp:
