@@ -11,8 +11,8 @@ from tests.recipe.trial import SOUND, faults_of, only_fault, with_override, writ
 from tlkit.errors import Fault, RecipeError
 from tlkit.recipe.explain import format_value
 from tlkit.recipe.fields.model import Model
-from tlkit.recipe.fields.trainer import Trainer
 from tlkit.recipe.fields.phases import Lora
+from tlkit.recipe.fields.trainer import Trainer
 from tlkit.recipe.load import load_recipe, recipe_yaml
 
 
