@@ -12,7 +12,7 @@ import pytest
 from tests.shades import draw_shades
 from tlkit.cli import main
 from tlkit.recipe.load import load_recipe
-from tlkit.search.tune import Space, without_test
+from tlkit.search.tune import Space, label, without_test
 from tlkit.training.setup import prepare
 
 RECIPE = """
@@ -210,6 +210,11 @@ def test_a_head_that_scikit_learn_fits_is_scored_as_the_run_validates(workplace:
     with (workplace / kind / "trials.csv").open(newline="") as file:
         scores = [float(row["score"]) for row in csv.DictReader(file)]
     assert max(scores) == pytest.approx(json.loads((workplace / f"{kind}_run/metrics.json").read_text())["val"]["accuracy"], abs=1e-6)
+
+
+def test_a_value_is_shown_as_a_recipe_has_it() -> None:
+    values = [0.00123456, 3, "all", {"lora": {"rank": 4}}, True, None, [1, 2]]
+    assert list(map(label, values)) == ["0.001235", "3", "all", "{lora: {rank: 4}}", "true", "null", "[1, 2]"]
 
 
 def test_a_folder_of_something_else_is_left_alone(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:

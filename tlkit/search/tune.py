@@ -336,7 +336,9 @@ def _log_trial(study: "optuna.Study", trial: "optuna.trial.FrozenTrial") -> None
 
 def label(value: Any) -> str:
     """Return a value in four digits, and a choice as the recipe has it."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return value if isinstance(value, str) else format_value(value)
 
 
 def _values(trial: "optuna.trial.FrozenTrial", space: Space) -> dict[str, Any]:
