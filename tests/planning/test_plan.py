@@ -126,7 +126,7 @@ def trial(recipe: Recipe, callback: Callback, **limits: int) -> Classifier:
     preprocessing = Preprocessing(32, "stretch", 1.0, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     data = ImageDataModule(samples, preprocessing, batch_size=recipe.data.batch_size, workers=0)
     everything = frozenset(name for name, _ in classifier.backbone.named_parameters())
-    spec, *_ = phase_specs(recipe, [everything] * len(recipe.phases))
+    spec, *_ = phase_specs(recipe, [everything] * len(recipe.phases), len(samples.of("train")))
     try_phase(classifier, data, Learning.of(recipe), spec, callback=callback, limit_val_batches=0, **limits)
     return classifier
 

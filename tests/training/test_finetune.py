@@ -107,7 +107,8 @@ def test_metrics_csv_has_a_row_an_epoch_with_the_columns_of_the_contract(run: Pa
     assert list(rows[0]) == ["phase", "epoch", "train/loss", "train/accuracy", "val/loss", "val/accuracy", "lr", "seconds"]
     assert [(row["phase"], row["epoch"]) for row in rows] == [("1", "1"), ("2", "1"), ("3", "1"), ("3", "2")]
     # The rate of the epoch's last step, 0-based 4 of 5, or 4 and 9 of 10, on half a cosine: not the 0 that it would come to after it.
-    rates = [5e-3 * (1 + math.cos(math.pi * done)) for done in (0.8, 0.8, 0.4, 0.9)]
+    # Of 10 steps the first is the warm-up; a tenth of 5 is none.
+    rates = [5e-3 * (1 + math.cos(math.pi * done)) for done in (0.8, 0.8, 3 / 9, 8 / 9)]
     assert [float(row["lr"]) for row in rows] == pytest.approx(rates)
 
 

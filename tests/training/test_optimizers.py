@@ -77,6 +77,15 @@ def test_warm_up_rises_to_one_and_cosine_falls_to_zero() -> None:
     assert [lr_factor(step, schedule, 10) for step in (0, 1, 2, 6, 10)] == pytest.approx([0.5, 1.0, 1.0, 0.5, 0.0])
 
 
+def test_a_phase_of_more_than_the_head_warms_up_unless_the_recipe_says_otherwise() -> None:
+    assert Schedule().of_phase("all").warmup == Schedule(name="step").of_phase("norm").warmup == 0.1
+    assert Schedule(warmup=0.0).of_phase("all").warmup == 0.0
+    # 20 steps, 2 of them warm-up; the head alone begins at its highest rate, and one_cycle rises by itself.
+    assert [lr_factor(step, Schedule().of_phase("all"), 20) for step in (0, 1, 2)] == [0.5, 1.0, 1.0]
+    assert lr_factor(0, Schedule().of_phase("head"), 20) == 1.0
+    assert Schedule(name="one_cycle").of_phase("all") == Schedule(name="one_cycle")
+
+
 def test_constant_stays_at_one_after_warm_up() -> None:
     assert [lr_factor(step, Schedule(name="constant", warmup=0.5), 4) for step in range(4)] == [0.5, 1.0, 1.0, 1.0]
 

@@ -17,6 +17,7 @@ from tlkit.recipe.load import load_recipe
 from tlkit.training import module, phases
 from tlkit.training.finetune import run_recipe
 from tlkit.training.module import PhaseModule
+from tlkit.training.specs import phase_specs
 
 RECIPE = """
 name: shades
@@ -164,3 +165,28 @@ def test_auxiliary_heads_can_not_listen_to_compiled_layers(place: Path) -> None:
     recipe = ["model.backbone=googlenet", "phases=[{train: all, epochs: 1, lr: 1e-2, compile: true}]"]
     with pytest.raises(RecipeError, match=r"phases\[0\]\.compile = true, but auxiliary heads of googlenet .*\n.*auxiliary_loss to 0"):
         run_recipe(load_recipe("recipe.yaml", recipe), out=place / "run")
+
+
+@pytest.mark.parametrize(
+    ("weights", "batchnorm", "images", "expected"),
+    [
+        ("pretrained", "auto", 19_999, "frozen"),
+        ("pretrained", "auto", 20_000, "adapt"),
+        ("{file: w.pth}", "auto", 300, "frozen"),
+        ("random", "auto", 300, "adapt"),
+        ("pretrained", "adapt", 300, "adapt"),
+        ("random", "frozen", 20_000, "frozen"),
+    ],
+)
+def test_statistics_of_pretrained_weights_are_kept_where_images_are_few(weights: str, batchnorm: str, images: int, expected: str) -> None:
+    phases = f"phases=[{{train: head, epochs: 1, lr: 1e-3}}, {{train: all, epochs: 1, lr: 1e-3, batchnorm: {batchnorm}}}]"
+    recipe = load_recipe("quickstart", [f"model.weights={weights}", phases])
+    assert phase_specs(recipe, [frozenset(), frozenset({"conv.weight"})], images)[1].batchnorm == expected
+
+
+def test_the_log_says_where_statistics_are_kept_without_being_asked(place: Path) -> None:
+    run_recipe(load_recipe("recipe.yaml"), out=place / "made")
+    assert "batch-norm" not in (place / "made" / "log.txt").read_text()
+    pretrained = [f"model.weights={{run: {place / 'made'}}}", "phases[1].batchnorm=adapt"]
+    run_recipe(load_recipe("recipe.yaml", pretrained), out=place / "again")
+    assert "weights: batch-norm keeps their statistics in phase 1, since images are few" in (place / "again" / "log.txt").read_text()

@@ -79,9 +79,9 @@ class Work:
             },
             "augment": augment.get(self.kind, []),
             "model": {"backbone": self.backbone, "weights": {"package": "efficientnet-lite0"} if self.weights else "random"},
-            "phases": [{"train": train[self.kind], "epochs": self.epochs, "lr": self.lr}],
+            "phases": [{"train": train[self.kind], "epochs": self.epochs, "lr": self.lr, "batchnorm": "adapt"}],
             "optimizer": {"name": "adamw", "weight_decay": WEIGHT_DECAY},
-            "schedule": {"name": "cosine"},
+            "schedule": {"name": "cosine", "warmup": 0.0},
             "trainer": {"accelerator": "cpu", "devices": self.processes} if self.processes else {},
         }
 

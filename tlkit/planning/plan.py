@@ -163,7 +163,7 @@ def _make_plan(recipe: Recipe, folder: Path, import_s: float) -> Plan:
 
     trial = Trial(recipe, classifier, preprocessing, augmentation, shown, recipe.data.known_batch_size // devices, here.type)
     started = time.perf_counter() - began
-    specs = phase_specs(recipe, trained)
+    specs = phase_specs(recipe, trained, len(samples.of("train")) if samples else 0)
     phases = [plan_phase(trial, spec, spec.phase, timed=samples is not None) for spec in specs if isinstance(spec.phase, Phase)]
     to_solve = [spec.index for spec in specs if isinstance(spec.phase, SolvedPhase)]
     slowness = import_s / IMPORT_S
@@ -261,7 +261,7 @@ def steps_an_epoch(recipe: Recipe, images: int, devices: int) -> int:
 
 def plan_phase(trial: Trial, spec: PhaseSpec, phase: Phase, *, timed: bool) -> PhasePlan:
     """Try a phase on two batches for its memory, and on some more for its time."""
-    trial.classifier.train_only(spec.trained, phase.batchnorm)
+    trial.classifier.train_only(spec.trained, spec.batchnorm)
     check_batch_size(trial.classifier, trial.batch_size)
     rows, memory, seconds_per_image = _probed(trial, spec)
     timing = time_phase(trial, spec, seconds_per_image) if timed else None

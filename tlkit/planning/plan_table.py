@@ -103,7 +103,10 @@ def _facts(plan: Plan) -> Table:
 
 
 def _warmup(plan: Plan) -> str:
-    return f" with warm-up over {plan.recipe.schedule.warmup:.0%} of each phase" if plan.recipe.schedule.warmup else ""
+    shares = dict.fromkeys(plan.recipe.schedule.of_phase(phase.phase.train).warmup or 0.0 for phase in plan.phases)
+    if not any(shares):
+        return ""
+    return f" with warm-up over {max(shares):.0%} of each phase{' of more than the head' if 0.0 in shares else ''}"
 
 
 def _phase_tables(plan: Plan, phase: PhasePlan) -> list[Table]:

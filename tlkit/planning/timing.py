@@ -200,7 +200,7 @@ def _timed(trial: Trial, spec: PhaseSpec, data: ImageDataModule) -> Timing:
     recipe, phase = trial.recipe, trial.recipe.gradient_phases[spec.index].model_copy(update={"compile": False})
     learning = replace(Learning.of(recipe), schedule=Schedule(name="constant"))
     copied = deepcopy(trial.classifier)
-    copied.train_only(spec.trained, phase.batchnorm, phase.adapter)
+    copied.train_only(spec.trained, spec.batchnorm, phase.adapter)
     objective = build_objective(learning, copied, trial.samples)
     watch = Stopwatch()
     trainer = build_trial_trainer(recipe.trainer_of(phase), optimizer=recipe.optimizer, callbacks=[watch], max_epochs=EPOCHS)

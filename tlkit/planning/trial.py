@@ -64,7 +64,7 @@ def try_phase(
     # Compiling takes longer than a trial.
     phase = cast(Phase, spec.phase).model_copy(update={"compile": False})
     copied = deepcopy(classifier)
-    copied.train_only(spec.trained, phase.batchnorm, phase.adapter)
+    copied.train_only(spec.trained, spec.batchnorm, phase.adapter)
     learning = replace(learning, schedule=Schedule(name="constant"))
     module = build_module(copied, data, build_objective(learning, copied, data.samples), learning, phase)
     trainer = build_trial_trainer(spec.trainer, optimizer=learning.optimizer, callbacks=[callback], **limits)

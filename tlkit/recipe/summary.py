@@ -2,7 +2,7 @@
 
 from tlkit.recipe.explain import format_value
 from tlkit.recipe.fields.data import Data, FindBatchSize
-from tlkit.recipe.fields.learning import Mix
+from tlkit.recipe.fields.learning import Mix, Schedule
 from tlkit.recipe.fields.model import CLASSICAL_HEADS, Head
 from tlkit.recipe.fields.phases import SolvedPhase
 from tlkit.recipe.fields.search import Range
@@ -35,16 +35,20 @@ def recipe_summary(recipe: Recipe) -> str:
             rows.append((f"phases[{index}]", f"train head, solved by L-BFGS on the features, weight_decay {decay}"))
             continue
         settings = {key: getattr(phase, key) for key in ("backbone_lr", "layer_decay", "batchnorm", "precision")}
-        more = [f"{key} {value}" for key, value in settings.items() if value not in (None, "adapt")]
+        more = [f"{key} {value}" for key, value in settings.items() if value not in (None, "auto")]
         words = [f"train {_words(phase.train)}", counted(phase.epochs, "epoch"), f"lr {phase.lr}", *more]
         rows.append((f"phases[{index}]", ", ".join([*words, "compiled"] if phase.compile else words)))
     if recipe.wise_ft:
         rows.append(("wise_ft", "ships the blend of before and after fine-tuning that validates best"))
     optimizer, schedule, trainer = recipe.optimizer, recipe.schedule, recipe.trainer
-    rows.append(("optimizer", f"{optimizer.name}, weight_decay {optimizer.weight_decay}; {schedule.name} lr, warmup {schedule.warmup}"))
+    rows.append(("optimizer", f"{optimizer.name}, weight_decay {optimizer.weight_decay}; {schedule.name} lr{_warmup(schedule)}"))
     rows.append(("trainer", f"accelerator {trainer.accelerator}, devices {trainer.devices}, precision {trainer.precision}"))
     rows += [("search", f"{key}: {_range_words(values)}") for key, values in (recipe.search or {}).items()]
     return "\n".join(f"  {part:<11}{words}" for part, words in rows)
+
+
+def _warmup(schedule: Schedule) -> str:
+    return f", warmup {schedule.warmup}" if schedule.warmup is not None else ""
 
 
 def _range_words(values: Range) -> str:

@@ -110,7 +110,7 @@ def lr_factor(step: int, schedule: Schedule, steps: int) -> float:
     """
     if schedule.name == "one_cycle":
         return _one_cycle(step, steps)
-    warmup = round(schedule.warmup * steps)
+    warmup = round((schedule.warmup or 0.0) * steps)
     if step < warmup:
         return (step + 1) / warmup
     done = (step - warmup) / max(1, steps - warmup)

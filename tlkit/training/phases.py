@@ -139,7 +139,7 @@ def train_phase(training: Training, spec: PhaseSpec, phase: Phase) -> None:
     keep_start(training, spec)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(data.seed + spec.index)  # adapters begin with the same numbers on one process and on many
-        classifier.train_only(spec.trained, phase.batchnorm, phase.adapter)
+        classifier.train_only(spec.trained, spec.batchnorm, phase.adapter)
     training.checkpoints.set_trainable_names(classifier.changing)
     data.first_epoch = spec.epochs_before
     clock = Clock()
@@ -208,7 +208,7 @@ def build_module(
         classifier,
         objective,
         Scoring.of(data.samples),
-        Optimization(phase, learning.optimizer, learning.schedule),
+        Optimization(phase, learning.optimizer, learning.schedule.of_phase(phase.train)),
         normalize=data.preprocessing.normalizer(),
         suffix=suffix,
     )

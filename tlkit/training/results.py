@@ -181,7 +181,7 @@ def answers_from_cache(
     phase = best.phase
     if isinstance(phase, Phase) and best.trainer.precision != "32-true":
         return None  # the shipped model is measured in 32 bits
-    classifier.train_only(best.trained, phase.batchnorm if isinstance(phase, Phase) else "frozen")
+    classifier.train_only(best.trained, best.batchnorm)
     try:
         return ActivationCache(classifier, setup.data, setup.cache, device=device, precision="32-true", console=console).answers(images)
     except CacheUnavailable:

@@ -17,7 +17,7 @@ from tlkit.errors import Fault, RecipeError, TlkitError
 from tlkit.files import expanded
 from tlkit.models.backbones import check_backbone_name, pretrained_cfg
 from tlkit.models.classifier import Classifier, Origin
-from tlkit.models.freeze import trained_parameters
+from tlkit.models.freeze import NORMS_WITH_STATISTICS, trained_parameters
 from tlkit.models.heads import trained_head
 from tlkit.models.image_sizes import explained_image_size
 from tlkit.models.model_folder import check_can_ship
@@ -91,6 +91,8 @@ def prepare(recipe: Recipe, *, fold: int = 1, resumed: Path | None = None) -> Se
         augmentation = build_augmentation(recipe.augment, recipe.data.image_size, recipe.data.channels, margin=recipe.data.margin)
         trained = trainable_parameters(recipe.phases, classifier, recipe.model.backbone)
         check_compile(recipe.gradient_phases, recipe.model, classifier)
+    specs = phase_specs(recipe, trained, len(samples.of("train")))
+    notes += statistics_note(specs, classifier)
     data = ImageDataModule(
         samples,
         preprocessing,
@@ -107,11 +109,28 @@ def prepare(recipe: Recipe, *, fold: int = 1, resumed: Path | None = None) -> Se
         weights=weights,
         classifier=classifier,
         data=data,
-        phases=phase_specs(recipe, trained),
+        phases=specs,
         learning=Learning.of(recipe),
         cache=recipe.cache,
         devices=devices,
         notes=notes,
+    )
+
+
+def statistics_note(specs: Sequence[PhaseSpec], classifier: Classifier) -> list[str]:
+    """Return a line that says where `batchnorm: auto` keeps the statistics of layers that train; none where it doesn't."""
+    norms = {name for name, module in classifier.backbone.named_modules() if isinstance(module, NORMS_WITH_STATISTICS)}
+    phases = [
+        str(spec.number)
+        for spec in specs
+        if isinstance(spec.phase, Phase)
+        and (spec.phase.batchnorm, spec.batchnorm) == ("auto", "frozen")
+        and any(name.rpartition(".")[0] in norms for name in spec.trained)
+    ]
+    return (
+        [f"batch-norm keeps their statistics in phase {', '.join(phases)}, since images are few; `batchnorm: adapt` learns them"]
+        if phases
+        else []
     )
 
 

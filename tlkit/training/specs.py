@@ -5,9 +5,13 @@ from dataclasses import dataclass
 from typing import Self
 
 from tlkit.recipe.fields.learning import EarlyStopping, Ema, Loss, Mix, Optimizer, Schedule
-from tlkit.recipe.fields.phases import Dora, FromStage, Lora, Phase, SolvedPhase, Train
+from tlkit.recipe.fields.model import Model
+from tlkit.recipe.fields.phases import BatchNorm, Dora, FromStage, Lora, Phase, SolvedPhase, Train
 from tlkit.recipe.fields.trainer import Trainer
 from tlkit.recipe.schema import Imbalance, Recipe
+
+ENOUGH_FOR_STATISTICS = 20_000
+"""Training images from which `batchnorm: auto` adapts the statistics of pretrained weights, as `tlkit init` does."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +46,8 @@ class PhaseSpec:
     """One phase of a run.
 
     index: in the recipe's list of `count` phases. trained: the backbone's parameters that train besides the head.
-    trainer: with the phase's own precision and strategy. epochs_before: of earlier phases. epochs_left: its own, and those of later phases.
-    keeps_start: whether its initial weights are kept, to be blended with its final ones.
+    trainer: with the phase's own precision and strategy. batchnorm: what `auto` stands for. epochs_before: of earlier phases.
+    epochs_left: its own, and those of later phases. keeps_start: whether its initial weights are kept, to be blended.
     """
 
     index: int
@@ -51,6 +55,7 @@ class PhaseSpec:
     phase: Phase | SolvedPhase
     trained: frozenset[str]
     trainer: Trainer
+    batchnorm: BatchNorm = "frozen"
     epochs_before: int = 0
     epochs_left: int = 0
     keeps_start: bool = False
@@ -87,8 +92,11 @@ def phase_name(train: Train) -> str:
     return f"from {train.from_}" if isinstance(train, FromStage) else f"last {train.last}"
 
 
-def phase_specs(recipe: Recipe, trained: Sequence[frozenset[str]]) -> list[PhaseSpec]:
-    """Return the phases that are run. trained: for each phase of the recipe the backbone's parameters that train besides the head."""
+def phase_specs(recipe: Recipe, trained: Sequence[frozenset[str]], images: int) -> list[PhaseSpec]:
+    """Return the phases that are run.
+
+    trained: for each phase of the recipe the backbone's parameters that train besides the head. images: of the training split.
+    """
     epochs = {index: phase.epochs for index, phase in recipe.gradient_phases.items()}
     first_beyond_head = next((index for index, phase in recipe.gradient_phases.items() if phase.train != "head"), None)
     return [
@@ -98,9 +106,17 @@ def phase_specs(recipe: Recipe, trained: Sequence[frozenset[str]]) -> list[Phase
             phase=phase,
             trained=trained[index],
             trainer=recipe.trainer_of(phase) if isinstance(phase, Phase) else recipe.trainer,
+            batchnorm=batchnorm_of(phase, recipe.model, images) if isinstance(phase, Phase) else "frozen",
             epochs_before=sum(number for i, number in epochs.items() if i < index),
             epochs_left=sum(number for i, number in epochs.items() if i >= index),
             keeps_start=recipe.wise_ft and index == first_beyond_head,
         )
         for index, phase in recipe.run_phases.items()
     ]
+
+
+def batchnorm_of(phase: Phase, model: Model, images: int) -> BatchNorm:
+    """Return what `batchnorm` is for so many training images. Random weights have no statistics worth keeping."""
+    if phase.batchnorm != "auto":
+        return phase.batchnorm
+    return "adapt" if model.weights == "random" or images >= ENOUGH_FOR_STATISTICS else "frozen"

@@ -4,7 +4,10 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from tlkit.recipe.fields.phases import Train
 from tlkit.recipe.fields.strict import Strict, rule_broken
+
+DEFAULT_WARMUP = 0.1
 
 
 class Optimizer(Strict):
@@ -24,10 +27,22 @@ class Schedule(Strict):
     name: Literal["cosine", "constant", "linear", "step", "one_cycle", "plateau"] = Field(
         "cosine", description="how lr changes within a phase"
     )
-    warmup: float = Field(0.0, ge=0, lt=1, examples=[0.1], description="share of a phase's steps in which lr rises from zero")
+    warmup: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        examples=[0.05],
+        description="share of a phase's steps in which lr rises from zero; by default 0.1 where more than the head trains",
+    )
     factor: float = Field(0.1, gt=0, lt=1, examples=[0.5], description="for step and plateau: factor by which lr is multiplied")
     every: float = Field(0.34, gt=0, lt=1, examples=[0.5], description="for step: share of a phase between two drops")
     patience: int = Field(2, ge=0, examples=[3], description="for plateau: epochs without a lower validation loss before lr drops")
+
+    def of_phase(self, train: Train) -> Self:
+        """Return the schedule with the warm-up that a phase has by default, where none is given."""
+        if self.warmup is not None or train == "head" or self.name in ("one_cycle", "plateau"):
+            return self
+        return self.model_copy(update={"warmup": DEFAULT_WARMUP})
 
     @model_validator(mode="after")
     def _warmup_fits(self) -> Self:

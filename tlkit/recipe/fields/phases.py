@@ -64,7 +64,12 @@ class Phase(Strict):
     train: Train = Field(description="what trains; everything else is frozen: no gradients, eval mode")
     epochs: int = Field(ge=1, examples=[5], description="passes over the training split")
     lr: float = Field(gt=0, examples=[0.001], description="highest learning rate")
-    batchnorm: BatchNorm = Field("adapt", description="updates of the statistics of trained batch-norm layers; frozen ones never update")
+    batchnorm: Literal["auto", "frozen", "adapt"] = Field(
+        "auto",
+        examples=["frozen"],
+        description="statistics of trained batch-norm layers: frozen, as the weights came, or adapted to those of each batch;"
+        " auto freezes those of pretrained weights below 20,000 training images",
+    )
     backbone_lr: float | None = Field(None, gt=0, le=1, examples=[0.1], description="the backbone's lr as a share of the head's")
     layer_decay: float | None = Field(None, gt=0, le=1, examples=[0.75], description="factor on lr for every stage further from the head")
     precision: MasterPrecision | None = Field(None, description="precision; by default trainer.precision")

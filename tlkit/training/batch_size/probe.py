@@ -47,8 +47,10 @@ def main(recipe_file: str) -> None:
     samples = split_by_recipe(read_images(data, recipe.task), data, recipe.seed)
     devices, here = check_devices(recipe.trainer)
     trained = trainable_parameters(recipe.phases, build(data, model, samples, Weights("random"))[0], model.backbone)
-    spec = max((spec for spec in phase_specs(recipe, trained) if isinstance(spec.phase, Phase)), key=lambda spec: len(spec.trained))
-    print(json.dumps({"training_pictures": len(samples.of("train")), "devices": devices, "phase": spec.index}), flush=True)
+    images = len(samples.of("train"))
+    specs = [spec for spec in phase_specs(recipe, trained, images) if isinstance(spec.phase, Phase)]
+    spec = max(specs, key=lambda spec: len(spec.trained))
+    print(json.dumps({"training_pictures": images, "devices": devices, "phase": spec.index}), flush=True)
     if here.type == "cpu":
         limit_memory()
     for line in sys.stdin:
@@ -65,7 +67,7 @@ def two_steps(samples: Samples, images: int, *, data: Data, model: Model, learni
     """Run two steps, because the optimizer's own memory exists only after the first one. images: of a step."""
     classifier, preprocessing = build(data, model, samples, Weights("random"))
     phase = cast(Phase, spec.phase).model_copy(update={"compile": False})
-    classifier.train_only(spec.trained, phase.batchnorm, phase.adapter)
+    classifier.train_only(spec.trained, spec.batchnorm, phase.adapter)
     made = ImageDataModule(made_up(samples, 2 * images, data.channels), preprocessing, batch_size=images, workers=0)
     module = build_module(classifier, made, build_objective(learning, classifier, samples), learning, phase)
     callbacks = [moving_average(learning.ema)] if learning.ema else []
