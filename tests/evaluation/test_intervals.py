@@ -112,3 +112,17 @@ def test_intervals_of_many_labels_are_around_their_figures() -> None:
     assert found["exact_match"] == pytest.approx([wilson(1, 100)[0], 1])
     assert all(low < 1 == high for low, high in (found["accuracy"], found["mean_average_precision"], found["macro"]["f1"]))
     assert found["per_class"]["a"].keys() == {"precision", "recall", "f1", "average_precision"}
+
+
+def test_where_all_answers_are_right_groups_are_as_sure_as_so_many_images() -> None:
+    """60 images of 15 groups, which may all be alike: Wilson's interval of 15 of 15 has z = 1.96 as 15 / (15 + z^2) and 1."""
+    labels, groups = [0, 1, 2] * 20, [str(number) for number in range(15) for _ in range(4)]
+    low = 15 / (15 + 1.959963984540054**2)
+    found = multiclass_intervals(labels, labels, ["a", "b", "c"], groups)
+    for name in ("accuracy", "balanced_accuracy"):
+        assert found[name] == pytest.approx([low, 1])
+    assert found["macro"]["f1"] == pytest.approx([low, 1])
+    truth = np.eye(3)[labels]
+    several = multilabel_intervals(truth, truth, [0.5] * 3, ["a", "b", "c"], groups)
+    for name in ("accuracy", "exact_match", "mean_average_precision"):
+        assert several[name] == pytest.approx([low, 1]), name

@@ -82,18 +82,23 @@ class Units:
         """[3 K + extra]: of what was measured, without any drawing."""
         return np.asarray(self.times @ self.counts)
 
+    @property
+    def drawn(self) -> int:
+        """Return how many images, or groups, a resample draws."""
+        return int(self.times.sum())
+
     def resampled(self, of: Callable[[Floats], Floats]) -> Floats:
         """Return `of(sums [r, 3 K + extra])` of all resamples, [R, ..]."""
         return np.concatenate([of(weights @ self.counts) for weights in self.weights()])
 
     def weights(self) -> Iterator[Floats]:
         """Yield how often each unit is drawn, [r, U], some resamples at a time. Seeded: the same for the same counts."""
-        units, drawn = len(self.times), int(self.times.sum())
+        units = len(self.times)
         resamples = max(FEWEST_RESAMPLES, min(RESAMPLES, MOST_DRAWS // units))
         draws = np.random.default_rng(0)
         at_once = max(1, AT_ONCE // units)
         for start in range(0, resamples, at_once):
-            yield draws.multinomial(drawn, self.times / drawn, size=min(at_once, resamples - start)).astype(float)
+            yield draws.multinomial(self.drawn, self.times / self.drawn, size=min(at_once, resamples - start)).astype(float)
 
 
 def multiclass_intervals(predicted: Any, labels: Any, classes: Sequence[str], groups: Sequence[str] = ()) -> dict[str, Any]:
@@ -110,7 +115,7 @@ def multiclass_intervals(predicted: Any, labels: Any, classes: Sequence[str], gr
     even = (true > 0).sum() ** 2 / (1 / true[true > 0]).sum()  # images, if every class had as many
     accuracy, *means = (
         wilson(value, _effective(value, std, number))
-        for value, std, number in zip(point[:5], spread[:5], (len(labels), *4 * [even]), strict=True)
+        for value, std, number in zip(point[:5], spread[:5], (units.drawn, *4 * [min(even, units.drawn)]), strict=True)
     )
     if not groups:
         accuracy = wilson(point[0], len(labels))
@@ -130,12 +135,12 @@ def multilabel_intervals(
     probabilities, truth: [N, K]. groups: as for `multiclass_intervals`.
     """
     probabilities, truth = np.asarray(probabilities, float), np.asarray(truth).astype(bool)
-    (n, k), predicted = truth.shape, np.asarray(probabilities) > np.asarray(thresholds)
+    k, predicted = truth.shape[1], np.asarray(probabilities) > np.asarray(thresholds)
     units = _groups_of(_any_labels(predicted, truth), groups)
     figures = units.totals
     point = _multilabel(figures[None], figures)[0]
     spread = units.resampled(lambda sums: _multilabel(sums, figures)).std(0)
-    bounds = wilson(point[:5], _effective(point[:5], spread[:5], n))
+    bounds = wilson(point[:5], _effective(point[:5], spread[:5], units.drawn))
     per_class = _per_class(figures[: 3 * k].reshape(3, k), classes, spread[5:], _groups_with_class(units, k) if groups else None)
     precision = average_precision_intervals(probabilities, truth, groups)
     for row, found in zip(per_class.values(), precision[1:], strict=True):
@@ -262,7 +267,8 @@ def average_precision_intervals(probabilities: Floats, truth: NDArray[Any], grou
         influence = np.stack([np.bincount(number, of_images) for of_images in influence.T], 1)
     values, spread = np.append(points.mean(), points), np.sqrt((influence**2).sum(0))
     positives = truth[:, known].sum(0)
-    mean, *each = wilson(values, _effective(values, spread, np.append(positives.sum(), positives))).tolist()
+    numbers = np.minimum(np.append(positives.sum(), positives), len(influence))
+    mean, *each = wilson(values, _effective(values, spread, numbers)).tolist()
     return [mean, *(each.pop(0) if is_known else None for is_known in known)]
 
 
