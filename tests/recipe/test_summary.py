@@ -61,3 +61,15 @@ def test_the_summary_names_what_a_phase_does_otherwise_than_by_default() -> None
 
 def test_the_summary_names_head_and_pooling() -> None:
     assert "head svm, fitted by scikit-learn, pool max" in recipe_summary(load_recipe("quickstart", ["model.head={kind: svm, pool: max}"]))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "words"),
+    [
+        ("{name: cosine}", "cosine lr, warmup 0.1 beyond the head\n"),
+        ("{name: step, warmup: 0}", "step lr, warmup 0\n"),
+        ("{name: one_cycle}", "one_cycle lr\n"),
+    ],
+)
+def test_the_warm_up_is_there_also_where_the_recipe_names_none(schedule: str, words: str) -> None:
+    assert words in recipe_summary(load_recipe("quickstart", [f"schedule={schedule}"]))

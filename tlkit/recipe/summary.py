@@ -48,7 +48,9 @@ def recipe_summary(recipe: Recipe) -> str:
 
 
 def _warmup(schedule: Schedule) -> str:
-    return f", warmup {schedule.warmup}" if schedule.warmup is not None else ""
+    if schedule.warmup is not None:
+        return f", warmup {schedule.warmup:g}"
+    return f", warmup {share:g} beyond the head" if (share := schedule.of_phase("all").warmup) else ""
 
 
 def _range_words(values: Range) -> str:
