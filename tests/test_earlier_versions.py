@@ -88,6 +88,14 @@ def test_an_unfinished_run_does_not_go_on_with_another_recipe() -> None:
         tlkit.finetune(changed, out="unfinished", resume=True)
 
 
+@pytest.mark.usefixtures("place")
+def test_where_a_default_has_changed_since_the_runs_own_recipe_is_named() -> None:
+    today = tlkit.load_recipe("unfinished/recipe.yaml", ["phases[0].batchnorm=auto", "schedule.warmup=null"])
+    with pytest.raises(RunError) as raised:
+        tlkit.finetune(today, out="unfinished", resume=True)
+    assert "    schedule.warmup: 0.0 -> null\n  Resume with the recipe as it was, unfinished/recipe.yaml;" in str(raised.value)
+
+
 @pytest.mark.skipif("AVX" not in torch.backends.cpu.get_cpu_capability(), reason="torch draws other random weights without AVX2")
 def test_an_unfinished_run_goes_on(place: Path) -> None:
     run = tlkit.finetune("unfinished/recipe.yaml", out="unfinished", resume=True)

@@ -126,3 +126,16 @@ def test_where_all_answers_are_right_groups_are_as_sure_as_so_many_images() -> N
     several = multilabel_intervals(truth, truth, [0.5] * 3, ["a", "b", "c"], groups)
     for name in ("accuracy", "exact_match", "mean_average_precision"):
         assert several[name] == pytest.approx([low, 1]), name
+
+
+def test_where_all_answers_are_right_a_class_is_as_sure_as_its_own_groups() -> None:
+    """15 groups of four images, two of them with b: (1 + 1)^2 / (1 / 13 + 1 / 2) groups, if both classes had as many."""
+    groups = [str(number) for number in range(15) for _ in range(4)]
+    labels = [int(number >= 52) for number in range(60)]
+    even = 2**2 / (1 / 13 + 1 / 2)
+    found = multiclass_intervals(labels, labels, ["a", "b"], groups)
+    z2 = 1.959963984540054**2
+    assert found["balanced_accuracy"] == pytest.approx([even / (even + z2), 1])
+    truth = np.eye(2)[labels]
+    of_classes = average_precision_intervals(truth, truth > 0, groups)[1:]
+    assert [row[0] for row in of_classes if row] == pytest.approx([13 / (13 + z2), 2 / (2 + z2)])

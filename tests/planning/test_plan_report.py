@@ -31,9 +31,11 @@ def test_without_images_and_weights_the_plan_says_so_and_plans_on(there: Path) -
     plan = planned("data.source={folder: nowhere}", "model.weights={file: nowhere.safetensors}")
     assert (plan.samples, plan.steps, plan.phases[0].seconds, plan.classes) == (None, None, None, 10)
     said = texts(plan)
-    assert "warning: no images: steps and times are unknown, and 10 classes are assumed.\ndata.source.folder" in said
+    assert "warning: no images: steps and times are unknown, and 10 classes are assumed; batch-norm is planned as below 20,000" in said
+    assert " training images.\ndata.source.folder" in said
     assert "warning: no weights: planned with random ones of the same shape.\nmodel.weights.file = 'nowhere.safetensors'" in said
     assert plan.phases[0].trained == count(create_backbone("test_resnet", 32)) + 10 * (plan.phases[0].rows[-1].parameters // 10)
+    assert "10 classes are assumed.\ndata.source.folder" in texts(planned("data.source={folder: nowhere}"))  # random weights adapt
 
 
 def test_a_sound_plan_has_nothing_to_say_but_its_size(plan: Plan, there: Path) -> None:

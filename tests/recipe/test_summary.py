@@ -73,3 +73,8 @@ def test_the_summary_names_head_and_pooling() -> None:
 )
 def test_the_warm_up_is_there_also_where_the_recipe_names_none(schedule: str, words: str) -> None:
     assert words in recipe_summary(load_recipe("quickstart", [f"schedule={schedule}"]))
+
+
+def test_a_head_alone_is_not_said_to_warm_up() -> None:
+    head = "phases=[{train: head, epochs: 2, lr: 3e-3}]"
+    assert "; cosine lr\n" in recipe_summary(load_recipe("quickstart", ["schedule={name: cosine}", head]))

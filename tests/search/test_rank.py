@@ -22,6 +22,7 @@ from tests.shades import draw_shades
 from tlkit.cli import main
 from tlkit.data.samples import Sample, Samples
 from tlkit.evaluation.intervals import wilson_interval
+from tlkit.files import write_csv
 from tlkit.models.catalog import published
 from tlkit.recipe.load import load_recipe
 from tlkit.search.rank import FOLDS, Candidate, Ranked, candidates_of, score_features, variant, with_pareto
@@ -86,6 +87,26 @@ def test_what_was_measured_is_not_measured_again(
     assert rows(workplace) == before  # images per second too
     kept = json.loads((workplace / "ranked/candidates/lenet5@random.json").read_text())
     assert kept["row"]["n"] == 30
+
+
+@pytest.mark.parametrize("column", ["label", "group"])
+def test_images_with_another_label_or_group_are_measured_again(
+    workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], column: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TLKIT_CACHE", str(workplace / "cache"))
+    draw_shades(Path("photos"))
+    Path("recipe.yaml").write_text(RECIPE.replace("folder: photos", "csv: photos.csv").replace(", test: 0.25", ""))
+    table = [
+        {"path": str(path), "label": path.parent.name, "group": path.stem, "split": "train" if path.stem < "15" else "val"}
+        for path in sorted(Path("photos").rglob("*.png"))
+    ]
+    for changed in (False, True):
+        if changed:
+            table[0][column], table[34][column] = table[34][column], table[0][column]  # both of train
+        write_csv(Path("photos.csv"), list(table[0]), table)
+        assert main(["rank", "recipe.yaml", "--backbones", "lenet5@random", "--out", "ranked", "--offline"]) == 0
+    assert "was measured before" not in capsys.readouterr().err
 
 
 def test_the_speed_is_measured_again_on_request_alone(

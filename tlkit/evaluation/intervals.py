@@ -111,8 +111,9 @@ def multiclass_intervals(predicted: Any, labels: Any, classes: Sequence[str], gr
     figures = units.totals
     point = _multiclass(figures[None], figures)[0]
     spread = units.resampled(lambda sums: _multiclass(sums, figures)).std(0)
-    true = figures[2 * k :]
-    even = (true > 0).sum() ** 2 / (1 / true[true > 0]).sum()  # images, if every class had as many
+    of_groups = _groups_with_class(units, k) if groups else None
+    true = figures[2 * k :] if of_groups is None else of_groups[1]
+    even = (true > 0).sum() ** 2 / (1 / true[true > 0]).sum()  # images or groups, if every class had as many
     accuracy, *means = (
         wilson(value, _effective(value, std, number))
         for value, std, number in zip(point[:5], spread[:5], (units.drawn, *4 * [min(even, units.drawn)]), strict=True)
@@ -123,7 +124,7 @@ def multiclass_intervals(predicted: Any, labels: Any, classes: Sequence[str], gr
         "accuracy": accuracy.tolist(),
         "balanced_accuracy": means[0].tolist(),
         "macro": dict(zip(("precision", "recall", "f1"), (bounds.tolist() for bounds in means[1:]), strict=True)),
-        "per_class": _per_class(figures[: 3 * k].reshape(3, k), classes, spread[5:], _groups_with_class(units, k) if groups else None),
+        "per_class": _per_class(figures[: 3 * k].reshape(3, k), classes, spread[5:], of_groups),
     }
 
 
@@ -262,12 +263,12 @@ def average_precision_intervals(probabilities: Floats, truth: NDArray[Any], grou
     found = [_average_precision(scores, right) for scores, right in zip(probabilities[:, known].T, truth[:, known].T, strict=True)]
     points, influence = np.array([point for point, _ in found]), np.column_stack([of_images for _, of_images in found])
     influence = np.column_stack([influence.mean(1), influence])
+    positives: NDArray[Any] = truth[:, known].astype(float)
     if groups:
         number = np.unique(np.asarray(groups), return_inverse=True)[1]
-        influence = np.stack([np.bincount(number, of_images) for of_images in influence.T], 1)
+        influence, positives = (np.stack([np.bincount(number, of_images) for of_images in each.T], 1) for each in (influence, positives))
     values, spread = np.append(points.mean(), points), np.sqrt((influence**2).sum(0))
-    positives = truth[:, known].sum(0)
-    numbers = np.minimum(np.append(positives.sum(), positives), len(influence))
+    numbers = np.append(positives.any(1).sum(), (positives > 0).sum(0))  # images, or groups, that have a class
     mean, *each = wilson(values, _effective(values, spread, numbers)).tolist()
     return [mean, *(each.pop(0) if is_known else None for is_known in known)]
 

@@ -15,6 +15,7 @@ from tlkit.planning.plan import ASSUMED_CLASSES, PhasePlan, Plan, batches_an_epo
 from tlkit.recipe.schema import Recipe
 from tlkit.recipe.summary import recipe_notes, recipe_warnings
 from tlkit.terminal import counted
+from tlkit.training.specs import ENOUGH_FOR_STATISTICS
 
 FEW_IMAGES = 10
 FAR = 2
@@ -50,9 +51,16 @@ def _dense_layers(recipe: Recipe) -> Iterator[str]:
 
 def _missing(plan: Plan) -> Iterator[str]:
     if plan.no_images:
-        yield f"no images: steps and times are unknown, and {ASSUMED_CLASSES} classes are assumed.\n{plan.no_images}"
+        statistics = f"; batch-norm is planned as below {ENOUGH_FOR_STATISTICS:,} training images" if _keeps_statistics(plan) else ""
+        yield f"no images: steps and times are unknown, and {ASSUMED_CLASSES} classes are assumed{statistics}.\n{plan.no_images}"
     if plan.no_weights:
         yield f"no weights: planned with random ones of the same shape.\n{plan.no_weights}"
+
+
+def _keeps_statistics(plan: Plan) -> bool:
+    """Return whether `batchnorm: auto` holds the statistics of layers that train."""
+    phases = [phase for phase in plan.phases if phase.phase.batchnorm == "auto"]
+    return any(row.trained and row.batchnorm == "held" for phase in phases for row in phase.rows)
 
 
 def _memory(plan: Plan) -> Iterator[str]:

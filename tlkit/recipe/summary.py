@@ -2,7 +2,7 @@
 
 from tlkit.recipe.explain import format_value
 from tlkit.recipe.fields.data import Data, FindBatchSize
-from tlkit.recipe.fields.learning import Mix, Schedule
+from tlkit.recipe.fields.learning import Mix
 from tlkit.recipe.fields.model import CLASSICAL_HEADS, Head
 from tlkit.recipe.fields.phases import SolvedPhase
 from tlkit.recipe.fields.search import Range
@@ -41,16 +41,17 @@ def recipe_summary(recipe: Recipe) -> str:
     if recipe.wise_ft:
         rows.append(("wise_ft", "ships the blend of before and after fine-tuning that validates best"))
     optimizer, schedule, trainer = recipe.optimizer, recipe.schedule, recipe.trainer
-    rows.append(("optimizer", f"{optimizer.name}, weight_decay {optimizer.weight_decay}; {schedule.name} lr{_warmup(schedule)}"))
+    rows.append(("optimizer", f"{optimizer.name}, weight_decay {optimizer.weight_decay}; {schedule.name} lr{_warmup(recipe)}"))
     rows.append(("trainer", f"accelerator {trainer.accelerator}, devices {trainer.devices}, precision {trainer.precision}"))
     rows += [("search", f"{key}: {_range_words(values)}") for key, values in (recipe.search or {}).items()]
     return "\n".join(f"  {part:<11}{words}" for part, words in rows)
 
 
-def _warmup(schedule: Schedule) -> str:
-    if schedule.warmup is not None:
-        return f", warmup {schedule.warmup:g}"
-    return f", warmup {share:g} beyond the head" if (share := schedule.of_phase("all").warmup) else ""
+def _warmup(recipe: Recipe) -> str:
+    if recipe.schedule.warmup is not None:
+        return f", warmup {recipe.schedule.warmup:g}"
+    shares = {recipe.schedule.of_phase(phase.train).warmup or 0.0 for phase in recipe.gradient_phases.values()}
+    return f", warmup {max(shares):g} beyond the head" if any(shares) else ""
 
 
 def _range_words(values: Range) -> str:

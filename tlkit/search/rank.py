@@ -200,7 +200,7 @@ def _measured(recipe: Recipe, wanted: tuple[Candidate, Measuring], out: Path, co
         primary_metric_of(setup.samples),
         recipe_yaml(recipe),
         str(setup.weights.sha256),
-        *(setup.data.hashes[sample.id] for sample in _used(setup.samples)),
+        *(f"{setup.data.hashes[sample.id]} {sample.labels} {sample.group}" for sample in _used(setup.samples)),
     )
     key = sha256("\n".join(parts).encode("utf-8", "surrogateescape")).hexdigest()
     file = out / "candidates" / f"{candidate.name.replace('/', '_')}.json"

@@ -85,6 +85,8 @@ class PhaseModule(LightningModule):
     ) -> Self:
         """Freeze what doesn't train, and make a module for any Trainer.
 
+        Batch-norm layers that train take the statistics of each batch, and there is no warm-up.
+
         Args:
             classifier: With its preprocessing, as `create_classifier` and `load_model` give it. Each image has one label.
             train: What trains, as in a recipe: head, all, norm, bias, `{"from": STAGE}`, `{"last": N}`, `{"lora": {"rank": R}}` or `dora`.

@@ -62,7 +62,7 @@ def recipe_as_begun(run: Path, recipe: Recipe) -> Recipe:
         reported = "\n".join(lines)
         raise RunError(
             f"{run} began with another recipe (was -> is):\n{reported}\n"
-            f"  Resume with the recipe as it was; {', '.join(MAY_CHANGE)} may change.\n"
+            f"  Resume with the recipe as it was, {run / RECIPE_FILE}; {', '.join(MAY_CHANGE)} may change.\n"
             "  Or start again in another --out, by --init-from with the weights of a finished run."
         )
     return recipe
