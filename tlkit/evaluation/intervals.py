@@ -263,10 +263,12 @@ def average_precision_intervals(probabilities: Floats, truth: NDArray[Any], grou
     found = [_average_precision(scores, right) for scores, right in zip(probabilities[:, known].T, truth[:, known].T, strict=True)]
     points, influence = np.array([point for point, _ in found]), np.column_stack([of_images for _, of_images in found])
     influence = np.column_stack([influence.mean(1), influence])
-    positives: NDArray[Any] = truth[:, known].astype(float)
+    positives = truth[:, known].astype(float)
     if groups:
         number = np.unique(np.asarray(groups), return_inverse=True)[1]
-        influence, positives = (np.stack([np.bincount(number, of_images) for of_images in each.T], 1) for each in (influence, positives))
+        influence, positives = (
+            np.stack([np.bincount(number, of_images) for of_images in each.T], 1).astype(float) for each in (influence, positives)
+        )
     values, spread = np.append(points.mean(), points), np.sqrt((influence**2).sum(0))
     numbers = np.append(positives.any(1).sum(), (positives > 0).sum(0))  # images, or groups, that have a class
     mean, *each = wilson(values, _effective(values, spread, numbers)).tolist()
