@@ -105,6 +105,14 @@ def a_single_run() -> None:
     shutil.copytree(BEFORE / "run", "c")
 
 
+def nothing() -> None:
+    pass
+
+
+def a_cross_validation() -> None:
+    shutil.copytree(BEFORE / "run", "c/fold_1")
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -113,6 +121,8 @@ def a_single_run() -> None:
         (another_metric, "different primary metrics: a by accuracy, c by balanced accuracy"),
         (other_test_images, "a/seed_1 and c/seed_1 were tested on different images: 12 and 11, of which 11 images in both."),
         (figures_of_two_seeds, "c/metrics.json can't be read: over_seeds has 2 seeds, and the folder 3"),
+        (nothing, "c does not exist.\n"),
+        (a_cross_validation, "c is a cross-validation: each fold has its own run folder.\n  Name one of them: c/fold_1."),
         (a_single_run, "a is a run of several seeds, and c is not: they can't be compared.\n  Name a and another run of --seeds"),
     ],
 )

@@ -2,8 +2,8 @@
 
     python -m tlkit.bench.adapters
 
-prints the table of docs/experiments.md; every row is a process of its own. The last row of a backbone has the activation cache: its losses
-are to be those without. Needs the extra `adapters` and, for the peak memory, Linux.
+prints what docs/experiments.md has measured, and the training losses; every row is a process of its own. The last row of a backbone
+has the activation cache: its losses are to be those without. Needs the extra `adapters` and, for the peak memory, Linux.
 """
 
 import json

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from tlkit.data.splits.manifest import check_run_folder
 from tlkit.data.splits.run_source import inner_runs
 from tlkit.errors import RunError, as_written
 from tlkit.evaluation.run_metrics import read_metrics
@@ -89,10 +90,11 @@ class ComparedRecipes:
 
 
 def are_seeds(runs: Sequence[Path]) -> bool:
-    """Return whether the runs are all of several seeds. Raises RunError if only some are."""
+    """Return whether the runs are all of several seeds. Raises RunError if only some are, or one is no run."""
     several = [bool(found) and found[0].name.startswith("seed_") for found in map(inner_runs, runs)]
     if any(several) and not all(several):
         one, other = runs[several.index(True)], runs[several.index(False)]
+        check_run_folder(other)
         fix = f"Name {one} and another run of --seeds, or one of its seeds, {inner_runs(one)[0]}, and {other}."
         raise RunError(f"{one} is a run of several seeds, and {other} is not: they can't be compared.\n  {fix}")
     return all(several)
