@@ -72,12 +72,12 @@ class Recorded(Sweep):
 
 def test_groups_keep_the_ratio_of_their_rates(there: None) -> None:
     things = ready()
-    sweep = Recorded(0.01, 3, lambda steps: None)
-    limits = {"max_steps": 2, "max_epochs": -1, "limit_val_batches": 0}
+    sweep = Recorded(0.01, 41, lambda steps: None)
+    limits = {"max_steps": 21, "max_epochs": -1, "limit_val_batches": 0}  # of which a warm-up would take two
     try_phase(things.classifier, things.data, things.learning, things.phases[0], callback=sweep, **limits)
-    # The second of three steps is half-way between 1e-7 and 10 on the logarithm's scale: 1e-3. layer_decay is 0.5, a stage a step.
+    # The 21st of 41 steps is half-way between 1e-7 and 10 on the logarithm's scale: 1e-3. layer_decay is 0.5, a stage a step.
     stages = [stage.name for stage in reversed(things.classifier.stages)]
-    assert sweep.lrs == pytest.approx([1e-7, 1e-3])
+    assert (sweep.lrs[0], sweep.lrs[20]) == pytest.approx((1e-7, 1e-3))
     assert {name: sweep.used[name] for name in ("head", *stages)} == pytest.approx(
         {"head": 1e-3, **{name: 1e-3 * 0.5**below for below, name in enumerate(stages, 1)}}
     )

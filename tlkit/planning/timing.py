@@ -198,7 +198,7 @@ def _module(trial: Trial, samples: Samples, images: int) -> ImageDataModule:
 
 def _timed(trial: Trial, spec: PhaseSpec, data: ImageDataModule) -> Timing:
     recipe, phase = trial.recipe, trial.recipe.gradient_phases[spec.index].model_copy(update={"compile": False})
-    learning = replace(Learning.of(recipe), schedule=Schedule(name="constant"))
+    learning = replace(Learning.of(recipe), schedule=Schedule(name="constant", warmup=0.0))
     copied = deepcopy(trial.classifier)
     copied.train_only(spec.trained, spec.batchnorm, phase.adapter)
     objective = build_objective(learning, copied, trial.samples)

@@ -65,7 +65,7 @@ def try_phase(
     phase = cast(Phase, spec.phase).model_copy(update={"compile": False})
     copied = deepcopy(classifier)
     copied.train_only(spec.trained, spec.batchnorm, phase.adapter)
-    learning = replace(learning, schedule=Schedule(name="constant"))
+    learning = replace(learning, schedule=Schedule(name="constant", warmup=0.0))
     module = build_module(copied, data, build_objective(learning, copied, data.samples), learning, phase)
     trainer = build_trial_trainer(spec.trainer, optimizer=learning.optimizer, callbacks=[callback], **limits)
     fit_unsaved(trainer, module, data)
