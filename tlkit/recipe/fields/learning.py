@@ -32,7 +32,8 @@ class Schedule(Strict):
         ge=0,
         lt=1,
         examples=[0.05],
-        description="share of a phase's steps in which lr rises from zero; by default 0.1 where more than the head trains",
+        description="share of a phase's steps in which lr rises from zero; by default 0.1 where more than the head trains,"
+        " but not for one_cycle and plateau",
     )
     factor: float = Field(0.1, gt=0, lt=1, examples=[0.5], description="for step and plateau: factor by which lr is multiplied")
     every: float = Field(0.34, gt=0, lt=1, examples=[0.5], description="for step: share of a phase between two drops")
