@@ -2,13 +2,20 @@
 
 from pathlib import Path
 
+from tlkit.recipe.fields.phases import Phase
 from tlkit.search.choices import BACKBONES, LAYER_DECAY, SIZES, STEPS, WAYS
+from tlkit.training.specs import ENOUGH_FOR_STATISTICS
 
 DOCS = Path(__file__).parents[2] / "docs"
 
 
 def test_docs_have_the_table_that_is_used() -> None:
     assert choices_table() in (DOCS / "choosing.md").read_text(encoding="utf-8")
+
+
+def test_auto_keeps_statistics_below_as_many_images_as_init_does_and_its_description_says() -> None:
+    assert max(way.below for way in WAYS if way.batchnorm == "frozen") == ENOUGH_FOR_STATISTICS
+    assert f"below {ENOUGH_FOR_STATISTICS:,} training images" in str(Phase.model_fields["batchnorm"].description)
 
 
 def choices_table() -> str:
