@@ -173,7 +173,7 @@ def rank(recipe_file: str, overrides: Sequence[str], candidates: Sequence[Candid
             hint = "\n  In --backbones, weights are written as NAME@random or NAME@FILE." if isinstance(error, WeightsError) else ""
             LOG.warning("%s is left out: %s%s", candidate.name, error, hint)
             rows.append(Ranked(candidate.name, note=str(error).splitlines()[0]))
-    rows = with_pareto(sorted(rows, key=lambda row: (row.score or -1, row.logme or 0), reverse=True))
+    rows = with_pareto(sorted(rows, key=lambda row: (-1 if row.score is None else row.score, row.logme or 0), reverse=True))
     table = [_cells(row, rows[0].metric) for row in rows]
     write_csv(out / "rank.csv", list(table[0]), table)
     if any(row.score is not None for row in rows):
