@@ -1,6 +1,7 @@
 """The bench of adapters: a real phase, whose parameters are counted by hand and whose losses don't depend on the cache."""
 
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -10,10 +11,14 @@ from tlkit.bench.adapters import measure
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of the resident memory is read from /proc")
-def test_adapters_are_counted_merged_and_cached() -> None:
-    live, cached = (measure("test_vit", way) for way in ("lora", "lora, cached"))
-    # timm's test_vit: 64 values wide, 6 blocks with layers of 64 to 192, 64 to 64, 64 to 192 and 192 to 64; the head from 64 to 10.
-    assert live.parameters == 6 * 8 * ((64 + 192) + (64 + 64) + (64 + 192) + (192 + 64)) + 64 * 10 + 10
-    assert live.merging < 1e-5 < live.largest_logit
+def test_adapters_are_counted_merged_and_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TLKIT_CACHE", str(tmp_path))
+    live = measure("vit_tiny_patch16_224", "lora")
+    assert not (tmp_path / "activations").exists()
+    cached = measure("vit_tiny_patch16_224", "lora, cached")
+    assert (tmp_path / "activations").is_dir()
     assert live.losses == cached.losses
+    # 192 values wide, 12 blocks with layers of 192 to 576, 192 to 192, 192 to 768 and 768 to 192; the head from 192 to 10.
+    assert live.parameters == 12 * 8 * ((192 + 576) + (192 + 192) + (192 + 768) + (768 + 192)) + 192 * 10 + 10
+    assert live.merging < 1e-5 < live.largest_logit
     assert live.peak_bytes > 0

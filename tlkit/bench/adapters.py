@@ -20,6 +20,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from tlkit.data.progress import progress_console
+from tlkit.data.splits.holdout import hash_images
 from tlkit.recipe.load import load_recipe
 from tlkit.training.context import RunContext
 from tlkit.training.distributed.signals import current_stop
@@ -74,6 +75,7 @@ def measure(backbone: str, way: str) -> Measured:
     phases = f"phases=[{{train: {WAYS[way]}, epochs: 2, lr: 1e-3}}]"
     recipe = load_recipe("quickstart", [*SETTINGS, model, phases, f"cache.use={str('cached' in way).lower()}"])
     setup = prepare(recipe)
+    setup.data.hashes = hash_images(setup.samples)
     found = Measured()
     with TemporaryDirectory(prefix="tlkit-adapters-") as folder:
         context = RunContext(Path(folder), progress_console(), current_stop(), perf_counter(), callbacks=(found,))
