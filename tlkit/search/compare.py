@@ -39,7 +39,7 @@ TESTS = {
 }
 
 
-def verdict_of(difference: float, p: float, among: str) -> str:
+def result_in_words(difference: float, p: float, among: str) -> str:
     """Return a result in words. among: what the figures are of, `at n=1,000`."""
     p_label = f"p={p:.2g}" if p >= 0.001 else "p<0.001"
     if p >= SIGNIFICANT:
@@ -72,7 +72,7 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        return verdict_of(self.difference, self.p, f"at n={self.n:,}")
+        return result_in_words(self.difference, self.p, f"at n={self.n:,}")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from tlkit.errors import RunError, as_written
 from tlkit.evaluation.run_metrics import read_metrics
 from tlkit.recipe.differences import recipe_differences
 from tlkit.recipe.load import load_recipe
-from tlkit.search.compare import Split, check_same_images, common_metric, held_out, verdict_of
+from tlkit.search.compare import Split, check_same_images, common_metric, held_out, result_in_words
 from tlkit.search.paired import holm
 from tlkit.terminal import counted
 
@@ -43,7 +43,7 @@ class RecipeComparison:
 
     @property
     def verdict(self) -> str:
-        return verdict_of(self.difference, self.p, f"over {counted(len(self.differences), 'seed')}")
+        return result_in_words(self.difference, self.p, f"over {counted(len(self.differences), 'seed')}")
 
 
 @dataclass(frozen=True)
