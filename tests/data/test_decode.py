@@ -1,4 +1,8 @@
+import gc
 import io
+import random
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -7,7 +11,7 @@ import pytest
 from PIL import ExifTags, Image, JpegImagePlugin
 
 from tests.data.made_images import BLUE, GREEN, RED, WHITE, array, pixels, saved
-from tlkit.data.decode import MAX_PIXELS, Decoding, decode, decoded_size, header, range_of_16bit
+from tlkit.data.decode import MAX_PIXELS, Decoding, decode, decoded_size, header, image_size, range_of_16bit
 from tlkit.data.quality.value_range import range_warning
 from tlkit.errors import DataError
 from tlkit.recipe.fields.data import Data
@@ -280,3 +284,26 @@ def test_the_range_that_fits_16_bit_images_is_named(tmp_path: Path) -> None:
     assert "data.range_16bit=[0, 4095] fits." in warning  # 2 ** 12 - 1
     assert range_warning(files, Data(source=source, range_16bit=(0, 4095))) == ""
     assert range_warning([eight], Data(source=source)) == ""
+
+
+def test_threads_read_npy_files_at_the_same_time(tmp_path: Path) -> None:
+    """Before Python 3.13 `ast.parse` fails where another thread parses in the midst of it, as happens where the collection of garbage,
+    here at random times, runs Python.
+    """
+    np.save(tmp_path / "image.npy", np.zeros((30, 40, 3), np.uint8))
+    times = random.Random(0)
+
+    def other_threads_run(phase: str, info: dict[str, int]) -> None:
+        gc.set_threshold(times.randint(2, 100))
+        time.sleep(1e-6)
+
+    before = gc.get_threshold()
+    gc.callbacks.append(other_threads_run)
+    gc.set_threshold(2)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            sizes = list(pool.map(image_size, [tmp_path / "image.npy"] * 3000))
+    finally:
+        gc.callbacks.remove(other_threads_run)
+        gc.set_threshold(*before)
+    assert sizes == [(40, 30)] * 3000

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +25,7 @@ _TRIED_FIRST = frozenset({"JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "AVIF"})
 _NOT_DECODED = frozenset({"EPS", "WMF", "MPEG", "HDF5", "GRIB", "BUFR"})
 # Pixels of one image: twice Pillow's warning limit, beyond which Pillow itself refuses; half a gigabyte as RGB.
 MAX_PIXELS = 178_956_970
+_PARSES_HEADER = Lock()
 WHITE = (255, 255, 255)
 # Pixels that are laid over a background at once: a large image as a whole would take 40 bytes a pixel on the way.
 _AT_ONCE = 1 << 18
@@ -171,7 +173,7 @@ def image_size(image: ImageSource) -> tuple[int, int]:
         if isinstance(image, Path):
             _check_is_file(image)
             if image.suffix.lower() == ".npy":
-                height, width = np.lib.format.open_memmap(image, mode="r").shape[:2]
+                height, width = open_npy(image).shape[:2]
                 return width, height
             with image.open("rb") as file, Image.open(file, formats=image_formats()) as opened:
                 return opened.size
@@ -187,7 +189,7 @@ def range_of_16bit(image: ImageSource, max_pixels: int = MAX_PIXELS) -> tuple[in
         if isinstance(image, Path):
             _check_is_file(image)
             if image.suffix.lower() == ".npy":
-                return _range(np.lib.format.open_memmap(image, mode="r"))
+                return _range(open_npy(image))
             with image.open("rb") as file, Image.open(file, formats=image_formats()) as opened:
                 return _range(_values_16bit(opened, max_pixels))
         given = image()
@@ -254,11 +256,19 @@ def _bands(image: Image.Image, channels: int) -> NDArray[np.uint8]:
     return np.array(image)
 
 
+def open_npy(file: Path) -> NDArray[Any]:
+    """Map a file by numpy.save, as numpy does: one that holds Python objects, and so a pickle, is refused. Threads take turns: NumPy
+    parses the header with `ast`, which before Python 3.13 counts the depth of all threads in one place and fails where two parse at once
+    (https://github.com/python/cpython/issues/106905).
+    """
+    with _PARSES_HEADER:
+        return np.lib.format.open_memmap(file, mode="r")
+
+
 def _from_npy(file: Path, how: Decoding) -> NDArray[np.uint8]:
     """Read a file by numpy.save: [H, W, channels], or [H, W] for one channel."""
     # Mapped, so that a header that promises too much is refused before anything is read.
-    pixels = np.lib.format.open_memmap(file, mode="r")  # which refuses Python objects, and so pickles
-    return _from_numbers(pixels, how)
+    return _from_numbers(open_npy(file), how)
 
 
 def _from_numbers(pixels: NDArray[Any], how: Decoding) -> NDArray[np.uint8]:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
+from tlkit.data.decode import open_npy
 from tlkit.data.samples import Samples
 from tlkit.data.sources.arrays import ArrayPart, ImageArray, array_samples, check_images, check_labels
 from tlkit.data.sources.kind import LocalFiles, ReadOptions, SourceKind, named_files
@@ -79,7 +80,7 @@ def read_npz(file: Path, name: str) -> NDArray[Any]:
 def map_npy(file: Path) -> NDArray[Any]:
     """Map an array from its file. Raises DataError if it is no whole .npy file, or holds Python objects."""
     try:
-        return npy_format.open_memmap(file, mode="r")
+        return open_npy(file)
     except (*_DAMAGED, OSError) as error:
         raise _unreadable(str(file), error) from error
 
