@@ -11,6 +11,8 @@ import pytest
 from tests import warm
 from tlkit.recipe.load import load_recipe
 from tlkit.training.batch_size.find import largest_that_fits, rounded, with_batch_size
+from tlkit.training.batch_size.probe import largest_phases
+from tlkit.training.specs import phase_specs
 
 
 @pytest.mark.parametrize("room", [*range(40), 63, 64, 100, 1000])
@@ -36,6 +38,14 @@ def test_kernels_get_multiples_of_eight() -> None:
 def test_a_number_stays_as_it_is() -> None:
     recipe = load_recipe("quickstart", ["data.batch_size=48"])
     assert with_batch_size(recipe) is recipe
+
+
+def test_the_phase_with_the_most_and_that_of_each_precision_and_adapter_are_tried() -> None:
+    trains = ("train: head", "train: {lora: {rank: 4}}", "train: all", "train: {last: 1}, precision: bf16-mixed", "train: {last: 2}")
+    phases = f"phases=[{', '.join(f'{{{train}, epochs: 1, lr: 1e-3}}' for train in trains)}]"
+    recipe = load_recipe("quickstart", ["model={backbone: test_vit, weights: random}", phases])
+    trained = [frozenset(map(str, range(number))) for number in (0, 3, 9, 2, 4)]
+    assert [spec.number for spec in largest_phases(phase_specs(recipe, trained, images=100))] == [2, 3, 4]
 
 
 def limit_memory(left: int) -> None:

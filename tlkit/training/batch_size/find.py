@@ -1,4 +1,4 @@
-"""`data.batch_size: {find: 0.8}`: a share of the largest batch that fits in the largest phase, found by trial."""
+"""`data.batch_size: {find: 0.8}`: a share of the largest batch that fits in every phase, found by trial."""
 
 import json
 import logging
@@ -35,7 +35,7 @@ PRECISION = 1.125
 def with_batch_size(recipe: Recipe) -> Recipe:
     """Return the recipe with a number for `data.batch_size`, logged; unchanged if it has a number already.
 
-    A step of the largest phase is tried, forward and backward with its optimizer, in another process: where memory ends, that one ends.
+    A step of the largest phases is tried, forward and backward with its optimizer, in another process: where memory ends, that one ends.
     Raises DeviceError if not even two images fit, and RecipeError where the processes of other devices were started from outside.
     """
     wanted = recipe.data.batch_size
@@ -55,7 +55,7 @@ def with_batch_size(recipe: Recipe) -> Recipe:
 
 
 def largest_batch(recipe: str, *, most: int) -> int:
-    """Return the most images over all devices, up to `most`, with which a step of the largest phase fits; 0 if two a device don't."""
+    """Return the most images over all devices, up to `most`, with which a step of every phase fits; 0 if two a device don't."""
     with _Prober(recipe) as prober:
         return prober.devices * rounded(largest_that_fits(prober.fits, most // prober.devices))
 
@@ -76,7 +76,8 @@ def _find(recipe: str, wanted: FindBatchSize) -> int:
         if largest < round(most / wanted.find)
         else f"an epoch keeps {STEPS_AN_EPOCH} steps"
     )
-    LOG.info("data.batch_size: %d. %s%s; phase %d is the largest", found, bound[0].upper(), bound[1:], prober.phase + 1)
+    tried = " and ".join(f"phase {number}" for number in prober.phases)
+    LOG.info("data.batch_size: %d. %s%s; tried in %s", found, bound[0].upper(), bound[1:], tried)
     return found
 
 
@@ -108,7 +109,7 @@ class _Prober:
 
     training_images: int
     devices: int
-    phase: int
+    phases: list[int]
 
     def __init__(self, recipe: str) -> None:
         self._recipe = recipe
@@ -140,7 +141,7 @@ class _Prober:
         if not facts:
             said = errors.read_text(encoding="utf-8").strip().splitlines()
             raise TrainingError(f"data.batch_size = {{find: ..}}: the trial could not begin.\n  {said[-1] if said else 'It said nothing.'}")
-        self.training_images, self.devices, self.phase = (json.loads(facts)[key] for key in ("training_pictures", "devices", "phase"))
+        self.training_images, self.devices, self.phases = (json.loads(facts)[key] for key in ("training_pictures", "devices", "phases"))
 
     def _ask(self, images: int) -> str:
         """Return `fits`, `too large`, or nothing from a process that has ended."""

@@ -22,7 +22,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def memory_explained(asked: int, recipe: str) -> Iterator[None]:
-    """Raise RecipeError instead of torch's error, with the batch size that fits the largest phase, tried in another process.
+    """Raise RecipeError instead of torch's error, with the batch size that fits every phase, tried in another process.
 
     asked: the batch size that is too large. recipe: as YAML.
     """

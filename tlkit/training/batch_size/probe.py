@@ -1,4 +1,4 @@
-"""Try steps of a recipe's largest phase with generated images, in a process of its own, which may run out of memory.
+"""Try steps of a recipe's largest phases with generated images, in a process of its own, which may run out of memory.
 
     python -m tlkit.training.batch_size.probe RECIPE.yaml
 
@@ -9,6 +9,7 @@ import json
 import os
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
@@ -48,19 +49,26 @@ def main(recipe_file: str) -> None:
     devices, here = check_devices(recipe.trainer)
     trained = trainable_parameters(recipe.phases, build(data, model, samples, Weights("random"))[0], model.backbone)
     images = len(samples.of("train"))
-    specs = [spec for spec in phase_specs(recipe, trained, images) if isinstance(spec.phase, Phase)]
-    spec = max(specs, key=lambda spec: len(spec.trained))
-    print(json.dumps({"training_pictures": images, "devices": devices, "phase": spec.index}), flush=True)
+    specs = largest_phases(phase_specs(recipe, trained, images))
+    print(json.dumps({"training_pictures": images, "devices": devices, "phases": [spec.number for spec in specs]}), flush=True)
     if here.type == "cpu":
         limit_memory()
     for line in sys.stdin:
         try:
-            two_steps(samples, int(line), data=data, model=model, learning=learning, spec=spec)
+            for spec in specs:
+                two_steps(samples, int(line), data=data, model=model, learning=learning, spec=spec)
             print("fits", flush=True)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
             print("too large", flush=True)
+
+
+def largest_phases(specs: Sequence[PhaseSpec]) -> list[PhaseSpec]:
+    """Return the gradient phase that trains the most, and that of each precision and adapter: what adapters add isn't in the others."""
+    rising = sorted((spec for spec in specs if isinstance(spec.phase, Phase)), key=lambda spec: len(spec.trained))
+    largest = {(spec.trainer.precision, str(cast(Phase, spec.phase).adapter)): spec for spec in rising}
+    return sorted(largest.values(), key=lambda spec: spec.index)
 
 
 def two_steps(samples: Samples, images: int, *, data: Data, model: Model, learning: Learning, spec: PhaseSpec) -> None:
