@@ -254,6 +254,14 @@ def test_a_dash_is_no_name_of_a_file_to_write(
     assert not Path("-").exists()
 
 
+@pytest.mark.parametrize(
+    "words", ["finetune quickstart --out", "data fetch quickstart --to", "explain run x.png --out", "export run --out"]
+)
+def test_a_dash_is_no_name_of_a_folder_to_write(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*words.split(), "-"]) == 2
+    assert capsys.readouterr().err == "'-' does not mean stdout here.\n  Expected the name of a folder; one that is called - is ./-\n"
+
+
 def test_a_file_where_a_folder_is_needed_exits_2(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

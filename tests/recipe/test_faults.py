@@ -11,7 +11,7 @@ from tests.recipe.trial import SOUND, faults_of, only_fault, with_override, writ
 from tlkit.errors import Fault, RecipeError
 from tlkit.recipe.explain import format_value
 from tlkit.recipe.fields.model import Model
-from tlkit.recipe.fields.phases import Lora
+from tlkit.recipe.fields.phases import FromStage, Lora
 from tlkit.recipe.fields.trainer import Trainer
 from tlkit.recipe.load import load_recipe, recipe_yaml
 
@@ -171,6 +171,14 @@ def test_adapters_have_no_place_where_the_linear_layers_are_left_out(tmp_path: P
     assert (fault.key, fault.place) == ("phases[0].train", f"override {overrides[0]}")
     assert fault.problem == "= {lora: ..}, but alexnet with features = 'conv' has no linear layers below the head to adapt."
     assert load_recipe(write(tmp_path, SOUND), overrides[:2]).phases[0].train == Lora.model_validate({"lora": {"rank": 8}})
+
+
+def test_the_stage_of_the_dense_layers_has_no_place_where_they_are_left_out(tmp_path: Path) -> None:
+    overrides = ("phases[0].train={from: dense}", "model.backbone=vgg11", "model.features=conv")
+    (fault,) = faults_of(write(tmp_path, SOUND), *overrides)
+    assert (fault.key, fault.place) == ("phases[0].train", f"override {overrides[0]}")
+    assert fault.problem == "= {from: dense}, but model.features = 'conv' leaves the dense layers out."
+    assert load_recipe(write(tmp_path, SOUND), overrides[:2]).phases[0].train == FromStage.model_validate({"from": "dense"})
 
 
 def test_a_part_that_is_missing_has_the_line_of_what_it_is_missing_from(tmp_path: Path) -> None:

@@ -46,6 +46,13 @@ def output_file(path: str) -> Path:
     return file
 
 
+def output_folder(path: str) -> Path:
+    """Return the path of a folder to write. Raises TlkitError for `-`."""
+    if path == "-":
+        raise TlkitError("'-' does not mean stdout here.\n  Expected the name of a folder; one that is called - is ./-")
+    return expanded(path)
+
+
 def moved_arguments(parser: ArgumentParser) -> None:
     """Add the overrides that say where a run's images are now."""
     override_arguments(parser, "where the run's images are, if they have moved: data.source.folder=/photos, data.root=/downloads")

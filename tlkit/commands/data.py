@@ -4,9 +4,8 @@ import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from tlkit.commands.arguments import count, format_argument, images_arguments, images_recipe, output_file, recipe_arguments
+from tlkit.commands.arguments import count, format_argument, images_arguments, images_recipe, output_file, output_folder, recipe_arguments
 from tlkit.commands.log import show_log
-from tlkit.files import expanded
 from tlkit.terminal import print_text
 
 
@@ -44,7 +43,7 @@ def stats_arguments(parser: ArgumentParser) -> None:
     images_arguments(parser)
     help = "side of the mean image in pixels (default: the recipe's image_size; without a recipe, the size of the first image)"
     parser.add_argument("--image-size", type=count, metavar="PX", help=help)
-    parser.add_argument("--out", type=expanded, metavar="DIR", help="write mean_picture.png and statistics.json to this folder")
+    parser.add_argument("--out", type=output_folder, metavar="DIR", help="write mean_picture.png and statistics.json to this folder")
     format_argument(parser)
 
 
@@ -60,7 +59,7 @@ def stats(arguments: Namespace) -> int:
 def fetch_arguments(parser: ArgumentParser) -> None:
     recipe_arguments(parser)
     parser.add_argument(
-        "--to", type=expanded, required=True, metavar="DIR", help="the folder to fill; complete files are not fetched again"
+        "--to", type=output_folder, required=True, metavar="DIR", help="the folder to fill; complete files are not fetched again"
     )
     help = "don't copy data and weights that the recipe gives by path; they must be at the same path on the other machine"
     parser.add_argument("--leave-local", action="store_true", help=help)
@@ -78,7 +77,7 @@ def fetch(arguments: Namespace) -> int:
 
 def audit_arguments(parser: ArgumentParser) -> None:
     images_arguments(parser)
-    parser.add_argument("--out", type=expanded, metavar="DIR", help="output folder (default: the next number under runs/NAME-audit)")
+    parser.add_argument("--out", type=output_folder, metavar="DIR", help="output folder (default: the next number under runs/NAME-audit)")
     parser.add_argument("--fix", action="store_true", help="also write cleaned.csv, a list without leaks; images are not modified")
     parser.add_argument("--strict", action="store_true", help="exit with 2 if splits leak, an image has two labels or a label is doubted")
 

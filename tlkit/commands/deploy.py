@@ -3,7 +3,7 @@
 from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, Namespace
 from math import inf
 
-from tlkit.commands.arguments import as_number, count, output_file, override_arguments
+from tlkit.commands.arguments import as_number, count, output_file, output_folder, override_arguments
 from tlkit.commands.log import show_log
 from tlkit.files import expanded
 from tlkit.system import keep_freed_memory
@@ -56,7 +56,7 @@ def export_arguments(parser: ArgumentParser) -> None:
     entrance.add_argument("--float", dest="raw", action="store_false", help=help)
     parser.add_argument("--features", action="store_true", help="also output the features, the input of the head")
     parser.add_argument("--opset", type=int, default=20, metavar="N", help="ONNX opset, 18 to 23; default: 20")
-    parser.add_argument("--out", type=expanded, metavar="DIR", help="output folder, with a folder per format; default: RUN/export")
+    parser.add_argument("--out", type=output_folder, metavar="DIR", help="output folder, with a folder per format; default: RUN/export")
     parser.add_argument("--zip", dest="zipped", action="store_true", help="also make a .zip of each folder")
     help = "number of images that the export is proved with, or all; default: 200 of the validation split"
     parser.add_argument("--proof-images", type=_number_or_all, default=200, metavar="N", help=help)

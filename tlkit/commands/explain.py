@@ -4,7 +4,7 @@ import re
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from tlkit.commands.arguments import count, device_argument
+from tlkit.commands.arguments import count, device_argument, output_folder
 from tlkit.commands.log import show_log
 from tlkit.errors import TlkitError
 from tlkit.files import expanded
@@ -19,7 +19,7 @@ def explain_arguments(parser: ArgumentParser) -> None:
     help = "images to look at (default: test images of the run, right and wrong). A run folder: its gradients are drawn beside RUN's. "
     help += "data.source.folder=/photos: where the run's images are now"
     parser.add_argument("images", nargs="*", default=[], metavar="IMAGE", help=help)
-    parser.add_argument("--out", type=expanded, required=True, metavar="DIR", help="the folder for index.html and the images")
+    parser.add_argument("--out", type=output_folder, required=True, metavar="DIR", help="the folder for index.html and the images")
     help = "sections to draw, separated by commas: filters, maps, cam, maximise, neighbours, space, drift, gradients (default: all)"
     parser.add_argument("--only", default="", metavar="NAME,..", help=help)
     help = "a channel whose activation is maximised: block3:7. Can be given several times"

@@ -12,6 +12,7 @@ from tlkit.commands.arguments import (
     format_argument,
     offline_arguments,
     output_file,
+    output_folder,
     recipe_arguments,
     recipe_to_run,
 )
@@ -38,7 +39,9 @@ def rank_arguments(parser: ArgumentParser) -> None:
     help = "compare N backbones, chosen by published accuracy and size; downloads their weights unless --offline"
     parser.add_argument("--budget", type=count, metavar="N", help=help)
     parser.add_argument("--images", type=count, default=5000, metavar="N", help="use at most so many images of the recipe (default: 5000)")
-    parser.add_argument("--out", type=expanded, required=True, metavar="DIR", help="where to write rank.csv and rank.png; resumes there")
+    parser.add_argument(
+        "--out", type=output_folder, required=True, metavar="DIR", help="where to write rank.csv and rank.png; resumes there"
+    )
     parser.add_argument("--write", type=output_file, metavar="FILE.yaml", help="write the recipe with the best backbone")
     help = "measure images/s again, of backbones that DIR has results of: the first time the machine may have had other work"
     parser.add_argument("--time-again", action="store_true", help=help)
@@ -114,7 +117,9 @@ def tune_arguments(parser: ArgumentParser) -> None:
     offline_arguments(parser)
     help = "finished trials of the study, of all its workers together (default: 40)"
     parser.add_argument("--trials", type=count, default=40, metavar="N", help=help)
-    parser.add_argument("--out", type=expanded, required=True, metavar="DIR", help="where to write the study and best.yaml; resumes there")
+    parser.add_argument(
+        "--out", type=output_folder, required=True, metavar="DIR", help="where to write the study and best.yaml; resumes there"
+    )
     help = "a study that several machines work on: a URL that Optuna takes, such as one of PostgreSQL (default: DIR/study.db)"
     parser.add_argument("--storage", metavar="URL", help=help)
     parser.add_argument("--sampler", choices=("tpe", "random", "grid"), default="tpe", help="how values are drawn (default: tpe)")
@@ -246,7 +251,9 @@ def _difference_lines(differences: Mapping[str, Sequence[object]]) -> Iterator[s
 def soup_arguments(parser: ArgumentParser) -> None:
     help = "two or more run folders of one architecture, or that of several seeds; data.source.folder=/photos if the images have moved"
     parser.add_argument("runs", nargs="+", metavar="RUN", help=help)
-    parser.add_argument("--out", type=expanded, required=True, metavar="DIR", help="the run folder to make: model, metrics and predictions")
+    parser.add_argument(
+        "--out", type=output_folder, required=True, metavar="DIR", help="the run folder to make: model, metrics and predictions"
+    )
     device_argument(parser)
 
 

@@ -9,6 +9,7 @@ from tlkit.commands.arguments import (
     format_argument,
     offline_arguments,
     output_file,
+    output_folder,
     override_arguments,
     recipe_arguments,
     recipe_to_run,
@@ -24,7 +25,9 @@ from tlkit.terminal import print_text, takes_unicode
 def finetune_arguments(parser: ArgumentParser) -> None:
     recipe_arguments(parser)
     offline_arguments(parser)
-    parser.add_argument("--out", type=expanded, metavar="DIR", help="the run folder to write (default: the next number under runs/NAME)")
+    parser.add_argument(
+        "--out", type=output_folder, metavar="DIR", help="the run folder to write (default: the next number under runs/NAME)"
+    )
     help = "resume the run in --out where it was interrupted; start it if there is none, do nothing if it is finished"
     parser.add_argument("--resume", action="store_true", help=help)
     help = "train N seeds, from the recipe's own on, each in a folder of its own; reports mean, range and interval"
@@ -55,7 +58,9 @@ def reproduce_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("run", type=expanded, metavar="RUN", help="the folder of a finished run, such as runs/quickstart/001")
     override_arguments(parser, "override a key of its recipe, if this machine differs: data.root=/photos, trainer.accelerator=cpu")
     offline_arguments(parser)
-    parser.add_argument("--out", type=expanded, metavar="DIR", help="the folder of the new run (default: the next number under runs/NAME)")
+    parser.add_argument(
+        "--out", type=output_folder, metavar="DIR", help="the folder of the new run (default: the next number under runs/NAME)"
+    )
 
 
 def reproduce(arguments: Namespace) -> int:
@@ -92,7 +97,7 @@ def lr_arguments(parser: ArgumentParser) -> None:
     offline_arguments(parser)
     parser.add_argument("--phase", type=count, default=1, metavar="N", help="the phase to test, counted from 1 (default: 1)")
     parser.add_argument("--steps", type=count, default=100, metavar="N", help="steps from the lowest rate to the highest (default: 100)")
-    parser.add_argument("--out", type=expanded, metavar="DIR", help="output folder (default: the next number under runs/NAME-lr)")
+    parser.add_argument("--out", type=output_folder, metavar="DIR", help="output folder (default: the next number under runs/NAME-lr)")
 
 
 def lr(arguments: Namespace) -> int:

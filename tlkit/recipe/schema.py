@@ -16,7 +16,7 @@ from tlkit.recipe.fields.augment import Transform
 from tlkit.recipe.fields.data import Data, FindBatchSize
 from tlkit.recipe.fields.learning import EarlyStopping, Ema, Loss, Mix, Optimizer, Schedule
 from tlkit.recipe.fields.model import CLASSICAL_HEADS, WITHOUT_PROBABILITIES, Model
-from tlkit.recipe.fields.phases import AnyPhase, Phase, SolvedPhase
+from tlkit.recipe.fields.phases import AnyPhase, FromStage, Phase, SolvedPhase
 from tlkit.recipe.fields.search import Range
 from tlkit.recipe.fields.source import ONE_LABEL
 from tlkit.recipe.fields.strict import Strict, rule_broken
@@ -155,6 +155,14 @@ class Recipe(Strict):
             if self.loss.l2_sp:
                 problem = f"= {self.loss.l2_sp} pulls weights back to where they began, and in phases[{i}] adapters leave them there."
                 raise rule_broken("loss.l2_sp", f"phases[{i}].train", problem, "Set it to 0, or train to all or {from: STAGE}.")
+        return self
+
+    @model_validator(mode="after")
+    def _dense_layers_are_there(self) -> Self:
+        for i, phase in self.gradient_phases.items():
+            if self.model.features == "conv" and isinstance(phase.train, FromStage) and phase.train.from_ == "dense":
+                problem = "= {from: dense}, but model.features = 'conv' leaves the dense layers out."
+                raise rule_broken(f"phases[{i}].train", "model.features", problem, "Set it to head or {from: conv5}, or features to all.")
         return self
 
     @model_validator(mode="after")

@@ -305,5 +305,5 @@ def check_batch_size(classifier: Classifier, per_device_batch_size: int) -> None
         images = counted(per_device_batch_size, "image")
         raise DataError(
             f"data.batch_size gives {images} per step to each device, and batch-norm needs two or more to train.\n"
-            "  Use a larger data.batch_size, or fewer devices."
+            "  Use a larger data.batch_size, fewer devices, or batchnorm: frozen in the phase."
         )
