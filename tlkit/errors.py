@@ -1,7 +1,7 @@
 """Errors that a user can fix: one message with the place, what came, what was expected and the nearest fix."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -49,7 +49,11 @@ class RecipeError(TlkitError):
 
 
 class DataError(TlkitError):
-    """Images, labels or splits that can't be used."""
+    """Images, labels or splits that can't be used. meant: the keys of the recipe's data that seem to be meant, with their values."""
+
+    def __init__(self, message: str, meant: Mapping[str, str | int] | None = None) -> None:
+        super().__init__(message)
+        self.meant = dict(meant or {})
 
 
 ON_BAD_HINT = "`tlkit data check RECIPE` names every such image, and data.on_bad=skip leaves them out of a run."

@@ -381,3 +381,10 @@ def test_class_names_and_numbers_are_no_groups(tmp_path: Path) -> None:
         for number in range(6):
             image(tmp_path / f"{name}/{name}_{number}.png")
     assert find_groups(look_at({"folder": str(tmp_path)}).samples) is None
+
+
+@pytest.mark.parametrize("header", [("Image Name", "class label"), ("image_name", "Finding Labels"), ("filename?", "Class")])
+def test_columns_of_usual_names_are_found_in_any_spelling(tmp_path: Path, header: tuple[str, str]) -> None:
+    table = written(tmp_path / "made", header, [(f"{name}{number}.png", name) for name in ("cat", "dog") for number in range(4)])
+    source = look_at({"csv": table}).source
+    assert (source["path"], source["label"]) == header

@@ -107,7 +107,7 @@ def decode_pixels(image: ImageSource, how: Decoding = DEFAULT, *, needed: Needed
         with image.open("rb") as file, Image.open(file, formats=image_formats()) as opened:
             return _from_pillow(_drafted(opened, needed, how.max_pixels), how)
     except DataError as error:
-        raise DataError(f"{image}: {error}") from error
+        raise DataError(f"{image}: {error}", error.meant) from error
     except (*DAMAGED, Image.DecompressionBombError) as error:
         raise DataError(f"{image}: {reason(image, error, how.max_pixels)}") from error
 
@@ -236,7 +236,7 @@ def _from_pillow(image: Image.Image, how: Decoding) -> Pixels:
     if image.mode.startswith("I"):
         grey = _from_16_bit(np.asarray(image), how.range_16bit)[:, :, None]
         if how.channels not in (1, 3):
-            raise DataError(_other_channels("1 (16-bit grey)", 1, how.channels))
+            raise _other_channels("1 (16-bit grey)", 1, how.channels)
         return np.repeat(grey, how.channels, axis=2)
     if how.channels not in (1, 3):
         return _bands(image, how.channels)
@@ -252,7 +252,7 @@ def _bands(image: Image.Image, channels: int) -> NDArray[np.uint8]:
         image = image.convert("RGBA" if "transparency" in image.info or image.mode == "PA" else "RGB")
     bands = image.getbands()
     if len(bands) != channels:
-        raise DataError(_other_channels(f"{len(bands)} ({', '.join(bands)})", len(bands), channels))
+        raise _other_channels(f"{len(bands)} ({', '.join(bands)})", len(bands), channels)
     return np.array(image)
 
 
@@ -283,14 +283,15 @@ def _from_numbers(pixels: NDArray[Any], how: Decoding) -> NDArray[np.uint8]:
     if pixels.size > 3 * how.max_pixels:
         raise DataError(too_large(shape, how.max_pixels))
     if pixels.shape[2] != how.channels:
-        raise DataError(_other_channels(f"{pixels.shape[2]} (height x width x channels is {shape})", pixels.shape[2], how.channels))
+        raise _other_channels(f"{pixels.shape[2]} (height x width x channels is {shape})", pixels.shape[2], how.channels)
     return _from_16_bit(pixels, how.range_16bit) if pixels.dtype == np.uint16 else np.array(pixels, order="C")
 
 
-def _other_channels(found: str, number: int, expected: int) -> str:
-    return (
+def _other_channels(found: str, number: int, expected: int) -> DataError:
+    return DataError(
         f"the number of its channels is {found}, but data.channels is {expected}.\n"
-        f"  Set data.channels={number} if all images have as many; 3 (RGB) and 1 (grey) can be converted from any colours."
+        f"  Set data.channels={number} if all images have as many; 3 (RGB) and 1 (grey) can be converted from any colours.",
+        {"channels": number},
     )
 
 

@@ -4,15 +4,14 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from statistics import median
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from tlkit.data.decode import decode, image_formats
-from tlkit.data.samples import LABEL_SEPARATOR, ImageSource, Sample, Samples
+from tlkit.data.decode import decode, image_size
+from tlkit.data.samples import LABEL_SEPARATOR, Sample, Samples
 from tlkit.data.sources.layout import deeper_folders, find_layout
 from tlkit.data.sources.read import read_source
 from tlkit.data.splits.holdout import hash_images
@@ -80,7 +79,7 @@ def look_at(source: Mapping[str, Any], *, root: str = "data") -> Facts:
     _check_level(source)
     drawn = np.random.default_rng(0).permutation(len(samples.samples))
     some = [samples.samples[row] for row in drawn[:MOST_SIZED]]
-    sizes = [size for sample in some if (size := _size(sample.image))]
+    sizes = [size for sample in some if all(size := image_size(sample.image))]
     channels, unreadable = _decoded(some[:MOST_DECODED])
     if not sizes:
         raise DataError(f"none of {len(some)} images can be read.\n  `tlkit data check` says why, one by one.")
@@ -130,10 +129,9 @@ def _found(source: Mapping[str, Any], root: str) -> tuple[Mapping[str, Any], Sam
     try:
         return source, _read(source, root)
     except DataError as error:
-        meant = dict(re.findall(r"Did you mean data\.source\.(path|label)=(.+?)\?", str(error)))
-        if not meant or set(meant) <= set(source):
+        if not error.meant or set(error.meant) <= set(source):
             raise
-        return _found({**source, **meant}, root)
+        return _found({**source, **error.meant}, root)
 
 
 def _read(source: Mapping[str, Any], root: str) -> Samples:
@@ -177,18 +175,6 @@ def _check_level(source: Mapping[str, Any]) -> None:
     )
 
 
-def _size(image: ImageSource) -> tuple[int, int] | None:
-    """Return width and height by the header where there is one; None where it can't be read."""
-    try:
-        if isinstance(image, Path) and image.suffix.lower() != ".npy":
-            with image.open("rb") as file, Image.open(file, formats=image_formats()) as opened:
-                return opened.size
-        given = image() if not isinstance(image, Path) else np.load(image, mmap_mode="r")
-        return given.size if isinstance(given, Image.Image) else (given.shape[1], given.shape[0])
-    except Exception:  # whatever it is, `_decoded` or the run itself names it
-        return None
-
-
 def _decoded(samples: Sequence[Sample]) -> tuple[int, list[str]]:
     """Return how many channels the images have, and which of them can't be read."""
     grey, unreadable, channels = True, [], 3
@@ -196,8 +182,8 @@ def _decoded(samples: Sequence[Sample]) -> tuple[int, list[str]]:
         try:
             pixels = decode(sample.image)
         except DataError as error:
-            if found := re.search(r"the number of its channels is (\d+)", str(error)):
-                channels, grey = int(found[1]), False
+            if "channels" in error.meant:
+                channels, grey = int(error.meant["channels"]), False
             else:
                 unreadable.append(sample.id)
             continue

@@ -58,16 +58,21 @@ def find_columns(keys: TableSource, header: Sequence[str], rows: Sequence[Sequen
         faults.raise_all()
     one_hot = keys.label if isinstance(keys.label, tuple) else _class_columns(keys, header, rows)
     label = "" if one_hot else str(keys.label)
+    meant = {}
     for column in filter(None, (keys.path, label, *one_hot)):
         if column not in header:
-            faults.add(number, f"the column {column} is missing; {_has(header)}.", _missing_fix(keys, column, header, rows))
+            key = "path" if column == keys.path else "label"
+            if usual := _usual(keys, key, header):
+                meant[key] = usual
+            fix = _missing_fix(keys, column, header, rows, key=key, usual=usual)
+            faults.add(number, f"the column {column} is missing; {_has(header)}.", fix)
     for key, column in (("split", keys.split), ("group", keys.group)):
         if column not in header and column != key:
             faults.add(number, f"the column {column} is missing; {_has(header)}.", f"Correct data.source.{key}, or remove it.")
     for column in filter(None, dict.fromkeys((keys.path, label, keys.split, keys.group, *one_hot))):
         if header.count(column) > 1:
             faults.add(number, f"has the column {column} more than once.", "Remove or rename all but one.")
-    faults.raise_all()
+    faults.raise_all(meant)
     read = {keys.path, label, keys.split, keys.group, *one_hot}
     unread = [column for column in header if column and column not in read]
     for key in ("split", "group"):
@@ -147,10 +152,8 @@ def _has(header: Sequence[str]) -> str:
     return f"it has {', '.join(filter(None, header))}" if any(header) else "the file is empty"
 
 
-def _missing_fix(keys: TableSource, column: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Say what was expected, and which of the existing columns may be meant."""
-    key = "path" if column == keys.path else "label"
-    usual = _usual(keys, key, header)
+def _missing_fix(keys: TableSource, column: str, header: Sequence[str], rows: Sequence[Sequence[str]], *, key: str, usual: str) -> str:
+    """Say what was expected, and which of the existing columns may be meant. usual: the one that is usually called so, if there is one."""
     hint = f"Did you mean {shlex.quote(f'data.source.{key}={usual}')}?" if usual else did_you_mean(column, header)
     marks = ", ".join(name for i, name in enumerate(header) if name and name != keys.path and _is_mark(rows, i))
     if key == "label" and marks and not hint:

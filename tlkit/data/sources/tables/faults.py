@@ -1,5 +1,6 @@
 """The faults of a table, gathered so that they are reported at once: those of one kind in one line, with their number."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -39,7 +40,7 @@ class Faults:
             return str(self.file)
         return f"{self.file}:{number}" if self.word == "line" else f"{self.file}, row {number}"
 
-    def raise_all(self) -> None:
+    def raise_all(self, meant: Mapping[str, str] | None = None) -> None:
         """Raise DataError with all faults, each fix once after the faults that it fixes; does nothing if there are none."""
         if not self._by_kind:
             return
@@ -49,7 +50,7 @@ class Faults:
             by_fix.setdefault(faults[0].fix, []).append(self._line(faults))
         text = "\n".join(line for fix, problems in by_fix.items() for line in (*problems, f"  {fix}"))
         more = len(kinds) - MOST_LINES
-        raise DataError(text + (f"\n... and {more:,} more." if more > 0 else ""))
+        raise DataError(text + (f"\n... and {more:,} more." if more > 0 else ""), meant)
 
     def _line(self, faults: list[Fault]) -> str:
         """Return `table.csv:2: the image a.png does not exist (and 3 more such lines: 4, 5, 9).`"""
