@@ -84,3 +84,15 @@ def test_facts_of_different_kinds_do_not_meet(folder: Path) -> None:
     assert FileFacts("one").get(key) == "1"
     assert file_key(folder) is None
     assert file_key(folder / "missing.bmp") is None
+
+
+def test_a_cache_that_cannot_be_made_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("TLKIT_CACHE", str(tmp_path / "file"))
+    for kind in ("sha256", "decoded"):
+        facts = FileFacts(kind)
+        facts.close()
+    (message,) = caplog.messages
+    assert message.startswith(f"what is found out about images can't be kept in {tmp_path / 'file/checked/files.sqlite'} (")

@@ -12,9 +12,10 @@ from matplotlib.figure import Figure
 
 from tlkit.evaluation.metrics import measure
 from tlkit.evaluation.run_metrics import epoch_rows
+from tlkit.recipe.load import load_recipe
 from tlkit.report.charts import curves, repeat_curves
 from tlkit.report.curves import draw_curves, draw_runs
-from tlkit.report.report import RunPage, gain_note, gap_note, write_page
+from tlkit.report.report import RUNS_IN_EVERY_EPOCH, RunPage, gain_note, gap_note, phase_rows, write_page
 from tlkit.report.templates import images_like, percent
 from tlkit.training.callbacks.metrics_table import write_metrics_table
 
@@ -259,3 +260,12 @@ def test_a_temperature_that_was_not_fitted_is_not_said_to_be(curves_file: Path) 
     assert f'The expected calibration error is 0.10 <span class="soft">(95 % interval {said}' in html
     html = page(curves_file, {"val": {**val, "calibration": {**found, "temperature": 1.5, "ece_after": 0.05}}})
     assert "as trained, and 0.05 with the temperature 1.50 that was fitted on validation.</p>" in html
+
+
+def test_what_was_kept_of_a_phase_stays_open_without_a_log() -> None:
+    recipe = load_recipe("quickstart", ["phases=[{train: head, epochs: 1, lr: 1e-3}]"])
+    metrics = {"seconds": {"phase 1 head": 2.0}, "pictures": {"train": 100}}
+    kept = {
+        log: phase_rows(recipe, metrics, log)[0]["cache"] for log in ("", "begun", f"phase 1/1 head  {RUNS_IN_EVERY_EPOCH}: mix blends")
+    }
+    assert [*kept.values()] == ["", "its frozen part ran once", "not kept: mix blends"]

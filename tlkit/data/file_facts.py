@@ -1,10 +1,12 @@
 """A cache of results per file (its sha256, whether it can be decoded), valid while its path, size and times stay the same."""
 
+import logging
 import os
 import sqlite3
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from stat import S_ISREG
 from typing import NamedTuple
@@ -12,6 +14,8 @@ from typing import NamedTuple
 from tlkit.data.samples import ImageSource
 from tlkit.data.sources.webdataset_shards import TarImage
 from tlkit.system import cache_folder
+
+LOG = logging.getLogger("tlkit")
 
 FILE = "checked/files.sqlite"
 WAIT_S = 5.0
@@ -102,9 +106,15 @@ def _open_table(file: Path) -> sqlite3.Connection:
             with suppress(OSError, sqlite3.Error):
                 file.unlink()
                 return _connected(str(file))
-    except OSError:
-        pass
+        _warn_once(file, str(error))
+    except OSError as error:
+        _warn_once(file, error.strerror)
     return _connected(":memory:")
+
+
+@cache
+def _warn_once(file: Path, why: str) -> None:
+    LOG.warning("what is found out about images can't be kept in %s (%s): it is found out again in every run", file, why)
 
 
 def _connected(name: str) -> sqlite3.Connection:

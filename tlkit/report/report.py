@@ -31,6 +31,8 @@ LARGE_GAP = 0.05
 MOST_ROWS = 5000
 """Rows of the table of all classes: the page stays below some megabytes."""
 SHEET_PX = 760
+RUNS_IN_EVERY_EPOCH = "its frozen part runs in every epoch"
+"""What a run's log says, before the reason, of a phase whose activations aren't kept."""
 NOT_MEASURED = "it was not measured in this run."
 NONE_OF_A_SOUP = "those of the runs were fitted to other weights. tlkit calibrate fits it to these."
 
@@ -39,8 +41,8 @@ NONE_OF_A_SOUP = "those of the runs were fitted to other weights. tlkit calibrat
 class RunPage:
     """What the page says. metrics: the content of metrics.json. rows: of metrics.csv, as numbers.
 
-    facts: what was trained on what, label -> text, in the order to show. sheet: a data URL of augmented images. cache: a phase's number ->
-    what was kept of it. origins: key -> where the recipe has its value from, of those that aren't defaults. sha256: file -> digest.
+    facts: what was trained on what, label -> text, in the order to show. sheet: a data URL of augmented images.
+    origins: key -> where the recipe has its value from, of those that aren't defaults. sha256: file -> digest.
     soup: the runs whose weights were averaged, and what that changed; empty for a run.
     """
 
@@ -128,15 +130,18 @@ def read_log(run: Path) -> str:
 
 
 def phase_rows(recipe: Recipe, metrics: Mapping[str, Any], log: str) -> list[dict[str, Any]]:
-    """Return what each phase trained, for how long and how fast. log: of the run, which says why nothing was kept of a frozen part."""
+    """Return what each phase trained, for how long and how fast.
+
+    log: of the run, which says why nothing was kept of a frozen part; without it, that stays open.
+    """
     rows = []
     seconds = [taken for name, taken in metrics["seconds"].items() if name.startswith("phase ")]
     for number, phase in enumerate(recipe.phases, 1):
         train = phase.train if isinstance(phase.train, str) else " ".join(f"{key} {value}" for key, value in dict(phase.train).items())
         epochs, lr = getattr(phase, "epochs", None), getattr(phase, "lr", None)
         taken = seconds[number - 1] if number <= len(seconds) else nan
-        why = re.search(rf"phase {number}/\d+ .*its frozen part runs in every epoch: (.*)", log)
-        kept = "its frozen part ran once" if recipe.cache.use else "off"
+        why = re.search(rf"phase {number}/\d+ .*{RUNS_IN_EVERY_EPOCH}: (.*)", log)
+        kept = "off" if not recipe.cache.use else "its frozen part ran once" if log else ""
         rows.append(
             {
                 "name": train,

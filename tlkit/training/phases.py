@@ -23,6 +23,7 @@ from tlkit.models.split import Suffix
 from tlkit.recipe.fields.learning import Mix
 from tlkit.recipe.fields.phases import Phase
 from tlkit.recipe.fields.trainer import Cache, CheckpointEvery
+from tlkit.report.report import RUNS_IN_EVERY_EPOCH
 from tlkit.system import cache_folder, processors
 from tlkit.terminal import counted
 from tlkit.training.cache.activations import ActivationCache
@@ -223,7 +224,7 @@ def inputs_of_phase(training: Training, spec: PhaseSpec, trainer: lightning.Trai
     try:
         return cached_inputs(setup.classifier, setup.data, cache, auxiliary, mix, trainer=trainer, console=console)
     except CacheUnavailable as why:
-        LOG.info("%s  its frozen part runs in every epoch: %s", spec.title, why)
+        LOG.info("%s  %s: %s", spec.title, RUNS_IN_EVERY_EPOCH, why)
         return setup.data, None
 
 
