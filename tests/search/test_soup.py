@@ -117,8 +117,8 @@ def of_other_images(runs: Path, split: str) -> None:
     ("changed", "message"),
     [
         (lambda runs: change(runs / "up", [0, 0, 0], lambda card: replace(card, classes=("a", "b", "c"))), "differ in their classes: "),
-        (lambda runs: of_other_images(runs, "val"), "were validated on different images: 1 image of"),
-        (lambda runs: of_other_images(runs, "test"), "were tested on different images: 1 image of 12"),
+        (lambda runs: of_other_images(runs, "val"), "were validated on different images: "),
+        (lambda runs: of_other_images(runs, "test"), "were tested on different images: 12 and 11, of which 11 images in both"),
         (lambda runs: (runs / "up/metrics.json").unlink(), "has no metrics.json: the run was interrupted"),
         (lambda runs: (runs / "soup").mkdir() or (runs / "soup/notes").touch(), "--out soup is there already"),
     ],

@@ -203,7 +203,7 @@ def held_out(runs: Sequence[Path]) -> tuple[Split, Sequence[Rows]]:
     return "test", tested
 
 
-def check_same_images(split: Split, baseline: Path, first: Rows, run: Path, other: Rows) -> None:
+def check_same_images(split: str, baseline: Path, first: Rows, run: Path, other: Rows) -> None:
     """Raise RunError unless both runs have the same images of the split: by id, bytes and label."""
     done = "tested" if split == "test" else "validated"
     common = [id_ for id_ in first if id_ in other]

@@ -30,7 +30,7 @@ from tlkit.models.model_folder import ModelCard, find_model_folder, load_with_ca
 from tlkit.recipe.fields.model import CLASSICAL_HEADS
 from tlkit.report.images import SplitImages
 from tlkit.report.report import write_run_report
-from tlkit.terminal import counted
+from tlkit.search.compare import check_same_images
 from tlkit.training.objective.losses import plain_loss
 from tlkit.training.objective.metrics import score
 from tlkit.training.outputs.finished import Run
@@ -191,8 +191,9 @@ def check_can_average(runs: Sequence[Path]) -> None:
             values = "" if differs[0] == "preprocessing" else f": {_shortened(expected[differs[0]])} and {_shortened(found[differs[0]])}"
             fix = "Average runs that differ in rates, epochs, augmentation or seed alone."
             raise RunError(f"{first} and {run} can't be averaged, they differ in their {differs[0]}{values}.\n  {fix}")
-        for split, done in (("val", "validated"), ("test", "tested")):
-            _check_same_split(first, run, split, done=done)
+        for split in ("val", "test"):
+            ours, theirs = ({row["id"]: row for row in read_manifest(of / "split.csv") if row["split"] == split} for of in (first, run))
+            check_same_images(split, first, ours, run, theirs)
 
 
 def _architecture(run: Path, card: ModelCard) -> dict[str, Any]:
@@ -213,15 +214,3 @@ def _architecture(run: Path, card: ModelCard) -> dict[str, Any]:
 def _shortened(value: Any) -> str:
     text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
     return text if len(text) <= 80 else f"{text[:80]} ..."
-
-
-def _check_same_split(first: Path, run: Path, split: str, *, done: str) -> None:
-    """Raise RunError unless both runs have the same images in the split, by id, bytes and label. done: `validated` or `tested`."""
-    ours, theirs = (
-        {tuple(row[key] for key in ("id", "class", "sha256")) for row in read_manifest(of / "split.csv") if row["split"] == split}
-        for of in (first, run)
-    )
-    if ours != theirs:
-        number = f"{counted(len(ours ^ theirs), 'image')} of {len(ours | theirs):,} are in one of the two, or differ"
-        fix = "A run's seed draws the splits: train with one seed, or on data with train, val and test splits of its own."
-        raise RunError(f"{first} and {run} were {done} on different images: {number}.\n  {fix}")
