@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tlkit.data.samples import Samples
 from tlkit.data.splits.holdout import read_manifest
 from tlkit.errors import RecipeError, RunError
+from tlkit.recipe.differences import flat_values
 from tlkit.recipe.fields.data import FindBatchSize
 from tlkit.recipe.load import load_recipe
 from tlkit.recipe.schema import Recipe
@@ -53,7 +54,7 @@ def recipe_as_begun(run: Path, recipe: Recipe) -> Recipe:
     if isinstance(recipe.data.batch_size, FindBatchSize):
         found = recipe.data.model_copy(update={"batch_size": before.data.batch_size})
         recipe = recipe.model_copy(update={"data": found}).at_places_of(recipe)
-    was, now = (dict(_flat(each.model_dump(mode="json", by_alias=True))) for each in (before, recipe))
+    was, now = (dict(flat_values("", each.model_dump(mode="json", by_alias=True))) for each in (before, recipe))
     changed = [key for key in {**was, **now} if was.get(key, "") != now.get(key, "") and key not in MAY_CHANGE]
     if changed:
         lines = [f"    {key}: {_format_value(was, key)} -> {_format_value(now, key)}" for key in changed[:SHOWN]]
@@ -131,18 +132,6 @@ def newest_state(run: Path, phases: int) -> Resumed | None:
         if (now := version(name)) != was:
             LOG.warning("the run began with %s %s and is resumed with %s: the last digits may differ", name, was, now)
     return Resumed(checkpoint, checkpoint.load())
-
-
-def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield `phases[0].epochs` and its value, for each value that is no mapping and no list."""
-    if isinstance(value, dict) and value:
-        for name, inner in value.items():
-            yield from _flat(inner, f"{key}.{name}" if key else str(name))
-    elif isinstance(value, list) and value:
-        for i, inner in enumerate(value):
-            yield from _flat(inner, f"{key}[{i}]")
-    else:
-        yield key, value
 
 
 def _format_value(values: Mapping[str, Any], key: str) -> str:
