@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap
 
-from tlkit.search.paired import effective_number, holm, mcnemar_mid_p, paired_interval, randomization_p
+from tlkit.search.paired import effective_number, mcnemar_mid_p, paired_interval, randomization_p
 
 
 @pytest.mark.parametrize(("gained", "lost", "p"), [(7, 1, 10 / 256), (1, 7, 10 / 256), (1, 5, 8 / 64), (0, 0, 1.0), (4, 4, 1.0)])
@@ -52,11 +52,6 @@ def test_images_that_count_unlike_are_worth_fewer() -> None:
     assert effective_number(np.full(40, 1 / 40), [i // 4 for i in range(40)]) == pytest.approx(10)
     # Balanced accuracy of 500 and 5 images: 2^2 / (1/500 + 1/5).
     assert effective_number(np.array([1 / 1000] * 500 + [1 / 10] * 5)) == pytest.approx(4 / (1 / 500 + 1 / 5))
-
-
-def test_holm_steps_down() -> None:
-    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert holm([0.5]) == [0.5]
 
 
 def test_equal_models_are_seldom_distinguished_and_better_ones_often() -> None:

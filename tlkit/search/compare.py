@@ -17,9 +17,10 @@ from tlkit.evaluation.evaluate import answers_on
 from tlkit.evaluation.predictions import PREDICTIONS
 from tlkit.evaluation.primary_metric import metric_label, recorded_primary_metric
 from tlkit.evaluation.run_metrics import read_metrics
+from tlkit.evaluation.two_samples import holm
 from tlkit.recipe.differences import recipe_differences
 from tlkit.recipe.load import load_recipe
-from tlkit.search.paired import effective_number, holm, mcnemar_mid_p, paired_interval, randomization_p
+from tlkit.search.paired import effective_number, mcnemar_mid_p, paired_interval, randomization_p
 from tlkit.terminal import counted
 
 Split = Literal["test", "val"]

@@ -11,10 +11,10 @@ from tlkit.data.splits.manifest import check_run_folder
 from tlkit.data.splits.run_source import inner_runs
 from tlkit.errors import RunError, as_written
 from tlkit.evaluation.run_metrics import read_metrics
+from tlkit.evaluation.two_samples import holm
 from tlkit.recipe.differences import recipe_differences
 from tlkit.recipe.load import load_recipe
 from tlkit.search.compare import Split, check_same_images, common_metric, held_out, result_in_words
-from tlkit.search.paired import holm
 from tlkit.terminal import counted
 
 

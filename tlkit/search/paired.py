@@ -91,17 +91,6 @@ def randomization_p(
     return (1 + as_large) / (1 + RESAMPLES)
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Return the p-values corrected for their number.
-
-    Source: Holm 1979, A simple sequentially rejective multiple test procedure, Scandinavian Journal of Statistics 6
-    """
-    order = np.argsort(p_values)
-    stepped = np.maximum.accumulate([p_values[i] * (len(order) - rank) for rank, i in enumerate(order)])
-    corrected = dict(zip(order.tolist(), stepped.tolist(), strict=True))
-    return [min(1.0, corrected[i]) for i in range(len(p_values))]
-
-
 def _strata(difference: NDArray[np.int_], weights: NDArray[np.float64], strata: Sequence[object]) -> list[tuple[float, NDArray[np.int_]]]:
     """Return each stratum's weight of an image and its differences."""
     _, first, number = np.unique(np.asarray(strata), return_index=True, return_inverse=True)

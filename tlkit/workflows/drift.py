@@ -64,7 +64,7 @@ def drift(run: Path, folder: Path, *, overrides: Sequence[str] = ()) -> dict[str
             fix = "Train with more validation images: data.validation." if seen is known else "Add images to the folder."
             raise DataError(f"{what} has {counted(len(seen.names), 'readable image')}, and a comparison needs {FEWEST} at least.\n  {fix}")
     p_values = _p_values(known, new, len(opened.card.classes))
-    adjusted = holm(p_values)
+    adjusted = dict(zip(p_values, holm(list(p_values.values())), strict=True))
     differing = [name for name, p in adjusted.items() if p < FALSE_ALARMS]
     return {
         "pictures": len(new.names),
