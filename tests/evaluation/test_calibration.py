@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from tlkit.evaluation.answers import Answers
 from tlkit.evaluation.calibration import (
+    best_temperature,
     calibration_error,
     calibration_error_interval,
     fit_calibration,
@@ -50,6 +51,12 @@ def test_the_temperature_is_where_torchs_own_optimizer_finds_it() -> None:
 
     optimizer.step(closure)
     assert fit_calibration(found, task="multiclass", head=HEAD).temperature == pytest.approx(log_t.exp().item(), rel=1e-3)
+
+
+def test_the_temperature_undoes_a_scale() -> None:
+    # Logits of (2, 0) claim 0.88 and are right three times of four: log 3 apart would be honest, so T = 2 / log 3.
+    logits = torch.tensor([[2.0, 0.0]] * 4)
+    assert best_temperature(logits, torch.tensor([0, 0, 0, 1]), bounds=(0.2, 5)) == pytest.approx(2 / np.log(3), rel=1e-3)
 
 
 def test_nothing_is_fitted_to_few_images_or_few_mistakes() -> None:

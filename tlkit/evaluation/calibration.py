@@ -6,9 +6,11 @@ It divides all logits of an image by the same number and so never changes an ans
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from scipy.special import log_softmax, softmax
+from scipy.special import softmax
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from tlkit.evaluation.answers import Answers
 from tlkit.models.inference.trust import Calibration
@@ -27,10 +29,7 @@ POINTS = 50
 
 
 def fit_calibration(validation: Answers, *, task: Task, head: Head) -> Calibration:
-    """Fit the temperature by maximum likelihood on validation, within BOUNDS.
-
-    Source: Guo et al. 2017, section 4.2, https://arxiv.org/abs/1706.04599
-    """
+    """Fit the temperature by maximum likelihood on validation, within BOUNDS."""
     n = len(validation.labels)
     if reason := why_uncalibrated(task, head):
         return Calibration(1.0, n, reason)
@@ -38,7 +37,7 @@ def fit_calibration(validation: Answers, *, task: Task, head: Head) -> Calibrati
     if n < FEWEST_IMAGES or mistakes < FEWEST_MISTAKES:
         found = f"{counted(n, 'validation image')} with {counted(mistakes, 'mistake')}"
         return Calibration(1.0, n, f"{found} can't tell a temperature; it takes {FEWEST_IMAGES} with {FEWEST_MISTAKES}.")
-    return Calibration(_temperature(validation.logits.double().numpy(), validation.labels.numpy()), n)
+    return Calibration(best_temperature(validation.logits.double(), validation.labels, bounds=BOUNDS), n)
 
 
 def why_uncalibrated(task: Task, head: Head) -> str:
@@ -50,11 +49,15 @@ def why_uncalibrated(task: Task, head: Head) -> str:
     return ""
 
 
-def _temperature(logits: Numbers, labels: NDArray[np.int64]) -> float:
+@torch.inference_mode()
+def best_temperature(logits: Tensor, labels: Tensor, *, bounds: tuple[float, float]) -> float:
+    """Return the divisor of logits [N, K] with the smallest loss.
+
+    Source: Guo et al. 2017, section 4.2, https://arxiv.org/abs/1706.04599
+    """
     from scipy.optimize import minimize_scalar
 
-    rows = np.arange(len(labels))
-    found = minimize_scalar(lambda log_t: -log_softmax(logits / np.exp(log_t), axis=1)[rows, labels].mean(), bounds=np.log(BOUNDS))
+    found = minimize_scalar(lambda log_t: float(cross_entropy(logits / np.exp(log_t), labels)), bounds=np.log(bounds))
     return float(np.exp(found.x))
 
 

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from tlkit.data.feature_scaler import FeatureScaler
 from tlkit.data.samples import Sample, Samples
 from tlkit.recipe.fields.model import Head
-from tlkit.training.closed_form.classical import best_temperature, fit_head
+from tlkit.training.closed_form.classical import fit_head
 
 Split = tuple[torch.Tensor, torch.Tensor]
 
@@ -64,9 +64,3 @@ def test_without_a_c_the_logistic_regression_with_the_lowest_loss_and_the_svm_wi
 
     assert measured(Head(kind="logistic"))[0] == min(measured(Head(kind="logistic", c=c))[0] for c in (1e-4, 1e-3, 1e-2, 1e-1, 1.0))
     assert measured(Head(kind="svm"))[1] == max(measured(Head(kind="svm", c=c))[1] for c in (1e-5, 1e-4, 1e-3, 1e-2))
-
-
-def test_the_temperature_undoes_a_scale() -> None:
-    # Logits of (2, 0) claim 0.88 and are right three times of four: log 3 apart would be honest, so T = 2 / log 3.
-    logits = torch.tensor([[2.0, 0.0]] * 4)
-    assert best_temperature(logits, torch.tensor([0, 0, 0, 1])) == pytest.approx(2 / np.log(3), rel=1e-3)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from tlkit.data.samples import Samples
+from tlkit.evaluation.calibration import best_temperature
 from tlkit.evaluation.primary_metric import metric_label, primary_metric_of
 from tlkit.models.heads import NearestNeighbours
 from tlkit.recipe.fields.model import Head
@@ -84,7 +85,7 @@ def fit_head(head: Head, train: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor
     c, best = candidates[chosen]
     LOG.info("%s  C %g: validation %s %.4f", head.kind, c, metric_label(primary_metric_of(samples)), scores[chosen])
     if head.kind == "svm":
-        temperature = best_temperature(best(val_features), val_labels)
+        temperature = best_temperature(best(val_features), val_labels, bounds=(0.01, 100))
         best.weight.data.div_(temperature)
         best.bias.data.div_(temperature)
     return nn.Sequential(nn.Dropout(0.0), best)
@@ -126,15 +127,3 @@ def _folded(coef: NDArray[np.float64], intercept: NDArray[np.float64], scaler: A
     layer.weight.data.copy_(torch.from_numpy(weight))
     layer.bias.data.copy_(torch.from_numpy(bias))
     return layer
-
-
-def best_temperature(logits: Tensor, labels: Tensor) -> float:
-    """Return the divisor of logits [N, K] with the smallest loss, within 0.01 and 100.
-
-    Source: Guo et al. 2017, section 4.2, https://arxiv.org/abs/1706.04599
-    """
-    from scipy.optimize import minimize_scalar
-
-    with torch.inference_mode():
-        found = minimize_scalar(lambda log_t: float(cross_entropy(logits / np.exp(log_t), labels)), bounds=np.log([0.01, 100]))
-    return float(np.exp(found.x))
