@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import albumentations  # noqa: F401  # imports of others may change what is compared: they come first
-import matplotlib.pyplot  # noqa: F401
+import matplotlib.pyplot
 import pytest
 import torch
 
@@ -45,6 +45,7 @@ def state_of_the_process() -> dict[str, Any]:
         "environment": dict(os.environ),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "folder": os.getcwd(),
+        "backend": matplotlib.get_backend(),
     }
 
 
@@ -61,6 +62,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         patch.setattr(logging.getLogger(), "level", logging.WARNING)
+        patch.setitem(matplotlib.rcParams, "backend", "svg")
         before = state_of_the_process()
         data = {**RECIPE["data"], "source": {"folder": "photos"}}
         run = tlkit.finetune(tlkit.Recipe.from_dict({**RECIPE, "data": data}), out="run")
@@ -68,7 +70,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     logging.getLogger().removeHandler(listener)
 
 
-@pytest.mark.parametrize("what", ["signals", "loggers", "warnings", "environment", "deterministic", "folder"])
+@pytest.mark.parametrize("what", ["signals", "loggers", "warnings", "environment", "deterministic", "folder", "backend"])
 def test_a_run_leaves_the_process_as_it_was(found: dict[str, Any], what: str) -> None:
     assert found["after"][what] == found["before"][what]
 

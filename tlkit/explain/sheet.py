@@ -29,19 +29,13 @@ class Cell:
 @contextmanager
 def figure_file(file: Path, width: float, height: float, *, dpi: int = 100) -> Iterator[Any]:
     """Yield a matplotlib figure of this size in inches, and write it to the file as PNG."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure = plt.figure(figsize=(width, height))
-    try:
-        yield figure
-        with atomic_file(file) as writing, warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)  # the page has the names in letters
-            figure.savefig(writing, format="png", dpi=dpi)
-    finally:
-        plt.close(figure)
+    figure = Figure(figsize=(width, height))  # without pyplot, whose backend is the caller's
+    yield figure
+    with atomic_file(file) as writing, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)  # the page has the names in letters
+        figure.savefig(writing, format="png", dpi=dpi)
 
 
 def draw_sheet(file: Path, rows: Sequence[tuple[str, Sequence[Cell | None]]], title: str, *, scale: str = "") -> None:

@@ -31,16 +31,15 @@ Rows = Sequence[Mapping[str, Any]]
 
 def svg(draw: Callable[["Axes"], None], *, title: str, description: str) -> Markup:
     """Return one chart. title, description: for those who don't see it."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
 
     colours: Any = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color"), INK)
     sizes: Any = {"font.size": 10, "axes.titlesize": 10.5, "axes.titleweight": "bold", "axes.linewidth": 0.6, "grid.alpha": 0.15}
     drawn: Any = {"svg.fonttype": "none", "svg.hashsalt": title, "font.family": "sans-serif"}
-    with matplotlib.rc_context({**colours, **sizes, **drawn}):
-        figure, axis = plt.subplots(figsize=(WIDTH, HEIGHT))
+    with rc_context({**colours, **sizes, **drawn}):
+        figure = Figure(figsize=(WIDTH, HEIGHT))  # as in figure_file
+        axis = figure.subplots()
         axis.grid(visible=True)
         axis.spines[["top", "right"]].set_visible(False)
         axis.set_title(title, loc="left", y=1.0, pad=18)  # y: as in curves.py
@@ -51,7 +50,6 @@ def svg(draw: Callable[["Axes"], None], *, title: str, description: str) -> Mark
         figure.subplots_adjust(left=0.17, right=0.97, bottom=(0.18 * HEIGHT + below) / height, top=1 - 0.2 * HEIGHT / height)
         written = StringIO()
         figure.savefig(written, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-        plt.close(figure)
     return _inline(written.getvalue(), title, description)
 
 

@@ -22,7 +22,8 @@ from tlkit.data.splits.holdout import hash_images
 from tlkit.errors import RunError, TlkitError, WeightsError
 from tlkit.evaluation.evaluate import measure_logits
 from tlkit.evaluation.primary_metric import PrimaryMetric, metric_label, primary_metric_of
-from tlkit.files import atomic_file, write_atomically, write_csv, write_json
+from tlkit.explain.sheet import figure_file
+from tlkit.files import write_atomically, write_csv, write_json
 from tlkit.models.backbones import pretrained_cfg
 from tlkit.models.catalog import list_models, published
 from tlkit.models.classifier import Classifier
@@ -329,36 +330,31 @@ def _cells(row: Ranked, metric: str) -> dict[str, object]:
 
 def draw_rank(rows: Sequence[Ranked], file: Path) -> None:
     """Draw the score with its interval against images a second; the Pareto front is joined by a line."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
     from matplotlib.ticker import LogLocator, NullFormatter
 
     front = []
-    figure, axis = plt.subplots(figsize=(8, 5), layout="constrained")
-    for row in rows:
-        if row.score is None or row.images_per_s is None or row.low is None or row.high is None:
-            continue
-        color, place = "#0b5cad" if row.pareto else "#8a8a8a", (row.images_per_s, row.score)
-        axis.plot([row.images_per_s] * 2, [row.low, row.high], color=color, lw=1.5)
-        axis.plot(*place, "o", ms=6, color=color)
-        axis.annotate(row.backbone, place, (6, 4), textcoords="offset points", fontsize=8.5)
-        front += [place] if row.pareto else []
-    if front:
-        axis.plot(*zip(*sorted(front), strict=True), "-", color="#0b5cad", lw=1, alpha=0.6)
-    axis.set_xscale("log")
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.xaxis.set_major_formatter("{x:g}")
-    axis.xaxis.set_minor_formatter(NullFormatter())
-    axis.set(xlabel="images per second on this machine", ylabel=f"{metric_label(rows[0].metric)} of a solved head on frozen features")
-    axis.set_title("blue: no other backbone is both quicker and more accurate", fontsize=10)
-    axis.grid(alpha=0.25, which="both")
-    axis.margins(x=0.25)
-    axis.spines[["top", "right"]].set_visible(False)
-    with atomic_file(file) as writing:
-        figure.savefig(writing, format="png", dpi=120)
-    plt.close(figure)
+    with figure_file(file, 8, 5, dpi=120) as figure:
+        figure.set_layout_engine("constrained")
+        axis = figure.subplots()
+        for row in rows:
+            if row.score is None or row.images_per_s is None or row.low is None or row.high is None:
+                continue
+            color, place = "#0b5cad" if row.pareto else "#8a8a8a", (row.images_per_s, row.score)
+            axis.plot([row.images_per_s] * 2, [row.low, row.high], color=color, lw=1.5)
+            axis.plot(*place, "o", ms=6, color=color)
+            axis.annotate(row.backbone, place, (6, 4), textcoords="offset points", fontsize=8.5)
+            front += [place] if row.pareto else []
+        if front:
+            axis.plot(*zip(*sorted(front), strict=True), "-", color="#0b5cad", lw=1, alpha=0.6)
+        axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.set(xlabel="images per second on this machine", ylabel=f"{metric_label(rows[0].metric)} of a solved head on frozen features")
+        axis.set_title("blue: no other backbone is both quicker and more accurate", fontsize=10)
+        axis.grid(alpha=0.25, which="both")
+        axis.margins(x=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
 
 
 def write_winner(recipe_file: str, overrides: Sequence[str], winner: Candidate, file: Path) -> None:
