@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from tlkit.data.quality.audit import Audit
-from tlkit.data.quality.near_duplicates import Decode, at_reduced_scale
+from tlkit.data.quality.near_duplicates import Decode, thumbnail_size
 from tlkit.data.samples import ImageSource
 from tlkit.errors import DataError
 from tlkit.files import write_atomically
@@ -62,7 +62,7 @@ def write_gallery(file: Path, name: str, audit: Audit, decoded: Decode) -> None:
 def thumbnail(image: ImageSource, decoded: Decode) -> str:
     """Return a data URL; empty for an image that can't be read. Tiny images are enlarged so that their pixels show."""
     try:
-        pixels = decoded(at_reduced_scale(image))
+        pixels = decoded(image, needed=thumbnail_size)
     except DataError:
         return ""
     return data_url(shrunk(pixels, THUMBNAIL_PX), quality=85)

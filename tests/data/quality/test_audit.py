@@ -165,7 +165,7 @@ def test_images_that_a_run_has_compared_are_not_decoded_by_the_next(folder: Path
     hashes = hash_images(samples)
     first = compare_splits(samples, hashes, PREPROCESSING, lambda images: None)
 
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise AssertionError("decoded again")
 
     monkeypatch.setattr(Preprocessing, "decode", refuse)

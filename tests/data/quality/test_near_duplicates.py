@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import EpsImagePlugin, Image, ImageOps
 from scipy.fft import dctn
 
 from tlkit.data.quality.near_duplicates import HAMMING_RADIUS, SAME, dct_of, directions, find_near, mirrored
@@ -107,6 +107,14 @@ def test_images_that_cannot_be_read_are_near_to_nothing(photographs: list[Sample
     found = near([*photographs, *bad])
     assert found.score.max() == 0
     assert len(set(found.group.tolist())) == 43
+
+
+def test_postscript_that_is_named_jpg_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (8, 6)).save(tmp_path / "a.jpg", "EPS")
+    ran: list[object] = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *arguments: ran.append(arguments))
+    assert np.isnan(dct_of([Sample("a.jpg", tmp_path / "a.jpg", (0,), "train")])).all()
+    assert ran == []
 
 
 def test_blank_images_are_near_to_nothing(photographs: list[Sample], tmp_path: Path) -> None:

@@ -5,17 +5,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
+from typing import Protocol
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from scipy.fft import dctn
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from tlkit.data.decode import decode
+from tlkit.data.decode import NeededSize, decode
 from tlkit.data.preprocess import Preprocessing
 from tlkit.data.quality.candidate_pairs import candidate_pairs
 from tlkit.data.quality.look_alikes import Ball, Pairs, find_balls, pairs_with_balls
@@ -36,11 +35,15 @@ PRIOR_IMAGES = 64
 """A small set's own mean and spread count for little, so these many images with a photograph's spectrum are mixed in."""
 PAIRS_AT_ONCE = 1_000_000
 THREADS = 4
-DECODED_PX = 128
 
-Decode = Callable[[ImageSource], NDArray[np.uint8]]
 Dct = NDArray[np.float32]
 """[N, 64]: the slowest cosine waves of each image's brightness, by frequency down and across; NaN where it can't be read."""
+
+
+class Decode(Protocol):
+    """`tlkit.data.decode.decode` with its settings."""
+
+    def __call__(self, image: ImageSource, *, needed: NeededSize | None = None) -> NDArray[np.uint8]: ...
 
 
 def dct_of(samples: Sequence[Sample], decoded: Decode = decode, on_image: Callable[[int], None] = lambda images: None) -> Dct:
@@ -60,7 +63,7 @@ def dct_of(samples: Sequence[Sample], decoded: Decode = decode, on_image: Callab
 def _thumbnail(sample: Sample, decoded: Decode) -> NDArray[np.float32] | None:
     """Return the brightness, [32, 32] in 0..255; None for an image that can't be read, which other checks report."""
     try:
-        image = decoded(at_reduced_scale(sample.image))
+        image = decoded(sample.image, needed=thumbnail_size)
     except DataError:
         return None
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) if image.shape[2] == 3 else image.mean(2)  # of other channels than three the mean
@@ -68,17 +71,9 @@ def _thumbnail(sample: Sample, decoded: Decode) -> NDArray[np.float32] | None:
     return np.asarray(cv2.resize(grey.astype(np.float32), (SIDE_PX, SIDE_PX), interpolation=way), np.float32)
 
 
-def at_reduced_scale(image: ImageSource) -> ImageSource:
-    """Open a JPEG to be decoded at a half, a quarter or an eighth of its size: many times faster, and enough for a thumbnail."""
-    if not isinstance(image, Path) or image.suffix.lower() not in (".jpg", ".jpeg"):
-        return image
-
-    def opened() -> Image.Image:
-        jpeg = Image.open(image)
-        jpeg.draft(None, (DECODED_PX, DECODED_PX))
-        return jpeg
-
-    return opened
+def thumbnail_size(width: int, height: int) -> tuple[int, int]:
+    """Return the size at which a larger JPEG may be decoded: many times faster, and enough for a thumbnail."""
+    return 128, 128
 
 
 def directions(dct: Dct, of: Dct | None = None) -> NDArray[np.float32]:
@@ -216,7 +211,7 @@ def joined(group: NDArray[np.int64], one: NDArray[np.int64], other: NDArray[np.i
     return np.asarray(number[group], np.int64)
 
 
-FORMAT = 1
+FORMAT = 2
 FOLDER = "dct"
 
 
