@@ -160,6 +160,10 @@ def test_curves_show_the_primary_metric(tmp_path: Path) -> None:
         assert len(repeat_curves(runs, primary_metric="mean_average_precision")) == 3
 
 
+def test_curves_have_the_names_of_phases_as_text_and_do_without(curves_file: Path) -> None:
+    draw_curves([ROW, {**ROW, "phase": 2}], ["weight$_$"], curves_file.with_name("dollars.png"))
+
+
 def test_names_of_classes_are_text_whatever_they_contain(curves_file: Path) -> None:
     names = ['<script>alert("1")</script>', "שלום", "a & b"]
     labels = torch.arange(3).repeat(4)

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup, escape
 
+from tlkit.report.curves import LINES, TRAINING, VALIDATION, Rows, draw_metric, draw_over, mark_phases
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-TRAINING, VALIDATION = "#b87400", "#2b7bd1"  # both have 3:1 or more on white and on the dark page
 INK = "#010203"
 """Stands for the page's own colour of text."""
 WIDTH, HEIGHT = 3.7, 2.6
@@ -20,13 +21,8 @@ WIDTH, HEIGHT = 3.7, 2.6
 LEGEND_HEIGHT, LEGEND_LETTERS = 0.22, 44
 """Of a row of the legend, which is below the plot, where no curve can run under it."""
 
-LINES = tuple(zip(("#2b7bd1", "#b87400", "#1f9d73", "#d0508f", "#8f6ee0", "#7d8791"), "os^Dv*", strict=True))
-"""Colour and mark of single runs in one chart, each with 3:1 or more on either page; of more runs, none has its own."""
-
 WIDE_RATES = 50
 """Times between the highest and the lowest rate from which a linear axis would show some as 0."""
-
-Rows = Sequence[Mapping[str, Any]]
 
 
 def svg(draw: Callable[["Axes"], None], *, title: str, description: str) -> Markup:
@@ -94,14 +90,11 @@ def curves(rows: Rows, phase_names: Sequence[str], best: Mapping[str, Any], *, p
 
 
 def _metric(rows: Rows, phase_names: Sequence[str], metric: str, *, best: int | None) -> Markup:
-    epochs = list(range(1, len(rows) + 1))
     validation = [row.get(f"val/{metric}", nan) for row in rows]
     training = [row.get(f"train/{metric}", nan) for row in rows] if metric in ("accuracy", "loss") else []
 
     def draw(axis: "Axes") -> None:
-        if training:
-            axis.plot(epochs, training, "o--", ms=3.5, lw=1.4, color=TRAINING, label="training")
-        axis.plot(epochs, validation, "o-", ms=3.5, lw=1.6, color=VALIDATION, label="validation")
+        draw_metric(axis, rows, phase_names, metric)
         if best is not None:
             axis.plot([best + 1], [validation[best]], "o", ms=9, mfc="none", mew=1.4, color=VALIDATION, clip_on=False)
         if best is not None and training and metric == "accuracy" and abs(training[best] - validation[best]) > 0.005:
@@ -110,9 +103,6 @@ def _metric(rows: Rows, phase_names: Sequence[str], metric: str, *, best: int | 
             axis.set_title(
                 f"gap {100 * (training[best] - validation[best]):z.0f} points", loc="right", fontsize=9, fontweight="normal", y=1.0, pad=18
             )
-        if metric == "loss":
-            axis.set_ylim(bottom=0)
-        _mark_phases(axis, rows, phase_names)
 
     training_part = [f"training {training[-1]:.3f}, "] if training else []
     last = f"in the last of {len(rows)} epochs {''.join(training_part)}validation {validation[-1]:.3f}"
@@ -127,19 +117,11 @@ def repeat_curves(runs: Sequence[tuple[str, Rows]], *, primary_metric: str) -> l
 
 
 def _overlaid(runs: Sequence[tuple[str, Rows]], metric: str) -> Markup:
-    column = f"val/{metric}"
-    few, longest = len(runs) <= len(LINES), max((rows for _, rows in runs), key=len)
-
     def draw(axis: "Axes") -> None:
-        for number, (name, rows) in enumerate(runs):
-            colour, mark = LINES[number] if few else (VALIDATION, "o")
-            style: dict[str, Any] = {"ms": 3.5, "lw": 1.4, "color": colour, "label": name} if few else {"ms": 2, "lw": 1, "color": colour}
-            axis.plot(range(1, len(rows) + 1), [row.get(column, nan) for row in rows], f"{mark}-", **style)
-        if metric == "loss":
-            axis.set_ylim(bottom=0)
-        _mark_phases(axis, longest, ())
+        draw_over(axis, runs, metric, named=len(runs) <= len(LINES))
+        mark_phases(axis, max((rows for _, rows in runs), key=len), ())
 
-    last = [rows[-1].get(column, nan) for _, rows in runs]
+    last = [rows[-1].get(f"val/{metric}", nan) for _, rows in runs]
     described = f"by epoch, a line for each of {len(runs)} runs; in the last epoch from {min(last):.3f} to {max(last):.3f}"
     return svg(draw, title=f"validation {metric.replace('_', ' ')}", description=described)
 
@@ -155,25 +137,9 @@ def _rates(rows: Rows, phase_names: Sequence[str]) -> Markup:
             axis.set_ylim(0, 1.1 * max(positive))
             axis.yaxis.set_major_formatter("{x:.2g}")  # matplotlib would write a common factor where the phase's name is
         axis.plot(range(1, len(rows) + 1), rates, "s-", ms=3.5, lw=1.4, color=VALIDATION)
-        _mark_phases(axis, rows, phase_names)
+        mark_phases(axis, rows, phase_names)
 
     return svg(draw, title="learning rate", description=f"of the head at the end of each epoch, at most {max(positive):.2g}")
-
-
-def _mark_phases(axis: "Axes", rows: Rows, phase_names: Sequence[str]) -> None:
-    """Draw a line where a phase begins, with its name above the plot, where no curve can cross it."""
-    from matplotlib.ticker import MaxNLocator
-
-    starts = [i for i, row in enumerate(rows) if i == 0 or row["phase"] != rows[i - 1]["phase"]]
-    axis.set(xlabel="epoch", xlim=(0.5, len(rows) + 0.5))
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    for start, end in zip(starts, [*starts[1:], len(rows)], strict=True):
-        number = int(rows[start]["phase"])
-        if start:
-            axis.axvline(start + 0.5, color=INK, lw=0.7, ls=":")
-        if len(starts) <= 6 and number <= len(phase_names):
-            where: dict[str, Any] = {"transform": axis.get_xaxis_transform(), "ha": "center", "va": "bottom", "fontsize": 9}
-            axis.text((start + end + 1) / 2, 1.01, phase_names[number - 1].replace("$", r"\$"), **where)
 
 
 def reliability(calibration: Mapping[str, Any]) -> Markup:
