@@ -15,7 +15,7 @@ from tlkit.data.dataset import ImageDataset, ImageLoader, TrainingOrder, make_lo
 from tlkit.data.decode import image_size
 from tlkit.data.decoded_cache import DecodedCache
 from tlkit.data.preprocess import Preprocessing, preprocessing_for
-from tlkit.data.samples import Samples
+from tlkit.data.samples import Samples, evenly_spread
 from tlkit.data.sources.read import read_source
 from tlkit.data.splits.folds import split_by_recipe
 from tlkit.errors import CacheUnavailable, DataError
@@ -144,7 +144,7 @@ class ImageDataModule(lightning.LightningDataModule):
         """
         spec, samples = self.preprocessing, self.samples.of(split)
         if most is not None:
-            samples = tuple(samples[int(place)] for place in np.linspace(0, len(samples) - 1, min(most, len(samples))))
+            samples = evenly_spread(samples, most)
         margin = self._margin if split == "train" else 1.0
         if margin == 1 or spec.resize != "crop":
             return np.full(len(samples), round(spec.image_size * margin) ** 2 * spec.channels, np.int64)

@@ -7,8 +7,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tlkit.data.samples import evenly_spread
 from tlkit.errors import BackboneError
-from tlkit.explain.sheet import Cell, draw_sheet, evenly, shown
+from tlkit.explain.sheet import Cell, draw_sheet, shown
 from tlkit.explain.stage_maps import as_map, backbone_name, stage_outputs
 from tlkit.models.classifier import Classifier
 
@@ -35,7 +36,7 @@ def draw_feature_maps(file: Path, classifier: Classifier, image: NDArray[np.uint
     """Draw the channels of every stage that vary most over one image. image: [S, S, C]; normalised: [1, C, S, S]."""
     maps = feature_maps(classifier, normalised)
     rows: list[tuple[str, list[Cell]]] = []
-    for name in evenly(list(maps), STAGES):
+    for name in evenly_spread(list(maps), STAGES):
         of_stage = maps[name][0]
         chosen = of_stage.flatten(1).std(1).topk(min(CHANNELS, len(of_stage))).indices.tolist()
         size = "x".join(map(str, of_stage.shape[1:]))

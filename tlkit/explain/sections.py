@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from tlkit.data.dataset import ImageDataset, make_loader
-from tlkit.data.samples import Samples
+from tlkit.data.samples import Samples, evenly_spread
 from tlkit.errors import BackboneError, DataError, TlkitError, expected_one_of
 from tlkit.explain.feature_maps import draw_feature_maps, feature_maps
 from tlkit.explain.feature_space import draw_feature_space
@@ -22,7 +22,7 @@ from tlkit.explain.gradient_flow import GRADIENTS, draw_gradients, read_gradient
 from tlkit.explain.maximisation import Objective, maximise
 from tlkit.explain.neighbours import nearest_images
 from tlkit.explain.sanity_check import randomised_maps, sanity_note
-from tlkit.explain.sheet import Cell, draw_sheet, evenly, shown
+from tlkit.explain.sheet import Cell, draw_sheet, shown
 from tlkit.explain.stage_maps import check_stage, last_map_size
 from tlkit.explain.subject import Shown, Subject
 from tlkit.explain.token_map import has_token_map
@@ -140,7 +140,7 @@ def _add_sanity_check(work: Work, section: Section, inputs: Tensor, target: Tens
     subject, most = work.subject, 4
     with work.progress("randomising weights", 1 + len(subject.classifier.stages), "stages") as advance:
         found = randomised_maps(subject.classifier, inputs[:most], target[:most], relative=subject.has_softmax, on_step=advance)
-    chosen = evenly([step.down_to for step in found], 7)
+    chosen = evenly_spread([step.down_to for step in found], 7)
     steps = [step for step in found if step.down_to in chosen]
     rows = []
     for n, image in enumerate(subject.images[:most]):
@@ -377,7 +377,7 @@ def _default_objectives(work: Work) -> list[Objective]:
             means = maps[stage].mean((0, 2, 3))
             units.append(Objective(f"{stage}:{int(means.argmax())}", stage, int(means.argmax())))
     has_gradient = not isinstance(subject.classifier.head, NearestNeighbours)
-    classes = evenly(list(subject.card.classes), CLASSES) if has_gradient else []
+    classes = evenly_spread(subject.card.classes, CLASSES) if has_gradient else ()
     found = [*dict.fromkeys(units), *(_class(subject, name) for name in classes)]
     if not found:
         check_explainable(subject.classifier)

@@ -86,10 +86,3 @@ def shortened(text: str, most: int) -> str:
 def shown(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return an image [S, S, C] as it can be drawn: of other channels than one or three, the first."""
     return image if image.shape[2] == 3 else image[:, :, 0]
-
-
-def evenly(names: Sequence[str], most: int) -> list[str]:
-    """Return at most `most` names, spread evenly, with the first and the last."""
-    if len(names) <= most:
-        return list(names)
-    return [names[round(i * (len(names) - 1) / (most - 1))] for i in range(most)]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tlkit.data.preprocess import Preprocessing
-from tlkit.data.samples import Sample, Samples
+from tlkit.data.samples import Sample, Samples, evenly_spread
 from tlkit.data.splits.manifest import samples_of_run
 from tlkit.data.splits.run_source import from_start_where_missing
 from tlkit.errors import TlkitError
@@ -72,10 +72,7 @@ class Subject:
     def part(self, split: str, most: int) -> Samples | None:
         """Return the images of one split, at most so many, spread evenly over it; None where there are none."""
         found = self.samples.of(split) if self.samples is not None else ()
-        if self.samples is None or not found:
-            return None
-        chosen = sorted({round(i * (len(found) - 1) / max(1, most - 1)) for i in range(most)}) if len(found) > most else range(len(found))
-        return replace(self.samples, samples=tuple(found[i] for i in chosen))
+        return replace(self.samples, samples=evenly_spread(found, most)) if self.samples is not None and found else None
 
 
 def open_subject(place: Path, images: Sequence[Path], *, device: str, overrides: Sequence[str] = ()) -> Subject:

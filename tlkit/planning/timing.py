@@ -8,7 +8,6 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from torch import nn
@@ -18,7 +17,7 @@ from tlkit.data.datamodule import ImageDataModule
 from tlkit.data.dataset import worker_count
 from tlkit.data.decode import Decoding, decoded_size
 from tlkit.data.progress import progress_console
-from tlkit.data.samples import Sample, Samples
+from tlkit.data.samples import Samples, evenly_spread
 from tlkit.errors import CacheUnavailable, DataError
 from tlkit.models.classifier import Classifier
 from tlkit.models.heads import last_linear
@@ -120,7 +119,7 @@ class SolvedTiming:
 
 def time_check(trial: Trial) -> float:
     """Return the seconds to check that an image can be read, and as long once more to compare it with other splits."""
-    few, how = _spread(trial.samples.samples, CHECKED), Decoding.of(trial.recipe.data)
+    few, how = evenly_spread(trial.samples.samples, CHECKED), Decoding.of(trial.recipe.data)
     began = time.perf_counter()
     for sample in few:
         with suppress(DataError):
@@ -182,8 +181,8 @@ def _few(trial: Trial, seconds_per_image: float) -> ImageDataModule:
     """Return a few images: a CPU takes about as long per image in a small batch; a GPU doesn't, and is fast enough for full batches."""
     on_cpu = max(3 * WARM_UP, int(COLD * TRIAL_S / max(seconds_per_image, 1e-6)))
     affordable = on_cpu if trial.device == "cpu" else MOST_BATCHES * trial.batch_size
-    train = _spread(trial.samples.of("train"), min(affordable, MOST_BATCHES * trial.batch_size))
-    val = _spread(trial.samples.of("val"), max(2, len(train) // 2))
+    train = evenly_spread(trial.samples.of("train"), min(affordable, MOST_BATCHES * trial.batch_size))
+    val = evenly_spread(trial.samples.of("val"), max(2, len(train) // 2))
     few = Samples(trial.samples.classes, (*train, *val), trial.samples.task)
     return _module(trial, few, len(train))
 
@@ -240,9 +239,3 @@ def _inputs(
     with suppress(CacheUnavailable):
         data.cache_decoded(cache_folder(), budget_gb=cache.budget_gb)
     return data, None, 0.0
-
-
-def _spread(samples: tuple[Sample, ...], number: int) -> tuple[Sample, ...]:
-    """Return so many of them, from the first to the last: images of one class are often alike in size."""
-    places = np.linspace(0, len(samples) - 1, min(number, len(samples)))
-    return tuple(samples[int(place)] for place in places)
