@@ -18,7 +18,7 @@ from tlkit.explain.grad_cam import check_explainable
 from tlkit.explain.stage_maps import as_map, check_stage, stage_outputs
 from tlkit.models.classifier import Classifier
 
-STEPS, RATE = 192, 0.05
+RATE = 0.05
 TOTAL_VARIATION = 1.0
 """Weight of the mean absolute difference of neighbouring pixels. Looked at for a fine-tuned efficientnet-lite0 at 128 px: below 0.1 noise
 hides the shapes of classes, and 3 flattens textures. Coefficients that fall faster than 1 / frequency gave clouds of colour.
@@ -38,11 +38,7 @@ class Objective:
 
 
 def maximise(
-    classifier: Classifier,
-    objectives: Sequence[Objective],
-    *,
-    steps: int = STEPS,
-    on_step: Callable[[int], None] = lambda steps: None,
+    classifier: Classifier, objectives: Sequence[Objective], *, steps: int, on_step: Callable[[int], None] = lambda steps: None
 ) -> Tensor:
     """Return an image for each objective, [N, C, S, S] in 0..1: what raises the class's logit, or the mean over the channel's map.
 

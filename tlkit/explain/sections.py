@@ -68,11 +68,11 @@ class Section:
 class Request:
     """units: `STAGE:CHANNEL` each, classes: names, to maximise. runs: others whose gradients are drawn beside."""
 
-    only: tuple[str, ...] = ()
-    units: tuple[str, ...] = ()
-    classes: tuple[str, ...] = ()
-    runs: tuple[Path, ...] = ()
-    steps: int = 96
+    only: tuple[str, ...]
+    units: tuple[str, ...]
+    classes: tuple[str, ...]
+    runs: tuple[Path, ...]
+    steps: int
 
 
 @dataclass(frozen=True)

@@ -61,10 +61,10 @@ HEARTBEAT_S, GRACE_S = 10, 60
 class Search:
     """How to search. trials: finished ones, of all workers together. storage: a URL that Optuna takes; None for a file in `out`."""
 
-    trials: int = 40
-    sampler: Sampler = "tpe"
-    pruner: Pruner = "median"
-    storage: str | None = None
+    trials: int
+    sampler: Sampler
+    pruner: Pruner
+    storage: str | None
 
 
 @dataclass(frozen=True)
