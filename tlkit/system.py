@@ -90,6 +90,16 @@ _PACKAGE = Path(__file__).parent
 _IN_WHEEL = _PACKAGE / "shipped_files"
 
 
+def package_version(package: str) -> str | None:
+    """Return an installed package's version; None where it isn't there, or came by other means, such as conda's opencv."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
 def shipped(name: str) -> Path:
     """Return a file or folder that is bundled with tlkit: `recipes/quickstart.yaml`, `data/fashion_mnist_mini`. It need not exist.
 

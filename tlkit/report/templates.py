@@ -14,11 +14,11 @@ MOST_DECIMALS = 2
 
 
 @cache
-def template(name: str) -> "Template":
-    """Return a template of this folder, which escapes what it shows and refuses what it isn't given."""
+def template(name: str, folder: str = "report") -> "Template":
+    """Return a template of a folder of tlkit, which escapes what it shows and refuses what it isn't given."""
     from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-    environment = Environment(loader=PackageLoader("tlkit", "report"), autoescape=select_autoescape(), undefined=StrictUndefined)
+    environment = Environment(loader=PackageLoader("tlkit", folder), autoescape=select_autoescape(), undefined=StrictUndefined)
     environment.filters["percent"] = percent
     environment.filters["share"] = share_of
     return environment.get_template(name)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from tlkit.files import write_atomically
 from tlkit.recipe.fields.search import Range
+from tlkit.report.templates import template
 
 if TYPE_CHECKING:
     import optuna
@@ -16,12 +17,10 @@ BEST_SHARE = 0.2
 
 def write_study_page(study: "optuna.Study", best: "tuple[optuna.trial.FrozenTrial, int]", ranges: Mapping[str, Range], file: Path) -> None:
     """Write history, importance of each key, slices and narrowed ranges. best: the trial, and how many have its score."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
     from plotly.offline import get_plotlyjs
 
-    environment = Environment(loader=PackageLoader("tlkit", "search"), autoescape=select_autoescape(), undefined=StrictUndefined)
     trials = [trial for trial in study.get_trials(deepcopy=False) if trial.value is not None and trial.state.name == "COMPLETE"]
-    page = environment.get_template("study.html").render(
+    page = template("study.html", "search").render(
         name=study.study_name,
         best=best[0],
         equal=best[1],

@@ -9,7 +9,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -42,6 +41,7 @@ from tlkit.deploy.export.verify import PROOF, SAMPLES, answers_to_generated, ima
 from tlkit.errors import ArtifactError, expected_one_of
 from tlkit.files import atomic_folder, sha256_of
 from tlkit.models.model_folder import ModelCard, find_model_folder, load_with_card, read_card
+from tlkit.system import package_version
 from tlkit.terminal import print_text
 
 LOG = logging.getLogger("tlkit")
@@ -285,15 +285,8 @@ def _versions() -> dict[str, str]:
     return {
         "python": platform.python_version(),
         "tlkit": tlkit.__version__,
-        **{name: found for name in packages if (found := _version(name))},
+        **{name: found for name in packages if (found := package_version(name))},
     }
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except ModuleNotFoundError:  # PackageNotFoundError is one
-        return ""
 
 
 def export_command(run: Path, options: ExportOptions) -> int:

@@ -4,13 +4,12 @@ import re
 from base64 import b64encode
 from hashlib import sha256
 
+from tlkit.report.templates import template
+
 
 def page(name: str, classes: tuple[str, ...], *, asks_token: bool) -> tuple[str, str]:
     """Render the page, and return the Content-Security-Policy that allows only its own script and style."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-
-    environment = Environment(loader=PackageLoader("tlkit", "deploy/serve"), autoescape=select_autoescape(), undefined=StrictUndefined)
-    html = environment.get_template("page.html").render(name=name, classes=classes, asks_token=asks_token)
+    html = template("page.html", "deploy/serve").render(name=name, classes=classes, asks_token=asks_token)
     policy = (
         f"default-src 'none'; script-src {_hash(html, 'script')}; style-src {_hash(html, 'style')}; img-src blob: data:; "
         "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"

@@ -8,7 +8,6 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from PIL import features
 import tlkit
 from tlkit.files import read_facts, write_json
 from tlkit.recipe.differences import flat_values
+from tlkit.system import package_version
 
 FILE = "environment.json"
 
@@ -46,8 +46,9 @@ def read_environment(run: Path) -> dict[str, Any]:
 
 def environment(recipe_place: str, device: torch.device) -> dict[str, Any]:
     """Return plain JSON values. device: of this process; its flags are the current ones, after Lightning has set them."""
+    installed = {package: package_version(package) for package in PACKAGES}
     return {
-        "versions": {"tlkit": tlkit.__version__, "python": platform.python_version(), **_versions(), "libjpeg": _libjpeg()},
+        "versions": {"tlkit": tlkit.__version__, "python": platform.python_version(), **installed, "libjpeg": _libjpeg()},
         "platform": platform.platform(),
         "machine": platform.machine(),
         "cpu": {
@@ -76,16 +77,6 @@ def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tup
         for key in {**flat_was, **flat_now}
         if flat_was.get(key) != flat_now.get(key) and not key.startswith(NO_MATTER)
     }
-
-
-def _versions() -> dict[str, str | None]:
-    found: dict[str, str | None] = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:  # installed by other means, such as conda's opencv
-            found[package] = None
-    return found
 
 
 def _libjpeg() -> str | None:
