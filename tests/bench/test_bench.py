@@ -155,7 +155,7 @@ def test_two_processes_are_compared_with_one_of_the_same_repeat(capsys: pytest.C
 
 def test_parameters_that_train_are_counted() -> None:
     """resnet18 has 11,176,512 without its classifier, and 512 features (torchvision's 11,689,512 less 513 x 1000)."""
-    assert parameters_that_train("resnet18", classes=10) == {"head": 5130, "all": 11_176_512 + 5130}
+    assert parameters_that_train("resnet18") == {"head": 5130, "all": 11_176_512 + 5130}
 
 
 def test_shares_of_compute_fall_from_one_towards_the_head() -> None:

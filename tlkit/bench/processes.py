@@ -87,7 +87,7 @@ def processes_command(work: Work, images: tuple[int, int], *, repeats: int, as_j
     """Measure one process and two. work: its kind is not used."""
     if images[0] % work.batch_size:
         raise TlkitError(f"--size {images[0]}+{images[1]}: tlkit bench processes counts whole steps of {work.batch_size} images.")
-    trained = parameters_that_train(work.backbone, classes=10)
+    trained = parameters_that_train(work.backbone)
     weights = package_weights(work.backbone)
     works: dict[tuple[str, int], Work] = {
         (kind, count): Work(kind, backbone=work.backbone, weights=weights, epochs=work.epochs, processes=count)
@@ -102,8 +102,8 @@ def processes_command(work: Work, images: tuple[int, int], *, repeats: int, as_j
     return 0
 
 
-def parameters_that_train(backbone: str, *, classes: int) -> dict[str, int]:
-    """Count the parameters of a linear head, and of all layers."""
+def parameters_that_train(backbone: str) -> dict[str, int]:
+    """Count the parameters of a linear head for the ten classes of the bench's images, and of all layers."""
     import torch
 
     from tlkit.models.backbones import check_backbone_name, create_backbone
@@ -112,7 +112,7 @@ def parameters_that_train(backbone: str, *, classes: int) -> dict[str, int]:
     with torch.device("meta"):
         built = create_backbone(backbone, 128).eval()
         features = built(torch.zeros(1, 3, 128, 128)).shape[1]
-    head = (features + 1) * classes
+    head = (features + 1) * 10
     return {"head": head, "all": head + sum(parameter.numel() for parameter in built.parameters())}
 
 

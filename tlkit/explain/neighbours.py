@@ -15,10 +15,10 @@ class Nearest:
     distances: NDArray[np.float32]
 
 
-def nearest_images(features: Tensor, of_training: Tensor, count: int = 6) -> Nearest:
-    """Find the training images whose features are nearest by angle. features: [N, F], of_training: [M, F]."""
+def nearest_images(features: Tensor, of_training: Tensor) -> Nearest:
+    """Find the six training images whose features are nearest by angle. features: [N, F], of_training: [M, F]."""
     from sklearn.neighbors import NearestNeighbors
 
-    index = NearestNeighbors(n_neighbors=min(count, len(of_training)), metric="cosine").fit(of_training.numpy())
+    index = NearestNeighbors(n_neighbors=min(6, len(of_training)), metric="cosine").fit(of_training.numpy())
     distances, rows = index.kneighbors(features.numpy())
     return Nearest(rows, distances)

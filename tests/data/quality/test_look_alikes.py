@@ -5,8 +5,8 @@ import pytest
 from numpy.typing import NDArray
 
 from tlkit.data.quality import candidate_pairs, look_alikes
-from tlkit.data.quality.look_alikes import find_balls
-from tlkit.data.quality.near_duplicates import SAME, _without_crowds, directions, find_near, mirrored
+from tlkit.data.quality.look_alikes import SAME, find_balls
+from tlkit.data.quality.near_duplicates import _without_crowds, directions, find_near, mirrored
 
 Dct = NDArray[np.float32]
 
@@ -57,7 +57,7 @@ def test_every_look_alike_in_another_split_is_found_and_every_group(scenes: int,
 
 @pytest.mark.usefixtures("small_crowds")
 def test_look_alikes_are_in_balls() -> None:
-    assert len(find_balls(directions(frames(900, 12, 0.1, distinct=300)), SAME)) >= 12
+    assert len(find_balls(directions(frames(900, 12, 0.1, distinct=300)))) >= 12
 
 
 def test_a_crowd_is_compared_in_far_fewer_pairs_than_it_has(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from PIL import EpsImagePlugin, Image, ImageOps
 from scipy.fft import dctn
 
-from tlkit.data.quality.near_duplicates import HAMMING_RADIUS, SAME, dct_of, directions, find_near, mirrored
+from tlkit.data.quality.look_alikes import SAME
+from tlkit.data.quality.near_duplicates import HAMMING_RADIUS, dct_of, directions, find_near, mirrored
 from tlkit.data.samples import Sample
 from tlkit.system import shipped
 

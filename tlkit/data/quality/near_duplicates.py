@@ -17,7 +17,7 @@ from scipy.sparse.csgraph import connected_components
 from tlkit.data.decode import NeededSize, decode
 from tlkit.data.preprocess import Preprocessing
 from tlkit.data.quality.candidate_pairs import candidate_pairs
-from tlkit.data.quality.look_alikes import Ball, Pairs, find_balls, pairs_with_balls
+from tlkit.data.quality.look_alikes import SAME, Ball, Pairs, find_balls, pairs_with_balls
 from tlkit.data.samples import ImageSource, Sample
 from tlkit.errors import DataError
 from tlkit.files import atomic_file, key_of
@@ -26,9 +26,6 @@ from tlkit.system import cache_folder
 SIDE_PX, DCT_SIZE = 32, 8
 HAMMING_RADIUS = 10
 """Largest Hamming distance of 64 bits: of Fashion-MNIST's 2.4 billion pairs of images, every one above SAME differs in 9 bits or fewer."""
-SAME = 0.985
-"""Cosine from which on two images are called near duplicates. Of images resized to 18..56 px and saved as JPEG of quality 50..95,
-99 % are above it; of all pairs in Fashion-MNIST 159 do, nearly all of which are the same thing photographed once."""
 FLAT = 2.0
 """Contrast up to which an image has nothing to be compared by: blank ones are equal or they aren't."""
 PRIOR_IMAGES = 64
@@ -103,7 +100,7 @@ def _without_crowds(dct: Dct) -> Dct:
     no frame is near to another."""
     rows = np.flatnonzero(_contrast(dct) > FLAT)
     shapes = dct[rows, 1:] / np.sqrt(_spectrum()[1:], dtype=np.float32)
-    crowds = find_balls(shapes / np.linalg.norm(shapes, axis=1, keepdims=True), SAME)
+    crowds = find_balls(shapes / np.linalg.norm(shapes, axis=1, keepdims=True))
     return np.delete(dct, np.concatenate([rows[ball.rows[1:]] for ball in crowds]), axis=0) if crowds else dct
 
 
@@ -142,8 +139,8 @@ def find_near(dct: Dct, known: NDArray[np.int64], ranks: NDArray[np.int64]) -> N
     first = np.sort(first[_contrast(dct[first]) > FLAT])
     distinct = _without_crowds(dct)
     vectors, turned = directions(dct[first], of=distinct), directions(mirrored(dct[first]), of=distinct)
-    balls = find_balls(vectors, SAME)
-    in_balls = (pairs_with_balls(balls, vectors, others, ranks[first], SAME) for others in (vectors, turned))
+    balls = find_balls(vectors)
+    in_balls = (pairs_with_balls(balls, vectors, others, ranks[first]) for others in (vectors, turned))
     for rows, columns, cosines in _many_at_once(chain(*in_balls, _pairs(vectors, vectors, balls), _pairs(vectors, turned, balls))):
         one, other = first[rows], first[columns]
         new = known[one] != known[other]

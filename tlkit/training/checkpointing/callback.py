@@ -30,7 +30,7 @@ from tlkit.training.checkpointing.files import KEPT, Checkpoint, next_number, re
 from tlkit.training.checkpointing.rng import generator_states, set_generators
 from tlkit.training.context import RunContext
 from tlkit.training.distributed.flags import SharedFlags
-from tlkit.training.distributed.launch import COLLECTIVE_TIMEOUT, all_gather_objects
+from tlkit.training.distributed.launch import all_gather_objects
 from tlkit.training.distributed.ranks import is_main_process
 from tlkit.training.objective.auxiliary import AuxiliaryHeads
 from tlkit.training.private_api import (
@@ -162,7 +162,7 @@ class Checkpoints(CheckpointCallback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         restore_sigterm(trainer)
         if trainer.world_size > 1 and self._flags is None:
-            self._flags = SharedFlags(COLLECTIVE_TIMEOUT)
+            self._flags = SharedFlags()
         if self._resumed is None:
             return
         mine = _mine(self._resumed["ranks"])

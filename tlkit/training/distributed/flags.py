@@ -1,11 +1,12 @@
 """Flags that the processes of a run exchange after every batch, without waiting for their devices."""
 
 from collections.abc import Sequence
-from datetime import timedelta
 from typing import Any
 
 import torch
 from torch import Tensor, distributed
+
+from tlkit.training.distributed.launch import COLLECTIVE_TIMEOUT
 
 
 class SharedFlags:
@@ -15,8 +16,8 @@ class SharedFlags:
     another process is waited for.
     """
 
-    def __init__(self, timeout: timedelta) -> None:
-        self._group: Any = distributed.new_group(backend="gloo", timeout=timeout)
+    def __init__(self) -> None:
+        self._group: Any = distributed.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
         self._sent: tuple[Tensor, Any] | None = None
 
     def exchange(self, mine: Sequence[int]) -> list[int]:

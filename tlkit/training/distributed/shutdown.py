@@ -50,7 +50,7 @@ def ending_together(stop: Stop) -> Iterator[None]:
         # After a signal all say the same: the main process says it, since another one would write into what that draws on the terminal.
         tells = is_main_process() if isinstance(error, KeyboardInterrupt) and are_connected() else _is_first_to_report(run)
         if not tells or isinstance(error, KeyboardInterrupt):
-            _all_end(within_s=GRACE_S)  # the one that tells may not be done with it; or all were asked to stop
+            _all_end()  # the one that tells may not be done with it; or all were asked to stop
         for process in _STARTED:
             process.kill()
         tells = tells or not (is_command_line() or was_started())
@@ -154,8 +154,8 @@ def _dead(*, wait_s: float = 0.0) -> list[subprocess.Popen[bytes]]:
         time.sleep(0.05)
 
 
-def _all_end(*, within_s: float) -> None:
-    until = time.monotonic() + within_s
+def _all_end() -> None:
+    until = time.monotonic() + GRACE_S
     while any(process.poll() is None for process in _STARTED) and time.monotonic() < until:
         time.sleep(0.05)
 
