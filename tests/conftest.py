@@ -4,8 +4,10 @@ import gc
 import importlib.metadata
 import logging
 import os
+import shutil
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
@@ -25,6 +27,7 @@ importlib.metadata.entry_points = cache(importlib.metadata.entry_points)
 never_wait_for_the_disk()
 # What is imported stays: looking through its million objects again and again for garbage took a twentieth of the suite.
 gc.disable()
+BEFORE = Path(__file__).parent / "fixtures" / "before_layout"
 WORKER_BYTES = 3_000_000_000
 """Memory of a worker with the processes that it starts."""
 # Activations that tests keep are their own, and gone when they end.
@@ -62,6 +65,24 @@ def draws() -> Iterator[None]:
 
     with drawn():
         yield
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of what an earlier version wrote, to spoil; its runs were started in its folder, which is the current one."""
+    return _copy(BEFORE, tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def workplace(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of what the module's `made` has, to spoil; it is the current folder."""
+    return _copy(made, tmp_path, monkeypatch)
+
+
+def _copy(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    monkeypatch.chdir(copy)
+    return copy
 
 
 @pytest.fixture(autouse=True)

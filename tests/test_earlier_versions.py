@@ -15,14 +15,6 @@ from tlkit.errors import DataError, DeviceError, RunError
 BEFORE = Path(__file__).parent / "fixtures" / "before_layout"
 
 
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy, in which nothing of the original can be changed; the runs were started in its folder."""
-    shutil.copytree(BEFORE, tmp_path / "before")
-    monkeypatch.chdir(tmp_path / "before")
-    return tmp_path / "before"
-
-
 def recorded() -> dict[str, float]:
     found: dict[str, float] = json.loads((BEFORE / "run/metrics.json").read_text())["test"]
     return found

@@ -62,15 +62,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def workplace(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of its own, to spoil."""
-    shutil.copytree(made, tmp_path / "copy")
-    monkeypatch.chdir(tmp_path / "copy")
-    monkeypatch.delenv("TLKIT_RUN_FOLDER", raising=False)
-    return tmp_path / "copy"
-
-
 # --- nothing in a file is run ---
 
 

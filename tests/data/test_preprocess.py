@@ -1,5 +1,4 @@
 import json
-from collections.abc import Iterable
 from functools import partial
 from itertools import product
 
@@ -10,7 +9,7 @@ from PIL import Image
 from timm.data import create_transform
 from torchvision.transforms import functional
 
-from tlkit.data.preprocess import ImageDataset, Preprocessing, preprocessing_for
+from tlkit.data.preprocess import Preprocessing, preprocessing_for
 from tlkit.recipe.fields.data import Data
 from tlkit.recipe.fields.source import BundledSource
 from tlkit.system import shipped
@@ -158,10 +157,6 @@ def test_mean_and_std_of_different_lengths_are_refused() -> None:
 
 
 # --- a mean image ---
-
-
-def read_all(images: Iterable[np.ndarray]) -> ImageDataset:
-    return lambda read: (read(partial(Image.fromarray, image)) for image in images)
 
 
 def pixelwise(images: np.ndarray, **fields: object) -> Preprocessing:

@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from PIL import Image
 from torch.nn.functional import cross_entropy
 
+from tests.shades import draw_shades
 from tlkit import cli
 from tlkit.errors import RunError, TlkitError
 from tlkit.planning.lr_range import HIGHEST, LOWEST, Sweep, check_has_rate, judged, lr_range, ran_away, smooth
@@ -34,12 +35,8 @@ phases:
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("lr")
-    draws = np.random.default_rng(0)
-    for name, colour in {"blue": (40, 60, 200), "green": (30, 180, 60), "red": (210, 40, 50)}.items():
-        (folder / "pictures" / name).mkdir(parents=True)
-        for i in range(20):
-            noisy = np.clip(np.array(colour) + draws.normal(0, 40, (40, 40, 3)), 0, 255).astype(np.uint8)
-            Image.fromarray(noisy).save(folder / "pictures" / name / f"{i:02d}.png")
+    colours = {"blue": (40, 60, 200), "green": (30, 180, 60), "red": (210, 40, 50)}
+    draw_shades(folder / "pictures", colours=colours, size=40)
     (folder / "recipe.yaml").write_text(RECIPE)
     return folder
 

@@ -24,14 +24,6 @@ BEFORE = Path(__file__).parents[1] / "fixtures" / "before_layout"
 OUTSIDE = re.compile(r"""(?:src|href)\s*=\s*["']?(?!data:|#)[^"'\s>]|url\((?!data:|#)|@import""")
 
 
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy; the run was started in its folder."""
-    shutil.copytree(BEFORE, tmp_path / "before")
-    monkeypatch.chdir(tmp_path / "before")
-    return tmp_path / "before"
-
-
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reported") / "before"

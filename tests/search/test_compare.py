@@ -19,19 +19,15 @@ from tlkit.recipe.load import load_recipe
 
 pytestmark = pytest.mark.usefixtures("draws")
 
-BEFORE = Path(__file__).parents[1] / "fixtures" / "before_layout"
-
 
 @pytest.fixture
-def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def runs(place: Path) -> Path:
     """A folder with `a`, a run of an earlier version without predictions.csv, and `b`, which answers every image right."""
-    shutil.copytree(BEFORE, tmp_path / "runs")
-    monkeypatch.chdir(tmp_path / "runs")
     for name in ("a", "b"):
         shutil.copytree("run", name)
     rows = answers_on(Path("b"), "test")
     write_predictions(Path("b"), [{**row, "answer": row["label"]} for row in rows], "test")
-    return tmp_path / "runs"
+    return place
 
 
 def change(file: Path, column: str, value: Callable[[dict[str, str]], str]) -> None:

@@ -18,7 +18,6 @@ from tlkit.models.heads import last_linear
 from tlkit.models.model_folder import ModelCard, find_model_folder, load_model, load_with_card, write_model_folder
 from tlkit.recipe.fields.model import Head
 
-BEFORE = Path(__file__).parents[1] / "fixtures" / "before_layout"
 RECIPE = """
 name: shades
 data: {source: {folder: photos}, image_size: 32, resize: stretch, normalize: none, batch_size: 8, leak_check: off}
@@ -37,14 +36,12 @@ def change(run: Path, bias: list[float], card: Callable[[ModelCard], ModelCard] 
 
 
 @pytest.fixture
-def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def runs(place: Path) -> Path:
     """`run` of an earlier version, with three classes; `up` and `down` on either side of it; `far`, which answers one class alone."""
-    shutil.copytree(BEFORE, tmp_path / "runs")
-    monkeypatch.chdir(tmp_path / "runs")
     for name, bias in {"up": [2.0, 0, -2.0], "down": [-2.0, 0, 2.0], "far": [100.0, 0, 0]}.items():
         shutil.copytree("run", name)
         change(Path(name), bias)
-    return tmp_path / "runs"
+    return place
 
 
 def head_of(run: str) -> torch.Tensor:

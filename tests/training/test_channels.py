@@ -27,7 +27,6 @@ model: {backbone: test_resnet, weights: random}
 phases:
   - {train: all, epochs: 2, lr: 1e-2}
 """
-HEAD_ALONE = "phases=[{train: head, epochs: 1, lr: 1e-2}]"
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,6 @@ def test_a_run_whose_report_has_no_room_is_not_finished_and_goes_on(
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     recipe, run = load_recipe(tmp_path / "recipe.yaml"), tmp_path / "run"
     monkeypatch.setenv("TLKIT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("TLKIT_RUN_FOLDER", raising=False)
 
     def no_room_for_the_report(file: Path) -> Path:
         writing = unfinished(file)

@@ -91,7 +91,7 @@ def words(run: Path) -> list[str]:
 
 
 def environment(cache: Path) -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name != "TLKIT_RUN_FOLDER"} | {"TLKIT_CACHE": str(cache)}
+    return os.environ | {"TLKIT_CACHE": str(cache)}
 
 
 def killed(place: Path, run: Path, cache: Path, moment: str, delay_s: float) -> None:

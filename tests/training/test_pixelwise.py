@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
+from tests.shades import draw_shades
 from tlkit.deploy.predict.predict import predict
 from tlkit.errors import RunError
 from tlkit.evaluation.evaluate import evaluate
@@ -29,14 +30,8 @@ phases: [{train: head, epochs: 1, lr: 1e-2}]
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """12 noisy images each of light and dark."""
     folder = tmp_path_factory.mktemp("shades")
-    draws = np.random.default_rng(0)
-    for name, shade in (("dark", 60), ("light", 180)):
-        (folder / "pictures" / name).mkdir(parents=True)
-        for i in range(12):
-            noisy = np.clip(shade + draws.normal(0, 40, (32, 32, 3)), 0, 255).astype(np.uint8)
-            Image.fromarray(noisy).save(folder / "pictures" / name / f"{i:02d}.png")
+    draw_shades(folder / "pictures", size=32)
     (folder / "recipe.yaml").write_text(RECIPE)
     return folder
 
@@ -54,7 +49,7 @@ def pixels(file: Path) -> np.ndarray:
 def test_the_mean_image_is_that_of_the_training_split(run: Path, workplace: Path) -> None:
     rows = [line.split(",") for line in (run / "split.csv").read_text().splitlines()]
     training = [pixels(workplace / "pictures" / row[0]) for row in rows if row[2] == "train"]
-    assert len(training) == 12
+    assert len(training) == 20
     found = load_file(run / "model/mean_picture.safetensors")["mean_picture"]
     np.testing.assert_allclose(found, np.mean(training, axis=0), atol=1e-6)
 

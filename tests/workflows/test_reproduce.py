@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from hashlib import sha256
 from pathlib import Path
 
@@ -40,15 +39,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         run_recipe(load_recipe("recipe.yaml"), out=Path("run"))
         run_recipe(load_recipe("recipe.yaml", ["data.folds=2", "phases=[{train: head, epochs: 1, lr: 1e-2}]"]), out=Path("folds"))
     return folder
-
-
-@pytest.fixture
-def workplace(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of its own, to spoil."""
-    shutil.copytree(made, tmp_path / "copy")
-    monkeypatch.chdir(tmp_path / "copy")
-    monkeypatch.delenv("TLKIT_RUN_FOLDER", raising=False)
-    return tmp_path / "copy"
 
 
 def edit_environment(run: Path, **cpu: object) -> None:

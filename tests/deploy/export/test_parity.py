@@ -28,7 +28,6 @@ from tlkit.models.model_folder import ModelCard, load_with_card, write_model_fol
 from tlkit.recipe.fields.model import Head
 
 SPEC = {"image_size": 32, "resize": "crop", "crop_pct": 1.0, "interpolation": "bicubic", "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}
-PARTS = ("decode", "resize", "normalise", "network")
 
 
 @pytest.fixture(scope="module")

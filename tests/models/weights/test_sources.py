@@ -22,10 +22,6 @@ def model(backbone: str, weights: object) -> Model:
     return Model.model_validate({"backbone": backbone, "weights": weights})
 
 
-def load(recipe: Model) -> torch.nn.Module:
-    return load_backbone(recipe, find_weights(recipe), 64)
-
-
 def run_of(folder: Path, backbone: str = "test_resnet", kind: str = "linear", channels: int = 3) -> Classifier:
     """A run folder with a model of random weights."""
     head = Head.model_validate({"kind": kind})
