@@ -60,12 +60,20 @@ ON_BAD_HINT = "`tlkit data check RECIPE` names every such image, and data.on_bad
 """The last line of an error about one image of many."""
 
 
+class MissingDataError(DataError):
+    """Images that aren't on this machine, or their table or folder; not what is there and can't be used."""
+
+
 class BackboneError(TlkitError):
     """A backbone that can't do what was asked of it."""
 
 
 class WeightsError(TlkitError):
     """Weights that are missing, or don't fit the backbone."""
+
+
+class MissingWeightsError(WeightsError):
+    """Weights that aren't on this machine; not a file that is there and can't be used."""
 
 
 class RunError(TlkitError):

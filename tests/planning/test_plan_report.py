@@ -13,7 +13,7 @@ from torch import nn
 from tests import warm
 from tests.planning.colours import RECIPE, SMALL, count, planned, shown
 from tlkit.data.samples import Sample, Samples
-from tlkit.errors import RecipeError
+from tlkit.errors import DataError, RecipeError, WeightsError
 from tlkit.models.backbones import create_backbone
 from tlkit.planning import plan as planning
 from tlkit.planning.plan import Plan, make_plan
@@ -36,6 +36,23 @@ def test_without_images_and_weights_the_plan_says_so_and_plans_on(there: Path) -
     assert "warning: no weights: planned with random ones of the same shape.\nmodel.weights.file = 'nowhere.safetensors'" in said
     assert plan.phases[0].trained == count(create_backbone("test_resnet", 32)) + 10 * (plan.phases[0].rows[-1].parameters // 10)
     assert "10 classes are assumed.\ndata.source.folder" in texts(planned("data.source={folder: nowhere}"))  # random weights adapt
+
+
+def test_what_would_stop_the_training_stops_the_plan_and_is_no_missing_image(there: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (40, 40)).save(tmp_path / "there.png")
+    (tmp_path / "some.csv").write_text("path,label\nthere.png,cat\ngone.png,dog\n")
+    (tmp_path / "none.csv").write_text("path,label\ngone.png,cat\nlost.png,dog\n")
+    (tmp_path / "one" / "cat").mkdir(parents=True)
+    (tmp_path / "run").mkdir()
+    with pytest.raises(DataError, match="has one class only"):
+        planned(f"data.source={{folder: {tmp_path / 'one'}}}")
+    with pytest.raises(DataError, match="is a file, not a folder"):
+        planned(f"data.source={{folder: {tmp_path / 'some.csv'}}}")
+    with pytest.raises(DataError, match=r"some.csv:3: the image gone.png does not exist"):
+        planned(f"data.source={{csv: {tmp_path / 'some.csv'}}}")
+    with pytest.raises(WeightsError, match=r"neither tlkit.json nor"):
+        planned(f"model.weights={{run: {tmp_path / 'run'}}}")
+    assert "warning: no images: steps" in texts(planned(f"data.source={{csv: {tmp_path / 'none.csv'}}}"))
 
 
 def test_a_sound_plan_has_nothing_to_say_but_its_size(plan: Plan, there: Path) -> None:

@@ -16,7 +16,7 @@ from tlkit.data.dataset import EpochSampler, TrainingOrder
 from tlkit.data.preprocess import Preprocessing
 from tlkit.data.samples import Sample, Samples
 from tlkit.data.splits.folds import split_by_recipe
-from tlkit.errors import TlkitError
+from tlkit.errors import MissingDataError, MissingExtraError, MissingWeightsError, TlkitError
 from tlkit.evaluation.unknown import FEWEST_IMAGES, training_sample
 from tlkit.models.backbones import check_backbone_name, pretrained_cfg
 from tlkit.models.image_sizes import border_warning
@@ -80,7 +80,7 @@ class PhasePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """samples: None where the images can't be read; then `classes` is assumed, and steps are unknown.
+    """samples: None where the images are not on this machine; then `classes` is assumed, and steps are unknown.
 
     weights: where they come from. weights_mean: of the images that they were made with. notes: what was done to them.
     no_images, no_weights: why they are missing, else empty. steps: of the optimizer, in an epoch.
@@ -150,6 +150,9 @@ def _make_plan(recipe: Recipe, folder: Path, import_s: float) -> Plan:
         check_optimizer_name(recipe.optimizer.name)
         devices, here = check_devices(recipe.trainer)
         found, weights = gather_what_there_is(recipe.data, recipe.model, recipe.task)
+        for one in (found, weights):
+            if isinstance(one, TlkitError) and not isinstance(one, MissingDataError | MissingWeightsError | MissingExtraError):
+                raise one  # which would stop the training too, wherever it runs
         samples = None if isinstance(found, TlkitError) else split_by_recipe(found, recipe.data, recipe.seed)
         used = Weights("random") if isinstance(weights, TlkitError) else weights
         shown = samples or _made_up(recipe, folder)

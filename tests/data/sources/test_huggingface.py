@@ -225,7 +225,7 @@ def test_a_hub_that_does_not_answer_is_asked_once_and_the_cache_looked_into(tmp_
         address = {"HF_ENDPOINT": f"http://127.0.0.1:{hub.getsockname()[1]}", "HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1"}
         environment = {**os.environ, **address, "HF_HOME": str(tmp_path / "home")}
         done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=Path(__file__).parents[3], capture_output=True, text=True)
-    assert done.stdout.startswith("DataError data.source.huggingface: someone/nothing can't be read"), done.stderr
+    assert done.stdout.startswith("MissingDataError data.source.huggingface: someone/nothing can't be read"), done.stderr
     assert "Check the name on the hub and the network" in done.stdout
     # huggingface_hub 2.4 may also ask for this list, from which it makes its User-Agent.
     assert len([request for request in asked if b"/api/agent-harnesses" not in request]) == 1

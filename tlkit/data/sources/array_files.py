@@ -16,7 +16,7 @@ from tlkit.data.decode import open_npy
 from tlkit.data.samples import Samples
 from tlkit.data.sources.arrays import ArrayPart, ImageArray, array_samples, check_images, check_labels
 from tlkit.data.sources.kind import LocalFiles, ReadOptions, SourceKind, named_files
-from tlkit.errors import DataError, did_you_mean
+from tlkit.errors import DataError, MissingDataError, did_you_mean
 from tlkit.files import expanded
 from tlkit.recipe.fields.source import NpySource, NpzSource
 from tlkit.recipe.schema import Task
@@ -128,8 +128,8 @@ def _existing(name: str, key: str) -> Path:
     if file.is_file():
         return file
     siblings: Sequence[str] = [path.name for path in file.parent.glob(f"*{file.suffix}")] if file.parent.is_dir() else []
-    what = "is a folder, not a file" if file.is_dir() else "does not exist"
-    raise DataError(f"{key}: {file} {what}.\n  {did_you_mean(file.name, siblings) or f'Looked in {file.parent.resolve()}.'}")
+    error, what = (DataError, "is a folder, not a file") if file.is_dir() else (MissingDataError, "does not exist")
+    raise error(f"{key}: {file} {what}.\n  {did_you_mean(file.name, siblings) or f'Looked in {file.parent.resolve()}.'}")
 
 
 def _unreadable(what: str, error: Exception) -> DataError:

@@ -11,7 +11,7 @@ from tlkit.data.samples import Sample, Samples, composed, is_printable
 from tlkit.data.sources.image_files import UnusedImages, file_use, has_image_ending, is_folder, is_hidden
 from tlkit.data.sources.kind import LocalFiles, ReadOptions, SourceCheck, SourceKind, below, image_files
 from tlkit.data.sources.layout import EXPECTED, Layout, LayoutName, find_layout, nested_root, split_of, subfolders
-from tlkit.errors import DataError, did_you_mean
+from tlkit.errors import DataError, MissingDataError, did_you_mean
 from tlkit.files import expanded
 from tlkit.recipe.fields.source import FolderSource
 
@@ -98,7 +98,7 @@ def _existing_folder(folder: Path) -> Path:
         raise DataError(f"data.source.folder: {root} is a file, not a folder.\n  {EXPECTED.format(root=root.parent)}")
     siblings = [path.name for path in subfolders(root.parent)] if root.parent.is_dir() else []
     hint = did_you_mean(root.name, siblings) or f"Looked in {root.parent.resolve()}."
-    raise DataError(f"data.source.folder: the folder {root} does not exist.\n  {hint}")
+    raise MissingDataError(f"data.source.folder: the folder {root} does not exist.\n  {hint}")
 
 
 def _classes(layout: Layout) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from tlkit.data.decode import image_formats
 from tlkit.data.samples import SPLIT_WORDS, Sample, Samples
 from tlkit.data.sources.classes import Label, number_classes
 from tlkit.data.sources.kind import LocalFiles, Origin, ReadOptions, SourceKind, below
-from tlkit.errors import DataError, MissingExtraError, did_you_mean
+from tlkit.errors import DataError, MissingDataError, MissingExtraError, did_you_mean
 from tlkit.files import atomic_folder, expanded
 from tlkit.recipe.fields.source import HuggingFaceSource
 from tlkit.recipe.schema import Task
@@ -122,11 +122,11 @@ def load_huggingface(source: HuggingFaceSource, root: Path) -> Any:
         if name.startswith((".", "/", "~")) or name.count("/") > 1:
             siblings = [path.name for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
             hint = did_you_mean(folder.name, siblings) or "A data set of the hub is called NAME or OWNER/NAME."
-            raise DataError(f"data.source.huggingface: the folder {name} does not exist.\n  {hint}")
+            raise MissingDataError(f"data.source.huggingface: the folder {name} does not exist.\n  {hint}")
         _leave_the_network_if_the_hub_is_silent(datasets, name)
         return datasets.load_dataset(name, source.config, revision=source.revision)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(_not_loaded(source, folder, error)) from error
+        raise _not_loaded(source, folder, error) from error
 
 
 def _leave_the_network_if_the_hub_is_silent(datasets: Any, name: str) -> None:
@@ -145,16 +145,18 @@ def _leave_the_network_if_the_hub_is_silent(datasets: Any, name: str) -> None:
         constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
 
 
-def _not_loaded(source: HuggingFaceSource, folder: Path, error: Exception) -> str:
+def _not_loaded(source: HuggingFaceSource, folder: Path, error: Exception) -> DataError:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     problem = f"data.source.huggingface: {source.huggingface} can't be read: {' '.join(lines[:3]).rstrip('.')}."
     if "onfig" in lines[0]:
-        return f"{problem}\n  Choose one: data.source.config."
+        return DataError(f"{problem}\n  Choose one: data.source.config.")
     if folder.is_dir():
-        return f"{problem}\n  Expected a folder by save_to_disk, or one with parquet files or images."
+        return DataError(f"{problem}\n  Expected a folder by save_to_disk, or one with parquet files or images.")
     if any(os.environ.get(word, "") not in ("", "0") for word in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")):
-        return f"{problem}\n  HF_HUB_OFFLINE or HF_DATASETS_OFFLINE is set, and the set is not in the cache: fetch it once without them."
-    return f"{problem}\n  Check the name on the hub and the network, or name a folder that has the set."
+        fix = "HF_HUB_OFFLINE or HF_DATASETS_OFFLINE is set, and the set is not in the cache: fetch it once without them."
+    else:
+        fix = "Check the name on the hub and the network, or name a folder that has the set."
+    return MissingDataError(f"{problem}\n  {fix}")
 
 
 def _splits(source: HuggingFaceSource, loaded: Any, warnings: list[str]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tlkit.data.samples import Samples
 from tlkit.data.sources.arrays import ArrayPart, ImageArray, array_samples, check_images, check_labels
 from tlkit.data.sources.kind import LocalFiles, ReadOptions, SourceKind
-from tlkit.errors import DataError, did_you_mean
+from tlkit.errors import DataError, MissingDataError, did_you_mean
 from tlkit.files import expanded
 from tlkit.recipe.fields.source import IdxSource
 
@@ -115,9 +115,9 @@ def _files(folder: Path) -> dict[str, Path]:
     """Return `train-images` -> its file; unpacked files are preferred to packed ones. Raises DataError if one of a pair is missing."""
     if not folder.is_dir():
         siblings = [path.name for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
-        what = "is a file, not a folder" if folder.exists() else "does not exist"
+        error, what = (DataError, "is a file, not a folder") if folder.exists() else (MissingDataError, "does not exist")
         hint = did_you_mean(folder.name, siblings) or "Expected the folder that holds train-images-idx3-ubyte and the others."
-        raise DataError(f"data.source.idx: {folder} {what}.\n  {hint}")
+        raise error(f"data.source.idx: {folder} {what}.\n  {hint}")
     names = set(os.listdir(folder))
     files: dict[str, Path] = {}
     for start in SPLITS:
@@ -129,7 +129,7 @@ def _files(folder: Path) -> dict[str, Path]:
     missing = [name for name in lacking if name.partition("-")[0] in begun]
     if missing:
         wanted = ", ".join(f"{name}-idx{3 if 'images' in name else 1}-ubyte" for name in missing)
-        raise DataError(f"data.source.idx: {folder} lacks {wanted} (with or without .gz).\n  {_elsewhere(folder, names)}")
+        raise MissingDataError(f"data.source.idx: {folder} lacks {wanted} (with or without .gz).\n  {_elsewhere(folder, names)}")
     return files
 
 

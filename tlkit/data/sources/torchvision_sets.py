@@ -24,7 +24,7 @@ from torchvision.datasets.utils import check_integrity
 from tlkit.data.samples import Sample, Samples
 from tlkit.data.sources.download import download
 from tlkit.data.sources.kind import ReadOptions, SourceKind
-from tlkit.errors import DataError, Fault, RecipeError, expected_one_of
+from tlkit.errors import DataError, Fault, MissingDataError, RecipeError, expected_one_of
 from tlkit.files import expanded
 from tlkit.recipe.fetched import is_offline
 from tlkit.recipe.fields.source import TorchvisionSource
@@ -170,7 +170,7 @@ def _class_names(dataset: Any, numbers: Sequence[int]) -> dict[int, str]:
 def _fetch(name: str, root: Path, *, missing: Exception) -> dict[str, Any]:
     """Download the set beside its place and move it there when it is complete, so that an unfinished download is never used."""
     if name in NOT_DOWNLOADABLE:
-        raise DataError(
+        raise MissingDataError(
             f"data.source.torchvision: {name} is not in {root.resolve()}, and torchvision can't download it ({_one_line(missing)}).\n"
             "  Put its files there as torchvision's documentation says, set data.root to their folder, or use data.source.folder."
         )
@@ -192,7 +192,7 @@ def _fetch(name: str, root: Path, *, missing: Exception) -> dict[str, Any]:
         lock.unlink(missing_ok=True)  # Kept after a success: another process may be waiting for it.
         if isinstance(error, DataError):
             raise
-        raise DataError(
+        raise MissingDataError(
             f"data.source.torchvision: {name} is incomplete in {root.resolve()} and could not be prepared there: {_one_line(error)}.\n"
             "  Repair or remove what is there, set data.root to another folder, or use data.source.folder."
         ) from error
@@ -224,7 +224,7 @@ def _bring_archives(name: str, root: Path, unfinished: Path) -> None:
             if not check_integrity(place, archive.md5):
                 raise OSError("what came is damaged or cut off (its checksum is not the right one)")
         except (OSError, HTTPException) as error:
-            raise DataError(
+            raise MissingDataError(
                 f"data.source.torchvision: {name} is not in {root.resolve()}, and {urlsplit(archive.url).hostname} did not give it "
                 f"({archive.url}): {_one_line(error)}.\n"
                 f"  Put {archive.name} into {root / archive.folder}, "

@@ -23,7 +23,7 @@ from tlkit.data.sources.classes import Label, number_classes
 from tlkit.data.sources.kind import LocalFiles, ReadOptions, SourceCheck, SourceKind, below, path_inside
 from tlkit.data.sources.tables.columns import meant_separator
 from tlkit.data.sources.tar_index import Entry, ShardFault, ShardIndex, as_label, shard_index
-from tlkit.errors import DataError, MissingExtraError, did_you_mean
+from tlkit.errors import DataError, MissingDataError, MissingExtraError, did_you_mean
 from tlkit.files import expanded
 from tlkit.recipe.fields.source import WebDatasetSource
 from tlkit.recipe.schema import Task
@@ -212,12 +212,12 @@ def find_shards(pattern: str, split: str) -> list[Path]:
     named = [str(expanded(name)) for name in _expanded(pattern, key)]
     found = [Path(match) for name in named for match in (sorted(glob(name)) if re.search(r"[*?\[]", name) else [name])]
     if not found:
-        raise DataError(f"{key}: no file is like '{pattern}'.\n  Expected tar files, such as shards/train-{{000..009}}.tar.")
+        raise MissingDataError(f"{key}: no file is like '{pattern}'.\n  Expected tar files, such as shards/train-{{000..009}}.tar.")
     if missing := [path for path in found if not path.is_file()]:
         beside = [path.name for path in missing[0].parent.glob("*.tar")] if missing[0].parent.is_dir() else []
         hint = did_you_mean(missing[0].name, beside) or f"{missing[0].parent} has {len(beside)} .tar files."
         names = f"{', '.join(map(str, missing[:5]))}{' and others' if len(missing) > 5 else ''}"
-        raise DataError(f"{key}: {len(missing)} of {len(found)} shards don't exist: {names}.\n  {hint}")
+        raise MissingDataError(f"{key}: {len(missing)} of {len(found)} shards don't exist: {names}.\n  {hint}")
     return sorted(set(found))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import timm
 import torch
 
-from tlkit.errors import Fault, MissingExtraError, RecipeError, RunError, WeightsError, did_you_mean, expected_one_of
+from tlkit.errors import Fault, MissingExtraError, MissingWeightsError, RecipeError, RunError, WeightsError, did_you_mean, expected_one_of
 from tlkit.files import expanded, sha256_of
 from tlkit.models.backbones import pretrained_cfg
 from tlkit.models.model_folder import find_model_folder, read_card
@@ -110,7 +110,7 @@ def _local_file(name: str) -> Path:
     if not file.is_file():
         beside = [path.name for path in file.parent.glob("*") if path.name.lower().endswith(SUFFIXES)] if file.parent.is_dir() else []
         hint = did_you_mean(file.name, beside) or "Correct the path: it is relative to where tlkit is run."
-        raise WeightsError(f"model.weights.file = '{name}' does not exist (looked for {file.absolute()}).\n  {hint}")
+        raise MissingWeightsError(f"model.weights.file = '{name}' does not exist (looked for {file.absolute()}).\n  {hint}")
     return file
 
 
@@ -119,7 +119,8 @@ def _of_run(name: str, backbone: str) -> Weights:
         folder = find_model_folder(expanded(name))
         card = read_card(folder)  # which compares the sha256 of every file
     except RunError as error:
-        raise WeightsError(f"model.weights.run = '{name}': {error}") from error
+        kind = WeightsError if expanded(name).exists() else MissingWeightsError
+        raise kind(f"model.weights.run = '{name}': {error}") from error
     # A tag, as in resnet50.a1_in1k, names the same architecture.
     if card.backbone.partition(".")[0] != backbone.partition(".")[0]:
         problem = f"= '{name}' is a model of {card.backbone}, and model.backbone is {backbone}."
@@ -162,7 +163,7 @@ def _hub_file(repository: str, filename: str | None) -> Path:
     except Exception as error:  # requests', httpx's or httpx2's by the client's release: they share no class
         unasked = constants.HF_HUB_OFFLINE and not is_offline()
         reason = "HF_HUB_OFFLINE is set" if unasked else next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise WeightsError(
+        raise MissingWeightsError(
             f"The pretrained weights {repository} are not on this machine.\n"
             f"  Looked in {constants.HF_HUB_CACHE} (cache) and {constants.ENDPOINT}/{repository}: {reason}\n"
             "  Connect to the hub once, or bring them in a folder of `tlkit data fetch`, or set model.weights to {file: FILE.safetensors},"
@@ -199,7 +200,7 @@ def _url_file(url: str) -> Path:
         file.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(file), hash_prefix=_sha256_start(url), progress=False)
     except (OSError, RuntimeError) as error:
-        raise WeightsError(
+        raise MissingWeightsError(
             f"The pretrained weights {file.name} are not on this machine.\n"
             f"  Looked in {file.parent} (cache) and {url}: {error}\n"
             "  Connect to the network once, or copy the file there, or set model.weights to {file: FILE.safetensors},"

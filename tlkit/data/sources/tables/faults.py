@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tlkit.errors import DataError
+from tlkit.errors import DataError, MissingDataError
 
 MOST_LINES = 100
 """Number of faults that are listed; for more, their number is given."""
@@ -40,8 +40,11 @@ class Faults:
             return str(self.file)
         return f"{self.file}:{number}" if self.word == "line" else f"{self.file}, row {number}"
 
-    def raise_all(self, meant: Mapping[str, str] | None = None) -> None:
-        """Raise DataError with all faults, each fix once after the faults that it fixes; does nothing if there are none."""
+    def raise_all(self, meant: Mapping[str, str] | None = None, *, none_there: bool = False) -> None:
+        """Raise DataError with all faults, each fix once after the faults that it fixes; does nothing if there are none.
+
+        none_there: not one of the table's images is on this machine, and nothing else is wrong.
+        """
         if not self._by_kind:
             return
         by_fix: dict[str, list[str]] = {}
@@ -50,7 +53,7 @@ class Faults:
             by_fix.setdefault(faults[0].fix, []).append(self._line(faults))
         text = "\n".join(line for fix, problems in by_fix.items() for line in (*problems, f"  {fix}"))
         more = len(kinds) - MOST_LINES
-        raise DataError(text + (f"\n... and {more:,} more." if more > 0 else ""), meant)
+        raise (MissingDataError if none_there else DataError)(text + (f"\n... and {more:,} more." if more > 0 else ""), meant)
 
     def _line(self, faults: list[Fault]) -> str:
         """Return `table.csv:2: the image a.png does not exist (and 3 more such lines: 4, 5, 9).`"""

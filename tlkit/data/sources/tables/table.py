@@ -22,7 +22,7 @@ from tlkit.data.sources.tables.columns import (
 )
 from tlkit.data.sources.tables.faults import Faults
 from tlkit.data.sources.tables.files import TableFiles
-from tlkit.errors import DataError, did_you_mean, expected_one_of
+from tlkit.errors import DataError, MissingDataError, did_you_mean, expected_one_of
 from tlkit.files import expanded
 from tlkit.recipe.fields.source import CsvSource
 from tlkit.recipe.schema import Task
@@ -81,9 +81,9 @@ def open_table(keys: TableSource) -> Table:
     if not path.is_file():
         siblings = [found.name for found in path.parent.glob(f"*{path.suffix}")] if path.parent.is_dir() else []
         hint = did_you_mean(path.name, siblings) or f"Looked in {path.parent.resolve()}."
-        raise DataError(f"{key}: the file {path} does not exist.\n  {hint}")
+        raise MissingDataError(f"{key}: the file {path} does not exist.\n  {hint}")
     if keys.root is not None and not expanded(keys.root).is_dir():
-        raise DataError(
+        raise MissingDataError(
             f"data.source.root: the folder {keys.root} does not exist.\n  Expected the folder that the table's paths are relative to."
         )
     root = expanded(keys.root) if keys.root is not None else path.parent
@@ -103,7 +103,7 @@ def table_samples(table: Table, header: Sequence[str], cells: Iterable[Cells], o
     rows = _without_repeats(table, rows)
     if not options.keep_missing:
         files.report_missing()
-    table.faults.raise_all()
+    table.faults.raise_all(none_there=len(files.missing) == len(table.faults) == len(rows))
     _check_separator(table, written, options.task, columns)
     _check_held_out(table, rows)
     table.faults.raise_all()
