@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -155,6 +156,37 @@ def test_nothing_is_written_where_something_else_is(
     assert main(["rank", "recipe.yaml", "--backbones", "test_resnet@random", "--out", out, "--offline"]) == 2
     assert words in capsys.readouterr().err
     assert sorted(workplace.rglob("*")) == before
+
+
+def test_a_fault_of_the_images_is_no_backbones_and_ends_the_ranking(
+    workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(workplace)
+    for name in ("dark", "light"):
+        (tmp_path / "two" / name).mkdir(parents=True)
+        for i in range(2):
+            shutil.copy(f"photos/{name}/0{i}.png", tmp_path / "two" / name)
+    command = ["rank", "recipe.yaml", f"data.source.folder={tmp_path / 'two'}", "--backbones", "test_vit@random,lenet5@random"]
+    assert main([*command, "--out", str(tmp_path / "x"), "--offline"]) == 2
+    errors = capsys.readouterr().err
+    assert errors.count("too few images to split: dark (2), light (2)") == 1
+    assert "left out" not in errors
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_backbone_without_dense_layers_is_measured_whole_beside_the_convolutions_of_another(
+    workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(workplace)
+    command = ["rank", "recipe.yaml", "model.backbone=alexnet", "model.features=conv", "data.image_size=64", "--offline"]
+    out, best = tmp_path / "x", tmp_path / "best.yaml"
+    assert main([*command, "--backbones", "alexnet@random,test_resnet@random", "--out", str(out)]) == 0
+    assert "model.features = 'conv' is for VGG and AlexNet; measured with `all`: test_resnet@random" in capsys.readouterr().err
+    kept = {file.stem: json.loads(file.read_text())["row"] for file in (out / "candidates").iterdir()}
+    assert kept["test_resnet@random"]["score"] > 0.5
+    assert kept["alexnet@random"]["parameters"] == 34_944 + 307_456 + 885_120 + 663_936 + 442_624  # Krizhevsky's five convolutions
+    assert main([*command, "--backbones", "test_resnet@random", "--out", str(tmp_path / "y"), "--write", str(best)]) == 0
+    assert load_recipe(best).model.features == "all"
 
 
 def test_a_batch_size_that_is_to_be_found_is_any_for_features() -> None:

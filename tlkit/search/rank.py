@@ -30,13 +30,14 @@ from tlkit.models.classifier import Classifier
 from tlkit.models.weights.sources import weights_here
 from tlkit.recipe.edit import edited_recipe
 from tlkit.recipe.fields.data import Data, FindBatchSize
+from tlkit.recipe.fields.model import DENSE_BACKBONES, Features
 from tlkit.recipe.load import load_recipe, recipe_yaml
 from tlkit.recipe.schema import Recipe
 from tlkit.search.logme import logme
 from tlkit.training.closed_form.features import features_of
 from tlkit.training.closed_form.solve import Regression
 from tlkit.training.objective.metrics import score
-from tlkit.training.setup import prepare
+from tlkit.training.setup import Setup, prepare, read_and_split
 
 LOG = logging.getLogger("tlkit")
 
@@ -52,11 +53,15 @@ TIMED_BATCH, TIMED_BATCHES = 32, 5
 
 @dataclass(frozen=True)
 class Candidate:
-    """A backbone and its weights. name: as results have it, `resnet18`, `resnet18@random` or `resnet18@FILE.safetensors`."""
+    """A backbone and its weights. name: as results have it, `resnet18`, `resnet18@random` or `resnet18@FILE.safetensors`.
+
+    features: the recipe's where the backbone has dense layers to leave out, else `all`.
+    """
 
     name: str
     backbone: str
     weights: Any
+    features: Features = "all"
 
 
 @dataclass(frozen=True)
@@ -105,10 +110,16 @@ def candidates_of(recipe: Recipe, wanted: Sequence[str], budget: int | None, *, 
         names = list_models(name) if "*" in name else [name]
         if not names:
             raise TlkitError(f"--backbones: no backbone's name matches '{name}'.\n  List them: tlkit models '{name}'")
-        found += [Candidate(f"{each}@{weights}" if weights else each, each, _weights(recipe, each, weights)) for each in names]
+        found += [_candidate(recipe, each, weights) for each in names]
     if budget is not None:
-        found += [Candidate(name, name, _weights(recipe, name, "")) for name in _by_budget(budget, offline=offline)]
+        found += [_candidate(recipe, name, "") for name in _by_budget(budget, offline=offline)]
     return list({candidate.name: candidate for candidate in found}.values())
+
+
+def _candidate(recipe: Recipe, backbone: str, weights: str) -> Candidate:
+    """Return the candidate. weights: as written behind @, or empty."""
+    features = recipe.model.features if backbone.partition(".")[0] in DENSE_BACKBONES else "all"
+    return Candidate(f"{backbone}@{weights}" if weights else backbone, backbone, _weights(recipe, backbone, weights), features)
 
 
 def _weights(recipe: Recipe, backbone: str, word: str) -> Any:
@@ -160,16 +171,26 @@ def rank(recipe_file: str, overrides: Sequence[str], candidates: Sequence[Candid
     """Measure each candidate, keep each result in `out` as it comes, and write rank.csv and rank.png there. Returns the best first.
 
     Training and validation images are used; the test split is not touched. What `out` has of the same recipe, images and weights is not
-    measured again. Raises RunError if `out` has anything else.
+    measured again. Raises RunError if `out` has anything else, and DataError for a fault of the images, which is no backbone's.
     """
     check_rank_folder(out)
+    recipe = load_recipe(recipe_file, overrides)
+    own = variant(recipe_file, overrides, _candidate(recipe, recipe.model.backbone, ""), how.images)
+    with own.located():
+        divided = read_and_split(own.data, own.task, own.seed)
+    hashes = hash_images(divided)
+    if whole := [candidate.name for candidate in candidates if candidate.features != recipe.model.features]:
+        LOG.info("model.features = '%s' is for VGG and AlexNet; measured with `all`: %s", recipe.model.features, ", ".join(whole))
     console = progress_console()
     (out / "candidates").mkdir(parents=True, exist_ok=True)
     rows = []
     for number, candidate in enumerate(candidates, 1):
         LOG.info("%d of %d: %s", number, len(candidates), candidate.name)
         try:
-            rows.append(_measured(variant(recipe_file, overrides, candidate, how.images), (candidate, how), out, console))
+            changed = variant(recipe_file, overrides, candidate, how.images)
+            setup = prepare(changed, divided=divided)
+            setup.data.hashes = hashes
+            rows.append(_measured(changed, setup, (candidate, how), out, console))
         except TlkitError as error:
             hint = "\n  In --backbones, weights are written as NAME@random or NAME@FILE." if isinstance(error, WeightsError) else ""
             LOG.warning("%s is left out: %s%s", candidate.name, error, hint)
@@ -188,15 +209,19 @@ def variant(recipe_file: str, overrides: Sequence[str], candidate: Candidate, im
     limit = [] if recipe.data.limit else [f"data.limit={images}"]
     limit += ["data.batch_size=64"] if isinstance(recipe.data.batch_size, FindBatchSize) else []  # features are the same by any
     head = ["phases=[{train: head, solver: lbfgs}]", "model.head={kind: linear}", "augment=[]", "data.folds=null", "imbalance=none"]
-    model = [f"model.backbone={candidate.backbone}", f"model.weights={json.dumps(candidate.weights)}"]
+    model = [f"model.{key}={json.dumps(value)}" for key, value in _model_values(recipe, candidate).items()]
     return load_recipe(recipe_file, [*overrides, *limit, *head, *model])
 
 
-def _measured(recipe: Recipe, wanted: tuple[Candidate, Measuring], out: Path, console: Any) -> Ranked:
+def _model_values(recipe: Recipe, candidate: Candidate) -> dict[str, Any]:
+    """Return the keys of `model` that make the recipe the candidate's."""
+    features = {"features": candidate.features} if candidate.features != recipe.model.features else {}
+    return {"backbone": candidate.backbone, "weights": candidate.weights, **features}
+
+
+def _measured(recipe: Recipe, setup: Setup, wanted: tuple[Candidate, Measuring], out: Path, console: Any) -> Ranked:
     """Return the candidate's row: of an earlier run of the command if it is there, or else measured and kept."""
     candidate, how = wanted
-    setup = prepare(recipe)
-    setup.data.hashes = hash_images(setup.samples)
     parts = (
         primary_metric_of(setup.samples),
         recipe_yaml(recipe),
@@ -359,5 +384,6 @@ def draw_rank(rows: Sequence[Ranked], file: Path) -> None:
 
 def write_winner(recipe_file: str, overrides: Sequence[str], winner: Candidate, file: Path) -> None:
     """Write the recipe with the winner's backbone and weights."""
-    model = {"model.backbone": winner.backbone, "model.weights": winner.weights}
+    values = _model_values(load_recipe(recipe_file, overrides), winner)
+    model = {f"model.{key}": value for key, value in values.items()}
     write_atomically(file, edited_recipe(recipe_file, overrides, model, by="tlkit rank"))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from tlkit.data.augment import build_augmentation
 from tlkit.data.preprocess import Preprocessing, preprocessing_for
-from tlkit.data.quality.on_bad import leave_out_bad, refuse_bad
+from tlkit.data.quality.on_bad import leave_out_bad, read_images, refuse_bad
 from tlkit.data.samples import Samples
 from tlkit.data.sources.read import read_source
 from tlkit.data.splits.folds import split_by_recipe
@@ -59,16 +59,25 @@ class Setup:
         return next((spec for spec in self.phases if spec.number == number), None)
 
 
-def prepare(recipe: Recipe, *, fold: int = 1, resumed: Path | None = None) -> Setup:
+def read_and_split(data: Data, task: Task, seed: int) -> Samples:
+    """Return the images, checked and in splits, for the setups of several recipes that differ in their model alone."""
+    samples = split_by_recipe(read_images(data, task), data, seed)
+    if data.on_bad == "error":
+        refuse_bad(samples, data)
+    return samples
+
+
+def prepare(recipe: Recipe, *, fold: int = 1, resumed: Path | None = None, divided: Samples | None = None) -> Setup:
     """Find images and weights, check what can be checked, and build; nothing is written.
 
     fold: with `data.folds`, the one that validates, counted from 1. resumed: the folder of an unfinished run that goes on, if it is one.
+    divided: the images, where `read_and_split` has read them already.
     """
     with recipe.located():
         check_backbone_name(recipe.model.backbone)
         if faults := package_faults(recipe):
             raise RecipeError(faults)
-        samples, weights = gather(recipe.data, recipe.model, recipe.task)
+        samples, weights = (divided, find_weights(recipe.model)) if divided else gather(recipe.data, recipe.model, recipe.task)
         # Lightning takes seconds to import: what is missing is said before that.
         from tlkit.data.datamodule import ImageDataModule
         from tlkit.training.optimizers import check_optimizer_name
@@ -79,12 +88,13 @@ def prepare(recipe: Recipe, *, fold: int = 1, resumed: Path | None = None) -> Se
             if trainer != recipe.trainer:  # a Trainer takes a tenth of a second to make
                 check_devices(trainer)
         check_optimizer_name(recipe.optimizer.name)
-        if recipe.data.on_bad == "skip" and resumed and (resumed / "split.csv").is_file():
-            samples = in_splits_as_begun(samples, resumed / "split.csv")
-        else:
-            samples = split_by_recipe(samples, recipe.data, recipe.seed, fold=fold)
-        if recipe.data.on_bad == "error":
-            refuse_bad(samples, recipe.data)
+        if divided is None:
+            if recipe.data.on_bad == "skip" and resumed and (resumed / "split.csv").is_file():
+                samples = in_splits_as_begun(samples, resumed / "split.csv")
+            else:
+                samples = split_by_recipe(samples, recipe.data, recipe.seed, fold=fold)
+            if recipe.data.on_bad == "error":
+                refuse_bad(samples, recipe.data)
         seed_everything(recipe.seed)
         notes: list[str] = []  # for the log, which is not there yet
         classifier, preprocessing = build(recipe.data, recipe.model, samples, weights, log=notes.append)

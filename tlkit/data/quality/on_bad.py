@@ -13,7 +13,7 @@ from tlkit.data.quality.decode_results import decode_results
 from tlkit.data.samples import Sample, Samples, Skipped
 from tlkit.data.sources.read import read_source
 from tlkit.errors import ON_BAD_HINT, DataError
-from tlkit.files import write_csv
+from tlkit.files import expanded, write_csv
 from tlkit.recipe.fields.data import Data
 from tlkit.recipe.schema import Task
 
@@ -27,7 +27,7 @@ log = logging.getLogger("tlkit")
 def read_images(data: Data, task: Task) -> Samples:
     """Return the source's samples; with `on_bad: skip` without those that can't be read, see leave_out_bad."""
     skips = data.on_bad == "skip"
-    samples = read_source(data.source, Path(data.root), task, keep_missing=skips)
+    samples = read_source(data.source, expanded(data.root), task, keep_missing=skips)
     log_warnings(samples)
     return leave_out_bad(samples, data) if skips else samples
 
