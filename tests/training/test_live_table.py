@@ -21,8 +21,11 @@ from tests.shades import draw_shades
 from tlkit.data.progress import progress_console, shared_console
 from tlkit.recipe.fields.phases import Phase
 from tlkit.recipe.fields.trainer import Trainer
+from tlkit.recipe.load import load_recipe
 from tlkit.system import as_command_line
 from tlkit.training.callbacks.best_weights import BestWeights
+from tlkit.training.finetune import finetune
+from tlkit.training.outputs import live_table
 from tlkit.training.outputs.live_table import LiveTable, can_redraw, clock
 from tlkit.training.specs import PhaseSpec
 
@@ -203,6 +206,17 @@ def test_a_trial_of_a_search_has_a_line_that_moves_and_no_rows() -> None:
     written, screen = shown_on(console, 100)
     assert "phase 2/3 head  epoch 1/2" in written
     assert "".join(screen.lines) == ""
+
+
+def test_a_plain_line_counts_training_and_validation_apart(
+    workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(live_table, "LINE_EVERY_S", 0)
+    overrides = [f"data.source.folder={workplace / 'photos'}", "phases=[{train: head, epochs: 1, lr: 1e-2}]"]
+    with caplog.at_level(logging.INFO, "tlkit"):
+        finetune(load_recipe(workplace / "recipe.yaml", overrides), out=tmp_path / "run")
+    lines = re.findall(r"epoch 1/1  (\w+ batch \d+/\d+)", caplog.text)
+    assert lines == [*(f"training batch {n}/3" for n in (1, 2, 3)), *(f"validation batch {n}/2" for n in (1, 2))]
 
 
 def test_nothing_moves_where_nothing_can(monkeypatch: pytest.MonkeyPatch) -> None:

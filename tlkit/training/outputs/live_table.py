@@ -115,17 +115,18 @@ class ShowProgress(Callback):
         self._last_shown = now
         training, validation = int(trainer.num_training_batches), int(sum(trainer.num_val_batches))
         batches = training + validation
+        done = f"{batch}/{training}" if what == "training" else f"{batch - training}/{validation}"
         speed = f"{self._images / self._training_s:,.0f} images/s" if self._images else ""
         if self._table is None:
             left = (now - self._epoch_began) / batch * (batches - batch)
             where = f"{self._spec.title}  epoch {trainer.current_epoch + 1}/{self._spec.epochs}"
-            LOG.info("%s  %s batch %d/%d  %s, %.0f s left in this epoch", where, what, batch, batches, speed, left)
+            LOG.info("%s  %s batch %s  %s, %.0f s left in this epoch", where, what, done, speed, left)
             return
         mean_loss: Any = module.train_loss  # of this process: the mean over all would wait for the others
         epochs_left = self._spec.epochs - trainer.current_epoch
         self._table.draw(
             trainer.current_epoch + 1,
-            f"training {batch}/{training}" if what == "training" else f"validation {batch - training}/{validation}",
+            f"{what} {done}",
             done=batch / batches,
             loss=float(mean_loss.total / mean_loss.images),
             notes=[note for note in (speed, self._time_left(now, epochs_left * batches - batch, batches)) if note],
