@@ -1,18 +1,22 @@
 """gradients.csv, against gradients that torch computes by itself."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 
 import lightning
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
 import tlkit
 from tlkit.data.preprocess import Preprocessing
 from tlkit.errors import RecipeError
-from tlkit.explain.gradient_flow import GRADIENTS, draw_gradients, read_gradients
+from tlkit.explain import gradient_flow
+from tlkit.explain.gradient_flow import GRADIENTS, Row, draw_gradients, read_gradients
 from tlkit.recipe.load import load_recipe
 from tlkit.training.callbacks.gradient_norms import GradientNorms, trained_layers
 
@@ -46,6 +50,26 @@ def test_norms_are_those_of_the_gradients_that_the_optimizer_gets(tmp_path: Path
 
     draw_gradients([("one", rows), ("other", rows)], tmp_path / "gradients.png")
     assert (tmp_path / "gradients.png").stat().st_size > 5000
+
+
+def test_no_epoch_is_left_out_where_only_some_phases_have_adapters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapters = [("block0", f"blocks.0.fc.lora_{name}.default") for name in "AB"] + [("head", "head.1")]
+    plain = [("stem", "stem"), ("block0", "blocks.0.fc"), ("block1", "blocks.1.fc"), ("head", "head.1")]
+    trained = {1: plain[-1:], 2: adapters, 3: plain, 4: adapters}
+    rows = [Row(phase, epoch, *layer, phase / 10, 1.0) for phase, layers in trained.items() for epoch in (1, 2) for layer in layers]
+    seen = []
+
+    @contextmanager
+    def figure_file(file: Path, width: float, height: float) -> Iterator[Figure]:
+        seen.append(Figure(figsize=(width, height)))
+        yield seen[0]
+
+    monkeypatch.setattr(gradient_flow, "figure_file", figure_file)
+    draw_gradients([("run", rows)], tmp_path / "gradients.png")
+    above = seen[0].axes[:2]
+    assert [axis.get_title() for axis in above] == ["run, phases 1, 3", "run, phases 2, 4"]
+    drawn = [[line.get_ydata().tolist() for line in axis.lines] for axis in above]
+    assert drawn == [[[0.3] * 4, [0.3] * 4, [0.1], [0.1]], [[value] * 3 for value in (0.2, 0.2, 0.4, 0.4)]]
 
 
 def test_layers_that_are_frozen_have_no_row() -> None:
