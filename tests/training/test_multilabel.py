@@ -127,6 +127,14 @@ def test_predict_calls_the_classes_above_their_thresholds(run: Path, workplace: 
     assert "classes above their thresholds" in capsys.readouterr().out
 
 
+def test_a_quantized_export_is_judged_by_exact_match_and_calls_it_so(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--quantize", "int8", "--max-drop", "1", "--out", str(tmp_path), f"data.source.csv={run.parent / 'lamps.csv'}"]
+    assert main(["export", str(run), *words]) == 0
+    shown = capsys.readouterr().out
+    assert main(["evaluate", str(run), "--split", "val", "--format", "json", words[-1]]) == 0
+    assert f"float32 -> int8: exact match {json.loads(capsys.readouterr().out)['exact_match']:.4f} -> " in shown
+
+
 def test_weights_smoothing_mixup_and_cutmix_train_too(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workplace)
     overrides = ["imbalance=loss_weights", "loss.label_smoothing=0.1", "mix={mixup: 0.4, cutmix: 1.0}", "phases[0].epochs=2"]

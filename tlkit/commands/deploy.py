@@ -68,7 +68,7 @@ def export_arguments(parser: ArgumentParser) -> None:
     help = "put N of these images into the artifact for `tlkit verify`; default: none"
     parser.add_argument("--with-samples", type=count, default=0, metavar="N", help=help)
     parser.add_argument("--quantize", metavar="KIND", help="quantize the ONNX model to int8 or float16, into a folder onnx-KIND")
-    help = "largest allowed drop of accuracy on the validation split; default: 0.01, one percentage point"
+    help = "largest allowed drop of accuracy (multilabel: exact match) on the validation split; default: 0.01, one percentage point"
     parser.add_argument("--max-drop", type=float, default=0.01, metavar="D", help=help)
     help = "upload the safetensors folder to this repository of the Hugging Face hub"
     parser.add_argument("--push-to-hub", metavar="OWNER/NAME", help=help)

@@ -271,7 +271,7 @@ def check_other_encodings_and_missing_facts(script: Path, image: Path) -> None:
         (["--images", "nowhere"], "--images nowhere is no folder"),
         (["--quantize", "int4"], "--quantize int4 is unknown.\n  Expected one of: int8, float16. Did you mean 'int8'?"),
         (["--quantize", "int8", "--format", "torch"], "--quantize works only with --format onnx"),
-        (["--quantize", "int8", "--max-drop", "2"], "--max-drop 2 is no share.\n  Expected 0 to 1: 0.01 is one point of accuracy."),
+        (["--quantize", "int8", "--max-drop", "2"], "--max-drop 2 is no share.\n  Expected 0 to 1: 0.01 is one percentage point."),
         (["--push-to-hub", "me/it"], "--push-to-hub uploads the safetensors folder, which isn't exported"),
         (["--pictures", "0"], "'0' is not a whole number of at least 1"),
     ],

@@ -39,6 +39,11 @@ def accuracy(probabilities: Probabilities, labels: NDArray[Any], thresholds: Seq
     return float(right.reshape(len(right), -1).all(1).mean())
 
 
+def score_label(task: str) -> str:
+    """Return what `accuracy` is called elsewhere: of a multilabel model, accuracy is the share of right answers among all N * K."""
+    return "exact match" if task == "multilabel" else "accuracy"
+
+
 def generated_images(image_size: int, channels: int) -> list[NDArray[np.uint8]]:
     """Generate images, [H, W, C] each, by integer arithmetic, the same on every machine. Wide, high and small ones also test resizing."""
     sizes = ((image_size + image_size // 3, image_size), (image_size + 1, 2 * image_size - 1), (image_size // 2 + 1, image_size // 2 + 1))

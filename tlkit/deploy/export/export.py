@@ -21,6 +21,7 @@ import tlkit
 from tlkit.data.preprocess import Preprocessing
 from tlkit.data.splits.run_source import inner_runs
 from tlkit.deploy.export.artifact import MEAN_IMAGE, pack, read_artifact, write_manifest
+from tlkit.deploy.export.compare import score_label
 from tlkit.deploy.export.consumer import CONSUMER, consumer_script
 from tlkit.deploy.export.formats import (
     Facts,
@@ -209,7 +210,7 @@ def _check_options(options: ExportOptions) -> None:
     if options.quantize and options.image_folder:
         raise ArtifactError("--quantize measures accuracy on the run's own validation images.\n  Leave --images out.")
     if not 0 <= options.max_drop <= 1:
-        raise ArtifactError(f"--max-drop {options.max_drop:g} is no share.\n  Expected 0 to 1: 0.01 is one point of accuracy.")
+        raise ArtifactError(f"--max-drop {options.max_drop:g} is no share.\n  Expected 0 to 1: 0.01 is one percentage point.")
     if options.push_to_hub and "safetensors" not in options.formats:
         raise ArtifactError("--push-to-hub uploads the safetensors folder, which isn't exported.\n  Add: --format safetensors")
     check_opset(options.opset)
@@ -309,7 +310,7 @@ def summary(folder: Path) -> str:
         kind = quantization["kind"]
         sizes, times = quantization["megabytes"], quantization["milliseconds_a_picture"]
         lines.append(
-            f"  float32 -> {kind}: accuracy {parity['accuracy_in_training_code']:.4f} -> {parity['accuracy']:.4f}, "
+            f"  float32 -> {kind}: {score_label(facts['task'])} {parity['accuracy_in_training_code']:.4f} -> {parity['accuracy']:.4f}, "
             f"{sizes['float32']} -> {sizes[kind]} MB, {times['float32']} -> {times[kind]} ms an image"
         )
     return "\n".join(lines)

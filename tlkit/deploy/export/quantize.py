@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from tlkit.data.samples import evenly_spread
 from tlkit.data.splits.manifest import samples_of_run
+from tlkit.deploy.export.compare import score_label
 from tlkit.deploy.export.formats import Facts, Network, write_onnx_format
 from tlkit.deploy.export.onnx_export import write_onnx
 from tlkit.deploy.export.parity import measure_parity
@@ -58,13 +59,13 @@ def write_quantized(folder: Path, network: Network, kind: str, calibration: NDAr
 
 
 def prove_quantized(runtime: Runtime, proof: Proof, max_drop: float) -> tuple[dict[str, Any], NDArray[np.float32]]:
-    """Return the parity and the network's own answers. Raises ArtifactError if accuracy drops by more than max_drop, in 0..1."""
+    """Return the parity and the network's own answers. Raises ArtifactError if its score drops by more than max_drop, in 0..1."""
     measured, found = measure_parity(runtime, proof)
     kind = str(runtime.artifact.facts["precision"])
-    before, after = measured["accuracy_in_training_code"], measured["accuracy"]
+    score, before, after = score_label(proof.card.task), measured["accuracy_in_training_code"], measured["accuracy"]
     if not before - after <= max_drop + 1e-12:
         raise ArtifactError(
-            f"{kind} costs too much, so nothing was exported: over {proof.what}, accuracy falls from {before:.4f} to {after:.4f}, "
+            f"{kind} costs too much, so nothing was exported: over {proof.what}, {score} falls from {before:.4f} to {after:.4f}, "
             f"by {100 * (before - after):.1f} points (allowed: {100 * max_drop:g}).\n"
             f"  Allow more with --max-drop (a share: 0.02 is 2 points), use --quantize {KINDS[kind == 'int8']}, or ship float32."
         )
