@@ -75,6 +75,10 @@ def test_a_sound_plan_has_nothing_to_say_but_its_size(plan: Plan, there: Path) -
             "classes differ more than 5-fold: blue has 36 training images, green 4. Set `imbalance: loss_weights`",
         ),
         (["data.source={folder: uneven}"], "too few training images to learn a class from: green (4)"),
+        (
+            ["data.validation=0.01"],
+            "warning: data.validation = 0.01 would be 1 of 60 images, and the validation split has 3: each class has",
+        ),
         (["data.batch_size=64"], "warning: data.batch_size = 64 is more than the 36 training images: an epoch is one step of 36."),
         (["optimizer.accumulate=9"], "optimizer.accumulate = 9, but an epoch has 5 batches"),
         (

@@ -8,7 +8,7 @@ from typing import Literal
 
 from tlkit.data.quality.value_range import range_warning
 from tlkit.data.samples import LARGEST_FOLD
-from tlkit.data.splits.holdout import split_warnings
+from tlkit.data.splits.holdout import share_warnings, split_warnings
 from tlkit.files import format_bytes
 from tlkit.models.backbones import pretrained_cfg, sizes_by_features
 from tlkit.planning.plan import ASSUMED_CLASSES, PhasePlan, Plan, batches_an_epoch
@@ -33,7 +33,8 @@ class Remark:
 def remarks(plan: Plan) -> list[Remark]:
     """Return the remarks, the most important first."""
     warnings = [*_missing(plan), *_memory(plan), *_margin(plan), *_normalize(plan), *_size(plan), *_classes(plan), *_steps(plan)]
-    warnings += [*_value_range(plan), *_random_features(plan.recipe), *(split_warnings(plan.samples) if plan.samples else ())]
+    warnings += [*_value_range(plan), *_random_features(plan.recipe)]
+    warnings += [*share_warnings(plan.samples, plan.recipe.data), *split_warnings(plan.samples)] if plan.samples else []
     warnings += [text for phase in plan.phases for text in (*_rates(phase), *_parameters(plan, phase))]
     notes = [*(f"weights: {text}" for text in plan.notes), *_dense_layers(plan.recipe), *recipe_notes(plan.recipe)]
     notes += [text for phase in plan.phases for text in (*_augmented_head(plan.recipe, phase), *_adapters(phase))]

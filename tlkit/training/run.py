@@ -9,7 +9,7 @@ from tlkit.data.quality.leak_report import compare_splits
 from tlkit.data.quality.on_bad import several_frames, write_skipped
 from tlkit.data.quality.value_range import range_warning
 from tlkit.data.samples import Samples
-from tlkit.data.splits.holdout import hash_images, manifest_rows, split_warnings, write_manifest
+from tlkit.data.splits.holdout import hash_images, manifest_rows, share_warnings, split_warnings, write_manifest
 from tlkit.data.splits.run_source import write_origin
 from tlkit.errors import TrainingError
 from tlkit.evaluation.fit_trust import TrustOptions
@@ -184,7 +184,8 @@ def log_header(recipe: Recipe, setup: Setup, folder: Path) -> None:
     for line in (*recipe_notes(recipe), *metric_notes(recipe.imbalance, samples).values()):
         LOG.info("%s", line)
     border = border_warning(recipe.model.backbone, setup.classifier.backbone, recipe.data.image_size)
-    for warning in (*([border] if border else []), *recipe_warnings(recipe), *split_warnings(samples)):
+    of_splits = (*share_warnings(samples, recipe.data), *split_warnings(samples))
+    for warning in (*([border] if border else []), *recipe_warnings(recipe), *of_splits):
         LOG.warning("%s", warning)
 
 

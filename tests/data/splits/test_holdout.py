@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 
 from tlkit.data.samples import Sample, Samples
-from tlkit.data.splits.holdout import hash_images, manifest_rows, read_manifest, split_samples, write_manifest
+from tlkit.data.splits.holdout import hash_images, manifest_rows, read_manifest, share_warnings, split_samples, write_manifest
 from tlkit.errors import DataError
+from tlkit.recipe.load import load_recipe
 
 ABC = ("a", "b", "c")
 
@@ -91,6 +92,29 @@ def test_too_few_groups_are_refused() -> None:
 
 def image(value: int) -> Image.Image:
     return Image.fromarray(np.full((2, 2), value, np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("numbers", "group_of", "shares", "said"),
+    [
+        # A quarter of six images is 1.5; each class of two keeps one in training.
+        ((2, 2, 2), 0, (0.25, 0.0), ["data.validation = 0.25 would be 2 of 6 images, and the validation split has 3: each class has to"]),
+        ((4, 4, 4), 0, (0.05, 0.1), ["0.05 would be 1 of 12 images, and the validation split has 3", "0.1 would be 1 of 12"]),
+        (
+            (9, 9, 9),
+            3,
+            (0.25, 0.0),
+            ["7 of 27 images, and the validation split has 9: each class has to be in every split, and groups stay"],
+        ),
+        ((20, 20, 3), 0, (0.1, 0.1), []),  # 4.3 are asked for, and five are one more
+        ((100, 55, 15), 0, (0.1, 0.2), []),
+    ],
+)
+def test_a_share_that_cannot_be_kept_is_said(numbers: tuple[int, ...], group_of: int, shares: tuple[float, float], said: list[str]) -> None:
+    data = load_recipe("quickstart", [f"data.validation={shares[0]}", f"data.test={shares[1]}"]).data
+    warnings = [*share_warnings(split_samples(made(*numbers, group_of=group_of), *shares, 0), data)]
+    assert len(warnings) == len(said)
+    assert all(words in warning for words, warning in zip(said, warnings, strict=True))
 
 
 def test_the_manifest_comes_back_as_it_was_written(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import csv
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
@@ -12,14 +12,17 @@ from pathlib import Path
 import numpy as np
 
 from tlkit.data.file_facts import FileFacts, file_key
-from tlkit.data.samples import Sample, Samples
+from tlkit.data.samples import Sample, Samples, groups_of
 from tlkit.data.sources.classes import odd_classes
 from tlkit.data.splits.stratify import counts_of_share, hold_out, split_by_labels, units_of_labels
 from tlkit.errors import ON_BAD_HINT, DataError
 from tlkit.files import sha256_of, write_csv
+from tlkit.recipe.fields.data import Data
 
 COLUMNS = ("id", "class", "split", "group", "sha256")
 _HASHING_THREADS = 4
+ROUNDED = 0.1
+"""Part of a share by which the split may differ without a word, and by one image in any case."""
 
 
 def split_samples(samples: Samples, validation: float, test: float, seed: int) -> Samples:
@@ -124,6 +127,19 @@ def split_warnings(samples: Samples) -> list[str]:
         count = f"{len(torn)} groups are" if len(torn) > 1 else "a group is"
         found.append(f"{count} in more than one split of the source: {shortened(torn)}. Accuracy will look too good.")
     return found
+
+
+def share_warnings(samples: Samples, data: Data) -> Iterator[str]:
+    """Say which split of the recipe's is much larger or smaller than its share, since classes or groups are small."""
+    pool = sum(sample.split in {"train", *samples.drawn} for sample in samples.samples)
+    why = f"each class has to be in every split{', and groups stay whole' if groups_of(samples.samples) else ''}"
+    for split, key, share in (("val", "validation", data.validation), ("test", "test", data.test)):
+        if split not in samples.drawn or (split == "val" and samples.fold):
+            continue
+        made, asked = len(samples.of(split)), share * pool
+        if abs(made - asked) > max(1, ROUNDED * asked):
+            fix = "Bring more images of small classes, or splits of your own."
+            yield f"data.{key} = {share:g} would be {asked:.0f} of {pool} images, and the {key} split has {made}: {why}. {fix}"
 
 
 def shortened(names: Sequence[str]) -> str:
