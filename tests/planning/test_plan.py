@@ -13,7 +13,7 @@ from tlkit.data.datamodule import ImageDataModule
 from tlkit.data.preprocess import Preprocessing
 from tlkit.data.samples import Sample, Samples
 from tlkit.data.splits.holdout import split_samples
-from tlkit.errors import DataError, RecipeError, RunError
+from tlkit.errors import RecipeError, RunError
 from tlkit.models.backbones import create_backbone
 from tlkit.models.classifier import Classifier
 from tlkit.planning import plan as planning
@@ -148,7 +148,9 @@ def test_a_stage_that_the_backbone_does_not_have_is_named_with_its_line(there: P
 
 
 def test_batch_norm_on_one_image_is_refused_as_in_training(there: Path) -> None:
-    with pytest.raises(DataError, match=r"data.batch_size gives 1 image "):
+    with pytest.raises(
+        RecipeError, match=r"data.batch_size = 1: batch-norm needs two or more images .*\n  .* phases\[0\].batchnorm to frozen"
+    ):
         planned("data.batch_size=1")
 
 

@@ -26,7 +26,7 @@ from tests.drawing import drawn
 from tlkit.data.decode import decode
 from tlkit.data.preprocess import Preprocessing
 from tlkit.deploy.predict.predict import predict
-from tlkit.errors import DataError, DeviceError, RecipeError, RunError
+from tlkit.errors import DeviceError, RecipeError, RunError
 from tlkit.evaluation.evaluate import evaluate
 from tlkit.models.model_folder import load_with_card
 from tlkit.recipe.load import load_recipe
@@ -297,9 +297,14 @@ def test_a_device_that_is_not_there_is_reported_before_a_folder_is_made(workplac
 
 def test_one_image_a_step_is_refused_where_batchnorm_would_train_on_it(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workplace)
-    overrides = ["data.batch_size=1", "phases=[{train: all, epochs: 1, lr: 1e-2}]"]
-    with pytest.raises(DataError, match="batch-norm needs two or more"):
-        run_recipe(load_recipe("recipe.yaml", overrides), out=workplace / "one")
+    phases = "phases=[{train: head, epochs: 1, lr: 1e-2}, {train: all, epochs: 1, lr: 1e-2}]"
+    with pytest.raises(RecipeError) as raised:
+        run_recipe(load_recipe("recipe.yaml", ["data.batch_size=1", phases]), out=workplace / "one")
+    assert str(raised.value) == (
+        "override data.batch_size=1: data.batch_size = 1: batch-norm needs two or more images of a step to take their statistics.\n"
+        "  Raise it, or set phases[1].batchnorm to frozen."
+    )
+    assert not (workplace / "one").exists()  # before the phase of the head has trained for nothing
 
 
 @pytest.mark.slow

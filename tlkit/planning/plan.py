@@ -42,9 +42,8 @@ from tlkit.recipe.schema import Recipe
 from tlkit.report.images import LISTED, LOOKED_AT, MOST_IMAGES
 from tlkit.training.batch_size.find import with_batch_size
 from tlkit.training.optimizers import check_optimizer_name
-from tlkit.training.phases import check_batch_size
 from tlkit.training.scale_lr import with_scaled_lr
-from tlkit.training.setup import build, gather_what_there_is, trainable_parameters
+from tlkit.training.setup import build, check_batch_size, gather_what_there_is, trainable_parameters
 from tlkit.training.specs import Learning, PhaseSpec, phase_specs
 from tlkit.training.trainer import check_devices, seed_everything
 
@@ -167,6 +166,8 @@ def _make_plan(recipe: Recipe, folder: Path, import_s: float) -> Plan:
     trial = Trial(recipe, classifier, preprocessing, augmentation, shown, recipe.data.known_batch_size // devices, here.type)
     started = time.perf_counter() - began
     specs = phase_specs(recipe, trained, len(samples.of("train")) if samples else 0)
+    with recipe.located():
+        check_batch_size(trial.batch_size * devices, classifier, specs, devices)
     phases = [plan_phase(trial, spec, spec.phase, timed=samples is not None) for spec in specs if isinstance(spec.phase, Phase)]
     to_solve = [spec.index for spec in specs if isinstance(spec.phase, SolvedPhase)]
     slowness = import_s / IMPORT_S
@@ -265,7 +266,6 @@ def steps_an_epoch(recipe: Recipe, images: int, devices: int) -> int:
 def plan_phase(trial: Trial, spec: PhaseSpec, phase: Phase, *, timed: bool) -> PhasePlan:
     """Try a phase on two batches for its memory, and on some more for its time."""
     trial.classifier.train_only(spec.trained, spec.batchnorm)
-    check_batch_size(trial.classifier, trial.batch_size)
     rows, memory, seconds_per_image = _probed(trial, spec)
     timing = time_phase(trial, spec, seconds_per_image) if timed else None
     return PhasePlan(spec.index, phase, rows, memory, timing, beside_all=_all(trial, spec, phase) if phase.adapter else None)

@@ -3,6 +3,7 @@
 import time
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import ref
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -41,21 +42,22 @@ class MemoryProbe(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._began = time.perf_counter()
         self._images = len(batch[0])
-        self._kept: dict[int, int] = {}
+        # By the storage's address. What is computed beside the loss, as DoRA's norms are, is gone before the backward pass.
+        self._kept: dict[int, tuple[ref[Tensor], int]] = {}
         own = {tensor.untyped_storage().data_ptr() for tensor in (*pl_module.parameters(), *pl_module.buffers())}
 
         def note(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
+            storage, kept = tensor.untyped_storage(), tensor.detach()  # a result itself would keep the graph that it is kept for
             if storage.data_ptr() not in own:
-                self._kept[storage.data_ptr()] = storage.nbytes()
-            return tensor
+                self._kept[storage.data_ptr()] = ref(kept), storage.nbytes()
+            return kept
 
         self._hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
         self._hooks.__enter__()
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         self._hooks.__exit__()
-        self.activations[self._images] = sum(self._kept.values())
+        self.activations[self._images] = sum(size for tensor, size in self._kept.values() if tensor() is not None)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         wait_for_device()

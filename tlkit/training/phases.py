@@ -15,10 +15,9 @@ from rich.console import Console
 
 from tlkit.data.datamodule import ImageDataModule
 from tlkit.data.dataset import worker_count
-from tlkit.errors import CacheUnavailable, DataError, Fault, RecipeError, TrainingError
+from tlkit.errors import CacheUnavailable, Fault, RecipeError, TrainingError
 from tlkit.evaluation.primary_metric import metric_label, primary_metric_of
 from tlkit.models.classifier import Classifier
-from tlkit.models.freeze import BATCH_NORMS
 from tlkit.models.split import Suffix
 from tlkit.recipe.fields.learning import Mix
 from tlkit.recipe.fields.phases import Phase
@@ -159,7 +158,6 @@ def train_phase(training: Training, spec: PhaseSpec, phase: Phase) -> None:
             writes=Writes(folder, WholeFiles(training.checkpoints), loggers),
             profiler=clock,
         )
-        check_batch_size(classifier, data.batch_size // trainer.world_size)
         inputs, suffix = inputs_of_phase(training, spec, trainer)
         if suffix is None:
             cache_decoded(data, training.setup.cache, spec, trainer.num_devices)
@@ -297,14 +295,3 @@ def compiling_explained(spec: PhaseSpec, phase: Phase) -> Iterator[None]:
         why = lines[1 if lines and lines[0].endswith("raised:") and len(lines) > 1 else 0] if lines else type(error).__name__
         fix = "Set it to false; or install a C++ compiler such as g++, if that is what is missing."
         raise RecipeError([Fault(f"{spec.key}.compile", f"= true can't be done here: {why}", fix)]) from error
-
-
-def check_batch_size(classifier: Classifier, per_device_batch_size: int) -> None:
-    """Raise DataError where batch-norm would have one number to take statistics of. per_device_batch_size: images a step on one device."""
-    trained_norms = any(isinstance(module, BATCH_NORMS) and module.training for module in classifier.modules())
-    if trained_norms and per_device_batch_size < 2:
-        images = counted(per_device_batch_size, "image")
-        raise DataError(
-            f"data.batch_size gives {images} per step to each device, and batch-norm needs two or more to train.\n"
-            "  Use a larger data.batch_size, fewer devices, or batchnorm: frozen in the phase."
-        )

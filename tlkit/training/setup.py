@@ -17,7 +17,7 @@ from tlkit.errors import Fault, RecipeError, TlkitError
 from tlkit.files import expanded
 from tlkit.models.backbones import check_backbone_name, pretrained_cfg
 from tlkit.models.classifier import Classifier, Origin
-from tlkit.models.freeze import NORMS_WITH_STATISTICS, trained_parameters
+from tlkit.models.freeze import BATCH_NORMS, NORMS_WITH_STATISTICS, trained_parameters
 from tlkit.models.heads import trained_head
 from tlkit.models.image_sizes import explained_image_size
 from tlkit.models.model_folder import check_can_ship
@@ -101,7 +101,8 @@ def prepare(recipe: Recipe, *, fold: int = 1, resumed: Path | None = None, divid
         augmentation = build_augmentation(recipe.augment, recipe.data.image_size, recipe.data.channels, margin=recipe.data.margin)
         trained = trainable_parameters(recipe.phases, classifier, recipe.model.backbone)
         check_compile(recipe.gradient_phases, recipe.model, classifier)
-    specs = phase_specs(recipe, trained, len(samples.of("train")))
+        specs = phase_specs(recipe, trained, len(samples.of("train")))
+        check_batch_size(recipe.data.known_batch_size, classifier, specs, devices.total)
     notes += statistics_note(specs, classifier)
     data = ImageDataModule(
         samples,
@@ -193,6 +194,17 @@ def check_compile(phases: Mapping[int, Phase], model: Model, classifier: Classif
         if phase.compile:
             problem = f"= true, but auxiliary heads of {model.backbone} listen to its layers, which compiling merges."
             raise RecipeError([Fault(f"phases[{number}].compile", problem, "Remove it, or set model.auxiliary_loss to 0.")])
+
+
+def check_batch_size(batch_size: int, classifier: Classifier, specs: Sequence[PhaseSpec], devices: int) -> None:
+    """Raise RecipeError for a phase in which batch-norm would have one number to take statistics of."""
+    for spec in specs if batch_size // devices < 2 else ():
+        classifier.train_only(spec.trained, spec.batchnorm)
+        if any(isinstance(module, BATCH_NORMS) and module.training for module in classifier.modules()):
+            shared = f", one for each of {devices} devices" if devices > 1 else ""
+            problem = f"= {batch_size}{shared}: batch-norm needs two or more images of a step to take their statistics."
+            fix = f"Raise it, or set {spec.key}.batchnorm to frozen."
+            raise RecipeError([Fault("data.batch_size", problem, fix)])
 
 
 T = TypeVar("T")
