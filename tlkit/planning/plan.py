@@ -167,7 +167,7 @@ def _make_plan(recipe: Recipe, folder: Path, import_s: float) -> Plan:
     started = time.perf_counter() - began
     specs = phase_specs(recipe, trained, len(samples.of("train")) if samples else 0)
     with recipe.located():
-        check_batch_size(trial.batch_size * devices, classifier, specs, devices)
+        check_batch_size(recipe.data.known_batch_size, classifier, specs, devices)
     phases = [plan_phase(trial, spec, spec.phase, timed=samples is not None) for spec in specs if isinstance(spec.phase, Phase)]
     to_solve = [spec.index for spec in specs if isinstance(spec.phase, SolvedPhase)]
     slowness = import_s / IMPORT_S
