@@ -136,6 +136,7 @@ def _rates(rows: Rows, phase_names: Sequence[str]) -> Markup:
         else:
             axis.set_ylim(0, 1.1 * max(positive))
             axis.yaxis.set_major_formatter("{x:.2g}")  # matplotlib would write a common factor where the phase's name is
+            axis.locator_params(axis="y", nbins=6, steps=(1, 2, 5, 10))  # one digit each: 0.00075 is cut off
         axis.plot(range(1, len(rows) + 1), rates, "s-", ms=3.5, lw=1.4, color=VALIDATION)
         mark_phases(axis, rows, phase_names)
 
