@@ -42,6 +42,12 @@ def test_a_fault_that_is_found_later_gets_its_line(tmp_path: Path) -> None:
         raise RecipeError([Fault("phases[1].train.from", "= 'layr4' is not a stage of resnet18.", "Expected one of: layer4.")])
 
 
+def test_one_image_a_step_has_none_to_mix_with(tmp_path: Path) -> None:
+    fault = only_fault(write(tmp_path, SOUND), "mix={mixup: 0.2}", "data.batch_size=1")
+    assert (fault.key, fault.problem) == ("mix", "needs two images of a batch to mix, and data.batch_size = 1 has one.")
+    assert with_override(tmp_path, "mix={cutmix: 1.0}", "data.batch_size=2").mix.cutmix == 1
+
+
 def test_wise_ft_needs_a_head_phase_before_the_others(tmp_path: Path) -> None:
     assert with_override(tmp_path, "wise_ft=true").wise_ft
     for phases in ("[{train: all, epochs: 1, lr: 1e-3}]", "[{train: head, epochs: 1, lr: 1e-3}]"):

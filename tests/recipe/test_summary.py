@@ -1,9 +1,12 @@
 """What `tlkit check` says of a sound recipe."""
 
+from pathlib import Path
+
 import pytest
 
-from tlkit.recipe.load import load_recipe
+from tlkit.recipe.load import load_recipe, recipe_yaml
 from tlkit.recipe.summary import recipe_notes, recipe_summary
+from tlkit.system import bundled_recipes
 
 
 def notes(*overrides: str) -> list[str]:
@@ -18,6 +21,59 @@ def test_a_margin_without_augment_does_nothing() -> None:
     (note,) = notes("data.margin=1.25", "augment=[]")
     assert note.startswith("data.margin = 1.25 does nothing: augment is empty")
     assert notes("data.margin=1.25") == []
+
+
+SVM_ALONE = ("model.head={kind: svm}", "phases=[]", "augment=[]")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "start"),
+    [
+        (["schedule.factor=0.1"], "schedule.factor = 0.1 does nothing: schedule.name is cosine, and it is for step or plateau."),
+        (["schedule={name: plateau, every: 0.5}"], "schedule.every = 0.5 does nothing: schedule.name is plateau"),
+        (["schedule={name: step, patience: 3}"], "schedule.patience = 3 does nothing"),
+        (["optimizer.momentum=0.9"], "optimizer.momentum = 0.9 does nothing: optimizer.name is adamw"),
+        (["phases[0].batchnorm=adapt"], "phases[0].batchnorm = 'adapt' does nothing: only the head trains"),
+        (["cache.views=8", "augment=[]"], "cache.views = 8 does nothing: augment is empty."),
+        (["cache={views: 8, use: false}"], "cache.views = 8 does nothing: cache.use is false."),
+        ([*SVM_ALONE, "ema={decay: 0.9}"], "ema does nothing: no phase trains by gradients."),
+        (
+            [*SVM_ALONE, "early_stopping={patience: 1}", "loss={label_smoothing: 0.1, l2_sp: 0.1}"],
+            "early_stopping, loss.l2_sp, loss.label_smoothing do nothing",
+        ),
+    ],
+)
+def test_a_key_that_does_nothing_is_named(overrides: list[str], start: str) -> None:
+    (note,) = notes(*overrides)
+    assert note.startswith(start)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["schedule={name: step, factor: 0.1, every: 0.5}"],
+        ["schedule={name: plateau, factor: 0.1, patience: 1}"],
+        ["optimizer={name: rmsprop, momentum: 0.9}"],
+        ["optimizer.momentum=0.9", "search={optimizer.name: {choice: [adamw, momentum]}}"],
+        ["phases[1].batchnorm=adapt"],
+        ["cache.views=8"],
+        ["ema={decay: 0.9}", "early_stopping={patience: 1}", "loss={l2_sp: 0.1}", "model.head={kind: svm}"],
+    ],
+)
+def test_a_key_that_does_something_is_not(overrides: list[str]) -> None:
+    assert notes(*overrides) == []
+
+
+def test_no_default_that_tlkit_wrote_out_is_named(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(recipe_yaml(load_recipe("quickstart")))
+    assert recipe_notes(load_recipe(tmp_path / "recipe.yaml")) == []
+    (note,) = recipe_notes(load_recipe(tmp_path / "recipe.yaml", ["schedule.factor=0.5"]))
+    assert note.startswith("schedule.factor = 0.5 does nothing")
+
+
+@pytest.mark.parametrize("name", bundled_recipes())
+def test_no_recipe_that_ships_has_a_key_that_does_nothing(name: str) -> None:
+    assert not [note for note in recipe_notes(load_recipe(name)) if "nothing" in note]
 
 
 def test_a_knn_head_is_reported_to_stay_at_home() -> None:

@@ -94,6 +94,13 @@ class Recipe(Strict):
         return self
 
     @model_validator(mode="after")
+    def _a_step_has_images_to_mix(self) -> Self:
+        if self.mix != Mix() and self.data.batch_size == 1 and self.gradient_phases:
+            problem = "needs two images of a batch to mix, and data.batch_size = 1 has one."
+            raise rule_broken("mix", "data.batch_size", problem, "Remove it, or set data.batch_size to 2 or more.")
+        return self
+
+    @model_validator(mode="after")
     def _can_be_solved(self) -> Self:
         solved = [i for i, phase in enumerate(self.phases) if isinstance(phase, SolvedPhase)]
         if solved and self.model.head.kind != "linear":

@@ -1,5 +1,7 @@
 """A recipe on one screen, for `tlkit check`."""
 
+from collections.abc import Iterator
+
 from tlkit.recipe.explain import format_value
 from tlkit.recipe.fields.data import Data, FindBatchSize
 from tlkit.recipe.fields.learning import Mix
@@ -13,6 +15,15 @@ from tlkit.terminal import counted
 FROZEN_ACCURACY = {"weights": 0.842, "dataset": 0.834, "pixelwise": 0.824, "none": 0.824}
 """Mean over seeds 0 to 2 of `tlkit finetune quickstart data.normalize=... data.image_size=96 augment=[]`, with one phase:
 `{train: head, epochs: 10, lr: 3e-3}`. See docs/splits_and_statistics.md."""
+
+
+READ_BY = {
+    "schedule.factor": ("step", "plateau"),
+    "schedule.every": ("step",),
+    "schedule.patience": ("plateau",),
+    "optimizer.momentum": ("momentum", "nesterov", "rmsprop"),
+}
+"""Key -> the names of its part that read it; the other ones ignore it."""
 
 
 def recipe_summary(recipe: Recipe) -> str:
@@ -83,7 +94,7 @@ def _batches(data: Data) -> str:
 def recipe_notes(recipe: Recipe) -> list[str]:
     """Return notes: settings whose effect is not what everybody would expect."""
     kind = recipe.model.head.kind
-    notes = _notes_on_augment(recipe)
+    notes = [*_notes_on_augment(recipe), *_notes_on_ignored(recipe)]
     if (scale := recipe.trainer.scale_lr) and recipe.gradient_phases:
         factor = "n" if scale == "linear" else "the square root of n"
         notes.append(f"trainer.scale_lr: n devices take n x {recipe.data.known_batch_size} images a step, at lr times {factor}.")
@@ -104,6 +115,34 @@ def recipe_notes(recipe: Recipe) -> list[str]:
     if kind == "knn":
         notes.append("a knn head stores the features of all training images: predict and evaluate use it, but it can't be exported.")
     return notes
+
+
+def _notes_on_ignored(recipe: Recipe) -> Iterator[str]:
+    """Yield a note on every key that the recipe gives, and that its other keys leave without effect."""
+    for key, names in READ_BY.items():
+        section, _, name = key.partition(".")
+        part = getattr(recipe, section)
+        if part.name not in names and f"{section}.name" not in (recipe.search or {}) and _is_given(part, name):
+            yield f"{key} = {getattr(part, name):g} does nothing: {section}.name is {part.name}, and it is for {' or '.join(names)}."
+    for i, phase in recipe.gradient_phases.items():
+        if phase.train == "head" and phase.batchnorm != "auto":
+            yield f"phases[{i}].batchnorm = '{phase.batchnorm}' does nothing: only the head trains, and all below it is held as it is."
+    if recipe.cache.views and not (recipe.augment and recipe.cache.use):
+        why = "augment is empty" if recipe.cache.use else "cache.use is false"
+        yield f"cache.views = {recipe.cache.views} does nothing: {why}."
+    if not recipe.gradient_phases:
+        is_fitted, loss = recipe.model.head.kind in CLASSICAL_HEADS, recipe.loss
+        ignored = {"ema": recipe.ema, "early_stopping": recipe.early_stopping, "loss.l2_sp": loss.l2_sp}
+        ignored |= {"loss.label_smoothing": loss.label_smoothing} if is_fitted else {}  # a solved phase smooths labels too
+        if given := [key for key, value in ignored.items() if value]:
+            yield f"{', '.join(given)} {'do' if len(given) > 1 else 'does'} nothing: no phase trains by gradients."
+
+
+def _is_given(part: Strict, key: str) -> bool:
+    """Return whether the recipe itself gives the key. One that tlkit wrote gives all: there, whether it isn't the default."""
+    fields = type(part).model_fields
+    is_written_out = part.model_fields_set == fields.keys()
+    return key in part.model_fields_set and not (is_written_out and getattr(part, key) == fields[key].default)
 
 
 def _notes_on_augment(recipe: Recipe) -> list[str]:
