@@ -134,6 +134,8 @@ def test_a_known_key_in_the_wrong_part_is_reported_where_it_belongs(tmp_path: Pa
             "Expected {folder: FOLDER}, {csv: FILE}, {parquet: FILE}, {torchvision: NAME}, {idx: DIR}, .* or {bundled: fashion_mnist_mini}",
         ),
         ("data.source={folder:photos}", "can't be used.", "YAML needs a blank after the colon: {folder: photos}."),
+        ("ema={decay:0.9}", "is not a key of ema.", "YAML needs a blank after the colon: {decay: 0.9}."),
+        ("early_stopping={patience:1}", "is not a key of early_stopping.", "YAML needs a blank after the colon: {patience: 1}."),
         ("data.source={}", "= {} can't be used.", "Expected {folder: FOLDER}"),
         ("data.source=", "is empty.", "Expected {folder: FOLDER}"),
         ("data.source={folder: 3}", "= 3 is a whole number.", "Expected text"),

@@ -188,7 +188,7 @@ def test_of_equal_scores_the_fewest_epochs_are_taken_and_this_is_said(workplace:
     assert main(["tune", "recipe.yaml", *search, "--out", "equal", "--trials", "3"]) == 0
     printed = capsys.readouterr()
     assert "3 trials finished, by accuracy on validation; " in printed.err
-    assert re.search(r"val accuracy +[\d.]+  \(best of 3 trials; 3 have it, these values the fewest epochs\)", printed.out)
+    assert re.search(r"val accuracy +[\d.]+  \(best of 3 trials; 3 have it, and none of them trained fewer epochs\)", printed.out)
     (phase,) = load_recipe("equal/best.yaml").gradient_phases.values()
     assert phase.epochs == 1
     assert "3 have this score, and of these it is the first that trained the fewest epochs" in (workplace / "equal/study.html").read_text()

@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from safetensors.torch import load_file
 
 from tests.shades import draw_shades
+from tlkit.cli import main
 from tlkit.errors import RecipeError
 from tlkit.recipe.load import load_recipe
 from tlkit.training import module, phases
@@ -47,6 +48,18 @@ def place(workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
 def losses(run: Path) -> list[list[float]]:
     with (run / "metrics.csv").open() as file:
         return [[float(row["train/loss"]), float(row["val/loss"])] for row in csv.DictReader(file)]
+
+
+def test_a_cpu_that_is_asked_for_16_mixed_says_once_what_it_takes(
+    place: Path, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = "phases[0], phases[1]: a CPU computes in bf16-mixed where 16-mixed is asked for. Set precision to bf16-mixed or 32-true."
+    words = ["recipe.yaml", "trainer.precision=16-mixed", "phases[1].precision=16-mixed", "trainer.accelerator=cpu"]
+    run_recipe(load_recipe(words[0], words[1:]), out=place / "run")
+    assert [record.getMessage() for record in caplog.records].count(said) == 1
+    assert main(["plan", *words]) == 0
+    assert capsys.readouterr().out.count("a CPU computes in bf16-mixed") == 1
+    assert not [warning for warning in recwarn if "fp16" in str(warning.message)]
 
 
 class Watch(Callback):

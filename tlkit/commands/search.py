@@ -146,7 +146,7 @@ def tune(arguments: Namespace) -> int:
     with handle_signals() as stop, show_log(), stop.resume_hint_logged():
         stop.resume_hint = RESUMES
         tuned = tune(space, out, how)
-    equal = f"; {tuned.equal} have it, these values the fewest epochs" if tuned.equal > 1 else ""
+    equal = f"; {tuned.equal} have it, and none of them trained fewer epochs" if tuned.equal > 1 else ""
     rows = [(key, escape(label(value))) for key, value in tuned.values.items()]
     rows += [(f"val {metric_label(tuned.metric)}", f"[bold]{tuned.score:.4f}[/bold]  (best of {counted(tuned.trials, 'trial')}{equal})")]
     rows += [("recipe", escape(str(out / "best.yaml"))), ("trials", escape(f"{out / 'study.html'}, {out / 'trials.csv'}"))]

@@ -45,7 +45,7 @@ def why_uncalibrated(task: Task, head: Head) -> str:
     if task == "multilabel":
         return "A temperature is fitted for one label per image; with several, each class has its own threshold, from validation."
     if head.kind in WITHOUT_PROBABILITIES:
-        return f"A {head.kind} head gives scores that order the classes, and no probabilities."
+        return f"{'An' if head.kind == 'svm' else 'A'} {head.kind} head gives scores that order the classes, and no probabilities."
     return ""
 
 

@@ -13,7 +13,7 @@ from tlkit.files import format_bytes
 from tlkit.models.backbones import pretrained_cfg, sizes_by_features
 from tlkit.planning.plan import ASSUMED_CLASSES, PhasePlan, Plan, batches_an_epoch
 from tlkit.recipe.schema import Recipe
-from tlkit.recipe.summary import recipe_notes, recipe_warnings
+from tlkit.recipe.summary import precision_warning, recipe_notes, recipe_warnings
 from tlkit.terminal import counted
 from tlkit.training.specs import ENOUGH_FOR_STATISTICS
 
@@ -33,7 +33,7 @@ class Remark:
 def remarks(plan: Plan) -> list[Remark]:
     """Return the remarks, the most important first."""
     warnings = [*_missing(plan), *_memory(plan), *_margin(plan), *_normalize(plan), *_size(plan), *_classes(plan), *_steps(plan)]
-    warnings += [*_value_range(plan), *_random_features(plan.recipe)]
+    warnings += [*precision_warning(plan.recipe, plan.device), *_value_range(plan), *_random_features(plan.recipe)]
     warnings += [*share_warnings(plan.samples, plan.recipe.data), *split_warnings(plan.samples)] if plan.samples else []
     warnings += [text for phase in plan.phases for text in (*_rates(phase), *_parameters(plan, phase))]
     notes = [*(f"weights: {text}" for text in plan.notes), *_dense_layers(plan.recipe), *recipe_notes(plan.recipe)]

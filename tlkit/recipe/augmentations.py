@@ -6,7 +6,7 @@ from importlib.resources import files
 from typing import Any
 
 from tlkit.errors import Fault, did_you_mean, expected_one_of
-from tlkit.recipe.explain import MOST_FAULTS, format_value, schema_faults
+from tlkit.recipe.explain import MOST_FAULTS, format_value, schema_faults, spaced
 from tlkit.recipe.fields.augment import AUTO_AUGMENT
 
 TABLE = "albumentations_2_0_8.json"
@@ -183,7 +183,8 @@ def _argument_faults(key: str, name: str, arguments: dict[str, Any]) -> list[Fau
     accepted = transforms()[name]
     names = list(accepted)
     unknown = [word for word in arguments if word not in accepted]
-    faults = [Fault(f"{key}.{word}", f"is not an argument of {name}.", expected_one_of(word, names)) for word in unknown[: MOST_FAULTS + 1]]
+    fixes = {word: spaced(word, names) or expected_one_of(word, names) for word in unknown[: MOST_FAULTS + 1]}
+    faults = [Fault(f"{key}.{word}", f"is not an argument of {name}.", fix) for word, fix in fixes.items()]
     if missing := [word for word, needed in accepted.items() if needed and word not in (*arguments, *GIVEN)]:
         faults.append(Fault(key, f"lacks {' and '.join(missing)}.", f"Write `{name}: {{{', '.join(f'{word}: ..' for word in missing)}}}`."))
     if name in ONE_OF and not set(ONE_OF[name]) & set(arguments):

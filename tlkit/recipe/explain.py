@@ -61,7 +61,8 @@ def _explain(error: ValidationError, model: type[BaseModel], whole: Any, whole_k
                 yield _unknown_key(key, part, parent, [kind for kind in kinds.values() if kind is not parent], context.recipe)
                 break
             if detail["type"] == "missing" and not path:
-                yield Fault(key, "is missing.", _expected(field))
+                if not any(spaced(str(word), (part,)) for word in value):  # which is a fault of its own
+                    yield Fault(key, "is missing.", _expected(field))
                 break
             value, current = value[part], _only_model(field, current)
         else:
@@ -132,8 +133,8 @@ def _unknown_key(key: str, word: str, model: type[BaseModel], others: Sequence[t
             decisive = next(name for name, field in fields_of(model).items() if field.is_required() and name not in fields_of(other))
             fix = f"Remove one of the two. With {decisive}, expected {_mapping_words(model)}."
             return Fault(key, f"can't stand beside {join(parent, decisive)}.", fix)
-    fix = expected_one_of(word, names)
-    if not did_you_mean(word, names):
+    fix = spaced(word, names) or expected_one_of(word, names)
+    if not spaced(word, names) and not did_you_mean(word, names):
         own = re.sub(r"\[\d+\]", "[0]", key)
         elsewhere = [place for place in _places_of_keys(recipe) if place.split(".")[-1] == word and place != own]
         near = did_you_mean(word, [name for other in others for name in fields_of(other)])
@@ -161,7 +162,7 @@ def _wrong_value(key: str, value: Any, field: FieldInfo | None, model: type[Base
     return Fault(key, _problem(value, field), f"{_expected(field)} {_nearest(value, field)}".rstrip())
 
 
-def _spaced(word: str, forms: Collection[str]) -> str:
+def spaced(word: str, forms: Collection[str]) -> str:
     """Return the fix for {folder:photos}, which YAML reads as one key without a value."""
     key, colon, value = word.partition(":")
     return f"YAML needs a blank after the colon: {{{key}: {value}}}." if colon and key in forms else ""
@@ -180,7 +181,7 @@ def _wrong_union(key: str, value: Any, field: FieldInfo | None, context: Context
             fix = f"Keep one of them; an override replaces both: '{key}={_form(forms[given[-1]])}'."
             return [Fault(join(key, given[-1]), f"can't stand beside {join(key, given[0])}.", fix)]
         problem = f"= {format_value(value)} can't be used." if models else f"{_type_problem(value)}."
-        hint = next(filter(None, (_spaced(str(word), forms) or did_you_mean(word, forms) for word in value)), "")
+        hint = next(filter(None, (spaced(str(word), forms) or did_you_mean(word, forms) for word in value)), "")
         return [Fault(key, problem, f"{_expected(field)} {hint}".rstrip())]
     choices = [choice for member in members for choice in _choices(member)]
     hint = did_you_mean(value, choices) if isinstance(value, str) else ""

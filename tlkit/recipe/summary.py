@@ -184,3 +184,11 @@ def _words(value: Strict | str) -> str:
 
 def _words_of(values: dict[str, object]) -> str:
     return ", ".join(f"{key} {value}" for key, value in values.items() if value is not None)
+
+
+def precision_warning(recipe: Recipe, device: str) -> list[str]:
+    """Return a line where phases ask a CPU for 16-mixed: Lightning takes bf16-mixed for it."""
+    asked = [f"phases[{i}]" for i, phase in recipe.gradient_phases.items() if recipe.trainer_of(phase).precision == "16-mixed"]
+    if device != "cpu" or not asked:
+        return []
+    return [f"{', '.join(asked)}: a CPU computes in bf16-mixed where 16-mixed is asked for. Set precision to bf16-mixed or 32-true."]

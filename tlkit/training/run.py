@@ -21,7 +21,7 @@ from tlkit.recipe.fields.data import Data, LeakCheck
 from tlkit.recipe.fields.model import CLASSICAL_HEADS
 from tlkit.recipe.load import recipe_yaml
 from tlkit.recipe.schema import Recipe
-from tlkit.recipe.summary import recipe_notes, recipe_warnings
+from tlkit.recipe.summary import precision_warning, recipe_notes, recipe_warnings
 from tlkit.terminal import counted
 from tlkit.training.checkpointing.resume import check_same_images, newest_state
 from tlkit.training.context import RunContext
@@ -184,8 +184,9 @@ def log_header(recipe: Recipe, setup: Setup, folder: Path) -> None:
     for line in (*recipe_notes(recipe), *metric_notes(recipe.imbalance, samples).values()):
         LOG.info("%s", line)
     border = border_warning(recipe.model.backbone, setup.classifier.backbone, recipe.data.image_size)
+    precision = precision_warning(recipe, setup.devices.here.type)
     of_splits = (*share_warnings(samples, recipe.data), *split_warnings(samples))
-    for warning in (*([border] if border else []), *recipe_warnings(recipe), *of_splits):
+    for warning in (*([border] if border else []), *precision, *recipe_warnings(recipe), *of_splits):
         LOG.warning("%s", warning)
 
 

@@ -102,7 +102,8 @@ def build_trial_trainer(trainer: Trainer, *, optimizer: Optimizer, callbacks: li
 def lightning_trainer(trainer: Trainer, **settings: Any) -> LightningTrainer:
     """Create the Trainer. settings: Lightning's own. Raises DeviceError if this machine doesn't have what the recipe asks for."""
     try:
-        with lightning_quiet():
+        with lightning_quiet(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*AMP with fp16 is not supported on CPU.*")  # see precision_warning
             return LightningTrainer(
                 accelerator=trainer.accelerator,
                 devices=trainer.devices,

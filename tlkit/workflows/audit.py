@@ -36,7 +36,7 @@ from tlkit.data.quality.on_bad import log_warnings, without_bad, write_skipped
 from tlkit.data.samples import Sample, Samples
 from tlkit.data.sources.read import read_source
 from tlkit.data.splits.folds import split_by_recipe
-from tlkit.data.splits.holdout import hash_images
+from tlkit.data.splits.holdout import hash_images, shortened
 from tlkit.errors import WeightsError
 from tlkit.files import expanded
 from tlkit.models.weights.sources import find_weights
@@ -129,7 +129,7 @@ def _doubted(
         units = whole_units(samples.samples, alike)
         probabilities = predict_unseen(features, labels, units, classes=len(samples.classes), seed=recipe.seed, on_fold=advance)
     unjudged = sorted({samples.classes[label] for label in labels[np.isnan(probabilities).any(axis=1)]})
-    note = f"too few images to judge the labels of: {', '.join(unjudged)}" if unjudged else ""
+    note = f"too few images to judge the labels of: {shortened(unjudged)}" if unjudged else ""
     return label_findings(samples, doubt_labels(probabilities, labels)), note
 
 
