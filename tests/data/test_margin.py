@@ -14,7 +14,7 @@ from tlkit.data.augment import Augmentation, build_augmentation
 from tlkit.data.datamodule import ImageDataModule
 from tlkit.data.dataset import ImageDataset
 from tlkit.data.decode import decode
-from tlkit.data.preprocess import LONGEST, Preprocessing
+from tlkit.data.preprocess import LONGEST, Preprocessing, larger_side
 from tlkit.data.preview import preview_rows
 from tlkit.data.samples import Sample, Samples
 from tlkit.errors import CacheUnavailable, DataError, RecipeError
@@ -86,17 +86,26 @@ def test_an_object_in_the_corner_of_a_4_to_3_image_is_seen_in_training(name: str
     assert not any(square(SPEC.fit(image), seed=(0, 0, index)).any() for index in range(100))
 
 
-def test_a_square_image_turned_by_up_to_45_degrees_has_no_empty_corners_at_margin_1_42() -> None:
-    white = np.full((400, 400, 3), 255, np.uint8)
+@pytest.mark.parametrize("size", [28, 32, 33, 36, 64, 87, 100, 112, 224])
+def test_a_square_image_turned_by_up_to_45_degrees_has_no_empty_corners_at_margin_1_42(size: int) -> None:
+    """The diagonal is 1.415 as long as the side. The sizes differ in how 1.42 times them is rounded."""
+    white = np.full((2 * size, 2 * size, 3), 255, np.uint8)
     turned = ("Rotate", {"limit": 45, "p": 1.0})
-    spec = Preprocessing(100, "crop", 1.0, "bilinear", (0.5,) * 3, (0.5,) * 3)
-    with_margin, without = built(turned, size=100, margin=1.42), built(turned, size=100, margin=1.0)
-    darkest = min(with_margin(spec.fit_larger(white, 1.42), seed=(0, 0, index)).min() for index in range(100))
-    assert darkest == 255
-    assert min(without(spec.fit(white), seed=(0, 0, index)).min() for index in range(100)) == 0
+    spec = Preprocessing(size, "crop", 1.0, "bilinear", (0.5,) * 3, (0.5,) * 3)
+    with_margin, without = built(turned, size=size, margin=1.42), built(turned, size=size, margin=1.0)
+    larger = spec.fit_larger(white, 1.42)
+    assert min(with_margin(larger, seed=(0, 0, index)).min() for index in range(30)) == 255
+    assert min(without(spec.fit(white), seed=(0, 0, index)).min() for index in range(30)) == 0
     # By 45 degrees exactly, where nothing but the centre is left.
-    exactly = built(("Rotate", {"limit": [45, 45], "p": 1.0}), size=100, margin=1.42)
-    assert exactly(spec.fit_larger(white, 1.42), seed=(0, 0, 0)).min() == 255
+    exactly = built(("Rotate", {"limit": [45, 45], "p": 1.0}), size=size, margin=1.42)
+    assert exactly(larger, seed=(0, 0, 0)).min() == 255
+
+
+@pytest.mark.parametrize(
+    ("size", "margin", "expected"), [(64, 1.25, 80), (224, 1.25, 280), (28, 1.25, 36), (100, 1.42, 142), (50, 1.2, 60), (7, 1.0, 7)]
+)
+def test_the_larger_side_has_as_many_pixels_more_on_each_side(size: int, margin: float, expected: int) -> None:
+    assert larger_side(size, margin) == expected
 
 
 def test_where_no_transform_has_cropped_every_position_of_the_crop_is_as_likely() -> None:

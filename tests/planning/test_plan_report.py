@@ -150,7 +150,7 @@ def test_the_margin_that_is_named_fits_into_the_budget(there: Path, budget: str)
     assert named is not None
     fitting = planned(*given, f"data.margin={named[1]}")
     assert sum(fitting.decoded or ()) <= float(budget) * 1e9
-    more = planned(*given, f"data.margin={float(named[1]) + 0.06:g}")  # two pixels more
+    more = planned(*given, f"data.margin={float(named[1]) + 0.12:g}")  # two steps of two pixels
     assert sum(more.decoded or ()) > float(budget) * 1e9
 
 

@@ -13,6 +13,7 @@ from warnings import catch_warnings, simplefilter
 import numpy as np
 from numpy.typing import NDArray
 
+from tlkit.data.preprocess import larger_side
 from tlkit.errors import DataError, Fault, RecipeError
 from tlkit.recipe.fields.augment import AUTO_AUGMENT, Transform
 
@@ -138,7 +139,7 @@ def _make(key: str, transform: Transform) -> Any:
 def _tried(key: str, transform: Any, image_size: int, channels: int, margin: float) -> Fault | None:
     """Return what is wrong with the transform's result on a generated image."""
     draws = np.random.default_rng(0)
-    side = round(image_size * margin)
+    side = larger_side(image_size, margin)
     shapes = [(side, side)] * TRIALS if margin == 1 else [(side, side), (side, side * 4 // 3), (side * 4 // 3, side)]
     for shape in shapes:
         image = draws.integers(0, 256, (*shape, channels), dtype=np.uint8)

@@ -14,7 +14,7 @@ from tlkit.data.augment import Augmentation, build_augmentation
 from tlkit.data.dataset import ImageDataset, ImageLoader, TrainingOrder, make_loader
 from tlkit.data.decode import image_size
 from tlkit.data.decoded_cache import DecodedCache
-from tlkit.data.preprocess import Preprocessing, preprocessing_for
+from tlkit.data.preprocess import Preprocessing, larger_side, preprocessing_for
 from tlkit.data.samples import Samples, evenly_spread
 from tlkit.data.sources.read import read_source
 from tlkit.data.splits.folds import split_by_recipe
@@ -147,7 +147,7 @@ class ImageDataModule(lightning.LightningDataModule):
             samples = evenly_spread(samples, most)
         margin = self._margin if split == "train" else 1.0
         if margin == 1 or spec.resize != "crop":
-            return np.full(len(samples), round(spec.image_size * margin) ** 2 * spec.channels, np.int64)
+            return np.full(len(samples), larger_side(spec.image_size, margin) ** 2 * spec.channels, np.int64)
         return np.array([spec.larger_bytes(*image_size(sample.image), margin) for sample in samples], np.int64)
 
     def check_shares(self, devices: int) -> None:

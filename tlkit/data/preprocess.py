@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from hashlib import sha256
-from math import floor
+from math import ceil, floor
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -39,6 +39,11 @@ LONGEST = 2
 """Of an image that is augmented as a whole, the long side over the short one; what a longer one has more is cut off at both ends."""
 # A 1 x 100,000 image scaled to a short side of 256 would take gigabytes; the limit is that of one decoded image.
 MAX_RESIZED_PIXELS = MAX_PIXELS
+
+
+def larger_side(image_size: int, margin: float) -> int:
+    """Return the side that `data.margin` gives a square: as many pixels more on each side, so that the centre stays the centre."""
+    return image_size + 2 * ceil(round(image_size * (margin - 1) / 2, 6))
 
 
 @dataclass(frozen=True)
@@ -114,7 +119,7 @@ class Preprocessing:
 
     def larger_size(self, width: int, height: int, margin: float) -> tuple[int, int]:
         """Return the width and height that `fit_larger` gives an image of this size."""
-        side = round(self.image_size * margin)
+        side = larger_side(self.image_size, margin)
         if self.resize != "crop":
             return side, side
         short, long = sorted((width, height))
@@ -131,7 +136,7 @@ class Preprocessing:
         return self.larger_size(width, height, margin) if self.resize == "crop" else self._enlarged(margin)._resized(width, height)
 
     def _enlarged(self, margin: float) -> "Preprocessing":
-        return replace(self, image_size=round(self.image_size * margin), crop_pct=1.0, mean_picture=None, mean_picture_sha256="")
+        return replace(self, image_size=larger_side(self.image_size, margin), crop_pct=1.0, mean_picture=None, mean_picture_sha256="")
 
     def fit(self, image: Pixels) -> NDArray[np.uint8]:
         """Fit an image, of Pillow or [H, W, C] uint8, to the [S, S, C] uint8 that the network sees before normalisation.

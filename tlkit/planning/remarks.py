@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from math import floor
 from typing import Literal
 
+from tlkit.data.preprocess import larger_side
 from tlkit.data.quality.value_range import range_warning
 from tlkit.data.samples import LARGEST_FOLD
 from tlkit.data.splits.holdout import share_warnings, split_warnings
@@ -76,9 +77,9 @@ def _margin(plan: Plan) -> Iterator[str]:
     if plan.decoded is None or margin == 1 or not plan.recipe.augment or sum(plan.decoded) <= budget:
         return
     (train, val), size = plan.decoded, plan.recipe.data.image_size
-    largest = round(size * margin)
+    largest = larger_side(size, margin)
     # `Preprocessing.larger_bytes` counts up to three pixels of a long side more than there are, which is more of a small image.
-    fitting = [side for side in range(size, largest) if train * side * (side + 3) <= (budget - val) * largest * (largest + 2)]
+    fitting = [side for side in range(size, largest, 2) if train * side * (side + 3) <= (budget - val) * largest * (largest + 2)]
     fix = f"Lower it to {floor(100 * fitting[-1] / size) / 100:g}, or raise" if fitting else "Raise"
     place = plan.recipe.place_of("data.margin")
     yield (

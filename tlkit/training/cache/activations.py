@@ -189,7 +189,7 @@ class ActivationCache:
         made_by = self._data.augmentation
         augmentation = [repr(made_by.compose), self._data.seed, views] if views and made_by else None
         if augmentation and made_by and made_by.margin > 1:
-            augmentation += [made_by.margin, "jpegs at a reduced scale"]
+            augmentation += [made_by.margin, "jpegs at a reduced scale", "centred"]
         facts = {
             "format": FORMAT,
             "prefix": self._weights,
