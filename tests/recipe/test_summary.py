@@ -29,7 +29,7 @@ SVM_ALONE = ("model.head={kind: svm}", "phases=[]", "augment=[]")
 @pytest.mark.parametrize(
     ("overrides", "start"),
     [
-        (["schedule.factor=0.1"], "schedule.factor = 0.1 does nothing: schedule.name is cosine, and it is for step or plateau."),
+        (["schedule.factor=0.1"], "schedule.factor = 0.1 does nothing: schedule.name is cosine, and it is for step, plateau."),
         (["schedule={name: plateau, every: 0.5}"], "schedule.every = 0.5 does nothing: schedule.name is plateau"),
         (["schedule={name: step, patience: 3}"], "schedule.patience = 3 does nothing"),
         (["optimizer.momentum=0.9"], "optimizer.momentum = 0.9 does nothing: optimizer.name is adamw"),

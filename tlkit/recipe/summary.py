@@ -123,7 +123,7 @@ def _notes_on_ignored(recipe: Recipe) -> Iterator[str]:
         section, _, name = key.partition(".")
         part = getattr(recipe, section)
         if part.name not in names and f"{section}.name" not in (recipe.search or {}) and _is_given(part, name):
-            yield f"{key} = {getattr(part, name):g} does nothing: {section}.name is {part.name}, and it is for {' or '.join(names)}."
+            yield f"{key} = {getattr(part, name):g} does nothing: {section}.name is {part.name}, and it is for {', '.join(names)}."
     for i, phase in recipe.gradient_phases.items():
         if phase.train == "head" and phase.batchnorm != "auto":
             yield f"phases[{i}].batchnorm = '{phase.batchnorm}' does nothing: only the head trains, and all below it is held as it is."
