@@ -4,7 +4,7 @@ import json
 import shlex
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,8 @@ import torch
 
 from tests.shades import draw_shades
 from tlkit.cli import main
-from tlkit.evaluation.evaluate import evaluate
+from tlkit.evaluation.calibration import fit_calibration
+from tlkit.evaluation.evaluate import evaluate, open_split
 from tlkit.files import write_json
 from tlkit.models.heads import last_linear
 from tlkit.models.model_folder import ModelCard, find_model_folder, load_model, load_with_card, write_model_folder
@@ -23,6 +24,7 @@ name: shades
 data: {source: {folder: photos}, image_size: 32, resize: stretch, normalize: none, batch_size: 8, leak_check: off}
 model: {backbone: test_resnet, weights: random}
 phases: [{train: head, epochs: 2, lr: 1e-2}]
+abstain: {error: 0.5, coverage: 0.8}
 trainer: {accelerator: cpu, devices: 1}
 """
 
@@ -169,6 +171,14 @@ def test_two_seeds_become_one_model_that_is_measured_and_exported(tmp_path: Path
     for name, tensor in load_model("soup").state_dict().items():
         torch.testing.assert_close(tensor.double(), sum(member[name].double() for member in members) / len(members))
     assert metrics["val"]["accuracy"] >= max(step["alone"] for step in metrics["soup"])
-    assert "calibration" not in json.loads(Path("soup/model/tlkit.json").read_text())  # that of a member was fitted on its own answers
+    facts, logits = json.loads(Path("soup/model/tlkit.json").read_text()), open_split(Path("soup"), "val").answers("val")
+    assert facts["calibration"] == asdict(
+        fit_calibration(logits, task="multiclass", head=Head())
+    )  # a member's was fitted on its own answers
+    assert {name: facts[name]["pictures"] for name in ("abstain", "conformal", "unknown")} == dict.fromkeys(
+        ("abstain", "conformal", "unknown"), 40
+    )
+    assert metrics["unknown"] == facts["unknown"]
+    assert {"risk_coverage", "abstain", "conformal", "unknown"} <= metrics["test"].keys()
     assert evaluate(Path("soup"), split="test") == metrics["test"]
     assert main(["export", "soup", "--format", "safetensors"]) == 0

@@ -34,7 +34,7 @@ SHEET_PX = 760
 RUNS_IN_EVERY_EPOCH = "its frozen part runs in every epoch"
 """What a run's log says, before the reason, of a phase whose activations aren't kept."""
 NOT_MEASURED = "it was not measured in this run."
-NONE_OF_A_SOUP = "those of the runs were fitted to other weights. tlkit calibrate fits it to these."
+NONE_OF_A_SOUP = "an earlier version made this soup, and those of the runs were fitted to other weights. tlkit calibrate fits it to these."
 
 
 @dataclass(frozen=True)

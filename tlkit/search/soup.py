@@ -13,20 +13,31 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from tlkit.data.progress import progress, progress_console
+from tlkit.data.quality.on_bad import without_bad_of
 from tlkit.data.samples import Sample
 from tlkit.data.splits.holdout import read_manifest
 from tlkit.data.splits.manifest import check_run_folder
 from tlkit.data.splits.run_source import ORIGIN, inner_runs
 from tlkit.errors import RunError
-from tlkit.evaluation.answers import split_answers
+from tlkit.evaluation.answers import Answers, split_answers
 from tlkit.evaluation.evaluate import OpenSplit, measure_logits, open_split
+from tlkit.evaluation.fit_trust import TrustOptions, fit_trust, measure_trust
 from tlkit.evaluation.metrics import best_thresholds
 from tlkit.evaluation.predictions import prediction_rows, write_predictions
 from tlkit.evaluation.primary_metric import named_primary_metric, recorded_primary_metric
+from tlkit.evaluation.unknown import training_sample
 from tlkit.files import atomic_folder, write_json
 from tlkit.models.classifier import Classifier
 from tlkit.models.inference.trust import Trust
-from tlkit.models.model_folder import ModelCard, find_model_folder, load_with_card, read_card, update_metrics, write_model_folder
+from tlkit.models.model_folder import (
+    ModelCard,
+    find_model_folder,
+    load_with_card,
+    read_card,
+    update_metrics,
+    update_trust,
+    write_model_folder,
+)
 from tlkit.recipe.fields.model import CLASSICAL_HEADS
 from tlkit.report.images import SplitImages
 from tlkit.report.report import write_run_report
@@ -34,7 +45,7 @@ from tlkit.search.compare import check_same_images
 from tlkit.training.objective.losses import plain_loss
 from tlkit.training.objective.metrics import score
 from tlkit.training.outputs.finished import Run
-from tlkit.training.results import run_facts
+from tlkit.training.results import log_trust, run_facts, unknown_facts
 from tlkit.training.wise_ft import blend
 
 LOG = logging.getLogger("tlkit")
@@ -79,8 +90,9 @@ def make_soup(runs: Sequence[Path], out: Path, *, device: str = "auto", override
     """Write the greedy soup of finished runs into `out`, a run folder of its own.
 
     The runs are ordered by their primary metric on validation. The average begins with the best one, and each next run is added if the
-    average with it validates no worse. Batch-norm statistics are averaged like weights: what is measured is what ships. The test split
-    is looked at once, by the result. A folder of several seeds stands for its seeds.
+    average with it validates no worse. Batch-norm statistics are averaged like weights: what is measured is what ships. Temperature,
+    promises and the score of unknown images are fitted as for a run. The test split is looked at once, by the result. A folder of
+    several seeds stands for its seeds.
     overrides: where the images are now, as for `tlkit evaluate`.
     Raises RunError unless the runs have one architecture, the same classes, preprocessing, validation and test images.
 
@@ -127,10 +139,10 @@ def greedy(alone: Mapping[Path, Figures], validate: Callable[[State], Figures]) 
 def _validate(opened: OpenSplit, advance: Callable[[int], None], state: State) -> Figures:
     """Return what the network validates to with these weights."""
     opened.classifier.load_state_dict(state)
-    logits, labels = _logits(opened, "val", advance)
-    if not logits.isfinite().all():  # between two good networks there may be one that overflows
+    found = _answers(opened, "val", features=False, on_batch=advance)
+    if not found.logits.isfinite().all():  # between two good networks there may be one that overflows
         return Figures(float("-inf"), float("-inf"))
-    return Figures(score(opened.samples, logits, labels), -float(plain_loss(logits, labels)))
+    return Figures(score(opened.samples, found.logits, found.labels), -float(plain_loss(found.logits, found.labels)))
 
 
 def _state(run: Path) -> State:
@@ -148,18 +160,24 @@ def _write(
     for name in ("recipe.yaml", "split.csv", ORIGIN):
         if (best / name).is_file():  # a run of an earlier version has no origin
             shutil.copyfile(best / name, folder / name)
-    card = replace(read_card(find_model_folder(best)), trust=Trust())  # fitted to other weights: tlkit calibrate fits it again
+    card = replace(read_card(find_model_folder(best)), trust=Trust())  # that of its runs was fitted to their own answers
     write_model_folder(folder / "model", classifier, card)
+    opened = open_split(folder, "val", device=device, overrides=overrides)
+    seen, split, recipe = _answers(opened, "val"), "val", opened.recipe
     if card.task == "multilabel":
-        logits, labels = _logits(open_split(folder, "val", device=device, overrides=overrides), "val")
-        write_model_folder(folder / "model", classifier, replace(card, thresholds=best_thresholds(logits, labels)))
+        card = replace(card, thresholds=best_thresholds(seen.logits, seen.labels))
+        write_model_folder(folder / "model", classifier, card)
+    metrics: dict[str, Any] = {"val": _measured(seen, opened, split, card)}
+    fitted = fit_trust(card, seen, TrustOptions(recipe.abstain, recipe.unknown), training=partial(_training_answers, opened))
+    log_trust(fitted)
+    update_trust(folder / "model", fitted.trust)
     splits = Counter(row["split"] for row in read_manifest(folder / "split.csv"))
-    metrics: dict[str, Any] = {}
-    for split in (split for split in ("val", "test") if splits[split]):
-        opened = open_split(folder, split, device=device, overrides=overrides)
-        logits, labels = _logits(opened, split)
-        metrics[split] = measure_logits(logits, labels, samples=opened.samples, split=split, thresholds=opened.card.thresholds)
-        rows = prediction_rows(logits, opened.samples.of(split), opened.card.classes, opened.card.thresholds)
+    if splits["test"]:
+        opened, split = open_split(folder, "test", device=device, overrides=overrides), "test"
+        seen = _answers(opened, split)
+        metrics["test"] = _measured(seen, opened, split, card) | measure_trust(fitted, seen)
+    metrics["unknown"] = unknown_facts(fitted)
+    rows = prediction_rows(seen.logits / fitted.trust.temperature, opened.samples.of(split), card.classes, card.thresholds)
     write_predictions(folder, rows, split)
     metrics |= named_primary_metric(recorded_primary_metric(metrics["val"]))
     metrics["pictures"] = dict(splits)
@@ -170,10 +188,20 @@ def _write(
     return metrics, SplitImages(rows, opened)
 
 
-def _logits(opened: OpenSplit, split: str, on_batch: Callable[[int], None] = lambda images: None) -> tuple[Tensor, Tensor]:
-    how: Any = {"batch_size": opened.recipe.data.known_batch_size, "features": False, "on_batch": on_batch}
-    answers = split_answers(opened.classifier, opened.samples, split, opened.preprocessing, **how)
-    return answers.logits, answers.labels
+def _answers(opened: OpenSplit, split: str, *, features: bool = True, on_batch: Callable[[int], None] = lambda images: None) -> Answers:
+    how: Any = {"batch_size": opened.recipe.data.known_batch_size, "features": features, "on_batch": on_batch}
+    return split_answers(opened.classifier, opened.samples, split, opened.preprocessing, **how)
+
+
+def _training_answers(opened: OpenSplit) -> Answers:
+    sample = training_sample(opened.samples, seed=opened.recipe.seed)
+    if opened.recipe.data.on_bad == "skip":
+        sample = without_bad_of(sample, "train", opened.recipe.data)
+    return _answers(replace(opened, samples=sample), "train")
+
+
+def _measured(answers: Answers, opened: OpenSplit, split: str, card: ModelCard) -> dict[str, Any]:
+    return measure_logits(answers.logits, answers.labels, samples=opened.samples, split=split, thresholds=card.thresholds)
 
 
 def check_can_average(runs: Sequence[Path]) -> None:
