@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from tlkit.cli import main
 from tlkit.deploy.predict import feature_files
 from tlkit.models.backbones import create_backbone
 from tlkit.models.classifier import Classifier
+from tlkit.models.inference.trust import UNLIKE, Trust, Unknown
 from tlkit.models.model_folder import ModelCard, load_with_card, write_model_folder
 from tlkit.recipe.fields.model import Head
 
@@ -232,6 +234,22 @@ def test_a_file_is_not_written_over_nor_gone_on_with_by_another_model(tmp_path: 
     assert main(["predict", "model", "photos", "--out", str(out), "--resume"]) == 0
     assert len(rows(out.read_text())) == 100
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_a_note_on_a_good_image_is_no_error_when_a_file_is_gone_on_with(
+    ending: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The note is in the last column, which was read as the error."""
+    everything = Trust(unknown=Unknown("energy", -1e6, 9))
+    classifier, card = load_with_card(Path("model"))
+    write_model_folder(tmp_path / "model", classifier, replace(card, trust=everything))
+    for name, code in (("photos/b/001.png", 0), ("nowhere.png", 2)):
+        out = tmp_path / f"{Path(name).stem}.{ending}"
+        words = ["predict", str(tmp_path / "model"), name, "--out", str(out)]
+        assert main(words) == main([*words, "--resume"]) == code
+        assert (UNLIKE in out.read_text()) == (code == 0)
+    assert capsys.readouterr().err.count("1 of 1 files could not be read") == 2
 
 
 def test_features_are_what_the_head_sees(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

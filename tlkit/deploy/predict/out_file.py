@@ -4,7 +4,7 @@ import csv
 import json
 import os
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -110,7 +110,8 @@ def check_notes(file: Path, notes: Path, made_by: Mapping[str, Any]) -> None:
 
 def _read_rows(file: Path, layout: Layout) -> Rows:
     """Read the rows and cut off what follows the last complete one: the previous call was stopped while it wrote."""
-    as_csv = bool(layout.begin)
+    columns = next(csv.reader([layout.begin])) if layout.begin else []
+    as_csv = bool(columns)
     digests, unreadable, end = array("Q"), 0, 0
     with file.open("rb") as opened:
         for number, record in enumerate(_whole_records(opened, as_csv=as_csv)):
@@ -119,7 +120,7 @@ def _read_rows(file: Path, layout: Layout) -> Rows:
                 if record != layout.begin.encode():
                     raise DataError(f"--resume: {file} does not begin with the header of this call.\n  Write to another file.")
                 continue
-            path, failed = _row_of(file, number + 1, record, as_csv=as_csv)
+            path, failed = _row_of(file, number + 1, record, columns)
             digests.append(digest(path))
             unreadable += failed
     os.truncate(file, end)
@@ -142,13 +143,13 @@ def _whole_records(opened: BinaryIO, *, as_csv: bool) -> Iterator[bytes]:
             record = b""
 
 
-def _row_of(file: Path, number: int, record: bytes, *, as_csv: bool) -> tuple[str, bool]:
-    """Return the path, and whether the row says that it couldn't be read."""
+def _row_of(file: Path, number: int, record: bytes, columns: Sequence[str]) -> tuple[str, bool]:
+    """Return the path, and whether the row says that it couldn't be read. columns: those of a csv."""
     try:
         text = record.decode(errors="surrogateescape")
-        if as_csv:
+        if columns:
             (cells,) = csv.reader([text])
-            return cells[0], bool(cells[-1])
+            return cells[0], bool(cells[columns.index("error")])
         values = json.loads(text)
         return str(values["path"]), bool(values.get("error"))
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, csv.Error) as error:
