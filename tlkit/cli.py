@@ -244,7 +244,7 @@ def _exit_status(error: BaseException) -> tuple[int, str]:
         return 2, f"{error.filename} can't be read or written: {error.strerror}.\n  {fix}"
     lines = str(error).strip().splitlines()
     what = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-    return 1, f"Internal error (a bug in tlkit): {what}  Run again with --debug for the traceback."
+    return 1, f"Internal error (a bug in tlkit): {what}\n  Run again with --debug for the traceback."
 
 
 def _discard_output() -> None:

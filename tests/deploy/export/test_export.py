@@ -295,6 +295,12 @@ def test_int8_and_float16_keep_to_the_accuracy_that_is_allowed(run: Path, tmp_pa
         assert main(["verify", str(tmp_path / f"onnx-{kind}"), "--images", str(run.parent / "pictures")]) == 0
 
 
+def test_float16_of_normalised_images_puts_its_cast_before_what_needs_it(run: Path, tmp_path: Path) -> None:
+    """onnxruntime appends the cast of a float input at the end of the graph, which onnx's checker refuses."""
+    assert main(["export", str(run), "--float", "--quantize", "float16", "--out", str(tmp_path), "--max-drop", "0.1"]) == 0
+    assert main(["verify", str(tmp_path / "onnx-float16"), "--images", str(run.parent / "pictures")]) == 0
+
+
 def test_a_knn_head_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = model_folder(tmp_path, Head(kind="knn"))
     assert main(["export", str(folder)]) == 2
