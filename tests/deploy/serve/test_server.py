@@ -299,6 +299,19 @@ def test_an_empty_token_is_no_token(workplace: Path, monkeypatch: pytest.MonkeyP
     assert "TLKIT_TOKEN is empty" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("token", ["gehéim", "秘密", "two\nlines"])
+def test_a_token_that_clients_cannot_send_is_refused_at_the_start(
+    token: str, workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Clients encode such a header each in its own way or not at all, so that everybody was locked out."""
+    monkeypatch.setenv("TLKIT_TOKEN", token)
+    with socket.create_server(("127.0.0.1", 0)) as taken:  # where it would be accepted, the port isn't free
+        assert main(["serve", str(workplace / "export/onnx"), "--port", str(taken.getsockname()[1])]) == 2
+    said = capsys.readouterr().err
+    assert "TLKIT_TOKEN has a character that a header can't carry" in said
+    assert token not in said
+
+
 def test_what_was_begun_is_finished_after_the_signal(workplace: Path) -> None:
     """The body's second half is sent after SIGTERM; new connections are refused by then."""
     body = images(workplace)[0].read_bytes()

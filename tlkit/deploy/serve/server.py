@@ -99,7 +99,13 @@ def _token() -> str | None:
     token = os.environ.get(TOKEN_VARIABLE)
     if token is not None and not token.strip():
         raise TlkitError(f"The environment variable {TOKEN_VARIABLE} is empty.\n  Put a token into it, or unset it to ask for none.")
-    return token.strip() if token is not None else None
+    token = token.strip() if token is not None else None
+    if token and not (token.isascii() and token.isprintable()):
+        raise TlkitError(
+            f"The environment variable {TOKEN_VARIABLE} has a character that a header can't carry.\n"
+            "  Use letters, digits and signs of ASCII, as `openssl rand -hex 32` makes them."
+        )
+    return token
 
 
 def _listen(options: ServeOptions) -> socket.socket:
