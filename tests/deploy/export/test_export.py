@@ -178,6 +178,22 @@ def test_every_format_of_a_run_is_proved_with_its_validation_files(run: Path, ex
         assert main(["predict", str(exported / name), str(run.parent / "pictures/red"), "--format", "csv"]) == 0
 
 
+def test_an_older_zip_beside_the_folder_is_written_again_and_another_file_of_its_name_is_left(
+    tmp_path: Path, images: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = model_folder(tmp_path, Head())
+    zipped = folder / "export/onnx.zip"
+    words = ["export", str(folder), "--images", str(images[0].parent)]
+    assert main([*words, "--zip"]) == 0
+    assert main([*words, "--features"]) == 0
+    assert f"{zipped}: written again" in capsys.readouterr().err
+    with zipfile.ZipFile(zipped) as archive:
+        assert archive.read("artifact.json") == (folder / "export/onnx/artifact.json").read_bytes()
+    zipped.write_bytes(b"mine")
+    assert main(words) == 0
+    assert zipped.read_bytes() == b"mine"
+
+
 def test_a_program_of_torch_takes_any_number_of_images(exported: Path) -> None:
     program = torch.export.load(exported / "torch/model.pt2").module()
     for number in (1, 5):

@@ -134,6 +134,15 @@ def pack(folder: Path, file: Path) -> None:
                 archive.write(entry, entry.relative_to(folder).as_posix())
 
 
+def is_packed(file: Path) -> bool:
+    """Check whether a .zip of an artifact is there."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return MANIFEST in archive.namelist()
+    except (zipfile.BadZipFile, OSError):
+        return False
+
+
 def unpack(file: Path, folder: Path) -> None:
     """Unpack a .zip, inside `folder` only. Raises ArtifactError, before anything is written, for entries that an artifact doesn't have."""
     try:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 import tlkit
 from tlkit.data.preprocess import Preprocessing
 from tlkit.data.splits.run_source import inner_runs
-from tlkit.deploy.export.artifact import MEAN_IMAGE, pack, read_artifact, write_manifest
+from tlkit.deploy.export.artifact import MEAN_IMAGE, is_packed, pack, read_artifact, write_manifest
 from tlkit.deploy.export.compare import score_label
 from tlkit.deploy.export.consumer import CONSUMER, consumer_script
 from tlkit.deploy.export.formats import (
@@ -154,9 +154,13 @@ def _export_into(run: Path, network: Network, options: ExportOptions, out: Path)
             LOG.info("%s: exporting, then proving it with %s", name, proof.what)
             made[out / name] = finished.enter_context(atomic_folder(out / name))
             make_artifact(made[out / name], write, network, proof, options)
-        if options.zipped:
-            for folder, writing in made.items():
-                pack(writing, folder.with_name(f"{folder.name}.zip"))
+        for folder, writing in made.items():
+            zipped = folder.with_name(f"{folder.name}.zip")
+            if options.zipped:
+                pack(writing, zipped)
+            elif is_packed(zipped):  # an older one, which would be taken for this export
+                pack(writing, zipped)
+                LOG.info("%s: written again, as an earlier export was packed into it", zipped)
     return list(made)
 
 
