@@ -62,6 +62,24 @@ def test_intervals_hold_the_true_figure_of_93_to_97_in_100_data_sets(in_a_group:
     assert all(0.93 <= number / DATA_SETS <= 0.97 for number in held.values()), held
 
 
+@pytest.mark.parametrize("differ", [False, True])
+@pytest.mark.parametrize("number", [3, 5, 10])
+def test_intervals_of_few_groups_hold_the_true_accuracy(number: int, differ: bool) -> None:
+    """50 images a group, right in 80 of 100; where groups differ, by a beta distribution. Without a correction 70 to 92 %."""
+    draws, held = np.random.default_rng(0), 0
+    groups = [str(group) for group in np.repeat(np.arange(number), 50)]
+    for _ in range(DATA_SETS):
+        rates = draws.beta(8, 2, number) if differ else np.full(number, 0.8)
+        right, labels = draws.random(50 * number) < np.repeat(rates, 50), draws.integers(0, 4, 50 * number)
+        low, high = multiclass_intervals(np.where(right, labels, (labels + 1) % 4), labels, CLASSES, groups)["accuracy"]
+        held += low <= 0.8 <= high
+    assert 0.93 <= held / DATA_SETS <= 0.98
+
+
+def test_one_group_says_nothing() -> None:
+    assert multiclass_intervals([0, 1, 1, 0], [0, 1, 0, 0], ["a", "b"], ["only"] * 4)["accuracy"][0] < 0.15  # as of one image
+
+
 def test_mean_average_precision_of_93_to_97_in_100_data_sets_is_held() -> None:
     draws = np.random.default_rng(1)
 

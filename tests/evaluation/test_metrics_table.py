@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from scipy.stats import binomtest
+from scipy.stats import norm
+from scipy.stats import t as student_t
 
 from tlkit.commands.evaluate import metrics_table
 from tlkit.data.samples import Sample, Samples
 from tlkit.evaluation.evaluate import measure_logits
+from tlkit.evaluation.intervals import wilson
 
 
 def test_metrics_are_shown_with_the_intervals_of_groups_where_there_are_groups() -> None:
@@ -23,7 +25,8 @@ def test_metrics_are_shown_with_the_intervals_of_groups_where_there_are_groups()
     table = metrics_table(measured)
     accuracy = re.search(r"^accuracy {15}0\.5000  \(95 % interval (0\.\d{3}) to (0\.\d{3}), 8 images in 4 groups\)$", table, re.MULTILINE)
     assert accuracy is not None
-    expected = binomtest(2, 4).proportion_ci(method="wilson")  # two of four groups, each right or wrong as a whole
-    assert [float(bound) for bound in accuracy.groups()] == pytest.approx([expected.low, expected.high], abs=0.01)
+    # Two of four groups, each right or wrong as a whole: four images, less by 3 / 4 and by the t of three degrees of freedom.
+    number = 4 * 3 / 4 * (norm.ppf(0.975) / student_t.ppf(0.975, 3)) ** 2
+    assert [float(bound) for bound in accuracy.groups()] == pytest.approx(wilson(0.5, number).tolist(), abs=0.01)
     assert re.search(r"^dark +4 .* 0\.500 \(0\.12-0\.88\)", table, re.MULTILINE)
     assert re.search(r"^mean  .* 0\.500 \(0\.23-0\.77\)", table, re.MULTILINE)

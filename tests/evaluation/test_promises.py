@@ -54,6 +54,62 @@ def test_too_few_images_say_how_many_are_needed() -> None:
     assert "even among the surest" in hopeless.reason
 
 
+@pytest.mark.parametrize(("number", "at_least"), [(5, 0), (80, 100)])
+def test_the_promised_error_is_kept_where_a_fifth_of_the_groups_is_hard(number: int, at_least: int) -> None:
+    """Half of the answers in hard groups are wrong: 0.1 of all, whatever the threshold. A promise of 0.08 is false, one of 0.2 is true."""
+    false = true = 0
+    groups = [str(group) for group in np.repeat(np.arange(number), 50)]
+    for seed in range(200):
+        draws = np.random.default_rng(seed)
+        right = draws.random(50 * number) > np.repeat(0.5 * (draws.random(number) < 0.2), 50)
+        confidence = draws.random(50 * number)
+        false += isinstance(choose_threshold(confidence, right, 0.08, groups), Abstain)
+        true += isinstance(choose_threshold(confidence, right, 0.2, groups), Abstain)
+    assert false <= 0.05 * 200  # of 5 groups it was a third, where images counted
+    assert true >= at_least
+
+
+def test_groups_of_one_image_are_images() -> None:
+    draws = np.random.default_rng(0)
+    confidence, right = draws.random(300), draws.random(300) > 0.05
+    names = [str(number) for number in range(300)]
+    of_groups, of_images = (choose_threshold(confidence, right, 0.1, groups) for groups in (names, ()))
+    assert isinstance(of_groups, Abstain)
+    assert isinstance(of_images, Abstain)
+    assert of_groups.coverage == pytest.approx(of_images.coverage, abs=0.05)  # by a normal approximation, and exactly
+    probabilities, labels = draws.dirichlet(np.ones(3), 300), draws.integers(0, 3, 300)
+    sets = [fit_sets(probabilities, labels, 0.9, groups) for groups in (names, ())]
+    assert all(isinstance(each, Conformal) for each in sets)
+    assert sets[0].quantile == sets[1].quantile  # type: ignore[union-attr]
+
+
+def test_too_few_groups_say_how_many_are_needed() -> None:
+    groups = [str(number % 5) for number in range(200)]
+    found = choose_threshold(np.linspace(0.5, 1, 200), np.ones(200, bool), 0.1, groups)
+    assert isinstance(found, NoPromise)
+    assert found.reason.endswith("on validation images of 5 groups: it takes 29 or more.")  # 0.9 ** 29 < 0.05
+    sets = fit_sets(np.full((200, 2), 0.5), np.zeros(200, int), 0.9, groups)
+    assert isinstance(sets, NoPromise)
+    assert "need 9 groups of validation images, and there are 5" in sets.reason
+
+
+def test_sets_hold_the_own_class_for_images_of_new_groups() -> None:
+    """Groups differ in how likely their own class is, and in size; of small ones there are most."""
+    coverages = []
+    for seed in range(300):
+        draws = np.random.default_rng(seed)
+        sizes = draws.choice([2, 5, 40], 40, p=[0.5, 0.4, 0.1])
+        own = np.clip(np.repeat(draws.beta(6, 2, 40), sizes) + draws.normal(0, 0.05, sizes.sum()), 0.01, 0.99)
+        groups = np.repeat(np.arange(40), sizes)
+        labels, probabilities = np.zeros(len(own), int), np.stack([own, 1 - own], 1)
+        known = groups < 30
+        sets = fit_sets(probabilities[known], labels[known], 0.9, groups[known].astype(str).tolist())
+        assert isinstance(sets, Conformal)
+        held = own[~known] >= 1 - sets.quantile
+        coverages.append(np.mean([held[groups[~known] == group].mean() for group in range(30, 40)]))
+    assert 0.89 <= np.mean(coverages) <= 0.94
+
+
 def test_sets_hold_the_own_class_as_often_as_promised() -> None:
     coverages = []
     for seed in range(200):

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tlkit.data.samples import groups_of
 from tlkit.data.splits.holdout import read_manifest
 from tlkit.data.splits.manifest import check_run_folder
 from tlkit.errors import DataError, RunError
@@ -37,7 +38,8 @@ def calibrate_run(run: Path, *, error: float | None, coverage: float | None, ove
     trust = opened.card.trust
     if trust.calibration is None:  # a run of an earlier version
         trust = replace(trust, calibration=fit_calibration(validation, task=opened.card.task, head=opened.card.head))
-    promised = add_promises(trust, validation, error=error, coverage=coverage)
+    groups = groups_of(opened.samples.of("val"))
+    promised = add_promises(trust, validation, error=error, coverage=coverage, groups=groups)
     if promised.reasons:
         fix = "Ask for less, or train with more validation images: data.validation."
         raise RunError("\n".join([*promised.reasons.values(), f"  {fix}"]))

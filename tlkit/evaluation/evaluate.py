@@ -57,6 +57,7 @@ def measure_logits(logits: Tensor, labels: Tensor, *, samples: Samples, split: s
         figures["intervals"] = multiclass_intervals(logits.argmax(1), labels, samples.classes, groups)
     if groups:
         figures["groups"] = len(set(groups))
+        figures |= {f"{name}_interval": figures["intervals"][name] for name in ("accuracy", "exact_match") if f"{name}_interval" in figures}
     return {**named_primary_metric(primary_metric_of(samples)), **figures}
 
 

@@ -1,6 +1,6 @@
 """What ships beside the weights of how far answers can be trusted: fitted on validation, measured on test."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,10 +30,12 @@ class FittedTrust:
     reasons: dict[str, str]
 
 
-def fit_trust(card: ModelCard, validation: Answers, options: TrustOptions, *, training: Callable[[], Answers]) -> FittedTrust:
+def fit_trust(
+    card: ModelCard, validation: Answers, options: TrustOptions, *, training: Callable[[], Answers], groups: Sequence[str] = ()
+) -> FittedTrust:
     """Fit temperature, promises and the score of unknown images on validation.
 
-    training: gives the answers on a sample of training images, which only knn needs.
+    training: gives the answers on a sample of training images, which only knn needs. groups: of each validation image; see `groups_of`.
     """
     n, fitted = len(validation.labels), Trust()
     reasons: dict[str, str] = {}
@@ -46,20 +48,22 @@ def fit_trust(card: ModelCard, validation: Answers, options: TrustOptions, *, tr
     fitted = replace(fitted, calibration=fit_calibration(validation, task=card.task, head=card.head))
     if options.abstain is None:
         return FittedTrust(fitted, reasons)
-    promised = add_promises(fitted, validation, error=options.abstain.error, coverage=options.abstain.coverage)
+    promised = add_promises(fitted, validation, error=options.abstain.error, coverage=options.abstain.coverage, groups=groups)
     return FittedTrust(promised.trust, reasons | promised.reasons)
 
 
-def add_promises(trust: Trust, validation: Answers, *, error: float | None, coverage: float | None) -> FittedTrust:
+def add_promises(
+    trust: Trust, validation: Answers, *, error: float | None, coverage: float | None, groups: Sequence[str] = ()
+) -> FittedTrust:
     """Choose the threshold and the sets that were asked for, in place of earlier ones; one that can't be promised goes."""
     found, labels = probabilities(validation.logits, trust.temperature), validation.labels.numpy()
     reasons: dict[str, str] = {}
     if error is not None:
-        chosen = choose_threshold(found.max(1), found.argmax(1) == labels, error)
+        chosen = choose_threshold(found.max(1), found.argmax(1) == labels, error, groups)
         trust = replace(trust, abstain=None if isinstance(chosen, NoPromise) else chosen)
         reasons |= {"abstain": chosen.reason} if isinstance(chosen, NoPromise) else {}
     if coverage is not None:
-        sets = fit_sets(found, labels, coverage)
+        sets = fit_sets(found, labels, coverage, groups)
         trust = replace(trust, conformal=None if isinstance(sets, NoPromise) else sets)
         reasons |= {"conformal": sets.reason} if isinstance(sets, NoPromise) else {}
     return FittedTrust(trust, reasons)

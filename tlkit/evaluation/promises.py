@@ -1,5 +1,6 @@
 """Promises about new images, kept by a threshold that is chosen on validation: the error of what is answered, the coverage of sets."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, log, log1p
 from typing import Any
@@ -23,8 +24,10 @@ class NoPromise:
     reason: str
 
 
-def choose_threshold(confidence: Numbers, right: NDArray[np.bool_], error: float) -> Abstain | NoPromise:
+def choose_threshold(confidence: Numbers, right: NDArray[np.bool_], error: float, groups: Sequence[str] = ()) -> Abstain | NoPromise:
     """Choose the lowest threshold whose error among the answered images stays below `error`, with CONFIDENCE.
+
+    groups: of each image, where images come in groups; then the promise is about images of new groups.
 
     Shares of the validation images are tested in a fixed order, the surest first, each by the exact binomial (Clopper-Pearson) bound; the
     first that fails ends it. Tested in such an order, no threshold of several needs a stricter bound: the first wrong one, to be chosen,
@@ -34,16 +37,40 @@ def choose_threshold(confidence: Numbers, right: NDArray[np.bool_], error: float
     n = len(right)
     order = np.argsort(-confidence, kind="stable")
     sorted_confidence, mistakes = confidence[order], np.cumsum(~right[order], dtype=np.int64)
+    unit = np.unique(np.asarray(groups)[order], return_inverse=True)[1] if groups else np.arange(n)
+    # The first image of each group, and so how many groups, or images, are answered.
+    answered_units = np.cumsum(np.isin(np.arange(n), np.unique(unit, return_index=True)[1]))
     chosen = None
-    for answered in _shares(sorted_confidence, least=fewest_images(error)):
-        if upper_bound(int(mistakes[answered - 1]), answered) > error:
+    for answered in _shares(sorted_confidence, least=int(np.searchsorted(answered_units, fewest_images(error))) + 1):
+        wrong = ~right[order][:answered]
+        if upper_bound(*(_effective(wrong, unit[:answered]) if groups else (int(wrong.sum()), answered))) > error:
             break
         chosen = answered
     if chosen is None:
-        return NoPromise(_why_none(mistakes, error))
+        return NoPromise(_why_none_of_groups(int(answered_units[-1]), error) if groups else _why_none(mistakes, error))
     # Half-way to the next image, so that no rounding decides about one.
     threshold = 0.0 if chosen == n else float(sorted_confidence[chosen - 1 : chosen + 1].mean())
-    return Abstain(threshold, error, chosen / n, n)
+    return Abstain(threshold, error, chosen / n, n, groups=len(set(groups)))
+
+
+def _effective(wrong: NDArray[np.bool_], unit: NDArray[np.int64]) -> tuple[float, float]:
+    """Return mistakes and answers of so many independent images as vary as much as the groups do; the number of groups without a mistake.
+
+    Source: Korn and Graubard 1998, "Confidence intervals for proportions with small expected number of positive counts estimated from
+    survey data": the variance of a ratio between groups, and the correction by its degrees of freedom, here one-sided.
+    """
+    from scipy.stats import norm
+    from scipy.stats import t as student_t
+
+    answers = np.bincount(unit)
+    mistakes, answers = np.bincount(unit, wrong)[answers > 0], answers[answers > 0]
+    groups, share = len(answers), float(wrong.mean())
+    variance = groups / max(1, groups - 1) * float(((mistakes - share * answers) ** 2).sum()) / len(wrong) ** 2
+    if variance == 0 or groups == 1:
+        return share * groups, groups
+    few = float(norm.ppf(CONFIDENCE) / student_t.ppf(CONFIDENCE, groups - 1)) ** 2
+    number = min(len(wrong), share * (1 - share) / variance * few)
+    return share * number, number
 
 
 def _shares(sorted_confidence: Numbers, *, least: int) -> list[int]:
@@ -53,7 +80,7 @@ def _shares(sorted_confidence: Numbers, *, least: int) -> list[int]:
     return [end for end in ends if end >= least and (end == n or sorted_confidence[end - 1] > sorted_confidence[end])]
 
 
-def upper_bound(mistakes: int, answered: int) -> float:
+def upper_bound(mistakes: float, answered: float) -> float:
     """Return the error rate that is not exceeded, with CONFIDENCE (Clopper-Pearson, one-sided)."""
     from scipy.stats import beta
 
@@ -63,6 +90,11 @@ def upper_bound(mistakes: int, answered: int) -> float:
 def fewest_images(error: float) -> int:
     """Return how many images without a single mistake show that the error is below `error`."""
     return ceil(log(1 - CONFIDENCE) / log1p(-error))
+
+
+def _why_none_of_groups(groups: int, error: float) -> str:
+    none = f"No threshold keeps the error below {error:g} with {CONFIDENCE:.0%} confidence on validation images of {groups} groups"
+    return f"{none}: {'they differ too much.' if groups >= fewest_images(error) else f'it takes {fewest_images(error)} or more.'}"
 
 
 def _why_none(mistakes: NDArray[np.int64], error: float) -> str:
@@ -94,31 +126,39 @@ def _two_digits(number: int) -> int:
     return ceil(number / step) * step
 
 
-def fit_sets(probabilities: Numbers, labels: NDArray[np.int64], coverage: float) -> Conformal | NoPromise:
+def fit_sets(probabilities: Numbers, labels: NDArray[np.int64], coverage: float, groups: Sequence[str] = ()) -> Conformal | NoPromise:
     """Choose how likely a class must be to stand in the set of answers, so that the own class is in it for `coverage` of new images.
 
-    Split conformal prediction with one minus the own class's probability as score (LAC), the smallest sets on average.
-    Source: Sadinle et al. 2019, https://arxiv.org/abs/1609.00451; Angelopoulos and Bates 2021, section 1, https://arxiv.org/abs/2107.07511
+    Split conformal prediction with one minus the own class's probability as score (LAC), the smallest sets on average. groups: of each
+    image, where images come in groups; then each group counts as one, and the new images are those of new groups.
+    Source: Sadinle et al. 2019, https://arxiv.org/abs/1609.00451; Angelopoulos and Bates 2021, section 1, https://arxiv.org/abs/2107.07511;
+    for groups Lee, Barber and Willett 2023, https://arxiv.org/abs/2306.06342
     """
-    n = len(labels)
-    place = ceil((n + 1) * coverage - 1e-9)  # 20 * 0.95 is a little more than 19
-    if place > n:
-        return NoPromise(
-            f"Sets with a coverage of {coverage:g} need {ceil(coverage / (1 - coverage) - 1e-9)} validation images, and there are {n}."
-        )
-    scores = np.sort(1 - probabilities[np.arange(n), labels])
-    return Conformal(coverage, float(scores[place - 1]), n)
+    images = len(labels)
+    _, unit, sizes = np.unique(np.asarray(groups) if groups else np.arange(images), return_inverse=True, return_counts=True)
+    n = len(sizes)
+    if ceil((n + 1) * coverage - 1e-9) > n:  # 20 * 0.95 is a little more than 19
+        needed, of = ceil(coverage / (1 - coverage) - 1e-9), "groups of validation images" if groups else "validation images"
+        return NoPromise(f"Sets with a coverage of {coverage:g} need {needed} {of}, and there are {n}.")
+    scores = 1 - probabilities[np.arange(images), labels]
+    order = np.argsort(scores, kind="stable")
+    held = np.cumsum(1 / sizes[unit[order]])  # groups whose images' own classes are in the set, up to each score
+    place = int(np.searchsorted(held, (n + 1) * coverage - 1e-6))
+    return Conformal(coverage, float(scores[order][place]), images, groups=n if groups else 0)
 
 
 def coverage_range(sets: Conformal) -> tuple[float, float]:
     """Return between which shares the coverage is for 95 % of choices by as many validation images: the promise is their mean.
 
+    Of images in groups, as if all images of a group were alike: at most so far apart.
+
     Source: Vovk 2012, as in Angelopoulos and Bates 2021, section 3.2, https://arxiv.org/abs/2107.07511
     """
     from scipy.stats import beta
 
-    place = ceil((sets.pictures + 1) * sets.coverage - 1e-9)
-    low, high = beta.ppf([0.025, 0.975], place, sets.pictures + 1 - place)
+    units = sets.groups or sets.pictures
+    place = ceil((units + 1) * sets.coverage - 1e-9)
+    low, high = beta.ppf([0.025, 0.975], place, units + 1 - place)
     return float(low), float(high)
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tlkit.data.samples import Sample, Samples
+from tlkit.data.samples import Sample, Samples, groups_of
 from tlkit.errors import CacheUnavailable
 from tlkit.evaluation.answers import Answers, loader_answers, split_answers
 from tlkit.evaluation.evaluate import OpenSplit, measure_logits
@@ -114,7 +114,7 @@ def measure_shipped(
         return cached(sample.samples) or split_answers(classifier, sample, "train", preprocessing, batch_size=batch_size)
 
     val = cached(samples.of("val")) or loader_answers(classifier, setup.data.whole("val"), preprocessing)
-    fitted = fit_trust(card, val, options, training=training)
+    fitted = fit_trust(card, val, options, training=training, groups=groups_of(samples.of("val")))
     log_trust(fitted)
     update_trust(folder, fitted.trust)
     if samples.of("test"):

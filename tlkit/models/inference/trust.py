@@ -28,7 +28,7 @@ class Calibration:
 class Abstain:
     """threshold: the probability below which no class is named. error: that of the named classes stays below it, with `confidence`.
 
-    coverage, pictures: the share of validation images that get an answer, and how many images there are.
+    coverage, pictures: the share of validation images that get an answer, and how many images there are. groups: in so many; 0 without.
     """
 
     threshold: float
@@ -36,6 +36,7 @@ class Abstain:
     coverage: float
     pictures: int
     confidence: float = CONFIDENCE
+    groups: int = 0
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Conformal:
     coverage: float
     quantile: float
     pictures: int
+    groups: int = 0
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,8 @@ class Trust:
 
     def to_json(self) -> dict[str, Any]:
         """Return the keys of tlkit.json and artifact.json; there is none for what the model hasn't."""
-        return {name: asdict(part) for name in _PARTS if (part := getattr(self, name)) is not None}
+        parts = {name: asdict(part) for name in _PARTS if (part := getattr(self, name)) is not None}
+        return {name: {key: value for key, value in part.items() if value or key != "groups"} for name, part in parts.items()}
 
     @classmethod
     def from_json(cls, facts: Mapping[str, Any], training_sample: NDArray[np.float16] | None = None) -> "Trust":

@@ -83,7 +83,7 @@ def solve(regression: "Regression", val: Split, samples: Samples, weight_decays:
         figures = "  ".join(f"{weight_decay:g}: {loss:.4f} ({figure:.4f})" for loss, weight_decay, figure, _ in tried)
         LOG.info("%s  validation loss (%s) by weight decay  %s", title, metric_label(primary_metric_of(samples)), figures)
     _, chosen, _, point = min(tried, key=lambda row: row[0], default=(0.0, weight_decays[0], 0.0, point))
-    LOG.info("%s  weight decay %g%s", title, chosen, " has the lowest loss" if tried else "")
+    LOG.info("%s  weight decay %g%s", title, chosen, " has the lowest loss; its solution is refined" if tried else "")
     return regression.layer(regression.minimum(point, chosen, TOLERANCE))
 
 
