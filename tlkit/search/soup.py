@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tlkit.data.progress import progress, progress_console
 from tlkit.data.quality.on_bad import without_bad_of
-from tlkit.data.samples import Sample
+from tlkit.data.samples import Sample, groups_of
 from tlkit.data.splits.holdout import read_manifest
 from tlkit.data.splits.manifest import check_run_folder
 from tlkit.data.splits.run_source import ORIGIN, inner_runs
@@ -168,7 +168,8 @@ def _write(
         card = replace(card, thresholds=best_thresholds(seen.logits, seen.labels))
         write_model_folder(folder / "model", classifier, card)
     metrics: dict[str, Any] = {"val": _measured(seen, opened, split, card)}
-    fitted = fit_trust(card, seen, TrustOptions(recipe.abstain, recipe.unknown), training=partial(_training_answers, opened))
+    options, groups = TrustOptions(recipe.abstain, recipe.unknown), groups_of(opened.samples.of("val"))
+    fitted = fit_trust(card, seen, options, training=partial(_training_answers, opened), groups=groups)
     log_trust(fitted)
     update_trust(folder / "model", fitted.trust)
     splits = Counter(row["split"] for row in read_manifest(folder / "split.csv"))
