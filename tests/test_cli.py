@@ -242,6 +242,11 @@ def test_a_file_whose_folder_is_not_there_is_named_before_any_work(words: str, c
     assert capsys.readouterr().err == "no where/a.csv can't be written: no where is not a folder.\n  Make it first: mkdir -p 'no where'\n"
 
 
+def test_curves_are_drawn_into_a_png_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["compare", "a", "b", "--curves", "c.jpg"]) == 2
+    assert capsys.readouterr().err == "--curves c.jpg is not a .png file.\n  Name one, such as curves.png.\n"
+
+
 @pytest.mark.parametrize("words", ["init x --out", "predict run a.png --out", "recipes cp quickstart"])
 def test_a_dash_is_no_name_of_a_file_to_write(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: str

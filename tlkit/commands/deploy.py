@@ -17,7 +17,7 @@ def predict_arguments(parser: ArgumentParser) -> None:
     help = "default: table, or with --out by the ending of the file"
     parser.add_argument("--format", choices=("table", "json", "csv", "jsonl"), help=help)
     help = "number of classes per image (default: 3); a multilabel model predicts those above their thresholds"
-    parser.add_argument("--top-k", type=count, default=3, metavar="K", help=help)
+    parser.add_argument("--top-k", type=count, metavar="K", help=help)
     help = "abstain if no class is as likely as P, from 0 to 1; for a multilabel model, instead of its own thresholds"
     parser.add_argument("--threshold", type=_share, metavar="P", help=help)
     help = "write each row here as soon as it is predicted, so that --resume can continue: FILE.csv or FILE.jsonl"

@@ -164,6 +164,8 @@ def compare_arguments(parser: ArgumentParser) -> None:
 def compare(arguments: Namespace) -> int:
     if len(arguments.runs) < 2:
         raise TlkitError("tlkit compare takes two runs or more.\n  Write: tlkit compare runs/NAME/001 runs/NAME/002")
+    if arguments.curves is not None and arguments.curves.suffix.lower() != ".png":
+        raise TlkitError(f"--curves {arguments.curves} is not a .png file.\n  Name one, such as curves.png.")
     from tlkit.search.compare import compare_runs
     from tlkit.search.compare_seeds import are_seeds, compare_recipes
 

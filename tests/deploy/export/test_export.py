@@ -283,7 +283,7 @@ def check_other_encodings_and_missing_facts(script: Path, image: Path) -> None:
         (["--format", "onx"], "--format onx is unknown.\n  Expected one of: onnx, torch, safetensors, openvino. Did you mean 'onnx'?"),
         (["--opset", "12"], "--opset 12 can't be written.\n  Expected 18 to 23"),
         (["--opset", "99"], "--opset 99 can't be written.\n  Expected 18 to 23"),
-        (["--tolerance", "0"], "--tolerance must be above 0"),
+        *((["--tolerance", value], f"--tolerance {value} is no difference of probabilities") for value in ("0", "nan", "inf", "5")),
         (["--images", "nowhere"], "--images nowhere is no folder"),
         (["--quantize", "int4"], "--quantize int4 is unknown.\n  Expected one of: int8, float16. Did you mean 'int8'?"),
         (["--quantize", "int8", "--format", "torch"], "--quantize works only with --format onnx"),

@@ -205,8 +205,10 @@ def _check_options(options: ExportOptions) -> None:
     for name in options.formats:
         if name not in FORMATS:
             raise ArtifactError(f"--format {name} is unknown.\n  {expected_one_of(name, tuple(FORMATS))}")
-    if options.tolerance <= 0 or options.samples < 0:
-        raise ArtifactError("--tolerance must be above 0, and --with-samples 0 or more.")
+    if not 0 < options.tolerance <= 1:  # false for nan
+        raise ArtifactError(f"--tolerance {options.tolerance:g} is no difference of probabilities.\n  Expected above 0, up to 1.")
+    if options.samples < 0:
+        raise ArtifactError("--with-samples must be 0 or more.")
     if options.quantize not in (None, *KINDS):
         raise ArtifactError(f"--quantize {options.quantize} is unknown.\n  {expected_one_of(str(options.quantize), KINDS)}")
     if options.quantize and options.formats != ("onnx",):

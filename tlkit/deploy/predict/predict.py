@@ -28,6 +28,7 @@ from tlkit.terminal import counted, printable, takes_unicode
 Format = Literal["table", "json", "csv", "jsonl"]
 # Files that can't be read are named up to this many; each has a row that says why.
 NAMED = 20
+TOP_K = 3
 
 
 @dataclass(frozen=True)
@@ -35,13 +36,13 @@ class PredictOptions:
     """paths: files, folders, globs, or - for a list on stdin, with names separated by `separator`.
 
     threshold: the probability below which no class is predicted; for a multilabel model, that above which each class is.
-    format: None chooses by the ending of `out`, or a table without `out`.
+    format: None chooses by the ending of `out`, or a table without `out`. top_k: None is TOP_K.
     """
 
     paths: tuple[str, ...]
     separator: bytes = b"\n"
     format: Format | None = None
-    top_k: int = 3
+    top_k: int | None = None
     threshold: float | None = None
     out: Path | None = None
     resume: bool = False
@@ -82,7 +83,7 @@ def predict_command(model: Path, options: PredictOptions) -> int:
     if options.features and options.out:
         tally = _write_features(predictor, options, options.out)
     else:
-        question = OutputOptions.of(predictor, options.top_k, options.threshold)
+        question = OutputOptions.of(predictor, options.top_k or TOP_K, options.threshold)
         if question.multilabel and options.threshold is not None:
             predictor = replace(predictor, thresholds=(options.threshold,) * len(predictor.classes))
         out = options.out
@@ -128,8 +129,11 @@ class Tally:
 def _format_of(options: PredictOptions) -> Format:
     """Raise DataError if options don't fit each other."""
     if options.features:
-        if options.out is None or options.format:
-            raise DataError("--features takes no --format, and needs --out.\n  Add --out FILE.npz or --out FILE.parquet.")
+        unused = {"--format": options.format, "--threshold": options.threshold, "--top-k": options.top_k}
+        if given := [option for option, value in unused.items() if value is not None]:
+            raise DataError(f"--features takes no {' and no '.join(given)}: features are written in place of answers.\n  Leave it out.")
+        if options.out is None:
+            raise DataError("--features needs --out.\n  Add --out FILE.npz or --out FILE.parquet.")
         return "table"
     if options.out is None:
         if options.resume:

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -26,12 +26,14 @@ from tlkit.deploy.serve.description import FIGURES, PROMETHEUS, STATUS, UNAUTHOR
 from tlkit.deploy.serve.limits import Limits, Refusal, Room
 from tlkit.deploy.serve.page import page
 from tlkit.deploy.serve.uploads import EXPECTED, Upload, image, read_upload
+from tlkit.errors import expected_one_of
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
     from starlette.requests import Request
 
 PATHS = ("/", "/predict", "/health", "/ready", "/metrics", "/openapi.json")
+_QUERY = ("top_k", "threshold")
 _THRESHOLD = {
     False: "Abstain where no class is as likely.",
     True: "Name every class that is likelier, in place of the model's own thresholds.",
@@ -162,10 +164,17 @@ def _add_predict(app: "FastAPI", server: Server) -> None:
         threshold: float | None = Query(None, ge=0, le=1, description=_THRESHOLD[multilabel]),
     ) -> JSONResponse:
         """Return predictions in the order of the files; 200 only if every file has one."""
+        _check_names(request.query_params)
         question = OutputOptions.of(predictor, top_k, threshold)
         thresholds = predictor.thresholds if threshold is None else (threshold,) * len(predictor.thresholds)
         status, answer = await server.predict(request, question, thresholds)
         return JSONResponse(answer, status)
+
+
+def _check_names(query: Iterable[str]) -> None:
+    """Raise Refusal for a parameter that there isn't, which FastAPI leaves unread."""
+    if unknown := next((name for name in query if name not in _QUERY), None):
+        raise Refusal(422, f"The query has no '{unknown}'. {expected_one_of(unknown, _QUERY)}")
 
 
 def _add_pages(app: "FastAPI", server: Server) -> None:
