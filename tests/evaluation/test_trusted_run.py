@@ -19,8 +19,11 @@ from safetensors.numpy import load_file
 from tlkit.cli import main
 from tlkit.errors import DataError, RunError
 from tlkit.evaluation.calibrate import calibrate_run
+from tlkit.evaluation.fit_trust import FittedTrust
+from tlkit.models.inference.trust import Abstain, Trust
 from tlkit.recipe.load import load_recipe
 from tlkit.training.finetune import run_recipe
+from tlkit.training.results import log_trust
 from tlkit.workflows.drift import drift
 
 RECIPE = """
@@ -140,16 +143,33 @@ def test_an_artifact_answers_as_the_run_does(run: Path, photos: Path) -> None:
     ]
 
 
+def test_a_missing_training_sample_is_named(run: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / "model/training_sample.safetensors").unlink()
+    assert main(["predict", str(run), str(photos / "noise.png")]) == 2
+    assert f"{run}/model/training_sample.safetensors is missing, which tlkit.json describes.\n" in capsys.readouterr().err
+
+
+def test_a_promise_that_needs_no_abstaining_is_logged_as_that(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "tlkit")
+    log_trust(FittedTrust(Trust(abstain=Abstain(0.0, 0.3, 1.0, 257)), {}))
+    assert caplog.messages == ["every image gets an answer: the error stays below 0.3 with 95% confidence without abstaining"]
+
+
 def test_calibrate_puts_another_promise_into_the_model_folder(run: Path) -> None:
     text = printed("calibrate", str(run), "--error", "0.25", "--coverage", "0.8")
     facts, metrics = facts_of(run), json.loads((run / "metrics.json").read_text())
     assert facts["abstain"]["error"] == metrics["test"]["abstain"]["promised_error"] == 0.25
     assert facts["conformal"]["coverage"] == 0.8
     assert facts["metrics"] == metrics
-    assert f"threshold {facts['abstain']['threshold']:.4f}" in text
-    assert "stays below 0.25, with 95% confidence" in text
+    assert facts["abstain"]["threshold"] == 0
+    assert (
+        "no threshold is needed: the promise is kept without abstaining\n  promised: the error of all answers stays below 0.25, with"
+        in text
+    )
     # 129 of 161 order statistics: Beta(129, 32), as SciPy has its quantiles.
     assert "that is the mean of choices by as many images: of 95 % of them, the sets hold it for 74% to 86%" in text
+    text = printed("calibrate", str(run), "--error", "0.1")
+    assert f"threshold {facts_of(run)['abstain']['threshold']:.4f}: no class is named where none is as likely" in text
 
 
 @pytest.mark.parametrize(

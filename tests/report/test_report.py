@@ -66,11 +66,12 @@ def notes(
     conditions: Sequence[str] = (),
     fitted_by: str = "",
     multilabel: bool = False,
+    decay_chosen: bool = False,
 ) -> str:
     """What is said of both accuracies, of so many training and as many validation images."""
     val = {"accuracy": val_accuracy, "pictures": images, **({"exact_match": 0.5} if multilabel else {})}
-    best = {"train_accuracy": train_accuracy, "fitted_by": fitted_by, "train_conditions": list(conditions)}
-    return gap_note({"best": best, "val": val, "pictures": {"train": images}})
+    best = {"phase": 1, "train_accuracy": train_accuracy, "fitted_by": fitted_by, "train_conditions": list(conditions)}
+    return gap_note({"best": best, "val": val, "pictures": {"train": images}}, [{"decay_chosen": decay_chosen}])
 
 
 def test_overfitting_is_reported_only_of_a_gap_that_the_images_can_prove() -> None:
@@ -86,6 +87,7 @@ def test_overfitting_is_reported_only_of_a_gap_that_the_images_can_prove() -> No
     assert notes(0.51, 0.5, 1_000_000).startswith("a gap of 1.00 points (95 % interval")
     assert "overfitting" not in notes(0.51, 0.5, 1_000_000)
     assert "A larger weight_decay, or more images," in notes(0.7, 0.5, 1000, fitted_by="L-BFGS")
+    assert notes(0.7, 0.5, 1000, fitted_by="L-BFGS", decay_chosen=True).endswith("indicates overfitting. More images may narrow it.")
 
 
 def test_accuracies_that_do_not_compare_are_not_compared() -> None:
@@ -234,6 +236,9 @@ def test_the_page_says_what_promises_came_to_or_why_there_are_none(curves_file: 
     html = page(curves_file, {"val": test, "test": {**test, "abstain": kept, "unknown": {"pictures": 1000, "share_above_threshold": 0.06}}})
     assert 'It says "not sure" below a probability of 0.90, and so answers 640 of 1000 test images, 16 of them wrongly: 2 %' in html
     assert "6.0 % of 1000 test images, all of known classes, are called unlike any training image" in html
+    all_answered = {**kept, "threshold": 0.0, "answered": 1000, "coverage": 1.0, "error": 0.016}
+    html = page(curves_file, {"val": test, "test": {**test, "abstain": all_answered}})
+    assert "since its promise is kept without abstaining: 16 of 1000 test images wrongly: 1.6 %, where less than 8 % was" in html
     html = page(curves_file, {"val": test, "test": {**test, "abstain": {"reason": "50 images are too few."}}})
     assert "It answers every image: 50 images are too few." in html
     assert "are called unlike" not in html

@@ -152,8 +152,12 @@ def calibrate(arguments: Namespace) -> int:
 def _abstain_lines(found: "Calibrated") -> Iterator[str]:
     if (abstain := found.trust.abstain) is None:
         return
-    yield f"threshold {abstain.threshold:.4f}: no class is named where none is as likely"
-    yield f"  promised: the error of the others stays below {abstain.error:g}, with {abstain.confidence:.0%} confidence"
+    others = "the others" if abstain.threshold else "all answers"
+    if abstain.threshold:
+        yield f"threshold {abstain.threshold:.4f}: no class is named where none is as likely"
+    else:
+        yield "no threshold is needed: the promise is kept without abstaining"
+    yield f"  promised: the error of {others} stays below {abstain.error:g}, with {abstain.confidence:.0%} confidence"
     yield f"  validation: {abstain.coverage:.0%} of {counted(abstain.pictures, 'image')} get an answer"
     if test := found.measured.get("abstain"):
         wrong = counted(test["mistakes"], "mistake")

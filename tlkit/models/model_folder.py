@@ -298,6 +298,8 @@ def read_card(folder: Path) -> ModelCard:
         if facts["format"] > FORMAT:
             raise RunError(f"{folder / 'tlkit.json'} has format {facts['format']}; this tlkit reads up to {FORMAT}. Update tlkit.")
         for name, expected in facts["sha256"].items():
+            if Path(name).name == name and not (folder / name).is_file():
+                raise RunError(f"{folder / name} is missing, which tlkit.json describes.\n  Copy the whole folder again.")
             if Path(name).name != name or sha256_of(folder / name) != expected:
                 raise RunError(
                     f"{folder / name} is not the file that tlkit.json describes (sha256 differs).\n  Copy the whole folder again."

@@ -15,6 +15,7 @@ from tlkit.evaluation.intervals import Z, difference_interval
 from tlkit.evaluation.primary_metric import intervals_of, recorded_primary_metric
 from tlkit.evaluation.run_metrics import epoch_rows
 from tlkit.files import read_facts, sha256_of, write_atomically
+from tlkit.recipe.fields.phases import SolvedPhase
 from tlkit.recipe.load import recipe_yaml
 from tlkit.recipe.schema import Recipe
 from tlkit.report.charts import curves, reliability, risk_coverage
@@ -96,7 +97,7 @@ def write_page(file: Path, page: RunPage) -> None:
         multilabel="exact_match" in measured,
         measured_on="test" if metrics.get("test") else "validation",
         validation=metrics["val"],
-        gap="" if page.soup else gap_note(metrics),
+        gap="" if page.soup else gap_note(metrics, page.phases),
         gain="" if page.soup else gain_note(page),
         weakest=_weakest(measured),
         best=metrics.get("best"),
@@ -149,6 +150,7 @@ def phase_rows(recipe: Recipe, metrics: Mapping[str, Any], log: str) -> list[dic
                 "lr": f"{lr:g}" if lr else "",
                 "seconds": f"{taken:.0f}" if taken == taken else "",
                 "rate": f"{metrics['pictures']['train'] * (epochs or 1) / taken:.0f}" if taken and taken == taken else "",
+                "decay_chosen": isinstance(phase, SolvedPhase) and phase.weight_decay is None,
                 "cache": f"not kept: {why[1].strip()}" if why else "nothing is frozen" if train == "all" else kept,
             }
         )
@@ -231,8 +233,8 @@ def _calibration(measured: Mapping[str, Any]) -> dict[str, Any] | None:
     return {**found, "charts": [*drawings, *([risk_coverage(points)] if points else [])]}
 
 
-def gap_note(metrics: Mapping[str, Any]) -> str:
-    """Return what the accuracies of training and validation say of each other; empty where they don't compare.
+def gap_note(metrics: Mapping[str, Any], phases: Sequence[Mapping[str, Any]] = ()) -> str:
+    """Return what the accuracies of training and validation say of each other; empty where they don't compare. phases: see `phase_rows`.
 
     A multilabel accuracy is a share of answers that aren't independent, a sampler draws classes as often as each other, and every training
     image is its own nearest neighbour.
@@ -251,7 +253,8 @@ def gap_note(metrics: Mapping[str, Any]) -> str:
         return f"a gap of {points} points, which {counted(val['pictures'], 'validation image')} can't tell from none ({interval})."
     if gap <= LARGE_GAP:
         return f"a gap of {points} points ({interval})."
-    less = _advice(best["fitted_by"], conditions)
+    chosen = best["fitted_by"] == "L-BFGS" and phases[best["phase"] - 1]["decay_chosen"]  # it is the best one already
+    less = "More images" if chosen else _advice(best["fitted_by"], conditions)
     return f"a gap of {points} points ({interval}), which indicates overfitting. {less} may narrow it."
 
 

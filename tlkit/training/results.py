@@ -200,8 +200,12 @@ def log_trust(fitted: FittedTrust) -> None:
             images = counted(trust.calibration.pictures, "validation image")
             LOG.info("temperature %.3g, fitted on %s", trust.calibration.temperature, images)
     if trust.abstain is not None:
+        most = f"{trust.abstain.error:g} with {trust.abstain.confidence:.0%} confidence"
         answered = f"below {trust.abstain.threshold:.3f} no class is named ({1 - trust.abstain.coverage:.0%} of validation)"
-        LOG.info("%s: the error of the others stays below %g with %.0f %% confidence", answered, trust.abstain.error, 95)
+        if trust.abstain.threshold:
+            LOG.info("%s: the error of the others stays below %s", answered, most)
+        else:
+            LOG.info("every image gets an answer: the error stays below %s without abstaining", most)
     for name, reason in fitted.reasons.items():
         LOG.log(logging.INFO if name in ("unknown", "calibration") else logging.WARNING, "%s", reason)
 

@@ -169,6 +169,10 @@ def test_a_threshold_takes_the_place_of_a_multilabel_models_own(capsys: pytest.C
     assert all(sorted(row["label"].split("|")) == list(CLASSES) for row in rows(capsys.readouterr().out))
     main(["predict", "tags", "photos", "--threshold", "1", "--format", "csv"])
     assert all(row["label"] == "" for row in rows(capsys.readouterr().out))
+    main(["predict", "tags", "photos", "--threshold", "0.9"])
+    assert "classes above 0.9" in capsys.readouterr().out
+    main(["predict", "tags", "photos"])
+    assert "classes above their thresholds" in capsys.readouterr().out
 
 
 def test_a_killed_call_is_gone_on_with_and_every_file_has_one_row(

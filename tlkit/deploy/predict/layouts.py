@@ -23,6 +23,7 @@ class OutputOptions:
     """What is written for each image. least: the probability below which no class is predicted.
 
     trust: the model's; what it has of sets, unknown images and abstaining has a place of its own, after all else.
+    bound: above which a multilabel model predicts a class, in words.
     """
 
     classes: tuple[str, ...]
@@ -30,13 +31,15 @@ class OutputOptions:
     top_k: int
     least: float | None
     trust: Trust = field(default_factory=Trust)
+    bound: str = "their thresholds"
 
     @classmethod
     def of(cls, predictor: Predictor, top_k: int, threshold: float | None) -> Self:
         """Return what is written of a model's answers. threshold: takes the place of the one below which a model names no class."""
         multilabel = bool(predictor.thresholds)
         least = None if multilabel else threshold if threshold is not None else predictor.trust.least
-        return cls(predictor.classes, multilabel, min(top_k, len(predictor.classes)), least, predictor.trust)
+        bound = cls.bound if threshold is None else f"{threshold:g}"
+        return cls(predictor.classes, multilabel, min(top_k, len(predictor.classes)), least, predictor.trust, bound)
 
     @property
     def has_notes(self) -> bool:
@@ -160,7 +163,7 @@ def _print_table(predictions: Sequence[Prediction], question: OutputOptions) -> 
     from rich.table import Table
     from rich.text import Text
 
-    columns = ["image", "classes above their thresholds"] if question.multilabel else ["image", "class", "probability", "then"]
+    columns = ["image", f"classes above {question.bound}"] if question.multilabel else ["image", "class", "probability", "then"]
     if any(prediction.note(question.trust, question.least) for prediction in _readable(predictions, question)):
         columns.append("note")
     table = Table(box=None, header_style="bold")
