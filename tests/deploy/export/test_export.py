@@ -209,6 +209,7 @@ def test_verify_repeats_the_comparison_where_torch_is_not_installed(run: Path, e
         done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, *words], capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{name}: {done.stderr}"
         assert "generated images: the same answer for 100.00%" in done.stdout
+        assert "artifact.json: the classes, thresholds and preprocessing of the export" in done.stdout
         assert "2 of the 36 recorded images" in done.stdout
         assert "36 of the 36 recorded images" in done.stdout
 

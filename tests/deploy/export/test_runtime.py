@@ -14,6 +14,7 @@ from tests.deploy.export.test_artifact import FACTS
 from tlkit.cli import main
 from tlkit.deploy.export.artifact import MANIFEST, write_manifest
 from tlkit.deploy.export.runtime import load_runtime
+from tlkit.deploy.export.verify import PROVED_FACTS
 from tlkit.errors import ArtifactError
 
 FACTS_8 = {**FACTS, "parity": {"tolerance": 1e-4}, "outputs": [{"name": "probabilities"}]}
@@ -83,7 +84,34 @@ def test_a_network_that_answers_otherwise_fails_verification(tmp_path: Path, cap
     assert "doesn't answer as the model that it was made from" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("proof", ["", "[]", '{"pictures": [], "generated": []}', '{"pictures": [], "generated": [[1.0]]}'])
+@pytest.mark.parametrize(("name", "value"), [("classes", ["dog", "cat"]), ("abstain", None), ("thresholds", [0.1, 0.2])])
+def test_a_manifest_that_was_changed_after_the_export_fails_verification(
+    tmp_path: Path, name: str, value: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    facts = {**FACTS_8, "abstain": {"threshold": 0.7, "error": 0.1, "coverage": 0.8, "pictures": 100}}
+    made = artifact(tmp_path / "a", network().SerializeToString(), **facts)
+    assert main(["verify", str(made)]) == 0
+    assert "can't be compared: an earlier version wrote proof.json" in capsys.readouterr().out
+    record = {"pictures": [], "generated": [[0.5, 0.5]] * 3, "facts": {name: facts[name] for name in PROVED_FACTS if name in facts}}
+    (made / "proof.json").write_text(json.dumps(record))
+    write_manifest(made, facts)
+    assert main(["verify", str(made)]) == 0
+    changed = {key: content for key, content in {**facts, name: value}.items() if content is not None}
+    write_manifest(made, changed)
+    assert main(["verify", str(made)]) == 2
+    assert f"artifact.json was changed after the export: {name} differ" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "proof",
+    [
+        "",
+        "[]",
+        '{"pictures": [], "generated": [[0.5, 0.5]], "facts": 1}',
+        '{"pictures": [], "generated": []}',
+        '{"pictures": [], "generated": [[1.0]]}',
+    ],
+)
 def test_a_record_that_makes_no_sense_is_reported(tmp_path: Path, proof: str, capsys: pytest.CaptureFixture[str]) -> None:
     made = artifact(tmp_path / "a", network().SerializeToString())
     (made / "proof.json").write_text(proof)

@@ -38,7 +38,7 @@ from tlkit.deploy.export.proof import Proof, generated_answers, proof_of_files, 
 from tlkit.deploy.export.quantize import KINDS, calibration_images, prove_quantized, write_quantized
 from tlkit.deploy.export.runtime import Runtime, import_openvino, load_runtime
 from tlkit.deploy.export.torch_runtime import trusted_runtime
-from tlkit.deploy.export.verify import PROOF, SAMPLES, answers_to_generated, image_files
+from tlkit.deploy.export.verify import PROOF, PROVED_FACTS, SAMPLES, answers_to_generated, image_files
 from tlkit.errors import ArtifactError, expected_one_of
 from tlkit.files import atomic_folder, sha256_of
 from tlkit.models.model_folder import ModelCard, find_model_folder, load_with_card, read_card
@@ -190,7 +190,8 @@ def make_artifact(folder: Path, write: Callable[[Path, Network], Facts], network
     else:
         facts["parity"] = prove(runtime, proof, options.tolerance)
         recorded, generated = proof.probabilities, generated_answers(proof)
-    _write_record(folder, proof, recorded, generated, options.samples)
+    _write_record(folder, proof, recorded, generated, facts)
+    _write_samples(folder, proof, options.samples)
     write_manifest(folder, facts)
     return facts
 
@@ -246,16 +247,19 @@ def _proof(run: Path, network: Network, options: ExportOptions, folder: Path) ->
     return proof_of_run(run, network.classifier, network.card, number, folder, options.overrides)
 
 
-def _write_record(folder: Path, proof: Proof, probabilities: NDArray[np.float32], generated: NDArray[np.float32], samples: int) -> None:
+def _write_record(folder: Path, proof: Proof, probabilities: NDArray[np.float32], generated: NDArray[np.float32], facts: Facts) -> None:
     """Write proof.json: the probabilities of images by their sha256, so that no image is included unasked.
 
-    They are those of the training code; of a quantized network, its own.
+    They are those of the training code; of a quantized network, its own. facts: of artifact.json, which has no sha256 of itself.
     """
     files, rows = proof.files[:RECORDED], rounded(probabilities[:RECORDED])
     images = [{"sha256": sha256_of(file), "probabilities": row} for file, row in zip(files, rows, strict=True)]
-    content = {"pictures": images, "generated": rounded(generated)}
+    content = {"pictures": images, "generated": rounded(generated), "facts": {name: facts[name] for name in PROVED_FACTS if name in facts}}
     (folder / PROOF).write_text(json.dumps(content) + "\n", encoding="utf-8")
-    for number, file in enumerate(files[:samples]):
+
+
+def _write_samples(folder: Path, proof: Proof, samples: int) -> None:
+    for number, file in enumerate(proof.files[: min(samples, RECORDED)]):
         (folder / SAMPLES).mkdir(exist_ok=True)
         shutil.copyfile(file, folder / SAMPLES / f"{number:04d}{file.suffix}")
 

@@ -1,8 +1,10 @@
 """`tlkit verify ARTIFACT`: the comparison that let it ship, repeated where it is used. Without torch."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,24 +18,31 @@ from tlkit.terminal import print_text
 
 PROOF = "proof.json"
 SAMPLES = "samples"
+PROVED_FACTS = ("task", "classes", "thresholds", "preprocessing", "calibration", "abstain", "conformal", "unknown")
+"""Keys of artifact.json that decide what an answer means; there is none for what the model hasn't."""
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """The results of training code in proof.json. images: by sha256 of the file, [K] each. generated: [G, K]."""
+    """The results of training code in proof.json. images: by sha256 of the file, [K] each. generated: [G, K].
+
+    facts: PROVED_FACTS as the export wrote them; None in an artifact of an earlier version.
+    """
 
     images: dict[str, list[float]]
     generated: NDArray[np.float64]
+    facts: Mapping[str, Any] | None = None
 
 
 def verify_command(path: Path, images: Path | None) -> int:
     """Verify an artifact, printing a line for each check. Raises ArtifactError at the first that fails."""
     artifact = read_artifact(path)
     print_text(f"{path}: {len(artifact.facts['sha256'])} files are those that artifact.json describes")
+    recorded = read_recorded(artifact)
+    _check_facts(artifact, recorded.facts)
     if artifact.format in ("torch", "safetensors"):
         print_text(f"  The format {artifact.format} answers under torch only: its answers were compared when it was exported, not here.")
         return 0
-    recorded = read_recorded(artifact)
     runtime = load_runtime(artifact)
     tolerance = _tolerance(artifact)
     _check_answers("generated images", recorded.generated, answers_to_generated(runtime), artifact, tolerance)
@@ -62,13 +71,27 @@ def read_recorded(artifact: Artifact) -> Recorded:
     try:
         content = json.loads((artifact.folder / PROOF).read_text(encoding="utf-8"))
         generated = np.array(content["generated"], np.float64)
+        facts = dict(content["facts"]) if "facts" in content else None
         images = {str(image["sha256"]): [float(value) for value in image["probabilities"]] for image in content["pictures"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"{artifact.folder / PROOF} can't be used: {error}\n  Export the run again.") from error
     widths = {generated.shape[-1] if generated.ndim == 2 else 0, *map(len, images.values())}
     if widths != {len(artifact.classes)}:
         raise ArtifactError(f"{artifact.folder / PROOF} isn't for {len(artifact.classes)} classes.\n  Export the run again.")
-    return Recorded(images, generated)
+    return Recorded(images, generated, facts)
+
+
+def _check_facts(artifact: Artifact, proved: Mapping[str, Any] | None) -> None:
+    """Print whether artifact.json says the same of the answers as at the export; raise ArtifactError if it doesn't."""
+    if proved is None:
+        print_text(f"  {MANIFEST}: its classes, thresholds and preprocessing can't be compared: an earlier version wrote {PROOF}")
+        return
+    if changed := [name for name in PROVED_FACTS if artifact.facts.get(name) != proved.get(name)]:
+        raise ArtifactError(
+            f"{artifact.folder / MANIFEST} was changed after the export: {', '.join(changed)} differ from what {PROOF} has.\n"
+            "  Copy the whole artifact again, or export it again."
+        )
+    print_text(f"  {MANIFEST}: the classes, thresholds and preprocessing of the export")
 
 
 def image_files(folder: Path) -> list[Path]:
