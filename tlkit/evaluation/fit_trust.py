@@ -4,8 +4,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tlkit.evaluation.answers import Answers
-from tlkit.evaluation.calibration import fit_calibration, measure_calibration, probabilities, why_uncalibrated
+from tlkit.evaluation.calibration import Numbers, fit_calibration, measure_calibration, probabilities, why_uncalibrated
 from tlkit.evaluation.promises import NoPromise, choose_threshold, fit_sets, measure_promises
 from tlkit.evaluation.unknown import FEWEST_IMAGES, fit_energy, fit_knn, share_above
 from tlkit.models.inference.trust import Trust
@@ -56,7 +59,14 @@ def add_promises(
     trust: Trust, validation: Answers, *, error: float | None, coverage: float | None, groups: Sequence[str] = ()
 ) -> FittedTrust:
     """Choose the threshold and the sets that were asked for, in place of earlier ones; one that can't be promised goes."""
-    found, labels = probabilities(validation.logits, trust.temperature), validation.labels.numpy()
+    found = probabilities(validation.logits, trust.temperature)
+    return choose_promises(trust, found, validation.labels.numpy(), error=error, coverage=coverage, groups=groups)
+
+
+def choose_promises(
+    trust: Trust, found: Numbers, labels: NDArray[np.int64], *, error: float | None, coverage: float | None, groups: Sequence[str] = ()
+) -> FittedTrust:
+    """Do so by calibrated probabilities, [N, K]."""
     reasons: dict[str, str] = {}
     if error is not None:
         chosen = choose_threshold(found.max(1), found.argmax(1) == labels, error, groups)

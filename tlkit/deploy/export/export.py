@@ -35,12 +35,13 @@ from tlkit.deploy.export.model_card import push_to_hub
 from tlkit.deploy.export.onnx_export import DEFAULT_OPSET, check_onnx_is_installed, check_opset
 from tlkit.deploy.export.parity import TOLERANCE, prove
 from tlkit.deploy.export.proof import Proof, generated_answers, proof_of_files, proof_of_run, rounded
-from tlkit.deploy.export.quantize import KINDS, calibration_images, prove_quantized, write_quantized
+from tlkit.deploy.export.quantize import KINDS, calibration_images, promises_of, prove_quantized, write_quantized
 from tlkit.deploy.export.runtime import Runtime, import_openvino, load_runtime
 from tlkit.deploy.export.torch_runtime import trusted_runtime
 from tlkit.deploy.export.verify import PROOF, PROVED_FACTS, SAMPLES, answers_to_generated, image_files
 from tlkit.errors import ArtifactError, expected_one_of
 from tlkit.files import atomic_folder, sha256_of
+from tlkit.models.inference.trust import Trust
 from tlkit.models.model_folder import ModelCard, find_model_folder, load_with_card, read_card
 from tlkit.system import package_version
 from tlkit.terminal import print_text
@@ -131,7 +132,8 @@ def export_run(run: Path, options: ExportOptions) -> list[Path]:
     _check_options(options)
     _check_head(read_card(find_model_folder(run)))
     classifier, card = load_with_card(run)
-    if options.quantize:  # a score of unknown images is held against a threshold that float32 has set
+    if options.quantize and card.trust.unknown:
+        LOG.warning("onnx-%s: unknown is left out: rounding moves its score against the threshold", options.quantize)
         card = replace(card, trust=replace(card.trust, unknown=None, training_sample=None))
     network = Network(classifier, card, card.spec, options.raw, options.features, options.opset)
     out = options.out or run / "export"
@@ -176,24 +178,38 @@ def make_artifact(folder: Path, write: Callable[[Path, Network], Facts], network
     """Write the whole artifact into a new or empty folder and prove it. Returns its facts."""
     folder.mkdir(exist_ok=True)
     facts = {**_facts(network, proof.card), **write(folder, network)}
-    if facts["format"] == "onnx" and (
-        script := consumer_script(network.spec, raw=network.raw, multilabel=bool(facts["thresholds"]), trust=network.card.trust)
-    ):
-        (folder / CONSUMER).write_text(script, encoding="utf-8")
     if network.spec.mean_picture is not None:
         np.save(folder / MEAN_IMAGE, network.spec.mean_picture)
     write_manifest(folder, facts)
     runtime = runtime_of(folder)
     if options.quantize:
         facts["parity"], recorded = prove_quantized(runtime, proof, options.max_drop)
+        trust = _promises_again(facts, proof, recorded)
         generated = answers_to_generated(runtime)
     else:
-        facts["parity"] = prove(runtime, proof, options.tolerance)
+        facts["parity"], trust = prove(runtime, proof, options.tolerance), proof.card.trust
         recorded, generated = proof.probabilities, generated_answers(proof)
+    if facts["format"] == "onnx" and (
+        script := consumer_script(network.spec, raw=network.raw, multilabel=bool(facts["thresholds"]), trust=trust)
+    ):
+        (folder / CONSUMER).write_text(script, encoding="utf-8")
     _write_record(folder, proof, recorded, generated, facts)
     _write_samples(folder, proof, options.samples)
     write_manifest(folder, facts)
     return facts
+
+
+def _promises_again(facts: Facts, proof: Proof, found: NDArray[np.float32]) -> Trust:
+    """Put the promises of a quantized network into its facts in place of those of float32, and log what it has no longer."""
+    promised = promises_of(proof, found)
+    name = f"onnx-{facts['precision']}"
+    for part in ("abstain", "conformal"):
+        if facts.pop(part, None) and part not in promised.reasons:
+            LOG.info("%s: %s is chosen again, on the network's own answers to %s", name, part, proof.what)
+    for part, reason in promised.reasons.items():
+        LOG.warning("%s: %s is left out: %s", name, part, reason)
+    facts |= promised.trust.to_json()
+    return promised.trust
 
 
 def runtime_of(folder: Path) -> Runtime:

@@ -7,13 +7,14 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tlkit.data.samples import evenly_spread
+from tlkit.data.samples import evenly_spread, groups_of
 from tlkit.data.splits.manifest import samples_of_run
 from tlkit.deploy.export.compare import score_label
 from tlkit.deploy.export.formats import Facts, Network, write_onnx_format
@@ -22,6 +23,7 @@ from tlkit.deploy.export.parity import measure_parity
 from tlkit.deploy.export.proof import Proof
 from tlkit.deploy.export.runtime import Runtime, onnx_session
 from tlkit.errors import ArtifactError
+from tlkit.evaluation.fit_trust import FittedTrust, choose_promises
 from tlkit.terminal import counted
 
 KINDS = ("int8", "float16")
@@ -70,6 +72,21 @@ def prove_quantized(runtime: Runtime, proof: Proof, max_drop: float) -> tuple[di
             f"  Allow more with --max-drop (a share: 0.02 is 2 points), use --quantize {KINDS[kind == 'int8']}, or ship float32."
         )
     return {**measured, "tolerance": TOLERANCES[kind], "max_drop": max_drop}, found
+
+
+def promises_of(proof: Proof, found: NDArray[np.float32]) -> FittedTrust:
+    """Choose abstain and conformal again by the network's own answers, [N, K], to the validation images: those of float32 are others'."""
+    trust = proof.card.trust
+    if trust.abstain is None and trust.conformal is None:
+        return FittedTrust(trust, {})
+    if proof.labels is None or any(sample.split != "val" for sample in proof.samples):
+        reason = "There are no validation images to choose it on."
+        kept = replace(trust, abstain=None, conformal=None)
+        return FittedTrust(kept, {name: reason for name in trust.to_json() if name not in kept.to_json()})
+    error = trust.abstain.error if trust.abstain else None
+    coverage = trust.conformal.coverage if trust.conformal else None
+    labels, groups = proof.labels.astype(np.int64), groups_of(proof.samples)
+    return choose_promises(trust, found.astype(np.float64), labels, error=error, coverage=coverage, groups=groups)
 
 
 def _to_int8(before: Path, after: Path, entrances: NDArray[Any]) -> None:
