@@ -58,6 +58,14 @@ def test_the_difference_is_gained_less_lost(runs: Path, capsys: pytest.CaptureFi
     assert Path("curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_an_accuracy_has_every_digit_of_the_one_in_metrics_json(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = read_predictions(Path("b"), "test", {row["label"] for row in answers_on(Path("a"), "test")})
+    other = {row["label"]: rows[i - 1]["label"] for i, row in enumerate(rows) if row["label"] != rows[i - 1]["label"]}
+    write_predictions(Path("b"), [{**row, "answer": row["label"] if i < 5 else other[row["label"]]} for i, row in enumerate(rows)], "test")
+    assert main(["compare", "a", "b", "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["runs"][1]["accuracy"] == 5 / 12  # twelfths summed are 0.41666666666666663
+
+
 def test_a_difference_within_noise_is_called_that(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", "a", "a"]) == 0
     out = capsys.readouterr().out
@@ -65,7 +73,9 @@ def test_a_difference_within_noise_is_called_that(runs: Path, capsys: pytest.Cap
     assert "not distinguishable at n=12 (p=1)" in out
     assert "a  +0.0 points, no interval: each resample has the same difference; 0 gained, 0 lost" in out
     assert main(["compare", "a", "a", "--format", "json"]) == 0
-    assert json.loads(capsys.readouterr().out)["interval"] == [0, 0]
+    found = json.loads(capsys.readouterr().out)
+    assert found["interval"] == [0, 0]
+    assert found["interval_note"] == found["comparisons"][0]["interval_note"] == "no interval: each resample has the same difference"
 
 
 def test_few_images_make_an_interval_that_is_too_narrow_and_this_is_said(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

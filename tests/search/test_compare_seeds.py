@@ -65,7 +65,10 @@ def test_the_terminal_shows_means_ranges_and_what_the_interval_is_over(capsys: p
 
 def test_equal_differences_have_no_interval_and_are_no_certainty(capsys: pytest.CaptureFixture[str]) -> None:
     seeds("c", [value + 0.125 for value in A])
-    assert compared(capsys, "a", "c")["p"] == 0.25  # of three coins all on one side, either one
+    found = compared(capsys, "a", "c")
+    assert found["p"] == 0.25  # of three coins all on one side, either one
+    assert found["interval_note"] == "no interval: each seed has the same difference"
+    assert compared(capsys, "a", "b")["interval_note"] == ""
     assert compared(capsys, "a", "a")["p"] == 1
     assert main(["compare", "a", "c"]) == 0
     assert "c  +12.5 points, no interval: each seed has the same difference; better on 3 of 3 seeds" in capsys.readouterr().out

@@ -202,15 +202,13 @@ def _compared_lines(compared: "Compared") -> Iterator[str]:
         yield f"{padded(name, width)}  {value:.3f}"
     yield f"\nagainst {names[0]}"
     for one in compared.comparisons:
-        interval = "no interval: each resample has the same difference"
-        if one.has_width:
-            interval = f"95 % interval {100 * one.low:+.1f} to {100 * one.high:+.1f} points"
+        interval = one.interval_note or f"95 % interval {100 * one.low:+.1f} to {100 * one.high:+.1f} points"
         points, changed = f"{100 * one.difference:+.1f} points", f"{one.gained} gained, {one.lost} lost"
         yield f"{padded(str(one.run), width)}  {points}, {interval}; {changed}"
         yield f"{'':<{width}}  {one.verdict}"
     several = ", corrected for several runs (Holm)" if len(names) > 2 else ""
     yield f"\np by {compared.test}{several}; interval by a paired bootstrap over {compared.drawn}."
-    if compared.remark and any(one.has_width for one in compared.comparisons):
+    if compared.remark and not all(one.interval_note for one in compared.comparisons):
         yield compared.remark
     if compared.split == "val":
         yield "No run has test images. Validation has chosen each run's best epoch, so all figures are a little too good."
@@ -232,9 +230,7 @@ def _compared_recipes_lines(compared: "ComparedRecipes") -> Iterator[str]:
         yield f"{padded(name, width)}  {sum(values) / len(values):.3f}  {min(values):.3f} to {max(values):.3f}"
     yield f"\nagainst {names[0]}"
     for one in compared.comparisons:
-        interval = "no interval: each seed has the same difference"
-        if one.high > one.low:
-            interval = f"95 % interval {100 * one.low:+.1f} to {100 * one.high:+.1f} points"
+        interval = one.interval_note or f"95 % interval {100 * one.low:+.1f} to {100 * one.high:+.1f} points"
         yield f"{padded(str(one.run), width)}  {100 * one.difference:+.1f} points, {interval}; better on {one.better} of {seeds}"
         yield f"{'':<{width}}  {one.verdict}"
     several = ", corrected for several runs (Holm)" if len(names) > 2 else ""

@@ -67,9 +67,9 @@ class Comparison:
     p: float
 
     @property
-    def has_width(self) -> bool:
-        """Whether resamples differ. Where the runs agree they don't, and the bootstrap doesn't say how sure the difference is."""
-        return self.high - self.low > 1e-12
+    def interval_note(self) -> str:
+        """Say so where no resamples differ: the runs agree, and the bootstrap doesn't say how sure the difference is. Empty elsewhere."""
+        return "" if self.high - self.low > 1e-12 else "no interval: each resample has the same difference"
 
     @property
     def verdict(self) -> str:
@@ -117,6 +117,7 @@ class Compared:
                 "n": one.n,
                 "difference": one.difference,
                 "interval": [one.low, one.high],
+                "interval_note": one.interval_note,
                 "p": one.p,
                 "gained": one.gained,
                 "lost": one.lost,
@@ -169,7 +170,7 @@ def compare_runs(runs: Sequence[Path]) -> Compared:
         comparisons.append(Comparison(runs[0], run, len(labels), float(difference @ weights), low, high, gained, lost, p))
     corrected = holm([one.p for one in comparisons])
     comparisons = [replace(one, p=p) for one, p in zip(comparisons, corrected, strict=True)]
-    values = [float(right @ weights) for right in answers]
+    values = [_metric(right, np.array(labels), metric) for right in answers]
     test, effective = TESTS["groups" if has_groups else metric], effective_number(weights, groups if has_groups else None)
     return Compared(list(runs), split, metric, test, values, comparisons, recipe_differences(recipes), effective)
 
@@ -232,6 +233,13 @@ def _right(run: Path, split: Split, rows: Rows) -> "np.ndarray[Any, np.dtype[np.
         fix = f"Copy {run / PREDICTIONS[split]} again, or remove it: the model then answers again."
         raise RunError(f"{run}: {counted(len(missing), f'{split} image')} without an answer, the first {missing[0]}.\n  {fix}")
     return np.array([answers[id_] == row["class"] for id_, row in rows.items()])
+
+
+def _metric(right: "np.ndarray[Any, np.dtype[np.bool_]]", labels: "np.ndarray[Any, np.dtype[np.str_]]", metric: str) -> float:
+    """Return the metric; an accuracy by the division of metrics.json, so that no digit differs."""
+    if metric != "balanced_accuracy":
+        return float(right.mean())
+    return float(np.mean([right[labels == name].mean() for name in np.unique(labels)]))
 
 
 def _weights(labels: Sequence[str], metric: str) -> "np.ndarray[Any, np.dtype[np.float64]]":

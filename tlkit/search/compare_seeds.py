@@ -42,6 +42,10 @@ class RecipeComparison:
         return sum(each > 0 for each in self.differences)
 
     @property
+    def interval_note(self) -> str:
+        return "" if self.high > self.low else "no interval: each seed has the same difference"
+
+    @property
     def verdict(self) -> str:
         return result_in_words(self.difference, self.p, f"over {counted(len(self.differences), 'seed')}")
 
@@ -68,6 +72,7 @@ class ComparedRecipes:
                 "n": len(self.seeds),
                 "difference": one.difference,
                 "interval": [one.low, one.high],
+                "interval_note": one.interval_note,
                 "p": one.p,
                 "better": one.better,
                 "verdict": one.verdict,
