@@ -157,8 +157,10 @@ def _abstain_lines(found: "Calibrated") -> Iterator[str]:
         yield f"threshold {abstain.threshold:.4f}: no class is named where none is as likely"
     else:
         yield "no threshold is needed: the promise is kept without abstaining"
-    yield f"  promised: the error of {others} stays below {abstain.error:g}, with {abstain.confidence:.0%} confidence"
-    yield f"  validation: {abstain.coverage:.0%} of {counted(abstain.pictures, 'image')} get an answer"
+    new = ", in new groups too" if abstain.groups else ""
+    yield f"  promised: the error of {others} stays below {abstain.error:g}, with {abstain.confidence:.0%} confidence{new}"
+    images = f"{counted(abstain.pictures, 'image')}{_in_groups(abstain.groups)}"
+    yield f"  validation: {abstain.coverage:.0%} of {images} get an answer"
     if test := found.measured.get("abstain"):
         wrong = counted(test["mistakes"], "mistake")
         yield f"  test: {test['coverage']:.0%} of {counted(test['pictures'], 'image')} get an answer, with {wrong} ({test['error']:.3f})"
@@ -171,11 +173,16 @@ def _set_lines(found: "Calibrated") -> Iterator[str]:
         return
     low, high = coverage_range(sets)
     yield f"sets: every class whose probability is at least {1 - sets.quantile:.4f}"
-    yield f"  promised: the set holds the image's own class for {100 * sets.coverage:g}% of images, by {sets.pictures} of validation"
-    yield f"  that is the mean of choices by as many images: of 95 % of them, the sets hold it for {low:.0%} to {high:.0%}"
+    by, units = f"{sets.pictures} of validation{_in_groups(sets.groups)}", "groups" if sets.groups else "images"
+    yield f"  promised: the set holds the image's own class for {100 * sets.coverage:g}% of images, by {by}"
+    yield f"  that is the mean of choices by as many {units}: of 95 % of them, the sets hold it for {low:.0%} to {high:.0%}"
     if test := found.measured.get("conformal"):
         of, share = counted(test["pictures"], "image"), percent(test["coverage"], test["pictures"])
         yield f"  test: it does for {share}% of {of}; a set has {test['mean_size']:.2f} classes on average"
+
+
+def _in_groups(groups: int) -> str:
+    return f" in {counted(groups, 'group')}" if groups else ""
 
 
 def drift_arguments(parser: ArgumentParser) -> None:

@@ -200,7 +200,8 @@ def log_trust(fitted: FittedTrust) -> None:
             images = counted(trust.calibration.pictures, "validation image")
             LOG.info("temperature %.3g, fitted on %s", trust.calibration.temperature, images)
     if trust.abstain is not None:
-        most = f"{trust.abstain.error:g} with {trust.abstain.confidence:.0%} confidence"
+        groups = f", in new groups as in these {trust.abstain.groups}" if trust.abstain.groups else ""
+        most = f"{trust.abstain.error:g} with {trust.abstain.confidence:.0%} confidence{groups}"
         answered = f"below {trust.abstain.threshold:.3f} no class is named ({1 - trust.abstain.coverage:.0%} of validation)"
         if trust.abstain.threshold:
             LOG.info("%s: the error of the others stays below %s", answered, most)
