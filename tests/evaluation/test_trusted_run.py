@@ -152,7 +152,7 @@ def test_a_missing_training_sample_is_named(run: Path, photos: Path, capsys: pyt
 def test_a_promise_that_needs_no_abstaining_is_logged_as_that(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "tlkit")
     log_trust(FittedTrust(Trust(abstain=Abstain(0.0, 0.3, 1.0, 257)), {}))
-    assert caplog.messages == ["every image gets an answer: the error stays below 0.3 with 95% confidence without abstaining"]
+    assert caplog.messages == ["every image gets an answer: without abstaining the error stays below 0.3 with 95% confidence"]
 
 
 def test_calibrate_puts_another_promise_into_the_model_folder(run: Path) -> None:

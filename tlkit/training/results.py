@@ -206,7 +206,7 @@ def log_trust(fitted: FittedTrust) -> None:
         if trust.abstain.threshold:
             LOG.info("%s: the error of the others stays below %s", answered, most)
         else:
-            LOG.info("every image gets an answer: the error stays below %s without abstaining", most)
+            LOG.info("every image gets an answer: without abstaining the error stays below %s", most)
     for name, reason in fitted.reasons.items():
         LOG.log(logging.INFO if name in ("unknown", "calibration") else logging.WARNING, "%s", reason)
 
