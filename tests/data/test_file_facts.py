@@ -95,4 +95,4 @@ def test_a_cache_that_cannot_be_made_is_said_once(
         facts = FileFacts(kind)
         facts.close()
     (message,) = caplog.messages
-    assert message.startswith(f"what is found out about images can't be kept in {tmp_path / 'file/checked/files.sqlite'} (")
+    assert message.startswith(f"results of checks of images can't be kept in {tmp_path / 'file/checked/files.sqlite'} (")

@@ -53,6 +53,7 @@ def test_what_would_stop_the_training_stops_the_plan_and_is_no_missing_image(the
     with pytest.raises(WeightsError, match=r"neither tlkit.json nor"):
         planned(f"model.weights={{run: {tmp_path / 'run'}}}")
     assert "warning: no images: steps" in texts(planned(f"data.source={{csv: {tmp_path / 'none.csv'}}}"))
+    assert "warning: no images: steps" in texts(planned(f"data.source={{csv: {tmp_path / 'none.csv'}}}", "data.on_bad=skip"))
 
 
 def test_a_sound_plan_has_nothing_to_say_but_its_size(plan: Plan, there: Path) -> None:

@@ -114,7 +114,7 @@ def _open_table(file: Path) -> sqlite3.Connection:
 
 @cache
 def _warn_once(file: Path, why: str) -> None:
-    LOG.warning("what is found out about images can't be kept in %s (%s): it is found out again in every run", file, why)
+    LOG.warning("results of checks of images can't be kept in %s (%s): this run makes them again", file, why)
 
 
 def _connected(name: str) -> sqlite3.Connection:

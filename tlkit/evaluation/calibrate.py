@@ -41,7 +41,7 @@ def calibrate_run(run: Path, *, error: float | None, coverage: float | None, ove
     groups = groups_of(opened.samples.of("val"))
     promised = add_promises(trust, validation, error=error, coverage=coverage, groups=groups)
     if promised.reasons:
-        fix = "Ask for less, or train with more validation images: data.validation."
+        fix = f"Ask for less, or train with more validation {'groups' if groups else 'images'}: data.validation."
         raise RunError("\n".join([*promised.reasons.values(), f"  {fix}"]))
     measured = {}
     if "test" in splits:

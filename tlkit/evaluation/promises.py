@@ -27,7 +27,7 @@ class NoPromise:
 def choose_threshold(confidence: Numbers, right: NDArray[np.bool_], error: float, groups: Sequence[str] = ()) -> Abstain | NoPromise:
     """Choose the lowest threshold whose error among the answered images stays below `error`, with CONFIDENCE.
 
-    groups: of each image, where images come in groups; then the promise is about images of new groups.
+    groups: of each image, where images come in groups; then each group counts as one, and the promise is about new groups.
 
     Shares of the validation images are tested in a fixed order, the surest first, each by the exact binomial (Clopper-Pearson) bound; the
     first that fails ends it. Tested in such an order, no threshold of several needs a stricter bound: the first wrong one, to be chosen,
@@ -54,19 +54,21 @@ def choose_threshold(confidence: Numbers, right: NDArray[np.bool_], error: float
 
 
 def _effective(wrong: NDArray[np.bool_], unit: NDArray[np.int64]) -> tuple[float, float]:
-    """Return mistakes and answers of so many independent images as vary as much as the groups do; the number of groups without a mistake.
+    """Return the mistakes and answers of independent images that would vary as much as the groups' error rates; without any mistake, of
+    one image a group.
 
     Source: Korn and Graubard 1998, "Confidence intervals for proportions with small expected number of positive counts estimated from
-    survey data": the variance of a ratio between groups, and the correction by its degrees of freedom, here one-sided.
+    survey data", here one-sided. Of the mean of the groups' rates: where sizes differ, a ratio over all images is decided by a few groups,
+    and a promise of 5 % was broken by up to 13 % of made-up data sets.
     """
     from scipy.stats import norm
     from scipy.stats import t as student_t
 
     answers = np.bincount(unit)
     mistakes, answers = np.bincount(unit, wrong)[answers > 0], answers[answers > 0]
-    groups, share = len(answers), float(wrong.mean())
-    variance = groups / max(1, groups - 1) * float(((mistakes - share * answers) ** 2).sum()) / len(wrong) ** 2
-    if variance == 0 or groups == 1:
+    rates, groups = mistakes / answers, len(answers)
+    share = float(rates.mean())
+    if groups == 1 or not (variance := float(rates.var(ddof=1)) / groups):
         return share * groups, groups
     few = float(norm.ppf(CONFIDENCE) / student_t.ppf(CONFIDENCE, groups - 1)) ** 2
     number = min(len(wrong), share * (1 - share) / variance * few)
@@ -94,7 +96,10 @@ def fewest_images(error: float) -> int:
 
 def _why_none_of_groups(groups: int, error: float) -> str:
     none = f"No threshold keeps the error below {error:g} with {CONFIDENCE:.0%} confidence on validation images of {groups} groups"
-    return f"{none}: {'they differ too much.' if groups >= fewest_images(error) else f'it takes {fewest_images(error)} or more.'}"
+    few = groups < fewest_images(error)
+    return (
+        f"{none}: {f'it takes {fewest_images(error)} or more' if few else 'the surest have too many mistakes, or groups differ too much'}."
+    )
 
 
 def _why_none(mistakes: NDArray[np.int64], error: float) -> str:

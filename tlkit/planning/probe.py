@@ -43,13 +43,14 @@ class MemoryProbe(Callback):
         self._began = time.perf_counter()
         self._images = len(batch[0])
         # By the storage's address. What is computed beside the loss, as DoRA's norms are, is gone before the backward pass.
-        self._kept: dict[int, tuple[ref[Tensor], int]] = {}
+        self._kept: dict[int, tuple[list[ref[Tensor]], int]] = {}
         own = {tensor.untyped_storage().data_ptr() for tensor in (*pl_module.parameters(), *pl_module.buffers())}
 
         def note(tensor: Tensor) -> Tensor:
             storage, kept = tensor.untyped_storage(), tensor.detach()  # a result itself would keep the graph that it is kept for
             if storage.data_ptr() not in own:
-                self._kept[storage.data_ptr()] = ref(kept), storage.nbytes()
+                saved, _ = self._kept.get(storage.data_ptr(), ([], 0))
+                self._kept[storage.data_ptr()] = [*saved, ref(kept)], storage.nbytes()
             return kept
 
         self._hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
@@ -57,7 +58,7 @@ class MemoryProbe(Callback):
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         self._hooks.__exit__()
-        self.activations[self._images] = sum(size for tensor, size in self._kept.values() if tensor() is not None)
+        self.activations[self._images] = sum(size for saved, size in self._kept.values() if any(tensor() is not None for tensor in saved))
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         wait_for_device()

@@ -104,7 +104,7 @@ def image(value: int) -> Image.Image:
             (9, 9, 9),
             3,
             (0.25, 0.0),
-            ["7 of 27 images, and the validation split has 9: each class has to be in every split, and groups stay"],
+            ["7 of 27 images, and the validation split has 9: groups stay whole, and each class has to be in every split. Use more or"],
         ),
         ((20, 20, 3), 0, (0.1, 0.1), []),  # 4.3 are asked for, and five are one more
         ((100, 55, 15), 0, (0.1, 0.2), []),

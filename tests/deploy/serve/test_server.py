@@ -210,7 +210,7 @@ def test_bad_methods_paths_and_queries_are_refused_in_json(client: Client) -> No
     assert client.error("POST", "/predcit")[0] == 404
     assert client.error("POST", "/predict?top_k=0", image_bytes(), PNG)[0] == 422
     assert client.error("POST", "/predict?threshold=nan", image_bytes(), PNG)[0] == 422
-    message = "The query has no 'treshold'. Expected one of: top_k, threshold. Did you mean 'threshold'?"
+    message = "'treshold' is no parameter of /predict. Expected one of: top_k, threshold. Did you mean 'threshold'?"
     assert client.error("POST", "/predict?treshold=0.9", image_bytes(), PNG) == (422, message)
 
 

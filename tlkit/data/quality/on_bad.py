@@ -12,7 +12,7 @@ from tlkit.data.progress import progress, progress_console
 from tlkit.data.quality.decode_results import decode_results
 from tlkit.data.samples import Sample, Samples, Skipped
 from tlkit.data.sources.read import read_source
-from tlkit.errors import ON_BAD_HINT, DataError
+from tlkit.errors import ON_BAD_HINT, DataError, MissingDataError
 from tlkit.files import expanded, write_csv
 from tlkit.recipe.fields.data import Data
 from tlkit.recipe.schema import Task
@@ -46,7 +46,9 @@ def leave_out_bad(samples: Samples, data: Data) -> Samples:
     samples = without_bad(samples, data)
     lost = [*lost_classes(samples), *_lost_splits(samples)]
     if lost:
-        raise DataError(
+        files = [skipped.sample.image for skipped in samples.skipped]
+        is_elsewhere = not samples.samples and not any(isinstance(file, Path) and file.exists() for file in files)
+        raise (MissingDataError if is_elsewhere else DataError)(
             "\n".join(lost) + "\n  `tlkit data check` says what is wrong with each image. Fix some, or remove the class or split."
         )
     return samples

@@ -132,14 +132,18 @@ def split_warnings(samples: Samples) -> list[str]:
 def share_warnings(samples: Samples, data: Data) -> Iterator[str]:
     """Say which split of the recipe's is much larger or smaller than its share, since classes or groups are small."""
     pool = sum(sample.split in {"train", *samples.drawn} for sample in samples.samples)
-    why = f"each class has to be in every split{', and groups stay whole' if groups_of(samples.samples) else ''}"
+    why, more = "each class has to be in every split", "Bring more images of small classes"
+    if groups_of(samples.samples):
+        why, more = "groups stay whole, and each class has to be in every split", "Use more or smaller groups"
     for split, key, share in (("val", "validation", data.validation), ("test", "test", data.test)):
         if split not in samples.drawn or (split == "val" and samples.fold):
             continue
         made, asked = len(samples.of(split)), share * pool
         if abs(made - asked) > max(1, ROUNDED * asked):
-            fix = "Bring more images of small classes, or splits of your own."
-            yield f"data.{key} = {share:g} would be {asked:.0f} of {pool} images, and the {key} split has {made}: {why}. {fix}"
+            yield (
+                f"data.{key} = {share:g} would be {asked:.0f} of {pool} images, and the {key} split has {made}: {why}. "
+                f"{more}, or splits of your own."
+            )
 
 
 def shortened(names: Sequence[str]) -> str:

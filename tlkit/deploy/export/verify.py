@@ -18,8 +18,8 @@ from tlkit.terminal import print_text
 
 PROOF = "proof.json"
 SAMPLES = "samples"
-PROVED_FACTS = ("task", "classes", "thresholds", "preprocessing", "calibration", "abstain", "conformal", "unknown")
-"""Keys of artifact.json that decide what an answer means; there is none for what the model hasn't."""
+PROVED_FACTS = ("task", "classes", "thresholds", "preprocessing", "calibration", "abstain", "conformal", "unknown", "parity")
+"""Keys of artifact.json that decide what an answer means, and how much it may differ; there is none for what the model hasn't."""
 
 
 @dataclass(frozen=True)

@@ -173,8 +173,8 @@ def _add_predict(app: "FastAPI", server: Server) -> None:
 
 def _check_names(query: Iterable[str]) -> None:
     """Raise Refusal for a parameter that there isn't, which FastAPI leaves unread."""
-    if unknown := next((name for name in query if name not in _QUERY), None):
-        raise Refusal(422, f"The query has no '{unknown}'. {expected_one_of(unknown, _QUERY)}")
+    if (unknown := next((name for name in query if name not in _QUERY), None)) is not None:
+        raise Refusal(422, f"'{unknown}' is no parameter of /predict. {expected_one_of(unknown, _QUERY)}")
 
 
 def _add_pages(app: "FastAPI", server: Server) -> None:

@@ -71,6 +71,6 @@ class Ema(Strict):
 
 class EarlyStopping(Strict):
     patience: int = Field(
-        ge=1, examples=[3], description="epochs without a better validation score, of which an equal one is none, before a phase ends"
+        ge=1, examples=[3], description="epochs without a better validation score (an equal one is not better) before a phase ends"
     )
     min_delta: float = Field(0.0, ge=0, examples=[0.001], description="smallest improvement that counts")
