@@ -1,4 +1,5 @@
 import os
+import re
 import signal
 from contextlib import suppress
 from pathlib import Path
@@ -134,7 +135,7 @@ def test_a_worker_that_is_killed_ends_the_run_with_one_message(tmp_path: Path) -
     assert ended.stderr.count("A worker process that reads images has died") == 1
     assert "/dev/shm" in ended.stderr
     assert "data.workers=0" in ended.stderr
-    # Behind the message a process that ends at the same time may report that multiprocessing could not remove its temporary folder.
+    # Under load a worker ends later than the run, and its own clean-up reports that its socket in multiprocessing's folder is gone.
     said, _, after = ended.stderr.partition("data.workers=0")
     assert "Traceback" not in said
-    assert "Traceback" not in after or "/pymp-" in after, after
+    assert "Traceback" not in after or re.search(r"FileNotFoundError: .*/pymp-\w+/listener-", after), after

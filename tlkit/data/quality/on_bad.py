@@ -47,7 +47,7 @@ def leave_out_bad(samples: Samples, data: Data) -> Samples:
     lost = [*lost_classes(samples), *_lost_splits(samples)]
     if lost:
         files = [skipped.sample.image for skipped in samples.skipped]
-        is_elsewhere = not samples.samples and not any(isinstance(file, Path) and file.exists() for file in files)
+        is_elsewhere = not samples.samples and all(isinstance(file, Path) and not file.exists() for file in files)
         raise (MissingDataError if is_elsewhere else DataError)(
             "\n".join(lost) + "\n  `tlkit data check` says what is wrong with each image. Fix some, or remove the class or split."
         )
